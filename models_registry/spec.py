@@ -1,0 +1,111 @@
+"""What one servable model is: its family, where its weights come from, how it is loaded and answered for.
+
+Pure data, used in the gateway and in the runner. Must not import torch or touch a process.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from utils.settings import ROOT
+from utils.units import Seconds
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$")]
+Input = Literal["text", "image", "audio", "video"]
+QuantBits = Literal[4, 8, 16]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(_Strict):
+    """Where weights come from: exactly one of a hub repository, a local path or an installed Python package.
+
+    A ``path`` is relative to the project's folder. A ``file`` names the one GGUF file wanted.
+    """
+
+    hub: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$")
+    revision: str = "main"
+    path: Path | None = None
+    package: str | None = Field(None, pattern=r"^\w+$")
+    file: str | None = Field(None, pattern=r"^[\w.-]+$")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "Source":
+        if sum(place is not None for place in (self.hub, self.path, self.package)) != 1:
+            raise ValueError("give exactly one of hub, path or package")
+        if self.package and not self.file:
+            raise ValueError("a package needs the file inside it")
+        return self
+
+
+class Generation(_Strict):
+    """Generation defaults of a model, used where a request does not say."""
+
+    max_new_tokens: int = Field(256, ge=1)
+    temperature: float = Field(0.7, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    repetition_penalty: float = Field(1.0, gt=0, le=2)
+
+
+class ModelSpec(_Strict):
+    """One entry of the catalog.
+
+    ``folder`` is the directory under ``models/`` a download goes to; ``inputs`` narrows what the family takes;
+    ``context`` is the window in tokens and ``chat_template`` the Jinja template where the
+    checkpoint's own are not wanted; ``concurrency`` is how many
+    requests its runner takes at once.
+    """
+
+    name: Name
+    family: str
+    label: str = ""
+    source: Source
+    folder: str | None = Field(None, pattern=r"^\w[\w.-]*$")
+    quant_bits: QuantBits = 4
+    engine: Literal["transformers", "llama_cpp"] = "transformers"
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    inputs: tuple[Input, ...] | None = None
+    generation: Generation = Field(default_factory=Generation)
+    context: int | None = Field(None, ge=16)
+    chat_template: str | None = None
+    concurrency: int = Field(1, ge=1, le=64)
+    keep_alive: Seconds | None = None
+    pinned: bool = False
+    aliases: tuple[Name, ...] = ()
+    max_memory: dict[str, str] | None = Field(None, description="Per-device limits that allow CPU offload.")
+
+    @model_validator(mode="after")
+    def _folder_when_needed(self) -> "ModelSpec":
+        if self.source.hub and not self.folder:
+            raise ValueError("folder: a model from the hub needs a folder under models/")
+        return self
+
+    def path(self, models_dir: Path) -> Path:
+        """Return the checkpoint's folder, or the file of a GGUF model. It need not exist."""
+        source = self.source
+        if source.package:
+            found = find_spec(source.package)
+            base = Path(found.origin).parent if found and found.origin else Path(f"<package {source.package}>")
+        elif source.path:
+            base = source.path if source.path.is_absolute() else ROOT / source.path
+        else:
+            base = models_dir / str(self.folder)
+        return base / source.file if source.file else base
+
+    def missing(self, models_dir: Path) -> str | None:
+        """Return what is not there of the weights, in words, or None when they look complete."""
+        path = self.path(models_dir)
+        if self.source.file:
+            return None if path.is_file() else f"{path} is not there"
+        if not path.is_dir():
+            return f"the folder {path} is not there"
+        if not (path / "config.json").is_file():
+            return f"{path} has no config.json"
+        if not any(path.glob("*.safetensors")):
+            return f"{path} has no .safetensors weights"
+        return None
