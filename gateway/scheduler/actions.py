@@ -1,0 +1,60 @@
+"""What the scheduler may ask for. Whoever performs an action must not wait for it."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Why(StrEnum):
+    """Why a request is refused."""
+
+    QUEUE_FULL = "queue_full"
+    TOO_LATE = "too_late"
+    BACKOFF = "backoff"
+    LOAD_FAILED = "load_failed"
+    CANNOT_FIT = "cannot_fit"
+    UNLOADED = "unloaded"
+    STOPPING = "stopping"
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """The request has a place."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The request holds a lease on the runner of ``load_id``; ``cold`` if it waited for the load."""
+
+    request_id: str
+    model: str
+    load_id: str
+    cold: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    request_id: str
+    why: Why
+    detail: str
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StartLoad:
+    model: str
+    load_id: str
+    slot: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndRunner:
+    """End a runner. ``reason`` is one of evicted, unloaded, expired, cleanup, load_timeout, cannot_fit, shutdown."""
+
+    model: str
+    load_id: str
+    reason: str
+
+
+Action = Admit | Grant | Refuse | StartLoad | EndRunner

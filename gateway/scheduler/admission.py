@@ -1,0 +1,60 @@
+"""Whether a request gets a place in a queue, and what it is told when it does not. Pure."""
+
+import math
+
+from gateway.scheduler.actions import Action, Admit, Refuse, Why
+from gateway.scheduler.events import Reserve
+from gateway.scheduler.state import Model, Phase, Request, State
+
+
+def reserve(state: State, event: Reserve, now: float) -> list[Action]:
+    """Admit or refuse, in this order:
+
+    1. the gateway is stopping: refuse;
+    2. the model's last load failed and its pause is not over: refuse, naming the cause;
+    3. the model is larger than every slot it may use: refuse, before anything is evicted;
+    4. its queue or all queues together are full: refuse, with the time until a place is likely;
+    5. otherwise it has a place.
+    """
+    model = state.models[event.model]
+
+    def refuse(why: Why, detail: str, retry_after: float | None = None) -> list[Action]:
+        return [Refuse(event.request_id, why, detail, retry_after)]
+
+    if state.stopping:  # 1
+        return refuse(Why.STOPPING, "the server is stopping")
+    if model.phase is Phase.COLD and now < model.retry_at and not event.retry:  # 2
+        return refuse(Why.BACKOFF, f"loading {model.name} failed: {model.failure}", model.retry_at - now)
+    if model.phase is Phase.COLD and (room := largest(state, model)) < model.predicted:  # 3
+        return refuse(Why.CANNOT_FIT, cannot_fit(model, room))
+    for depth, limit, whose in (  # 4
+        (model.depth, state.limits.queue_per_model, f"the queue of {model.name}"),
+        (state.depth, state.limits.queue_total, "the server's queue"),
+    ):
+        if depth >= limit:
+            return refuse(Why.QUEUE_FULL, f"{whose} is full ({depth} of {limit})", retry_after(model))
+    request = Request(event.request_id, model.name, event.deadline, event.priority, since=now)  # 5
+    model.reserved[request.request_id] = state.requests[request.request_id] = request
+    return [Admit(request.request_id)]
+
+
+def largest(state: State, model: Model) -> int:
+    """The bytes the model could have if nothing but pinned models stayed."""
+
+    def room(slot: str) -> int:
+        pinned = (other.bytes for other in state.residents(slot) if other.pinned and other is not model)
+        return state.slots[slot].budget - sum(pinned)
+
+    return max((room(slot) for slot in model.slots), default=0)
+
+
+def cannot_fit(model: Model, room: int) -> str:
+    return (
+        f"{model.name} needs about {model.predicted / 1e6:,.0f} MB and the slot can give it {room / 1e6:,.0f} MB; "
+        "load it with fewer bits, unpin a model or raise the slot's budget"
+    )
+
+
+def retry_after(model: Model) -> float:
+    """Seconds until a place in the model's queue is likely, from what its requests took lately."""
+    return float(math.ceil(max(1.0, model.service * (model.depth + len(model.leases)) / model.concurrency / 2)))

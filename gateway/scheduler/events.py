@@ -1,0 +1,115 @@
+"""What can happen, as the scheduler sees it. Times are seconds of one monotonic clock."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """A request wants a place in a model's queue. ``retry`` asks for a load in spite of a back-off."""
+
+    request_id: str
+    model: str
+    deadline: float
+    priority: int = 0
+    retry: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """A request with a place is complete and waits for the model."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """A request is given up before its runner was asked, whatever stage it is in."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A runner is done with a request. ``keep_alive`` replaces the model's for this idle time, in seconds."""
+
+    request_id: str
+    keep_alive: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    load_id: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """The load did not succeed and its runner has ended."""
+
+    load_id: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerLost:
+    """A runner ended that nobody asked to end. Its memory is back."""
+
+    load_id: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerEnded:
+    """A runner that was asked to end has ended, and its memory is back."""
+
+    load_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Somebody wants the model gone; with ``force`` even while it answers."""
+
+    model: str
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cleanup:
+    """Somebody wants every idle model gone; with ``force`` every model."""
+
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    model: str
+    pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Predict:
+    """A better prediction of a model's bytes is known."""
+
+    model: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """The gateway is stopping: take no new requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """End everything now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Nothing but time has passed."""
+
+
+Event = (
+    Reserve | Submit | Withdraw | Release | Loaded | LoadFailed | RunnerLost | RunnerEnded
+    | Unload | Cleanup | Pin | Predict | Drain | Shutdown | Tick
+)  # fmt: skip

@@ -1,0 +1,296 @@
+"""The scheduling policy: ``decide(state, event, now) -> actions``.
+
+Pure but for the state it is given: no clock, no thread, no I/O, no log. The same function runs in the gateway's owner
+thread, in tests and in a simulator. Times are seconds of one monotonic clock.
+"""
+
+from collections.abc import Iterable
+from typing import assert_never
+
+from gateway.scheduler import events
+from gateway.scheduler.actions import Action, EndRunner, Grant, Refuse, StartLoad, Why
+from gateway.scheduler.admission import cannot_fit, largest, reserve
+from gateway.scheduler.eviction import Plan, overdraft, plan
+from gateway.scheduler.state import Model, Phase, Request, State
+
+
+def decide(state: State, event: events.Event, now: float) -> list[Action]:
+    """Take in one event, then do what has become possible: see :func:`_schedule`."""
+    actions = _apply(state, event, now)
+    return actions + _schedule(state, now)
+
+
+def next_wakeup(state: State, now: float) -> float | None:
+    """Return when time alone will change something, or None."""
+    times = [request.deadline for request in state.requests.values() if request.granted_at is None]
+    for model in state.models.values():
+        if model.phase is Phase.LOADING:
+            times.append(model.load_deadline)
+        elif model.idle and model.expires_at is not None and not model.pinned:
+            times.append(model.expires_at)
+    times += [found.wait_until for _, found in _plans(state, now) if found.wait_until is not None]
+    return min(times, default=None)
+
+
+# -- what an event changes ---------------------------------------------------------------------------------------------
+
+
+def _apply(state: State, event: events.Event, now: float) -> list[Action]:
+    match event:
+        case events.Reserve():
+            return reserve(state, event, now)
+        case events.Submit(request_id):
+            _submit(state, request_id, now)
+        case events.Withdraw(request_id):
+            _forget(state, request_id)
+        case events.Release(request_id, keep_alive):
+            return _release(state, request_id, keep_alive, now)
+        case events.Loaded(load_id, size):
+            return _loaded(state, load_id, size, now)
+        case events.LoadFailed(load_id, cause):
+            return _load_failed(state, load_id, cause, now)
+        case events.RunnerLost(load_id, cause):
+            return _runner_lost(state, load_id, cause, now)
+        case events.RunnerEnded(load_id):
+            if model := state.by_load(load_id):
+                _drop_leases(state, model)
+                _cool(model)
+        case events.Unload(name, force):
+            return _unload(state, [state.models[name]], force, "unloaded")
+        case events.Cleanup(force):
+            return _unload(state, state.models.values(), force, "cleanup")
+        case events.Pin(name, pinned):
+            state.models[name].pinned = pinned
+            _rest(state.models[name], now)
+        case events.Predict(name, size):
+            state.models[name].predicted = size
+        case events.Drain():
+            state.stopping = True
+        case events.Shutdown():
+            state.stopping = True
+            return _shutdown(state)
+        case events.Tick():
+            pass
+        case _:
+            assert_never(event)
+    return []
+
+
+def _submit(state: State, request_id: str, now: float) -> None:
+    request = state.requests.get(request_id)
+    if request is None or request.submitted:
+        return
+    model = state.models[request.model]
+    model.reserved.pop(request_id, None)
+    request.submitted, request.since = True, now
+    # Priority classes first, then arrival: the deque stays sorted because each request goes behind its equals.
+    place = len(model.waiting)
+    while place and model.waiting[place - 1].priority > request.priority:
+        place -= 1
+    model.waiting.insert(place, request)
+
+
+def _forget(state: State, request_id: str) -> Request | None:
+    request = state.requests.pop(request_id, None)
+    if request is None:
+        return None
+    model = state.models[request.model]
+    model.reserved.pop(request_id, None)
+    model.leases.pop(request_id, None)
+    if request in model.waiting:
+        model.waiting.remove(request)
+    return request
+
+
+def _release(state: State, request_id: str, keep_alive: float | None, now: float) -> list[Action]:
+    request = _forget(state, request_id)
+    if request is None or request.granted_at is None:
+        return []
+    model = state.models[request.model]
+    model.service += 0.2 * (now - request.granted_at - model.service)
+    model.last_used = now
+    _rest(model, now, keep_alive)
+    return []
+
+
+def _rest(model: Model, now: float, keep_alive: float | None = None) -> None:
+    """Set when an idle model goes: after ``keep_alive`` seconds, never if that is negative."""
+    seconds = model.keep_alive if keep_alive is None else keep_alive
+    model.expires_at = None if seconds < 0 else now + seconds
+
+
+def _loaded(state: State, load_id: str, size: int, now: float) -> list[Action]:
+    model = state.by_load(load_id)
+    if model is None or model.phase is not Phase.LOADING:
+        return []  # the news of a load that was given up meanwhile
+    model.phase, model.bytes, model.predicted, model.ready_since = Phase.READY, size, size, now
+    model.last_used, model.failures, model.retry_at = now, 0, 0.0
+    _rest(model, now)
+    assert model.slot is not None
+    if size > (room := largest(state, model)):
+        return [_end(model, "cannot_fit"), *_refuse_all(state, model, Why.CANNOT_FIT, cannot_fit(model, room))]
+    return [_end(other, "evicted") for other in overdraft(state, model.slot) if other is not model]
+
+
+def _load_failed(state: State, load_id: str, cause: str, now: float) -> list[Action]:
+    model = state.by_load(load_id)
+    if model is None:
+        return []
+    was_loading = model.phase is Phase.LOADING
+    _cool(model)
+    return _back_off(state, model, cause, now) if was_loading else []
+
+
+def _back_off(state: State, model: Model, cause: str, now: float) -> list[Action]:
+    model.failures += 1
+    pause = min(state.limits.backoff_first * 2 ** (model.failures - 1), state.limits.backoff_max)
+    model.retry_at, model.failure = now + pause, cause
+    return _refuse_all(state, model, Why.LOAD_FAILED, f"loading {model.name} failed: {cause}", pause)
+
+
+def _runner_lost(state: State, load_id: str, cause: str, now: float) -> list[Action]:
+    model = state.by_load(load_id)
+    if model is None:
+        return []
+    if model.phase is Phase.LOADING:
+        return _load_failed(state, load_id, cause, now)
+    _drop_leases(state, model)
+    _cool(model)
+    return []
+
+
+def _drop_leases(state: State, model: Model) -> None:
+    """Forget the leases of a runner that is gone. Whoever spoke for the runner tells the requests."""
+    for request_id in list(model.leases):
+        _forget(state, request_id)
+
+
+def _unload(state: State, models: Iterable[Model], force: bool, reason: str) -> list[Action]:
+    """End what may be ended: idle models, with ``force`` also busy and loading ones, and those who wait for them."""
+    actions: list[Action] = []
+    for model in models:
+        if model.idle and not model.waiting:
+            actions.append(_end(model, reason))
+        elif force and model.phase in (Phase.READY, Phase.LOADING):
+            actions.append(_end(model, reason))
+            actions += _refuse_all(state, model, Why.UNLOADED, f"{model.name} was unloaded by force")
+    return actions
+
+
+def _shutdown(state: State) -> list[Action]:
+    actions: list[Action] = []
+    for model in state.models.values():
+        actions += _refuse_all(state, model, Why.STOPPING, "the server is stopping")
+        if model.phase in (Phase.READY, Phase.LOADING):
+            actions.append(_end(model, "shutdown"))
+    return actions
+
+
+def _end(model: Model, reason: str) -> EndRunner:
+    assert model.load_id is not None
+    model.phase = Phase.DRAINING
+    return EndRunner(model.name, model.load_id, reason)
+
+
+def _cool(model: Model) -> None:
+    model.phase, model.slot, model.load_id, model.bytes, model.expires_at = Phase.COLD, None, None, 0, None
+
+
+def _refuse_all(state: State, model: Model, why: Why, detail: str, retry_after: float | None = None) -> list[Action]:
+    waiting = list(model.waiting)
+    for request in waiting:
+        _forget(state, request.request_id)
+    return [Refuse(request.request_id, why, detail, retry_after) for request in waiting]
+
+
+# -- what has become possible ------------------------------------------------------------------------------------------
+
+
+def _schedule(state: State, now: float) -> list[Action]:
+    """Do all that can be done now:
+
+    1. refuse requests whose deadline has passed, saying what they waited for;
+    2. end loads that take too long, and models idle past their keep-alive;
+    3. see what each cold model with waiters needs, the longest waiter first: start it, evict for it, mark who yields;
+    4. grant leases of ready models that do not have to yield.
+    """
+    actions = _expire_requests(state, now) + _expire_models(state, now)
+    yielding: set[str] = set()
+    for model, found in _plans(state, now):
+        if (room := largest(state, model)) < model.predicted:
+            actions += _refuse_all(state, model, Why.CANNOT_FIT, cannot_fit(model, room))
+            continue
+        if found.ready:
+            actions.append(_start(state, model, found.slot, now))
+        actions += [_end(victim, "evicted") for victim in found.evict]
+        yielding.update(victim.name for victim in found.yielding)
+    for model in state.models.values():
+        while model.phase is Phase.READY and model.name not in yielding and _may_grant(model):
+            actions.append(_grant(model, now))
+    return actions
+
+
+def _plans(state: State, now: float) -> list[tuple[Model, Plan]]:
+    """For each slot, the plan of the model whose first request has waited longest. Others wait behind it, so that a
+    stream of small newcomers cannot keep a large one out."""
+    cold = [model for model in state.models.values() if model.phase is Phase.COLD and model.waiting]
+    plans: list[tuple[Model, Plan]] = []
+    taken: set[str] = set()
+    for model in sorted(cold, key=lambda model: (model.waiting[0].priority, model.waiting[0].since)):
+        found = plan(state, model, now)
+        if found.slot not in taken:
+            taken.add(found.slot)
+            plans.append((model, found))
+    return plans
+
+
+def _expire_requests(state: State, now: float) -> list[Action]:
+    late = [request for request in state.requests.values() if request.granted_at is None and now >= request.deadline]
+    actions: list[Action] = []
+    for request in late:
+        model = state.models[request.model]
+        waited_for = {
+            Phase.COLD: f"room for {model.name}",
+            Phase.LOADING: f"{model.name} to load",
+            Phase.READY: f"its turn on {model.name} ({len(model.waiting)} waiting)",
+            Phase.DRAINING: f"{model.name} to end before it can be loaded again",
+        }[model.phase]
+        _forget(state, request.request_id)
+        detail = f"the deadline passed while it waited for {waited_for}"
+        actions.append(Refuse(request.request_id, Why.TOO_LATE, detail))
+    return actions
+
+
+def _expire_models(state: State, now: float) -> list[Action]:
+    actions: list[Action] = []
+    for model in state.models.values():
+        if model.phase is Phase.LOADING and now >= model.load_deadline:
+            cause = f"it was not loaded after {state.limits.load_timeout:g} s"
+            actions += [_end(model, "load_timeout"), *_back_off(state, model, cause, now)]
+        elif model.idle and not model.pinned and not model.waiting and model.expires_at is not None:
+            if now >= model.expires_at:
+                actions.append(_end(model, "expired"))
+    return actions
+
+
+def _start(state: State, model: Model, slot: str, now: float) -> StartLoad:
+    state.loads += 1
+    model.phase, model.slot, model.bytes = Phase.LOADING, slot, model.predicted
+    model.load_id = f"{model.name}-{state.loads}"
+    model.load_deadline = now + state.limits.load_timeout
+    for request in model.waiting:
+        request.waited_for_load = True
+    return StartLoad(model.name, model.load_id, slot)
+
+
+def _may_grant(model: Model) -> bool:
+    return bool(model.waiting) and len(model.leases) < model.concurrency
+
+
+def _grant(model: Model, now: float) -> Grant:
+    request = model.waiting.popleft()
+    request.granted_at = now
+    model.leases[request.request_id] = request
+    model.last_used, model.expires_at = now, None
+    assert model.load_id is not None
+    return Grant(request.request_id, model.name, model.load_id, request.waited_for_load)
