@@ -1,0 +1,123 @@
+"""From token ids to the text a client sees: whole characters, no stop strings, thinking told from answering.
+
+Pure Python, used by every engine. Knows nothing of models.
+"""
+
+from collections.abc import Callable
+
+REPLACEMENT = "\ufffd"
+
+
+class Detokenizer:
+    """Turns a growing list of ids into text that only ever grows, holding back characters that are not whole yet.
+
+    ``decode`` maps a list of ids to text. Decoding starts again from the last word boundary, so that tokens that change
+    their spelling with their neighbours come out right and the cost stays constant per token.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self._decode = decode
+        self._ids: list[int] = []
+        self._emitted = ""
+
+    def push(self, token: int) -> str:
+        """Take one id; return the text it completes, perhaps nothing."""
+        self._ids.append(token)
+        text = self._decode(self._ids)
+        if text.endswith(REPLACEMENT):
+            return ""  # in the middle of a character
+        new = text[len(self._emitted) :]
+        if new.endswith("\n") or len(self._ids) > 64:
+            # Keep the last id as context for the next: some tokenizers drop a leading space without it.
+            self._ids = self._ids[-1:]
+            self._emitted = self._decode(self._ids)
+        else:
+            self._emitted = text
+        return new
+
+    def flush(self) -> str:
+        """Return what was held back, once no more ids come."""
+        return self._decode(self._ids)[len(self._emitted) :]
+
+
+class StopStrings:
+    """Cuts the text at the first stop string, holding back what might be the beginning of one."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self._stops = tuple(stop for stop in stops if stop)
+        self._held = ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """Take more text; return what can be shown. Sets ``stopped`` once a stop string was seen."""
+        if self.stopped or not self._stops:
+            return "" if self.stopped else text
+        text = self._held + text
+        cut = min((place for stop in self._stops if (place := text.find(stop)) >= 0), default=None)
+        if cut is not None:
+            self.stopped, self._held = True, ""
+            return text[:cut]
+        hold = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - hold :]
+        return text[: len(text) - hold]
+
+    def flush(self) -> str:
+        held, self._held = self._held, ""
+        return held
+
+
+class ThinkSplitter:
+    """Tells the thinking between ``<think>`` and ``</think>`` from the answer.
+
+    ``inside`` is true where the chat template has opened the tag already, so that the text begins in the middle of it.
+    """
+
+    OPEN, CLOSE = "<think>", "</think>"
+
+    def __init__(self, inside: bool = False) -> None:
+        self._inside = inside
+        self._held = ""
+        self._started = inside
+
+    def push(self, text: str) -> list[tuple[str, bool]]:
+        """Take more text; return pieces of (text, is_reasoning)."""
+        text, pieces = self._held + text, []
+        self._held = ""
+        while text:
+            tag = self.CLOSE if self._inside else self.OPEN
+            # A tag opens thinking only at the very start of the answer: later it is text like any other.
+            if not self._inside and self._started:
+                pieces.append((text, False))
+                return pieces
+            place = text.find(tag)
+            if place < 0:
+                hold = _overlap(text, tag)
+                shown, self._held = text[: len(text) - hold], text[len(text) - hold :]
+                if shown:
+                    if not self._inside and shown.strip():
+                        self._started = True
+                        shown, self._held = shown + self._held, ""
+                    pieces.append((shown, self._inside))
+                return pieces
+            before, text = text[:place], text[place + len(tag) :]
+            if not self._inside and before.strip():
+                self._started = True
+                pieces.append((before + tag + text, False))
+                return pieces
+            if before:
+                pieces.append((before, self._inside))
+            self._inside = not self._inside
+            self._started = True
+        return pieces
+
+    def flush(self) -> list[tuple[str, bool]]:
+        held, self._held = self._held, ""
+        return [(held, self._inside)] if held else []
+
+
+def _overlap(text: str, word: str) -> int:
+    """Return how many characters at the end of ``text`` begin ``word``."""
+    for length in range(min(len(word) - 1, len(text)), 0, -1):
+        if text.endswith(word[:length]):
+            return length
+    return 0
