@@ -1,0 +1,74 @@
+"""The application factory: wires settings, catalog, gateway and routes into one Flask application.
+
+Runs in the gateway process and imports no torch. ``python app.py`` and ``gunicorn 'app:create_app()'`` both serve it.
+"""
+
+import atexit
+import logging
+import time
+
+from flask import Flask, Response, g, request
+from flask_compress import Compress
+
+from gateway.routes import admin, errors, generate, health
+from gateway.service import Gateway
+from models_registry.catalog import load_catalog
+from utils import logs
+from utils.settings import Settings, load_settings
+
+log = logging.getLogger("switchyard")
+_QUIET = ("/health", "/health/ready")
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """Return the application, its gateway started: the scheduler runs, runners' imports go on in the background.
+
+    :raises SettingsError: if the settings cannot be used.
+    :raises CatalogError: if the catalog cannot be used.
+    """
+    if settings is None:
+        settings = load_settings()
+        logs.to_stdout("debug" if settings.debug else settings.log_level)
+    settings.make_folders()
+    handler = logs.to_file(settings.logs_dir)
+    service = Gateway(settings, load_catalog(settings))
+
+    app = Flask("switchyard", static_folder=None)
+    app.config.update(MAX_CONTENT_LENGTH=settings.max_body, MAX_FORM_MEMORY_SIZE=settings.max_body)
+    app.config.update(COMPRESS_ALGORITHM=["gzip"], COMPRESS_MIN_SIZE=1024, COMPRESS_STREAMS=False)
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.extensions["switchyard"] = service
+    Compress(app)
+    for module in (generate, admin, health):
+        app.register_blueprint(module.blueprint)
+    errors.register(app)
+    app.before_request(_note_start)
+    app.after_request(_log_request)
+
+    log.info("profile %s with %s on %s", settings.profile, ", ".join(service.catalog.names), service.device)
+    if settings.host not in ("127.0.0.1", "localhost", "::1"):
+        log.warning("listening on %s without API keys: /admin answers this machine only", settings.host)
+    service.start()
+    atexit.register(service.stop)
+    app.extensions["switchyard_log_handler"] = handler
+    return app
+
+
+def _note_start() -> None:
+    g.started = time.monotonic()
+
+
+def _log_request(response: Response) -> Response:
+    level = logging.DEBUG if request.path in _QUIET else logging.INFO
+    seconds = time.monotonic() - g.get("started", time.monotonic())
+    status = response.status_code
+    log.log(level, "%s %s %s %d %.3fs", request.remote_addr, request.method, request.path, status, seconds)
+    return response
+
+
+if __name__ == "__main__":
+    import sys
+
+    from main import main
+
+    sys.exit(main(["serve", *sys.argv[1:]]))

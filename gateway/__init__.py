@@ -1,0 +1,1 @@
+"""The gateway process: who may run, where and when. Imports no torch and never the runner's code."""

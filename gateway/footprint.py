@@ -1,0 +1,137 @@
+"""How many bytes a model will take once loaded: predicted from file headers, corrected by what loads really took.
+
+Reads safetensors headers and file sizes only; no torch, no weights. Measured figures are kept in
+``models/.switchyard/footprints.json``. Gateway process.
+"""
+
+import json
+import logging
+import math
+import os
+import struct
+import tempfile
+from pathlib import Path
+
+from models_registry.catalog import Catalog
+from models_registry.spec import ModelSpec
+
+log = logging.getLogger(__name__)
+
+_DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+                "F8_E4M3": 1, "F8_E5M2": 1}  # fmt: skip
+_MAX_HEADER = 100 * 2**20
+# Bytes a runner takes beside its weights: interpreter, libraries' own state, allocator slack; on a GPU the context.
+_OVERHEAD = {("transformers", "cpu"): 130 * 10**6, ("transformers", "cuda"): 600 * 10**6,
+             ("llama_cpp", "cpu"): 60 * 10**6, ("llama_cpp", "cuda"): 500 * 10**6}  # fmt: skip
+_HEADROOM = 1.10  # activations and the KV cache of one ordinary request
+
+
+class HeaderError(ValueError):
+    """A weights file whose header cannot be what it should be."""
+
+
+def safetensors_sizes(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return dtype and shape of each tensor, from the header alone.
+
+    :raises HeaderError: if the file is not safetensors or is shorter than its header says.
+    """
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        size = path.stat().st_size
+        if not 2 <= length <= min(_MAX_HEADER, size - 8):
+            raise HeaderError(f"{path} is not a safetensors file, or it is cut short")
+        try:
+            header = json.loads(file.read(length))
+            tensors = {name: (info["dtype"], tuple(info["shape"])) for name, info in header.items()
+                       if name != "__metadata__"}  # fmt: skip
+            end = max((info["data_offsets"][1] for name, info in header.items() if name != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise HeaderError(f"the header of {path} is damaged") from error
+    if 8 + length + end > size:
+        raise HeaderError(f"{path} is cut short: {size} bytes of {8 + length + end}")
+    return tensors
+
+
+def weight_bytes(spec: ModelSpec, models_dir: Path) -> int:
+    """Return the bytes of a model's weights once loaded with its quantization.
+
+    Matrices of linear layers shrink to 4 or 8 bits and their scales; embeddings, norms, vectors and the modules a
+    family keeps stay at 16 bits (32-bit ones become 16-bit).
+
+    :raises HeaderError: for damaged or missing weights.
+    """
+    path = spec.path(models_dir)
+    if spec.source.file:
+        if not path.is_file():
+            raise HeaderError(f"{path} is not there")
+        return path.stat().st_size
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise HeaderError(f"{path} has no .safetensors weights")
+    kept = tuple(Catalog.family(spec).keep_16bit)
+    total = 0
+    for file in files:
+        for name, (dtype, shape) in safetensors_sizes(file).items():
+            count = math.prod(shape)
+            quantized = (
+                spec.quant_bits < 16 and len(shape) == 2 and name.endswith(".weight") and "embed" not in name
+                and not any(part in kept for part in name.split("."))
+            )  # fmt: skip
+            if quantized and spec.quant_bits == 4:
+                total += math.ceil(count * (0.5 + 1 / 64 + 4 / (64 * 256)))  # codes, 8-bit scales, their own scales
+            elif quantized:
+                total += count + 4 * shape[0]  # codes and one scale a row
+            else:
+                total += count * min(_DTYPE_BYTES.get(dtype, 2), 2 if dtype.startswith(("F", "BF")) else 8)
+    return total
+
+
+class Footprints:
+    """Predicted bytes of each model on one kind of device, and the measured ones as they become known."""
+
+    def __init__(self, models_dir: Path) -> None:
+        self._models_dir = models_dir
+        self._file = models_dir / ".switchyard" / "footprints.json"
+        self._measured = self._read()
+
+    def predict(self, spec: ModelSpec, device: str) -> int:
+        """Return the bytes a load is expected to take; 0 when the weights are not there or cannot be read."""
+        try:
+            weights = weight_bytes(spec, self._models_dir)
+        except (HeaderError, OSError) as error:
+            log.debug("no prediction for %s: %s", spec.name, error)
+            return 0
+        known = self._measured.get(self._key(spec, device, weights))
+        kind = device.partition(":")[0]
+        return known or int(weights * _HEADROOM) + _OVERHEAD[spec.engine, kind]
+
+    def record(self, spec: ModelSpec, device: str, measured: int) -> None:
+        """Remember what a load really took."""
+        try:
+            key = self._key(spec, device, weight_bytes(spec, self._models_dir))
+        except (HeaderError, OSError):
+            return
+        self._measured[key] = measured
+        self._write()
+
+    @staticmethod
+    def _key(spec: ModelSpec, device: str, weights: int) -> str:
+        place = spec.source.hub or spec.source.package or str(spec.source.path)
+        return f"{place}/{spec.source.file or spec.folder or ''}:{spec.engine}:{spec.quant_bits}bit:{device}:{weights}"
+
+    def _read(self) -> dict[str, int]:
+        try:
+            data = json.loads(self._file.read_text())
+            return {str(key): int(value) for key, value in data.items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            log.warning("%s cannot be read and is started anew: %s", self._file, error)
+            return {}
+
+    def _write(self) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=self._file.parent, delete=False) as file:
+            json.dump(self._measured, file, indent=1, sort_keys=True)
+        os.replace(file.name, self._file)

@@ -1,0 +1,84 @@
+"""The owner thread: the only one that touches the scheduler's state.
+
+It takes events from a queue, lets the policy decide and performs the actions, none of which it waits for. Others read a
+consistent copy through :meth:`Owner.inspect`. Gateway process.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from typing import TypeVar
+
+from gateway.scheduler import State, decide, events, next_wakeup
+from gateway.scheduler.actions import Action
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Owner:
+    """Runs the policy. ``perform`` carries out one action and must not block."""
+
+    def __init__(self, state: State, perform: Callable[[Action], None]) -> None:
+        self._state = state
+        self._perform = perform
+        self._inbox: SimpleQueue[events.Event | Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="owner", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._inbox.put(None)
+        self._thread.join()
+
+    def post(self, event: events.Event) -> None:
+        """Hand over an event and return at once."""
+        self._inbox.put(event)
+
+    def ask(self, event: events.Event, timeout: float = 10.0) -> list[Action]:
+        """Hand over an event and return what was decided. :raises TimeoutError: if the owner does not answer."""
+
+        def decide_now(state: State) -> list[Action]:
+            return self._decide(state, event)
+
+        return self.inspect(decide_now, timeout)
+
+    def inspect(self, look: Callable[[State], T], timeout: float = 10.0) -> T:
+        """Return ``look(state)``, called in the owner thread. It must be quick and keep no reference into the state."""
+        answer: Future[T] = Future()
+
+        def call() -> None:
+            try:
+                answer.set_result(look(self._state))
+            except BaseException as error:
+                answer.set_exception(error)
+
+        self._inbox.put(call)
+        return answer.result(timeout)
+
+    def _run(self) -> None:
+        while True:
+            wakeup = next_wakeup(self._state, time.monotonic())
+            try:
+                item = self._inbox.get(timeout=None if wakeup is None else max(0.0, wakeup - time.monotonic()))
+            except Empty:
+                item = events.Tick()
+            if item is None:
+                return
+            try:
+                if callable(item):
+                    item()
+                else:
+                    self._decide(self._state, item)
+            except Exception:
+                log.exception("the scheduler failed on %s", item)
+
+    def _decide(self, state: State, event: events.Event) -> list[Action]:
+        actions = decide(state, event, time.monotonic())
+        for action in actions:
+            self._perform(action)
+        return actions

@@ -1,0 +1,178 @@
+"""``/admin``: memory, models, temporary files; loading and unloading by hand."""
+
+import ipaddress
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+from flask import Blueprint, Response, jsonify, request
+
+from gateway import devices
+from gateway.errors import BadRequest, Forbidden
+from gateway.routes import gateway
+from models_registry.catalog import Catalog
+from models_registry.spec import ModelSpec
+from utils.units import parse_seconds
+
+blueprint = Blueprint("admin", __name__, url_prefix="/admin")
+_GB = 1024**3
+_WARNING_SHARE = 0.1
+
+
+@blueprint.before_request
+def only_from_here() -> None:
+    """Without API keys, only this machine may administer; and no web page of another origin may do it through a
+    browser on this machine."""
+    if not _is_loopback(request.remote_addr or ""):
+        raise Forbidden("without API keys /admin answers only requests from this machine")
+    origin = request.headers.get("Origin")
+    if origin and urlsplit(origin).netloc != request.host:
+        raise Forbidden(f"a page of {origin} may not administer this server")
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    mapped = getattr(parsed, "ipv4_mapped", None)
+    return (mapped or parsed).is_loopback
+
+
+@blueprint.get("/memory_status")
+def memory_status() -> Response:
+    """GPU, slot and host memory. The contract's ``gpu_*`` are in GiB, everything else in bytes."""
+    service = gateway()
+    gpu = next(iter(devices.gpus()), None)
+    total, free = (gpu.total, gpu.free) if gpu else (0, 0)
+    host = psutil.virtual_memory()
+    slot = service.slot_status()
+    short = (free < _WARNING_SHARE * total) if gpu else host.available < _WARNING_SHARE * host.total
+    statuses = service.statuses()
+    largest = max((status["predicted_bytes"] for status in statuses
+                   if Catalog.inputs(service.spec(status["name"])) != ("text",)), default=0)  # fmt: skip
+    in_use = sum(status["bytes"] for status in statuses if status["leases"] or status["pinned"])
+    return jsonify(
+        timestamp=int(time.time()),
+        gpu_available=gpu is not None,
+        gpu_total_gb=round(total / _GB, 2),
+        gpu_allocated_gb=round((total - free) / _GB, 2),
+        gpu_free_gb=round(free / _GB, 2),
+        memory_warning=bool(short),
+        multimodal_safe=bool(not short and largest <= slot["budget_bytes"] - in_use),
+        slot={**slot, "free_bytes": slot["budget_bytes"] - slot["used_bytes"]},
+        models={status["name"]: {"state": status["state"], "bytes": status["bytes"]} for status in statuses
+                if status["state"] != "cold"},
+        host={"total_bytes": host.total, "available_bytes": host.available},
+        gateway_bytes=psutil.Process().memory_info().rss,
+    )  # fmt: skip
+
+
+@blueprint.get("/model_status")
+def model_status() -> Response:
+    """Every model of the catalog: what it is, whether its weights are there, and what it is doing."""
+    service = gateway()
+    live = {status["name"]: status for status in service.statuses()}
+    return jsonify(
+        timestamp=int(time.time()),
+        available_models=service.catalog.names,
+        profile=service.catalog.profile,
+        slot=service.slot_status(),
+        model_configs={spec.name: _describe(spec) | live[spec.name] for spec in service.catalog},
+    )
+
+
+def _describe(spec: ModelSpec) -> dict[str, Any]:
+    models_dir = gateway().settings.models_dir
+    path = spec.path(models_dir)
+    return {
+        "type": Catalog.family(spec).kind,
+        "path": str(path) if path.is_absolute() else f"./{path}",
+        "path_exists": path.exists(),
+        "weights_missing": spec.missing(models_dir),
+        "quant_bits": spec.quant_bits,
+        "label": spec.label or spec.name,
+        "family": spec.family,
+        "engine": spec.engine,
+        "inputs": Catalog.inputs(spec),
+        "aliases": spec.aliases,
+        "keep_alive": gateway().settings.keep_alive if spec.keep_alive is None else spec.keep_alive,
+    }
+
+
+@blueprint.post("/emergency_cleanup")
+def emergency_cleanup() -> Response:
+    """Evict every idle model (with ``force`` every model) and clear temporary files; say what was freed."""
+    freed = gateway().cleanup(_flag("force"))
+    return jsonify(status="success", message=f"evicted {len(freed['evicted'])} model(s), "
+                   f"removed {freed['temp_entries_removed']} temporary entries", **freed)  # fmt: skip
+
+
+@blueprint.get("/temp_status")
+def temp_status() -> Response:
+    """What lies in tmp/."""
+    service = gateway()
+    entries = service.temp.entries()
+    return jsonify(
+        timestamp=int(time.time()),
+        temp_dir=str(service.temp.root),
+        file_count=len(entries),
+        total_bytes=sum(entry.bytes for entry in entries),
+        files=[{"name": entry.name, "bytes": entry.bytes, "age_seconds": round(entry.age, 1), "in_use": entry.in_use}
+               for entry in entries[:1000]],
+    )  # fmt: skip
+
+
+@blueprint.post("/cleanup_temp")
+def cleanup_temp() -> Response:
+    """Remove temporary files that no request uses; ``older_than`` spares younger ones."""
+    older_than = _options({"older_than"}).get("older_than", 0)
+    try:
+        count, size = gateway().temp.clean(max(0.0, parse_seconds(older_than)))
+    except ValueError as error:
+        raise BadRequest(f"field 'older_than': {error}") from None
+    return jsonify(status="success", removed=count, freed_bytes=size)
+
+
+@blueprint.post("/models/<name>/load")
+def load(name: str) -> Response:
+    """Load a model now and answer when it is ready. ``pinned`` keeps it from eviction."""
+    service = gateway()
+    spec = service.spec(name)
+    options = _options({"pinned"})
+    status = service.load(spec)
+    if "pinned" in options:
+        service.pin(spec, _boolean("pinned", options["pinned"]))
+        status |= service.model_status(spec)
+    return jsonify(status="success", model=status)
+
+
+@blueprint.post("/models/<name>/unload")
+def unload(name: str) -> Response:
+    """Unload a model and answer when its memory is back. 409 while it answers, unless ``force``."""
+    service = gateway()
+    spec = service.spec(name)
+    return jsonify(status="success", model=spec.name, **service.unload(spec, _flag("force")))
+
+
+def _options(known: set[str]) -> dict[str, Any]:
+    """Return the JSON body, which may be absent. :raises BadRequest: for anything but an object of known fields."""
+    if not request.get_data().strip():
+        return {}
+    data = request.get_json(force=True, silent=True)
+    if not isinstance(data, dict):
+        raise BadRequest("the body must be a JSON object, or empty")
+    if unknown := set(data) - known:
+        raise BadRequest(f"unknown field {sorted(unknown)[0]!r}; known: {', '.join(sorted(known))}")
+    return data
+
+
+def _flag(name: str) -> bool:
+    return _boolean(name, _options({name}).get(name, False))
+
+
+def _boolean(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise BadRequest(f"field {name!r}: must be true or false")
+    return value

@@ -1,0 +1,51 @@
+"""Where errors become HTTP: always ``{"error", "details"}``, with ``Retry-After`` where trying again makes sense."""
+
+import logging
+import math
+
+from flask import Flask, Response, jsonify, request
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+
+from gateway.errors import ClientGone, GatewayError
+from gateway.routes import gateway
+from utils.media.errors import MediaError
+
+log = logging.getLogger(__name__)
+CLIENT_CLOSED_REQUEST = 499  # nobody reads it; the access log does
+
+
+def register(app: Flask) -> None:
+    app.register_error_handler(GatewayError, gateway_error)
+    app.register_error_handler(MediaError, lambda error: answer(error.status, error.error, error.details))
+    app.register_error_handler(HTTPException, http_error)
+    app.register_error_handler(ClientGone, lambda _: Response(status=CLIENT_CLOSED_REQUEST))
+    app.register_error_handler(Exception, internal_error)
+
+
+def answer(status: int, error: str, details: str, retry_after: float | None = None, **fields: object) -> Response:
+    response = jsonify({"error": error, "details": details, **fields})
+    response.status_code = status
+    if retry_after is not None:
+        response.headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
+    return response
+
+
+def gateway_error(error: GatewayError) -> Response:
+    return answer(error.status, error.error, error.details, error.retry_after, **error.fields)
+
+
+def http_error(error: HTTPException) -> Response:
+    details = error.description or error.name
+    if isinstance(error, RequestEntityTooLarge):
+        limit = gateway().settings.max_body
+        size = f"the body has {request.content_length} bytes" if request.content_length else "the body is larger"
+        details = f"{size}; the limit is {limit} (SWITCHYARD_MAX_BODY)"
+    response = answer(error.code or 500, error.name, details)
+    if allowed := getattr(error, "valid_methods", None):
+        response.headers["Allow"] = ", ".join(sorted(allowed))
+    return response
+
+
+def internal_error(error: Exception) -> Response:
+    log.exception("%s %s failed", request.method, request.path)
+    return answer(500, "Internal server error", f"{type(error).__name__}; the log says more")

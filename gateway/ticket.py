@@ -1,0 +1,221 @@
+"""One request's way through the gateway: a place in the queue, a lease, the runner's messages, the end.
+
+Runs in the request's own thread. Streaming is the one path: :meth:`Ticket.run` yields the answer piece by piece, and
+:func:`fold` makes one answer of it. Knows nothing of HTTP.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from queue import Empty
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from gateway.errors import BadRequest, ClientGone, GatewayError, QueueFull, RunnerFailed, TooLate, Unavailable
+from gateway.runner_handle import Mailbox, RunnerHandle
+from gateway.scheduler import actions, events
+from models_registry.spec import ModelSpec
+from protocol import messages
+
+if TYPE_CHECKING:
+    from gateway.service import Gateway
+
+_POLL = 0.25  # seconds between looks at the client's socket
+_REFUSALS: dict[actions.Why, type[GatewayError]] = {
+    actions.Why.QUEUE_FULL: QueueFull,
+    actions.Why.TOO_LATE: TooLate,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """From the owner: the lease is held on this runner."""
+
+    handle: RunnerHandle
+    cold: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Nothing to show yet; sent about four times a second so that a stream can say so."""
+
+    phase: str
+    fraction: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """More of the answer, or of the thinking before it."""
+
+    text: str
+    reasoning: bool
+
+
+@dataclass(slots=True)
+class Finished:
+    """How an answer ended. Times are seconds."""
+
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    timings: dict[str, float]
+    device: str
+    extras: dict[str, Any] = field(default_factory=dict)
+
+
+Piece = Waiting | Text | Finished
+
+
+@dataclass(slots=True)
+class Answer:
+    """A whole answer."""
+
+    text: str
+    reasoning: str
+    finished: Finished
+
+
+class Ticket:
+    """A request's place. Use as a context manager: leaving it gives back whatever is still held."""
+
+    def __init__(self, gateway: "Gateway", spec: ModelSpec, request_id: str, deadline: float) -> None:
+        self.spec = spec
+        self.request_id = request_id
+        self.deadline = deadline
+        self.mailbox: Mailbox = Mailbox()
+        self._gateway = gateway
+        self._handle: RunnerHandle | None = None
+        self._sent = self._over = self._closed = False
+        self._born = time.monotonic()
+        self._granted_at = self._born
+        self._load_seconds = 0.0
+
+    def __enter__(self) -> "Ticket":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back whatever is still held. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        self._gateway.forget(self.request_id)
+        if self._sent and self._handle is not None:
+            if not self._over:
+                self._handle.cancel(self.request_id)  # the lease ends when the runner has stopped
+        else:
+            self._gateway.owner.post(events.Withdraw(self.request_id))
+
+    def confirm(self) -> None:
+        """Take the answer to the reservation. :raises GatewayError: if it was refused."""
+        first = self.mailbox.get_nowait()
+        if isinstance(first, actions.Refuse):
+            raise _refusal(first)
+
+    def acquire(self, gone: Callable[[], bool] = lambda: False) -> RunnerHandle:
+        """Wait for the lease. :raises GatewayError: when refused. :raises ClientGone: when ``gone()``."""
+        for _ in self._acquire(gone):
+            pass
+        assert self._handle is not None
+        return self._handle
+
+    def run(
+        self, conversation: tuple[messages.ChatMessage, ...], sampling: messages.Sampling,
+        switches: dict[str, Any] | None = None, keep_alive: float | None = None,
+        gone: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Piece]:
+        """Yield the answer as it is made.
+
+        :raises GatewayError: when refused, late, or failed by the runner.
+        :raises ClientGone: as soon as ``gone()`` says there is nobody to answer.
+        """
+        yield from self._acquire(gone)
+        handle = self._handle
+        assert handle is not None
+        request = messages.Generate(self.request_id, conversation, sampling, switches or {})
+        if not handle.submit(request, self.mailbox, keep_alive):
+            raise Unavailable(f"{self.spec.name} was ended just now; try again", retry_after=1.0)
+        self._sent = True
+        first_token: float | None = None
+        while True:
+            match self._next(gone, "the answer to be finished"):
+                case messages.Delta(_, text, reasoning):
+                    first_token = first_token or time.monotonic()
+                    yield Text(text, reasoning)
+                case messages.Done(_, reason, prompt_tokens, completion_tokens, extras):
+                    self._over = True
+                    yield Finished(reason, prompt_tokens, completion_tokens, self._timings(first_token),
+                                   handle.loaded.device if handle.loaded else "", extras)  # fmt: skip
+                    return
+                case messages.Failed(_, kind, error):
+                    self._over = True
+                    raise _failure(self.spec, kind, error)
+                case None | messages.Started():
+                    yield Waiting("generating", None)
+
+    def _acquire(self, gone: Callable[[], bool]) -> Iterator[Waiting]:
+        submitted = time.monotonic()
+        self._gateway.owner.post(events.Submit(self.request_id))
+        while True:
+            match self._next(gone, f"{self.spec.name} to be ready"):
+                case Granted(handle, cold):
+                    self._handle = handle
+                    self._granted_at = time.monotonic()
+                    if cold and handle.loaded is not None:
+                        self._load_seconds = min(sum(handle.loaded.phases.values()), self._granted_at - submitted)
+                    return
+                case actions.Refuse() as refused:
+                    raise _refusal(refused)
+                case None:
+                    yield Waiting("waiting", None)
+
+    def _next(self, gone: Callable[[], bool], waiting_for: str) -> object:
+        """Return the next message, or None when it is time to look around. :raises TooLate: past the deadline."""
+        left = self.deadline - time.monotonic()
+        try:
+            return self.mailbox.get(timeout=max(0.0, min(_POLL, left)))
+        except Empty:
+            if gone():
+                raise ClientGone from None
+            # Before the lease the scheduler refuses late requests itself, and knows better what they waited for.
+            if self.deadline < time.monotonic() and self._handle is not None:
+                raise TooLate(f"the deadline passed while the request waited for {waiting_for}") from None
+            return None
+
+    def _timings(self, first_token: float | None) -> dict[str, float]:
+        now = time.monotonic()
+        return {
+            "queued": round(max(0.0, self._granted_at - self._born - self._load_seconds), 4),
+            "load": round(self._load_seconds, 4),
+            "first_token": round((first_token or now) - self._born, 4),
+            "total": round(now - self._born, 4),
+        }
+
+
+def fold(pieces: Iterator[Piece]) -> Answer:
+    """Make one answer of a stream of pieces."""
+    said: list[str] = []
+    thought: list[str] = []
+    for piece in pieces:
+        match piece:
+            case Text(text, reasoning):
+                (thought if reasoning else said).append(text)
+            case Finished():
+                return Answer("".join(said).strip(), "".join(thought).strip(), piece)
+    raise RunnerFailed("the answer broke off")  # a stream ends with Finished or an error
+
+
+def _refusal(refused: actions.Refuse) -> GatewayError:
+    return _REFUSALS.get(refused.why, Unavailable)(refused.detail, retry_after=refused.retry_after)
+
+
+def _failure(spec: ModelSpec, kind: messages.ErrorKind, error: str) -> GatewayError:
+    if kind == "bad_request":
+        return BadRequest(error)
+    if kind == "out_of_memory":
+        return Unavailable(f"{spec.name} ran out of memory: {error}", retry_after=1.0)
+    return RunnerFailed(f"{spec.name}: {error}", retry_after=1.0)
