@@ -1,0 +1,96 @@
+"""``main.py models``: lists what the catalog serves, where it comes from and whether its weights are here.
+
+Runs in the command line's process. Reads the catalog and the disk, never the network. Must not import torch.
+"""
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from models_registry.catalog import Catalog
+from models_registry.spec import ModelSpec
+from utils.hub.state import download_state
+from utils.settings import Settings
+from utils.units import format_bytes
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model as listed. Sizes in bytes; ``bytes_wanted`` is None where the download's size is not known.
+
+    ``ready`` tells whether its weights are all there; ``state`` is complete, partial, absent or local.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    family: str
+    bits: int
+    engine: str
+    source: str
+    path: str
+    state: str
+    ready: bool
+    reason: str
+    bytes_here: int
+    bytes_wanted: int | None
+
+
+def run(settings: Settings, catalog: Catalog, *, as_json: bool = False) -> int:
+    """Print the models: a table on a terminal, tab-separated lines elsewhere, JSON when asked. Returns 0."""
+    rows = [describe(settings, spec) for spec in catalog]
+    if as_json:
+        print(json.dumps({"profile": catalog.profile, "models": [asdict(row) for row in rows]}, indent=2))
+        return 0
+    heads = ("name", "aliases", "family", "bits", "engine", "source", "size", "state")
+    if not sys.stdout.isatty():
+        for cells in (heads, *map(_cells, rows)):
+            print("\t".join(cells))
+        return 0
+    table = Table(*heads, title=f"profile {catalog.profile}, weights in {settings.models_dir}")
+    for row in rows:
+        table.add_row(*(cell.replace("[", r"\[") for cell in _cells(row)))
+    Console().print(table)
+    return 0
+
+
+def describe(settings: Settings, spec: ModelSpec) -> Row:
+    """Return what is known about one model without asking anyone."""
+    state = download_state(spec, settings.models_dir)
+    return Row(
+        spec.name,
+        spec.aliases,
+        spec.family,
+        spec.quant_bits,
+        spec.engine,
+        _source(spec),
+        str(spec.path(settings.models_dir)),
+        state.name,
+        state.missing is None,
+        state.reason,
+        state.bytes_here,
+        state.bytes_wanted,
+    )
+
+
+def _source(spec: ModelSpec) -> str:
+    source = spec.source
+    if source.hub:
+        place = source.hub if source.revision == "main" else f"{source.hub}@{source.revision}"
+    else:
+        place = f"package {source.package}" if source.package else str(source.path)
+    return f"{place}/{source.file}" if source.file else place
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    size = format_bytes(row.bytes_here) if row.bytes_here else "-"
+    if row.state == "partial" and row.bytes_wanted:
+        size = f"{format_bytes(row.bytes_here)} of {format_bytes(row.bytes_wanted)}"
+    if row.ready:
+        state = "ready (local)" if row.state == "local" else "ready"
+    else:
+        state = f"{row.state}: {row.reason}"
+    aliases = ", ".join(row.aliases) or "-"
+    return (row.name, aliases, row.family, str(row.bits), row.engine, row.source, size, state)

@@ -1,0 +1,42 @@
+"""``python main.py [serve]``: fetch what is missing, then serve."""
+
+import logging
+
+from app import create_app
+from gateway.server import check_port, serve
+from models_registry.catalog import Catalog, load_catalog
+from utils import logs
+from utils.settings import Settings
+from utils.tmp_manage import TempFolder
+
+log = logging.getLogger("switchyard")
+
+
+def run(settings: Settings, *, download_only: bool = False, force_cleanup: bool = False) -> int:
+    """Serve until told to stop; return the exit status.
+
+    :raises SettingsError: if the port is in use or a folder cannot be made.
+    :raises CatalogError: if the catalog cannot be used.
+    """
+    logs.to_stdout("debug" if settings.debug else settings.log_level)
+    settings.make_folders()
+    catalog = load_catalog(settings)
+    if force_cleanup:
+        count, size = TempFolder(settings.tmp_dir).clean()
+        log.info("removed %d temporary entries, %d bytes", count, size)
+    if download_only:
+        return _download(settings, catalog)
+    check_port(settings)  # before a download of hours, not after
+    if not settings.skip_download and _download(settings, catalog):
+        log.warning("some weights are missing; their models answer 503 until they are fetched")
+    serve(lambda: create_app(settings), settings)
+    return 0
+
+
+def _download(settings: Settings, catalog: Catalog) -> int:
+    missing = [spec.name for spec in catalog if spec.source.hub and spec.missing(settings.models_dir)]
+    if not missing:
+        return 0
+    from commands import download  # imports the hub client, which a complete model folder does not need
+
+    return download.run(settings, catalog, missing)

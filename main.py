@@ -1,0 +1,104 @@
+"""The command line: ``python main.py`` serves; other verbs follow it. Imports no torch.
+
+Each verb is a module in ``commands/``, imported when it is asked for.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+_DESCRIPTION = "Serve many models from one GPU, each loaded when it is first asked for."
+_EPILOG = """examples:
+  python main.py --profile pocket          small models, no GPU and no download needed
+  python main.py --port 8080 --skip-download
+  python main.py download deepseek         fetch one model's weights
+  python main.py models                    what can be served, and what is on disk
+
+Every setting is also an environment variable, SWITCHYARD_<NAME>, and a line of the --config file.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a verb; return the exit status. Mistakes of the user end in one line on standard error and status 2."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        return 130
+    except ModuleNotFoundError as error:
+        print(f"switchyard: the package {error.name} is missing; run: pip install -r requirements.txt", file=sys.stderr)
+        return 2
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from models_registry.catalog import CatalogError, load_catalog
+    from utils.settings import SettingsError, load_settings
+
+    try:
+        settings = load_settings(arguments.config, **_flags(arguments))
+        match arguments.verb or "serve":
+            case "download":
+                from commands import download
+
+                return download.run(settings, load_catalog(settings), arguments.names)
+            case "models":
+                from commands import models
+
+                return models.run(settings, load_catalog(settings), as_json=arguments.json)
+            case _:
+                from commands import serve
+
+                return serve.run(
+                    settings, download_only=arguments.download_only, force_cleanup=arguments.force_cleanup
+                )
+    except (SettingsError, CatalogError, ValueError) as error:
+        print(f"switchyard: {error}", file=sys.stderr)
+        return 2
+
+
+def _flags(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings given as flags: only those, so that the environment and the file keep their say."""
+    names = ("profile", "host", "port", "debug", "skip_download", "models_file")
+    return {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "main.py", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    _common(parser, None)
+    _serving(parser, None)
+    verbs = parser.add_subparsers(dest="verb", metavar="verb", title="verbs")
+    serve = verbs.add_parser("serve", help="serve the models (the default)")
+    download = verbs.add_parser("download", help="fetch weights from the hub")
+    download.add_argument("names", nargs="*", help="models to fetch; all that are missing if none is named")
+    models = verbs.add_parser("models", help="list the models, their weights and sizes")
+    models.add_argument("--json", action="store_true", help="print JSON")
+    for verb in (serve, download, models):
+        _common(verb, argparse.SUPPRESS)
+    _serving(serve, argparse.SUPPRESS)
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser, default: Any) -> None:
+    """Add the flags of every verb. They may stand before or after it; after it, one left out must not hide one before.
+    """
+    parser.add_argument("--profile", default=default, help="catalog to serve: workstation (default) or pocket")
+    parser.add_argument("--config", type=Path, default=default, metavar="FILE", help="YAML file of settings")
+    parser.add_argument("--models-file", type=Path, default=default, metavar="FILE",
+                        help="your own models.yaml (default: ./models.yaml)")  # fmt: skip
+
+
+def _serving(parser: argparse.ArgumentParser, default: Any) -> None:
+    flag = {"action": "store_true", "default": default}
+    parser.add_argument("--host", default=default, help="address to listen on (default 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=default, help="port to listen on (default 5000)")
+    parser.add_argument("--debug", **flag, help="Flask's own server, debug log")
+    parser.add_argument("--skip-download", **flag, help="do not fetch missing weights at start")
+    parser.add_argument("--download-only", **flag, help="fetch missing weights, then exit")
+    parser.add_argument("--force-cleanup", **flag, help="clear temporary files before serving")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
