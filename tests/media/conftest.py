@@ -1,0 +1,41 @@
+"""Limits as they are by default, and a check that no test leaves a process or a descriptor behind."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from utils.media.limits import MediaLimits
+
+
+@pytest.fixture
+def limits() -> MediaLimits:
+    return MediaLimits(
+        max_items=16, max_bytes=64 * 2**20, max_pixels=50_000_000,
+        max_audio_seconds=600, max_video_seconds=600,
+        video_frames=8, max_video_frames=64, timeout=60, memory=2 * 2**30,
+    )  # fmt: skip
+
+
+def _children() -> set[str]:
+    found: set[str] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended by now
+            found.update((task / "children").read_text().split())
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """Fail a test after which there are more child processes or open descriptors than before."""
+    children, descriptors = _children(), len(os.listdir("/proc/self/fd"))
+    yield
+    assert _children() <= children
+    for _ in range(500):  # a test's own server may need a moment to see that a client has left
+        if len(os.listdir("/proc/self/fd")) <= descriptors:
+            return
+        time.sleep(0.01)
+    pytest.fail("descriptors were left open")
