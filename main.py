@@ -14,6 +14,7 @@ _EPILOG = """examples:
   python main.py --port 8080 --skip-download
   python main.py download deepseek         fetch one model's weights
   python main.py models                    what can be served, and what is on disk
+  python main.py chat qwen_vl "What is it?" --file cat.jpg
 
 Every setting is also an environment variable, SWITCHYARD_<NAME>, and a line of the --config file.
 """
@@ -41,11 +42,15 @@ def _run(arguments: argparse.Namespace) -> int:
             case "download":
                 from commands import download
 
-                return download.run(settings, load_catalog(settings), arguments.names)
+                return download.run(settings, load_catalog(settings), arguments.names, speech=arguments.speech)
             case "models":
                 from commands import models
 
                 return models.run(settings, load_catalog(settings), as_json=arguments.json)
+            case "chat":
+                from commands import chat
+
+                return chat.run(settings, arguments.model, arguments.file, arguments.prompt, arguments.url)
             case _:
                 from commands import serve
 
@@ -73,9 +78,16 @@ def _parser() -> argparse.ArgumentParser:
     serve = verbs.add_parser("serve", help="serve the models (the default)")
     download = verbs.add_parser("download", help="fetch weights from the hub")
     download.add_argument("names", nargs="*", help="models to fetch; all that are missing if none is named")
+    download.add_argument("--speech", action="store_true", help="also what qwen_omni needs to speak")
     models = verbs.add_parser("models", help="list the models, their weights and sizes")
     models.add_argument("--json", action="store_true", help="print JSON")
-    for verb in (serve, download, models):
+    chat = verbs.add_parser("chat", help="talk to a model of a running server")
+    chat.add_argument("model", help="its name, say deepseek")
+    chat.add_argument("prompt", nargs="?", help="ask this once and leave")
+    chat.add_argument("--file", action="append", default=[], metavar="FILE",
+                      help="image, audio or video to send along; may be repeated")  # fmt: skip
+    chat.add_argument("--url", help="the server's address (default http://127.0.0.1:5000)")
+    for verb in (serve, download, models, chat):
         _common(verb, argparse.SUPPRESS)
     _serving(serve, argparse.SUPPRESS)
     return parser

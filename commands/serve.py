@@ -6,6 +6,7 @@ from app import create_app
 from gateway.server import check_port, serve
 from models_registry.catalog import Catalog, load_catalog
 from utils import logs
+from utils.hub.state import download_state
 from utils.settings import Settings
 from utils.tmp_manage import TempFolder
 
@@ -34,7 +35,8 @@ def run(settings: Settings, *, download_only: bool = False, force_cleanup: bool 
 
 
 def _download(settings: Settings, catalog: Catalog) -> int:
-    missing = [spec.name for spec in catalog if spec.source.hub and spec.missing(settings.models_dir)]
+    states = {spec.name: download_state(spec, settings.models_dir).name for spec in catalog if spec.source.hub}
+    missing = [name for name, state in states.items() if state != "complete"]
     if not missing:
         return 0
     from commands import download  # imports the hub client, which a complete model folder does not need

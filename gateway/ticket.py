@@ -205,7 +205,7 @@ def fold(pieces: Iterator[Piece]) -> Answer:
             case Text(text, reasoning):
                 (thought if reasoning else said).append(text)
             case Finished():
-                return Answer("".join(said).strip(), "".join(thought).strip(), piece)
+                return Answer("".join(said), "".join(thought), piece)
     raise RunnerFailed("the answer broke off")  # a stream ends with Finished or an error
 
 

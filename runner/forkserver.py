@@ -23,7 +23,7 @@ import traceback
 from collections import deque
 from typing import Any, NoReturn
 
-from runner import torchvision_compat
+from runner import noise, torchvision_compat
 
 _PR_SET_PDEATHSIG = 1
 _CUDA_NOT_INITIALIZED = 3
@@ -32,6 +32,7 @@ _CUDA_NOT_INITIALIZED = 3
 def main(argv: list[str]) -> None:
     """Serve on the control socket whose descriptor is the first argument; the others are modules to import."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    noise.quiet()
     Forkserver(socket.socket(fileno=int(argv[0])), argv[1:]).serve()
 
 

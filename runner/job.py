@@ -23,6 +23,8 @@ class Job:
         self._prompt_tokens = 0
         self._tokens = 0
         self._unsent_tokens = 0
+        self._space = ""
+        self._last_kind: bool | None = None
 
     def cancel(self) -> None:
         self._cancelled.set()
@@ -64,5 +66,16 @@ class Job:
                 self._delta(piece, reasoning)
 
     def _delta(self, text: str, reasoning: bool) -> None:
+        """Send text without white space around the answer and around the thinking: it waits for what follows it."""
+        if reasoning is not self._last_kind:
+            if not text.strip():
+                return
+            text, self._space, self._last_kind = text.lstrip(), "", reasoning
+        text = self._space + text
+        shown = text.rstrip()
+        self._space = text[len(shown) :]
+        if not shown:
+            return
+        text = shown
         self._send(Delta(self.request.request_id, text, reasoning, self._unsent_tokens))
         self._unsent_tokens = 0

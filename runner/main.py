@@ -15,6 +15,7 @@ import time
 from multiprocessing.connection import Connection
 
 from protocol import messages
+from runner import noise
 from runner.engines.base import Engine
 from runner.errors import OutOfMemory, RunnerError
 from runner.job import Job
@@ -26,6 +27,7 @@ _BEAT = 1.0
 def run(descriptor: int) -> None:
     """Serve the gateway on the pipe with this file descriptor. Does not return."""
     logging.basicConfig(level=logging.INFO, format="%(name)s[%(process)d] %(levelname)s %(message)s", force=True)
+    noise.quiet()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Runner(Connection(descriptor)).listen()
 

@@ -79,7 +79,7 @@ def model_status() -> Response:
         available_models=service.catalog.names,
         profile=service.catalog.profile,
         slot=service.slot_status(),
-        model_configs={spec.name: _describe(spec) | live[spec.name] for spec in service.catalog},
+        model_configs={name: _describe(service.spec(name)) | live[name] for name in service.catalog.names},
     )
 
 
@@ -137,13 +137,20 @@ def cleanup_temp() -> Response:
 
 @blueprint.post("/models/<name>/load")
 def load(name: str) -> Response:
-    """Load a model now and answer when it is ready. ``pinned`` keeps it from eviction."""
+    """Load a model now and answer when it is ready. ``pinned`` keeps it from eviction; ``quant_bits`` replaces the
+    catalog's."""
     service = gateway()
     spec = service.spec(name)
-    options = _options({"pinned"})
+    options = _options({"pinned", "quant_bits"})
+    pinned = _boolean("pinned", options["pinned"]) if "pinned" in options else None
+    bits = options.get("quant_bits", spec.quant_bits)
+    if bits not in (4, 8, 16) or isinstance(bits, bool | float):
+        raise BadRequest("field 'quant_bits': must be 4, 8 or 16")
+    if "quant_bits" in options:
+        spec = service.quantize(spec, bits)
     status = service.load(spec)
-    if "pinned" in options:
-        service.pin(spec, _boolean("pinned", options["pinned"]))
+    if pinned is not None:
+        service.pin(spec, pinned)
         status |= service.model_status(spec)
     return jsonify(status="success", model=status)
 

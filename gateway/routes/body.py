@@ -16,19 +16,32 @@ from utils.units import parse_seconds
 
 MEDIA_FIELDS = {"image": "image", "images": "image", "audio": "audio", "audios": "audio",
                 "video": "video", "videos": "video"}  # fmt: skip
-_ALWAYS = {"prompt", "system", "keep_alive", "stream", "timeout", "priority"} | set(MEDIA_FIELDS)
+_ALWAYS = {"prompt", "system", "messages", "keep_alive", "stream", "timeout", "priority"} | set(MEDIA_FIELDS)
 _MAX_STOPS = 16
 
 Duration = Annotated[float, BeforeValidator(parse_seconds)]
 
 
+class Turn(BaseModel):
+    """One earlier message of a conversation."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
 class GenerateBody(BaseModel):
-    """The fields of ``POST /generate/<model>``. Media fields take base64, with or without ``data:``, or a URL."""
+    """The fields of ``POST /generate/<model>``.
+
+    ``messages`` is what was said before the prompt. Media fields take base64, with or without ``data:``, or a URL.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     prompt: Annotated[str, Field(min_length=1)]
     system: str | None = None
+    messages: list[Turn] | None = None
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -57,6 +70,11 @@ class GenerateBody(BaseModel):
         chosen = spec.generation.model_dump()
         chosen |= {name: value for name in chosen if (value := getattr(self, name)) is not None}
         return Sampling(**chosen, seed=self.seed, stop=tuple(stops))
+
+    def before(self) -> list[tuple[str, str]]:
+        """Return (role, text) of all that comes before the prompt."""
+        said = [(turn.role, turn.content) for turn in self.messages or []]
+        return [("system", self.system), *said] if self.system is not None else [*said]
 
     def media(self) -> list[tuple[str, str, str]]:
         """Return (kind, field, what was sent) of each media item, images first."""
@@ -98,6 +116,10 @@ def _check(body: GenerateBody, spec: ModelSpec, settings: Settings) -> None:
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if len(stops) > _MAX_STOPS or "" in stops:
         raise BadRequest(f"field 'stop': at most {_MAX_STOPS} strings, none of them empty")
+    if body.messages and body.system is not None:
+        raise BadRequest("give the system prompt in 'system' or as the first of 'messages', not both")
+    if any(turn.role == "system" for turn in (body.messages or [])[1:]):
+        raise BadRequest("field 'messages': a system message can only be the first")
     if body.fps is not None and body.frames is not None:
         raise BadRequest("give fps or frames, not both")
     if (body.frames or 1) > settings.max_video_frames:

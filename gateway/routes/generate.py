@@ -37,7 +37,7 @@ def generate(model: str) -> Response:
         response.call_on_close(ticket.close)  # also when the client left before the first event
         return response
     with ticket, service.temp.request(ticket.request_id) as folder:
-        conversation = build(body.prompt, body.system, uploads, spec, folder)
+        conversation = build(body.prompt, body.before(), uploads, spec, folder)
         pieces = ticket.run(conversation, body.sampling(spec), switches(body, spec), body.keep_alive, gone)
         return jsonify(render(spec, fold(pieces)))
 
@@ -76,7 +76,7 @@ def _events(ticket: Ticket, spec: ModelSpec, body: GenerateBody, uploads: Any, g
     service = gateway()
     try:
         with ticket, service.temp.request(ticket.request_id) as folder:
-            conversation = build(body.prompt, body.system, uploads, spec, folder)
+            conversation = build(body.prompt, body.before(), uploads, spec, folder)
             for piece in ticket.run(conversation, body.sampling(spec), switches(body, spec), body.keep_alive, gone):
                 match piece:
                     case Waiting(phase):

@@ -6,6 +6,7 @@ Knows how a model is loaded and decoded; what its inputs are is the family's bus
 import copy
 import importlib
 import time
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ class Transformers:
         lap("weights")
         self._context = self._load.context or self._family.context(self._model)
         self._defaults = self._model.generation_config or GenerationConfig()
-        self._ends = _end_tokens(self._defaults, self._family.tokenizer)
+        self._ends = self._family.end_tokens(self._model)
         return Loaded(
             self._load.load_id, self._load.device, int(self._model.get_memory_footprint()), self._context, phases,
             _describe(self._load.quant_bits, self._dtype()),
@@ -72,7 +73,10 @@ class Transformers:
         return torch.bfloat16
 
     def _options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {"dtype": self._dtype(), "attn_implementation": "sdpa"}
+        options: dict[str, Any] = {"dtype": self._dtype()}
+        # Without a wish transformers takes SDPA where the model has it, which is right everywhere but here:
+        if self._device.type == "cuda" and find_spec("flash_attn") and self._family.supports_flash_attention:
+            options["attn_implementation"] = "flash_attention_2"
         if self._load.max_memory:
             # JSON has no integer keys; accelerate wants GPU numbers as integers.
             limits = {int(key) if key.isdigit() else key: value for key, value in self._load.max_memory.items()}
@@ -84,7 +88,8 @@ class Transformers:
         return options
 
     def _quantization(self) -> BitsAndBytesConfig:
-        kept = list(self._family.declaration.keep_16bit)
+        # A module is left alone wherever its name is a part of the path, as ``visual`` is in model.visual.blocks.0.
+        kept = [rf"(?:.*\.)?{name}" for name in self._family.declaration.keep_16bit]
         if self._load.quant_bits == 4:
             return BitsAndBytesConfig(
                 load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
@@ -101,18 +106,18 @@ class Transformers:
             if used >= self._context:
                 raise RequestError(f"the prompt has {used} tokens and the context holds {self._context}")
             room = min(room, self._context - used)
-        job.extras = self._family.extras(request)
+        job.extras |= self._family.extras(request)
         job.begin(prepared.prompt_tokens, self._family.decode, self._family.declaration.thinks, prepared.inside_think)
         if request.sampling.seed is not None:
             torch.manual_seed(request.sampling.seed)
         feed = _Feed(self, job)
+        options = {
+            "generation_config": self._config(request.sampling, room),
+            "streamer": feed,
+            "stopping_criteria": [feed.criterion],
+        }
         with torch.inference_mode():
-            self._model.generate(
-                **prepared.inputs,
-                generation_config=self._config(request.sampling, room),
-                streamer=feed,
-                stopping_criteria=[feed.criterion],
-            )
+            self._family.run(self._model, prepared, job, options)
         job.finish("stop" if feed.ended or feed.made < room else "length")
 
     def _config(self, sampling: Sampling, room: int) -> GenerationConfig:
@@ -177,11 +182,6 @@ class _Stop(StoppingCriteria):  # type: ignore[misc]
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         return torch.full((input_ids.shape[0],), not self._feed.go, device=input_ids.device, dtype=torch.bool)
-
-
-def _end_tokens(defaults: GenerationConfig, tokenizer: Any) -> frozenset[int]:
-    ends = defaults.eos_token_id if defaults.eos_token_id is not None else tokenizer.eos_token_id
-    return frozenset(ends if isinstance(ends, list | tuple) else [ends] if ends is not None else [])
 
 
 def _describe(bits: int, dtype: torch.dtype) -> str:

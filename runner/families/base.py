@@ -6,14 +6,15 @@ Runner process. A family decides how a request becomes tensors; the engine decid
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from models_registry.families import FAMILIES
 from protocol.messages import ChatMessage, Generate, Load
 from runner.errors import DamagedError, RequestError
+from runner.job import Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +28,12 @@ class Prepared:
 
 
 class RunnerFamily:
-    """One family's tensor half. Subclasses set ``name`` and ``model_class`` and override :meth:`prepare`."""
+    """One family's tensor half. Subclasses set ``model_class`` and override :meth:`prepare`."""
 
-    name: ClassVar[str]
-    model_class: ClassVar[Any]
-    processor_class: ClassVar[Any] = AutoTokenizer
-    offset_prompt: ClassVar[bool] = True
-    """Whether ``generate`` counts the prompt into its output (decoder-only models do)."""
-
+    model_class: Any
+    processor_class: Any = AutoTokenizer
     def __init__(self, load: Load) -> None:
+        self.load = load
         self.declaration = FAMILIES[load.family]
         self.path = Path(load.path)
         self.processor: Any = None
@@ -63,6 +61,10 @@ class RunnerFamily:
         if missing:
             raise DamagedError(f"the weights lack {len(missing)} tensors of the model, {missing[0]} among them")
         return model  # type: ignore[no-any-return]
+
+    @property
+    def supports_flash_attention(self) -> bool:
+        return bool(getattr(self.model_class, "_supports_flash_attn", False))
 
     @property
     def tokenizer(self) -> Any:
@@ -100,6 +102,16 @@ class RunnerFamily:
         """Turn generated ids into text, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
+    def end_tokens(self, model: PreTrainedModel) -> frozenset[int]:
+        """Return the ids that end an answer."""
+        config = model.generation_config
+        ends = config.eos_token_id if config and config.eos_token_id is not None else self.tokenizer.eos_token_id
+        return frozenset(ends if isinstance(ends, list | tuple) else [ends] if ends is not None else [])
+
+    def run(self, model: PreTrainedModel, prepared: Prepared, job: Job, options: dict[str, Any]) -> None:
+        """Generate. ``options`` (config, streamer, criteria) are the engine's; tokens come out by the streamer."""
+        model.generate(**prepared.inputs, **options)
+
     def extras(self, request: Generate) -> dict[str, Any]:
         """Return fields this family adds to every answer."""
         return {}
@@ -111,11 +123,3 @@ def _plain(message: ChatMessage) -> dict[str, Any]:
 
 def _flat(content: Any) -> str:
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
-
-
-def check_config(path: Path) -> Any:
-    """Return the checkpoint's config. :raises DamagedError: if it is none that transformers knows."""
-    try:
-        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        raise DamagedError(f"{path / 'config.json'} cannot be used: {error}") from error

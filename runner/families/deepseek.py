@@ -7,7 +7,6 @@ from runner.families.base import RunnerFamily
 
 
 class DeepSeek(RunnerFamily):
-    name = "deepseek"
     model_class = AutoModelForCausalLM
 
 

@@ -93,7 +93,7 @@ def decode_media(items: Sequence[MediaItem], limits: MediaLimits, workdir: Path)
     if not items:
         return []
     tasks = _plan(items, limits)
-    folder = Path(tempfile.mkdtemp(prefix="media-", dir=workdir))
+    folder = Path(tempfile.mkdtemp(prefix="media-", dir=workdir.resolve()))  # its process starts elsewhere
     try:
         for item, task in zip(items, tasks, strict=True):
             (folder / task.raw).write_bytes(item.raw.data)

@@ -1,0 +1,171 @@
+"""``python main.py chat <model>``: a conversation in the terminal with a running gateway.
+
+A process of its own, a plain client of ``POST /generate/<model>`` like any other.
+"""
+
+import base64
+import json
+import mimetypes
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+
+from utils.settings import Settings
+
+_HELP = """Type a message and press Enter. Commands:
+  /attach FILE …   send these files (image, audio, video) with the next message
+  /system TEXT     set the system prompt and start anew
+  /new             forget the conversation
+  /help            this text
+  /quit            leave (Ctrl-D too); Ctrl-C stops an answer"""
+_KINDS = {"image": "images", "audio": "audios", "video": "videos"}
+
+
+class ChatError(Exception):
+    """The gateway refused; the message is what it said."""
+
+
+def run(settings: Settings, model: str, files: list[str], prompt: str | None, url: str | None) -> int:
+    """Talk to ``model`` until the user leaves; with ``prompt``, ask that once. Return the exit status."""
+    console = Console(highlight=False, soft_wrap=True)
+    session = Session(url or f"http://{settings.host}:{settings.port}", model)
+    try:
+        session.attach(files)
+        if prompt is not None:
+            _show(console, session, prompt)
+            return 0
+        console.print(f"[bold]{session.describe()}[/bold]\n[dim]/help lists the commands[/dim]")
+        while (line := _read(console)) is not None:
+            try:
+                if not _command(console, session, line):
+                    _show(console, session, line)
+            except (ChatError, OSError) as error:
+                console.print(f"[red]{error}[/red]")
+        return 0
+    except (ChatError, OSError) as error:
+        print(f"switchyard: {error}", file=sys.stderr)
+        return 1
+    except httpx.HTTPError as error:
+        print(f"switchyard: no answer from {session.url}: {error}; is the server running?", file=sys.stderr)
+        return 1
+    except EOFError:
+        return 0
+
+
+class Session:
+    """The conversation so far and what goes out with the next message."""
+
+    def __init__(self, url: str, model: str) -> None:
+        self.url = url.rstrip("/")
+        self.model = model
+        self.system: str | None = None
+        self.said: list[dict[str, str]] = []
+        self.attached: dict[str, list[str]] = {}
+        self._client = httpx.Client(base_url=self.url, timeout=httpx.Timeout(10, read=None), trust_env=False)
+
+    def describe(self) -> str:
+        """Return what the model is. :raises ChatError: if the gateway does not know it."""
+        answer = self._client.get("/admin/model_status")
+        if answer.status_code != 200:
+            return self.model  # administration may be closed to us; chatting is not
+        found = answer.json()["model_configs"]
+        for name, config in found.items():
+            if self.model == name or self.model in config["aliases"]:
+                return f"{name}: {config['label']} (takes {', '.join(config['inputs'])})"
+        raise ChatError(f"there is no model {self.model!r}; known models: {', '.join(found)}")
+
+    def attach(self, files: list[str]) -> None:
+        """Read files to send with the next message. :raises ChatError: for a file that is no medium."""
+        for name in files:
+            path = Path(name).expanduser()
+            kind = (mimetypes.guess_type(path.name)[0] or "").partition("/")[0]
+            if kind not in _KINDS:
+                raise ChatError(f"{path} is no image, audio or video, by its name")
+            self.attached.setdefault(_KINDS[kind], []).append(base64.b64encode(path.read_bytes()).decode())
+
+    def ask(self, prompt: str) -> Iterator[dict[str, Any]]:
+        """Send the prompt and yield the events of the answer. :raises ChatError: as the gateway says."""
+        body: dict[str, Any] = {"prompt": prompt, "stream": True, **self.attached}
+        before = [{"role": "system", "content": self.system}] if self.system else []
+        if before or self.said:
+            body["messages"] = [*before, *self.said]
+        self.attached = {}
+        answer = ""
+        with self._client.stream("POST", f"/generate/{self.model}", json=body) as response:
+            if response.status_code != 200:
+                response.read()
+                raise ChatError(_reason(response))
+            for line in response.iter_lines():
+                if not line.startswith("data: "):
+                    continue
+                event = json.loads(line.removeprefix("data: "))
+                if "error" in event:
+                    raise ChatError(f"{event['error']}: {event['details']}")
+                answer += event.get("response", "")
+                yield event
+        self.said += [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+
+def _reason(response: httpx.Response) -> str:
+    try:
+        data = response.json()
+        return f"{data['error']}: {data['details']}"
+    except (ValueError, KeyError, TypeError):
+        return f"the server answered {response.status_code}"
+
+
+def _read(console: Console) -> str | None:
+    try:
+        return console.input("[bold green]> [/bold green]").strip()
+    except EOFError:
+        return None
+
+
+def _command(console: Console, session: Session, line: str) -> bool:
+    """Carry out a command; return False for a message. :raises EOFError: to leave."""
+    verb, _, rest = line.partition(" ")
+    match verb:
+        case "":
+            pass
+        case "/quit" | "/exit":
+            raise EOFError
+        case "/help":
+            console.print(_HELP)
+        case "/new":
+            session.said = []
+        case "/system":
+            session.system, session.said = rest.strip() or None, []
+        case "/attach":
+            session.attach(shlex.split(rest))
+            console.print(f"[dim]{sum(map(len, session.attached.values()))} file(s) go with the next message[/dim]")
+        case _ if verb.startswith("/"):
+            console.print(f"no command {verb}; /help lists them")
+        case _:
+            return False
+    return True
+
+
+def _show(console: Console, session: Session, prompt: str) -> None:
+    """Print an answer as it comes, its thinking dimmed. Ctrl-C stops it."""
+    thinking = False
+    try:
+        for event in session.ask(prompt):
+            if text := event.get("reasoning"):
+                thinking = True
+                console.print(text, end="", style="dim", markup=False)
+            elif text := event.get("response"):
+                if thinking:
+                    console.print("\n")
+                    thinking = False
+                console.print(text, end="", markup=False)
+            elif event.get("done"):
+                tokens, seconds = event["usage"]["completion_tokens"], event["timings"]
+                console.print(f"\n[dim]{tokens} tokens, first after {seconds['first_token']:.2f} s, "
+                              f"{seconds['total']:.2f} s in all[/dim]")  # fmt: skip
+    except KeyboardInterrupt:
+        console.print("\n[dim]stopped[/dim]")

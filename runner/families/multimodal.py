@@ -1,0 +1,118 @@
+"""What the families that see and hear have in common: content lists for the chat template, media from their files.
+
+Runner process. Media were decoded elsewhere, in a limited process; here they are arrays to be mapped from ``.npy``.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoProcessor
+
+from protocol.messages import ChatMessage, Generate, Part
+from runner.errors import RequestError
+from runner.families.base import Prepared, RunnerFamily
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(slots=True)
+class Media:
+    """A request's media in the order they appear: images uint8 (H, W, 3), clips float32 (N,), videos uint8
+    (T, H, W, 3) with the rate of their frames in ``fps`` and their sound, where it was asked for."""
+
+    images: list[Array] = field(default_factory=list)
+    clips: list[Array] = field(default_factory=list)
+    videos: list[Array] = field(default_factory=list)
+    fps: list[float] = field(default_factory=list)
+    tracks: list[Array | None] = field(default_factory=list)
+
+
+class MultimodalFamily(RunnerFamily):
+    """A family whose processor takes a rendered text and the media its placeholders stand for."""
+
+    processor_class = AutoProcessor
+
+    def prepare(self, request: Generate, device: torch.device) -> Prepared:
+        media = Media()
+        text = self.render([self._content(message, media) for message in request.messages])
+        self.check(media)
+        try:
+            batch = self.encode(text, media, request)
+        except (ValueError, TypeError) as error:
+            raise RequestError(f"the model's processor cannot take this request: {error}") from error
+        inputs = {name: _place(value, device) for name, value in batch.items()}
+        return Prepared(inputs, int(inputs["input_ids"].shape[1]), text.rstrip().endswith("<think>"))
+
+    def encode(self, text: str, media: Media, request: Generate) -> dict[str, Any]:
+        """Return the processor's tensors for one rendered conversation and its media."""
+        return dict(self.processor(text=[text], return_tensors="pt", **self.media_options(media)))
+
+    def media_options(self, media: Media) -> dict[str, Any]:
+        """Return the media as the processor's arguments."""
+        options: dict[str, Any] = {}
+        if media.images:
+            options["images"] = media.images
+        if media.clips:
+            options |= {"audio": media.clips, "sampling_rate": self.declaration.sampling_rate}
+        if media.videos:
+            options |= {"videos": media.videos, "do_sample_frames": False, "video_metadata": _metadata(media)}
+        return options
+
+    def check(self, media: Media) -> None:
+        """:raises RequestError: for a clip longer than the model hears; its processor would cut it without a word."""
+        extractor = getattr(self.processor, "feature_extractor", None)
+        longest = getattr(extractor, "n_samples", None)
+        rate = self.declaration.sampling_rate
+        for number, clip in enumerate([*media.clips, *(track for track in media.tracks if track is not None)], 1):
+            if longest and len(clip) > longest:
+                raise RequestError(f"sound {number} lasts {len(clip) / rate:.1f} s and this model hears at most "
+                                   f"{longest / rate:g} s; send it in pieces")  # fmt: skip
+
+    def _content(self, message: ChatMessage, media: Media) -> dict[str, Any]:
+        """Return a message as chat templates take it; its media are added to ``media``.
+
+        Text alone stays a string: some templates know lists for the user's messages only.
+        """
+        if all(part.kind == "text" for part in message.parts):
+            return {"role": message.role, "content": message.text}
+        return {"role": message.role, "content": [self._part(part, media) for part in message.parts]}
+
+    def _part(self, part: Part, media: Media) -> dict[str, Any]:
+        match part.kind:
+            case "text":
+                return {"type": "text", "text": part.text}
+            case "image":
+                media.images.append(_read(part.path))
+                return {"type": "image"}
+            case "audio":
+                media.clips.append(_read(part.path))
+                return {"type": "audio", "audio_url": ""}  # Qwen2-Audio's template asks for the key, not its value
+            case "video":
+                media.videos.append(_read(part.path))
+                media.fps.append(float(part.meta.get("fps") or 1.0))
+                track = part.meta.get("audio_path")
+                media.tracks.append(_read(track) if track else None)
+                return {"type": "video"}
+
+
+def _metadata(media: Media) -> list[dict[str, Any]]:
+    """Return what processors want to know of videos whose frames are already sampled."""
+    return [
+        {"fps": fps, "total_num_frames": len(video), "duration": len(video) / fps,
+         "frames_indices": list(range(len(video)))}
+        for video, fps in zip(media.videos, media.fps, strict=True)
+    ]  # fmt: skip
+
+
+def _read(path: str) -> Array:
+    array: Array = np.load(path, allow_pickle=False)
+    return array
+
+
+def _place(value: Any, device: torch.device) -> Any:
+    """Move a tensor to the device; floating ones become bfloat16, as the towers' weights are."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.to(device, torch.bfloat16) if value.is_floating_point() else value.to(device)

@@ -1,0 +1,139 @@
+"""Qwen2.5-Omni: the thinker answers in text about any mix of media; the talker speaks the answer when asked.
+
+The thinker alone is loaded. The talker and its vocoder are read at the first request for speech and stay with it.
+"""
+
+import base64
+import copy
+import io
+import wave
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    PreTrainedModel,
+    Qwen2_5OmniConfig,
+    Qwen2_5OmniForConditionalGeneration,
+    Qwen2_5OmniProcessor,
+    Qwen2_5OmniThinkerForConditionalGeneration,
+    StoppingCriteria,
+)
+from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import (
+    Qwen2_5OmniTalkerForConditionalGeneration,
+    Qwen2_5OmniToken2WavModel,
+)
+
+from protocol.messages import Generate, Load
+from runner.errors import RequestError
+from runner.families.base import Prepared
+from runner.families.multimodal import Media, MultimodalFamily
+from runner.job import Job
+
+SPEECH_RATE = 24_000  # Hz, fixed by the vocoder
+_SPEAKER = "Chelsie"
+
+
+class QwenOmni(MultimodalFamily):
+    model_class = Qwen2_5OmniThinkerForConditionalGeneration
+    processor_class = Qwen2_5OmniProcessor
+
+    def __init__(self, load: Load) -> None:
+        super().__init__(load)
+        self._speaking: Qwen2_5OmniForConditionalGeneration | None = None
+
+    def encode(self, text: str, media: Media, request: Generate) -> dict[str, Any]:
+        """Return the processor's tensors; a video's own sound is interleaved with its frames when asked for."""
+        wanted = bool(request.switches.get("use_audio_in_video"))
+        if wanted and not any(track is not None for track in media.tracks):
+            raise RequestError("use_audio_in_video was asked for and no video of this request has sound")
+        if not wanted:
+            batch = super().encode(text, media, request)
+        else:
+            clips, tracks = media.clips, [(i, track) for i, track in enumerate(media.tracks) if track is not None]
+            media = Media(media.images, [*clips, *(track for _, track in tracks)], media.videos, media.fps)
+            options = self.media_options(media) | {
+                "load_audio_from_video": True,
+                "audio_from_video_indices": [None] * len(clips) + [i for i, _ in tracks],
+            }
+            batch = dict(self.processor(text=[text], return_tensors="pt", **options))
+        if media.videos:
+            # The processor would assume 2 frames a second; the time between sampled frames is known here.
+            step = self.processor.video_processor.temporal_patch_size
+            batch["video_second_per_grid"] = torch.tensor([step / fps for fps in media.fps])
+        return batch | ({"use_audio_in_video": True} if wanted else {})
+
+    def run(self, model: PreTrainedModel, prepared: Prepared, job: Job, options: dict[str, Any]) -> None:
+        if not job.request.switches.get("speech"):
+            super().run(model, prepared, job, options)
+            return
+        speaking = self._speaking = self._speaking or self._load_talker(model)
+        _, waveform = speaking.generate(
+            **prepared.inputs,
+            speaker=_SPEAKER if _SPEAKER in speaking.speaker_map else next(iter(speaking.speaker_map)),
+            **{f"thinker_{name}": value for name, value in options.items()},
+            talker_stopping_criteria=[_Unwanted(job)],
+        )
+        job.extras |= {"audio": _wav(waveform), "audio_format": "wav", "audio_sampling_rate": SPEECH_RATE}
+
+    def extras(self, request: Generate) -> dict[str, Any]:
+        """Return the contract's three fields of this model."""
+        media = any(part.kind != "text" for message in request.messages for part in message.parts)
+        place = "gpu" if self.load.device.startswith("cuda") else "cpu"
+        return {
+            "model_type": "qwen_omni",
+            "generation_method": f"{'multimodal' if media else 'text'}_{place}",
+            "memory_optimized": self.load.quant_bits < 16,
+        }
+
+    def _load_talker(self, thinker: PreTrainedModel) -> Qwen2_5OmniForConditionalGeneration:
+        """Put talker and vocoder beside the thinker that is already loaded.
+
+        :raises RequestError: if the checkpoint has none.
+        """
+        config = Qwen2_5OmniConfig.from_pretrained(self.path, local_files_only=True)
+        speakers = self.path / "spk_dict.pt"
+        if not config.enable_audio_output or not speakers.is_file():
+            raise RequestError("this checkpoint cannot speak: it has no talker or no spk_dict.pt; "
+                               "fetch it with speech, or ask without it")  # fmt: skip
+        silent = copy.deepcopy(config)
+        silent.enable_audio_output = False
+        with torch.device("meta"):  # the frame that holds the parts; its own thinker is never filled
+            whole = Qwen2_5OmniForConditionalGeneration(silent)
+        options = {"local_files_only": True, "use_safetensors": True, "device_map": {"": self.load.device}}
+        whole.thinker = thinker
+        whole.talker = Qwen2_5OmniTalkerForConditionalGeneration.from_pretrained(
+            self.path, config=config.talker_config, dtype=torch.bfloat16, **options
+        )
+        whole.token2wav = Qwen2_5OmniToken2WavModel.from_pretrained(
+            self.path, config=config.token2wav_config, dtype=torch.float32,
+            key_mapping={r"^token2wav\.": ""}, **options,
+        )  # fmt: skip
+        whole.has_talker = True
+        whole.load_speakers(speakers)
+        return whole.eval()
+
+
+class _Unwanted(StoppingCriteria):  # type: ignore[misc]
+    """Stops the talker once nobody wants its speech any more."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        return torch.full((input_ids.shape[0],), not self._job.wanted, device=input_ids.device, dtype=torch.bool)
+
+
+def _wav(samples: torch.Tensor) -> str:
+    """Return float samples (N,) in -1..1 as a base64 WAV file, 16 bits mono."""
+    pcm = (samples.detach().float().cpu().clamp(-1, 1).numpy() * 32767).astype(np.int16)
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(SPEECH_RATE)
+        out.writeframes(pcm.tobytes())
+    return base64.b64encode(file.getvalue()).decode()
+
+
+FAMILY = QwenOmni
