@@ -64,7 +64,12 @@ def choose(settings: Settings) -> tuple[str, int]:
             raise ValueError(f"device {wanted} is not there; this machine has {len(found)} NVIDIA GPU(s)")
         budget = int(found[index].total * settings.gpu_utilization) - settings.gpu_reserve
         return f"cuda:{index}", settings.slot_budget or budget
-    return "cpu", settings.slot_budget or int(psutil.virtual_memory().total * settings.cpu_utilization)
+    return "cpu", settings.slot_budget or cpu_budget(settings)
+
+
+def cpu_budget(settings: Settings) -> int:
+    """Return the share of RAM that models on the CPU may use, in bytes."""
+    return int(psutil.virtual_memory().total * settings.cpu_utilization)
 
 
 def measure(pid: int, device: str) -> int | None:

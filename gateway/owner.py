@@ -39,6 +39,10 @@ class Owner:
         """Hand over an event and return at once."""
         self._inbox.put(event)
 
+    def call(self, function: Callable[[], None]) -> None:
+        """Have the owner thread call a function after all that was posted so far. Returns at once."""
+        self._inbox.put(function)
+
     def ask(self, event: events.Event, timeout: float = 10.0) -> list[Action]:
         """Hand over an event and return what was decided. :raises TimeoutError: if the owner does not answer."""
 

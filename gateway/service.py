@@ -40,6 +40,8 @@ class Gateway:
         self.footprints = Footprints(settings.models_dir)
         self.started = time.time()
         slots = {self.device: Slot(self.device, budget)}
+        if any(self.place(spec) != self.device for spec in catalog):
+            slots["cpu"] = Slot("cpu", devices.cpu_budget(settings))
         models = {spec.name: self._model(spec) for spec in catalog}
         limits = Limits(settings.queue_per_model, settings.queue_total, settings.quantum, settings.load_timeout,
                         settings.backoff_first, settings.backoff_max)  # fmt: skip
@@ -49,13 +51,18 @@ class Gateway:
         self._overrides: dict[str, QuantBits] = {}
         self._mailboxes: dict[str, Mailbox] = {}
         self._changed = threading.Condition()
-        self._stopping = False
+        self._stop_lock = threading.Lock()
+        self._stopping = self._stopped = False
+
+    def place(self, spec: ModelSpec) -> str:
+        """Return the slot a model goes to: the gateway's, or the CPU where its spec says so."""
+        return "cpu" if spec.device == "cpu" else self.device
 
     def _model(self, spec: ModelSpec) -> Model:
         return Model(
             spec.name,
-            predicted=self.footprints.predict(spec, self.device),
-            slots=(self.device,),
+            predicted=self.footprints.predict(spec, self.place(spec)),
+            slots=(self.place(spec),),
             keep_alive=self.settings.keep_alive if spec.keep_alive is None else spec.keep_alive,
             pinned=spec.pinned,
             concurrency=spec.concurrency,
@@ -83,14 +90,18 @@ class Gateway:
         return self._stopping
 
     def stop(self) -> None:
-        """End every runner and thread. Requests under way fail with a clear error."""
+        """End every runner and thread. Requests under way fail with a clear error. May be called again, and at once."""
         self._stopping = True
-        self.owner.post(events.Shutdown())
-        deadline = time.monotonic() + 5.0
-        for handle in list(self._handles.values()):
-            handle.join(max(0.0, deadline - time.monotonic()))
-        self.spawner.stop()
-        self.owner.stop()
+        with self._stop_lock:
+            if self._stopped:
+                return
+            self._stopped = True
+            self.owner.post(events.Shutdown())
+            deadline = time.monotonic() + 5.0
+            for handle in list(self._handles.values()):
+                handle.join(max(0.0, deadline - time.monotonic()))
+            self.spawner.stop()
+            self.owner.stop()
 
     def _preload(self, name: str) -> None:
         try:
@@ -131,7 +142,7 @@ class Gateway:
         loaded = any(handle.load.name == spec.name and handle.loaded for handle in list(self._handles.values()))
         if not loaded:
             self.require_weights(spec)
-            self.owner.post(events.Predict(spec.name, self.footprints.predict(spec, self.device)))
+            self.owner.post(events.Predict(spec.name, self.footprints.predict(spec, self.place(spec))))
         request_id = uuid.uuid4().hex
         deadline = time.monotonic() + (timeout or self.settings.request_timeout)
         ticket = Ticket(self, spec, request_id, deadline)
@@ -245,13 +256,16 @@ class Gateway:
             "last_failure": model.failure or None,
         }  # fmt: skip
 
-    def slot_status(self) -> dict[str, Any]:
-        """Return the slot's device, budget and charged bytes."""
+    def slots(self) -> list[dict[str, Any]]:
+        """Return device, budget and charged bytes of each slot, the gateway's own first."""
 
-        def look(state: State) -> dict[str, Any]:
-            slot = state.slots[self.device]
-            return {"device": slot.name, "budget_bytes": slot.budget, "used_bytes": state.used(slot.name),
-                    "waiting": state.depth}  # fmt: skip
+        def look(state: State) -> list[dict[str, Any]]:
+            return [
+                {"device": slot.name, "budget_bytes": slot.budget, "used_bytes": state.used(slot.name),
+                 "free_bytes": slot.budget - state.used(slot.name),
+                 "models": [model.name for model in state.residents(slot.name)]}
+                for slot in state.slots.values()
+            ]  # fmt: skip
 
         return self.owner.inspect(look)
 
@@ -287,8 +301,7 @@ class Gateway:
         spec = self.spec(name)
         load = messages.Load(
             load_id, name, spec.family, spec.engine, str(spec.path(self.settings.models_dir).resolve()),
-            spec.quant_bits, slot if spec.device == "auto" else spec.device, spec.context, self.settings.cpu_threads,
-            spec.max_memory, spec.chat_template,
+            spec.quant_bits, slot, spec.context, self.settings.cpu_threads, spec.max_memory, spec.chat_template,
         )  # fmt: skip
         handle = RunnerHandle(load, modules([spec]), self.spawner, self._hear, self.settings.heartbeat_timeout)
         self._handles[load_id] = handle
@@ -300,11 +313,15 @@ class Gateway:
         match event:
             case events.Loaded(load_id, size):
                 handle = self._handles[load_id]
-                self.footprints.record(self.spec(handle.load.name), self.device, size)
+                self.footprints.record(self.spec(handle.load.name), handle.load.device, size)
             case events.RunnerEnded(load_id) | events.RunnerLost(load_id) | events.LoadFailed(load_id):
+                # The handle is known until the scheduler has heard of its end: it may name it until then.
                 self.owner.post(event)
-                with self._changed:
-                    del self._handles[load_id]
-                    self._changed.notify_all()
+                self.owner.call(lambda: self._drop_handle(load_id))
                 return
         self.owner.post(event)
+
+    def _drop_handle(self, load_id: str) -> None:
+        with self._changed:
+            del self._handles[load_id]
+            self._changed.notify_all()

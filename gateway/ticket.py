@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gateway.service import Gateway
 
 _POLL = 0.25  # seconds between looks at the client's socket
+_SCHEDULER_PATIENCE = 5.0
 _REFUSALS: dict[actions.Why, type[GatewayError]] = {
     actions.Why.QUEUE_FULL: QueueFull,
     actions.Why.TOO_LATE: TooLate,
@@ -182,7 +183,8 @@ class Ticket:
             if gone():
                 raise ClientGone from None
             # Before the lease the scheduler refuses late requests itself, and knows better what they waited for.
-            if self.deadline < time.monotonic() and self._handle is not None:
+            patience = 0.0 if self._handle is not None else _SCHEDULER_PATIENCE
+            if time.monotonic() > self.deadline + patience:
                 raise TooLate(f"the deadline passed while the request waited for {waiting_for}") from None
             return None
 

@@ -68,7 +68,7 @@ class ModelSpec(_Strict):
     folder: str | None = Field(None, pattern=r"^\w[\w.-]*$")
     quant_bits: QuantBits = 4
     engine: Literal["transformers", "llama_cpp"] = "transformers"
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: Literal["auto", "cpu"] = "auto"
     inputs: tuple[Input, ...] | None = None
     generation: Generation = Field(default_factory=Generation)
     context: int | None = Field(None, ge=16)

@@ -1,4 +1,7 @@
-"""Writes ``docs/settings.md`` from the settings themselves: ``python -m utils.settings_reference``. A tool, not a service."""
+"""Writes ``docs/settings.md`` from the settings themselves: ``python -m utils.settings_reference``.
+
+A tool run by hand; nothing in the gateway needs it.
+"""
 
 from pydantic_core import PydanticUndefined
 
@@ -7,10 +10,10 @@ from utils.settings import ROOT, Settings
 PAGE = ROOT / "docs" / "settings.md"
 _HEAD = """# Settings
 
-Every setting is a line of the YAML file named by `--config`, and an environment variable; the common ones are also flags
-(`python main.py --help`). A flag beats a variable, a variable beats the file, the file beats the default. Durations take
-`90`, `90s`, `5m` or `1h`; sizes take bytes, `300MB` or `8GiB`. Anything unknown or out of range stops the start with one line
-that names it.
+Every setting is a line of the YAML file named by `--config`, and an environment variable; the common ones are also
+flags (`python main.py --help`). A flag beats a variable, a variable beats the file, the file beats the default.
+Durations take `90`, `90s`, `5m` or `1h`; sizes take bytes, `300MB` or `8GiB`. Anything unknown or out of range stops
+the start with one line that names it.
 
 | in the file | variable | default | meaning |
 | --- | --- | --- | --- |

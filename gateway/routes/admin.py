@@ -47,12 +47,13 @@ def memory_status() -> Response:
     gpu = next(iter(devices.gpus()), None)
     total, free = (gpu.total, gpu.free) if gpu else (0, 0)
     host = psutil.virtual_memory()
-    slot = service.slot_status()
+    slots = service.slots()
     short = (free < _WARNING_SHARE * total) if gpu else host.available < _WARNING_SHARE * host.total
     statuses = service.statuses()
     largest = max((status["predicted_bytes"] for status in statuses
                    if Catalog.inputs(service.spec(status["name"])) != ("text",)), default=0)  # fmt: skip
-    in_use = sum(status["bytes"] for status in statuses if status["leases"] or status["pinned"])
+    in_use = sum(status["bytes"] for status in statuses
+                 if (status["leases"] or status["pinned"]) and status["device"] == service.device)  # fmt: skip
     return jsonify(
         timestamp=int(time.time()),
         gpu_available=gpu is not None,
@@ -60,8 +61,9 @@ def memory_status() -> Response:
         gpu_allocated_gb=round((total - free) / _GB, 2),
         gpu_free_gb=round(free / _GB, 2),
         memory_warning=bool(short),
-        multimodal_safe=bool(not short and largest <= slot["budget_bytes"] - in_use),
-        slot={**slot, "free_bytes": slot["budget_bytes"] - slot["used_bytes"]},
+        multimodal_safe=bool(not short and largest <= slots[0]["budget_bytes"] - in_use),
+        slot=slots[0],
+        slots=slots,
         models={status["name"]: {"state": status["state"], "bytes": status["bytes"]} for status in statuses
                 if status["state"] != "cold"},
         host={"total_bytes": host.total, "available_bytes": host.available},
@@ -78,7 +80,8 @@ def model_status() -> Response:
         timestamp=int(time.time()),
         available_models=service.catalog.names,
         profile=service.catalog.profile,
-        slot=service.slot_status(),
+        slot=service.slots()[0],
+        slots=service.slots(),
         model_configs={name: _describe(service.spec(name)) | live[name] for name in service.catalog.names},
     )
 

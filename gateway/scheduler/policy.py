@@ -42,7 +42,9 @@ def _apply(state: State, event: events.Event, now: float) -> list[Action]:
         case events.Submit(request_id):
             _submit(state, request_id, now)
         case events.Withdraw(request_id):
-            _forget(state, request_id)
+            request = _forget(state, request_id)
+            if request is not None and request.granted_at is not None:
+                _rest(state.models[request.model], now)
         case events.Release(request_id, keep_alive):
             return _release(state, request_id, keep_alive, now)
         case events.Loaded(load_id, size):

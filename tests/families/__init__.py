@@ -1,0 +1,1 @@
+"""Every family, at every number of bits, answers right over HTTP."""

@@ -1,0 +1,1 @@
+"""Tests on a real GPU, at real size. They skip, and say so, without one."""
