@@ -10,6 +10,7 @@ import math
 import os
 import struct
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 from models_registry.catalog import Catalog
@@ -53,6 +54,12 @@ def safetensors_sizes(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     return tensors
 
 
+@lru_cache(maxsize=256)
+def _header(path: Path, changed: int, size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """A file's header, read again when its time or size changes."""
+    return safetensors_sizes(path)
+
+
 def weight_bytes(spec: ModelSpec, models_dir: Path) -> int:
     """Return the bytes of a model's weights once loaded with its quantization.
 
@@ -72,7 +79,8 @@ def weight_bytes(spec: ModelSpec, models_dir: Path) -> int:
     kept = tuple(Catalog.family(spec).keep_16bit)
     total = 0
     for file in files:
-        for name, (dtype, shape) in safetensors_sizes(file).items():
+        stat = file.stat()
+        for name, (dtype, shape) in _header(file, stat.st_mtime_ns, stat.st_size).items():
             count = math.prod(shape)
             quantized = (
                 spec.quant_bits < 16 and len(shape) == 2 and name.endswith(".weight") and "embed" not in name

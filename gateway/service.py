@@ -42,13 +42,14 @@ class Gateway:
         slots = {self.device: Slot(self.device, budget)}
         if any(self.place(spec) != self.device for spec in catalog):
             slots["cpu"] = Slot("cpu", devices.cpu_budget(settings))
-        models = {spec.name: self._model(spec) for spec in catalog}
+        self._budgets = {name: slot.budget for name, slot in slots.items()}
+        self._overrides: dict[str, QuantBits] = {}
+        models = {spec.name: self._model(self.spec(spec.name)) for spec in catalog}
         limits = Limits(settings.queue_per_model, settings.queue_total, settings.quantum, settings.load_timeout,
                         settings.backoff_first, settings.backoff_max)  # fmt: skip
         self.owner = Owner(State(slots, models, limits), self._perform)
         self.spawner = Spawner(modules(catalog), environment(settings))
         self._handles: dict[str, RunnerHandle] = {}
-        self._overrides: dict[str, QuantBits] = {}
         self._mailboxes: dict[str, Mailbox] = {}
         self._changed = threading.Condition()
         self._stop_lock = threading.Lock()
@@ -117,8 +118,17 @@ class Gateway:
         if spec is None:
             raise UnknownModel(f"there is no model {name!r}; known models: {', '.join(self.catalog.names)}",
                                available_models=self.catalog.names)  # fmt: skip
-        bits = self._overrides.get(spec.name)
-        return spec if bits is None else spec.model_copy(update={"quant_bits": bits})
+        bits = self._overrides.get(spec.name) or self._usual_bits(spec)
+        return spec if bits == spec.quant_bits else spec.model_copy(update={"quant_bits": bits})
+
+    def _usual_bits(self, spec: ModelSpec) -> QuantBits:
+        """Return the bits of a load that asks for none: on a CPU 16 where they fit, as quantizing makes it slower."""
+        if self.place(spec) != "cpu" or spec.engine != "transformers":
+            return spec.quant_bits
+        if spec.cpu_quant_bits is not None:
+            return spec.cpu_quant_bits
+        whole = self.footprints.predict(spec.model_copy(update={"quant_bits": 16}), "cpu")
+        return 16 if 0 < whole <= self._budgets["cpu"] else spec.quant_bits
 
     def quantize(self, spec: ModelSpec, bits: QuantBits) -> ModelSpec:
         """Return the spec with other bits, in force for later loads too. A model loaded with others is unloaded.

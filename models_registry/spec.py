@@ -58,7 +58,8 @@ class ModelSpec(_Strict):
     ``folder`` is the directory under ``models/`` a download goes to; ``inputs`` narrows what the family takes;
     ``context`` is the window in tokens and ``chat_template`` the Jinja template where the
     checkpoint's own are not wanted; ``concurrency`` is how many
-    requests its runner takes at once.
+    requests its runner takes at once. ``cpu_quant_bits`` is used on a CPU; without it a CPU takes 16 bits where they
+    fit, because quantization makes a CPU slower, not faster.
     """
 
     name: Name
@@ -67,6 +68,7 @@ class ModelSpec(_Strict):
     source: Source
     folder: str | None = Field(None, pattern=r"^\w[\w.-]*$")
     quant_bits: QuantBits = 4
+    cpu_quant_bits: QuantBits | None = None
     engine: Literal["transformers", "llama_cpp"] = "transformers"
     device: Literal["auto", "cpu"] = "auto"
     inputs: tuple[Input, ...] | None = None
