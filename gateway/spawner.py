@@ -18,6 +18,7 @@ from utils.settings import ROOT
 
 log = logging.getLogger(__name__)
 _BUFFER = 65536
+_REPLACE_PAUSE = 1.0  # seconds
 
 
 @dataclass
@@ -50,6 +51,7 @@ class Spawner:
         self._process: subprocess.Popen[bytes] | None = None
         self._children: dict[str, Child] = {}
         self._threads: list[threading.Thread] = []
+        self._stopped = threading.Event()
         self.ready = threading.Event()
 
     def start(self) -> None:
@@ -79,6 +81,7 @@ class Spawner:
 
     def stop(self, timeout: float = 5.0) -> None:
         """End the forkserver, and with it whatever runner is still there."""
+        self._stopped.set()
         with self._lock:
             control, process = self._control, self._process
             self._control = self._process = None
@@ -148,12 +151,22 @@ class Spawner:
             crashed = self._control is control
             if crashed:
                 self._control = None
+                self.ready.clear()
             orphans, self._children = list(self._children.values()), {}
         if crashed:
             log.error("the forkserver ended unexpectedly (status %s)", process.wait())
         for child in orphans:  # they died with it, by the parent-death signal
             child.forked.set()
             child.ended.set()
+        if crashed:
+            self._replace()
+
+    def _replace(self) -> None:
+        """Start another forkserver, so that the next request does not pay for its imports. Not in a tight loop."""
+        self._stopped.wait(_REPLACE_PAUSE)
+        with self._lock:
+            if not self._stopped.is_set():
+                self._ensure()
 
     def _forked(self, reply: dict[str, object]) -> None:
         if child := self._children.get(str(reply["token"])):
