@@ -30,8 +30,11 @@ _MARGIN = 15  # seconds gunicorn leaves a worker after drain_timeout to end runn
 class DrainingWorker(ThreadWorker):  # type: ignore[misc]
     """A thread worker that drains on SIGTERM and on Ctrl-C, and stops at once on a second Ctrl-C."""
 
+    _draining = False
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.alive:
+        if not self._draining:
+            self._draining = True
             threading.Thread(target=self._drain, name="drain", daemon=True).start()
         super().handle_exit(sig, frame)
 

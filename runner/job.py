@@ -21,7 +21,7 @@ class Job:
         self._stops = StopStrings(request.sampling.stop)
         self._thinking: ThinkSplitter | None = None
         self._prompt_tokens = 0
-        self._tokens = 0
+        self.tokens = 0
         self._unsent_tokens = 0
         self._space = ""
         self._last_kind: bool | None = None
@@ -44,7 +44,7 @@ class Job:
     def token(self, token: int) -> bool:
         """Take one token that is part of the answer. Return whether to go on."""
         assert self._detokenizer is not None
-        self._tokens += 1
+        self.tokens += 1
         self._unsent_tokens += 1
         self._show(self._stops.push(self._detokenizer.push(token)))
         return self.wanted and not self._stops.stopped
@@ -58,7 +58,7 @@ class Job:
         for text, reasoning in self._thinking.flush() if self._thinking else ():
             self._delta(text, reasoning)
         ended = "cancelled" if not self.wanted else "stop" if self._stops.stopped else reason
-        self._send(Done(self.request.request_id, ended, self._prompt_tokens, self._tokens, self.extras))
+        self._send(Done(self.request.request_id, ended, self._prompt_tokens, self.tokens, self.extras))
 
     def _show(self, text: str) -> None:
         if text:

@@ -32,6 +32,7 @@ from runner.job import Job
 
 SPEECH_RATE = 24_000  # Hz, fixed by the vocoder
 _SPEAKER = "Chelsie"
+_CODES_AT_LEAST, _CODES_PER_TOKEN = 50, 40  # 50 codes are a second; slow speech takes half a second for a token
 
 
 class QwenOmni(MultimodalFamily):
@@ -72,7 +73,7 @@ class QwenOmni(MultimodalFamily):
             **prepared.inputs,
             speaker=_SPEAKER if _SPEAKER in speaking.speaker_map else next(iter(speaking.speaker_map)),
             **{f"thinker_{name}": value for name, value in options.items()},
-            talker_stopping_criteria=[_Unwanted(job)],
+            talker_stopping_criteria=[_Enough(job)],
         )
         job.extras |= {"audio": _wav(waveform), "audio_format": "wav", "audio_sampling_rate": SPEECH_RATE}
 
@@ -114,14 +115,22 @@ class QwenOmni(MultimodalFamily):
         return whole.eval()
 
 
-class _Unwanted(StoppingCriteria):  # type: ignore[misc]
-    """Stops the talker once nobody wants its speech any more."""
+class _Enough(StoppingCriteria):  # type: ignore[misc]
+    """Stops the talker once nobody wants its speech, or when it has babbled longer than the text could take.
+
+    A talker that misses its end would otherwise go on for 4096 codes, whatever it was to say.
+    """
 
     def __init__(self, job: Job) -> None:
         self._job = job
+        self._before: int | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        return torch.full((input_ids.shape[0],), not self._job.wanted, device=input_ids.device, dtype=torch.bool)
+        length = int(input_ids.shape[1])
+        self._before = length - 1 if self._before is None else self._before
+        most = _CODES_AT_LEAST + _CODES_PER_TOKEN * self._job.tokens
+        over = not self._job.wanted or length - self._before >= most
+        return torch.full((input_ids.shape[0],), over, device=input_ids.device, dtype=torch.bool)
 
 
 def _wav(samples: torch.Tensor) -> str:
