@@ -3,11 +3,12 @@
 import logging
 
 from app import create_app
+from gateway import devices
 from gateway.server import check_port, serve
 from models_registry.catalog import Catalog, load_catalog
 from utils import logs
 from utils.hub.state import download_state
-from utils.settings import Settings
+from utils.settings import Settings, SettingsError
 from utils.tmp_manage import TempFolder
 
 log = logging.getLogger("switchyard")
@@ -27,11 +28,25 @@ def run(settings: Settings, *, download_only: bool = False, force_cleanup: bool 
         log.info("removed %d temporary entries, %d bytes", count, size)
     if download_only:
         return _download(settings, catalog)
-    check_port(settings)  # before a download of hours, not after
+    check(settings, catalog)  # before a download of hours, not after
     if not settings.skip_download and _download(settings, catalog):
         log.warning("some weights are missing; their models answer 503 until they are fetched")
     serve(lambda: create_app(settings), settings)
     return 0
+
+
+def check(settings: Settings, catalog: Catalog) -> None:
+    """Find out now what would otherwise stop the server's own process, where nobody could say it in one line.
+
+    :raises SettingsError: if the port is in use, the log cannot be written or a model to preload is unknown.
+    :raises ValueError: if the device is not there.
+    """
+    check_port(settings)
+    logs.check(settings.logs_dir)
+    devices.choose(settings)
+    if unknown := [name for name in settings.preload if catalog.get(name) is None]:
+        known = ", ".join(catalog.names)
+        raise SettingsError(f"setting 'preload': there is no model {unknown[0]!r}; there are {known}")
 
 
 def _download(settings: Settings, catalog: Catalog) -> int:

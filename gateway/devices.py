@@ -7,6 +7,7 @@ import logging
 import time
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -72,15 +73,25 @@ def cpu_budget(settings: Settings) -> int:
     return int(psutil.virtual_memory().total * settings.cpu_utilization)
 
 
-def measure(pid: int, device: str) -> int | None:
-    """Return the bytes a runner takes of its device: on a GPU by the driver, on the CPU those that its end would free
-    (unique set size). None if that cannot be told."""
+def measure(pid: int, device: str, mapped: int = 0) -> int | None:
+    """Return the bytes a runner takes of its device: on a GPU by the driver, on the CPU those that its end would free.
+
+    ``mapped`` are bytes of weights it maps from a file. They are counted as they are, because how many of their pages
+    look private to it depends on who else maps the file. None if it cannot be told.
+    """
     if device.startswith("cuda"):
         return _gpu_bytes(pid, int(device.partition(":")[2] or 0))
     try:
-        return int(psutil.Process(pid).memory_full_info().uss)
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return _private_dirty(pid) + mapped if mapped else int(psutil.Process(pid).memory_full_info().uss)
+    except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
         return None
+
+
+def _private_dirty(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Private_Dirty:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def wait_until_freed(pid: int, device: str) -> bool:

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import stat
 import struct
 import tempfile
 from functools import lru_cache
@@ -36,6 +37,8 @@ def safetensors_sizes(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
     :raises HeaderError: if the file is not safetensors or is shorter than its header says.
     """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise HeaderError(f"{path} is no regular file")
     with path.open("rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
@@ -79,8 +82,8 @@ def weight_bytes(spec: ModelSpec, models_dir: Path) -> int:
     kept = tuple(Catalog.family(spec).keep_16bit)
     total = 0
     for file in files:
-        stat = file.stat()
-        for name, (dtype, shape) in _header(file, stat.st_mtime_ns, stat.st_size).items():
+        now = file.stat()
+        for name, (dtype, shape) in _header(file, now.st_mtime_ns, now.st_size).items():
             count = math.prod(shape)
             quantized = (
                 spec.quant_bits < 16 and len(shape) == 2 and name.endswith(".weight") and "embed" not in name

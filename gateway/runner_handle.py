@@ -154,7 +154,8 @@ class RunnerHandle:
                 log.debug("%s: %s", self.load_id, message.phase)
             case messages.Loaded():
                 self.loaded = message
-                measured = devices.measure(self.pid, message.device) if self.pid else None
+                mapped = message.weight_bytes if self.load.engine == "llama_cpp" else 0
+                measured = devices.measure(self.pid, message.device, mapped) if self.pid else None
                 taken = measured if measured is not None else message.weight_bytes
                 phases = " ".join(f"{phase} {seconds:.2f}s" for phase, seconds in message.phases.items())
                 log.info("loaded %s on %s: %.0f MB, %s, %s", self.load_id, message.device, taken / 1e6,
@@ -197,9 +198,6 @@ class RunnerHandle:
             self._ending, self._buried = self._ending or "lost", True
             orphans, self._in_flight = self._in_flight, {}
         story = f"it was ended while it answered ({self._ending})" if asked else f"the model's runner failed: {cause}"
-        for request_id, flight in orphans.items():
-            self._post(events.Release(request_id))
-            flight.mailbox.put(messages.Failed(request_id, "internal", story))
         self._connection.close()
         os.close(self._wake)
         if self._failed_load is not None:
@@ -210,6 +208,9 @@ class RunnerHandle:
         else:
             log.error("lost %s: %s", self.load_id, cause)
             self._post(events.RunnerLost(self.load_id, cause))
+        # After that news, which drops their leases: a lease given back before it would be granted on this dead runner.
+        for request_id, flight in orphans.items():
+            flight.mailbox.put(messages.Failed(request_id, "internal", story))
 
 
 def describe_status(status: int) -> str:

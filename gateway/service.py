@@ -155,15 +155,21 @@ class Gateway:
             self.owner.post(events.Predict(spec.name, self.footprints.predict(spec, self.place(spec))))
         request_id = uuid.uuid4().hex
         deadline = time.monotonic() + (timeout or self.settings.request_timeout)
-        ticket = Ticket(self, spec, request_id, deadline)
+        ticket = Ticket(self, spec, request_id, deadline, priority, retry)
         self._mailboxes[request_id] = ticket.mailbox
         try:
-            self.owner.ask(events.Reserve(request_id, spec.name, deadline, priority, retry))
-            ticket.confirm()
+            self.reserve(ticket)
         except BaseException:
             self.forget(request_id)
             raise
         return ticket
+
+    def reserve(self, ticket: Ticket) -> None:
+        """Get the ticket a place. :raises GatewayError: if it is refused."""
+        self.owner.ask(
+            events.Reserve(ticket.request_id, ticket.spec.name, ticket.deadline, ticket.priority, ticket.retry)
+        )
+        ticket.confirm()
 
     def require_weights(self, spec: ModelSpec) -> None:
         """:raises Unavailable: naming what is missing or damaged and what to do."""

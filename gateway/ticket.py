@@ -79,15 +79,20 @@ class Answer:
 class Ticket:
     """A request's place. Use as a context manager: leaving it gives back whatever is still held."""
 
-    def __init__(self, gateway: "Gateway", spec: ModelSpec, request_id: str, deadline: float) -> None:
+    def __init__(
+        self, gateway: "Gateway", spec: ModelSpec, request_id: str, deadline: float, priority: int = 0,
+        retry: bool = False,
+    ) -> None:
         self.spec = spec
+        self.priority = priority
+        self.retry = retry
         self.request_id = request_id
         self.deadline = deadline
         self.mailbox: Mailbox = Mailbox()
         self._gateway = gateway
         self._handle: RunnerHandle | None = None
         self._sent = self._over = self._closed = False
-        self._born = time.monotonic()
+        self._born = self._looked = time.monotonic()
         self._granted_at = self._born
         self._load_seconds = 0.0
 
@@ -138,8 +143,13 @@ class Ticket:
         handle = self._handle
         assert handle is not None
         request = messages.Generate(self.request_id, conversation, sampling, switches or {})
-        if not handle.submit(request, self.mailbox, keep_alive):
-            raise Unavailable(f"{self.spec.name} was ended just now; try again", retry_after=1.0)
+        while not handle.submit(request, self.mailbox, keep_alive):
+            self._handle = None  # it ended between the grant and now, with nothing sent: wait for the next
+            self._gateway.owner.post(events.Withdraw(self.request_id))
+            self._gateway.reserve(self)
+            yield from self._acquire(gone)
+            handle = self._handle
+            assert handle is not None
         self._sent = True
         first_token: float | None = None
         while True:
@@ -176,16 +186,17 @@ class Ticket:
 
     def _next(self, gone: Callable[[], bool], waiting_for: str) -> object:
         """Return the next message, or None when it is time to look around. :raises TooLate: past the deadline."""
-        left = self.deadline - time.monotonic()
-        try:
-            return self.mailbox.get(timeout=max(0.0, min(_POLL, left)))
-        except Empty:
+        now = time.monotonic()
+        if now - self._looked >= _POLL:  # by time, not when there is nothing to do: tokens may come faster than that
+            self._looked = now
             if gone():
-                raise ClientGone from None
+                raise ClientGone
             # Before the lease the scheduler refuses late requests itself, and knows better what they waited for.
-            patience = 0.0 if self._handle is not None else _SCHEDULER_PATIENCE
-            if time.monotonic() > self.deadline + patience:
-                raise TooLate(f"the deadline passed while the request waited for {waiting_for}") from None
+            if now > self.deadline + (0.0 if self._handle is not None else _SCHEDULER_PATIENCE):
+                raise TooLate(f"the deadline passed while the request waited for {waiting_for}")
+        try:
+            return self.mailbox.get(timeout=_POLL)
+        except Empty:
             return None
 
     def _timings(self, first_token: float | None) -> dict[str, float]:

@@ -27,6 +27,15 @@ def to_stdout(level: str) -> None:
         logging.getLogger(noisy).setLevel("WARNING")
 
 
+def check(folder: Path) -> None:
+    """:raises SettingsError: if ``main.log`` in this folder cannot be written."""
+    try:
+        with (folder / "main.log").open("a"):
+            pass
+    except OSError as error:
+        raise SettingsError(f"cannot write {folder / 'main.log'}: {error.strerror}") from error
+
+
 def to_file(folder: Path) -> logging.Handler:
     """Log to ``main.log`` in this folder as well. :raises SettingsError: if it cannot be written."""
     try:

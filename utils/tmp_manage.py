@@ -55,7 +55,7 @@ class TempFolder:
         found = []
         for path in self.root.iterdir() if self.root.is_dir() else ():
             try:
-                age = time.time() - path.stat().st_mtime
+                age = time.time() - path.lstat().st_mtime
                 found.append(TempEntry(path.name, _size(path), max(0.0, age), path.name in self._in_use))
             except FileNotFoundError:
                 continue  # its request ended while we looked

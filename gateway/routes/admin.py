@@ -18,14 +18,18 @@ from utils.units import parse_seconds
 blueprint = Blueprint("admin", __name__, url_prefix="/admin")
 _GB = 1024**3
 _WARNING_SHARE = 0.1
+_FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP")  # a proxy on this machine speaks for others
 
 
 @blueprint.before_request
 def only_from_here() -> None:
     """Without API keys, only this machine may administer; and no web page of another origin may do it through a
-    browser on this machine."""
-    if not _is_loopback(request.remote_addr or ""):
+    browser on this machine, nor by a name that was made to resolve to it."""
+    if not _is_loopback(request.remote_addr or "") or any(name in request.headers for name in _FORWARDED):
         raise Forbidden("without API keys /admin answers only requests from this machine")
+    host = urlsplit(f"//{request.host}").hostname or ""
+    if host != "localhost" and not _is_loopback(host) and host != gateway().settings.host:
+        raise Forbidden(f"without API keys /admin answers only to this machine's own names, not to {host}")
     origin = request.headers.get("Origin")
     if origin and urlsplit(origin).netloc != request.host:
         raise Forbidden(f"a page of {origin} may not administer this server")

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from flask import Request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from gateway.errors import BadRequest
 from models_registry.catalog import Catalog
@@ -91,7 +92,7 @@ def read_body(request: Request, spec: ModelSpec, settings: Settings) -> Generate
 
     :raises BadRequest: naming the field and what is wrong with it.
     """
-    data, strict = _fields(request)
+    data, strict = _fields(request, settings.max_body)
     family = Catalog.family(spec)
     known = _ALWAYS | family.options | family.switches
     if unknown := [name for name in data if name not in GenerateBody.model_fields]:
@@ -129,8 +130,10 @@ def _check(body: GenerateBody, spec: ModelSpec, settings: Settings) -> None:
         raise BadRequest(f"{spec.name} takes {', '.join(inputs)}; it cannot take {surplus[0]}")
 
 
-def _fields(request: Request) -> tuple[dict[str, Any], bool]:
+def _fields(request: Request, limit: int) -> tuple[dict[str, Any], bool]:
     """Return the body's fields and whether their types count: a form has only strings."""
+    if request.content_length is None and len(request.get_data()) >= limit:
+        raise RequestEntityTooLarge  # a body without a length is cut at the limit without a word
     if request.mimetype == "multipart/form-data" or (
         request.mimetype == "application/x-www-form-urlencoded" and not request.get_data().lstrip().startswith(b"{")
     ):

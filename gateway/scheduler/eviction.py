@@ -48,6 +48,7 @@ def _plan_on(state: State, slot: str, newcomer: Model, now: float) -> Plan:
     busy = _least_recent(
         model for model in residents
         if model.phase is Phase.READY and not model.pinned and (model.leases or model.waiting)
+        and not _comes_first(model, newcomer, now, state)
     )  # fmt: skip
     go = _take(idle + busy, need)
     if sum(model.bytes for model in go) < need:
@@ -62,6 +63,13 @@ def _plan_on(state: State, slot: str, newcomer: Model, now: float) -> Plan:
     if pending or any(model.leases for model in yielding):
         return Plan(slot, yielding=yielding, wait_until=min(pending, default=None))
     return Plan(slot, evict=tuple(go), yielding=yielding)
+
+
+def _comes_first(model: Model, newcomer: Model, now: float, state: State) -> bool:
+    """Whether those who wait for a resident have priority over those who wait for the newcomer."""
+    if not model.waiting or not newcomer.waiting:
+        return False
+    return model.rank(now, state.limits) < newcomer.rank(now, state.limits)
 
 
 def _evictable(model: Model) -> bool:

@@ -28,6 +28,8 @@ def next_wakeup(state: State, now: float) -> float | None:
             times.append(model.load_deadline)
         elif model.idle and model.expires_at is not None and not model.pinned:
             times.append(model.expires_at)
+        if model.phase is Phase.COLD and model.waiting and model.rank(now, state.limits):
+            times.append(model.waiting[0].asked + state.limits.batch_patience)
     times += [found.wait_until for _, found in _plans(state, now) if found.wait_until is not None]
     return min(times, default=None)
 
@@ -84,7 +86,7 @@ def _submit(state: State, request_id: str, now: float) -> None:
         return
     model = state.models[request.model]
     model.reserved.pop(request_id, None)
-    request.submitted, request.since = True, now
+    request.submitted, request.since, request.asked = True, now, now
     # Priority classes first, then arrival: the deque stays sorted because each request goes behind its equals.
     place = len(model.waiting)
     while place and model.waiting[place - 1].priority > request.priority:
@@ -224,7 +226,10 @@ def _schedule(state: State, now: float) -> list[Action]:
             continue
         if found.ready:
             actions.append(_start(state, model, found.slot, now))
-        actions += [_end(victim, "evicted") for victim in found.evict]
+        for victim in found.evict:
+            actions.append(_end(victim, "evicted"))
+            for request in victim.waiting:  # or the victim, whose waiters are older, would be back before the newcomer
+                request.since = now
         yielding.update(victim.name for victim in found.yielding)
     for model in state.models.values():
         while model.phase is Phase.READY and model.name not in yielding and _may_grant(model):
@@ -238,7 +243,7 @@ def _plans(state: State, now: float) -> list[tuple[Model, Plan]]:
     cold = [model for model in state.models.values() if model.phase is Phase.COLD and model.waiting]
     plans: list[tuple[Model, Plan]] = []
     taken: set[str] = set()
-    for model in sorted(cold, key=lambda model: (model.waiting[0].priority, model.waiting[0].since)):
+    for model in sorted(cold, key=lambda model: (model.rank(now, state.limits), model.waiting[0].since)):
         found = plan(state, model, now)
         if found.slot not in taken:
             taken.add(found.slot)

@@ -14,13 +14,18 @@ class Phase(StrEnum):
 
 @dataclass(slots=True)
 class Request:
-    """One request's place: reserved, then submitted (waiting), then leased."""
+    """One request's place: reserved, then submitted (waiting), then leased.
+
+    ``asked`` is when it was submitted, ``since`` when its present turn of waiting began: a model that gives way puts
+    its own waiters behind the one it gave way to.
+    """
 
     request_id: str
     model: str
     deadline: float
     priority: int
     since: float
+    asked: float = 0.0
     submitted: bool = False
     waited_for_load: bool = False
     granted_at: float | None = None
@@ -61,6 +66,11 @@ class Model:
         """Requests that hold a place in the queue."""
         return len(self.waiting) + len(self.reserved)
 
+    def rank(self, now: float, limits: "Limits") -> int:
+        """The priority of the first waiter; after ``batch_patience`` a batch request counts as interactive."""
+        first = self.waiting[0]
+        return 0 if now - first.asked >= limits.batch_patience else first.priority
+
     @property
     def idle(self) -> bool:
         return self.phase is Phase.READY and not self.leases
@@ -82,6 +92,7 @@ class Limits:
     load_timeout: float = 600.0
     backoff_first: float = 10.0
     backoff_max: float = 300.0
+    batch_patience: float = 60.0
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from runner.job import Job
 from runner.threads import cpu_threads
 
 _BATCH = 512
+_PIECE = 128  # tokens of a prompt between two looks at whether it is still wanted
 _DEFAULT_CONTEXT = 8192
 
 
@@ -53,6 +54,8 @@ class LlamaCpp:
         job.begin(len(prompt), self._tokens.decode, thinks=True, inside=self._tokens.ends_in_think(prompt))
         limit = min(sampling.max_new_tokens, window - len(prompt))
         made = 0
+        if not self._read(prompt, job):
+            return job.finish("stop")
         for token in self._steps(prompt, sampling):
             if not job.wanted or token in self._tokens.ends:
                 return job.finish("stop")
@@ -61,6 +64,28 @@ class LlamaCpp:
                 return job.finish("stop")
             if made >= limit:
                 return job.finish("length")
+
+    def _read(self, prompt: list[int], job: Job) -> bool:
+        """Evaluate all of the prompt but its last token, what is new of it, in pieces; return whether to go on.
+
+        ``generate`` would do it in one go, deaf to a cancellation; it finds this prefix in the cache and goes on.
+        """
+        model, end = self._model, len(prompt) - 1
+        known = 0
+        for ours, cached in zip(prompt[:end], model.input_ids[: model.n_tokens], strict=False):
+            if ours != cached:
+                break
+            known += 1
+        memory = llama_cpp.llama_get_memory(model.ctx)
+        if known < model.n_tokens and not llama_cpp.llama_memory_seq_rm(memory, -1, known, -1):
+            known = 0  # a recurrent model cannot forget a part
+            llama_cpp.llama_memory_clear(memory, True)
+        model.n_tokens = known
+        for start in range(known, end, _PIECE):
+            if not job.wanted:
+                return False
+            model.eval(prompt[start : min(start + _PIECE, end)])
+        return job.wanted
 
     def _steps(self, prompt: list[int], sampling: Sampling) -> Any:
         self._model.set_seed(llama_cpp.LLAMA_DEFAULT_SEED if sampling.seed is None else sampling.seed)

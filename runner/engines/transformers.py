@@ -58,7 +58,9 @@ class Transformers:
         self._progress("reading weights")
         try:
             self._model = self._family.load_model(**self._options()).eval()
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
             raise DamagedError(f"the checkpoint in {self._load.path} cannot be loaded: {error}") from error
         lap("weights")
         self._context = self._load.context or self._family.context(self._model)
@@ -103,6 +105,8 @@ class Transformers:
         room = request.sampling.max_new_tokens
         if self._context is not None:
             used = prepared.prompt_tokens
+            if used == 0:
+                raise RequestError("the prompt has no tokens this model knows")
             if used >= self._context:
                 raise RequestError(f"the prompt has {used} tokens and the context holds {self._context}")
             room = min(room, self._context - used)

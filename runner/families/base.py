@@ -45,6 +45,8 @@ class RunnerFamily:
             self.processor = self.processor_class.from_pretrained(self.path, local_files_only=True)
         except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise DamagedError(f"the tokenizer or processor in {self.path} cannot be read: {error}") from error
+        if not len(self.tokenizer):  # transformers makes an empty one where there is none
+            raise DamagedError(f"{self.path} has no tokenizer")
         if self._template:
             self.processor.chat_template = self._template
 
@@ -55,10 +57,11 @@ class RunnerFamily:
         """
         model, info = self.model_class.from_pretrained(
             self.path, local_files_only=True, use_safetensors=True, trust_remote_code=False,
-            output_loading_info=True, **options,
+            output_loading_info=True, ignore_mismatched_sizes=True, **options,
         )  # fmt: skip
-        missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
-        if missing:
+        if misfits := sorted(str(key[0]) for key in info.get("mismatched_keys", ())):
+            raise DamagedError(f"{len(misfits)} tensors have another shape than config.json says, {misfits[0]} for one")
+        if missing := sorted(info["missing_keys"]):
             raise DamagedError(f"the weights lack {len(missing)} tensors of the model, {missing[0]} among them")
         return model  # type: ignore[no-any-return]
 

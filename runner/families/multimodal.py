@@ -15,6 +15,7 @@ from runner.errors import RequestError
 from runner.families.base import Prepared, RunnerFamily
 
 Array = np.ndarray[Any, Any]
+_SHORTEST = 0.05  # seconds: three frames of the mel spectrogram, the least that leaves a token after two strides
 
 
 @dataclass(slots=True)
@@ -61,11 +62,15 @@ class MultimodalFamily(RunnerFamily):
         return options
 
     def check(self, media: Media) -> None:
-        """:raises RequestError: for a clip longer than the model hears; its processor would cut it without a word."""
+        """:raises RequestError: for a clip longer than the model hears, which its processor would cut without a word,
+        or so short that it makes no token."""
         extractor = getattr(self.processor, "feature_extractor", None)
         longest = getattr(extractor, "n_samples", None)
         rate = self.declaration.sampling_rate
         for number, clip in enumerate([*media.clips, *(track for track in media.tracks if track is not None)], 1):
+            if len(clip) < _SHORTEST * rate:
+                raise RequestError(f"sound {number} lasts {len(clip) / rate * 1000:.1f} ms and this model needs "
+                                   f"{_SHORTEST * 1000:g} ms")  # fmt: skip
             if longest and len(clip) > longest:
                 raise RequestError(f"sound {number} lasts {len(clip) / rate:.1f} s and this model hears at most "
                                    f"{longest / rate:g} s; send it in pieces")  # fmt: skip

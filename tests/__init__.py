@@ -1,0 +1,1 @@
+"""Tests of the whole: real gateways, real runners, real checkpoints, real clients."""

@@ -1,0 +1,81 @@
+"""Shared by all tests: gateways started on demand, their logs when a test fails, and a check that none leaks."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.gateway import CHECKPOINT, GatewayProcess, only, reasoner_at
+
+_started: list[GatewayProcess] = []
+Start = Callable[..., GatewayProcess]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Show what the gateways said beside a failure."""
+    report = yield
+    if report.failed:
+        for gateway in _started:
+            report.sections.append((f"gateway at {gateway.url}", gateway.story()))
+    return report
+
+
+def _starter(home: Callable[[], Path]) -> Iterator[Start]:
+    """Give a function that makes gateways; end them all, and hold them to having left nothing."""
+    mine: list[GatewayProcess] = []
+
+    def start(*arguments: str, launch: bool = True, **options: Any) -> GatewayProcess:
+        gateway = GatewayProcess(home(), *arguments, **options)
+        mine.append(gateway)
+        _started.append(gateway)
+        return gateway.start() if launch else gateway
+
+    yield start
+    left: list[str] = []
+    for gateway in mine:
+        gateway.stop_checked(left)
+        _started.remove(gateway)
+    assert not left, left
+
+
+@pytest.fixture(scope="module")
+def start_for_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Start gateways that serve all tests of a module."""
+    yield from _starter(lambda: tmp_path_factory.mktemp("gateway"))
+
+
+@pytest.fixture
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Start gateways for one test."""
+    yield from _starter(lambda: tmp_path_factory.mktemp("gateway"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_outlives_a_test() -> Iterator[None]:
+    """After a test no running gateway has a lease, a waiter, scratch, or a runner that it does not know of."""
+    yield
+    for gateway in _started:
+        if gateway.running:
+            gateway.until(lambda gateway=gateway: not _busy(gateway), "leases, scratch and stray runners to go", 60)
+
+
+def _busy(gateway: GatewayProcess) -> str:
+    models = gateway.get("/admin/model_status")["model_configs"].values()
+    for model in models:
+        if model["leases"] or model["waiting"] or model["state"] in ("loading", "draining"):
+            return f"{model['name']} is {model['state']}"
+    if scratch := gateway.get("/admin/temp_status")["files"]:
+        return f"in tmp/: {scratch}"
+    strays = gateway.runners() - {model["pid"] for model in models}
+    return f"stray runners {strays}" if strays else ""
+
+
+@pytest.fixture(scope="session")
+def pocket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """One gateway for all tests that only ask: the pocket profile, and the reasoner at 8 and 16 bits beside it."""
+    models = {f"reasoner{bits}": reasoner_at(CHECKPOINT, quant_bits=bits, cpu_quant_bits=bits) for bits in (8, 16)}
+    starter = _starter(lambda: tmp_path_factory.mktemp("pocket"))
+    yield next(starter)(models=only("deepseek", "reasoner", **models), max_body="200kB").preloaded()
+    next(starter, None)

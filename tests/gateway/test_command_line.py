@@ -1,0 +1,167 @@
+"""Mistakes on the command line end in one clear line and a status that is not 0; ``--help`` reads well."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.gateway import ROOT, clean_environment, free_port
+
+
+@dataclass
+class Ended:
+    status: int
+    output: str
+    errors: str
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run ``python main.py`` until it ends by itself."""
+
+    def run(*arguments: str, script: str = "main.py", **variables: str) -> Ended:
+        environment = clean_environment(tmp_path) | variables
+        if "--config" not in arguments:  # which the environment would overrule
+            environment.setdefault("SWITCHYARD_PORT", str(free_port()))
+        done = subprocess.run(
+            [sys.executable, str(ROOT / script), *arguments], cwd=tmp_path, env=environment, text=True,
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False,
+        )  # fmt: skip
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+def one_line(ended: Ended, *words: str) -> None:
+    """Hold a run to having failed with one line on standard error that has all these words."""
+    assert ended.status not in (0, None), ended
+    assert "Traceback" not in ended.output + ended.errors, ended
+    lines = ended.errors.strip().splitlines()
+    assert len(lines) == 1, ended
+    assert lines[0].startswith("switchyard: ")
+    for word in words:
+        assert word in lines[0], ended
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"]])
+def test_help(run: Run, arguments: list[str]) -> None:
+    ended = run(*arguments)
+    assert ended.status == 0 and not ended.errors
+    wanted = ("--host", "--port", "--debug", "--skip-download", "--download-only", "--force-cleanup", "--profile",
+              "--config")  # fmt: skip
+    for option in wanted:
+        assert option in ended.output, option
+    assert max(map(len, ended.output.splitlines())) <= 120
+
+
+def test_help_names_the_environment_and_gives_examples(run: Run) -> None:
+    output = run("--help").output
+    assert "SWITCHYARD_" in output and "python main.py --profile pocket" in output
+
+
+@pytest.mark.parametrize("script", ["main.py", "app.py"])
+def test_port_in_use(run: Run, script: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        one_line(run("--skip-download", "--port", port, script=script), "port", port, "in use")
+        one_line(run("--skip-download", "--debug", "--port", port), "port", port, "in use")
+
+
+def test_address_of_another_machine(run: Run) -> None:
+    one_line(run("--skip-download", "--host", "192.0.2.1"), "192.0.2.1")
+    one_line(run("--skip-download", "--host", "nobody.invalid"), "nobody.invalid")
+
+
+def test_config_that_cannot_be_read(run: Run, tmp_path: Path) -> None:
+    one_line(run("--config", str(tmp_path / "nothing.yaml")), "nothing.yaml")
+    one_line(run("--config", str(tmp_path)), str(tmp_path))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    one_line(run("--config", str(tmp_path / "binary.yaml")), "binary.yaml")
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("port: many", ["port"]), ("port: 0", ["port"]), ("prot: 5000", ["prot"]), ("- a\n- b", ["settings"]),
+    ("port: [", ["line"]), ("slot_budget: large", ["slot_budget", "large"]), ("keep_alive: soon", ["keep_alive"]),
+    ("1: 2", ["1"]),
+])  # fmt: skip
+def test_config_with_a_wrong_value(run: Run, tmp_path: Path, text: str, words: list[str]) -> None:
+    config = tmp_path / "switchyard.yaml"
+    config.write_text(text)
+    one_line(run("--config", str(config)), str(config), *words)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("PORT", "abc"), ("PORT", "70000"), ("SLOT_BUDGET", "-5"), ("DEBUG", "perhaps"), ("DEVICE", "tpu"),
+    ("KEEP_ALIVE", "nan"), ("MAX_BODY", "1XB"), ("LOG_LEVEL", "loud"), ("CPU_UTILIZATION", "7"),
+])  # fmt: skip
+def test_environment_with_a_wrong_value(run: Run, name: str, value: str) -> None:
+    one_line(run(**{f"SWITCHYARD_{name}": value}), name.lower())
+
+
+def test_unknown_profile_names_the_known_ones(run: Run) -> None:
+    one_line(run("--profile", "nope"), "nope", "pocket", "workstation")
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("nothing", ["models"]), ("models:\n  a: {family: nope, source: {path: x}}", ["'a'", "family"]),
+    ("models:\n  a: {family: deepseek}", ["'a'", "source"]),
+    ("models:\n  a: {family: deepseek, source: {path: x}, quant_bits: 5}", ["'a'", "quant_bits"]),
+    ("models:\n  a: {family: deepseek, source: {path: x}, quants: 4}", ["'a'", "quants"]),
+])  # fmt: skip
+def test_wrong_models_file(run: Run, tmp_path: Path, text: str, words: list[str]) -> None:
+    own = tmp_path / "models.yaml"
+    own.write_text(text)
+    one_line(run("--skip-download"), "models.yaml", *words)
+    one_line(run("--skip-download", "--models-file", str(own)), str(own), *words)
+
+
+def test_folder_that_cannot_be_made(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    one_line(run("--skip-download", SWITCHYARD_TMP_DIR=str(tmp_path / "file")), "file")
+
+
+def test_log_that_cannot_be_written(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "logs" / "main.log").mkdir(parents=True)
+    one_line(run("--skip-download"), "main.log")
+
+
+def test_gpu_that_is_not_there(run: Run) -> None:
+    one_line(run("--skip-download", SWITCHYARD_DEVICE="cuda:77"), "cuda:77")
+
+
+def test_unknown_model_to_preload(run: Run) -> None:
+    one_line(run("--skip-download", SWITCHYARD_PRELOAD="gpt-9"), "gpt-9", "deepseek")
+
+
+@pytest.mark.parametrize("package", ["flask", "flask_compress", "gunicorn", "pydantic", "pydantic_settings", "yaml",
+                                     "psutil", "pynvml"])  # fmt: skip
+def test_missing_package(run: Run, tmp_path: Path, package: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"""
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == {package!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+""")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
+    one_line(run("--skip-download", PYTHONPATH=path), package, "pip install -r requirements.txt")
+
+
+def test_unknown_verb_and_unknown_flag(run: Run) -> None:
+    for arguments in (["dance"], ["--dance"], ["--port", "many"]):
+        ended = run(*arguments)
+        assert ended.status == 2
+        assert "usage: " in ended.errors and "Traceback" not in ended.errors

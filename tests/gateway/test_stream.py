@@ -1,0 +1,67 @@
+"""Streamed answers: the same text piece by piece, one final event, errors as events."""
+
+import pytest
+
+from tests.support.gateway import PARIS, STORY, SUM, GatewayProcess
+
+
+@pytest.mark.parametrize(("model", "prompt"), [("deepseek", PARIS), ("reasoner", SUM)])
+def test_pieces_join_to_the_whole_answer(pocket: GatewayProcess, model: str, prompt: dict[str, object]) -> None:
+    whole = pocket.answer(model, **prompt)
+    with pocket.stream(model, **prompt) as events:
+        seen = list(events)
+    *pieces, last = [event.data for event in seen]
+    assert {event.name for event in seen} == {"message"}
+    assert "".join(piece.get("response", "") for piece in pieces).strip() == whole["response"]
+    assert "".join(piece.get("reasoning", "") for piece in pieces).strip() == whole["reasoning"]
+    assert sum("response" in piece for piece in pieces) > 1
+    assert all(len(piece) == 1 for piece in pieces)
+    assert last["done"] is True
+    assert last["usage"] == whole["usage"]
+    assert set(last["timings"]) == set(whole["timings"])
+    assert last["finish_reason"] == whole["finish_reason"]
+    assert last["model"] == model
+
+
+def test_headers_of_a_stream(pocket: GatewayProcess) -> None:
+    body = PARIS | {"stream": True}
+    headers = {"accept-encoding": "gzip"}
+    with pocket.client.stream("POST", "/generate/deepseek", json=body, headers=headers) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["cache-control"] == "no-cache"
+        assert "content-encoding" not in response.headers
+        response.read()
+
+
+def test_pieces_come_while_the_answer_is_made(pocket: GatewayProcess) -> None:
+    with pocket.stream("deepseek", **STORY, max_new_tokens=400) as events:
+        next(events)
+        assert pocket.model("deepseek")["leases"] == 1
+        assert list(events)[-1].data["done"] is True
+
+
+def test_a_stop_string_is_in_no_piece(pocket: GatewayProcess) -> None:
+    with pocket.stream("reasoner", **SUM, stop=[" = "]) as events:
+        said = "".join(event.data.get("response", "") for event in events)
+    assert said.strip() == "17 + 25"
+
+
+def test_a_refusal_before_the_stream_is_plain_http(pocket: GatewayProcess) -> None:
+    assert pocket.generate("nobody", prompt="Hello", stream=True).status_code == 404
+    assert pocket.generate("deepseek", stream=True).status_code == 400
+
+
+def test_an_error_in_the_stream_is_an_event(pocket: GatewayProcess) -> None:
+    with pocket.stream("deepseek", prompt="word " * 6000) as events:
+        (event,) = events
+    assert event.name == "error"
+    assert event.data["status"] == 400
+    assert event.data["error"] and "4096" in event.data["details"]
+
+
+def test_a_deadline_in_the_stream_is_an_event(pocket: GatewayProcess) -> None:
+    pocket.load("deepseek")
+    with pocket.stream("deepseek", **STORY, max_new_tokens=3500, timeout=0.5) as events:
+        *pieces, last = events
+    assert last.name == "error" and last.data["status"] == 504
+    assert all("response" in event.data for event in pieces)

