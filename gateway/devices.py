@@ -7,7 +7,6 @@ import logging
 import time
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -73,25 +72,20 @@ def cpu_budget(settings: Settings) -> int:
     return int(psutil.virtual_memory().total * settings.cpu_utilization)
 
 
-def measure(pid: int, device: str, mapped: int = 0) -> int | None:
-    """Return the bytes a runner takes of its device: on a GPU by the driver, on the CPU those that its end would free.
+def measure(pid: int, device: str, file: str = "") -> int | None:
+    """Return the bytes a runner takes of its device: on a GPU by the driver, on the CPU those that its end would free
+    (unique set size). None if it cannot be told.
 
-    ``mapped`` are bytes of weights it maps from a file. They are counted as they are, because how many of their pages
-    look private to it depends on who else maps the file. None if it cannot be told.
+    ``file`` is one it may map. What of it is in memory counts in full: how much of that looks unique to a process
+    depends on who else maps the file.
     """
     if device.startswith("cuda"):
         return _gpu_bytes(pid, int(device.partition(":")[2] or 0))
     try:
-        return _private_dirty(pid) + mapped if mapped else int(psutil.Process(pid).memory_full_info().uss)
-    except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+        maps = psutil.Process(pid).memory_maps(grouped=True)
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
         return None
-
-
-def _private_dirty(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Private_Dirty:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    return sum(m.rss if m.path == file else m.private_clean + m.private_dirty for m in maps)
 
 
 def wait_until_freed(pid: int, device: str) -> bool:

@@ -13,6 +13,9 @@ import struct
 import tempfile
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, Field, PositiveInt, StrictInt, TypeAdapter
 
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
@@ -32,6 +35,17 @@ class HeaderError(ValueError):
     """A weights file whose header cannot be what it should be."""
 
 
+_Count = Annotated[StrictInt, Field(ge=0)]
+
+
+class _Tensor(BaseModel):
+    """A tensor's entry in a safetensors header."""
+
+    dtype: str
+    shape: tuple[_Count, ...]
+    data_offsets: tuple[_Count, _Count]
+
+
 def safetensors_sizes(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return dtype and shape of each tensor, from the header alone.
 
@@ -46,15 +60,14 @@ def safetensors_sizes(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         if not 2 <= length <= min(_MAX_HEADER, size - 8):
             raise HeaderError(f"{path} is not a safetensors file, or it is cut short")
         try:
-            header = json.loads(file.read(length))
-            tensors = {name: (info["dtype"], tuple(info["shape"])) for name, info in header.items()
-                       if name != "__metadata__"}  # fmt: skip
-            end = max((info["data_offsets"][1] for name, info in header.items() if name != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            header = {name: _Tensor.model_validate(info)
+                      for name, info in json.loads(file.read(length)).items() if name != "__metadata__"}  # fmt: skip
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise HeaderError(f"the header of {path} is damaged") from error
+    end = max((tensor.data_offsets[1] for tensor in header.values()), default=0)
     if 8 + length + end > size:
         raise HeaderError(f"{path} is cut short: {size} bytes of {8 + length + end}")
-    return tensors
+    return {name: (tensor.dtype, tensor.shape) for name, tensor in header.items()}
 
 
 @lru_cache(maxsize=256)
@@ -124,7 +137,10 @@ class Footprints:
         except (HeaderError, OSError):
             return
         self._measured[key] = measured
-        self._write()
+        try:
+            self._write()
+        except OSError as error:
+            log.warning("%s cannot be written; measured sizes are forgotten at the end: %s", self._file, error)
 
     @staticmethod
     def _key(spec: ModelSpec, device: str, weights: int) -> str:
@@ -133,11 +149,10 @@ class Footprints:
 
     def _read(self) -> dict[str, int]:
         try:
-            data = json.loads(self._file.read_text())
-            return {str(key): int(value) for key, value in data.items()}
+            return TypeAdapter(dict[str, PositiveInt]).validate_json(self._file.read_bytes(), strict=True)
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, AttributeError, TypeError) as error:
+        except (OSError, ValueError) as error:
             log.warning("%s cannot be read and is started anew: %s", self._file, error)
             return {}
 

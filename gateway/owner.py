@@ -17,6 +17,7 @@ from gateway.scheduler.actions import Action
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_LONGEST_WAIT = 3600.0
 
 
 class Owner:
@@ -68,7 +69,7 @@ class Owner:
         while True:
             wakeup = next_wakeup(self._state, time.monotonic())
             try:
-                item = self._inbox.get(timeout=None if wakeup is None else max(0.0, wakeup - time.monotonic()))
+                item = self._inbox.get(timeout=None if wakeup is None else _pause(wakeup))
             except Empty:
                 item = events.Tick()
             if item is None:
@@ -86,3 +87,8 @@ class Owner:
         for action in actions:
             self._perform(action)
         return actions
+
+
+def _pause(wakeup: float) -> float:
+    """Return how long to wait, no more than a queue can: a keep-alive of a thousand years is no reason to fail."""
+    return min(max(0.0, wakeup - time.monotonic()), _LONGEST_WAIT)

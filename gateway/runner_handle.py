@@ -154,8 +154,7 @@ class RunnerHandle:
                 log.debug("%s: %s", self.load_id, message.phase)
             case messages.Loaded():
                 self.loaded = message
-                mapped = message.weight_bytes if self.load.engine == "llama_cpp" else 0
-                measured = devices.measure(self.pid, message.device, mapped) if self.pid else None
+                measured = devices.measure(self.pid, message.device, self.load.path) if self.pid else None
                 taken = measured if measured is not None else message.weight_bytes
                 phases = " ".join(f"{phase} {seconds:.2f}s" for phase, seconds in message.phases.items())
                 log.info("loaded %s on %s: %.0f MB, %s, %s", self.load_id, message.device, taken / 1e6,

@@ -92,7 +92,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise CatalogError(f"cannot read {path}: {reason}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that cannot be
         mark = getattr(error, "problem_mark", None)
         raise CatalogError(f"{path}{f', line {mark.line + 1}' if mark else ''}: not valid YAML") from error
     models = data.get("models") if isinstance(data, dict) else None

@@ -111,16 +111,22 @@ def load_settings(config: Path | None = None, **flags: Any) -> Settings:
 
     :raises SettingsError: naming the file or variable, the setting and what is wrong with it.
     """
+    from_file = _read(config) if config else {}
     try:
-        from_file = _read(config) if config else {}
         given = Settings(**flags).model_fields_set  # flags and environment win over the file
+    except ValidationError as error:
+        raise SettingsError(_explain(error, "")) from None
+    try:
         return Settings(**{**{key: value for key, value in from_file.items() if key not in given}, **flags})
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        where = f" (in {config})" if config and name in from_file and name not in flags else ""
-        known = "no such setting" if first["type"] == "extra_forbidden" else first["msg"]
-        raise SettingsError(f"setting {name!r}{where}: {known.removeprefix('Value error, ')}") from None
+        raise SettingsError(_explain(error, f" (in {config})")) from None
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    what = "no such setting" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+    return f"setting {name!r}{where}: {what}"
 
 
 def _read(config: Path) -> dict[str, Any]:
@@ -129,7 +135,7 @@ def _read(config: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise SettingsError(f"cannot read the configuration {config}: {reason}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that cannot be
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         at = f", line {line + 1}" if line is not None else ""
         raise SettingsError(f"the configuration {config}{at} is not valid YAML") from error

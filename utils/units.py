@@ -8,12 +8,13 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
-_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)\s*$", re.IGNORECASE)
+_SIZE = re.compile(r"^\s*(\d{1,30}(?:\.\d{1,30})?)\s*((?:[kmgt]i?)?b?)\s*$", re.IGNORECASE)
 _SIZE_FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
                  "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}  # fmt: skip
-_DURATION = re.compile(r"^\s*(-?\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*$", re.IGNORECASE)
+_DURATION = re.compile(r"^\s*(-?\d{1,30}(?:\.\d{1,30})?)\s*(ms|s|m|h|d)?\s*$", re.IGNORECASE)
 _DURATION_FACTORS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
+_MOST = 10**30
 FOREVER = -1.0
 """The ``keep_alive`` that never runs out."""
 
@@ -26,8 +27,8 @@ def parse_bytes(value: object) -> int:
     if isinstance(value, bool):
         raise ValueError(f"{value!r} is not a size")
     if isinstance(value, int | float):
-        if value < 0:
-            raise ValueError(f"a size cannot be negative: {value}")
+        if not 0 <= value < _MOST:
+            raise ValueError("a size must be 0 or more, and finite")
         return int(value)
     match = _SIZE.match(value) if isinstance(value, str) else None
     if match is None:
@@ -44,14 +45,14 @@ def parse_seconds(value: object) -> float:
     if isinstance(value, bool):
         raise ValueError(f"{value!r} is not a duration")
     if isinstance(value, int | float):
+        if not -_MOST < value < _MOST:  # also true for infinity and NaN; huge integers do not become floats
+            raise ValueError("a duration must be finite")
         seconds = float(value)
     else:
         match = _DURATION.match(value) if isinstance(value, str) else None
         if match is None:
             raise ValueError(f"{value!r} is not a duration; write seconds or, say, 90s, 5m or 1h")
         seconds = float(match[1]) * _DURATION_FACTORS[(match[2] or "s").lower()]
-    if not seconds < float("inf"):  # also true for NaN
-        raise ValueError(f"{value!r} is not a finite duration")
     return FOREVER if seconds < 0 else seconds
 
 

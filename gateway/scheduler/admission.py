@@ -11,7 +11,7 @@ def reserve(state: State, event: Reserve, now: float) -> list[Action]:
     """Admit or refuse, in this order:
 
     1. the gateway is stopping: refuse;
-    2. the model's last load failed and its pause is not over: refuse, naming the cause;
+    2. the model's last load failed, its pause is not over and no other load is under way: refuse, naming the cause;
     3. the model is larger than every slot it may use: refuse, before anything is evicted;
     4. its queue or all queues together are full: refuse, with the time until a place is likely;
     5. otherwise it has a place.
@@ -23,7 +23,7 @@ def reserve(state: State, event: Reserve, now: float) -> list[Action]:
 
     if state.stopping:  # 1
         return refuse(Why.STOPPING, "the server is stopping")
-    if model.phase is Phase.COLD and now < model.retry_at and not event.retry:  # 2
+    if model.phase in (Phase.COLD, Phase.DRAINING) and now < model.retry_at and not event.retry:  # 2
         return refuse(Why.BACKOFF, f"loading {model.name} failed: {model.failure}", model.retry_at - now)
     if model.phase is Phase.COLD and (room := largest(state, model)) < model.predicted:  # 3
         return refuse(Why.CANNOT_FIT, cannot_fit(model, room))
@@ -33,19 +33,14 @@ def reserve(state: State, event: Reserve, now: float) -> list[Action]:
     ):
         if depth >= limit:
             return refuse(Why.QUEUE_FULL, f"{whose} is full ({depth} of {limit})", retry_after(model))
-    request = Request(event.request_id, model.name, event.deadline, event.priority, since=now)  # 5
+    request = Request(event.request_id, model.name, event.deadline, event.priority, now, retry=event.retry)  # 5
     model.reserved[request.request_id] = state.requests[request.request_id] = request
     return [Admit(request.request_id)]
 
 
 def largest(state: State, model: Model) -> int:
-    """The bytes the model could have if nothing but pinned models stayed."""
-
-    def room(slot: str) -> int:
-        pinned = (other.bytes for other in state.residents(slot) if other.pinned and other is not model)
-        return state.slots[slot].budget - sum(pinned)
-
-    return max((room(slot) for slot in model.slots), default=0)
+    """The most bytes the model could have on any slot it may use."""
+    return max((state.room(slot, model) for slot in model.slots), default=0)
 
 
 def cannot_fit(model: Model, room: int) -> str:

@@ -23,8 +23,9 @@ class Plan:
 
 
 def plan(state: State, newcomer: Model, now: float) -> Plan:
-    """Plan on the slot that is ready soonest, then the one with the tightest fit."""
-    plans = [_plan_on(state, slot, newcomer, now) for slot in newcomer.slots]
+    """Plan on the slot that is ready soonest, then the one with the tightest fit, of those it can fit at all."""
+    possible = [slot for slot in newcomer.slots if state.room(slot, newcomer) >= newcomer.predicted]
+    plans = [_plan_on(state, slot, newcomer, now) for slot in possible] or [Plan(newcomer.slots[0])]
     return min(plans, key=lambda option: (not option.ready, not option.evict, len(option.yielding),
                                           state.slots[option.slot].budget - state.used(option.slot)))  # fmt: skip
 
@@ -33,7 +34,7 @@ def overdraft(state: State, slot: str) -> list[Model]:
     """Idle models to end because the slot's models measured larger than predicted; least recently used first."""
     residents = state.residents(slot)
     over = state.used(slot) - sum(m.bytes for m in residents if m.phase is Phase.DRAINING) - state.slots[slot].budget
-    return _take(_least_recent(model for model in residents if _evictable(model)), over)
+    return _take(_least_recent(model for model in residents if _evictable(model) and not model.waiting), over)
 
 
 def _plan_on(state: State, slot: str, newcomer: Model, now: float) -> Plan:
@@ -45,7 +46,7 @@ def _plan_on(state: State, slot: str, newcomer: Model, now: float) -> Plan:
     need -= sum(model.bytes for model in residents if model.phase is Phase.DRAINING)
 
     idle = _least_recent(model for model in residents if _evictable(model) and not model.waiting)
-    busy = _least_recent(
+    busy = _longest_ready(
         model for model in residents
         if model.phase is Phase.READY and not model.pinned and (model.leases or model.waiting)
         and not _comes_first(model, newcomer, now, state)
@@ -54,7 +55,7 @@ def _plan_on(state: State, slot: str, newcomer: Model, now: float) -> Plan:
     if sum(model.bytes for model in go) < need:
         return Plan(slot)  # a pinned model or one that is loading stands in the way
     # A busy model keeps the slot for a quantum, counted from when it was ready and this one began to wait.
-    blocked_since = newcomer.waiting[0].since if newcomer.waiting else now
+    blocked_since = min(request.since for request in newcomer.waiting) if newcomer.waiting else now
     ends = {
         model.name: max(model.ready_since, blocked_since) + state.limits.quantum for model in go if model in busy
     }
@@ -74,6 +75,11 @@ def _comes_first(model: Model, newcomer: Model, now: float, state: State) -> boo
 
 def _evictable(model: Model) -> bool:
     return model.idle and not model.pinned
+
+
+def _longest_ready(models: Iterable[Model]) -> list[Model]:
+    """Among busy models the one that has had the slot longest yields: an order that serving does not change."""
+    return sorted(models, key=lambda model: (model.ready_since, model.name))
 
 
 def _least_recent(models: Iterable[Model]) -> list[Model]:

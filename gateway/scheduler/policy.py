@@ -15,9 +15,11 @@ from gateway.scheduler.state import Model, Phase, Request, State
 
 
 def decide(state: State, event: events.Event, now: float) -> list[Action]:
-    """Take in one event, then do what has become possible: see :func:`_schedule`."""
+    """Take in one event, then do what has become possible, until nothing more is: see :func:`_schedule`."""
     actions = _apply(state, event, now)
-    return actions + _schedule(state, now)
+    while more := _schedule(state, now):
+        actions += more
+    return actions
 
 
 def next_wakeup(state: State, now: float) -> float | None:
@@ -26,7 +28,7 @@ def next_wakeup(state: State, now: float) -> float | None:
     for model in state.models.values():
         if model.phase is Phase.LOADING:
             times.append(model.load_deadline)
-        elif model.idle and model.expires_at is not None and not model.pinned:
+        elif model.idle and model.expires_at is not None and not model.pinned and not model.waiting:
             times.append(model.expires_at)
         if model.phase is Phase.COLD and model.waiting and model.rank(now, state.limits):
             times.append(model.waiting[0].asked + state.limits.batch_patience)
@@ -42,7 +44,7 @@ def _apply(state: State, event: events.Event, now: float) -> list[Action]:
         case events.Reserve():
             return reserve(state, event, now)
         case events.Submit(request_id):
-            _submit(state, request_id, now)
+            return _submit(state, request_id, now)
         case events.Withdraw(request_id):
             request = _forget(state, request_id)
             if request is not None and request.granted_at is not None:
@@ -80,11 +82,14 @@ def _apply(state: State, event: events.Event, now: float) -> list[Action]:
     return []
 
 
-def _submit(state: State, request_id: str, now: float) -> None:
+def _submit(state: State, request_id: str, now: float) -> list[Action]:
     request = state.requests.get(request_id)
     if request is None or request.submitted:
-        return
+        return []
     model = state.models[request.model]
+    if model.phase in (Phase.COLD, Phase.DRAINING) and now < model.retry_at and not request.retry:
+        _forget(state, request_id)
+        return [Refuse(request_id, Why.BACKOFF, f"loading {model.name} failed: {model.failure}", model.retry_at - now)]
     model.reserved.pop(request_id, None)
     request.submitted, request.since, request.asked = True, now, now
     # Priority classes first, then arrival: the deque stays sorted because each request goes behind its equals.
@@ -92,6 +97,8 @@ def _submit(state: State, request_id: str, now: float) -> None:
     while place and model.waiting[place - 1].priority > request.priority:
         place -= 1
     model.waiting.insert(place, request)
+    request.waited_for_load = model.phase is Phase.LOADING
+    return []
 
 
 def _forget(state: State, request_id: str) -> Request | None:
@@ -133,7 +140,7 @@ def _loaded(state: State, load_id: str, size: int, now: float) -> list[Action]:
     assert model.slot is not None
     if size > (room := largest(state, model)):
         return [_end(model, "cannot_fit"), *_refuse_all(state, model, Why.CANNOT_FIT, cannot_fit(model, room))]
-    return [_end(other, "evicted") for other in overdraft(state, model.slot) if other is not model]
+    return []
 
 
 def _load_failed(state: State, load_id: str, cause: str, now: float) -> list[Action]:
@@ -147,7 +154,7 @@ def _load_failed(state: State, load_id: str, cause: str, now: float) -> list[Act
 
 def _back_off(state: State, model: Model, cause: str, now: float) -> list[Action]:
     model.failures += 1
-    pause = min(state.limits.backoff_first * 2 ** (model.failures - 1), state.limits.backoff_max)
+    pause = min(state.limits.backoff_first * 2 ** min(model.failures - 1, 60), state.limits.backoff_max)
     model.retry_at, model.failure = now + pause, cause
     return _refuse_all(state, model, Why.LOAD_FAILED, f"loading {model.name} failed: {cause}", pause)
 
@@ -170,14 +177,18 @@ def _drop_leases(state: State, model: Model) -> None:
 
 
 def _unload(state: State, models: Iterable[Model], force: bool, reason: str) -> list[Action]:
-    """End what may be ended: idle models, with ``force`` also busy and loading ones, and those who wait for them."""
+    """End what may be ended: idle models, with ``force`` also busy and loading ones, and those who wait for them.
+
+    A cleanup spares pinned models; asking for one by name does not.
+    """
     actions: list[Action] = []
     for model in models:
-        if model.idle and not model.waiting:
-            actions.append(_end(model, reason))
-        elif force and model.phase in (Phase.READY, Phase.LOADING):
-            actions.append(_end(model, reason))
+        if force:
+            if model.phase in (Phase.READY, Phase.LOADING):
+                actions.append(_end(model, reason))
             actions += _refuse_all(state, model, Why.UNLOADED, f"{model.name} was unloaded by force")
+        elif model.idle and not model.waiting and not (model.pinned and reason == "cleanup"):
+            actions.append(_end(model, reason))
     return actions
 
 
@@ -201,7 +212,7 @@ def _cool(model: Model) -> None:
 
 
 def _refuse_all(state: State, model: Model, why: Why, detail: str, retry_after: float | None = None) -> list[Action]:
-    waiting = list(model.waiting)
+    waiting = list(model.waiting) + (list(model.reserved.values()) if why is Why.STOPPING else [])
     for request in waiting:
         _forget(state, request.request_id)
     return [Refuse(request.request_id, why, detail, retry_after) for request in waiting]
@@ -214,11 +225,14 @@ def _schedule(state: State, now: float) -> list[Action]:
     """Do all that can be done now:
 
     1. refuse requests whose deadline has passed, saying what they waited for;
-    2. end loads that take too long, and models idle past their keep-alive;
+    2. end loads that take too long, models idle past their keep-alive, and idle ones of a slot that is over its budget
+       because something measured larger than predicted;
     3. see what each cold model with waiters needs, the longest waiter first: start it, evict for it, mark who yields;
     4. grant leases of ready models that do not have to yield.
     """
     actions = _expire_requests(state, now) + _expire_models(state, now)
+    for slot in state.slots:
+        actions += [_end(other, "evicted") for other in overdraft(state, slot)]
     yielding: set[str] = set()
     for model, found in _plans(state, now):
         if (room := largest(state, model)) < model.predicted:

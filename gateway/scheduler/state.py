@@ -27,6 +27,7 @@ class Request:
     since: float
     asked: float = 0.0
     submitted: bool = False
+    retry: bool = False
     waited_for_load: bool = False
     granted_at: float | None = None
 
@@ -115,6 +116,11 @@ class State:
     def used(self, slot: str) -> int:
         """Bytes charged to the slot, those of runners still ending included."""
         return sum(model.bytes for model in self.residents(slot))
+
+    def room(self, slot: str, model: Model) -> int:
+        """Bytes the model could have on the slot if, of the others, only pinned models stayed."""
+        others = (other for other in self.residents(slot) if other is not model and other.phase is not Phase.DRAINING)
+        return self.slots[slot].budget - sum(other.bytes for other in others if other.pinned)
 
     def by_load(self, load_id: str) -> Model | None:
         """The model a load id belongs to now; None for an id of the past."""

@@ -16,6 +16,8 @@ from protocol.messages import ChatMessage, Generate, Load
 from runner.errors import DamagedError, RequestError
 from runner.job import Job
 
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -41,12 +43,13 @@ class RunnerFamily:
 
     def load_processor(self) -> None:
         """Read tokenizer and processor. :raises DamagedError: if they cannot be read."""
+        if not any((self.path / name).is_file() for name in _TOKENIZERS):
+            # transformers would make one that knows next to nothing, without a word
+            raise DamagedError(f"{self.path} has no tokenizer: none of {', '.join(_TOKENIZERS)}")
         try:
             self.processor = self.processor_class.from_pretrained(self.path, local_files_only=True)
         except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise DamagedError(f"the tokenizer or processor in {self.path} cannot be read: {error}") from error
-        if not len(self.tokenizer):  # transformers makes an empty one where there is none
-            raise DamagedError(f"{self.path} has no tokenizer")
         if self._template:
             self.processor.chat_template = self._template
 
@@ -60,7 +63,7 @@ class RunnerFamily:
             output_loading_info=True, ignore_mismatched_sizes=True, **options,
         )  # fmt: skip
         if misfits := sorted(str(key[0]) for key in info.get("mismatched_keys", ())):
-            raise DamagedError(f"{len(misfits)} tensors have another shape than config.json says, {misfits[0]} for one")
+            raise DamagedError(f"{len(misfits)} weights have another shape than config.json says, {misfits[0]} for one")
         if missing := sorted(info["missing_keys"]):
             raise DamagedError(f"the weights lack {len(missing)} tensors of the model, {missing[0]} among them")
         return model  # type: ignore[no-any-return]

@@ -48,16 +48,18 @@ class QwenOmni(MultimodalFamily):
         wanted = bool(request.switches.get("use_audio_in_video"))
         if wanted and not any(track is not None for track in media.tracks):
             raise RequestError("use_audio_in_video was asked for and no video of this request has sound")
-        if not wanted:
-            batch = super().encode(text, media, request)
-        else:
+        options = self.media_options(media)
+        if wanted:
             clips, tracks = media.clips, [(i, track) for i, track in enumerate(media.tracks) if track is not None]
             media = Media(media.images, [*clips, *(track for _, track in tracks)], media.videos, media.fps)
             options = self.media_options(media) | {
                 "load_audio_from_video": True,
                 "audio_from_video_indices": [None] * len(clips) + [i for i, _ in tracks],
             }
-            batch = dict(self.processor(text=[text], return_tensors="pt", **options))
+        if media.videos and (self.path / "video_preprocessor_config.json").is_file():
+            # The processor has limits of its own for frames and would not look at the folder's.
+            options["videos_kwargs"] = {"size": dict(self.processor.video_processor.size)}
+        batch = dict(self.processor(text=[text], return_tensors="pt", **options))
         if media.videos:
             # The processor would assume 2 frames a second; the time between sampled frames is known here.
             step = self.processor.video_processor.temporal_patch_size
@@ -69,11 +71,15 @@ class QwenOmni(MultimodalFamily):
             super().run(model, prepared, job, options)
             return
         speaking = self._speaking = self._speaking or self._load_talker(model)
+        # What is not for the thinker alone goes to the talker too, which knows no pixels.
+        inputs = {f"thinker_{name}" if name.startswith("pixel_values") else name: value
+                  for name, value in prepared.inputs.items()}  # fmt: skip
         _, waveform = speaking.generate(
-            **prepared.inputs,
+            **inputs,
             speaker=_SPEAKER if _SPEAKER in speaking.speaker_map else next(iter(speaking.speaker_map)),
             **{f"thinker_{name}": value for name, value in options.items()},
             talker_stopping_criteria=[_Enough(job)],
+            talker_eos_token_id=[speaking.talker.codec_pad_token, speaking.talker.codec_eos_token],
         )
         job.extras |= {"audio": _wav(waveform), "audio_format": "wav", "audio_sampling_rate": SPEECH_RATE}
 

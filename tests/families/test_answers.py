@@ -117,6 +117,16 @@ def test_omni_speaks_when_asked(gateway: GatewayProcess) -> None:
     assert "audio" not in gateway.answer("qwen_omni", prompt="Hello")
 
 
+def test_omni_speaks_about_what_it_sees_and_hears(gateway: GatewayProcess) -> None:
+    rng = random.Random(6)
+    question = questions.about_both(rng)
+    clip = questions.video(drawings.clip(rng, frames=8))
+    answer = ask(gateway, "qwen_omni", question, speech="true")
+    assert answer["response"] == question.answer and answer["audio"]
+    moving = ask(gateway, "qwen_omni", Question("Which way does it move?", "", {"video": clip}), speech="true")
+    assert moving["audio"]
+
+
 def test_a_clip_longer_than_the_model_hears_is_refused(gateway: GatewayProcess) -> None:
     sent = base64.b64encode(questions.sound(np.zeros(40 * sounds.RATE, np.float32), "FLAC")).decode()
     refused = gateway.generate("qwen_audio", prompt="Is the pitch rising?", audio=sent)

@@ -1,0 +1,249 @@
+"""How many bytes a model takes, by the headers of real files and by what loads measured."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from safetensors.numpy import save_file
+
+from gateway.footprint import Footprints, HeaderError, safetensors_sizes, weight_bytes
+from models_registry.spec import ModelSpec
+
+TENSORS = {
+    "model.embed_tokens.weight": np.zeros((10, 64), np.float32),
+    "model.layers.0.q_proj.weight": np.zeros((64, 64), np.float16),
+    "model.layers.0.q_proj.bias": np.zeros((64,), np.float32),
+    "model.layers.0.norm.weight": np.zeros((64,), np.float16),
+    "model.layers.0.conv.weight": np.zeros((8, 4, 3), np.float32),
+    "visual.blocks.0.proj.weight": np.zeros((16, 32), np.float16),
+    "lm_head.weight": np.zeros((10, 64), np.float16),
+    "model.positions": np.zeros((12,), np.int64),
+}
+# What stays at 16 bits takes two bytes an element, whole numbers as many as they have.
+KEPT = 10 * 64 * 2 + 64 * 2 + 64 * 2 + 8 * 4 * 3 * 2 + 16 * 32 * 2 + 10 * 64 * 2 + 12 * 8
+
+
+def spec_of(folder: Path, bits: int = 16, **fields: Any) -> ModelSpec:
+    source = {"path": str(folder)} | fields.pop("source", {})
+    return ModelSpec.model_validate(
+        {"name": "a", "family": "qwen_vl", "source": source, "quant_bits": bits} | fields
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    save_file(TENSORS, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+# -- headers -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_header_tells_dtype_and_shape(folder: Path) -> None:
+    found = safetensors_sizes(folder / "model.safetensors")
+    assert {name: shape for name, (_, shape) in found.items()} == {name: t.shape for name, t in TENSORS.items()}
+    assert found["model.embed_tokens.weight"][0] == "F32" and found["model.positions"][0] == "I64"
+
+
+def test_a_file_without_tensors_is_one(tmp_path: Path) -> None:
+    save_file({}, tmp_path / "empty.safetensors")
+    assert safetensors_sizes(tmp_path / "empty.safetensors") == {}
+
+
+@pytest.mark.parametrize("left", [0, 1, 7, 8, 9, 100, -1, -1000])
+def test_a_file_cut_short_is_told(folder: Path, left: int) -> None:
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:left])
+    with pytest.raises(HeaderError, match=r"model\.safetensors"):
+        safetensors_sizes(path)
+
+
+@pytest.mark.parametrize("content", [
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", b"\x80\x04\x95" + b"\0" * 60, b"\0" * 64,
+    b"\xff" * 64, b"PK\x03\x04" + b"\0" * 60,
+])  # fmt: skip
+def test_another_kind_of_file_is_told(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(HeaderError, match=r"model\.safetensors"):
+        safetensors_sizes(tmp_path / "model.safetensors")
+
+
+def with_header(path: Path, header: bytes, data: bytes = b"\0" * 64) -> Path:
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+    return path
+
+
+@pytest.mark.parametrize("header", [
+    b"{}x", b"[]", b"3", b"null", b"not json", b"\xff\xfe", b'{"a": 1}', b'{"a": {}}', b'{"a": {"dtype": "F32"}}',
+    b'{"a": {"dtype": "F32", "shape": 4, "data_offsets": [0, 4]}}',
+    b'{"a": {"dtype": "F32", "shape": null, "data_offsets": [0, 4]}}',
+    b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": 4}}',
+    b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}',
+    b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, "4"]}}',
+    b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, null]}}',
+    b'{"a": {"dtype": 3, "shape": [1], "data_offsets": [0, 4]}}',
+    b'{"a": {"dtype": null, "shape": [1], "data_offsets": [0, 4]}}',
+    b'{"a": {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 4]}}',
+    b'{"a": {"dtype": "F32", "shape": [[1]], "data_offsets": [0, 4]}}',
+    b'{"a": {"dtype": "F32", "shape": [-5], "data_offsets": [0, 4]}}',
+])  # fmt: skip
+def test_a_damaged_header_is_a_header_error_and_no_other(tmp_path: Path, header: bytes) -> None:
+    with_header(tmp_path / "model.safetensors", header)
+    with pytest.raises(HeaderError, match=r"model\.safetensors"):
+        weight_bytes(spec_of(tmp_path), tmp_path)
+    assert Footprints(tmp_path).predict(spec_of(tmp_path), "cpu") == 0, "nor does it keep the gateway from starting"
+
+
+@settings(max_examples=150, deadline=None, database=None)
+@given(place=st.integers(0, 10_000), byte=st.integers(0, 255))
+def test_one_wrong_byte_in_a_header_is_never_another_error(
+    place: int, byte: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("flip")
+    save_file({"a.weight": np.zeros((4, 4), np.float32), "b": np.zeros(3, np.float16)}, folder / "m.safetensors")
+    whole = bytearray((folder / "m.safetensors").read_bytes())
+    end = 8 + struct.unpack("<Q", whole[:8])[0]
+    whole[place % end] = byte
+    (folder / "m.safetensors").write_bytes(whole)
+    try:
+        assert weight_bytes(spec_of(folder), folder) >= 0
+    except HeaderError as error:
+        assert "m.safetensors" in str(error)
+
+
+def test_a_header_longer_than_any_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", 2**62))
+        file.truncate(10_000)
+    with pytest.raises(HeaderError):
+        safetensors_sizes(path)
+
+
+# -- the rule ----------------------------------------------------------------------------------------------------------
+
+
+def test_at_16_bits_everything_takes_two_bytes(folder: Path) -> None:
+    assert weight_bytes(spec_of(folder, 16), folder) == KEPT + 64 * 64 * 2
+
+
+def test_at_8_bits_a_linear_layer_takes_a_byte_and_a_scale_a_row(folder: Path) -> None:
+    assert weight_bytes(spec_of(folder, 8), folder) == KEPT + 64 * 64 + 64 * 4
+
+
+def test_at_4_bits_it_takes_half_a_byte_and_its_scales(folder: Path) -> None:
+    # 4096 codes of 4 bits, 64 scales of 8 bits for 64 codes each, and 4 bytes for every 256 scales
+    assert weight_bytes(spec_of(folder, 4), folder) == KEPT + 2048 + 64 + 1
+
+
+def test_what_a_family_keeps_is_the_familys(folder: Path) -> None:
+    kept, all_but_head = spec_of(folder, 8), spec_of(folder, 8, family="deepseek")  # it has no vision tower to spare
+    saved = 16 * 32 * 2 - (16 * 32 + 16 * 4)
+    assert weight_bytes(kept, folder) - weight_bytes(all_but_head, folder) == saved
+
+
+def test_a_name_that_only_contains_a_kept_one_is_quantized(tmp_path: Path) -> None:
+    save_file({"not_lm_head_at_all.weight": np.zeros((64, 64), np.float16)}, tmp_path / "m.safetensors")
+    assert weight_bytes(spec_of(tmp_path, 8), tmp_path) == 64 * 64 + 64 * 4
+
+
+def test_shards_add_up(tmp_path: Path) -> None:
+    names = sorted(TENSORS)
+    for number in range(2):
+        shard = {name: TENSORS[name] for name in names[number::2]}
+        save_file(shard, tmp_path / f"model-0000{number + 1}-of-00002.safetensors")
+    assert weight_bytes(spec_of(tmp_path, 4), tmp_path) == KEPT + 2048 + 64 + 1
+
+
+def test_a_gguf_file_takes_its_size(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"GGUF" + b"\0" * 996)
+    spec = spec_of(tmp_path, 4, source={"file": "x.gguf"}, engine="llama_cpp")
+    assert weight_bytes(spec, tmp_path) == 1000
+
+
+@pytest.mark.parametrize("source", [{}, {"file": "x.gguf"}])
+def test_weights_that_are_not_there_are_told(tmp_path: Path, source: dict[str, str]) -> None:
+    with pytest.raises(HeaderError, match=str(tmp_path)):
+        weight_bytes(spec_of(tmp_path, source=source), tmp_path)
+    assert Footprints(tmp_path).predict(spec_of(tmp_path, source=source), "cpu") == 0
+
+
+# -- predicted and measured --------------------------------------------------------------------------------------------
+
+
+def test_a_prediction_is_more_than_the_weights_and_more_on_a_gpu(folder: Path, tmp_path: Path) -> None:
+    spec = spec_of(folder, 4)
+    weights = weight_bytes(spec, tmp_path)
+    cpu, gpu = (Footprints(tmp_path).predict(spec, device) for device in ("cpu", "cuda:0"))
+    assert weights < cpu < gpu
+
+
+def test_fewer_bits_never_take_more(tmp_path: Path) -> None:
+    save_file({"a.weight": np.zeros((512, 512), np.float16)}, tmp_path / "m.safetensors")
+    found = [Footprints(tmp_path).predict(spec_of(tmp_path, bits), "cpu") for bits in (4, 8, 16)]
+    assert found == sorted(found) and len(set(found)) == 3
+
+
+def test_what_was_measured_wins_also_after_a_restart(folder: Path, tmp_path: Path) -> None:
+    footprints, spec = Footprints(tmp_path), spec_of(folder, 4)
+    guess = footprints.predict(spec, "cpu")
+    footprints.record(spec, "cpu", 123_456)
+    for known in (footprints, Footprints(tmp_path)):
+        assert known.predict(spec, "cpu") == 123_456
+        assert known.predict(spec, "cuda:0") not in (123_456, guess), "another device"
+        assert known.predict(spec_of(folder, 8), "cpu") != 123_456, "other bits"
+    footprints.record(spec, "cpu", 99)
+    assert Footprints(tmp_path).predict(spec, "cpu") == 99
+
+
+def test_other_weights_in_the_same_place_were_not_measured(folder: Path, tmp_path: Path) -> None:
+    footprints, spec = Footprints(tmp_path), spec_of(folder, 4)
+    footprints.record(spec, "cpu", 123_456)
+    save_file({**TENSORS, "more.weight": np.zeros((64, 64), np.float16)}, folder / "model.safetensors")
+    assert footprints.predict(spec, "cpu") not in (0, 123_456)
+
+
+def test_weights_removed_meanwhile_are_not_recorded(folder: Path, tmp_path: Path) -> None:
+    footprints, spec = Footprints(tmp_path), spec_of(folder, 4)
+    (folder / "model.safetensors").unlink()
+    footprints.record(spec, "cpu", 5)
+    assert footprints.predict(spec, "cpu") == 0
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"{", b"[]", b"null", b"3", b'"text"', b"\xff\xfe", b'{"a": null}', b'{"a": "many"}', b'{"a": []}',
+    b'{"a": NaN}', b'{"a": Infinity}', b"\0" * 100,
+])  # fmt: skip
+def test_damaged_figures_are_survived_and_written_anew(folder: Path, tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / ".switchyard" / "footprints.json"
+    file.parent.mkdir()
+    file.write_bytes(content)
+    footprints, spec = Footprints(tmp_path), spec_of(folder, 4)
+    assert footprints.predict(spec, "cpu") > 0
+    footprints.record(spec, "cpu", 42)
+    assert list(json.loads(file.read_text()).values()) == [42]
+    assert [path.name for path in file.parent.iterdir()] == ["footprints.json"], "no leavings"
+
+
+def test_a_figure_that_cannot_be_is_not_believed(folder: Path, tmp_path: Path) -> None:
+    footprints, spec = Footprints(tmp_path), spec_of(folder, 4)
+    footprints.record(spec, "cpu", 42)
+    file = tmp_path / ".switchyard" / "footprints.json"
+    file.write_text(file.read_text().replace("42", "-42"))
+    assert Footprints(tmp_path).predict(spec, "cpu") > 0
+
+
+def test_a_folder_that_cannot_be_written_costs_no_load(folder: Path, tmp_path: Path) -> None:
+    """models/ may be mounted read-only. The figure is good for this run all the same."""
+    (tmp_path / ".switchyard").write_text("a file where the folder should be")
+    footprints, spec = Footprints(tmp_path), spec_of(folder, 4)
+    footprints.record(spec, "cpu", 42)
+    assert footprints.predict(spec, "cpu") == 42

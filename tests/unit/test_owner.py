@@ -1,0 +1,84 @@
+"""The owner thread: decides in order, wakes up when time alone changes something, and outlives what goes wrong."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from gateway.owner import Owner
+from gateway.scheduler import Model, Slot, State, events
+from gateway.scheduler.actions import Action, EndRunner, Grant, Refuse
+
+
+class Performed:
+    """Actions as they were performed; one that is waited for by its type."""
+
+    def __init__(self) -> None:
+        self.actions: list[Action] = []
+        self._changed = threading.Condition()
+
+    def __call__(self, action: Action) -> None:
+        assert threading.current_thread().name == "owner"
+        with self._changed:
+            self.actions.append(action)
+            self._changed.notify_all()
+
+    def wait_for(self, kind: type[Action]) -> Action:
+        with self._changed:
+            assert self._changed.wait_for(lambda: any(isinstance(action, kind) for action in self.actions), 30)
+            return next(action for action in self.actions if isinstance(action, kind))
+
+
+@pytest.fixture
+def performed() -> Performed:
+    return Performed()
+
+
+@pytest.fixture
+def owner(performed: Performed) -> Iterator[Owner]:
+    owner = Owner(State({"cpu": Slot("cpu", 100)}, {"a": Model("a", 30, ("cpu",))}), performed)
+    owner.start()
+    yield owner
+    owner.stop()
+
+
+def lease(owner: Owner) -> None:
+    owner.ask(events.Reserve("r1", "a", time.monotonic() + 1000))
+    owner.ask(events.Submit("r1"))
+    owner.ask(events.Loaded("a-1", 30))
+
+
+def test_events_are_decided_in_order(owner: Owner, performed: Performed) -> None:
+    for event in (events.Reserve("r1", "a", time.monotonic() + 1000), events.Submit("r1"), events.Loaded("a-1", 30)):
+        owner.post(event)
+    granted = performed.wait_for(Grant)
+    assert isinstance(granted, Grant) and granted.load_id == "a-1"
+
+
+def test_it_wakes_up_by_itself(owner: Owner, performed: Performed) -> None:
+    lease(owner)
+    owner.post(events.Reserve("r2", "a", time.monotonic() + 0.05))
+    refused = performed.wait_for(Refuse)
+    assert isinstance(refused, Refuse) and refused.request_id == "r2"
+    owner.post(events.Release("r1", keep_alive=0.05))
+    ended = performed.wait_for(EndRunner)
+    assert isinstance(ended, EndRunner) and ended.reason == "expired"
+
+
+@pytest.mark.parametrize("seconds", [1e9, 1e10, 1e20, 1e300])
+def test_no_keep_alive_is_too_long_for_it(owner: Owner, seconds: float) -> None:
+    """One request's words must not end the thread that serves all."""
+    lease(owner)
+    owner.ask(events.Release("r1", keep_alive=seconds))
+    owner.post(events.Tick())
+    assert owner.inspect(lambda state: state.models["a"].idle, timeout=5)
+
+
+def test_an_event_that_fails_ends_nothing(owner: Owner, performed: Performed, caplog: pytest.LogCaptureFixture) -> None:
+    owner.post(events.Unload("no such model"))
+    with pytest.raises(KeyError):
+        owner.ask(events.Unload("nor this"))
+    lease(owner)
+    performed.wait_for(Grant)
+    assert "no such model" in caplog.text
