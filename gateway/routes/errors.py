@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
@@ -12,6 +13,7 @@ from utils.media.errors import MediaError
 
 log = logging.getLogger(__name__)
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; the access log does
+_READ_SECONDS, _READ_BYTES = 5.0, 256 * 2**20
 
 
 def register(app: Flask) -> None:
@@ -40,10 +42,23 @@ def http_error(error: HTTPException) -> Response:
         limit = gateway().settings.max_body
         size = f"the body has {request.content_length} bytes" if request.content_length else "the body is larger"
         details = f"{size}; the limit is {limit} (SWITCHYARD_MAX_BODY)"
+        _read_away()
     response = answer(error.code or 500, error.name, details)
     if allowed := getattr(error, "valid_methods", None):
         response.headers["Allow"] = ", ".join(sorted(allowed))
     return response
+
+
+def _read_away() -> None:
+    """Read what the client is still sending, within bounds: most clients send all before they look for an answer, and
+    would see a broken connection instead of it."""
+    deadline, left = time.monotonic() + _READ_SECONDS, _READ_BYTES
+    source = request.environ["wsgi.input"]
+    try:
+        while left > 0 and time.monotonic() < deadline and (part := source.read(min(65536, left))):
+            left -= len(part)
+    except (OSError, ValueError) as error:
+        log.debug("the rest of a body that is too large could not be read: %s", error)
 
 
 def internal_error(error: Exception) -> Response:

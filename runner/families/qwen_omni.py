@@ -79,6 +79,7 @@ class QwenOmni(MultimodalFamily):
             speaker=_SPEAKER if _SPEAKER in speaking.speaker_map else next(iter(speaking.speaker_map)),
             **{f"thinker_{name}": value for name, value in options.items()},
             talker_stopping_criteria=[_Enough(job)],
+            talker_min_new_tokens=_CODES_AT_LEAST // 5,  # with none the vocoder fails
             talker_eos_token_id=[speaking.talker.codec_pad_token, speaking.talker.codec_eos_token],
         )
         job.extras |= {"audio": _wav(waveform), "audio_format": "wav", "audio_sampling_rate": SPEECH_RATE}

@@ -70,7 +70,7 @@ def test_interrupt_says_how_to_go_on(hub: Hub, models: Path, start: Start) -> No
     hub.wait_held(1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)
-    assert process.returncode == 130
+    assert process.returncode == 130, (out, err)
     assert "run it again to resume" in err and "Traceback" not in err
     assert download_state(spec_of(), models).name == "partial"
 

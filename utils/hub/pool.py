@@ -70,7 +70,8 @@ def work(files: Iterable[RemoteFile], bring: Callable[[RemoteFile], None], halt:
     except BaseException:
         halt.set()
         for thread in threads:
-            thread.join(2)
+            if thread.is_alive():  # the interrupt may have come before the last were started
+                thread.join(2)
         raise
     if failures:
         raise failures[0]
