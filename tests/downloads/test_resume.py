@@ -72,7 +72,7 @@ def test_interrupt_says_how_to_go_on(hub: Hub, models: Path, start: Start) -> No
     out, err = process.communicate(timeout=20)
     assert process.returncode == 130, (out, err)
     assert "run it again to resume" in err and "Traceback" not in err
-    assert download_state(spec_of(), models).name == "partial"
+    assert download_state(spec_of(), models).name in ("partial", "absent")  # absent: before the first byte was written
 
 
 def test_two_at_once(hub: Hub, models: Path, start: Start) -> None:
