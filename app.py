@@ -30,7 +30,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         settings = load_settings()
         logs.to_stdout("debug" if settings.debug else settings.log_level)
     settings.make_folders()
-    handler = logs.to_file(settings.logs_dir)
+    logs.to_file(settings.logs_dir)
     service = Gateway(settings, load_catalog(settings))
 
     app = Flask("switchyard", static_folder=None)
@@ -47,10 +47,9 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     log.info("profile %s with %s on %s", settings.profile, ", ".join(service.catalog.names), service.device)
     if settings.host not in ("127.0.0.1", "localhost", "::1"):
-        log.warning("listening on %s without API keys: /admin answers this machine only", settings.host)
+        log.warning("listening on %s, where anybody may connect: /admin answers this machine only", settings.host)
     service.start()
     atexit.register(service.stop)
-    app.extensions["switchyard_log_handler"] = handler
     return app
 
 

@@ -33,7 +33,8 @@ class ChatError(Exception):
 def run(settings: Settings, model: str, files: list[str], prompt: str | None, url: str | None) -> int:
     """Talk to ``model`` until the user leaves; with ``prompt``, ask that once. Return the exit status."""
     console = Console(highlight=False, soft_wrap=True)
-    session = Session(url or f"http://{settings.host}:{settings.port}", model)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    session = Session(url or f"http://{host}:{settings.port}", model)
     try:
         session.attach(files)
         if prompt is not None:
@@ -44,8 +45,8 @@ def run(settings: Settings, model: str, files: list[str], prompt: str | None, ur
             try:
                 if not _command(console, session, line):
                     _show(console, session, line)
-            except (ChatError, OSError) as error:
-                console.print(f"[red]{error}[/red]")
+            except (ChatError, OSError, httpx.HTTPError) as error:
+                console.print(str(error), style="red", markup=False)
         return 0
     except (ChatError, OSError) as error:
         print(f"switchyard: {error}", file=sys.stderr)
@@ -94,7 +95,6 @@ class Session:
         before = [{"role": "system", "content": self.system}] if self.system else []
         if before or self.said:
             body["messages"] = [*before, *self.said]
-        self.attached = {}
         answer = ""
         with self._client.stream("POST", f"/generate/{self.model}", json=body) as response:
             if response.status_code != 200:
@@ -108,6 +108,7 @@ class Session:
                     raise ChatError(f"{event['error']}: {event['details']}")
                 answer += event.get("response", "")
                 yield event
+        self.attached = {}
         self.said += [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 

@@ -80,7 +80,7 @@ def measure(pid: int, device: str, file: str = "") -> int | None:
     depends on who else maps the file.
     """
     if device.startswith("cuda"):
-        return _gpu_bytes(pid, int(device.partition(":")[2] or 0))
+        return _gpu_bytes(pid, int(device.partition(":")[2] or 0)) or None  # some drivers give no figures by process
     try:
         maps = psutil.Process(pid).memory_maps(grouped=True)
     except (psutil.NoSuchProcess, psutil.AccessDenied):

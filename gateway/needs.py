@@ -25,6 +25,7 @@ def environment(settings: Settings) -> dict[str, str]:
     variables = {
         "TOKENIZERS_PARALLELISM": "false",  # its thread pool does not survive a fork
         "OMP_WAIT_POLICY": "passive",  # beside other busy processes spinning threads made 4 tok/s, waiting ones 20
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # so that torch numbers the GPUs as the driver does
         "HF_HUB_OFFLINE": "1",  # a runner loads from disk; fetching is the downloader's work
         "TRANSFORMERS_VERBOSITY": "error" if not settings.debug else "warning",
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # is_available() must not initialize CUDA in the forkserver

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
+from gateway.errors import Unavailable
 from gateway.scheduler import State, decide, events, next_wakeup
 from gateway.scheduler.actions import Action
 
@@ -45,7 +46,7 @@ class Owner:
         self._inbox.put(function)
 
     def ask(self, event: events.Event, timeout: float = 10.0) -> list[Action]:
-        """Hand over an event and return what was decided. :raises TimeoutError: if the owner does not answer."""
+        """Hand over an event and return what was decided. :raises Unavailable: if the owner does not answer."""
 
         def decide_now(state: State) -> list[Action]:
             return self._decide(state, event)
@@ -63,7 +64,10 @@ class Owner:
                 answer.set_exception(error)
 
         self._inbox.put(call)
-        return answer.result(timeout)
+        try:
+            return answer.result(timeout)
+        except TimeoutError:
+            raise Unavailable("the scheduler does not answer") from None
 
     def _run(self) -> None:
         while True:
@@ -85,7 +89,10 @@ class Owner:
     def _decide(self, state: State, event: events.Event) -> list[Action]:
         actions = decide(state, event, time.monotonic())
         for action in actions:
-            self._perform(action)
+            try:
+                self._perform(action)
+            except Exception:  # one that fails must not cost the others
+                log.exception("could not perform %s", action)
         return actions
 
 

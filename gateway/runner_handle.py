@@ -39,18 +39,21 @@ class RunnerHandle:
 
     def __init__(
         self, load: messages.Load, needs: Sequence[str], spawner: Spawner, post: Callable[[events.Event], None],
-        heartbeat_timeout: float,
+        heartbeat_timeout: float, predicted: int = 0,
     ) -> None:
         self.load = load
         self.load_id = load.load_id
         self.loaded: messages.Loaded | None = None
+        self.measured = False
         self.progress: messages.Progress | None = None
         self.steps = 0
         self._needs = needs
         self._post = post
         self._spawner = spawner
         self._heartbeat_timeout = heartbeat_timeout
+        self._predicted = predicted
         self._lock = threading.Lock()
+        self._send_lock = threading.Lock()
         self._in_flight: dict[str, _InFlight] = {}
         self._ending: str | None = None
         self._buried = False
@@ -82,20 +85,23 @@ class RunnerHandle:
             if self._ending is not None:
                 return False
             self._in_flight[request.request_id] = _InFlight(mailbox, keep_alive)
-            try:
-                self._connection.send(request)
-            except OSError:
-                log.debug("%s is gone; its reader will say so", self.load_id)
+        self._send(request)
         return True
 
     def cancel(self, request_id: str) -> None:
         """Ask the runner to stop a request. Its lease lasts until the runner has stopped."""
         with self._lock:
-            if request_id in self._in_flight:
-                try:
-                    self._connection.send(messages.Cancel(request_id))
-                except OSError:
-                    log.debug("%s is gone; nothing to cancel", self.load_id)
+            running = request_id in self._in_flight
+        if running:
+            self._send(messages.Cancel(request_id))
+
+    def _send(self, message: messages.GatewayMessage) -> None:
+        """Send to the runner. May wait for one that does not read, so never under the lock that the owner takes."""
+        with self._send_lock:
+            try:
+                self._connection.send(message)
+            except OSError:
+                log.debug("%s is gone; its reader will say so", self.load_id)
 
     def end(self, reason: str) -> None:
         """End the runner: asked first, killed when it does not. Does not wait; RunnerEnded is posted once it is over.
@@ -127,7 +133,11 @@ class RunnerHandle:
                     os.eventfd_read(self._wake)
                 if self._ending is not None and stop_by is None:
                     stop_by = now + _END_GRACE
-                    self._connection.send(messages.Stop())
+                    if self._send_lock.acquire(blocking=False):  # held: it is not reading, and will be killed
+                        try:
+                            self._connection.send(messages.Stop())
+                        finally:
+                            self._send_lock.release()
                 if stop_by is not None and now > stop_by:
                     break
                 if self._child and self._child.forked.is_set():
@@ -155,7 +165,8 @@ class RunnerHandle:
             case messages.Loaded():
                 self.loaded = message
                 measured = devices.measure(self.pid, message.device, self.load.path) if self.pid else None
-                taken = measured if measured is not None else message.weight_bytes
+                taken = measured if measured is not None else max(message.weight_bytes, self._predicted)
+                self.measured = measured is not None
                 phases = " ".join(f"{phase} {seconds:.2f}s" for phase, seconds in message.phases.items())
                 log.info("loaded %s on %s: %.0f MB, %s, %s", self.load_id, message.device, taken / 1e6,
                          message.quantization, phases)  # fmt: skip

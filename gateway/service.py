@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Gateway:
-    """One slot, its models and their runners."""
+    """The slots, their models and their runners."""
 
     def __init__(self, settings: Settings, catalog: Catalog) -> None:
         self.settings = settings
@@ -130,19 +130,6 @@ class Gateway:
         whole = self.footprints.predict(spec.model_copy(update={"quant_bits": 16}), "cpu")
         return 16 if 0 < whole <= self._budgets["cpu"] else spec.quant_bits
 
-    def quantize(self, spec: ModelSpec, bits: QuantBits) -> ModelSpec:
-        """Return the spec with other bits, in force for later loads too. A model loaded with others is unloaded.
-
-        :raises BadRequest: for a GGUF file, whose quantization is its own.
-        :raises Conflict: if it is in use.
-        """
-        if spec.engine == "llama_cpp":
-            raise BadRequest(f"{spec.name} is a GGUF file; its quantization cannot be chosen at load")
-        if bits != spec.quant_bits:
-            self.unload(spec)
-            self._overrides[spec.name] = bits
-        return self.spec(spec.name)
-
     def admit(self, spec: ModelSpec, *, timeout: float | None = None, priority: int = 0, retry: bool = False) -> Ticket:
         """Reserve a place in the model's queue.
 
@@ -194,15 +181,38 @@ class Gateway:
 
     # -- models --------------------------------------------------------------------------------------------------------
 
-    def load(self, spec: ModelSpec, timeout: float | None = None) -> dict[str, Any]:
-        """Load a model and return its status once it is ready. Joins a load under way; ignores a back-off."""
-        started = time.monotonic()
-        with self.admit(spec, timeout=timeout or self.settings.load_timeout, retry=True) as ticket:
-            ticket.acquire()
+    def load(self, spec: ModelSpec, *, bits: QuantBits | None = None, pinned: bool | None = None) -> dict[str, Any]:
+        """Load a model and return its status once it is ready. Joins a load under way; ignores a back-off.
+
+        ``bits`` stay in force for later loads too; a model loaded with others is unloaded first. ``pinned`` keeps it
+        from eviction. Neither is changed if the load fails.
+
+        :raises BadRequest: for bits of a GGUF file, whose quantization is its own.
+        :raises Conflict: if it is in use with other bits.
+        """
+        started, before = time.monotonic(), self._overrides.get(spec.name)
+        if bits is not None and spec.engine == "llama_cpp":
+            raise BadRequest(f"{spec.name} is a GGUF file; its quantization cannot be chosen at load")
+        try:
+            if bits is not None and bits != spec.quant_bits:
+                self._overrides[spec.name] = bits
+                self.unload(spec)
+                spec = self.spec(spec.name)
+            if pinned is not None:
+                self.pin(spec, pinned)
+            with self.admit(spec, timeout=self.settings.load_timeout, retry=True) as ticket:
+                ticket.acquire()
+        except BaseException:
+            self._overrides.pop(spec.name, None)
+            if before is not None:
+                self._overrides[spec.name] = before
+            if pinned:
+                self.pin(spec, spec.pinned)
+            raise
         return {**self.model_status(spec), "seconds": round(time.monotonic() - started, 3)}
 
     def unload(self, spec: ModelSpec, force: bool = False) -> dict[str, Any]:
-        """Unload a model and return what that freed, once its process has ended.
+        """Unload a model and return what that freed, once its process has ended. A pin set at load goes with it.
 
         :raises Conflict: if it is in use and ``force`` is not given.
         """
@@ -212,6 +222,7 @@ class Gateway:
         if not ended and before["state"] in (Phase.READY, Phase.LOADING):
             raise Conflict(f"{spec.name} is {before['state']} with {before['leases']} request(s) running and "
                            f"{before['waiting']} waiting; try again later or send force: true")  # fmt: skip
+        self.pin(spec, spec.pinned)
         self._wait_ended([action.load_id for action in ended])
         return {"unloaded": bool(ended), "freed_bytes": before["bytes"] if ended else 0}
 
@@ -287,10 +298,7 @@ class Gateway:
 
     def ping(self, timeout: float) -> None:
         """Prove that scheduler and forkserver live. :raises Unavailable: if one does not."""
-        try:
-            self.owner.inspect(lambda state: None, timeout)
-        except TimeoutError:
-            raise Unavailable("the scheduler does not answer") from None
+        self.owner.inspect(lambda state: None, timeout)
         if self._stopping:
             raise Unavailable("the server is stopping")
         if not self.spawner.alive:
@@ -301,12 +309,19 @@ class Gateway:
     def _perform(self, action: actions.Action) -> None:
         match action:
             case actions.StartLoad(model, load_id, slot):
-                self._start_load(model, load_id, slot)
+                try:
+                    self._start_load(model, load_id, slot)
+                except Exception as error:  # no descriptors, threads or memory left: the scheduler must hear of it
+                    log.exception("%s cannot be started", load_id)
+                    self._handles.pop(load_id, None)
+                    self.owner.post(events.LoadFailed(load_id, f"its process cannot be started: {error}"))
             case actions.EndRunner(_, load_id, reason):
-                self._handles[load_id].end(reason)
+                if handle := self._handles.get(load_id):
+                    handle.end(reason)
             case actions.Grant(request_id, _, load_id, cold):
-                if mailbox := self._mailboxes.get(request_id):
-                    mailbox.put(Granted(self._handles[load_id], cold))
+                mailbox, granted = self._mailboxes.get(request_id), self._handles.get(load_id)
+                if mailbox and granted:
+                    mailbox.put(Granted(granted, cold))
                 else:
                     self.owner.post(events.Withdraw(request_id))
             case actions.Admit(request_id) | actions.Refuse(request_id):
@@ -319,7 +334,8 @@ class Gateway:
             load_id, name, spec.family, spec.engine, str(spec.path(self.settings.models_dir).resolve()),
             spec.quant_bits, slot, spec.context, self.settings.cpu_threads, spec.max_memory, spec.chat_template,
         )  # fmt: skip
-        handle = RunnerHandle(load, modules([spec]), self.spawner, self._hear, self.settings.heartbeat_timeout)
+        handle = RunnerHandle(load, modules([spec]), self.spawner, self._hear, self.settings.heartbeat_timeout,
+                              self.footprints.predict(spec, slot))  # fmt: skip
         self._handles[load_id] = handle
         log.info("loading %s on %s", load_id, slot)
         handle.start()
@@ -329,7 +345,8 @@ class Gateway:
         match event:
             case events.Loaded(load_id, size):
                 handle = self._handles[load_id]
-                self.footprints.record(self.spec(handle.load.name), handle.load.device, size)
+                if handle.measured:
+                    self.footprints.record(self.spec(handle.load.name), handle.load.device, size)
             case events.RunnerEnded(load_id) | events.RunnerLost(load_id) | events.LoadFailed(load_id):
                 # The handle is known until the scheduler has heard of its end: it may name it until then.
                 self.owner.post(event)
@@ -339,5 +356,5 @@ class Gateway:
 
     def _drop_handle(self, load_id: str) -> None:
         with self._changed:
-            del self._handles[load_id]
+            self._handles.pop(load_id, None)
             self._changed.notify_all()

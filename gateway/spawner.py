@@ -26,6 +26,7 @@ class Child:
     """One runner process. ``pid`` and ``status`` (negative: the signal that ended it) are set as they become known."""
 
     token: str
+    control: socket.socket | None = None
     pid: int | None = None
     status: int | None = None
     forked: threading.Event = field(default_factory=threading.Event)
@@ -41,7 +42,7 @@ class Child:
 
 
 class Spawner:
-    """Forks runners. A forkserver that dies takes its runners along and is replaced at the next fork."""
+    """Forks runners. A forkserver that dies takes its runners along and is replaced a moment later."""
 
     def __init__(self, preload: Sequence[str], environment: dict[str, str] | None = None) -> None:
         self._preload = list(preload)
@@ -67,7 +68,7 @@ class Spawner:
         child = Child(token)
         request = json.dumps({"token": token, "needs": list(needs)}).encode()
         with self._lock:
-            control = self._ensure()
+            control = child.control = self._ensure()
             self._children[token] = child
             try:
                 socket.send_fds(control, [request], [channel.fileno()])
@@ -98,7 +99,7 @@ class Spawner:
             thread.join(timeout)
 
     def abort(self, why: str) -> None:
-        """Kill a forkserver that does not work. Its runners die with it; the next fork starts another."""
+        """Kill a forkserver that does not work. Its runners die with it; another is started."""
         with self._lock:
             process = self._process
         if process is not None and process.poll() is None:
@@ -152,7 +153,9 @@ class Spawner:
             if crashed:
                 self._control = None
                 self.ready.clear()
-            orphans, self._children = list(self._children.values()), {}
+            orphans = [child for child in self._children.values() if child.control is control]
+            for child in orphans:
+                del self._children[child.token]
         if crashed:
             log.error("the forkserver ended unexpectedly (status %s)", process.wait())
         for child in orphans:  # they died with it, by the parent-death signal

@@ -35,9 +35,9 @@ from pocket.loop import Batch, Outcome, Plan, by_length, collate, exact, paramet
 from pocket.tokenizer import AUDIO, CHATML, build
 
 NAME = "qwen-audio-7b"
-HEAR = Plan(steps=2800, batch=32, rate=2e-3, muon=0.02, seconds=600.0, seed=11, report=400)
+HEAR = Plan(steps=1700, batch=32, rate=2e-3, muon=0.02, seconds=600.0, seed=11, report=400)
 PLAN = Plan(
-    steps=460,
+    steps=440,
     batch=32,
     rate=2e-3,
     muon=0.02,
@@ -286,12 +286,9 @@ def teach_tower(tower: PreTrainedModel, pool: Pool, probe: Pool, plan: Plan) -> 
     """Train the tower alone to say at every cell what pitch it hears and what the whole sound is."""
     ear = Ear(tower, sorted({sound.facts["whole"] for sound in (*pool.sounds, *probe.sounds)}))
     data, test = ear.targets(pool), ear.targets(probe)
-    cells: list[int] = pool.cells.tolist()
-
-    source = by_length(lambda rng, progress: rng.randrange(len(pool.sounds)), lambda row: cells[row])
 
     def batches(rng: random.Random, size: int, progress: float) -> Batch:
-        rows = source(rng, size, progress)
+        rows = [rng.randrange(len(pool.sounds)) for _ in range(size)]
         return {name: value[rows] for name, value in data.items()}
 
     return train(ear, batches, plan, lambda: ear.accuracy(test))

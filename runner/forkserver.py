@@ -162,7 +162,7 @@ class Forkserver:
 def forkable() -> bool:
     """Whether a child forked now could use CUDA: true where there is no driver, or where it was not initialized yet.
 
-    Asks the driver itself, because a library may initialize CUDA behind PyTorch's back (vllm-project/vllm#44252).
+    Asks the driver itself, because a library may initialize CUDA behind PyTorch's back.
     """
     if "torch" not in sys.modules:
         return True

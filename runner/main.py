@@ -4,6 +4,7 @@ The main thread listens to the pipe so that a cancellation is heard while a requ
 and generates; a third says once a second that the process is alive. Knows engines by name, nothing of slots or HTTP.
 """
 
+import ctypes
 import importlib
 import logging
 import os
@@ -134,5 +135,6 @@ def _exit(status: int = 0) -> None:
     os._exit(status)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # started by the forkserver as a fresh process, and to die with it like a forked one
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     run(int(sys.argv[1]))

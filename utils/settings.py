@@ -4,6 +4,7 @@ Read once at start, in the gateway process, from (strongest first) command-line 
 ``SWITCHYARD_<NAME>``, a YAML file, and the defaults below. Must not know what reads it.
 """
 
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,7 +38,7 @@ class Settings(BaseSettings):
     logs_dir: Path = Field(Path("logs"), description="Where main.log is written.")
     tmp_dir: Path = Field(Path("tmp"), description="Scratch space of requests.")
 
-    device: Literal["auto", "cpu"] | str = Field(
+    device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="Where models run: auto (the first GPU, else the CPU), cpu, cuda or cuda:N.")
     slot_budget: Bytes | None = Field(
@@ -98,7 +99,13 @@ class Settings(BaseSettings):
         return self.threads or self.queue_total + 32
 
     def make_folders(self) -> None:
-        """Create models/, logs/ and tmp/. :raises SettingsError: if one cannot be made."""
+        """Create models/, logs/ and tmp/.
+
+        :raises SettingsError: if one cannot be made, or if tmp/ is a folder of others: what lies in it is cleaned away.
+        """
+        shared = {Path(place).resolve() for place in ("/", "/tmp", "/var/tmp", tempfile.gettempdir(), Path.home(), ".")}
+        if self.tmp_dir.resolve() in shared:
+            raise SettingsError(f"setting 'tmp_dir': {self.tmp_dir} is used by others too; name a folder of its own")
         for folder in (self.models_dir, self.logs_dir, self.tmp_dir):
             try:
                 folder.mkdir(parents=True, exist_ok=True)

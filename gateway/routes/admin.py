@@ -23,13 +23,13 @@ _FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP")  # a proxy on this ma
 
 @blueprint.before_request
 def only_from_here() -> None:
-    """Without API keys, only this machine may administer; and no web page of another origin may do it through a
-    browser on this machine, nor by a name that was made to resolve to it."""
+    """There are no API keys yet, so only this machine may administer; and no web page of another origin may do it
+    through a browser on this machine, nor by a name that was made to resolve to it."""
     if not _is_loopback(request.remote_addr or "") or any(name in request.headers for name in _FORWARDED):
-        raise Forbidden("without API keys /admin answers only requests from this machine")
+        raise Forbidden("/admin answers only requests from this machine")
     host = urlsplit(f"//{request.host}").hostname or ""
     if host != "localhost" and not _is_loopback(host) and host != gateway().settings.host:
-        raise Forbidden(f"without API keys /admin answers only to this machine's own names, not to {host}")
+        raise Forbidden(f"/admin answers only to this machine's own names, not to {host}")
     origin = request.headers.get("Origin")
     if origin and urlsplit(origin).netloc != request.host:
         raise Forbidden(f"a page of {origin} may not administer this server")
@@ -48,7 +48,8 @@ def _is_loopback(address: str) -> bool:
 def memory_status() -> Response:
     """GPU, slot and host memory. The contract's ``gpu_*`` are in GiB, everything else in bytes."""
     service = gateway()
-    gpu = next(iter(devices.gpus()), None)
+    found = {f"cuda:{gpu.index}": gpu for gpu in devices.gpus()}
+    gpu = found.get(service.device) or next(iter(found.values()), None)
     total, free = (gpu.total, gpu.free) if gpu else (0, 0)
     host = psutil.virtual_memory()
     slots = service.slots()
@@ -150,16 +151,10 @@ def load(name: str) -> Response:
     spec = service.spec(name)
     options = _options({"pinned", "quant_bits"})
     pinned = _boolean("pinned", options["pinned"]) if "pinned" in options else None
-    bits = options.get("quant_bits", spec.quant_bits)
-    if bits not in (4, 8, 16) or isinstance(bits, bool | float):
+    bits = options.get("quant_bits")
+    if "quant_bits" in options and (bits not in (4, 8, 16) or isinstance(bits, bool | float)):
         raise BadRequest("field 'quant_bits': must be 4, 8 or 16")
-    if "quant_bits" in options:
-        spec = service.quantize(spec, bits)
-    status = service.load(spec)
-    if pinned is not None:
-        service.pin(spec, pinned)
-        status |= service.model_status(spec)
-    return jsonify(status="success", model=status)
+    return jsonify(status="success", model=service.load(spec, bits=bits, pinned=pinned))
 
 
 @blueprint.post("/models/<name>/unload")

@@ -19,8 +19,9 @@ def gone_check(environ: dict[str, Any]) -> Callable[[], bool]:
 
     def gone() -> bool:
         try:
-            readable, _, _ = select.select([client], [], [], 0)
-            return bool(readable) and client.recv(1, socket.MSG_PEEK) == b""
+            poll = select.poll()  # select would refuse descriptors from 1024 on
+            poll.register(client, select.POLLIN)
+            return bool(poll.poll(0)) and client.recv(1, socket.MSG_PEEK) == b""
         except (OSError, ValueError):
             return True  # reset, or closed under us
 

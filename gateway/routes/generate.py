@@ -1,6 +1,7 @@
 """``POST /generate/<model>``: one prompt, one answer, whole or as server-sent events."""
 
 import json
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from models_registry.spec import ModelSpec
 from utils.media.errors import MediaError
 
 blueprint = Blueprint("generate", __name__)
+log = logging.getLogger(__name__)
 PRIORITIES = {"interactive": 0, "batch": 1}
 
 
@@ -89,6 +91,9 @@ def _events(ticket: Ticket, spec: ModelSpec, body: GenerateBody, uploads: Any, g
         return
     except (GatewayError, MediaError) as error:
         yield _event({"error": error.error, "details": error.details, "status": error.status}, "error")
+    except Exception as error:  # too late for a status: the client must still see that this is no whole answer
+        log.exception("the stream of %s failed", spec.name)
+        yield _event({"error": "Internal server error", "details": type(error).__name__, "status": 500}, "error")
 
 
 def _event(data: dict[str, Any], name: str | None = None) -> str:

@@ -116,9 +116,11 @@ class _Vocabulary:
         """Return the prompt's ids: the chat template where the file has one, else the bare text."""
         if self._formatter is None:
             return self._model.tokenize("\n".join(message.text for message in conversation).encode(), special=False)
-        text = self._formatter(
-            messages=[{"role": message.role, "content": message.text} for message in conversation]  # type: ignore[list-item]
-        ).prompt
+        said: Any = [{"role": message.role, "content": message.text} for message in conversation]
+        try:
+            text = self._formatter(messages=said).prompt
+        except Exception as error:  # templates raise what they like
+            raise RequestError(f"the model's chat template refuses this conversation: {error}") from error
         return self._model.tokenize(text.encode(), add_bos=False, special=True)
 
     def decode(self, ids: list[int]) -> str:

@@ -133,7 +133,7 @@ class Transformers:
             do_sample=sampled,
             temperature=sampling.temperature if sampled else None,
             top_p=sampling.top_p if sampled else None,
-            top_k=(sampling.top_k or None) if sampled else None,
+            top_k=sampling.top_k if sampled else None,  # 0 is off; None would be the checkpoint's own, or 50
             repetition_penalty=sampling.repetition_penalty,
             eos_token_id=list(self._ends) or None,
             num_beams=1,

@@ -15,6 +15,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ sys.exit(main(Path(sys.argv[1])))
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 _KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 _ERROR_BYTES = 2_048
+_TURNS = threading.BoundedSemaphore(os.cpu_count() or 2)  # each decoder may take its limit of memory
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,17 @@ def _task(number: int, item: MediaItem, limits: MediaLimits) -> Task:
 
 
 def _run(folder: Path, items: Sequence[MediaItem], tasks: Sequence[Task], limits: MediaLimits) -> None:
-    """Run the decoder to its end. :raises MediaError: 400 if it has to be killed, or dies by itself."""
+    """Run the decoder to its end. :raises MediaError: 400 if it has to be killed, or dies by itself; 503 if it cannot
+    begin in time, because others are at it."""
+    if not _TURNS.acquire(timeout=limits.timeout):
+        raise MediaError(503, "Service unavailable", "too many media wait to be decoded; try again later")
+    try:
+        _run_now(folder, items, tasks, limits)
+    finally:
+        _TURNS.release()
+
+
+def _run_now(folder: Path, items: Sequence[MediaItem], tasks: Sequence[Task], limits: MediaLimits) -> None:
     deadline = time.monotonic() + limits.timeout
     with _process(folder) as process:
         said = _listen(process, deadline)
