@@ -12,7 +12,6 @@ class GatewayError(Exception):
 
     status = 500
     error = "Internal server error"
-    code = "internal"
 
     def __init__(self, details: str, *, retry_after: float | None = None, **fields: Any) -> None:
         super().__init__(details)
@@ -22,35 +21,35 @@ class GatewayError(Exception):
 
 
 class BadRequest(GatewayError):
-    status, error, code = 400, "Bad request", "bad_request"
+    status, error = 400, "Bad request"
 
 
 class Forbidden(GatewayError):
-    status, error, code = 403, "Forbidden", "forbidden"
+    status, error = 403, "Forbidden"
 
 
 class UnknownModel(GatewayError):
-    status, error, code = 404, "Unknown model", "unknown_model"
+    status, error = 404, "Unknown model"
 
 
 class Conflict(GatewayError):
-    status, error, code = 409, "Conflict", "conflict"
+    status, error = 409, "Conflict"
 
 
 class QueueFull(GatewayError):
-    status, error, code = 429, "Too many requests", "queue_full"
+    status, error = 429, "Too many requests"
 
 
 class Unavailable(GatewayError):
-    status, error, code = 503, "Service unavailable", "unavailable"
+    status, error = 503, "Service unavailable"
 
 
 class RunnerFailed(Unavailable):
-    error, code = "The model's process failed", "runner_failed"
+    error = "The model's process failed"
 
 
 class TooLate(GatewayError):
-    status, error, code = 504, "Deadline passed", "too_late"
+    status, error = 504, "Deadline passed"
 
 
 class ClientGone(Exception):

@@ -278,6 +278,7 @@ class Gateway:
             else round(wall + model.expires_at - now, 3),
             "pinned": model.pinned,
             "pid": handle.pid if handle else None,
+            "steps": handle.steps if handle else 0,
             "progress": {"phase": progress.phase, "fraction": progress.fraction} if progress else None,
             "retry_at": round(wall + model.retry_at - now, 3) if model.retry_at > now else None,
             "last_failure": model.failure or None,
