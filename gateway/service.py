@@ -66,7 +66,7 @@ class Gateway:
             slots=(self.place(spec),),
             keep_alive=self.settings.keep_alive if spec.keep_alive is None else spec.keep_alive,
             pinned=spec.pinned,
-            concurrency=spec.concurrency,
+            concurrency=Catalog.batch_size(spec),
         )
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -334,6 +334,7 @@ class Gateway:
         load = messages.Load(
             load_id, name, spec.family, spec.engine, str(spec.path(self.settings.models_dir).resolve()),
             spec.quant_bits, slot, spec.context, self.settings.cpu_threads, spec.max_memory, spec.chat_template,
+            Catalog.batch_size(spec), spec.batch_wait_ms / 1000,
         )  # fmt: skip
         handle = RunnerHandle(load, modules([spec]), self.spawner, self._hear, self.settings.heartbeat_timeout,
                               self.footprints.predict(spec, slot))  # fmt: skip

@@ -46,34 +46,66 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """More of the answer, or of the thinking before it."""
+    """More of one choice's answer, or of the thinking before it."""
 
     text: str
     reasoning: bool
+    index: int = 0
+    logprobs: tuple[messages.TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """One choice calls a tool."""
+
+    call: messages.ToolCall
+    index: int = 0
 
 
 @dataclass(slots=True)
 class Finished:
-    """How an answer ended. Times are seconds."""
+    """How an answer ended; ``finish_reasons`` has one for each choice. Times are seconds."""
 
-    finish_reason: str
+    finish_reasons: tuple[str, ...]
     prompt_tokens: int
     completion_tokens: int
     timings: dict[str, float]
     device: str
     extras: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def finish_reason(self) -> str:
+        """That of the first choice."""
+        return self.finish_reasons[0]
 
-Piece = Waiting | Text | Finished
+
+Piece = Waiting | Text | Called | Finished
+
+
+@dataclass(slots=True)
+class Choice:
+    """One whole answer."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: list[messages.ToolCall] = field(default_factory=list)
+    logprobs: list[messages.TokenLogprob] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Answer:
-    """A whole answer."""
+    """A whole answer: its choices, of which most requests want one, and how it ended."""
 
-    text: str
-    reasoning: str
+    choices: list[Choice]
     finished: Finished
+
+    @property
+    def text(self) -> str:
+        return self.choices[0].text
+
+    @property
+    def reasoning(self) -> str:
+        return self.choices[0].reasoning
 
 
 class Ticket:
@@ -131,10 +163,9 @@ class Ticket:
 
     def run(
         self, conversation: tuple[messages.ChatMessage, ...], sampling: messages.Sampling,
-        switches: dict[str, Any] | None = None, keep_alive: float | None = None,
-        gone: Callable[[], bool] = lambda: False,
+        keep_alive: float | None = None, gone: Callable[[], bool] = lambda: False, **options: Any,
     ) -> Iterator[Piece]:
-        """Yield the answer as it is made.
+        """Yield the answer as it is made. ``options`` are further fields of :class:`protocol.messages.Generate`.
 
         :raises GatewayError: when refused, late, or failed by the runner.
         :raises ClientGone: as soon as ``gone()`` says there is nobody to answer.
@@ -142,7 +173,7 @@ class Ticket:
         yield from self._acquire(gone)
         handle = self._handle
         assert handle is not None
-        request = messages.Generate(self.request_id, conversation, sampling, switches or {})
+        request = messages.Generate(self.request_id, conversation, sampling, **options)
         while not handle.submit(request, self.mailbox, keep_alive):
             self._handle = None  # it ended between the grant and now, with nothing sent: wait for the next
             self._gateway.owner.post(events.Withdraw(self.request_id))
@@ -154,12 +185,12 @@ class Ticket:
         first_token: float | None = None
         while True:
             match self._next(gone, "the answer to be finished"):
-                case messages.Delta(_, text, reasoning):
+                case messages.Delta(_, text, reasoning, _, index, logprobs, call):
                     first_token = first_token or time.monotonic()
-                    yield Text(text, reasoning)
-                case messages.Done(_, reason, prompt_tokens, completion_tokens, extras):
+                    yield Text(text, reasoning, index, logprobs) if call is None else Called(call, index)
+                case messages.Done(_, reasons, prompt_tokens, completion_tokens, extras):
                     self._over = True
-                    yield Finished(reason, prompt_tokens, completion_tokens, self._timings(first_token),
+                    yield Finished(reasons, prompt_tokens, completion_tokens, self._timings(first_token),
                                    handle.loaded.device if handle.loaded else "", extras)  # fmt: skip
                     return
                 case messages.Failed(_, kind, error):
@@ -211,14 +242,20 @@ class Ticket:
 
 def fold(pieces: Iterator[Piece]) -> Answer:
     """Make one answer of a stream of pieces."""
-    said: list[str] = []
-    thought: list[str] = []
+    choices: dict[int, Choice] = {}
     for piece in pieces:
         match piece:
-            case Text(text, reasoning):
-                (thought if reasoning else said).append(text)
-            case Finished():
-                return Answer("".join(said), "".join(thought), piece)
+            case Text(text, reasoning, index, logprobs):
+                choice = choices.setdefault(index, Choice())
+                choice.logprobs += logprobs
+                if reasoning:
+                    choice.reasoning += text
+                else:
+                    choice.text += text
+            case Called(call, index):
+                choices.setdefault(index, Choice()).calls.append(call)
+            case Finished(reasons):
+                return Answer([choices.get(index, Choice()) for index in range(len(reasons))], piece)
     raise RunnerFailed("the answer broke off")  # a stream ends with Finished or an error
 
 

@@ -49,6 +49,11 @@ class Catalog:
         return FAMILIES[spec.family]
 
     @staticmethod
+    def batch_size(spec: ModelSpec) -> int:
+        """How many requests the model's runner answers at once."""
+        return spec.max_batch_size or FAMILIES[spec.family].batch_size
+
+    @staticmethod
     def inputs(spec: ModelSpec) -> tuple[str, ...]:
         """What a request for this model may carry, in a fixed order."""
         allowed = set(spec.inputs or FAMILIES[spec.family].inputs)

@@ -12,7 +12,11 @@ ErrorKind = Literal["bad_request", "out_of_memory", "damaged", "internal"]
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Gateway to runner, once, first: load this model. ``threads`` is for the CPU; 0 means one per core."""
+    """Gateway to runner, once, first: load this model.
+
+    ``threads`` is for the CPU; 0 means one per core. ``max_batch_size`` is how many answers may be made at once, and
+    ``batch_wait`` how many seconds the first request of an idle model waits for others to share its batch.
+    """
 
     load_id: str
     name: str
@@ -25,6 +29,8 @@ class Load:
     threads: int = 0
     max_memory: dict[str, str] | None = None
     chat_template: str | None = None
+    max_batch_size: int = 1
+    batch_wait: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +48,23 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of one of the client's functions. ``arguments`` is JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class ChatMessage:
+    """One message. An assistant's may have called tools; a tool's answers the call ``tool_call_id``."""
+
     role: str
     parts: tuple[Part, ...]
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
 
     @property
     def text(self) -> str:
@@ -52,26 +72,61 @@ class ChatMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class Constraint:
+    """What the answer's text must match: any JSON object, a JSON schema, a regular expression, or a Lark grammar.
+
+    ``value`` is the schema as JSON text, the expression or the grammar; a JSON object needs none.
+    """
+
+    kind: Literal["json_object", "json_schema", "regex", "lark"]
+    value: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to choose tokens. Temperature 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off."""
+    """How to choose tokens. Temperature 0 is greedy; ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off.
+
+    ``repetition_penalty`` divides the scores of tokens seen in prompt or answer; ``presence_penalty`` and
+    ``frequency_penalty`` are subtracted, once or per occurrence, for tokens of the answer. The end is impossible before
+    ``min_tokens``. ``logprobs`` asks for the log probability of each token, and of that many of the likeliest beside it.
+    """
 
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    min_tokens: int = 0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Gateway to runner: answer this. ``switches`` are the family's own options."""
+    """Gateway to runner: answer this, in ``choices`` independent ways (seeds counted up from the one given).
+
+    ``switches`` are the family's own options. ``tools`` are function definitions as OpenAI writes them, ``tool_choice``
+    one of ``auto``, ``none``, ``required`` or a function's name. Without ``template`` the messages' bare text is the
+    prompt. ``template_options`` are further variables of the chat template. ``render_only`` asks for nothing but the
+    rendered prompt: Done has it in ``extras`` as ``prompt`` and ``token_ids``.
+    """
 
     request_id: str
     messages: tuple[ChatMessage, ...]
     sampling: Sampling
     switches: dict[str, Any] = field(default_factory=dict)
+    choices: int = 1
+    tools: tuple[dict[str, Any], ...] = ()
+    tool_choice: str = "auto"
+    template: bool = True
+    template_options: dict[str, Any] = field(default_factory=dict)
+    render_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +143,11 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Runner to gateway, about once a second: alive, with the decoding steps made since the start."""
+    """Runner to gateway, about once a second: alive, with the decoding steps made since the start and the answers
+    in the batch."""
 
     steps: int
+    batch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,21 +187,38 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A chosen token with its natural log probability before sampling; ``top`` are the likeliest as (bytes, logprob).
+    """
+
+    token: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """Runner to gateway: more of the answer. ``tokens`` counts those that made this text."""
+    """Runner to gateway: more of choice ``index``: text, or a whole tool call. ``tokens`` counts those that made it."""
 
     request_id: str
     text: str
     reasoning: bool
     tokens: int
+    index: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    tool_call: ToolCall | None = None
+
+
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Runner to gateway: finished. ``extras`` are fields the family adds to the answer."""
+    """Runner to gateway: finished. ``finish_reasons`` has one for each choice, ``completion_tokens`` is of them all,
+    and ``extras`` are fields the family adds to the answer."""
 
     request_id: str
-    finish_reason: Literal["stop", "length", "cancelled"]
+    finish_reasons: tuple[FinishReason, ...]
     prompt_tokens: int
     completion_tokens: int
     extras: dict[str, Any] = field(default_factory=dict)

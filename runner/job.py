@@ -58,7 +58,7 @@ class Job:
         for text, reasoning in self._thinking.flush() if self._thinking else ():
             self._delta(text, reasoning)
         ended = "cancelled" if not self.wanted else "stop" if self._stops.stopped else reason
-        self._send(Done(self.request.request_id, ended, self._prompt_tokens, self.tokens, self.extras))
+        self._send(Done(self.request.request_id, (ended,), self._prompt_tokens, self.tokens, self.extras))
 
     def _show(self, text: str) -> None:
         if text:

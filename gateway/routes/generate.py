@@ -40,7 +40,7 @@ def generate(model: str) -> Response:
         return response
     with ticket, service.temp.request(ticket.request_id) as folder:
         conversation = build(body.prompt, body.before(), uploads, spec, folder)
-        pieces = ticket.run(conversation, body.sampling(spec), switches(body, spec), body.keep_alive, gone)
+        pieces = ticket.run(conversation, body.sampling(spec), body.keep_alive, gone, switches=switches(body, spec))
         return jsonify(render(spec, fold(pieces)))
 
 
@@ -79,7 +79,8 @@ def _events(ticket: Ticket, spec: ModelSpec, body: GenerateBody, uploads: Any, g
     try:
         with ticket, service.temp.request(ticket.request_id) as folder:
             conversation = build(body.prompt, body.before(), uploads, spec, folder)
-            for piece in ticket.run(conversation, body.sampling(spec), switches(body, spec), body.keep_alive, gone):
+            sampling, own = body.sampling(spec), switches(body, spec)
+            for piece in ticket.run(conversation, sampling, body.keep_alive, gone, switches=own):
                 match piece:
                     case Waiting(phase):
                         yield f": {phase}\n\n"

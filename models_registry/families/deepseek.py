@@ -8,4 +8,5 @@ FAMILY = Family(
     inputs=frozenset({"text"}),
     keep_16bit={"lm_head": "its rounding errors go straight into the choice of the next token"},
     thinks=True,
+    batch_size=16,
 )

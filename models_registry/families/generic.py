@@ -14,4 +14,5 @@ FAMILY = Family(
         "multi_modal_projector": "a few small layers that every image token passes",
     },
     thinks=True,
+    batch_size=16,
 )

@@ -1,12 +1,12 @@
 """Qwen2.5-Omni: text about any mix of text, images, audio and video; spoken answers when asked."""
 
-from models_registry.families.base import SAMPLING, Family
+from models_registry.families.base import CHAT, Family
 
 FAMILY = Family(
     name="qwen_omni",
     kind="multimodal",
     inputs=frozenset({"text", "image", "audio", "video"}),
-    options=SAMPLING | {"fps", "frames"},
+    options=CHAT | {"fps", "frames"},
     switches=frozenset({"use_audio_in_video", "speech"}),
     keep_16bit={
         "lm_head": "its rounding errors go straight into the choice of the next token",

@@ -230,14 +230,14 @@ def test_a_job_begins_with_the_prompt_and_ends_once() -> None:
     sent = run("Grüße, 世界 🙂")
     assert sent[0] == Started("r1", 7)
     assert texts(sent) == ("", "Grüße, 世界 🙂")
-    assert sent[-1] == Done("r1", "length", 7, len("Grüße, 世界 🙂".encode()), {})
+    assert sent[-1] == Done("r1", ("length",), 7, len("Grüße, 世界 🙂".encode()), {})
     assert sum(isinstance(message, Done) for message in sent) == 1
 
 
 def test_a_stop_string_ends_it_and_is_not_shown() -> None:
     sent = run("one END two", stop=("END",))
     assert texts(sent)[1].rstrip() == "one"
-    assert sent[-1] == Done("r1", "stop", 7, len("one END"), {})
+    assert sent[-1] == Done("r1", ("stop",), 7, len("one END"), {})
 
 
 def test_half_a_stop_string_at_the_end_is_text() -> None:
@@ -247,7 +247,7 @@ def test_half_a_stop_string_at_the_end_is_text() -> None:
 def test_a_cancelled_job_makes_no_further_token() -> None:
     sent = run("0123456789", cancel_after=4)
     assert texts(sent)[1] == "01234"
-    assert sent[-1] == Done("r1", "cancelled", 7, 5, {})
+    assert sent[-1] == Done("r1", ("cancelled",), 7, 5, {})
 
 
 @LIGHT
