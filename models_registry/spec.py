@@ -59,8 +59,8 @@ class ModelSpec(_Strict):
     ``context`` is the window in tokens and ``chat_template`` the Jinja template where the
     checkpoint's own are not wanted. ``max_batch_size`` is how many requests its runner answers at once (the family's
     own number if absent), ``batch_wait_ms`` how long the first request of an idle runner waits for others, so that
-    they share a batch from the beginning. ``cpu_quant_bits`` is used on a CPU; without it a CPU takes 16 bits where they
-    fit, because quantization makes a CPU slower, not faster.
+    they share a batch from the beginning. ``cpu_quant_bits`` is used on a CPU; without it a CPU takes 16 bits where
+    they fit, because quantization makes a CPU slower, not faster.
     """
 
     name: Name

@@ -88,7 +88,7 @@ class Sampling:
 
     ``repetition_penalty`` divides the scores of tokens seen in prompt or answer; ``presence_penalty`` and
     ``frequency_penalty`` are subtracted, once or per occurrence, for tokens of the answer. The end is impossible before
-    ``min_tokens``. ``logprobs`` asks for the log probability of each token, and of that many of the likeliest beside it.
+    ``min_tokens``. ``logprobs`` asks for each token's log probability, and for that many of the likeliest beside it.
     """
 
     max_new_tokens: int

@@ -19,8 +19,8 @@ class Family:
     ``kind`` is the ``type`` clients see in ``/admin/model_status``. ``inputs`` is what a request may carry, and
     ``requires`` what it must carry besides the prompt (one of them is enough). ``options`` are the sampling fields and
     ``switches`` the family's own fields; any other is refused by name. ``keep_16bit`` maps the module names that
-    quantization leaves alone to the reason. ``sampling_rate`` is what its audio encoder was trained on, in Hz. ``batch_size`` is how many requests a runner
-    answers at once unless the spec says otherwise.
+    quantization leaves alone to the reason. ``sampling_rate`` is what its audio encoder was trained on, in Hz.
+    ``batch_size`` is how many requests a runner answers at once unless the spec says otherwise.
     """
 
     name: str

@@ -53,7 +53,9 @@ def test_the_request_wins_over_the_models_defaults() -> None:
         "prompt": "Hello", "max_new_tokens": 5, "temperature": 0, "top_k": 40, "repetition_penalty": 1.1, "seed": 0,
         "stop": "END",
     })  # fmt: skip
-    assert body.sampling(SPECS["qwen_vl"]) == Sampling(5, 0.0, 0.9, 40, 1.1, 0, ("END",))
+    assert body.sampling(SPECS["qwen_vl"]) == Sampling(
+        5, 0.0, 0.9, 40, repetition_penalty=1.1, seed=0, stop=("END",)
+    )
 
 
 def test_null_is_as_if_it_were_not_there() -> None:
