@@ -100,7 +100,8 @@ def test_models_yaml_of_the_working_folder_is_read(tmp_path: Path) -> None:
     ({"engine": "vllm"}, "engine"), ({"engine": "llama_cpp"}, "source.file"), ({"device": "cuda:0"}, "device"),
     ({"generation": {"temperature": 3}}, "generation.temperature"), ({"generation": {"top_q": 1}}, "generation.top_q"),
     ({"generation": {"max_new_tokens": 0}}, "generation.max_new_tokens"), ({"context": 1}, "context"),
-    ({"max_batch_size": 0}, "max_batch_size"), ({"keep_alive": "soon"}, "keep_alive"), ({"aliases": ["a b"]}, "aliases"),
+    ({"max_batch_size": 0}, "max_batch_size"), ({"keep_alive": "soon"}, "keep_alive"),
+    ({"aliases": ["a b"]}, "aliases"),
     ({"aliases": "alone"}, "aliases"), ({"name": "other"}, "name"), ({"family": None}, "family"),
     ({"pinned": "perhaps"}, "pinned"), ({"generation": {"temperature": float("nan")}}, "generation.temperature"),
 ])  # fmt: skip
