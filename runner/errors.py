@@ -23,3 +23,18 @@ class DamagedError(RunnerError):
 
 class OutOfMemory(RunnerError):
     kind: ErrorKind = "out_of_memory"
+
+
+def classify(error: Exception) -> RunnerError:
+    """Return the error as one the gateway can tell apart."""
+    if isinstance(error, RunnerError):
+        return error
+    text = f"{type(error).__name__}: {error}".strip()
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return OutOfMemory(text)
+    return RunnerError(text)
+
+
+def is_sticky(error: Exception) -> bool:
+    """Whether every later CUDA call in this process will fail too."""
+    return "CUDA error" in str(error) or type(error).__name__ == "AcceleratorError"

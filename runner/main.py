@@ -1,6 +1,6 @@
-"""The runner's loop: load one model, answer requests one after another, stop when told or when the gateway is gone.
+"""The runner's threads: load one model, answer requests, stop when told or when the gateway is gone.
 
-The main thread listens to the pipe so that a cancellation is heard while a request is answered; a worker thread loads
+The main thread listens to the pipe so that a cancellation is heard while requests are answered; a worker thread loads
 and generates; a third says once a second that the process is alive. Knows engines by name, nothing of slots or HTTP.
 """
 
@@ -17,8 +17,9 @@ from multiprocessing.connection import Connection
 
 from protocol import messages
 from runner import noise
+from runner.batch import Batch
 from runner.engines.base import Engine
-from runner.errors import OutOfMemory, RunnerError
+from runner.errors import RunnerError, classify, is_sticky
 from runner.job import Job
 
 log = logging.getLogger("runner")
@@ -37,9 +38,11 @@ class Runner:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._send_lock = threading.Lock()
-        self._work: queue.SimpleQueue[messages.Load | Job] = queue.SimpleQueue()
+        self._loads: queue.SimpleQueue[messages.Load] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._jobs: dict[str, Job] = {}
         self._engine: Engine | None = None
+        self._batch: Batch | None = None
 
     def listen(self) -> None:
         """Read the pipe until it closes or Stop arrives; either ends the process at once."""
@@ -49,10 +52,10 @@ class Runner:
             while True:
                 match self._connection.recv():
                     case messages.Load() as load:
-                        self._work.put(load)
+                        self._loads.put(load)
                     case messages.Generate(request_id) as request:
                         self._jobs[request_id] = job = Job(request, self.send)
-                        self._work.put(job)
+                        self._inbox.put(job)
                     case messages.Cancel(request_id):
                         if found := self._jobs.get(request_id):
                             found.cancel()
@@ -63,6 +66,8 @@ class Runner:
         _exit()
 
     def send(self, message: messages.RunnerMessage) -> None:
+        if isinstance(message, messages.Done | messages.Failed):
+            self._jobs.pop(message.request_id, None)
         try:
             with self._send_lock:
                 self._connection.send(message)
@@ -72,60 +77,42 @@ class Runner:
     def _beat(self) -> None:
         while True:
             time.sleep(_BEAT)
-            self.send(messages.Heartbeat(self._engine.steps if self._engine else 0))
+            engine, batch = self._engine, self._batch
+            self.send(messages.Heartbeat(engine.steps if engine else 0, len(batch) if batch is not None else 0))
 
     def _serve(self) -> None:
+        load = self._loads.get()
+        engine = self._load(load)
+        if engine is None:
+            return  # the gateway has heard why, and ends this process
+        self._batch = Batch(engine, self._inbox, self.send, self._look_at, load.batch_wait)
         while True:
-            work = self._work.get()
-            if isinstance(work, messages.Load):
-                self._load(work)
-            else:
-                self._answer(work)
-                self._jobs.pop(work.request.request_id, None)
+            self._batch.turn()
 
-    def _load(self, load: messages.Load) -> None:
+    def _load(self, load: messages.Load) -> Engine | None:
         def progress(phase: str, fraction: float | None = None) -> None:
             self.send(messages.Progress(load.load_id, phase, fraction))
 
         try:
             progress("importing")
             module = importlib.import_module(f"runner.engines.{load.engine}")
-            self._engine = module.ENGINE(load, progress)
-            report = self._engine.load()
+            engine: Engine = module.ENGINE(load, progress)
+            report = engine.load()
         except Exception as error:
-            failure = _classify(error)
+            failure = classify(error)
             log.error("cannot load %s: %s", load.name, failure, exc_info=not isinstance(error, RunnerError))
             self.send(messages.LoadFailed(load.load_id, failure.kind, str(failure)))
-        else:
-            self.send(report)
+            return None
+        self._engine = engine
+        self.send(report)
+        return engine
 
-    def _answer(self, job: Job) -> None:
-        assert self._engine is not None
-        try:
-            self._engine.generate(job)
-        except Exception as error:
-            failure = _classify(error)
-            if failure.kind == "internal":
-                log.exception("request %s failed", job.request.request_id)
-            self.send(messages.Failed(job.request.request_id, failure.kind, str(failure)))
-            if _is_sticky(error):
-                log.error("the CUDA context is unusable after that error; this runner ends")
-                _exit(1)
-
-
-def _classify(error: Exception) -> RunnerError:
-    """Return the error as one the gateway can tell apart."""
-    if isinstance(error, RunnerError):
-        return error
-    text = f"{type(error).__name__}: {error}".strip()
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return OutOfMemory(text)
-    return RunnerError(text)
-
-
-def _is_sticky(error: Exception) -> bool:
-    """Whether every later CUDA call in this process will fail too."""
-    return "CUDA error" in str(error) or type(error).__name__ == "AcceleratorError"
+    @staticmethod
+    def _look_at(error: Exception) -> None:
+        """End the process after an error that leaves it unable to serve."""
+        if is_sticky(error):
+            log.error("the CUDA context is unusable after that error; this runner ends")
+            _exit(1)
 
 
 def _exit(status: int = 0) -> None:

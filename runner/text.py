@@ -79,6 +79,11 @@ class ThinkSplitter:
         self._held = ""
         self._started = inside
 
+    @property
+    def inside(self) -> bool:
+        """Whether what comes next is a thought."""
+        return self._inside
+
     def push(self, text: str) -> list[tuple[str, bool]]:
         """Take more text; return pieces of (text, is_reasoning)."""
         text, pieces = self._held + text, []

@@ -1,19 +1,82 @@
-"""What an engine is. Runner process."""
+"""What an engine is, and the sequences it works on. Runner process; needs no torch."""
 
-from typing import Protocol
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from protocol.messages import Load, Loaded
-from runner.job import Job
+import numpy as np
+
+from protocol.messages import Constraint, FinishReason, Generate, Load, Loaded, TokenLogprob
+from runner.constraint import Mask
+from runner.job import Choice, Job
+from runner.sampling import Sampler
+from runner.tools import for_tools
+
+Logits = np.ndarray[Any, np.dtype[np.float32]]
+"""Scores of the next token, shape (V,)."""
 
 
 class ProgressReport(Protocol):
     def __call__(self, phase: str, fraction: float | None = None) -> None: ...
 
 
+@dataclass(eq=False)
+class Sequence:
+    """One choice as tokens: its prompt, how far it is read, and what is fed next.
+
+    ``limit`` is the most tokens it may make. ``inputs`` are the engine's tensors of the prompt, ``place`` its row there
+    while it has one, ``offset`` what the model adds to its positions. ``apart`` marks what cannot share the batch.
+    """
+
+    choice: Choice
+    prompt: list[int]
+    limit: int
+    sampler: Sampler
+    inputs: Any = None
+    apart: bool = False
+    place: int = -1
+    read: int = 0
+    last: int = 0
+    made: int = 0
+    offset: int = 0
+
+    @property
+    def job(self) -> Job:
+        return self.choice.job
+
+    def take(self, logits: Logits, engine: "Engine") -> bool:
+        """Choose the next token and give it to the choice. Return whether to go on; if not, the choice is finished."""
+        token = self.sampler.choose(logits)
+        if token in engine.ends:
+            return self._finish("stop")
+        self.made, self.last = self.made + 1, token
+        if not self.choice.token(token, self._logprob(token, engine)):
+            return self._finish("stop")
+        if self.sampler.finished:
+            return self._finish("stop")
+        return self.made < self.limit or self._finish("length")
+
+    def _finish(self, reason: FinishReason) -> bool:
+        self.choice.finish(reason)
+        return False
+
+    def _logprob(self, token: int, engine: "Engine") -> TokenLogprob | None:
+        if self.sampler.last_logprob is None:
+            return None
+        logprob, top = self.sampler.last_logprob
+        return TokenLogprob(engine.token_bytes(token), logprob, tuple((engine.token_bytes(t), p) for t, p in top))
+
+
 class Engine(Protocol):
-    """Makes tokens with one loaded model. ``steps`` counts decoding steps since the start."""
+    """Makes tokens with one loaded model.
+
+    ``steps`` counts decoding steps since the start, ``rows`` is how many sequences decode at once, and ``ends`` are the
+    ids that end an answer. Only :meth:`prepare` may be called for a sequence that has no place.
+    """
 
     steps: int
+    rows: int
+    ends: frozenset[int]
 
     def __init__(self, load: Load, progress: ProgressReport) -> None: ...
 
@@ -21,9 +84,70 @@ class Engine(Protocol):
         """Load the model. :raises RunnerError: if it cannot be."""
         ...
 
-    def generate(self, job: Job) -> None:
-        """Answer one request: ``job.begin``, ``job.token`` for each token until that says stop, ``job.finish``.
+    def prepare(self, job: Job) -> list[Sequence]:
+        """Begin the job and return a sequence for each of its choices; none if it is answered already.
 
-        :raises RunnerError: if it cannot be answered.
+        :raises RequestError: if it cannot be answered.
         """
         ...
+
+    def fits(self, sequence: Sequence, others: Many[Sequence]) -> bool:
+        """Whether its context, grown to the limit, has room beside those of the others."""
+        ...
+
+    def read(self, sequence: Sequence) -> Logits | None:
+        """Read the next piece of its prompt, giving it a place first. Return the scores of the first token once all is
+        read, else None."""
+        ...
+
+    def share(self, sequence: Sequence, sibling: Sequence) -> None:
+        """Give a sibling with the same prompt a place of its own with what ``sequence`` has just read."""
+        ...
+
+    def step(self, sequences: Many[Sequence]) -> list[Logits]:
+        """Feed every sequence's last token; return the scores of each one's next. They are all that were read and not
+        dropped; what is returned holds until the next call."""
+        ...
+
+    def drop(self, sequence: Sequence) -> None:
+        """Take its place back, if it has one."""
+        ...
+
+    def answer_apart(self, sequences: Many[Sequence]) -> None:
+        """Answer sequences marked ``apart``, together as far as the model allows, and finish them."""
+        ...
+
+    def token_bytes(self, token: int) -> bytes: ...
+
+
+def wanted_constraint(request: Generate) -> Constraint | None:
+    """Return what the answer must match: the form the request asks for, or a call of a tool it insists on."""
+    if request.tools and request.tool_choice not in ("auto", "none"):
+        return for_tools(request.tools, request.tool_choice)
+    return request.sampling.constraint
+
+
+def sampler_of(choice: Choice, prompt: list[int], ends: frozenset[int], constraint: Mask | None) -> Sampler:
+    """Return the sampler of a choice; a constraint holds for its answer, not for the thoughts before it."""
+    mask = None if constraint is None else _Answering(constraint, choice)
+    return Sampler(choice.job.request.sampling, prompt, ends, choice.index, mask)
+
+
+class _Answering:
+    """A mask that waits until the model has done thinking."""
+
+    def __init__(self, mask: Mask, choice: Choice) -> None:
+        self._mask = mask
+        self._choice = choice
+
+    def apply(self, scores: Logits) -> None:
+        if not self._choice.thinking:
+            self._mask.apply(scores)
+
+    def accept(self, token: int) -> None:
+        if not self._choice.thinking:
+            self._mask.accept(token)
+
+    @property
+    def finished(self) -> bool:
+        return self._mask.finished

@@ -1,21 +1,30 @@
-"""GGUF files by llama.cpp: the fast way on a CPU. Runner process; needs no torch."""
+"""GGUF files by llama.cpp: the fast way on a CPU. Runner process; needs no torch.
+
+Sequences share one context, each under an id of its own. An id that is free keeps its tokens: a conversation that goes
+on finds its beginning there and reads only what is new.
+"""
 
 import time
+from collections.abc import Sequence as Many
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-from protocol.messages import ChatMessage, Load, Loaded, Sampling
-from runner.engines.base import ProgressReport
-from runner.errors import DamagedError, RequestError
+from protocol.messages import Generate, Load, Loaded
+from runner.constraint import Grammars, from_llama_cpp
+from runner.engines.base import Logits, ProgressReport, Sequence, sampler_of, wanted_constraint
+from runner.engines.gguf import Context, Fed, Gguf
+from runner.errors import RequestError
 from runner.job import Job
-from runner.threads import cpu_threads
+from runner.machine import cpu_threads
+from runner.template import as_template_takes
+from runner.tools import template_takes_tools
 
-_BATCH = 512
 _PIECE = 128  # tokens of a prompt between two looks at whether it is still wanted
 _DEFAULT_CONTEXT = 8192
+_SHARED = 2  # contexts' worth of tokens that all sequences together may hold
 
 
 class LlamaCpp:
@@ -23,122 +32,161 @@ class LlamaCpp:
         self._load = load
         self._progress = progress
         self.steps = 0
+        self.rows = load.max_batch_size
+        self.ends: frozenset[int] = frozenset()
+        self._held: list[list[int]] = [[] for _ in range(self.rows)]
+        self._free: list[int] = list(range(self.rows))  # least recently used first
+        self._reserved: dict[int, int] = {}
 
     def load(self) -> Loaded:
-        """Map the file and make a context of the wanted size. :raises DamagedError: if llama.cpp cannot read it."""
+        """Map the file and make a context. :raises DamagedError: if llama.cpp cannot read it."""
         started = time.monotonic()
         path = Path(self._load.path)
         self._progress("reading weights")
-        on_gpu = self._load.device.startswith("cuda")
-        threads = cpu_threads(self._load.threads)
-        try:
-            self._model = llama_cpp.Llama(
-                str(path), n_ctx=self._load.context or _DEFAULT_CONTEXT, n_batch=_BATCH, n_threads=threads,
-                n_threads_batch=threads, n_gpu_layers=-1 if on_gpu else 0, verbose=False,
-                main_gpu=int(self._load.device.partition(":")[2] or 0),
-            )  # fmt: skip
-        except ValueError as error:
-            raise DamagedError(f"llama.cpp cannot read {path.name}: {error}") from error
-        self._tokens = _Vocabulary(self._model, self._load.chat_template)
-        on_gpu = on_gpu and llama_cpp.llama_supports_gpu_offload()
-        return Loaded(
-            self._load.load_id, self._load.device if on_gpu else "cpu", llama_cpp.llama_model_size(self._model.model),
-            self._model.n_ctx(), {"weights": time.monotonic() - started}, _quantization(self._model.metadata, path),
-        )  # fmt: skip
+        on_gpu = self._load.device.startswith("cuda") and llama_cpp.llama_supports_gpu_offload()
+        gpu = int(self._load.device.partition(":")[2] or 0) if on_gpu else None
+        self._model = Gguf(path, gpu, lambda fraction: self._progress("reading weights", round(fraction, 2)))
+        weights = time.monotonic()
+        self._window = self._load.context or _DEFAULT_CONTEXT
+        cells = self._window * min(self.rows, _SHARED)
+        self._context = Context(self._model, cells, self.rows, cpu_threads(self._load.threads))
+        self.ends = self._model.ends
+        self._prompts = _Prompts(self._model, self._load.chat_template)
+        self._grammars = Grammars(lambda: from_llama_cpp(self._model), self.ends)
+        phases = {"weights": weights - started, "context": time.monotonic() - weights}
+        file_type = _quantization(self._model, path)
+        device = self._load.device if on_gpu else "cpu"
+        return Loaded(self._load.load_id, device, self._model.weight_bytes, self._window, phases, file_type)
 
-    def generate(self, job: Job) -> None:
-        prompt = self._tokens.render(job.request.messages)
-        window, sampling = self._model.n_ctx(), job.request.sampling
-        if len(prompt) >= window:
-            raise RequestError(f"the prompt has {len(prompt)} tokens and the context holds {window}")
-        job.begin(len(prompt), self._tokens.decode, thinks=True, inside=self._tokens.ends_in_think(prompt))
-        limit = min(sampling.max_new_tokens, window - len(prompt))
-        made = 0
-        if not self._read(prompt, job):
-            return job.finish("stop")
-        for token in self._steps(prompt, sampling):
-            if not job.wanted or token in self._tokens.ends:
-                return job.finish("stop")
-            made += 1
-            if not job.token(token):
-                return job.finish("stop")
-            if made >= limit:
-                return job.finish("length")
+    def prepare(self, job: Job) -> list[Sequence]:
+        request, sampling = job.request, job.request.sampling
+        text, prompt = self._prompts.render(request)
+        if request.render_only:
+            job.rendered(text, prompt)
+            return []
+        if not prompt:
+            raise RequestError("the prompt has no tokens this model knows")
+        if len(prompt) >= self._window:
+            raise RequestError(f"the prompt has {len(prompt)} tokens and the context holds {self._window}")
+        wanted = wanted_constraint(request)
+        masks = [self._grammars.compile(wanted) if wanted else None for _ in range(request.choices)]
+        thinking = text.rstrip().endswith("<think>")
+        choices = job.begin(len(prompt), self._model.decode, thinks=request.template, inside=thinking)
+        limit = min(sampling.max_new_tokens, self._window - len(prompt))
+        return [
+            Sequence(choice, prompt, limit, sampler_of(choice, prompt, self.ends, mask))
+            for choice, mask in zip(choices, masks, strict=True)
+        ]
 
-    def _read(self, prompt: list[int], job: Job) -> bool:
-        """Evaluate all of the prompt but its last token, what is new of it, in pieces; return whether to go on.
+    def fits(self, sequence: Sequence, others: Many[Sequence]) -> bool:
+        return sum(len(one.prompt) + one.limit for one in (sequence, *others)) <= self._context.cells
 
-        ``generate`` would do it in one go, deaf to a cancellation; it finds this prefix in the cache and goes on.
-        """
-        model, end = self._model, len(prompt) - 1
-        known = 0
-        for ours, cached in zip(prompt[:end], model.input_ids[: model.n_tokens], strict=False):
-            if ours != cached:
-                break
-            known += 1
-        memory = llama_cpp.llama_get_memory(model.ctx)
-        if known < model.n_tokens and not llama_cpp.llama_memory_seq_rm(memory, -1, known, -1):
-            known = 0  # a recurrent model cannot forget a part
-            llama_cpp.llama_memory_clear(memory, True)
-        model.n_tokens = known
-        for start in range(known, end, _PIECE):
-            if not job.wanted:
-                return False
-            model.eval(prompt[start : min(start + _PIECE, end)])
-        return job.wanted
+    def read(self, sequence: Sequence) -> Logits | None:
+        if sequence.place < 0:
+            self._place(sequence)
+        start, prompt = sequence.read, sequence.prompt
+        end = min(len(prompt), start + _PIECE)
+        last = len(prompt) - 1
+        fed = [Fed(prompt[position], position, sequence.place, position == last) for position in range(start, end)]
+        scores = self._context.evaluate(fed)
+        self._held[sequence.place] += prompt[start:end]
+        sequence.read = end
+        return scores[0] if scores else None
 
-    def _steps(self, prompt: list[int], sampling: Sampling) -> Any:
-        self._model.set_seed(llama_cpp.LLAMA_DEFAULT_SEED if sampling.seed is None else sampling.seed)
-        for token in self._model.generate(
-            prompt, temp=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k, min_p=0.0,
-            repeat_penalty=sampling.repetition_penalty,
-        ):  # fmt: skip
-            self.steps += 1
-            yield token
+    def _place(self, sequence: Sequence) -> None:
+        """Give it the free id that holds most of its beginning, and forget there what differs."""
+        known = {place: _common(self._held[place], sequence.prompt) for place in self._free}
+        place = max(self._free, key=lambda free: known[free])
+        self._free.remove(place)
+        sequence.place = place
+        # The last token is read in any case: its scores are what is wanted.
+        keep = min(known[place], len(sequence.prompt) - 1)
+        if not self._context.forget(place, keep):
+            keep = 0
+        del self._held[place][keep:]
+        sequence.read = keep
+        self._reserve(sequence)
+
+    def _reserve(self, sequence: Sequence) -> None:
+        """Set cells aside until its limit. What free ids hold goes for it, the least recently used first."""
+        self._reserved[sequence.place] = len(sequence.prompt) + sequence.limit
+        spare = self._context.cells - sum(self._reserved.values()) - sum(len(self._held[place]) for place in self._free)
+        for place in self._free:
+            if spare >= 0:
+                return
+            spare += len(self._held[place])
+            self._context.forget(place, 0)
+            self._held[place] = []
+
+    def share(self, sequence: Sequence, sibling: Sequence) -> None:
+        sibling.place = self._free.pop(0)
+        self._context.copy(sequence.place, sibling.place)
+        self._held[sibling.place] = list(self._held[sequence.place])
+        sibling.read = sequence.read
+        self._reserve(sibling)
+
+    def step(self, sequences: Many[Sequence]) -> list[Logits]:
+        self.steps += 1
+        fed = [Fed(one.last, len(self._held[one.place]), one.place, True) for one in sequences]
+        scores = self._context.evaluate(fed)
+        for one in sequences:
+            self._held[one.place].append(one.last)
+        return scores
+
+    def drop(self, sequence: Sequence) -> None:
+        if sequence.place >= 0:
+            del self._reserved[sequence.place]
+            self._free.append(sequence.place)
+            sequence.place = -1
+
+    def answer_apart(self, sequences: Many[Sequence]) -> None:
+        raise NotImplementedError("nothing is apart here")
+
+    def token_bytes(self, token: int) -> bytes:
+        return self._model.piece(token, special=True)
 
 
-class _Vocabulary:
-    """The file's own tokenizer and chat template."""
+class _Prompts:
+    """From conversations to ids, by the file's own chat template or the one of the catalog."""
 
-    def __init__(self, model: llama_cpp.Llama, template: str | None = None) -> None:
+    def __init__(self, model: Gguf, template: str | None) -> None:
         self._model = model
-        metadata = model.metadata
-        self._pieces = {token: self._piece(token) for token in (model.token_bos(), model.token_eos()) if token >= 0}
-        template = template or metadata.get("tokenizer.chat_template")
-        eos, bos = self._pieces.get(model.token_eos(), ""), self._pieces.get(model.token_bos(), "")
-        self._formatter = Jinja2ChatFormatter(template, eos_token=eos, bos_token=bos) if template else None
-        vocabulary = llama_cpp.llama_model_get_vocab(model.model)
-        self.ends = frozenset(
-            token for token in range(model.n_vocab()) if llama_cpp.llama_vocab_is_eog(vocabulary, token)
-        )
+        self._template = template or model.metadata("tokenizer.chat_template")
+        eos, bos = model.special(model.eos), model.special(model.bos)
+        self._formatter = Jinja2ChatFormatter(self._template, eos_token=eos, bos_token=bos) if self._template else None
 
-    def render(self, conversation: tuple[ChatMessage, ...]) -> list[int]:
-        """Return the prompt's ids: the chat template where the file has one, else the bare text."""
-        if self._formatter is None:
-            return self._model.tokenize("\n".join(message.text for message in conversation).encode(), special=False)
-        said: Any = [{"role": message.role, "content": message.text} for message in conversation]
+    def render(self, request: Generate) -> tuple[str, list[int]]:
+        """Return the prompt as text and as ids.
+
+        :raises RequestError: if the template refuses the conversation, or has no place for the request's tools.
+        """
+        tools: Any = list(request.tools) if request.tool_choice != "none" else []
+        if tools and not template_takes_tools(self._template):
+            raise RequestError("tools: this model's chat template has no place for them")
+        if self._formatter is None or not request.template:
+            text = "\n".join(message.text for message in request.messages)
+            return text, self._model.tokenize(text, begin=True, special=False)
+        said: Any = [as_template_takes(message, message.text) for message in request.messages]
         try:
-            text = self._formatter(messages=said).prompt
+            text = self._formatter(messages=said, tools=tools or None, **request.template_options).prompt
         except Exception as error:  # templates raise what they like
             raise RequestError(f"the model's chat template refuses this conversation: {error}") from error
-        return self._model.tokenize(text.encode(), add_bos=False, special=True)
-
-    def decode(self, ids: list[int]) -> str:
-        return self._model.detokenize(ids, special=False).decode("utf-8", errors="replace")
-
-    def ends_in_think(self, prompt: list[int]) -> bool:
-        tail = self._model.detokenize(prompt[-8:], special=True).decode("utf-8", errors="replace")
-        return tail.rstrip().endswith("<think>")
-
-    def _piece(self, token: int) -> str:
-        return str(self._model.detokenize([token], special=True).decode("utf-8", errors="replace"))
+        return text, self._model.tokenize(text, begin=False, special=True)
 
 
-def _quantization(metadata: dict[str, str], path: Path) -> str:
+def _common(held: list[int], prompt: list[int]) -> int:
+    """How many ids both begin with."""
+    for place, (ours, theirs) in enumerate(zip(held, prompt, strict=False)):
+        if ours != theirs:
+            return place
+    return min(len(held), len(prompt))
+
+
+def _quantization(model: Gguf, path: Path) -> str:
     """Name the file's quantization as its own name does, say ``Q4_1``."""
     parts = path.stem.replace("-", ".").split(".")
     named = next((part for part in reversed(parts) if part.upper().startswith(("Q", "IQ", "F16", "BF16", "F32"))), "")
-    return f"gguf {named}".strip() if named else f"gguf type {metadata.get('general.file_type', 'unknown')}"
+    return f"gguf {named}".strip() if named else f"gguf type {model.metadata('general.file_type') or 'unknown'}"
 
 
 ENGINE = LlamaCpp

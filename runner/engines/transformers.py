@@ -1,30 +1,41 @@
-"""Checkpoints by Hugging Face transformers, at 16 bits or quantized by bitsandbytes. Runner process.
+"""Checkpoints by Hugging Face transformers, unquantized or quantized by bitsandbytes. Runner process.
 
-Knows how a model is loaded and decoded; what its inputs are is the family's business.
+Knows how a model is loaded and how a batch of sequences is read and decoded; what its inputs are is the family's
+business. Sequences decode together by plain calls of the model, each with a row of keys and values of its own; a model
+whose cache is not of that kind, and what a family wants for itself, goes by ``generate``.
 """
 
 import copy
 import importlib
+import inspect
 import time
-from importlib.util import find_spec
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers import BitsAndBytesConfig, GenerationConfig, StoppingCriteria
-from transformers.generation.streamers import BaseStreamer
+from transformers import BitsAndBytesConfig, DynamicCache, GenerationConfig
 
-from protocol.messages import Load, Loaded, Sampling
-from runner.engines.base import ProgressReport
+from protocol.messages import Generate, Load, Loaded
+from runner.constraint import Grammars, Mask, from_transformers
+from runner.engines.apart import Chooser
+from runner.engines.base import Logits, ProgressReport, Sequence, sampler_of, wanted_constraint
+from runner.engines.rows import RowCache, can_batch
 from runner.errors import DamagedError, RequestError
 from runner.families.base import RunnerFamily
 from runner.job import Job
-from runner.threads import cpu_threads
+from runner.machine import cpu_threads, host_bytes_free
+from utils.processor import fast_bfloat16
 
 if not torch.cuda.is_available():
     # Where there is a GPU this import initializes CUDA, which must not happen before the fork; there it is left to the
     # first quantized load of each runner.
     import bitsandbytes  # noqa: F401
+
+_CACHE_SHARE = 0.5  # of the memory that is free after the load may go to keys and values
+_PIECE, _PIECE_ON_GPU = 256, 2048  # tokens of a prompt between two looks at whether it is still wanted
 
 
 class Transformers:
@@ -32,7 +43,11 @@ class Transformers:
         self._load = load
         self._progress = progress
         self._device = torch.device(load.device)
+        self._dtype = torch.float32 if self._device.type == "cpu" and not fast_bfloat16() else torch.bfloat16
         self.steps = 0
+        self.rows = load.max_batch_size
+        self.ends: frozenset[int] = frozenset()
+        self._placed: list[Sequence] = []
 
     def load(self) -> Loaded:
         """Read processor and weights, quantized as asked.
@@ -65,20 +80,34 @@ class Transformers:
         lap("weights")
         self._context = self._load.context or self._family.context(self._model)
         self._defaults = self._model.generation_config or GenerationConfig()
-        self._ends = self._family.end_tokens(self._model)
+        self.ends = self._family.end_tokens(self._model)
+        self._prepare_batch()
         return Loaded(
             self._load.load_id, self._load.device, int(self._model.get_memory_footprint()), self._context, phases,
-            _describe(self._load.quant_bits, self._dtype()),
+            _describe(self._load.quant_bits, self._dtype),
         )  # fmt: skip
 
-    def _dtype(self) -> torch.dtype:
-        return torch.bfloat16
+    def _prepare_batch(self) -> None:
+        """See whether this model can decode in rows, and how much memory they may take."""
+        parameters = inspect.signature(self._model.forward).parameters
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+        self._text_config = self._model.config.get_text_config(decoder=True)
+        layers = DynamicCache(config=self._text_config).layers
+        self._batches = (
+            self._family.batches and {"position_ids", "past_key_values"} <= set(parameters)
+            and can_batch(layers) and _decodes_plainly(self._defaults)
+        )  # fmt: skip
+        self._cache = RowCache(len(layers))
+        self._cache_budget = int(_CACHE_SHARE * self._bytes_free())
+        self._piece = _PIECE if self._device.type == "cpu" else _PIECE_ON_GPU
+        tokenizer = self._family.tokenizer
+        self._grammars = Grammars(lambda: from_transformers(tokenizer), self.ends)
+
+    def _bytes_free(self) -> int:
+        return int(torch.cuda.mem_get_info(self._device)[0]) if self._device.type == "cuda" else host_bytes_free()
 
     def _options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {"dtype": self._dtype()}
-        # Without a wish transformers takes SDPA where the model has it, which is right everywhere but here:
-        if self._device.type == "cuda" and find_spec("flash_attn") and self._family.supports_flash_attention:
-            options["attn_implementation"] = "flash_attention_2"
+        options: dict[str, Any] = {"dtype": self._dtype}
         if self._load.max_memory:
             # JSON has no integer keys; accelerate wants GPU numbers as integers.
             limits = {int(key) if key.isdigit() else key: value for key, value in self._load.max_memory.items()}
@@ -95,97 +124,160 @@ class Transformers:
         if self._load.quant_bits == 4:
             return BitsAndBytesConfig(
                 load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=self._dtype(), llm_int8_skip_modules=kept,
+                bnb_4bit_compute_dtype=self._dtype, llm_int8_skip_modules=kept,
             )  # fmt: skip
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
 
-    def generate(self, job: Job) -> None:
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def prepare(self, job: Job) -> list[Sequence]:
         request = job.request
         prepared = self._family.prepare(request, self._device)
+        prompt = prepared.ids
+        if request.render_only:
+            job.rendered(prepared.text, prompt)
+            return []
         room = request.sampling.max_new_tokens
         if self._context is not None:
-            used = prepared.prompt_tokens
-            if used == 0:
+            if not prompt:
                 raise RequestError("the prompt has no tokens this model knows")
-            if used >= self._context:
-                raise RequestError(f"the prompt has {used} tokens and the context holds {self._context}")
-            room = min(room, self._context - used)
+            if len(prompt) >= self._context:
+                raise RequestError(f"the prompt has {len(prompt)} tokens and the context holds {self._context}")
+            room = min(room, self._context - len(prompt))
+        constraints = [self._constraint(request) for _ in range(request.choices)]
         job.extras |= self._family.extras(request)
-        job.begin(prepared.prompt_tokens, self._family.decode, self._family.declaration.thinks, prepared.inside_think)
-        if request.sampling.seed is not None:
-            torch.manual_seed(request.sampling.seed)
-        feed = _Feed(self, job)
-        options = {
-            "generation_config": self._config(request.sampling, room),
-            "streamer": feed,
-            "stopping_criteria": [feed.criterion],
-        }
-        with torch.inference_mode():
-            self._family.run(self._model, prepared, job, options)
-        job.finish("stop" if feed.ended or feed.made < room else "length")
+        thinks = self._family.declaration.thinks and request.template
+        choices = job.begin(len(prompt), self._family.decode, thinks, prepared.inside_think)
+        apart = not self._batches or self._family.apart(request)
+        seen = prompt if self._family.reads_prompt else []
+        return [
+            Sequence(choice, prompt, room, sampler_of(choice, seen, self.ends, constraint), prepared.inputs, apart)
+            for choice, constraint in zip(choices, constraints, strict=True)
+        ]
 
-    def _config(self, sampling: Sampling, room: int) -> GenerationConfig:
+    def _constraint(self, request: Generate) -> Mask | None:
+        wanted = wanted_constraint(request)
+        return None if wanted is None else self._grammars.compile(wanted)
+
+    def token_bytes(self, token: int) -> bytes:
+        return self._family.token_bytes(token)
+
+    # -- in the batch --------------------------------------------------------------------------------------------------
+
+    def fits(self, sequence: Sequence, others: Many[Sequence]) -> bool:
+        longest = max(len(other.prompt) + other.limit for other in [sequence, *others])
+        return (len(others) + 1) * longest * self._cache.token_bytes <= self._cache_budget
+
+    def read(self, sequence: Sequence) -> Logits | None:
+        if sequence.read == 0:
+            sequence.inputs = _Reading(dict(sequence.inputs), DynamicCache(config=self._text_config))
+        reading: _Reading = sequence.inputs
+        with torch.inference_mode():
+            if reading.plain:
+                logits = self._read_piece(sequence, reading)
+            else:  # its media belong to the whole prompt: it is read in one go
+                logits, sequence.offset = self._family.read(self._model, reading.inputs, reading.cache)
+                sequence.read = len(sequence.prompt)
+            if sequence.read < len(sequence.prompt):
+                return None
+            sequence.place = self._cache.join(reading.cache, len(sequence.prompt))
+            sequence.inputs = None
+            self._placed.append(sequence)
+            return _scores(logits)[0]
+
+    def _read_piece(self, sequence: Sequence, reading: "_Reading") -> torch.Tensor:
+        start = sequence.read
+        end = min(len(sequence.prompt), start + self._piece)
+        ids = torch.tensor([sequence.prompt[start:end]], device=self._device)
+        positions = torch.arange(start, end, device=self._device)[None]
+        sequence.read = end
+        return self._forward(input_ids=ids, position_ids=positions, past_key_values=reading.cache)
+
+    def share(self, sequence: Sequence, sibling: Sequence) -> None:
+        sibling.place, sibling.read = self._cache.copy_row(sequence.place), sequence.read
+        sibling.inputs, sibling.offset = None, sequence.offset
+        self._placed.append(sibling)
+
+    def step(self, sequences: Many[Sequence]) -> list[Logits]:
+        self.steps += 1
+        with torch.inference_mode():
+            ids = torch.tensor([[sequence.last] for sequence in self._placed], device=self._device)
+            mask = self._cache.open_step()
+            offsets = torch.tensor([sequence.offset for sequence in self._placed], device=self._device)
+            positions = (self._cache.positions + offsets)[:, None]
+            if self._model.config._attn_implementation == "eager":  # it adds the mask where others select by it
+                lowest = torch.finfo(self._dtype).min
+                mask = torch.zeros(mask.shape, dtype=self._dtype, device=mask.device).masked_fill(~mask, lowest)
+            scores = _scores(
+                self._forward(input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=self._cache)
+            )
+            self._cache.close_step()
+        return [scores[sequence.place] for sequence in sequences]
+
+    def _forward(self, **inputs: Any) -> torch.Tensor:
+        """Return logits of the last position, (B, V)."""
+        logits: torch.Tensor = self._model(**inputs, **self._last_only, use_cache=True).logits[:, -1]
+        return logits
+
+    def drop(self, sequence: Sequence) -> None:
+        sequence.inputs = None
+        if sequence.place < 0:
+            return
+        self._cache.leave(sequence.place)
+        last = self._placed.pop()  # rows are dense: the last one takes the place that is free
+        if last is not sequence:
+            self._placed[sequence.place], last.place = last, sequence.place
+        sequence.place = -1
+
+    # -- apart from it -------------------------------------------------------------------------------------------------
+
+    def answer_apart(self, sequences: Many[Sequence]) -> None:
+        for group in self._family.groups(sequences):
+            jobs = list({sequence.job: None for sequence in group})
+            for job in jobs:
+                job.hold()
+            chooser = Chooser(group, self)
+            with torch.inference_mode():
+                self._family.run(self._model, group, self._config(group), chooser)
+            chooser.finish()
+            for job in jobs:
+                job.release()
+
+    def _config(self, group: Many[Sequence]) -> GenerationConfig:
+        """Return what ``generate`` is to do: take what the chooser chose, until it says that all are finished."""
         config = copy.deepcopy(self._defaults)
-        sampled = sampling.temperature > 0
         config.update(
-            max_new_tokens=room,
-            max_length=None,
-            do_sample=sampled,
-            temperature=sampling.temperature if sampled else None,
-            top_p=sampling.top_p if sampled else None,
-            top_k=sampling.top_k if sampled else None,  # 0 is off; None would be the checkpoint's own, or 50
-            repetition_penalty=sampling.repetition_penalty,
-            eos_token_id=list(self._ends) or None,
-            num_beams=1,
-        )
+            max_new_tokens=max(sequence.limit for sequence in group), max_length=None, do_sample=False,
+            temperature=None, top_p=None, top_k=None, repetition_penalty=None, num_beams=1,
+            eos_token_id=list(self.ends) or None,
+        )  # fmt: skip
         if config.pad_token_id is None:
-            config.pad_token_id = self._family.tokenizer.pad_token_id or next(iter(self._ends), 0)
+            config.pad_token_id = self._family.tokenizer.pad_token_id or next(iter(self.ends), 0)
         return config
 
-    @property
-    def ends(self) -> frozenset[int]:
-        return self._ends
 
+@dataclass
+class _Reading:
+    """A prompt being read: the family's tensors and the keys and values so far."""
 
-class _Feed(BaseStreamer):  # type: ignore[misc]
-    """Hands each new token of one sequence to the job, and stops generation when the job has had enough."""
-
-    def __init__(self, engine: Transformers, job: Job) -> None:
-        self._engine = engine
-        self._job = job
-        self._prompt_seen = False
-        self._go = True
-        self.made = 0
-        self.ended = False
-        self.criterion = _Stop(self)
+    inputs: dict[str, Any]
+    cache: DynamicCache
 
     @property
-    def go(self) -> bool:
-        return self._go and self._job.wanted
-
-    def put(self, value: torch.Tensor) -> None:
-        """Take ids of shape (1, T), the prompt, once; then (1,), one token a step."""
-        if not self._prompt_seen:
-            self._prompt_seen = True
-            return
-        self._engine.steps += 1
-        token = int(value.reshape(-1)[0])
-        if token in self._engine.ends:
-            self.ended = True
-        elif self._go:
-            self.made += 1
-            self._go = self._job.token(token)
-
-    def end(self) -> None:
-        pass
+    def plain(self) -> bool:
+        """Whether it is nothing but text, which can be read in pieces."""
+        return set(self.inputs) <= {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 
 
-class _Stop(StoppingCriteria):  # type: ignore[misc]
-    def __init__(self, feed: _Feed) -> None:
-        self._feed = feed
+def _scores(logits: torch.Tensor) -> "np.ndarray[Any, np.dtype[np.float32]]":
+    return logits.float().cpu().numpy()
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        return torch.full((input_ids.shape[0],), not self._feed.go, device=input_ids.device, dtype=torch.bool)
+
+def _decodes_plainly(defaults: GenerationConfig) -> bool:
+    """Whether the checkpoint asks for nothing that only ``generate`` does."""
+    special = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "no_repeat_ngram_size",
+               "forced_bos_token_id", "forced_eos_token_id", "sequence_bias")  # fmt: skip
+    return not any(getattr(defaults, name, None) for name in special)
 
 
 def _describe(bits: int, dtype: torch.dtype) -> str:

@@ -4,41 +4,63 @@ Runner process. A family decides how a request becomes tensors; the engine decid
 """
 
 import json
+from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, Cache, GenerationConfig, PreTrainedModel
 
 from models_registry.families import FAMILIES
-from protocol.messages import ChatMessage, Generate, Load
+from protocol.messages import Generate, Load
+from runner.engines.apart import Chooser
+from runner.engines.base import Sequence
 from runner.errors import DamagedError, RequestError
-from runner.job import Job
+from runner.template import as_template_takes
+from runner.tools import template_takes_tools
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request as tensors. ``inputs`` go to ``generate`` as they are; ``prompt_tokens`` is how many tokens of context
-    they take; ``inside_think`` tells that the rendered prompt ends within ``<think>``."""
+    """A request as the rendered ``text`` and as tensors. ``inputs`` are what the model is called with for the whole
+    prompt, ``input_ids`` of shape (1, T) among them."""
 
+    text: str
     inputs: dict[str, Any]
-    prompt_tokens: int
-    inside_think: bool = False
+
+    @property
+    def ids(self) -> list[int]:
+        ids: list[int] = self.inputs["input_ids"][0].tolist()
+        return ids
+
+    @property
+    def inside_think(self) -> bool:
+        """Whether the prompt ends within ``<think>``."""
+        return self.text.rstrip().endswith("<think>")
 
 
 class RunnerFamily:
-    """One family's tensor half. Subclasses set ``model_class`` and override :meth:`prepare`."""
+    """One family's tensor half. Subclasses set ``model_class`` and override :meth:`prepare`.
+
+    ``batches`` is false where the model cannot decode in rows of a common cache; ``reads_prompt`` where the prompt's
+    tokens are not of the sequence that is continued.
+    """
 
     model_class: Any
     processor_class: Any = AutoTokenizer
+    batches = True
+    reads_prompt = True
+
     def __init__(self, load: Load) -> None:
         self.load = load
         self.declaration = FAMILIES[load.family]
         self.path = Path(load.path)
         self.processor: Any = None
+        self.dtype = torch.bfloat16
         self._template = load.chat_template
 
     def load_processor(self) -> None:
@@ -66,11 +88,8 @@ class RunnerFamily:
             raise DamagedError(f"{len(misfits)} weights have another shape than config.json says, {misfits[0]} for one")
         if missing := sorted(info["missing_keys"]):
             raise DamagedError(f"the weights lack {len(missing)} tensors of the model, {missing[0]} among them")
+        self.dtype = options.get("dtype", self.dtype)
         return model  # type: ignore[no-any-return]
-
-    @property
-    def supports_flash_attention(self) -> bool:
-        return bool(getattr(self.model_class, "_supports_flash_attn", False))
 
     @property
     def tokenizer(self) -> Any:
@@ -83,26 +102,30 @@ class RunnerFamily:
 
     def prepare(self, request: Generate, device: torch.device) -> Prepared:
         """Turn a request into tensors on ``device``. :raises RequestError: if it cannot be."""
-        text = self.render([_plain(message) for message in request.messages])
-        return self.encode_text(text, device)
+        text = self.render([as_template_takes(message, message.text) for message in request.messages], request)
+        # A template writes the special tokens itself; a bare prompt gets those the tokenizer begins with.
+        inputs = self.tokenizer(text, return_tensors="pt", add_special_tokens=not request.template,
+                                return_token_type_ids=False)  # fmt: skip
+        return Prepared(text, dict(inputs.to(device)))
 
-    def render(self, conversation: list[dict[str, Any]]) -> str:
-        """Apply the checkpoint's chat template; where it has none, join the texts.
+    def render(self, conversation: list[dict[str, Any]], request: Generate) -> str:
+        """Apply the checkpoint's chat template; where it has none, or none is wanted, join the texts.
 
-        :raises RequestError: if the template refuses the conversation.
+        :raises RequestError: if the template refuses the conversation, or has no place for the request's tools.
         """
-        if not getattr(self.processor, "chat_template", None):
+        template = getattr(self.processor, "chat_template", None)
+        tools = list(request.tools) if request.tool_choice != "none" else []
+        if tools and not template_takes_tools(template):
+            raise RequestError("tools: this model's chat template has no place for them")
+        if not template or not request.template:
             return "\n".join(_flat(message["content"]) for message in conversation)
         try:
-            return str(self.processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
+            return str(self.processor.apply_chat_template(
+                conversation, tokenize=False, add_generation_prompt=True, **({"tools": tools} if tools else {}),
+                **request.template_options,
+            ))  # fmt: skip
         except Exception as error:  # templates raise what they like: jinja2 errors, TypeError, their own
             raise RequestError(f"the model's chat template refuses this conversation: {error}") from error
-
-    def encode_text(self, text: str, device: torch.device) -> Prepared:
-        """Return ids and mask of shape (1, T)."""
-        inputs = self.tokenizer(text, return_tensors="pt", add_special_tokens=False, return_token_type_ids=False)
-        tokens = int(inputs["input_ids"].shape[1])
-        return Prepared(dict(inputs.to(device)), tokens, text.rstrip().endswith("<think>"))
 
     def decode(self, ids: list[int]) -> str:
         """Turn generated ids into text, without special tokens."""
@@ -114,18 +137,60 @@ class RunnerFamily:
         ends = config.eos_token_id if config and config.eos_token_id is not None else self.tokenizer.eos_token_id
         return frozenset(ends if isinstance(ends, list | tuple) else [ends] if ends is not None else [])
 
-    def run(self, model: PreTrainedModel, prepared: Prepared, job: Job, options: dict[str, Any]) -> None:
-        """Generate. ``options`` (config, streamer, criteria) are the engine's; tokens come out by the streamer."""
-        model.generate(**prepared.inputs, **options)
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes a token stands for: perhaps a part of a character only."""
+        piece = self.tokenizer.convert_ids_to_tokens(token)
+        if piece is not None and self._spells_bytes:
+            return bytes(byte for letter in piece for byte in _BYTES.get(letter, letter.encode()))
+        return str(self.tokenizer.decode([token])).encode()
+
+    @cached_property
+    def _spells_bytes(self) -> bool:
+        """Whether the vocabulary writes each byte as a letter of its own, as byte-level BPE does."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        return backend is not None and "ByteLevel" in str(backend.decoder)
+
+    def read(self, model: PreTrainedModel, inputs: dict[str, Any], cache: Cache) -> tuple[torch.Tensor, int]:
+        """Read a whole prompt with its media into ``cache``.
+
+        Return the logits of its last token, (1, V), and what is to be added to the positions of later tokens: images
+        and videos take fewer positions than tokens where positions have several axes.
+        """
+        holder = next((part for part in (model, getattr(model, "model", None)) if hasattr(part, "rope_deltas")), None)
+        if holder is not None:
+            holder.rope_deltas = None  # those of the prompt before
+        logits = model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1]
+        deltas = getattr(holder, "rope_deltas", None)
+        return logits, 0 if deltas is None else int(deltas.reshape(-1)[0])
+
+    def apart(self, request: Generate) -> bool:
+        """Whether this request is to be answered by :meth:`run`, on its own."""
+        return False
+
+    def groups(self, sequences: Many[Sequence]) -> list[list[Sequence]]:
+        """Return which sequences :meth:`run` takes together."""
+        return [[sequence] for sequence in sequences]
+
+    def run(self, model: PreTrainedModel, group: Many[Sequence], config: GenerationConfig, chooser: Chooser) -> None:
+        """Generate for a group that is not in the batch; the chooser takes the tokens."""
+        model.generate(**group[0].inputs, generation_config=config, **chooser.options())
 
     def extras(self, request: Generate) -> dict[str, Any]:
         """Return fields this family adds to every answer."""
         return {}
 
 
-def _plain(message: ChatMessage) -> dict[str, Any]:
-    return {"role": message.role, "content": message.text}
-
-
 def _flat(content: Any) -> str:
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
+def _byte_letters() -> dict[str, bytes]:
+    """Return the letters that byte-level vocabularies write bytes with: printable Latin-1 ones stand for themselves,
+    the other bytes, in order, for the letters from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {chr(byte): bytes([byte]) for byte in printable}
+    return letters | {chr(0x100 + place): bytes([byte]) for place, byte in enumerate(others)}
+
+
+_BYTES = _byte_letters()

@@ -1,12 +1,15 @@
 """BLIP-VQA: an encoder reads one image and the question, a decoder writes a short answer. No chat template."""
 
+from collections.abc import Sequence as Many
 from typing import Any
 
 import torch
 import transformers.models.blip.modeling_blip  # noqa: F401  (before the fork, or every runner pays for it)
-from transformers import BlipForQuestionAnswering, BlipProcessor, PreTrainedModel
+from transformers import BlipForQuestionAnswering, BlipProcessor, GenerationConfig, PreTrainedModel
 
 from protocol.messages import Generate
+from runner.engines.apart import Chooser
+from runner.engines.base import Sequence
 from runner.errors import RequestError
 from runner.families.base import Prepared
 from runner.families.multimodal import Media, MultimodalFamily
@@ -15,6 +18,8 @@ from runner.families.multimodal import Media, MultimodalFamily
 class BlipVQA(MultimodalFamily):
     model_class = BlipForQuestionAnswering
     processor_class = BlipProcessor
+    batches = False
+    reads_prompt = False  # the decoder starts anew
 
     def prepare(self, request: Generate, device: torch.device) -> Prepared:
         """Take the last message's image and text. :raises RequestError: unless it has exactly one image."""
@@ -22,7 +27,7 @@ class BlipVQA(MultimodalFamily):
             raise RequestError("this model takes a question about an image; it has no place for a system prompt")
         return super().prepare(request, device)
 
-    def render(self, conversation: list[dict[str, Any]]) -> str:
+    def render(self, conversation: list[dict[str, Any]], request: Generate) -> str:
         """Return the question: the model knows no roles."""
         content = conversation[-1]["content"]
         return content if isinstance(content, str) else " ".join(part.get("text", "") for part in content).strip()
@@ -33,6 +38,18 @@ class BlipVQA(MultimodalFamily):
 
     def encode(self, text: str, media: Media, request: Generate) -> dict[str, Any]:
         return dict(self.processor(images=media.images[0], text=text, return_tensors="pt"))
+
+    def groups(self, sequences: Many[Sequence]) -> list[list[Sequence]]:
+        return [list(sequences)]  # images are all brought to one size, questions are padded
+
+    def run(self, model: PreTrainedModel, group: Many[Sequence], config: GenerationConfig, chooser: Chooser) -> None:
+        inputs = [sequence.inputs for sequence in group]
+        questions = self.tokenizer.pad(
+            [{name: one[name][0] for name in ("input_ids", "attention_mask")} for one in inputs],
+            padding_side="right", return_tensors="pt",
+        ).to(inputs[0]["input_ids"].device)  # fmt: skip
+        pixels = torch.cat([one["pixel_values"] for one in inputs])
+        model.generate(**questions, pixel_values=pixels, generation_config=config, **chooser.options())
 
     def end_tokens(self, model: PreTrainedModel) -> frozenset[int]:
         return frozenset([int(model.config.text_config.sep_token_id)])

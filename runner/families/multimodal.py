@@ -13,6 +13,7 @@ from transformers import AutoProcessor
 from protocol.messages import ChatMessage, Generate, Part
 from runner.errors import RequestError
 from runner.families.base import Prepared, RunnerFamily
+from runner.template import as_template_takes
 
 Array = np.ndarray[Any, Any]
 _SHORTEST = 0.05  # seconds: three frames of the mel spectrogram, the least that leaves a token after two strides
@@ -37,14 +38,14 @@ class MultimodalFamily(RunnerFamily):
 
     def prepare(self, request: Generate, device: torch.device) -> Prepared:
         media = Media()
-        text = self.render([self._content(message, media) for message in request.messages])
+        text = self.render([self._content(message, media) for message in request.messages], request)
         self.check(media)
         try:
             batch = self.encode(text, media, request)
         except (ValueError, TypeError) as error:
             raise RequestError(f"the model's processor cannot take this request: {error}") from error
-        inputs = {name: _place(value, device) for name, value in batch.items()}
-        return Prepared(inputs, int(inputs["input_ids"].shape[1]), text.rstrip().endswith("<think>"))
+        inputs = {name: _place(value, device, self.dtype) for name, value in batch.items()}
+        return Prepared(text, inputs)
 
     def encode(self, text: str, media: Media, request: Generate) -> dict[str, Any]:
         """Return the processor's tensors for one rendered conversation and its media."""
@@ -81,8 +82,8 @@ class MultimodalFamily(RunnerFamily):
         Text alone stays a string: some templates know lists for the user's messages only.
         """
         if all(part.kind == "text" for part in message.parts):
-            return {"role": message.role, "content": message.text}
-        return {"role": message.role, "content": [self._part(part, media) for part in message.parts]}
+            return as_template_takes(message, message.text)
+        return as_template_takes(message, [self._part(part, media) for part in message.parts])
 
     def _part(self, part: Part, media: Media) -> dict[str, Any]:
         match part.kind:
@@ -116,8 +117,8 @@ def _read(path: str) -> Array:
     return array
 
 
-def _place(value: Any, device: torch.device) -> Any:
-    """Move a tensor to the device; floating ones become bfloat16, as the towers' weights are."""
+def _place(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Move a tensor to the device; floating ones get the type of the towers' weights."""
     if not isinstance(value, torch.Tensor):
         return value
-    return value.to(device, torch.bfloat16) if value.is_floating_point() else value.to(device)
+    return value.to(device, dtype) if value.is_floating_point() else value.to(device)

@@ -7,11 +7,13 @@ import base64
 import copy
 import io
 import wave
+from collections.abc import Sequence as Many
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import (
+    GenerationConfig,
     PreTrainedModel,
     Qwen2_5OmniConfig,
     Qwen2_5OmniForConditionalGeneration,
@@ -25,8 +27,9 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import (
 )
 
 from protocol.messages import Generate, Load
+from runner.engines.apart import Chooser
+from runner.engines.base import Sequence
 from runner.errors import RequestError
-from runner.families.base import Prepared
 from runner.families.multimodal import Media, MultimodalFamily
 from runner.job import Job
 
@@ -66,18 +69,23 @@ class QwenOmni(MultimodalFamily):
             batch["video_second_per_grid"] = torch.tensor([step / fps for fps in media.fps])
         return batch | ({"use_audio_in_video": True} if wanted else {})
 
-    def run(self, model: PreTrainedModel, prepared: Prepared, job: Job, options: dict[str, Any]) -> None:
-        if not job.request.switches.get("speech"):
-            super().run(model, prepared, job, options)
-            return
+    def apart(self, request: Generate) -> bool:
+        return bool(request.switches.get("speech"))
+
+    def run(self, model: PreTrainedModel, group: Many[Sequence], config: GenerationConfig, chooser: Chooser) -> None:
+        """Answer in text and in speech. :raises RequestError: for more than one choice."""
+        job = group[0].job
+        if len(job.choices) > 1:
+            raise RequestError("n: this model speaks one answer at a time")
         speaking = self._speaking = self._speaking or self._load_talker(model)
         # What is not for the thinker alone goes to the talker too, which knows no pixels.
         inputs = {f"thinker_{name}" if name.startswith("pixel_values") else name: value
-                  for name, value in prepared.inputs.items()}  # fmt: skip
+                  for name, value in group[0].inputs.items()}  # fmt: skip
         _, waveform = speaking.generate(
             **inputs,
             speaker=_SPEAKER if _SPEAKER in speaking.speaker_map else next(iter(speaking.speaker_map)),
-            **{f"thinker_{name}": value for name, value in options.items()},
+            thinker_generation_config=config,
+            **chooser.options("thinker_"),
             talker_stopping_criteria=[_Enough(job)],
             talker_min_new_tokens=_CODES_AT_LEAST // 5,  # with none the vocoder fails
             talker_eos_token_id=[speaking.talker.codec_pad_token, speaking.talker.codec_eos_token],
@@ -111,7 +119,7 @@ class QwenOmni(MultimodalFamily):
         options = {"local_files_only": True, "use_safetensors": True, "device_map": {"": self.load.device}}
         whole.thinker = thinker
         whole.talker = Qwen2_5OmniTalkerForConditionalGeneration.from_pretrained(
-            self.path, config=config.talker_config, dtype=torch.bfloat16, **options
+            self.path, config=config.talker_config, dtype=self.dtype, **options
         )
         whole.token2wav = Qwen2_5OmniToken2WavModel.from_pretrained(
             self.path, config=config.token2wav_config, dtype=torch.float32,
@@ -135,7 +143,7 @@ class _Enough(StoppingCriteria):  # type: ignore[misc]
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         length = int(input_ids.shape[1])
         self._before = length - 1 if self._before is None else self._before
-        most = _CODES_AT_LEAST + _CODES_PER_TOKEN * self._job.tokens
+        most = _CODES_AT_LEAST + _CODES_PER_TOKEN * self._job.choices[0].tokens
         over = not self._job.wanted or length - self._before >= most
         return torch.full((input_ids.shape[0],), over, device=input_ids.device, dtype=torch.bool)
 

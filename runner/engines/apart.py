@@ -1,0 +1,60 @@
+"""Sequences answered by transformers' own ``generate``: encoder-decoders, speech, caches of unusual kinds.
+
+The tokens are chosen here, by each sequence's own sampler, and ``generate`` is made to take them. Runner process.
+"""
+
+from collections.abc import Sequence as Many
+from typing import Any
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+from runner.engines.base import Engine, Sequence
+
+
+class Chooser(LogitsProcessor):  # type: ignore[misc]
+    """Chooses for one sequence per row of the batch, and lets ``generate`` stop once all of them are finished."""
+
+    def __init__(self, sequences: Many[Sequence], engine: Engine) -> None:
+        self._sequences = sequences
+        self._engine = engine
+        self._open = [True] * len(sequences)
+
+    def options(self, prefix: str = "") -> dict[str, Any]:
+        """Return this as arguments of ``generate``, their names with a prefix."""
+        return {
+            f"{prefix}logits_processor": LogitsProcessorList([self]),
+            f"{prefix}stopping_criteria": StoppingCriteriaList([_AllChosen(self)]),
+        }
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Take the scores (B, V) of a step; return such that each row's chosen token is the only one possible."""
+        self._engine.steps += 1
+        chosen = torch.full_like(scores, float("-inf"))
+        rows = scores.float().cpu().numpy()
+        for row, sequence in enumerate(self._sequences):
+            if self._open[row]:
+                self._open[row] = sequence.job.wanted and sequence.take(rows[row], self._engine)
+            chosen[row, sequence.last] = 0.0  # of a finished one any token will do: nobody looks at it
+        return chosen
+
+    @property
+    def open(self) -> list[bool]:
+        """For each row, whether it goes on."""
+        return [
+            still and sequence.job.wanted for still, sequence in zip(self._open, self._sequences, strict=True)
+        ]
+
+    def finish(self) -> None:
+        """Finish what ``generate`` left unfinished."""
+        for still, sequence in zip(self._open, self._sequences, strict=True):
+            if still:
+                sequence.choice.finish("length")
+
+
+class _AllChosen(StoppingCriteria):  # type: ignore[misc]
+    def __init__(self, chooser: Chooser) -> None:
+        self._chooser = chooser
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        return torch.tensor([not still for still in self._chooser.open], device=input_ids.device)

@@ -1,0 +1,175 @@
+"""A GGUF file and a context of several sequences, as llama.cpp's C interface gives them. Runner process; no torch.
+
+The bindings' own high-level class knows one sequence only. What is here is thin: tokens in, scores out.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+
+from runner.errors import DamagedError, RunnerError
+
+_BATCH = 512
+_PIECE_BYTES = 256
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
+def _silent(level: int, text: bytes, data: Any) -> None:
+    """llama.cpp narrates every load on standard error."""
+
+
+class Gguf:
+    """The model in a file: its weights, vocabulary and metadata."""
+
+    def __init__(self, path: Path, gpu: int | None, progress: Callable[[float], None]) -> None:
+        """Map the file; ``gpu`` is the number of the GPU that takes all layers, None for the CPU.
+
+        :raises DamagedError: if llama.cpp cannot read it.
+        """
+        llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = 0 if gpu is None else -1
+        params.main_gpu = gpu or 0
+
+        @llama_cpp.llama_progress_callback  # type: ignore[untyped-decorator, unused-ignore]
+        def report(fraction: float, _: Any) -> bool:
+            progress(fraction)
+            return True
+
+        params.progress_callback = report
+        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        if not self.model:
+            raise DamagedError(f"llama.cpp cannot read {path.name}")
+        self.vocabulary = llama_cpp.llama_model_get_vocab(self.model)
+        self.size: int = llama_cpp.llama_vocab_n_tokens(self.vocabulary)
+
+    def n_vocab(self) -> int:
+        return self.size
+
+    @property
+    def weight_bytes(self) -> int:
+        return int(llama_cpp.llama_model_size(self.model))
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """The ids that end an answer."""
+        return frozenset(
+            token for token in range(self.size) if llama_cpp.llama_vocab_is_eog(self.vocabulary, token)
+        )
+
+    def metadata(self, key: str) -> str | None:
+        """Return a value of the file's metadata as text."""
+        size = 4096
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            length = llama_cpp.llama_model_meta_val_str(self.model, key.encode(), buffer, size)
+            if length < 0:
+                return None
+            if length < size:
+                return buffer.value.decode("utf-8", errors="replace")
+            size = length + 1
+
+    def special(self, token: int) -> str:
+        """Return how a special token is written; nothing for -1."""
+        return "" if token < 0 else self.piece(token, special=True).decode("utf-8", errors="replace")
+
+    @property
+    def bos(self) -> int:
+        return int(llama_cpp.llama_vocab_bos(self.vocabulary))
+
+    @property
+    def eos(self) -> int:
+        return int(llama_cpp.llama_vocab_eos(self.vocabulary))
+
+    def tokenize(self, text: str, *, begin: bool, special: bool) -> list[int]:
+        """Return the ids of a text; ``begin`` adds the token texts begin with, where the model wants one; ``special``
+        reads special tokens that are written out."""
+        data = text.encode()
+        room = len(data) + 8
+        while True:
+            ids = (llama_cpp.llama_token * room)()
+            count = llama_cpp.llama_tokenize(self.vocabulary, data, len(data), ids, room, begin, special)
+            if count >= 0:
+                return list(ids[:count])
+            room = -count
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """Return the bytes of a token; special ones have none unless they are asked for."""
+        size = _PIECE_BYTES
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            count = llama_cpp.llama_token_to_piece(self.vocabulary, token, buffer, size, 0, special)
+            if count >= 0:
+                return buffer.raw[:count]
+            size = -count
+
+    def decode(self, ids: list[int]) -> str:
+        return b"".join(self.piece(token) for token in ids).decode("utf-8", errors="replace")
+
+
+@dataclass(frozen=True, slots=True)
+class Fed:
+    """A token to be evaluated at a position of a sequence; ``scored`` if its successor's scores are wanted."""
+
+    token: int
+    position: int
+    sequence: int
+    scored: bool
+
+
+class Context:
+    """Keys and values of several sequences over one model: ``cells`` tokens in all, shared as they need them."""
+
+    def __init__(self, model: Gguf, cells: int, sequences: int, threads: int) -> None:
+        """:raises RunnerError: if llama.cpp cannot make it, say for want of memory."""
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx, params.n_seq_max, params.kv_unified = cells, sequences, True
+        params.n_batch = params.n_ubatch = _BATCH
+        params.n_threads = params.n_threads_batch = threads
+        params.no_perf = True
+        self._model = model
+        self._handle = llama_cpp.llama_init_from_model(model.model, params)
+        if not self._handle:
+            raise RunnerError(f"llama.cpp cannot make a context of {cells} tokens; is there memory enough?")
+        self.cells = int(llama_cpp.llama_n_ctx(self._handle))
+        self._memory = llama_cpp.llama_get_memory(self._handle)
+        self._batch = llama_cpp.llama_batch_init(_BATCH, 0, 1)
+
+    def evaluate(self, tokens: Sequence[Fed]) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
+        """Evaluate at most 512 tokens; return the scores (V,) after each scored one, valid until the next call.
+
+        :raises RunnerError: if llama.cpp refuses.
+        """
+        batch = self._batch
+        batch.n_tokens = len(tokens)
+        for place, fed in enumerate(tokens):
+            batch.token[place] = fed.token
+            batch.pos[place] = fed.position
+            batch.n_seq_id[place] = 1
+            batch.seq_id[place][0] = fed.sequence
+            batch.logits[place] = fed.scored
+        if (status := llama_cpp.llama_decode(self._handle, batch)) != 0:
+            raise RunnerError(f"llama.cpp cannot evaluate {len(tokens)} tokens (status {status})")
+        return [
+            np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self._handle, place), shape=(self._model.size,))
+            for place, fed in enumerate(tokens) if fed.scored
+        ]  # fmt: skip
+
+    def forget(self, sequence: int, start: int) -> bool:
+        """Forget a sequence from a position on. False if this model cannot forget a part; then all is forgotten."""
+        if llama_cpp.llama_memory_seq_rm(self._memory, sequence, start, -1):
+            return True
+        llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        return False
+
+    def copy(self, source: int, target: int) -> None:
+        """Make ``target`` hold what ``source`` holds."""
+        llama_cpp.llama_memory_seq_rm(self._memory, target, -1, -1)
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)

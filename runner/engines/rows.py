@@ -1,0 +1,151 @@
+"""Keys and values of sequences that decode together, each in a row of its own that grows to its own length.
+
+A row is a sequence's place: rows are dense, so that a step computes nothing for empty ones, and no row is padded to
+the left, so that joining and leaving moves at most one other row. Runner process.
+"""
+
+from typing import Any
+
+import torch
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+
+_GRAIN = 64  # tokens by which rows grow at least
+
+
+class RowCache(Cache):  # type: ignore[misc]
+    """The cache of one model, for steps of one token per row.
+
+    ``lengths`` are tokens in each row. Before a step :meth:`open_step` makes room for one token more in each; every
+    attention layer then adds its keys and values (B, H, 1, D) and gets back those of all tokens, (B, H, L, D).
+    """
+
+    def __init__(self, layers: int) -> None:
+        self.lengths: list[int] = []
+        self.positions = torch.empty(0, dtype=torch.long)
+        self.width = 0
+        super().__init__(layers=[_RowLayer(self) for _ in range(layers)])
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes a token takes in all layers; 0 before the first row."""
+        return sum(
+            part[0, :, 0].numel() * part.element_size()
+            for layer in self.layers if layer.keys is not None for part in (layer.keys, layer.values)
+        )  # fmt: skip
+
+    @torch.inference_mode()
+    def join(self, prompt: Cache, length: int) -> int:
+        """Add a row with the first ``length`` tokens of a cache that one sequence was read into; return its number."""
+        row = len(self.lengths)
+        for layer, read in zip(self.layers, prompt.layers, strict=True):
+            layer.reserve(row + 1, length, read.keys, read.values)
+            layer.keys[row, :, :length] = read.keys[0, :, :length]
+            layer.values[row, :, :length] = read.values[0, :, :length]
+        self.lengths.append(length)
+        return row
+
+    @torch.inference_mode()
+    def copy_row(self, source: int) -> int:
+        """Add a row that is a copy of another; return its number."""
+        row, length = len(self.lengths), self.lengths[source]
+        for layer in self.layers:
+            layer.reserve(row + 1, length, layer.keys, layer.values)
+            layer.keys[row, :, :length] = layer.keys[source, :, :length]
+            layer.values[row, :, :length] = layer.values[source, :, :length]
+        self.lengths.append(length)
+        return row
+
+    @torch.inference_mode()
+    def leave(self, row: int) -> None:
+        """Remove a row: the last one takes its number. With the last of all, memory is given back."""
+        last = len(self.lengths) - 1
+        length = self.lengths.pop()
+        if row != last:
+            for layer in self.layers:
+                layer.keys[row, :, :length] = layer.keys[last, :, :length]
+                layer.values[row, :, :length] = layer.values[last, :, :length]
+            self.lengths[row] = length
+        if not self.lengths:
+            for layer in self.layers:
+                layer.keys = layer.values = None
+
+    @torch.inference_mode()
+    def open_step(self) -> torch.Tensor:
+        """Make room for one token in every row. Return the mask (B, 1, 1, L): true where a row's query may look."""
+        self.width = max(self.lengths) + 1
+        for layer in self.layers:
+            layer.reserve(len(self.lengths), self.width, layer.keys, layer.values)
+        device = self.layers[0].keys.device
+        self.positions = torch.tensor(self.lengths, device=device)
+        return (torch.arange(self.width, device=device) <= self.positions[:, None])[:, None, None, :]
+
+    def close_step(self) -> None:
+        """Count the tokens that a step added."""
+        self.lengths = [length + 1 for length in self.lengths]
+
+
+class _RowLayer(CacheLayerMixin):  # type: ignore[misc]
+    """One layer's storage, of shape (R, H, L, D) with R and L at least what is in use."""
+
+    def __init__(self, cache: RowCache) -> None:
+        super().__init__()
+        self.keys: Any = None
+        self.values: Any = None
+        self._cache = cache
+        self.is_initialized = True
+
+    def reserve(self, rows: int, length: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Grow to hold that much, by doubling rows and in grains of length; ``keys`` and ``values`` are examples."""
+        self.keys = _grown(self.keys, rows, length, keys)
+        self.values = _grown(self.values, rows, length, values)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        cache = self._cache
+        count = len(cache.lengths)
+        rows = torch.arange(count, device=key_states.device)
+        self.keys[rows, :, cache.positions] = key_states[:, :, 0]
+        self.values[rows, :, cache.positions] = value_states[:, :, 0]
+        return self.keys[:count, :, : cache.width], self.values[:count, :, : cache.width]
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        pass
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self._cache.width, 0
+
+    def get_seq_length(self) -> int:
+        return max(self._cache.lengths, default=0)
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+def _grown(storage: torch.Tensor | None, rows: int, length: int, like: torch.Tensor) -> torch.Tensor:
+    if storage is None:
+        # Zeros, not whatever was there: a masked value is multiplied by 0, and 0 times NaN is NaN.
+        return like.new_zeros((rows, like.shape[1], _rounded(length), like.shape[3]))
+    have_rows, heads, have_length, size = storage.shape
+    if rows <= have_rows and length <= have_length:
+        return storage
+    # Lengths grow by a quarter at a time, so that a long answer is not copied at every grain.
+    shape = (
+        max(rows, 2 * have_rows) if rows > have_rows else have_rows,
+        heads,
+        have_length if length <= have_length else _rounded(max(length, have_length + have_length // 4)),
+        size,
+    )
+    grown = storage.new_zeros(shape)
+    grown[:have_rows, :, :have_length] = storage
+    return grown
+
+
+def _rounded(length: int) -> int:
+    return -(-length // _GRAIN) * _GRAIN
+
+
+def can_batch(layers: list[Any]) -> bool:
+    """Whether a model's cache is one this can stand in for: plain attention over all tokens in every layer."""
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)

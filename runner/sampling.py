@@ -1,0 +1,295 @@
+"""Choosing the next token from a model's scores: penalties, masks, temperature, nuclei and seeds. Runner process.
+
+NumPy alone, so that every engine can use it. Knows nothing of tokenizers, grammars (it asks a mask) or batches: one
+``Sampler`` chooses for one sequence, and the same seed chooses the same tokens whatever else is in the batch.
+
+The scores are changed in this order:
+
+1. ``logit_bias`` is added.
+2. ``repetition_penalty`` divides positive scores and multiplies negative ones, of tokens in the prompt or the answer.
+3. ``presence_penalty`` is subtracted once, ``frequency_penalty`` once per occurrence, for tokens of the answer.
+4. A constraint makes impossible what its grammar does not allow.
+5. Ends are impossible before ``min_tokens``, unless the constraint leaves nothing else.
+6. ``temperature`` 0 takes the highest score. Any other divides the scores, and from there on
+   ``top_k`` keeps the k likeliest, ``top_p`` the fewest of those whose share of what is left reaches it, ``min_p``
+   those at least that fraction as likely as the likeliest, and one of the rest is drawn by its probability.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol.messages import Sampling
+from runner.errors import RequestError, RunnerError
+
+Scores = NDArray[np.float32]
+Ids = NDArray[np.int64]
+
+ROWS = 64
+"""How many rows the vocabulary is folded into to find its largest scores."""
+
+
+class TokenMask(Protocol):
+    """What may come next, kept by whoever knows the grammar."""
+
+    def apply(self, scores: Scores) -> None:
+        """Set to -inf, in place, the scores of tokens that may not come next."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """Take the token that came."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more may come."""
+        ...
+
+
+class BrokenOutput(RunnerError):
+    """The model's scores leave no token to choose."""
+
+
+class Sampler:
+    """Chooses the tokens of one answer.
+
+    :param prompt: The prompt's ids. Those outside the vocabulary (placeholders of media) count for nothing.
+    :param ends: The ids that end an answer.
+    :param choice: Which of a request's answers this is. Each draws from a stream of its own.
+    :param constraint: What the answer must match. It is this sequence's own: the sampler moves it on.
+    """
+
+    def __init__(
+        self, sampling: Sampling, prompt: Sequence[int], ends: frozenset[int], choice: int = 0,
+        constraint: TokenMask | None = None,
+    ) -> None:  # fmt: skip
+        self._sampling = sampling
+        self._ends = np.array(sorted(ends), np.int64)
+        self.constraint = constraint
+        self.last_logprob: tuple[float, list[tuple[int, float]]] | None = None
+        """With ``Sampling.logprobs``: the last token's log probability and the likeliest as (id, log probability),
+        likeliest first, as the model gave them, before anything was changed."""
+        self._generator = _generator(sampling.seed, choice)
+        self._bias_ids = np.array([token for token, _ in sampling.logit_bias], np.int64)
+        self._biases = np.array([bias for _, bias in sampling.logit_bias], np.float32)
+        self._counts: dict[int, int] = {}
+        self._answer = _Tally(())
+        self._seen = _Tally(prompt if sampling.repetition_penalty != 1.0 else ())
+        self._length = 0
+        self._scratch: Scores = np.empty(0, np.float32)
+
+    @property
+    def plain_greedy(self) -> bool:
+        """Whether the highest score is always the choice, and nothing else is asked: an engine may take it itself."""
+        return self._sampling.temperature == 0.0 and self._sampling.logprobs is None and not self._changes
+
+    @property
+    def finished(self) -> bool:
+        """Whether the constraint is complete and nothing more may come."""
+        return self.constraint is not None and self.constraint.finished
+
+    @property
+    def _changes(self) -> bool:
+        """Whether scores are changed before the temperature."""
+        asked = self._sampling
+        return bool(
+            asked.logit_bias or asked.repetition_penalty != 1.0 or asked.presence_penalty or asked.frequency_penalty
+            or asked.min_tokens or self.constraint is not None
+        )  # fmt: skip
+
+    def choose(self, logits: Scores) -> int:
+        """Return the next token, and remember it.
+
+        :param logits: The model's scores, float32 (V,). They are left as they are.
+        :raises BrokenOutput: if they are no numbers, or leave nothing to choose.
+        :raises RequestError: if ``logit_bias`` names a token that the vocabulary has not.
+        """
+        best = int(logits.argmax())  # the first NaN, if there is one
+        if not math.isfinite(logits[best]):
+            raise BrokenOutput(
+                "the model's output is not a number: its weights, or their quantization, are likely to be damaged"
+                if not np.isneginf(logits[best]) else "the model's output is not a number for any token"
+            )  # fmt: skip
+        scores = logits
+        with np.errstate(over="ignore"):  # beyond float32 is -inf: as good as impossible
+            if self._changes:
+                scores = self._changed(logits)
+                best = int(scores.argmax())
+                if not math.isfinite(scores[best]):
+                    raise BrokenOutput("no token is left to choose: the constraint or logit_bias forbids every one")
+            token = best if self._sampling.temperature == 0.0 else self._draw(scores, float(scores[best]))
+            if self._sampling.logprobs is not None:
+                self.last_logprob = logprobs(logits, token, self._sampling.logprobs)
+        self.accept(token)
+        return token
+
+    def accept(self, token: int) -> None:
+        """Remember a token of the answer. ``choose`` does so itself; this is for tokens that came about otherwise."""
+        self._length += 1
+        asked = self._sampling
+        if asked.presence_penalty or asked.frequency_penalty:
+            self._answer.add(token)
+        if asked.repetition_penalty != 1.0:
+            self._seen.add(token)
+        if self.constraint is not None:
+            self.constraint.accept(token)
+
+    # -- scores --------------------------------------------------------------------------------------------------------
+
+    def _room(self, size: int) -> Scores:
+        """Return an array to work in. It is this sampler's, and the same each time."""
+        if self._scratch.size != size:
+            self._scratch = np.empty(size, np.float32)
+        return self._scratch
+
+    def _changed(self, logits: Scores) -> Scores:
+        """Return a copy of the scores after steps 1 to 5."""
+        asked, size = self._sampling, logits.size
+        scores = self._room(size)
+        np.copyto(scores, logits)
+        if self._bias_ids.size:
+            if not 0 <= self._bias_ids.min() <= self._bias_ids.max() < size:
+                wrong = next(token for token in self._bias_ids.tolist() if not 0 <= token < size)
+                raise RequestError(f"logit_bias: there is no token {wrong}; this model's are 0 to {size - 1}")
+            scores[self._bias_ids] += self._biases
+        if asked.repetition_penalty != 1.0:
+            ids, _ = self._seen.within(size)
+            seen = scores[ids]
+            scores[ids] = np.where(seen > 0, seen / asked.repetition_penalty, seen * asked.repetition_penalty)
+        if asked.presence_penalty or asked.frequency_penalty:
+            ids, counts = self._answer.within(size)
+            scores[ids] -= asked.presence_penalty + asked.frequency_penalty * counts
+        if self.constraint is not None:
+            self.constraint.apply(scores)
+        if self._length < asked.min_tokens:
+            ends = self._ends[self._ends < size]
+            before = scores[ends]
+            scores[ends] = -np.inf
+            if self.constraint is not None and np.isneginf(scores.max()):
+                scores[ends] = before
+        return scores
+
+    def _draw(self, scores: Scores, highest: float) -> int:
+        """Return a token drawn as step 6 says. May overwrite scores that are in this sampler's own array."""
+        asked = self._sampling
+        weights = self._room(scores.size)
+        # From the highest down, so that no temperature overflows: the likeliest weighs exp(0).
+        np.subtract(scores, np.float32(highest), out=weights)
+        np.divide(weights, np.float32(max(asked.temperature, 1e-30)), out=weights)
+        ids: Ids | None = None  # every token, until some are left out
+        if 0 < asked.top_k < weights.size:
+            ids = largest(weights, asked.top_k)
+            weights = weights[ids]
+        np.exp(weights, out=weights)
+        if asked.top_p < 1.0:
+            kept = nucleus(weights, asked.top_p)
+            weights, ids = weights[kept], kept if ids is None else ids[kept]
+        if asked.min_p > 0.0:
+            kept = np.flatnonzero(weights >= np.float32(asked.min_p))  # the likeliest weighs 1
+            weights, ids = weights[kept], kept if ids is None else ids[kept]
+        place = _pick(weights, self._generator.random())
+        return place if ids is None else int(ids[place])
+
+
+class _Tally:
+    """Different ids and how often each was added, as arrays that grow without being rebuilt."""
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        first, counts = np.unique(np.asarray(ids, np.int64), return_counts=True)
+        self._ids, self._counts = first, counts.astype(np.float32)
+        self._size = first.size
+        self._places = {token: place for place, token in enumerate(first.tolist())}
+
+    def add(self, token: int) -> None:
+        place = self._places.get(token)
+        if place is not None:
+            self._counts[place] += 1
+            return
+        if self._size == self._ids.size:
+            more = max(64, self._size)
+            self._ids = np.concatenate([self._ids, np.zeros(more, np.int64)])
+            self._counts = np.concatenate([self._counts, np.zeros(more, np.float32)])
+        self._ids[self._size], self._counts[self._size] = token, 1
+        self._places[token] = self._size
+        self._size += 1
+
+    def within(self, vocabulary: int) -> tuple[Ids, Scores]:
+        """Return the ids that a vocabulary of this size has, and their counts."""
+        ids, counts = self._ids[: self._size], self._counts[: self._size]
+        if self._size and not (0 <= ids.min() and ids.max() < vocabulary):
+            kept = (ids >= 0) & (ids < vocabulary)
+            return ids[kept], counts[kept]
+        return ids, counts
+
+
+def logprobs(logits: Scores, token: int, count: int) -> tuple[float, list[tuple[int, float]]]:
+    """Return the natural log probability of a token, and the ``count`` likeliest as (id, log probability)."""
+    highest = logits.max()
+    total = float(highest) + math.log(float(np.exp(logits - highest).sum(dtype=np.float64)))
+    top = largest(logits, min(count, logits.size)) if count > 0 else np.empty(0, np.int64)
+    return float(logits[token]) - total, [(int(other), float(logits[other]) - total) for other in top]
+
+
+def largest(scores: Scores, count: int) -> Ids:
+    """Return the places of the ``count`` largest scores, largest first and then by place. 0 < count <= V.
+
+    Sorts only what can be among them: of the maxima of V / 64 disjoint groups, the ``count``-th is a bound that at
+    least ``count`` scores reach.
+    """
+    width = scores.size // ROWS
+    if count < width:
+        maxima = scores[: width * ROWS].reshape(ROWS, width).max(axis=0)
+        bound = np.partition(maxima, width - count)[width - count]
+        places = np.flatnonzero(scores >= bound)
+    elif count < scores.size:
+        bound = np.partition(scores, scores.size - count)[scores.size - count]
+        places = np.flatnonzero(scores >= bound)
+    else:
+        places = np.arange(scores.size)
+    return places[np.argsort(-scores[places], kind="stable")[:count]]
+
+
+def nucleus(weights: Scores, top_p: float) -> Ids:
+    """Return the places, in order, of the fewest weights that make up ``top_p`` of their sum; at least one.
+
+    Of equal weights at the edge the first are kept. Weights under (1 - top_p) / V of the sum make up less than
+    1 - top_p together, so only the others are sorted.
+    """
+    total = float(weights.sum(dtype=np.float64))
+    places = np.flatnonzero(weights >= np.float32(0.999 * (1.0 - top_p) * total / weights.size))
+    likely = weights[places]
+    ordered = np.sort(likely)[::-1]
+    reached = np.searchsorted(np.cumsum(ordered, dtype=np.float64), top_p * total)
+    count = min(int(reached) + 1, ordered.size)
+    edge = ordered[count - 1]
+    above = likely > edge
+    ties = np.flatnonzero(likely == edge)[: count - int(np.count_nonzero(above))]
+    above[ties] = True
+    return places[above]
+
+
+def _pick(weights: Scores, share: float) -> int:
+    """Return the place at which the running sum of the weights passes ``share`` (0 to 1) of their sum.
+
+    Sums blocks first: a running sum over a whole vocabulary takes several times as long.
+    """
+    starts = np.arange(0, weights.size, 512)
+    blocks = np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))
+    goal = share * blocks[-1]
+    block = min(int(np.searchsorted(blocks, goal, side="right")), starts.size - 1)
+    goal -= blocks[block - 1] if block else 0.0
+    sums = np.cumsum(weights[block * 512 : block * 512 + 512], dtype=np.float64)
+    place = int(np.searchsorted(sums, goal, side="right"))
+    if place == sums.size:  # lost in rounding: the last that weighs anything
+        place = int(np.flatnonzero(weights[block * 512 : block * 512 + 512])[-1])
+    return block * 512 + place
+
+
+def _generator(seed: int | None, choice: int) -> np.random.Generator:
+    """Return the stream of a choice: its own, and without a seed unlike any other, in forked processes too."""
+    if seed is None:
+        return np.random.Generator(np.random.PCG64())  # from the operating system's entropy, each time
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed & (1 << 64) - 1, choice])))
