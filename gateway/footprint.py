@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, PositiveInt, StrictInt, TypeAdapter
 
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
+from utils.processor import fast_bfloat16
 
 log = logging.getLogger(__name__)
 
@@ -76,11 +77,16 @@ def _header(path: Path, changed: int, size: int) -> dict[str, tuple[str, tuple[i
     return safetensors_sizes(path)
 
 
-def weight_bytes(spec: ModelSpec, models_dir: Path) -> int:
+def float_bytes(device: str) -> int:
+    """Return the bytes of a number that is not quantized: 4 on a processor that is slow in 16 bits."""
+    return 4 if device == "cpu" and not fast_bfloat16() else 2
+
+
+def weight_bytes(spec: ModelSpec, models_dir: Path, float_size: int = 2) -> int:
     """Return the bytes of a model's weights once loaded with its quantization.
 
     Matrices of linear layers shrink to 4 or 8 bits and their scales; embeddings, norms, vectors and the modules a
-    family keeps stay at 16 bits (32-bit ones become 16-bit).
+    family keeps get ``float_size`` bytes a number.
 
     :raises HeaderError: for damaged or missing weights.
     """
@@ -107,7 +113,7 @@ def weight_bytes(spec: ModelSpec, models_dir: Path) -> int:
             elif quantized:
                 total += count + 4 * shape[0]  # codes and one scale a row
             else:
-                total += count * min(_DTYPE_BYTES.get(dtype, 2), 2 if dtype.startswith(("F", "BF")) else 8)
+                total += count * (float_size if dtype.startswith(("F", "BF")) else _DTYPE_BYTES.get(dtype, 2))
     return total
 
 
@@ -122,7 +128,7 @@ class Footprints:
     def predict(self, spec: ModelSpec, device: str) -> int:
         """Return the bytes a load is expected to take; 0 when the weights are not there or cannot be read."""
         try:
-            weights = weight_bytes(spec, self._models_dir)
+            weights = weight_bytes(spec, self._models_dir, float_bytes(device))
         except (HeaderError, OSError) as error:
             log.debug("no prediction for %s: %s", spec.name, error)
             return 0
@@ -133,7 +139,8 @@ class Footprints:
     def record(self, spec: ModelSpec, device: str, measured: int) -> None:
         """Remember what a load really took."""
         try:
-            key = self._key(spec, device, weight_bytes(spec, self._models_dir))
+            weights = weight_bytes(spec, self._models_dir, float_bytes(device))
+            key = self._key(spec, device, weights)
         except (HeaderError, OSError):
             return
         self._measured[key] = measured

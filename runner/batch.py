@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterable
 from itertools import takewhile
 
 from protocol.messages import Failed, RunnerMessage
-from runner.engines.base import Engine, Sequence
+from runner.engines.base import Engine, Logits, Sequence
 from runner.errors import classify
 from runner.job import Job
 
 log = logging.getLogger("runner")
-_READING = 256  # tokens of prompts read between two steps; an engine's own pieces may be larger
 _LOOK = 0.05  # seconds between looks at the clock while waiting for company
 
 
@@ -36,12 +35,12 @@ class Batch:
         self._fatal = fatal
         self._wait = wait
         self._waiting: deque[Sequence] = deque()
-        self._reading: Sequence | None = None
+        self._reading: list[Sequence] = []
         self._active: list[Sequence] = []
 
     def __len__(self) -> int:
         """How many answers are being made."""
-        return len(self._active) + (self._reading is not None)
+        return len(self._active) + len(self._reading)
 
     def turn(self) -> None:
         """Do what is described above, once; wait for a request if there is nothing to do."""
@@ -49,7 +48,7 @@ class Batch:
             self._prepare(job)
         self._drop_unwanted()
         if self._waiting and self._waiting[0].apart:
-            if not self._active and self._reading is None:
+            if not self._active and not self._reading:
                 self._answer_apart()
                 return
         else:
@@ -84,64 +83,77 @@ class Batch:
             self._fail([job], error)
 
     def _drop_unwanted(self) -> None:
-        if self._reading is not None and not self._reading.job.wanted:
-            self._end(self._reading)
-            self._reading = None
-        for sequence in [sequence for sequence in self._active if not sequence.job.wanted]:
-            self._end(sequence)
-            self._active.remove(sequence)
-        for sequence in [sequence for sequence in self._waiting if not sequence.job.wanted]:
-            self._end(sequence)
-            self._waiting.remove(sequence)
-
-    def _end(self, sequence: Sequence) -> None:
-        self._engine.drop(sequence)
-        sequence.choice.finish("cancelled")
+        for here in (self._reading, self._active, self._waiting):
+            for sequence in [sequence for sequence in here if not sequence.job.wanted]:
+                here.remove(sequence)
+                self._engine.drop(sequence)
+                sequence.choice.finish("cancelled")
 
     # -- reading prompts -----------------------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        budget = _READING
-        while budget > 0 and (sequence := self._reading or self._next()) is not None:
-            self._reading, before = sequence, sequence.read
+        """Read prompts up to the engine's budget: on with the one that is begun, or as many short ones as fit."""
+        budget = self._engine.piece
+        while budget > 0 and (group := self._group(budget)):
+            budget -= max(1, sum(len(sequence.prompt) - sequence.read for sequence in group))
             try:
-                logits = self._engine.read(sequence)
-                budget -= max(1, sequence.read - before)
-                if logits is None:
-                    continue
-                self._reading = None
-                logits = logits.copy()  # an engine's scores hold until its next call
-                for sibling in self._siblings(sequence):
-                    self._engine.share(sequence, sibling)
-                    self._begin(sibling, logits)
-                self._begin(sequence, logits)
+                scores = self._engine.read(group)
             except Exception as error:
-                self._reading = None
-                self._fail([sequence.job], error)
+                self._reading = []
+                self._fail({sequence.job: None for sequence in group}, error, group)
+                continue
+            self._reading = [sequence for sequence, logits in zip(group, scores, strict=True) if logits is None]
+            done = [(sequence, logits.copy()) for sequence, logits in zip(group, scores, strict=True)
+                    if logits is not None]  # fmt: skip
+            self._active += [sequence for sequence, _ in done]
+            for sequence, logits in done:  # copied: an engine's scores hold until its next call
+                self._begin(sequence, logits)
 
-    def _next(self) -> Sequence | None:
-        """The next sequence to read, if there is a place for it. Strictly in order: none is overtaken for its size."""
-        if not self._waiting or self._waiting[0].apart or len(self._active) >= self._engine.rows:
-            return None
-        if self._active and not self._engine.fits(self._waiting[0], self._active):
-            return None
-        return self._waiting.popleft()
+    def _group(self, budget: int) -> list[Sequence]:
+        """The sequences to read next. Strictly in order: none is overtaken for its size."""
+        if self._reading:
+            return self._reading
+        group: list[Sequence] = []
+        longest = 0
+        while self._waiting:
+            first = self._waiting[0]
+            taken = [*self._active, *group]
+            if first.apart or len(taken) >= self._engine.rows or (taken and not self._engine.fits(first, taken)):
+                break
+            # A prompt that is read in pieces, or only as a whole, or after which siblings follow, is read alone. Others
+            # count as long as the longest of them: an engine may have to pad them.
+            longest = max(longest, len(first.prompt))
+            alone = first.whole or longest * (len(group) + 1) > budget or len(first.job.choices) > 1
+            if group and alone:
+                break
+            group.append(self._waiting.popleft())
+            if alone:
+                break
+        return group
+
+    def _begin(self, sequence: Sequence, logits: Logits) -> None:
+        """Make the first token of a sequence that was read, and of its siblings, which need not be read again."""
+        siblings = []
+        try:
+            for sibling in self._siblings(sequence):
+                siblings.append(sibling)
+                self._active.append(sibling)
+                self._engine.share(sequence, sibling)
+            for one in (sequence, *siblings):
+                if not one.take(logits, self._engine):
+                    self._leave(one)
+        except Exception as error:
+            self._fail([sequence.job], error, siblings)
 
     def _siblings(self, sequence: Sequence) -> list[Sequence]:
         """Take the job's other choices, as far as there are places, out of the queue: they wait right at its head."""
-        found = []
-        active = [*self._active, sequence]
-        while self._waiting and self._waiting[0].job is sequence.job and len(active) < self._engine.rows:
-            if not self._engine.fits(self._waiting[0], active):
+        found: list[Sequence] = []
+        while self._waiting and self._waiting[0].job is sequence.job:
+            taken = [*self._active, *found]
+            if len(taken) >= self._engine.rows or not self._engine.fits(self._waiting[0], taken):
                 break
             found.append(self._waiting.popleft())
-            active.append(found[-1])
         return found
-
-    def _begin(self, sequence: Sequence, logits: "object") -> None:
-        self._active.append(sequence)
-        if not sequence.take(logits, self._engine):  # type: ignore[arg-type]
-            self._leave(sequence)
 
     def _leave(self, sequence: Sequence) -> None:
         self._active.remove(sequence)
@@ -179,17 +191,16 @@ class Batch:
 
     # -- failing -------------------------------------------------------------------------------------------------------
 
-    def _fail(self, jobs: Iterable[Job], error: Exception) -> None:
-        """Tell the gateway that these requests failed, and forget them."""
+    def _fail(self, jobs: Iterable[Job], error: Exception, taken: Iterable[Sequence] = ()) -> None:
+        """Tell the gateway that these requests failed, and forget them and what was ``taken`` out of the queues."""
         failure = classify(error)
+        for sequence in taken:
+            self._engine.drop(sequence)
         for job in jobs:
-            for sequence in [*self._active, *self._waiting, *([self._reading] if self._reading else [])]:
-                if sequence.job is job:
+            for here in (self._reading, self._active, self._waiting):
+                for sequence in [sequence for sequence in here if sequence.job is job]:
+                    here.remove(sequence)
                     self._engine.drop(sequence)
-            self._active = [sequence for sequence in self._active if sequence.job is not job]
-            self._waiting = deque(sequence for sequence in self._waiting if sequence.job is not job)
-            if self._reading is not None and self._reading.job is job:
-                self._reading = None
             if failure.kind == "internal":
                 log.error("request %s failed", job.request.request_id, exc_info=error)
             if not job.over:

@@ -29,19 +29,20 @@ if TYPE_CHECKING:
 KEPT = 32
 """How many compiled grammars a model keeps for the next request that asks for the same."""
 
-
-ONE_SCHEMA = ("items", "additionalProperties", "not", "if", "then", "else", "contains")
-NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
-LISTED_SCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems")
 LONGEST = 65_536
 """Characters a constraint may have. The library's compiler calls itself for each part within a part, so that this
 bounds how deep its stack grows, and it takes seconds over more."""
 
-DEEP_STACK = 1 << 30
-"""Bytes of address space for that stack; a constraint of that length fits with room to spare."""
+DEEP_STACK = 1 << 28
+"""Bytes of address space for that stack: twice what the worst found of that length gets by with."""
 
-MOST_SUBSCHEMAS = 100
-"""How many parts of a refused schema are tried one by one, to say which it is."""
+MOST_EXAMINED = 1_000_000
+"""Characters of schema compiled to say which part of a refused one it is: of each part, with what it refers to."""
+
+# Where a schema has others within it: one, some by name, or a list.
+ONE_SCHEMA = ("items", "additionalProperties", "not", "if", "then", "else", "contains")
+NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
+LISTED_SCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems")
 
 LIMITS = LLParserLimits(initial_lexer_fuel=100_000, verbose_errors=False)
 """The library's own but for what an expression may cost before the first token: a tenth. Seconds at the very worst."""
@@ -138,10 +139,12 @@ class Grammars:
 def from_transformers(tokenizer: Any) -> LLTokenizer:
     """Return the grammar's view of a tokenizer of transformers.
 
-    :raises RequestError: if it is not one of the Rust library's.
+    :raises RequestError: if it is not one of the Rust library's, or has no end: the library would take another token.
     """
     from llguidance.hf import from_tokenizer
 
+    if getattr(tokenizer, "eos_token_id", None) is None:
+        raise RequestError("this model's answers cannot be constrained: its tokenizer has no token for the end")
     try:
         return from_tokenizer(tokenizer)
     except ValueError as error:
@@ -149,11 +152,16 @@ def from_transformers(tokenizer: Any) -> LLTokenizer:
 
 
 def from_llama_cpp(llama: Any) -> LLTokenizer:
-    """Return the grammar's view of the vocabulary of a ``llama_cpp.Llama``, which must outlive it."""
+    """Return the grammar's view of the vocabulary of a ``llama_cpp.Llama``, which must outlive it.
+
+    :raises RequestError: if it has no token for the end.
+    """
     import llama_cpp
 
     vocabulary = llama_cpp.llama_model_get_vocab(llama.model)
     ends = [token for token in range(llama.n_vocab()) if llama_cpp.llama_vocab_is_eog(vocabulary, token)]
+    if not ends:
+        raise RequestError("this model's answers cannot be constrained: its vocabulary has no token for the end")
     return LLTokenizer.from_llamacpp(  # type: ignore[attr-defined]
         tokens=[_spelling(vocabulary, token) for token in range(llama.n_vocab())],
         vocab_ptr=vocabulary,
@@ -177,7 +185,7 @@ def _spelling(vocabulary: Any, token: int) -> bytes:
         if length >= 0:
             break
         size = -length
-    control = llama_cpp.llama_token_get_attr(vocabulary, token) & llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
+    control = llama_cpp.llama_vocab_get_attr(vocabulary, token) & llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
     return (b"\xff" if control else b"") + buffer.raw[:length]
 
 
@@ -235,12 +243,13 @@ def _culprit(schema: Any, error: str) -> tuple[str, str]:
     found, shared = "#", {}
     if isinstance(schema, dict):
         shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-    tried = 0
+    examined = 0
     rest = _subschemas(schema, "#")
-    while (part := next(rest, None)) is not None and tried < MOST_SUBSCHEMAS:
-        tried += 1
+    while (part := next(rest, None)) is not None and examined < MOST_EXAMINED:
         place, subschema = part
-        refused, problems = LLMatcher.validate_grammar_with_warnings(_json_grammar(shared | subschema), limits=LIMITS)
+        grammar = _json_grammar(shared | subschema)
+        examined += len(grammar)
+        refused, problems = LLMatcher.validate_grammar_with_warnings(grammar, limits=LIMITS)
         if refused:
             found, error, rest = place, _short(problems[0]), _subschemas(subschema, place)
     return found, error

@@ -25,7 +25,8 @@ class Sequence:
     """One choice as tokens: its prompt, how far it is read, and what is fed next.
 
     ``limit`` is the most tokens it may make. ``inputs`` are the engine's tensors of the prompt, ``place`` its row there
-    while it has one, ``offset`` what the model adds to its positions. ``apart`` marks what cannot share the batch.
+    while it has one, ``offset`` what the model adds to its positions. ``whole`` marks a prompt that cannot be read in
+    pieces or beside others, ``apart`` a sequence that cannot share the batch at all.
     """
 
     choice: Choice
@@ -33,6 +34,7 @@ class Sequence:
     limit: int
     sampler: Sampler
     inputs: Any = None
+    whole: bool = False
     apart: bool = False
     place: int = -1
     read: int = 0
@@ -70,12 +72,14 @@ class Sequence:
 class Engine(Protocol):
     """Makes tokens with one loaded model.
 
-    ``steps`` counts decoding steps since the start, ``rows`` is how many sequences decode at once, and ``ends`` are the
-    ids that end an answer. Only :meth:`prepare` may be called for a sequence that has no place.
+    ``steps`` counts decoding steps since the start, ``rows`` is how many sequences decode at once, ``piece`` how many
+    tokens of prompts are read between two steps, and ``ends`` are the ids that end an answer. Only :meth:`prepare` may
+    be called for a sequence that has no place.
     """
 
     steps: int
     rows: int
+    piece: int
     ends: frozenset[int]
 
     def __init__(self, load: Load, progress: ProgressReport) -> None: ...
@@ -95,9 +99,10 @@ class Engine(Protocol):
         """Whether its context, grown to the limit, has room beside those of the others."""
         ...
 
-    def read(self, sequence: Sequence) -> Logits | None:
-        """Read the next piece of its prompt, giving it a place first. Return the scores of the first token once all is
-        read, else None."""
+    def read(self, sequences: Many[Sequence]) -> list[Logits | None]:
+        """Read on: of one sequence the next piece of its prompt, or all of it if it is ``whole``; of several all that
+        is left. Return the scores of each one's first token, None for one that is not read to the end yet. Those
+        that are have a place from then on."""
         ...
 
     def share(self, sequence: Sequence, sibling: Sequence) -> None:

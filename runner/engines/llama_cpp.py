@@ -22,7 +22,7 @@ from runner.machine import cpu_threads
 from runner.template import as_template_takes
 from runner.tools import template_takes_tools
 
-_PIECE = 128  # tokens of a prompt between two looks at whether it is still wanted
+_PIECE = 256  # tokens of prompts between two looks at whether they are still wanted
 _DEFAULT_CONTEXT = 8192
 _SHARED = 2  # contexts' worth of tokens that all sequences together may hold
 
@@ -33,6 +33,7 @@ class LlamaCpp:
         self._progress = progress
         self.steps = 0
         self.rows = load.max_batch_size
+        self.piece = _PIECE
         self.ends: frozenset[int] = frozenset()
         self._held: list[list[int]] = [[] for _ in range(self.rows)]
         self._free: list[int] = list(range(self.rows))  # least recently used first
@@ -81,17 +82,24 @@ class LlamaCpp:
     def fits(self, sequence: Sequence, others: Many[Sequence]) -> bool:
         return sum(len(one.prompt) + one.limit for one in (sequence, *others)) <= self._context.cells
 
-    def read(self, sequence: Sequence) -> Logits | None:
-        if sequence.place < 0:
-            self._place(sequence)
-        start, prompt = sequence.read, sequence.prompt
-        end = min(len(prompt), start + _PIECE)
-        last = len(prompt) - 1
-        fed = [Fed(prompt[position], position, sequence.place, position == last) for position in range(start, end)]
-        scores = self._context.evaluate(fed)
-        self._held[sequence.place] += prompt[start:end]
-        sequence.read = end
-        return scores[0] if scores else None
+    def read(self, sequences: Many[Sequence]) -> list[Logits | None]:
+        fed: list[Fed] = []
+        ends = []
+        for sequence in sequences:
+            if sequence.place < 0:
+                self._place(sequence)
+            end = min(len(sequence.prompt), sequence.read + self.piece)
+            ends.append(end)
+            last = len(sequence.prompt) - 1
+            fed += [
+                Fed(sequence.prompt[position], position, sequence.place, position == last)
+                for position in range(sequence.read, end)
+            ]
+        scores = iter(self._context.evaluate(fed))
+        for sequence, end in zip(sequences, ends, strict=True):
+            self._held[sequence.place] += sequence.prompt[sequence.read : end]
+            sequence.read = end
+        return [next(scores) if one.read == len(one.prompt) else None for one in sequences]
 
     def _place(self, sequence: Sequence) -> None:
         """Give it the free id that holds most of its beginning, and forget there what differs."""

@@ -35,13 +35,14 @@ class RowCache(Cache):  # type: ignore[misc]
         )  # fmt: skip
 
     @torch.inference_mode()
-    def join(self, prompt: Cache, length: int) -> int:
-        """Add a row with the first ``length`` tokens of a cache that one sequence was read into; return its number."""
+    def join(self, prompt: Cache, source: int, length: int) -> int:
+        """Add a row with the first ``length`` tokens of row ``source`` of the cache that a prompt was read into; return
+        its number."""
         row = len(self.lengths)
         for layer, read in zip(self.layers, prompt.layers, strict=True):
             layer.reserve(row + 1, length, read.keys, read.values)
-            layer.keys[row, :, :length] = read.keys[0, :, :length]
-            layer.values[row, :, :length] = read.values[0, :, :length]
+            layer.keys[row, :, :length] = read.keys[source, :, :length]
+            layer.values[row, :, :length] = read.values[source, :, :length]
         self.lengths.append(length)
         return row
 

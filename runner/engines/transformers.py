@@ -22,6 +22,7 @@ from protocol.messages import Generate, Load, Loaded
 from runner.constraint import Grammars, Mask, from_transformers
 from runner.engines.apart import Chooser
 from runner.engines.base import Logits, ProgressReport, Sequence, sampler_of, wanted_constraint
+from runner.engines.progress import watched_weights
 from runner.engines.rows import RowCache, can_batch
 from runner.errors import DamagedError, RequestError
 from runner.families.base import RunnerFamily
@@ -35,7 +36,8 @@ if not torch.cuda.is_available():
     import bitsandbytes  # noqa: F401
 
 _CACHE_SHARE = 0.5  # of the memory that is free after the load may go to keys and values
-_PIECE, _PIECE_ON_GPU = 256, 2048  # tokens of a prompt between two looks at whether it is still wanted
+_PIECE, _PIECE_ON_GPU = 256, 2048  # tokens of prompts between two looks at whether they are still wanted
+_TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 
 
 class Transformers:
@@ -46,6 +48,7 @@ class Transformers:
         self._dtype = torch.float32 if self._device.type == "cpu" and not fast_bfloat16() else torch.bfloat16
         self.steps = 0
         self.rows = load.max_batch_size
+        self.piece = _PIECE if self._device.type == "cpu" else _PIECE_ON_GPU
         self.ends: frozenset[int] = frozenset()
         self._placed: list[Sequence] = []
 
@@ -72,7 +75,8 @@ class Transformers:
         lap("processor")
         self._progress("reading weights")
         try:
-            self._model = self._family.load_model(**self._options()).eval()
+            with watched_weights(lambda fraction: self._progress("reading weights", fraction)):
+                self._model = self._family.load_model(**self._options()).eval()
         except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -99,7 +103,6 @@ class Transformers:
         )  # fmt: skip
         self._cache = RowCache(len(layers))
         self._cache_budget = int(_CACHE_SHARE * self._bytes_free())
-        self._piece = _PIECE if self._device.type == "cpu" else _PIECE_ON_GPU
         tokenizer = self._family.tokenizer
         self._grammars = Grammars(lambda: from_transformers(tokenizer), self.ends)
 
@@ -144,15 +147,17 @@ class Transformers:
             if len(prompt) >= self._context:
                 raise RequestError(f"the prompt has {len(prompt)} tokens and the context holds {self._context}")
             room = min(room, self._context - len(prompt))
-        constraints = [self._constraint(request) for _ in range(request.choices)]
+        masks = [self._constraint(request) for _ in range(request.choices)]
         job.extras |= self._family.extras(request)
         thinks = self._family.declaration.thinks and request.template
         choices = job.begin(len(prompt), self._family.decode, thinks, prepared.inside_think)
         apart = not self._batches or self._family.apart(request)
+        whole = not set(prepared.inputs) <= _TEXT_INPUTS
         seen = prompt if self._family.reads_prompt else []
+        samplers = [sampler_of(choice, seen, self.ends, mask) for choice, mask in zip(choices, masks, strict=True)]
         return [
-            Sequence(choice, prompt, room, sampler_of(choice, seen, self.ends, constraint), prepared.inputs, apart)
-            for choice, constraint in zip(choices, constraints, strict=True)
+            Sequence(choice, prompt, room, sampler, prepared.inputs, whole, apart)
+            for choice, sampler in zip(choices, samplers, strict=True)
         ]
 
     def _constraint(self, request: Generate) -> Mask | None:
@@ -168,30 +173,56 @@ class Transformers:
         longest = max(len(other.prompt) + other.limit for other in [sequence, *others])
         return (len(others) + 1) * longest * self._cache.token_bytes <= self._cache_budget
 
-    def read(self, sequence: Sequence) -> Logits | None:
-        if sequence.read == 0:
-            sequence.inputs = _Reading(dict(sequence.inputs), DynamicCache(config=self._text_config))
-        reading: _Reading = sequence.inputs
+    def read(self, sequences: Many[Sequence]) -> list[Logits | None]:
         with torch.inference_mode():
-            if reading.plain:
-                logits = self._read_piece(sequence, reading)
-            else:  # its media belong to the whole prompt: it is read in one go
+            if len(sequences) > 1:
+                return [*self._read_together(sequences)]
+            (sequence,) = sequences
+            if sequence.read == 0:
+                sequence.inputs = _Reading(dict(sequence.inputs), DynamicCache(config=self._text_config))
+            reading: _Reading = sequence.inputs
+            if sequence.whole:  # its media belong to the whole prompt
                 logits, sequence.offset = self._family.read(self._model, reading.inputs, reading.cache)
                 sequence.read = len(sequence.prompt)
+            else:
+                logits = self._read_piece(sequence, reading.cache)
             if sequence.read < len(sequence.prompt):
-                return None
-            sequence.place = self._cache.join(reading.cache, len(sequence.prompt))
-            sequence.inputs = None
-            self._placed.append(sequence)
-            return _scores(logits)[0]
+                return [None]
+            self._settle(sequence, reading.cache, 0)
+            return [_scores(logits)[0]]
 
-    def _read_piece(self, sequence: Sequence, reading: "_Reading") -> torch.Tensor:
+    def _read_piece(self, sequence: Sequence, cache: DynamicCache) -> torch.Tensor:
         start = sequence.read
-        end = min(len(sequence.prompt), start + self._piece)
+        end = min(len(sequence.prompt), start + self.piece)
         ids = torch.tensor([sequence.prompt[start:end]], device=self._device)
         positions = torch.arange(start, end, device=self._device)[None]
         sequence.read = end
-        return self._forward(input_ids=ids, position_ids=positions, past_key_values=reading.cache)
+        return self._forward(input_ids=ids, position_ids=positions, past_key_values=cache)
+
+    def _read_together(self, sequences: Many[Sequence]) -> list[Logits]:
+        """Read several prompts at once, padded on the right, where causal attention never looks."""
+        lengths = [len(sequence.prompt) for sequence in sequences]
+        ids = torch.zeros((len(lengths), max(lengths)), dtype=torch.long)
+        for row, sequence in enumerate(sequences):
+            ids[row, : lengths[row]] = torch.tensor(sequence.prompt)
+        cache = DynamicCache(config=self._text_config)
+        positions = torch.arange(max(lengths), device=self._device)[None].expand(len(lengths), -1)
+        ends = sorted({length - 1 for length in lengths})
+        keep = {"logits_to_keep": torch.tensor(ends, device=self._device)} if self._last_only else {}
+        inputs = {"input_ids": ids.to(self._device), "position_ids": positions, "past_key_values": cache}
+        logits = self._model(**inputs, **keep, use_cache=True).logits
+        places = [ends.index(length - 1) if keep else length - 1 for length in lengths]
+        scores = _scores(torch.stack([logits[row, place] for row, place in enumerate(places)]))
+        for row, sequence in enumerate(sequences):
+            sequence.read = lengths[row]
+            self._settle(sequence, cache, row)
+        return [*scores]
+
+    def _settle(self, sequence: Sequence, cache: DynamicCache, row: int) -> None:
+        """Give a sequence that was read into a row of ``cache`` its place."""
+        sequence.place = self._cache.join(cache, row, len(sequence.prompt))
+        sequence.inputs = None
+        self._placed.append(sequence)
 
     def share(self, sequence: Sequence, sibling: Sequence) -> None:
         sibling.place, sibling.read = self._cache.copy_row(sequence.place), sequence.read
@@ -262,11 +293,6 @@ class _Reading:
 
     inputs: dict[str, Any]
     cache: DynamicCache
-
-    @property
-    def plain(self) -> bool:
-        """Whether it is nothing but text, which can be read in pieces."""
-        return set(self.inputs) <= {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 
 
 def _scores(logits: torch.Tensor) -> "np.ndarray[Any, np.dtype[np.float32]]":
