@@ -29,7 +29,8 @@ _MAX_HEADER = 100 * 2**20
 # Bytes a runner takes beside its weights: interpreter, libraries' own state, allocator slack; on a GPU the context.
 _OVERHEAD = {("transformers", "cpu"): 130 * 10**6, ("transformers", "cuda"): 600 * 10**6,
              ("llama_cpp", "cpu"): 60 * 10**6, ("llama_cpp", "cuda"): 500 * 10**6}  # fmt: skip
-_HEADROOM = 1.10  # activations and the KV cache of one ordinary request
+_HEADROOM = 1.10  # activations
+_NO_DECODER = ("visual", "vision", "audio_tower", "talker", "token2wav")  # what sees, hears and speaks keeps no cache
 
 
 class HeaderError(ValueError):
@@ -117,6 +118,25 @@ def weight_bytes(spec: ModelSpec, models_dir: Path, float_size: int = 2) -> int:
     return total
 
 
+def cache_token_bytes(spec: ModelSpec, models_dir: Path, float_size: int = 2) -> int:
+    """Return the bytes that one token's keys and values take in all layers of the decoder.
+
+    The rows of the projections that make them are what is kept of a token. 0 for a GGUF file, whose engine takes its
+    whole cache at the load.
+
+    :raises HeaderError: for damaged or missing weights.
+    """
+    if spec.source.file:
+        return 0
+    rows = 0
+    for file in sorted(spec.path(models_dir).glob("*.safetensors")):
+        now = file.stat()
+        for name, (_, shape) in _header(file, now.st_mtime_ns, now.st_size).items():
+            if name.endswith(("k_proj.weight", "v_proj.weight")) and not any(part in name for part in _NO_DECODER):
+                rows += shape[0]
+    return rows * float_size
+
+
 class Footprints:
     """Predicted bytes of each model on one kind of device, and the measured ones as they become known."""
 
@@ -126,7 +146,8 @@ class Footprints:
         self._measured = self._read()
 
     def predict(self, spec: ModelSpec, device: str) -> int:
-        """Return the bytes a load is expected to take; 0 when the weights are not there or cannot be read."""
+        """Return the bytes a load is expected to take, without the cache that grows with requests; 0 when the weights
+        are not there or cannot be read."""
         try:
             weights = weight_bytes(spec, self._models_dir, float_bytes(device))
         except (HeaderError, OSError) as error:
@@ -135,6 +156,13 @@ class Footprints:
         known = self._measured.get(self._key(spec, device, weights))
         kind = device.partition(":")[0]
         return known or int(weights * _HEADROOM) + _OVERHEAD[spec.engine, kind]
+
+    def cache_token(self, spec: ModelSpec, device: str) -> int:
+        """Return the bytes of a token in the cache; 0 where nothing is to be added for it."""
+        try:
+            return cache_token_bytes(spec, self._models_dir, float_bytes(device))
+        except (HeaderError, OSError):
+            return 0
 
     def record(self, spec: ModelSpec, device: str, measured: int) -> None:
         """Remember what a load really took."""

@@ -35,11 +35,15 @@ class _InFlight:
 
 
 class RunnerHandle:
-    """One runner from the request for its fork to the proof that its memory is back."""
+    """One runner from the request for its fork to the proof that its memory is back.
+
+    ``predicted`` are the bytes it is charged for until they are measured, ``reserve`` those of them that its cache may
+    come to take.
+    """
 
     def __init__(
         self, load: messages.Load, needs: Sequence[str], spawner: Spawner, post: Callable[[events.Event], None],
-        heartbeat_timeout: float, predicted: int = 0,
+        heartbeat_timeout: float, predicted: int, reserve: int,
     ) -> None:
         self.load = load
         self.load_id = load.load_id
@@ -51,6 +55,7 @@ class RunnerHandle:
         self._post = post
         self._spawner = spawner
         self._heartbeat_timeout = heartbeat_timeout
+        self.reserve = reserve
         self._predicted = predicted
         self._lock = threading.Lock()
         self._send_lock = threading.Lock()
@@ -165,7 +170,8 @@ class RunnerHandle:
             case messages.Loaded():
                 self.loaded = message
                 measured = devices.measure(self.pid, message.device, self.load.path) if self.pid else None
-                taken = measured if measured is not None else max(message.weight_bytes, self._predicted)
+                # The cache is not there yet: it grows with the requests, up to what is set aside for it.
+                taken = self._predicted if measured is None else measured + self.reserve
                 self.measured = measured is not None
                 phases = " ".join(f"{phase} {seconds:.2f}s" for phase, seconds in message.phases.items())
                 log.info("loaded %s on %s: %.0f MB, %s, %s", self.load_id, message.device, taken / 1e6,

@@ -15,6 +15,7 @@ from models_registry.families import FAMILIES, Family
 from models_registry.spec import ModelSpec
 from utils.settings import Settings
 
+_CACHE_TOKENS = 8192
 PROFILES = Path(__file__).parent / "profiles"
 
 
@@ -52,6 +53,11 @@ class Catalog:
     def batch_size(spec: ModelSpec) -> int:
         """How many requests the model's runner answers at once."""
         return spec.max_batch_size or FAMILIES[spec.family].batch_size
+
+    @staticmethod
+    def cache_tokens(spec: ModelSpec) -> int:
+        """How many tokens the requests of one batch may hold together, where there is memory for so many."""
+        return max(spec.cache_tokens or _CACHE_TOKENS, spec.context or 0)
 
     @staticmethod
     def inputs(spec: ModelSpec) -> tuple[str, ...]:

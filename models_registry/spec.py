@@ -58,7 +58,8 @@ class ModelSpec(_Strict):
     ``folder`` is the directory under ``models/`` a download goes to; ``inputs`` narrows what the family takes;
     ``context`` is the window in tokens and ``chat_template`` the Jinja template where the
     checkpoint's own are not wanted. ``max_batch_size`` is how many requests its runner answers at once (the family's
-    own number if absent), ``batch_wait_ms`` how long the first request of an idle runner waits for others, so that
+    own number if absent), ``cache_tokens`` how many tokens all of them together may hold (8192, or the context if that
+    is larger), ``batch_wait_ms`` how long the first request of an idle runner waits for others, so that
     they share a batch from the beginning. ``cpu_quant_bits`` is used on a CPU; without it a CPU takes 16 bits where
     they fit, because quantization makes a CPU slower, not faster.
     """
@@ -77,6 +78,7 @@ class ModelSpec(_Strict):
     context: int | None = Field(None, ge=16)
     chat_template: str | None = None
     max_batch_size: int | None = Field(None, ge=1, le=256)
+    cache_tokens: int | None = Field(None, ge=256)
     batch_wait_ms: float = Field(0, ge=0, le=10_000)
     keep_alive: Seconds | None = None
     pinned: bool = False

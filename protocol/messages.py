@@ -16,6 +16,7 @@ class Load:
 
     ``threads`` is for the CPU; 0 means one per core. ``max_batch_size`` is how many answers may be made at once, and
     ``batch_wait`` how many seconds the first request of an idle model waits for others to share its batch.
+    ``cache_tokens`` is how many tokens' keys and values are kept at most, for all answers together.
     """
 
     load_id: str
@@ -31,6 +32,7 @@ class Load:
     chat_template: str | None = None
     max_batch_size: int = 1
     batch_wait: float = 0.0
+    cache_tokens: int = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Gateway to runner: answer this, in ``choices`` independent ways (seeds counted up from the one given).
+    """Gateway to runner: answer this, in ``choices`` independent ways, each with random numbers of its own.
 
     ``switches`` are the family's own options. ``tools`` are function definitions as OpenAI writes them, ``tool_choice``
     one of ``auto``, ``none``, ``required`` or a function's name. Without ``template`` the messages' bare text is the
