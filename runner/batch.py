@@ -53,6 +53,7 @@ class Batch:
                 return
         else:
             self._read()
+        self._make_room()
         if self._active:
             self._step()
 
@@ -95,7 +96,7 @@ class Batch:
         """Read prompts up to the engine's budget: on with the one that is begun, or as many short ones as fit."""
         budget = self._engine.piece
         while budget > 0 and (group := self._group(budget)):
-            budget -= max(1, sum(len(sequence.prompt) - sequence.read for sequence in group))
+            budget -= max(1, sum(len(sequence.tokens) - sequence.read for sequence in group))
             try:
                 scores = self._engine.read(group)
             except Exception as error:
@@ -122,7 +123,7 @@ class Batch:
                 break
             # A prompt that is read in pieces, or only as a whole, or after which siblings follow, is read alone. Others
             # count as long as the longest of them: an engine may have to pad them.
-            longest = max(longest, len(first.prompt))
+            longest = max(longest, len(first.tokens))
             alone = first.whole or longest * (len(group) + 1) > budget or len(first.job.choices) > 1
             if group and alone:
                 break
@@ -148,7 +149,9 @@ class Batch:
     def _siblings(self, sequence: Sequence) -> list[Sequence]:
         """Take the job's other choices, as far as there are places, out of the queue: they wait right at its head."""
         found: list[Sequence] = []
-        while self._waiting and self._waiting[0].job is sequence.job:
+        if sequence.made:  # it was read again: the others have gone other ways
+            return found
+        while self._waiting and self._waiting[0].job is sequence.job and not self._waiting[0].made:
             taken = [*self._active, *found]
             if len(taken) >= self._engine.rows or not self._engine.fits(self._waiting[0], taken):
                 break
@@ -158,6 +161,15 @@ class Batch:
     def _leave(self, sequence: Sequence) -> None:
         self._active.remove(sequence)
         self._engine.drop(sequence)
+
+    def _make_room(self) -> None:
+        """Where sequences have grown to fill the cache, let the latest that can be read again wait for room."""
+        while len(self._active) > 1 and self._engine.full(self._active):
+            latest = next((one for one in reversed(self._active) if not one.whole), None)
+            if latest is None:
+                return
+            self._leave(latest)
+            self._waiting.appendleft(latest)
 
     # -- decoding ------------------------------------------------------------------------------------------------------
 

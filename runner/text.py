@@ -57,7 +57,7 @@ class StopStrings:
         if cut is not None:
             self.stopped, self._held = True, ""
             return text[:cut]
-        hold = max((_overlap(text, stop) for stop in self._stops), default=0)
+        hold = max((overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - hold :]
         return text[: len(text) - hold]
 
@@ -96,7 +96,7 @@ class ThinkSplitter:
                 return pieces
             place = text.find(tag)
             if place < 0:
-                hold = _overlap(text, tag)
+                hold = overlap(text, tag)
                 shown, self._held = text[: len(text) - hold], text[len(text) - hold :]
                 if shown:
                     if not self._inside and shown.strip():
@@ -120,7 +120,7 @@ class ThinkSplitter:
         return [(held, self._inside)] if held else []
 
 
-def _overlap(text: str, word: str) -> int:
+def overlap(text: str, word: str) -> int:
     """Return how many characters at the end of ``text`` begin ``word``."""
     for length in range(min(len(word) - 1, len(text)), 0, -1):
         if text.endswith(word[:length]):

@@ -15,7 +15,7 @@ from jinja2 import meta
 
 from protocol.messages import Constraint, ToolCall
 from runner.errors import RequestError
-from runner.text import _overlap
+from runner.text import overlap
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 MOST_CALLS = 16
@@ -57,7 +57,7 @@ class ToolCalls:
     def _take_text(self, pieces: list[str | ToolCall], last: bool) -> bool:
         """Pass on what comes before a call. Return whether a call begins there."""
         before, tag, after = self._held.partition(OPEN)
-        keep = 0 if tag or last else _overlap(before, OPEN)
+        keep = 0 if tag or last else overlap(before, OPEN)
         shown, self._held = before[: len(before) - keep], before[len(before) - keep :]
         if self._called and not shown.strip():
             if not tag and not last:

@@ -35,7 +35,7 @@ class Chooser(LogitsProcessor):  # type: ignore[misc]
         for row, sequence in enumerate(self._sequences):
             if self._open[row]:
                 self._open[row] = sequence.job.wanted and sequence.take(rows[row], self._engine)
-            chosen[row, sequence.last] = 0.0  # of a finished one any token will do: nobody looks at it
+            chosen[row, sequence.tokens[-1] if sequence.made else 0] = 0.0  # once finished, any: nobody looks at it
         return chosen
 
     @property

@@ -1,7 +1,7 @@
 """What an engine is, and the sequences it works on. Runner process; needs no torch."""
 
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,8 @@ from runner.tools import for_tools
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 """Scores of the next token, shape (V,)."""
 
+_FORESIGHT = 256  # tokens a joining sequence reckons with beyond its prompt
+
 
 class ProgressReport(Protocol):
     def __call__(self, phase: str, fraction: float | None = None) -> None: ...
@@ -22,15 +24,16 @@ class ProgressReport(Protocol):
 
 @dataclass(eq=False)
 class Sequence:
-    """One choice as tokens: its prompt, how far it is read, and what is fed next.
+    """One choice as ``tokens``: its prompt, ``prompt_length`` of them, and those made since.
 
     ``limit`` is the most tokens it may make. ``inputs`` are the engine's tensors of the prompt, ``place`` its row there
-    while it has one, ``offset`` what the model adds to its positions. ``whole`` marks a prompt that cannot be read in
-    pieces or beside others, ``apart`` a sequence that cannot share the batch at all.
+    while it has one, ``read`` how many of its tokens were read, ``offset`` what the model adds to its positions.
+    ``whole`` marks a prompt that cannot be read in pieces or beside others, ``apart`` a sequence that cannot share the
+    batch at all.
     """
 
     choice: Choice
-    prompt: list[int]
+    tokens: list[int]
     limit: int
     sampler: Sampler
     inputs: Any = None
@@ -38,21 +41,35 @@ class Sequence:
     apart: bool = False
     place: int = -1
     read: int = 0
-    last: int = 0
-    made: int = 0
     offset: int = 0
+    prompt_length: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.tokens)  # it grows, and siblings begin with the same prompt
+        self.prompt_length = len(self.tokens)
 
     @property
     def job(self) -> Job:
         return self.choice.job
+
+    @property
+    def made(self) -> int:
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def need(self) -> int:
+        """Tokens it should find room for when it joins. One that can be read again need not reckon with all it may
+        make: should room run out, it waits for some and is read again with what it has made."""
+        more = self.limit - self.made
+        return len(self.tokens) + (more if self.whole else min(more, _FORESIGHT))
 
     def take(self, logits: Logits, engine: "Engine") -> bool:
         """Choose the next token and give it to the choice. Return whether to go on; if not, the choice is finished."""
         token = self.sampler.choose(logits)
         if token in engine.ends:
             return self._finish("stop")
-        self.made, self.last = self.made + 1, token
-        if not self.choice.token(token, self._logprob(token, engine)):
+        self.tokens.append(token)
+        if not self.choice.token(token, self._logprob(engine)):
             return self._finish("stop")
         if self.sampler.finished:
             return self._finish("stop")
@@ -62,11 +79,12 @@ class Sequence:
         self.choice.finish(reason)
         return False
 
-    def _logprob(self, token: int, engine: "Engine") -> TokenLogprob | None:
+    def _logprob(self, engine: "Engine") -> TokenLogprob | None:
         if self.sampler.last_logprob is None:
             return None
         logprob, top = self.sampler.last_logprob
-        return TokenLogprob(engine.token_bytes(token), logprob, tuple((engine.token_bytes(t), p) for t, p in top))
+        likeliest = tuple((engine.token_bytes(token), value) for token, value in top)
+        return TokenLogprob(engine.token_bytes(self.tokens[-1]), logprob, likeliest)
 
 
 class Engine(Protocol):
@@ -96,7 +114,11 @@ class Engine(Protocol):
         ...
 
     def fits(self, sequence: Sequence, others: Many[Sequence]) -> bool:
-        """Whether its context, grown to the limit, has room beside those of the others."""
+        """Whether there is room for what it needs beside what the others need. One alone always fits."""
+        ...
+
+    def full(self, sequences: Many[Sequence]) -> bool:
+        """Whether there is no room for one token more in each."""
         ...
 
     def read(self, sequences: Many[Sequence]) -> list[Logits | None]:
@@ -110,8 +132,8 @@ class Engine(Protocol):
         ...
 
     def step(self, sequences: Many[Sequence]) -> list[Logits]:
-        """Feed every sequence's last token; return the scores of each one's next. They are all that were read and not
-        dropped; what is returned holds until the next call."""
+        """Feed the last token of every sequence; return the scores of each one's next, which hold until the next call.
+        The sequences are all that were read and not dropped."""
         ...
 
     def drop(self, sequence: Sequence) -> None:

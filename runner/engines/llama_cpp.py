@@ -24,7 +24,6 @@ from runner.tools import template_takes_tools
 
 _PIECE = 256  # tokens of prompts between two looks at whether they are still wanted
 _DEFAULT_CONTEXT = 8192
-_SHARED = 2  # contexts' worth of tokens that all sequences together may hold
 
 
 class LlamaCpp:
@@ -37,7 +36,6 @@ class LlamaCpp:
         self.ends: frozenset[int] = frozenset()
         self._held: list[list[int]] = [[] for _ in range(self.rows)]
         self._free: list[int] = list(range(self.rows))  # least recently used first
-        self._reserved: dict[int, int] = {}
 
     def load(self) -> Loaded:
         """Map the file and make a context. :raises DamagedError: if llama.cpp cannot read it."""
@@ -49,7 +47,7 @@ class LlamaCpp:
         self._model = Gguf(path, gpu, lambda fraction: self._progress("reading weights", round(fraction, 2)))
         weights = time.monotonic()
         self._window = self._load.context or _DEFAULT_CONTEXT
-        cells = self._window * min(self.rows, _SHARED)
+        cells = max(self._window, self._load.cache_tokens)
         self._context = Context(self._model, cells, self.rows, cpu_threads(self._load.threads))
         self.ends = self._model.ends
         self._prompts = _Prompts(self._model, self._load.chat_template)
@@ -80,7 +78,10 @@ class LlamaCpp:
         ]
 
     def fits(self, sequence: Sequence, others: Many[Sequence]) -> bool:
-        return sum(len(one.prompt) + one.limit for one in (sequence, *others)) <= self._context.cells
+        return sum(one.need for one in (sequence, *others)) <= self._context.cells
+
+    def full(self, sequences: Many[Sequence]) -> bool:
+        return sum(len(one.tokens) for one in sequences) > self._context.cells
 
     def read(self, sequences: Many[Sequence]) -> list[Logits | None]:
         fed: list[Fed] = []
@@ -88,64 +89,61 @@ class LlamaCpp:
         for sequence in sequences:
             if sequence.place < 0:
                 self._place(sequence)
-            end = min(len(sequence.prompt), sequence.read + self.piece)
+            end = min(len(sequence.tokens), sequence.read + self.piece)
             ends.append(end)
-            last = len(sequence.prompt) - 1
+            last = len(sequence.tokens) - 1
             fed += [
-                Fed(sequence.prompt[position], position, sequence.place, position == last)
+                Fed(sequence.tokens[position], position, sequence.place, position == last)
                 for position in range(sequence.read, end)
             ]
-        scores = iter(self._context.evaluate(fed))
+        scores = iter(self._evaluate(fed))
         for sequence, end in zip(sequences, ends, strict=True):
-            self._held[sequence.place] += sequence.prompt[sequence.read : end]
+            self._held[sequence.place] += sequence.tokens[sequence.read : end]
             sequence.read = end
-        return [next(scores) if one.read == len(one.prompt) else None for one in sequences]
+        return [next(scores) if one.read == len(one.tokens) else None for one in sequences]
 
     def _place(self, sequence: Sequence) -> None:
         """Give it the free id that holds most of its beginning, and forget there what differs."""
-        known = {place: _common(self._held[place], sequence.prompt) for place in self._free}
+        known = {place: _common(self._held[place], sequence.tokens) for place in self._free}
         place = max(self._free, key=lambda free: known[free])
         self._free.remove(place)
         sequence.place = place
         # The last token is read in any case: its scores are what is wanted.
-        keep = min(known[place], len(sequence.prompt) - 1)
+        keep = min(known[place], len(sequence.tokens) - 1)
         if not self._context.forget(place, keep):
             keep = 0
         del self._held[place][keep:]
         sequence.read = keep
-        self._reserve(sequence)
-
-    def _reserve(self, sequence: Sequence) -> None:
-        """Set cells aside until its limit. What free ids hold goes for it, the least recently used first."""
-        self._reserved[sequence.place] = len(sequence.prompt) + sequence.limit
-        spare = self._context.cells - sum(self._reserved.values()) - sum(len(self._held[place]) for place in self._free)
-        for place in self._free:
-            if spare >= 0:
-                return
-            spare += len(self._held[place])
-            self._context.forget(place, 0)
-            self._held[place] = []
-
     def share(self, sequence: Sequence, sibling: Sequence) -> None:
         sibling.place = self._free.pop(0)
         self._context.copy(sequence.place, sibling.place)
         self._held[sibling.place] = list(self._held[sequence.place])
         sibling.read = sequence.read
-        self._reserve(sibling)
 
     def step(self, sequences: Many[Sequence]) -> list[Logits]:
         self.steps += 1
-        fed = [Fed(one.last, len(self._held[one.place]), one.place, True) for one in sequences]
-        scores = self._context.evaluate(fed)
+        fed = [Fed(one.tokens[-1], len(self._held[one.place]), one.place, True) for one in sequences]
+        scores = self._evaluate(fed)
         for one in sequences:
-            self._held[one.place].append(one.last)
+            self._held[one.place].append(one.tokens[-1])
         return scores
 
     def drop(self, sequence: Sequence) -> None:
+        sequence.read = 0
         if sequence.place >= 0:
-            del self._reserved[sequence.place]
             self._free.append(sequence.place)
             sequence.place = -1
+
+    def _evaluate(self, fed: list[Fed]) -> list[Logits]:
+        """Evaluate; if cells are wanting, what free ids hold goes for it, the least recently used first."""
+        spare = self._context.cells - sum(len(held) for held in self._held)
+        for place in self._free:
+            if spare >= len(fed):
+                break
+            spare += len(self._held[place])
+            self._context.forget(place, 0)
+            self._held[place] = []
+        return self._context.evaluate(fed)
 
     def answer_apart(self, sequences: Many[Sequence]) -> None:
         raise NotImplementedError("nothing is apart here")

@@ -27,7 +27,7 @@ from runner.engines.rows import RowCache, can_batch
 from runner.errors import DamagedError, RequestError
 from runner.families.base import RunnerFamily
 from runner.job import Job
-from runner.machine import cpu_threads, host_bytes_free
+from runner.machine import cpu_threads
 from utils.processor import fast_bfloat16
 
 if not torch.cuda.is_available():
@@ -35,7 +35,6 @@ if not torch.cuda.is_available():
     # first quantized load of each runner.
     import bitsandbytes  # noqa: F401
 
-_CACHE_SHARE = 0.5  # of the memory that is free after the load may go to keys and values
 _PIECE, _PIECE_ON_GPU = 256, 2048  # tokens of prompts between two looks at whether they are still wanted
 _TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 
@@ -82,7 +81,6 @@ class Transformers:
                 raise
             raise DamagedError(f"the checkpoint in {self._load.path} cannot be loaded: {error}") from error
         lap("weights")
-        self._context = self._load.context or self._family.context(self._model)
         self._defaults = self._model.generation_config or GenerationConfig()
         self.ends = self._family.end_tokens(self._model)
         self._prepare_batch()
@@ -102,12 +100,11 @@ class Transformers:
             and can_batch(layers) and _decodes_plainly(self._defaults)
         )  # fmt: skip
         self._cache = RowCache(len(layers))
-        self._cache_budget = int(_CACHE_SHARE * self._bytes_free())
+        self._context = self._load.context or self._family.context(self._model) or self._load.cache_tokens
+        self._context = min(self._context, self._load.cache_tokens)
+        self._cells = self._load.cache_tokens
         tokenizer = self._family.tokenizer
         self._grammars = Grammars(lambda: from_transformers(tokenizer), self.ends)
-
-    def _bytes_free(self) -> int:
-        return int(torch.cuda.mem_get_info(self._device)[0]) if self._device.type == "cuda" else host_bytes_free()
 
     def _options(self) -> dict[str, Any]:
         options: dict[str, Any] = {"dtype": self._dtype}
@@ -141,12 +138,11 @@ class Transformers:
             job.rendered(prepared.text, prompt)
             return []
         room = request.sampling.max_new_tokens
-        if self._context is not None:
-            if not prompt:
-                raise RequestError("the prompt has no tokens this model knows")
-            if len(prompt) >= self._context:
-                raise RequestError(f"the prompt has {len(prompt)} tokens and the context holds {self._context}")
-            room = min(room, self._context - len(prompt))
+        if not prompt:
+            raise RequestError("the prompt has no tokens this model knows")
+        if len(prompt) >= self._context:
+            raise RequestError(f"the prompt has {len(prompt)} tokens and the context holds {self._context}")
+        room = min(room, self._context - len(prompt))
         masks = [self._constraint(request) for _ in range(request.choices)]
         job.extras |= self._family.extras(request)
         thinks = self._family.declaration.thinks and request.template
@@ -170,8 +166,10 @@ class Transformers:
     # -- in the batch --------------------------------------------------------------------------------------------------
 
     def fits(self, sequence: Sequence, others: Many[Sequence]) -> bool:
-        longest = max(len(other.prompt) + other.limit for other in [sequence, *others])
-        return (len(others) + 1) * longest * self._cache.token_bytes <= self._cache_budget
+        return (len(others) + 1) * max(one.need for one in (sequence, *others)) <= self._cells
+
+    def full(self, sequences: Many[Sequence]) -> bool:
+        return len(sequences) * max(len(one.tokens) for one in sequences) > self._cells
 
     def read(self, sequences: Many[Sequence]) -> list[Logits | None]:
         with torch.inference_mode():
@@ -179,32 +177,32 @@ class Transformers:
                 return [*self._read_together(sequences)]
             (sequence,) = sequences
             if sequence.read == 0:
-                sequence.inputs = _Reading(dict(sequence.inputs), DynamicCache(config=self._text_config))
+                sequence.inputs = _Reading(sequence.inputs, DynamicCache(config=self._text_config))
             reading: _Reading = sequence.inputs
             if sequence.whole:  # its media belong to the whole prompt
                 logits, sequence.offset = self._family.read(self._model, reading.inputs, reading.cache)
-                sequence.read = len(sequence.prompt)
+                sequence.read = len(sequence.tokens)
             else:
                 logits = self._read_piece(sequence, reading.cache)
-            if sequence.read < len(sequence.prompt):
+            if sequence.read < len(sequence.tokens):
                 return [None]
             self._settle(sequence, reading.cache, 0)
             return [_scores(logits)[0]]
 
     def _read_piece(self, sequence: Sequence, cache: DynamicCache) -> torch.Tensor:
         start = sequence.read
-        end = min(len(sequence.prompt), start + self.piece)
-        ids = torch.tensor([sequence.prompt[start:end]], device=self._device)
+        end = min(len(sequence.tokens), start + self.piece)
+        ids = torch.tensor([sequence.tokens[start:end]], device=self._device)
         positions = torch.arange(start, end, device=self._device)[None]
         sequence.read = end
         return self._forward(input_ids=ids, position_ids=positions, past_key_values=cache)
 
     def _read_together(self, sequences: Many[Sequence]) -> list[Logits]:
         """Read several prompts at once, padded on the right, where causal attention never looks."""
-        lengths = [len(sequence.prompt) for sequence in sequences]
+        lengths = [len(sequence.tokens) for sequence in sequences]
         ids = torch.zeros((len(lengths), max(lengths)), dtype=torch.long)
         for row, sequence in enumerate(sequences):
-            ids[row, : lengths[row]] = torch.tensor(sequence.prompt)
+            ids[row, : lengths[row]] = torch.tensor(sequence.tokens)
         cache = DynamicCache(config=self._text_config)
         positions = torch.arange(max(lengths), device=self._device)[None].expand(len(lengths), -1)
         ends = sorted({length - 1 for length in lengths})
@@ -220,7 +218,7 @@ class Transformers:
 
     def _settle(self, sequence: Sequence, cache: DynamicCache, row: int) -> None:
         """Give a sequence that was read into a row of ``cache`` its place."""
-        sequence.place = self._cache.join(cache, row, len(sequence.prompt))
+        sequence.place = self._cache.join(cache, row, len(sequence.tokens))
         sequence.inputs = None
         self._placed.append(sequence)
 
@@ -232,7 +230,7 @@ class Transformers:
     def step(self, sequences: Many[Sequence]) -> list[Logits]:
         self.steps += 1
         with torch.inference_mode():
-            ids = torch.tensor([[sequence.last] for sequence in self._placed], device=self._device)
+            ids = torch.tensor([[sequence.tokens[-1]] for sequence in self._placed], device=self._device)
             mask = self._cache.open_step()
             offsets = torch.tensor([sequence.offset for sequence in self._placed], device=self._device)
             positions = (self._cache.positions + offsets)[:, None]
@@ -251,7 +249,7 @@ class Transformers:
         return logits
 
     def drop(self, sequence: Sequence) -> None:
-        sequence.inputs = None
+        sequence.inputs, sequence.read = None, 0
         if sequence.place < 0:
             return
         self._cache.leave(sequence.place)
@@ -289,9 +287,10 @@ class Transformers:
 
 @dataclass
 class _Reading:
-    """A prompt being read: the family's tensors and the keys and values so far."""
+    """A prompt being read: the family's tensors, which one that is read again no longer has, and the keys and values so
+    far."""
 
-    inputs: dict[str, Any]
+    inputs: Any
     cache: DynamicCache
 
 
