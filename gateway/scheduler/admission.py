@@ -1,8 +1,10 @@
 """Whether a request gets a place in a queue, and what it is told when it does not. Pure."""
 
 import math
+from functools import partial
 
 from gateway.scheduler.actions import Action, Admit, Refuse, Why
+from gateway.scheduler.estimate import any_place, next_place
 from gateway.scheduler.events import Reserve
 from gateway.scheduler.state import Model, Phase, Request, State
 
@@ -15,6 +17,9 @@ def reserve(state: State, event: Reserve, now: float) -> list[Action]:
     3. the model is larger than every slot it may use: refuse, before anything is evicted;
     4. its queue or all queues together are full: refuse, with the time until a place is likely;
     5. otherwise it has a place.
+
+    Nobody is refused because he is likely to be too late: how long loads and answers will take is an estimate, and only
+    a deadline that has passed is certain.
     """
     model = state.models[event.model]
 
@@ -27,12 +32,13 @@ def reserve(state: State, event: Reserve, now: float) -> list[Action]:
         return refuse(Why.BACKOFF, f"loading {model.name} failed: {model.failure}", model.retry_at - now)
     if model.phase is Phase.COLD and (room := largest(state, model)) < model.predicted:  # 3
         return refuse(Why.CANNOT_FIT, cannot_fit(model, room))
-    for depth, limit, whose in (  # 4
-        (model.depth, state.limits.queue_per_model, f"the queue of {model.name}"),
-        (state.depth, state.limits.queue_total, "the server's queue"),
+    for depth, limit, whose, estimate in (  # 4
+        (model.depth, state.limits.queue_per_model, f"the queue of {model.name}", partial(next_place, state, model)),
+        (state.depth, state.limits.queue_total, "the server's queue", partial(any_place, state)),
     ):
         if depth >= limit:
-            return refuse(Why.QUEUE_FULL, f"{whose} is full ({depth} of {limit})", retry_after(model))
+            retry_after = float(math.ceil(max(1.0, estimate(now))))  # what HTTP's Retry-After can say
+            return refuse(Why.QUEUE_FULL, f"{whose} is full ({depth} of {limit})", retry_after)
     request = Request(event.request_id, model.name, event.deadline, event.priority, now, retry=event.retry)  # 5
     model.reserved[request.request_id] = state.requests[request.request_id] = request
     return [Admit(request.request_id)]
@@ -48,8 +54,3 @@ def cannot_fit(model: Model, room: int) -> str:
         f"{model.name} needs about {model.predicted / 1e6:,.0f} MB and the slot can give it {room / 1e6:,.0f} MB; "
         "load it with fewer bits, unpin a model or raise the slot's budget"
     )
-
-
-def retry_after(model: Model) -> float:
-    """Seconds until a place in the model's queue is likely, from what its requests took lately."""
-    return float(math.ceil(max(1.0, model.service * (model.depth + len(model.leases)) / model.concurrency / 2)))

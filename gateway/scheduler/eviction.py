@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from gateway.scheduler.anticipation import expected_until
 from gateway.scheduler.state import Model, Phase, State
 
 
@@ -10,9 +11,9 @@ from gateway.scheduler.state import Model, Phase, State
 class Plan:
     """What it takes to load a model into ``slot``.
 
-    ``ready``: start now. ``evict``: end these now, that is all it needs. ``yielding``: busy residents whose quantum is
-    over: they get no new lease and go once they have answered. ``wait_until``: when the next quantum is over. With
-    none of these it waits for what is under way: a load, or runners that are ending.
+    ``ready``: start now. ``evict``: end these now, that is all it needs. ``yielding``: busy residents whose turn is
+    over: they get no new lease and go once they have answered. ``wait_until``: when the next turn is over, or the next
+    expected request overdue. With none of these it waits for what is under way: a load, or runners that are ending.
     """
 
     slot: str
@@ -38,32 +39,75 @@ def overdraft(state: State, slot: str) -> list[Model]:
 
 
 def _plan_on(state: State, slot: str, newcomer: Model, now: float) -> Plan:
+    """Decide on one slot, in this order:
+
+    1. it fits as things are: ready, unless another model is loading there;
+    2. candidates to go are, in this order: idle models, least recently used first; idle ones whose next request is
+       expected so soon that a swap back would cost more than waiting for it; busy ones, those that have had the slot
+       longest first. Never one that is pinned, loading, or awaited by requests of a better priority;
+    3. if all of them together are not enough, it waits for something else to happen;
+    4. a busy one may keep the slot until its turn is over, an expected one until it is overdue or its turn is over;
+    5. once nobody may keep it and no lease is open, all who are needed go at once.
+    """
     residents = state.residents(slot)
     need = state.used(slot) + newcomer.predicted - state.slots[slot].budget
-    if need <= 0:
+    if need <= 0:  # 1
         # One load at a time on a slot: two at once could run it out of memory at their peaks.
         return Plan(slot, ready=all(model.phase is not Phase.LOADING for model in residents))
     need -= sum(model.bytes for model in residents if model.phase is Phase.DRAINING)
 
-    idle = _least_recent(model for model in residents if _evictable(model) and not model.waiting)
+    until: dict[str, float] = {}  # when each that may keep the slot for a while has to give way
+    idle = _least_recent(model for model in residents if _evictable(model) and not model.waiting)  # 2
+    waiters = sum(len(model.waiting) for model in state.models.values()
+                  if slot in model.slots and model.phase in (Phase.COLD, Phase.DRAINING))  # fmt: skip
+    for model in idle:
+        expected = expected_until(state, model, waiters, now)
+        if expected is not None:
+            until[model.name] = min(expected, turn_ends(state, model, newcomer, now))
+    idle.sort(key=lambda model: until.get(model.name, now) > now)
     busy = _longest_ready(
         model for model in residents
         if model.phase is Phase.READY and not model.pinned and (model.leases or model.waiting)
         and not _comes_first(model, newcomer, now, state)
     )  # fmt: skip
+    until |= {model.name: turn_ends(state, model, newcomer, now) for model in busy}
     go = _take(idle + busy, need)
-    if sum(model.bytes for model in go) < need:
-        return Plan(slot)  # a pinned model or one that is loading stands in the way
-    # A busy model keeps the slot for a quantum, counted from when it was ready and this one began to wait.
-    blocked_since = min(request.since for request in newcomer.waiting) if newcomer.waiting else now
-    ends = {
-        model.name: max(model.ready_since, blocked_since) + state.limits.quantum for model in go if model in busy
-    }
-    yielding = tuple(model for model in go if model.name in ends and now >= ends[model.name])
-    pending = [end for end in ends.values() if end > now]
+    if sum(model.bytes for model in go) < need:  # 3
+        return Plan(slot)
+    pending = [until[model.name] for model in go if until.get(model.name, now) > now]  # 4
+    yielding = tuple(model for model in go if model in busy and now >= until[model.name])
     if pending or any(model.leases for model in yielding):
         return Plan(slot, yielding=yielding, wait_until=min(pending, default=None))
-    return Plan(slot, evict=tuple(go), yielding=yielding)
+    return Plan(slot, evict=tuple(go), yielding=yielding)  # 5
+
+
+def turn_ends(state: State, model: Model, newcomer: Model, now: float) -> float:
+    """Return when a resident has to give way to ``newcomer``. It keeps the slot, counted from when it was ready and the
+    newcomer began to wait,
+
+    1. for ``limits.quantum`` in any case;
+    2. for as long as its load took, if that is longer: what was loaded at such cost is used;
+    3. but no longer than 1 if those who wait have a better priority than those it serves;
+    4. and not so long that one of those who wait, and can still be served in time, would be too late.
+    """
+    blocked_since = min((request.since for request in newcomer.waiting), default=now)
+    begun = max(model.ready_since, blocked_since)
+    assured = begun + state.limits.quantum  # 1
+    wanted = begun + state.limits.quantum_loads * model.load.value  # 2
+    if wanted <= assured or _outranks(newcomer, model, now, state):  # 3
+        return assured
+    load = newcomer.load if newcomer.load.samples else model.load
+    needed = load.value + 2 * load.deviation + model.end.value + model.service.value
+    latest = [request.deadline - needed for request in newcomer.waiting]
+    return max(assured, min([wanted, *(start for start in latest if start >= assured)]))  # 4
+
+
+def _outranks(newcomer: Model, model: Model, now: float, state: State) -> bool:
+    """Whether those who wait for the newcomer have a better priority than all whom a resident serves or has waiting."""
+    served = [request.priority for request in model.leases.values()]
+    if model.waiting:
+        served.append(model.rank(now, state.limits))
+    return bool(newcomer.waiting and served) and newcomer.rank(now, state.limits) < min(served)
 
 
 def _comes_first(model: Model, newcomer: Model, now: float, state: State) -> bool:

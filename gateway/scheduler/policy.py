@@ -7,7 +7,7 @@ thread, in tests and in a simulator. Times are seconds of one monotonic clock.
 from collections.abc import Iterable
 from typing import assert_never
 
-from gateway.scheduler import events
+from gateway.scheduler import anticipation, events
 from gateway.scheduler.actions import Action, EndRunner, Grant, Refuse, StartLoad, Why
 from gateway.scheduler.admission import cannot_fit, largest, reserve
 from gateway.scheduler.eviction import Plan, overdraft, plan
@@ -30,8 +30,9 @@ def next_wakeup(state: State, now: float) -> float | None:
             times.append(model.load_deadline)
         elif model.idle and model.expires_at is not None and not model.pinned and not model.waiting:
             times.append(model.expires_at)
-        if model.phase is Phase.COLD and model.waiting and model.rank(now, state.limits):
-            times.append(model.waiting[0].asked + state.limits.batch_patience)
+        # Whoever has waited for long enough ranks higher, which may decide who comes first or who has to give way.
+        ripe = (request.asked + state.limits.batch_patience for request in model.waiting if request.priority)
+        times += [at for at in ripe if at > now]
     times += [found.wait_until for _, found in _plans(state, now) if found.wait_until is not None]
     return min(times, default=None)
 
@@ -59,12 +60,14 @@ def _apply(state: State, event: events.Event, now: float) -> list[Action]:
             return _runner_lost(state, load_id, cause, now)
         case events.RunnerEnded(load_id):
             if model := state.by_load(load_id):
+                if model.phase is Phase.DRAINING:
+                    model.end.add(now - model.end_since)
                 _drop_leases(state, model)
                 _cool(model)
         case events.Unload(name, force):
-            return _unload(state, [state.models[name]], force, "unloaded")
+            return _unload(state, [state.models[name]], force, "unloaded", now)
         case events.Cleanup(force):
-            return _unload(state, state.models.values(), force, "cleanup")
+            return _unload(state, state.models.values(), force, "cleanup", now)
         case events.Pin(name, pinned):
             state.models[name].pinned = pinned
             _rest(state.models[name], now)
@@ -74,7 +77,7 @@ def _apply(state: State, event: events.Event, now: float) -> list[Action]:
             state.stopping = True
         case events.Shutdown():
             state.stopping = True
-            return _shutdown(state)
+            return _shutdown(state, now)
         case events.Tick():
             pass
         case _:
@@ -92,12 +95,13 @@ def _submit(state: State, request_id: str, now: float) -> list[Action]:
         return [Refuse(request_id, Why.BACKOFF, f"loading {model.name} failed: {model.failure}", model.retry_at - now)]
     model.reserved.pop(request_id, None)
     request.submitted, request.since, request.asked = True, now, now
-    # Priority classes first, then arrival: the deque stays sorted because each request goes behind its equals.
+    # Priority classes first, then arrival: each request goes behind its equals. Model.next knows who ripens meanwhile.
     place = len(model.waiting)
     while place and model.waiting[place - 1].priority > request.priority:
         place -= 1
     model.waiting.insert(place, request)
     request.waited_for_load = model.phase is Phase.LOADING
+    anticipation.asked(model, now)
     return []
 
 
@@ -118,8 +122,10 @@ def _release(state: State, request_id: str, keep_alive: float | None, now: float
     if request is None or request.granted_at is None:
         return []
     model = state.models[request.model]
-    model.service += 0.2 * (now - request.granted_at - model.service)
+    model.service.add(now - request.granted_at)
     model.last_used = now
+    if not model.leases and not model.waiting:
+        model.idle_since = now
     _rest(model, now, keep_alive)
     return []
 
@@ -136,10 +142,12 @@ def _loaded(state: State, load_id: str, size: int, now: float) -> list[Action]:
         return []  # the news of a load that was given up meanwhile
     model.phase, model.bytes, model.predicted, model.ready_since = Phase.READY, size, size, now
     model.last_used, model.failures, model.retry_at = now, 0, 0.0
+    model.load.add(now - model.load_since)
     _rest(model, now)
     assert model.slot is not None
+    anticipation.replaced(state, model.slot)
     if size > (room := largest(state, model)):
-        return [_end(model, "cannot_fit"), *_refuse_all(state, model, Why.CANNOT_FIT, cannot_fit(model, room))]
+        return [_end(model, "cannot_fit", now), *_refuse_all(state, model, Why.CANNOT_FIT, cannot_fit(model, room))]
     return []
 
 
@@ -176,7 +184,7 @@ def _drop_leases(state: State, model: Model) -> None:
         _forget(state, request_id)
 
 
-def _unload(state: State, models: Iterable[Model], force: bool, reason: str) -> list[Action]:
+def _unload(state: State, models: Iterable[Model], force: bool, reason: str, now: float) -> list[Action]:
     """End what may be ended: idle models, with ``force`` also busy and loading ones, and those who wait for them.
 
     A cleanup spares pinned models; asking for one by name does not.
@@ -185,25 +193,25 @@ def _unload(state: State, models: Iterable[Model], force: bool, reason: str) -> 
     for model in models:
         if force:
             if model.phase in (Phase.READY, Phase.LOADING):
-                actions.append(_end(model, reason))
+                actions.append(_end(model, reason, now))
             actions += _refuse_all(state, model, Why.UNLOADED, f"{model.name} was unloaded by force")
         elif model.idle and not model.waiting and not (model.pinned and reason == "cleanup"):
-            actions.append(_end(model, reason))
+            actions.append(_end(model, reason, now))
     return actions
 
 
-def _shutdown(state: State) -> list[Action]:
+def _shutdown(state: State, now: float) -> list[Action]:
     actions: list[Action] = []
     for model in state.models.values():
         actions += _refuse_all(state, model, Why.STOPPING, "the server is stopping")
         if model.phase in (Phase.READY, Phase.LOADING):
-            actions.append(_end(model, "shutdown"))
+            actions.append(_end(model, "shutdown", now))
     return actions
 
 
-def _end(model: Model, reason: str) -> EndRunner:
+def _end(model: Model, reason: str, now: float) -> EndRunner:
     assert model.load_id is not None
-    model.phase = Phase.DRAINING
+    model.phase, model.end_since = Phase.DRAINING, now
     return EndRunner(model.name, model.load_id, reason)
 
 
@@ -232,7 +240,7 @@ def _schedule(state: State, now: float) -> list[Action]:
     """
     actions = _expire_requests(state, now) + _expire_models(state, now)
     for slot in state.slots:
-        actions += [_end(other, "evicted") for other in overdraft(state, slot)]
+        actions += [_end(other, "evicted", now) for other in overdraft(state, slot)]
     yielding: set[str] = set()
     for model, found in _plans(state, now):
         if (room := largest(state, model)) < model.predicted:
@@ -241,13 +249,13 @@ def _schedule(state: State, now: float) -> list[Action]:
         if found.ready:
             actions.append(_start(state, model, found.slot, now))
         for victim in found.evict:
-            actions.append(_end(victim, "evicted"))
+            actions.append(_end(victim, "evicted", now))
             for request in victim.waiting:  # or the victim, whose waiters are older, would be back before the newcomer
                 request.since = now
         yielding.update(victim.name for victim in found.yielding)
     for model in state.models.values():
         while model.phase is Phase.READY and model.name not in yielding and _may_grant(model):
-            actions.append(_grant(model, now))
+            actions.append(_grant(state, model, now))
     return actions
 
 
@@ -257,7 +265,7 @@ def _plans(state: State, now: float) -> list[tuple[Model, Plan]]:
     cold = [model for model in state.models.values() if model.phase is Phase.COLD and model.waiting]
     plans: list[tuple[Model, Plan]] = []
     taken: set[str] = set()
-    for model in sorted(cold, key=lambda model: (model.rank(now, state.limits), model.waiting[0].since)):
+    for model in sorted(cold, key=lambda model: model.turn(now, state.limits)):
         found = plan(state, model, now)
         if found.slot not in taken:
             taken.add(found.slot)
@@ -287,10 +295,10 @@ def _expire_models(state: State, now: float) -> list[Action]:
     for model in state.models.values():
         if model.phase is Phase.LOADING and now >= model.load_deadline:
             cause = f"it was not loaded after {state.limits.load_timeout:g} s"
-            actions += [_end(model, "load_timeout"), *_back_off(state, model, cause, now)]
+            actions += [_end(model, "load_timeout", now), *_back_off(state, model, cause, now)]
         elif model.idle and not model.pinned and not model.waiting and model.expires_at is not None:
             if now >= model.expires_at:
-                actions.append(_end(model, "expired"))
+                actions.append(_end(model, "expired", now))
     return actions
 
 
@@ -298,7 +306,7 @@ def _start(state: State, model: Model, slot: str, now: float) -> StartLoad:
     state.loads += 1
     model.phase, model.slot, model.bytes = Phase.LOADING, slot, model.predicted
     model.load_id = f"{model.name}-{state.loads}"
-    model.load_deadline = now + state.limits.load_timeout
+    model.load_since, model.load_deadline = now, now + state.limits.load_timeout
     for request in model.waiting:
         request.waited_for_load = True
     return StartLoad(model.name, model.load_id, slot)
@@ -308,10 +316,12 @@ def _may_grant(model: Model) -> bool:
     return bool(model.waiting) and len(model.leases) < model.concurrency
 
 
-def _grant(model: Model, now: float) -> Grant:
-    request = model.waiting.popleft()
+def _grant(state: State, model: Model, now: float) -> Grant:
+    request = model.next(now, state.limits)
+    model.waiting.remove(request)
+    model.passed_over = 0 if request.priority else model.passed_over + 1
     request.granted_at = now
     model.leases[request.request_id] = request
-    model.last_used, model.expires_at = now, None
+    model.last_used, model.expires_at, model.idle_since = now, None, None
     assert model.load_id is not None
     return Grant(request.request_id, model.name, model.load_id, request.waited_for_load)

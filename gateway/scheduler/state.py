@@ -5,6 +5,25 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 
+@dataclass(slots=True)
+class Mean:
+    """A running mean of measured seconds and of how far they are off it. The first sample sets it, later ones weigh a
+    quarter each, so that it follows a machine whose disk cache warms up. ``samples`` is 0 while nothing is known.
+    """
+
+    value: float = 0.0
+    deviation: float = 0.0
+    samples: int = 0
+
+    def add(self, seconds: float) -> None:
+        if self.samples:
+            self.deviation += 0.25 * (abs(seconds - self.value) - self.deviation)
+            self.value += 0.25 * (seconds - self.value)
+        else:
+            self.value, self.deviation = seconds, seconds / 2
+        self.samples += 1
+
+
 class Phase(StrEnum):
     COLD = "cold"
     LOADING = "loading"
@@ -31,13 +50,22 @@ class Request:
     waited_for_load: bool = False
     granted_at: float | None = None
 
+    def rank(self, now: float, limits: "Limits") -> int:
+        """The priority, 0 the best; whoever has waited for ``batch_patience`` counts as interactive."""
+        return 0 if now >= self.asked + limits.batch_patience else self.priority
+
 
 @dataclass(slots=True)
 class Model:
     """One model as the scheduler sees it.
 
     ``predicted`` are the bytes a load is expected to take, ``bytes`` what it is charged for while it is not cold.
-    ``concurrency`` is how many leases its runner takes at once. ``service`` is a running mean of seconds per request.
+    ``concurrency`` is how many leases its runner takes at once.
+
+    What was measured: ``load`` from StartLoad to Loaded, ``end`` from EndRunner to the memory being back, ``service``
+    from a request's grant to its release, among as many others as there were, and ``gap`` from when the model had
+    answered all it had to the next request for it. ``returns`` is the share, lately, of such gaps that were shorter
+    than a load: 0 for a model nobody comes back to soon. ``passed_over`` counts leases since a batch request had one.
     """
 
     name: str
@@ -60,17 +88,44 @@ class Model:
     failures: int = 0
     retry_at: float = 0.0
     failure: str = ""
-    service: float = 1.0
+    load_since: float = 0.0
+    end_since: float = 0.0
+    idle_since: float | None = None
+    load: Mean = field(default_factory=Mean)
+    end: Mean = field(default_factory=Mean)
+    service: Mean = field(default_factory=Mean)
+    gap: Mean = field(default_factory=Mean)
+    returns: float = 0.0
+    passed_over: int = 0
 
     @property
     def depth(self) -> int:
         """Requests that hold a place in the queue."""
         return len(self.waiting) + len(self.reserved)
 
+    def first(self, now: float, limits: "Limits") -> Request:
+        """The waiter whose turn it is: the best rank, then the earliest. Somebody has to wait."""
+        return min(self.waiting, key=lambda request: (request.rank(now, limits), request.asked))
+
+    def next(self, now: float, limits: "Limits") -> Request:
+        """The waiter who gets the next lease: the first one, but of those who are first only by their long wait, one in
+        four. So an interactive flood does not starve batch requests, nor a backlog of batch requests interactive ones.
+        """
+        first = self.first(now, limits)
+        if first.priority and self.passed_over < 3:
+            return min(self.waiting, key=lambda request: (request.priority, request.asked))
+        return first
+
     def rank(self, now: float, limits: "Limits") -> int:
-        """The priority of the first waiter; after ``batch_patience`` a batch request counts as interactive."""
-        first = self.waiting[0]
-        return 0 if now - first.asked >= limits.batch_patience else first.priority
+        """The rank of the first waiter."""
+        return self.first(now, limits).rank(now, limits)
+
+    def turn(self, now: float, limits: "Limits") -> tuple[int, float, float]:
+        """What models that wait for a slot are sorted by: the first waiter's rank, then when its turn began; among
+        equals, as when one is asked for again in the instant in which it gave way, the one that was used longest ago.
+        """
+        first = self.first(now, limits)
+        return first.rank(now, limits), first.since, self.last_used or 0.0
 
     @property
     def idle(self) -> bool:
@@ -87,6 +142,11 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
+    """``quantum`` is how long any busy model keeps the slot while another waits, in seconds. Where loading it took
+    longer, it keeps it for ``quantum_loads`` times its measured load instead, so that no more of the time goes into
+    loads than into answers; 0 turns that off. ``anticipation`` turns waiting for a model's next request on or off.
+    """
+
     queue_per_model: int = 64
     queue_total: int = 256
     quantum: float = 10.0
@@ -94,6 +154,8 @@ class Limits:
     backoff_first: float = 10.0
     backoff_max: float = 300.0
     batch_patience: float = 60.0
+    quantum_loads: float = 1.0
+    anticipation: bool = True
 
 
 @dataclass(slots=True)

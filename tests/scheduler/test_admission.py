@@ -164,25 +164,135 @@ def test_all_queues_together_are_bounded() -> None:
     assert refusal.why is Why.QUEUE_FULL and "server" in refusal.detail and "4 of 4" in refusal.detail
     assert refusal.retry_after is not None
 
+def told(request_seconds: float, *, waiting: int = 4, concurrency: int = 1) -> float:
+    """What the next one hears at a full queue, after forty answers of that length and a load of 3 s."""
+    world = make({"a": 30}, limits=Limits(queue_per_model=waiting), concurrency=concurrency)
+    for _ in range(40):
+        request_id = world.ask("a")
+        if world.runner("a").loading:
+            world.now += 3
+            world.loaded(world.runner("a").load_id)
+        world.now += request_seconds
+        world.release(request_id)
+    for _ in range(waiting + concurrency):
+        world.ask("a")
+    found = world.refusal(world.ask("a")).retry_after
+    assert found is not None
+    return found
+
 
 def test_retry_after_follows_what_requests_took_lately() -> None:
-    def told(seconds: float) -> float:
-        world = make({"a": 30}, limits=Limits(queue_per_model=4))
-        for _ in range(40):
-            request_id = world.ask("a")
-            if runner := [r for r in world.runners.values() if r.loading]:
-                world.loaded(runner[0].load_id)
-            world.now += seconds
-            world.release(request_id)
-        for _ in range(5):
-            world.ask("a")
-        found = world.refusal(world.ask("a")).retry_after
-        assert found is not None
-        return found
+    assert told(0.01) == 1, "as soon as HTTP can say"
+    assert told(20) == 20, "the one under way has just begun"
+    assert told(4) == 4
 
-    assert told(0.01) == 1
-    assert told(20) >= 40, "half of a queue of four and a running one, at 20 s each, is over 40 s"
-    assert told(20) > told(4) > 1
+
+def test_retry_after_counts_down_with_the_answer_under_way() -> None:
+    world = make({"a": 30}, limits=Limits(queue_per_model=1))
+    world.resident("a")
+    world.now += 100
+    first = world.ask("a")
+    world.now += 19
+    world.release(first)  # answers took 1 s and 19 s: the mean is 1 + 18 / 4
+    world.ask("a")
+    world.ask("a")
+    assert world.refusal(world.ask("a")).retry_after == 6
+    world.now += 3
+    assert world.refusal(world.ask("a")).retry_after == 3
+
+
+def test_retry_after_of_a_loading_model_is_the_rest_of_its_load() -> None:
+    world = make({"a": 60, "b": 60}, limits=Limits(queue_per_model=1))
+    world.ask("a")
+    world.now += 30
+    world.loaded(world.runner("a").load_id)
+    world.release(world.all_in(Stage.GRANTED)[0])
+    world.unload("a")
+    world.ended(world.runner("a").load_id)
+    world.ask("a")
+    assert world.refusal(world.ask("a")).retry_after == 30
+    world.now += 12
+    assert world.refusal(world.ask("a")).retry_after == 18
+    world.now += 100
+    assert world.refusal(world.ask("a")).retry_after == 1, "overdue: any moment now"
+
+
+def test_retry_after_of_a_cold_model_counts_the_turn_before_it_and_its_load() -> None:
+    world = make({"a": 60, "b": 60}, limits=Limits(queue_per_model=3, quantum=10))
+    for model, seconds in (("b", 8), ("a", 4)):
+        request_id = world.ask(model)
+        world.now += seconds
+        world.loaded(world.runner(model).load_id)
+        world.now += 2
+        world.release(request_id)
+        world.unload(model)
+        world.now += 1
+        world.ended(world.runner(model).load_id)
+    world.ask("a")
+    world.loaded(world.runner("a").load_id)
+    for _ in range(3):
+        world.ask("a")
+    for _ in range(3):
+        world.ask("b")
+    # four answers of 2 s, fewer than fit into a's quantum, then its end (1 s), then b's load (8 s)
+    assert world.refusal(world.ask("b")).retry_after == 17
+    world.now += 1
+    assert world.refusal(world.ask("b")).retry_after == 17 - 1
+
+
+def test_retry_after_of_a_model_never_loaded_goes_by_the_others() -> None:
+    world = make({"a": 30, "b": 60}, limits=Limits(queue_per_model=1))
+    world.ask("a")
+    world.now += 6
+    world.loaded(world.runner("a").load_id)
+    world.ask("b")
+    assert world.runner("b").loading
+    assert world.refusal(world.ask("b")).retry_after == 12, "twice the bytes"
+
+
+def test_retry_after_of_a_full_server_is_that_of_the_first_free_place() -> None:
+    world = make({"a": 30, "b": 30}, limits=Limits(queue_per_model=5, queue_total=2))
+    for model, seconds in (("a", 3), ("b", 9)):
+        request_id = world.ask(model)
+        world.loaded(world.runner(model).load_id)
+        world.now += seconds
+        world.release(request_id)
+    for model in ("a", "a", "b", "b"):
+        world.ask(model)
+    refusal = world.refusal(world.ask("b"))
+    assert "server" in refusal.detail and refusal.retry_after == 3
+
+
+def test_who_is_told_to_come_back_finds_a_place_then() -> None:
+    world = make({"a": 30}, limits=Limits(queue_per_model=2))
+    world.ask("a")
+    world.now += 5
+    world.loaded(world.runner("a").load_id)
+    world.now += 7
+    world.release(world.all_in(Stage.GRANTED)[0])
+    for _ in range(3):
+        world.ask("a")
+    after = world.refusal(world.ask("a")).retry_after
+    assert after == 7
+    world.wait(after)
+    world.release(world.all_in(Stage.GRANTED)[0])
+    assert world.stage(world.ask("a")) is Stage.WAITING
+
+
+def test_a_late_request_is_kept_as_long_as_it_may_still_be_in_time() -> None:
+    """Its model takes half a minute to load as a rule, but nobody knows how long it will take this time."""
+    world = make({"a": 60})
+    request_id = world.ask("a")
+    world.now += 30
+    world.loaded(world.runner("a").load_id)
+    world.release(request_id)
+    world.unload("a")
+    world.ended(world.runner("a").load_id)
+    hopeful = world.ask("a", patience=5)
+    assert world.stage(hopeful) is Stage.WAITING
+    world.now += 4
+    world.loaded(world.runner("a").load_id)
+    assert world.stage(hopeful) is Stage.GRANTED
 
 
 def test_a_pause_and_a_size_are_told_before_a_full_queue() -> None:

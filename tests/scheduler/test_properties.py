@@ -82,6 +82,14 @@ class OneSlot(RuleBasedStateMachine):
     def release(self, number: int, keep_alive: float | None) -> None:
         self.world.release(self._choose(self.world.all_in(Stage.GRANTED), number), keep_alive)
 
+    @precondition(lambda self: self.world.all_in(Stage.GRANTED))
+    @rule(number=pick, think=st.sampled_from([0.0, 0.0, 1.0, 6.0]), priority=st.integers(0, 1))
+    def a_client_asks_again_once_it_is_answered(self, number: int, think: float, priority: int) -> None:
+        request_id = self._choose(self.world.all_in(Stage.GRANTED), number)
+        self.world.release(request_id)
+        self.world.wait(think)
+        self.world.ask(self.world.clients[request_id].model, priority=priority)
+
     # -- runners -------------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self._loading())
@@ -158,7 +166,7 @@ def run_down(world: World) -> None:
         if world.stage(request_id) is Stage.ADMITTED:
             world.submit(request_id)
     waiting = world.all_in(Stage.WAITING)
-    until = world.now + 60 + LIMITS.batch_patience + (len(waiting) + len(world.runners)) * (LIMITS.quantum + 5)
+    until = world.now + 60 + LIMITS.batch_patience + (len(waiting) + len(world.runners)) * (world.turn() + 5)
     while any(world.stage(request_id) is Stage.WAITING for request_id in waiting):
         assert world.now < until, "somebody waits and nobody comes"
         _second(world, rivals=True)
@@ -166,7 +174,7 @@ def run_down(world: World) -> None:
         refusal = world.clients[request_id].refusal
         patient = world.clients[request_id].deadline > until
         assert not (patient and refusal and refusal.why is Why.TOO_LATE)
-    until = world.now + 60 + len(world.all_in(*OPEN)) * (LIMITS.quantum + 5)
+    until = world.now + 60 + len(world.all_in(*OPEN)) * (world.turn() + 5)
     while world.all_in(*OPEN) or any(runner.loading or runner.asked for runner in world.runners.values()):
         assert world.now < until, "the world does not come to rest"
         _second(world, rivals=False)

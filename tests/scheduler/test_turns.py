@@ -133,6 +133,96 @@ def test_an_idle_model_has_no_quantum() -> None:
     assert world.runner("a").asked == "evicted"
 
 
+def slowly_loaded(world: World, model: str, seconds: float) -> None:
+    """Load a model in that time and have it answer one request, another waiting."""
+    world.ask(model)
+    world.ask(model)
+    world.now += seconds
+    world.loaded(world.runner(model).load_id)
+
+
+def when_it_yields(world: World, model: str, until: float = 200) -> float:
+    """Let a busy model answer a request a second, with ever more coming, until it has to go. Return how long it had."""
+    start = world.now
+    while world.runner(model).asked is None:
+        assert world.now < start + until, f"{model} never gave way"
+        world.wait(1)
+        for request_id in world.all_in(Stage.GRANTED):
+            world.ask(model)
+            world.release(request_id)
+    return world.now - start
+
+
+def test_what_was_loaded_at_a_high_price_is_used_as_long() -> None:
+    world = make({"a": 60, "b": 60}, limits=Limits(quantum=10))
+    slowly_loaded(world, "a", 40)
+    world.ask("b")
+    assert when_it_yields(world, "a") == 40
+
+
+def test_the_price_of_a_load_can_be_left_out() -> None:
+    world = make({"a": 60, "b": 60}, limits=Limits(quantum=10, quantum_loads=0))
+    slowly_loaded(world, "a", 40)
+    world.ask("b")
+    assert when_it_yields(world, "a") == 10
+
+
+@pytest.mark.parametrize(("deadline", "turn"), [(1000, 40), (33, 30), (15, 12), (13, 10), (9, 40)])
+def test_a_long_turn_ends_in_time_for_who_waits(deadline: float, turn: float) -> None:
+    """The newcomer needs 3 s: an answer's end and its load, with a margin. Whom even the shortest turn makes late, a
+    shorter one does not help either, so it is as long as ever for the patient one beside it.
+    """
+    world = make({"a": 60, "b": 60}, limits=Limits(quantum=10))
+    slowly_loaded(world, "a", 40)
+    world.state.models["b"].load.add(1.0)  # once, so that two deviations are another second
+    world.ask("b")
+    world.ask("b", patience=deadline)
+    assert when_it_yields(world, "a") == turn
+
+
+def test_a_long_turn_is_not_for_batch_requests_while_interactive_ones_wait() -> None:
+    world = make({"a": 60, "b": 60}, limits=Limits(quantum=10))
+    world.ask("a", priority=1)
+    for _ in range(60):
+        world.ask("a", priority=1)
+    world.now += 30
+    world.loaded(world.runner("a").load_id)
+    world.ask("b")
+    start = world.now
+    while world.runner("a").asked is None:
+        world.wait(1)
+        for request_id in world.all_in(Stage.GRANTED):
+            world.release(request_id)
+    assert world.now == start + 10
+
+
+def test_batch_requests_finish_under_an_interactive_flood() -> None:
+    """For their own model and for another one, while three interactive ones always wait."""
+    world = make({"a": 60, "b": 60}, limits=Limits(quantum=10, batch_patience=30))
+    keep_busy(world, "a")
+    batch = [world.ask("a", priority=1), world.ask("b", priority=1), world.ask("b", priority=1)]
+    asked = world.now
+    while any(world.stage(request_id) in (Stage.WAITING, Stage.GRANTED) for request_id in batch):
+        assert world.now < asked + 120, [world.stage(request_id) for request_id in batch]
+        serve(world, 1, "a")
+        for request_id in batch:
+            if world.stage(request_id) is Stage.GRANTED:
+                world.release(request_id)
+    assert all(world.clients[request_id].grant for request_id in batch)
+
+
+def test_interactive_requests_are_not_stuck_behind_a_backlog_of_batch_requests() -> None:
+    world = make({"a": 60}, limits=Limits(batch_patience=30))
+    backlog = [world.ask("a", priority=1) for _ in range(40)]
+    world.loaded(world.runner("a").load_id)
+    world.wait(40)
+    urgent = [world.ask("a") for _ in range(6)]
+    for _ in range(9):
+        world.release(world.all_in(Stage.GRANTED)[0])
+    assert all(world.clients[request_id].grant for request_id in urgent)
+    assert sum(world.clients[request_id].grant is not None for request_id in backlog) == 4, "one in four goes on"
+
+
 def test_two_streams_take_turns() -> None:
     world = make({"a": 60, "b": 60}, limits=Limits(quantum=10))
     for model in ("a", "b"):

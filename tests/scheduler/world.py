@@ -4,7 +4,7 @@ Nothing here reads the policy's conclusions to judge the policy: who waits, who 
 what it is charged for are written down from the events sent and the actions that came back.
 """
 
-import copy
+import pickle
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -80,6 +80,8 @@ class World:
     trouble: dict[str, Trouble] = field(default_factory=dict)
     log: list[Action] = field(default_factory=list)
     gave_way: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
+    stalled: dict[str, float] = field(default_factory=dict)
+    longest_load: float = 0.0
     shut: bool = False
     sound: bool = True
 
@@ -124,6 +126,7 @@ class World:
         runner = self.runners[load_id]
         runner.loading = False
         if runner.asked is None:
+            self.longest_load = max(self.longest_load, self.now - runner.since)
             runner.charge = runner.charge if size is None else size
             self.trouble.pop(runner.model, None)
         return self.send(events.Loaded(load_id, runner.charge))
@@ -264,6 +267,25 @@ class World:
         cold = {name for name, model in self.state.models.items() if model.slots == (slot,)} - self.living()
         return [client.request_id for client in self._waiting() if client.model in cold]
 
+    def turn(self) -> float:
+        """The longest time a busy model may keep its slot from others, so far."""
+        return max(self.state.limits.quantum, self.state.limits.quantum_loads * self.longest_load)
+
+    def _check_stalls(self) -> None:
+        """Nobody waits for long for the place of models that nobody uses, however soon they are expected to be used."""
+        stalled: dict[str, float] = {}
+        for slot in self.state.slots:
+            here = [runner for runner in self.runners.values() if runner.slot == slot]
+            wanted = {client.model for client in self._waiting()}
+            if all(
+                not runner.loading and runner.asked is None and not self.leases(runner.load_id)
+                and runner.model not in wanted and not self.state.models[runner.model].pinned for runner in here
+            ):  # fmt: skip
+                stalled |= {name: self.stalled.get(name, self.now) for name in self._blocked_on(slot)}
+        self.stalled = stalled
+        for request_id, since in stalled.items():
+            assert self.now - since <= 3 * self.turn(), f"{request_id} waits for the place of idle models"
+
     def _start(self, model: str, load_id: str, slot: str) -> None:
         assert not self.shut, f"{model} is loaded after the shutdown"
         assert load_id not in self.past and load_id not in self.runners, "a load id came back"
@@ -302,16 +324,17 @@ class World:
         for client in queued:
             assert self.now < client.deadline, f"{client.request_id} waits past its deadline"
         assert set(state.requests) == set(self.all_in(*OPEN)), "a request is remembered too long or forgotten too soon"
+        self._check_stalls()
         self._check_rest()
 
     def _check_rest(self) -> None:
         """Everything possible was done, and time alone changes nothing before the policy asked to be woken."""
         wakeup = next_wakeup(self.state, self.now)
         assert wakeup is None or wakeup > self.now, "the owner would wake up again and again for nothing"
-        again = decide(copy.deepcopy(self.state), events.Tick(), self.now)
+        again = decide(pickle.loads(pickle.dumps(self.state)), events.Tick(), self.now)
         assert again == [], f"left undone until something else happens: {again}"
         before = self.now + 10 * FAR if wakeup is None else self.now + (wakeup - self.now) * 0.999
-        early = decide(copy.deepcopy(self.state), events.Tick(), before)
+        early = decide(pickle.loads(pickle.dumps(self.state)), events.Tick(), before)
         assert early == [], f"would happen before the wake-up at {wakeup}: {early}"
 
 
