@@ -1,5 +1,9 @@
-"""Shared by all tests: gateways started on demand, their logs when a test fails, and a check that none leaks."""
+"""Shared by all tests: gateways started on demand, their logs when a test fails, and a check that none leaks.
 
+With pytest-xdist a file's tests run in one process (``--dist loadfile``), so what a module shares is still made once.
+"""
+
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,8 +12,27 @@ import pytest
 
 from tests.support.gateway import CHECKPOINT, GatewayProcess, only, reasoner_at
 
+WORKERS = 2
+"""Processes that ``-n auto`` runs the tests in. Each keeps about one core busy."""
+LONGEST = ("families/test_answers.py", "gateway/test_failures.py", "gateway/test_slots.py", "gateway/test_life.py")
+"""Files in ``tests`` that take tens of seconds, the longest first: what is begun last should be short."""
+WITHOUT = {"downloads", "media", "pocket", "scheduler", "unit"}
+"""Folders whose tests start no gateway."""
 _started: list[GatewayProcess] = []
+_logged: dict[GatewayProcess, int] = {}
 Start = Callable[..., GatewayProcess]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One where there is one core, or a GPU, whose memory the tests of one gateway must not take from another's."""
+    return 1 if Path("/dev/nvidiactl").exists() else min(WORKERS, len(os.sched_getaffinity(0)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest files first, then those that start gateways, then what is over in a moment."""
+    ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks) + (item.path.parent.name in WITHOUT)))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -37,6 +60,7 @@ def _starter(home: Callable[[], Path]) -> Iterator[Start]:
     for gateway in mine:
         gateway.stop_checked(left)
         _started.remove(gateway)
+        _logged.pop(gateway, None)
     assert not left, left
 
 
@@ -53,12 +77,17 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_outlives_a_test() -> Iterator[None]:
-    """After a test no running gateway has a lease, a waiter, scratch, or a runner that it does not know of."""
+def nothing_outlives_a_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After a test no running gateway has a lease, a waiter, scratch, or a runner that it does not know of.
+
+    Where tests have no gateway, one that has served others is asked again only if it logged something since.
+    """
     yield
+    without = request.path.parent.name in WITHOUT
     for gateway in _started:
-        if gateway.running:
+        if gateway.running and not (without and gateway.output.stat().st_size == _logged.get(gateway)):
             gateway.until(lambda gateway=gateway: not _busy(gateway), "leases, scratch and stray runners to go", 60)
+            _logged[gateway] = gateway.output.stat().st_size
 
 
 def _busy(gateway: GatewayProcess) -> str:

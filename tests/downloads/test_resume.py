@@ -4,6 +4,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,11 @@ Start = Callable[..., subprocess.Popen[str]]
 
 def parts(models: Path) -> dict[str, int]:
     """Bytes of each file that is not whole yet."""
-    found = (models / "tiny" / WORK).glob("*.incomplete")
-    return {path.name.split(".safetensors")[0] + ".safetensors": path.stat().st_size for path in found}
+    sizes = {}
+    for path in (models / "tiny" / WORK).glob("*.incomplete"):
+        with suppress(FileNotFoundError):  # it has just become whole
+            sizes[path.name.split(".safetensors")[0] + ".safetensors"] = path.stat().st_size
+    return sizes
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.conftest import Start
-from tests.support.gateway import PARIS, STORY, GatewayProcess, only, request_bytes
+from tests.support.gateway import ONE_AT_ONCE, PARIS, STORY, GatewayProcess, only, request_bytes
 
 LONG = STORY | {"max_new_tokens": 3500}
 SOON = 20.0
@@ -17,7 +17,7 @@ SOON = 20.0
 @pytest.fixture(scope="module")
 def text(start_for_module: Start) -> GatewayProcess:
     """A gateway with the text model, loaded."""
-    gateway = start_for_module(models=only("deepseek"))
+    gateway = start_for_module(models=only("deepseek", deepseek=ONE_AT_ONCE))
     gateway.load("deepseek")
     return gateway
 

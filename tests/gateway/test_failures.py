@@ -16,6 +16,7 @@ import pytest
 from tests.conftest import Start
 from tests.support.gateway import (
     CHECKPOINT,
+    ONE_AT_ONCE,
     PARIS,
     SMOLLM2,
     STORY,
@@ -32,7 +33,8 @@ HEADER = 8
 @pytest.fixture(scope="module")
 def both(start_for_module: Start) -> GatewayProcess:
     """A gateway with both models, which calls a runner lost after three silent seconds."""
-    return start_for_module(models=only("deepseek", "reasoner"), heartbeat_timeout="3s").preloaded()
+    models = only("deepseek", "reasoner", deepseek=ONE_AT_ONCE)
+    return start_for_module(models=models, heartbeat_timeout="3s").preloaded()
 
 
 # -- processes that die ------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.conftest import Start
-from tests.support.gateway import PARIS, ROOT, STORY, SUM, GatewayProcess, only
+from tests.support.gateway import ONE_AT_ONCE, PARIS, ROOT, STORY, SUM, GatewayProcess, only
 
 LONG = STORY | {"max_new_tokens": 3500}
 
@@ -64,7 +64,7 @@ def test_it_makes_its_folders_and_its_log(pocket: GatewayProcess) -> None:
 @pytest.mark.parametrize("stop", [terminate, interrupt])
 def test_requests_under_way_are_answered_before_it_stops(start: Start, stop: Callable[[GatewayProcess], None]) -> None:
     """Idle connections that clients keep open do not hold it up: the drain would wait longer than this test does."""
-    gateway = start(models=only("deepseek"), drain_timeout="10m")
+    gateway = start(models=only("deepseek", deepseek=ONE_AT_ONCE), drain_timeout="10m")
     gateway.load("deepseek")
     with gateway.stream("deepseek", **STORY, max_new_tokens=120) as events:
         next(events)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.support.gateway import PARIS, SMOLLM2, STORY, SUM, GatewayProcess, only
+from tests.support.gateway import ONE_AT_ONCE, PARIS, SMOLLM2, STORY, SUM, GatewayProcess, only
 
 # Measured once loaded: deepseek takes about 240 MB and the reasoner 31, so each fits alone and not both.
 ONLY_ONE = "252MB"
@@ -26,14 +26,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def narrow(start_for_module: Start, weights: Path) -> GatewayProcess:
     """A gateway whose slot holds one of its two models."""
     source = {"path": str(weights.parent), "file": weights.name}
-    models = only("deepseek", "reasoner", deepseek={"source": source})
+    models = only("deepseek", "reasoner", deepseek=ONE_AT_ONCE | {"source": source})
     return start_for_module(models=models, slot_budget=ONLY_ONE, quantum="1s").preloaded()
 
 
 @pytest.fixture(scope="module")
 def wide(start_for_module: Start) -> GatewayProcess:
     """A gateway with the text model alone, and a short queue."""
-    return start_for_module(models=only("deepseek"), queue_per_model=1)
+    return start_for_module(models=only("deepseek", deepseek=ONE_AT_ONCE), queue_per_model=1)
 
 
 def test_alternating_requests_swap_and_stay_right(narrow: GatewayProcess) -> None:

