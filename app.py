@@ -6,11 +6,13 @@ Runs in the gateway process and imports no torch. ``python app.py`` and ``gunico
 import atexit
 import logging
 import time
+import uuid
 
 from flask import Flask, Response, g, request
 from flask_compress import Compress
 
-from gateway.routes import admin, errors, generate, health
+from gateway.routes import admin, errors, generate, health, openai
+from gateway.routes.exchange import REQUEST_ID
 from gateway.service import Gateway
 from models_registry.catalog import load_catalog
 from utils import logs
@@ -39,10 +41,11 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.extensions["switchyard"] = service
     Compress(app)
-    for module in (generate, admin, health):
-        app.register_blueprint(module.blueprint)
+    for blueprint in (generate.blueprint, *openai.BLUEPRINTS, admin.blueprint, health.blueprint):
+        app.register_blueprint(blueprint)
     errors.register(app)
     app.before_request(_note_start)
+    app.after_request(_name_request)
     app.after_request(_log_request)
 
     log.info("profile %s with %s on %s", settings.profile, ", ".join(service.catalog.names), service.device)
@@ -55,6 +58,13 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 def _note_start() -> None:
     g.started = time.monotonic()
+
+
+def _name_request(response: Response) -> Response:
+    """Give every answer of a model's routes an id; that of an admitted request is its own, to cancel it by."""
+    if request.path.startswith(("/generate", "/v1/")):
+        response.headers[REQUEST_ID] = g.get("request_id") or uuid.uuid4().hex
+    return response
 
 
 def _log_request(response: Response) -> Response:

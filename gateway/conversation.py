@@ -1,38 +1,66 @@
-"""From a prompt and media as sent to the messages a runner takes. Gateway process.
+"""From messages as sent to the messages a runner takes. Gateway process.
 
 Media are decoded here, after the request has its place in the queue (a full queue costs no decode) and before it is
 submitted (a broken image evicts nobody), in the decoders' own process.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
-from protocol.messages import ChatMessage, Part
+from protocol.messages import ChatMessage, Part, ToolCall
 from utils.media.decode import Decoded, MediaItem, decode_media
-from utils.media.incoming import read_all
-
-if TYPE_CHECKING:
-    from gateway.routes.uploads import Uploads
+from utils.media.incoming import Sent, read_all
+from utils.media.limits import MediaLimits
 
 
-def build(
-    prompt: str, before: Sequence[tuple[str, str]], uploads: "Uploads", spec: ModelSpec, folder: Path
-) -> tuple[ChatMessage, ...]:
-    """Return the conversation: what was said before as (role, text), then the user's media and text.
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation as it was sent: texts and media, in their order."""
+
+    role: str
+    parts: tuple[str | Sent, ...]
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
+
+    @property
+    def media(self) -> list[Sent]:
+        return [part for part in self.parts if isinstance(part, Sent)]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How the media of one request are to be decoded: frames of a video by number or by rate, with its sound or not."""
+
+    limits: MediaLimits
+    frames: int | None = None
+    fps: float | None = None
+    want_audio: bool = False
+
+
+def build(turns: Sequence[Turn], decoding: Decoding, spec: ModelSpec, folder: Path) -> tuple[ChatMessage, ...]:
+    """Return the conversation, its media decoded into ``folder``.
 
     :raises MediaError: if a medium cannot be taken.
     """
     rate = Catalog.family(spec).sampling_rate
     items = [
-        MediaItem(raw, rate, frames=uploads.frames, fps=uploads.fps, want_audio=uploads.want_audio)
-        for raw in read_all(uploads.sent, uploads.limits)
+        MediaItem(raw, rate, frames=decoding.frames, fps=decoding.fps, want_audio=decoding.want_audio)
+        for raw in read_all([medium for turn in turns for medium in turn.media], decoding.limits)
     ]
-    parts = tuple(_part(decoded) for decoded in decode_media(items, uploads.limits, folder))
-    user = ChatMessage("user", (*parts, Part("text", prompt)))
-    return (*(ChatMessage(role, (Part("text", text),)) for role, text in before), user)
+    decoded = iter(decode_media(items, decoding.limits, folder))
+
+    def part(piece: str | Sent) -> Part:
+        return Part("text", piece) if isinstance(piece, str) else _part(next(decoded))
+
+    def message(turn: Turn) -> ChatMessage:
+        parts = tuple(part(piece) for piece in turn.parts)
+        return ChatMessage(turn.role, parts, turn.tool_calls, turn.tool_call_id, turn.name)
+
+    return tuple(message(turn) for turn in turns)
 
 
 def _part(decoded: Decoded) -> Part:

@@ -52,5 +52,11 @@ class TooLate(GatewayError):
     status, error = 504, "Deadline passed"
 
 
+class Cancelled(GatewayError):
+    """Somebody cancelled the request by its id."""
+
+    status, error = 499, "Request cancelled"
+
+
 class ClientGone(Exception):
     """The client closed its connection; there is nobody to answer."""

@@ -11,7 +11,16 @@ from queue import Empty
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from gateway.errors import BadRequest, ClientGone, GatewayError, QueueFull, RunnerFailed, TooLate, Unavailable
+from gateway.errors import (
+    BadRequest,
+    Cancelled,
+    ClientGone,
+    GatewayError,
+    QueueFull,
+    RunnerFailed,
+    TooLate,
+    Unavailable,
+)
 from gateway.runner_handle import Mailbox, RunnerHandle
 from gateway.scheduler import actions, events
 from models_registry.spec import ModelSpec
@@ -21,6 +30,8 @@ if TYPE_CHECKING:
     from gateway.service import Gateway
 
 _POLL = 0.25  # seconds between looks at the client's socket
+_AT_ONCE = 0.02  # seconds in which a ready model grants a lease, and no load is done
+_LOOK = 1.0  # seconds between looks at what a request waits for
 _SCHEDULER_PATIENCE = 5.0
 _REFUSALS: dict[actions.Why, type[GatewayError]] = {
     actions.Why.QUEUE_FULL: QueueFull,
@@ -38,10 +49,20 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Nothing to show yet; sent about four times a second so that a stream can say so."""
+    """Nothing to show yet; sent about four times a second so that a stream can say so.
 
+    ``state`` is ``waiting``, ``loading`` or ``running``; ``phase`` says in words what is waited for. ``fraction`` is
+    how much of a load is done and ``position`` the place in the model's queue, from 1, where they are known.
+    """
+
+    state: str
     phase: str
-    fraction: float | None
+    fraction: float | None = None
+    position: int | None = None
+
+
+READING = Waiting("running", "reading the prompt")
+"""The runner has the request; whether it takes it is not known yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +81,11 @@ class Called:
 
     call: messages.ToolCall
     index: int = 0
+    logprobs: tuple[messages.TokenLogprob, ...] = ()
+
+
+class _Stopped:
+    """In the mailbox: the request was cancelled by its id."""
 
 
 @dataclass(slots=True)
@@ -121,10 +147,12 @@ class Ticket:
         self.request_id = request_id
         self.deadline = deadline
         self.mailbox: Mailbox = Mailbox()
+        self.tokens = 0
         self._gateway = gateway
         self._handle: RunnerHandle | None = None
         self._sent = self._over = self._closed = False
         self._born = self._looked = time.monotonic()
+        self._waiting, self._waiting_at = Waiting("waiting", "submitted"), 0.0
         self._granted_at = self._born
         self._load_seconds = 0.0
 
@@ -148,9 +176,25 @@ class Ticket:
         else:
             self._gateway.owner.post(events.Withdraw(self.request_id))
 
+    def cancel(self) -> None:
+        """Have whoever waits for the answer get :class:`Cancelled`. From any thread; does not wait."""
+        self.mailbox.put(_Stopped())
+
+    @property
+    def running(self) -> bool:
+        """Whether the runner has been asked."""
+        return self._sent
+
+    @property
+    def age(self) -> float:
+        """Seconds since the request was admitted."""
+        return time.monotonic() - self._born
+
     def confirm(self) -> None:
         """Take the answer to the reservation. :raises GatewayError: if it was refused."""
         first = self.mailbox.get_nowait()
+        if isinstance(first, _Stopped):
+            raise _stopped()
         if isinstance(first, actions.Refuse):
             raise _refusal(first)
 
@@ -182,12 +226,13 @@ class Ticket:
             handle = self._handle
             assert handle is not None
         self._sent = True
-        first_token: float | None = None
+        started, first_token = False, None
         while True:
             match self._next(gone, "the answer to be finished"):
-                case messages.Delta(_, text, reasoning, _, index, logprobs, call):
-                    first_token = first_token or time.monotonic()
-                    yield Text(text, reasoning, index, logprobs) if call is None else Called(call, index)
+                case messages.Delta(_, text, reasoning, tokens, index, logprobs, call):
+                    self.tokens += tokens
+                    started, first_token = True, first_token or time.monotonic()
+                    yield Text(text, reasoning, index, logprobs) if call is None else Called(call, index, logprobs)
                 case messages.Done(_, reasons, prompt_tokens, completion_tokens, extras):
                     self._over = True
                     yield Finished(reasons, prompt_tokens, completion_tokens, self._timings(first_token),
@@ -196,14 +241,18 @@ class Ticket:
                 case messages.Failed(_, kind, error):
                     self._over = True
                     raise _failure(self.spec, kind, error)
+                case None if not started:
+                    yield READING
                 case None | messages.Started():
-                    yield Waiting("generating", None)
+                    started = True
+                    yield Waiting("running", "generating")
 
     def _acquire(self, gone: Callable[[], bool]) -> Iterator[Waiting]:
         submitted = time.monotonic()
         self._gateway.owner.post(events.Submit(self.request_id))
+        patience = _AT_ONCE
         while True:
-            match self._next(gone, f"{self.spec.name} to be ready"):
+            match self._next(gone, f"{self.spec.name} to be ready", patience):
                 case Granted(handle, cold):
                     self._handle = handle
                     self._granted_at = time.monotonic()
@@ -213,10 +262,20 @@ class Ticket:
                 case actions.Refuse() as refused:
                     raise _refusal(refused)
                 case None:
-                    yield Waiting("waiting", None)
+                    yield self._whereabouts()
+            patience = _POLL
 
-    def _next(self, gone: Callable[[], bool], waiting_for: str) -> object:
-        """Return the next message, or None when it is time to look around. :raises TooLate: past the deadline."""
+    def _whereabouts(self) -> Waiting:
+        """Return what the request waits for, as of a second ago at most: asking costs the scheduler's thread."""
+        if (now := time.monotonic()) - self._waiting_at >= _LOOK:
+            self._waiting, self._waiting_at = self._gateway.whereabouts(self), now
+        return self._waiting
+
+    def _next(self, gone: Callable[[], bool], waiting_for: str, patience: float = _POLL) -> object:
+        """Return the next message, or None when it is time to look around.
+
+        :raises TooLate: past the deadline. :raises Cancelled: when somebody said so.
+        """
         now = time.monotonic()
         if now - self._looked >= _POLL:  # by time, not when there is nothing to do: tokens may come faster than that
             self._looked = now
@@ -226,9 +285,12 @@ class Ticket:
             if now > self.deadline + (0.0 if self._handle is not None else _SCHEDULER_PATIENCE):
                 raise TooLate(f"the deadline passed while the request waited for {waiting_for}")
         try:
-            return self.mailbox.get(timeout=_POLL)
+            message = self.mailbox.get(timeout=patience)
         except Empty:
             return None
+        if isinstance(message, _Stopped):
+            raise _stopped()
+        return message
 
     def _timings(self, first_token: float | None) -> dict[str, float]:
         now = time.monotonic()
@@ -252,11 +314,17 @@ def fold(pieces: Iterator[Piece]) -> Answer:
                     choice.reasoning += text
                 else:
                     choice.text += text
-            case Called(call, index):
-                choices.setdefault(index, Choice()).calls.append(call)
+            case Called(call, index, logprobs):
+                choice = choices.setdefault(index, Choice())
+                choice.calls.append(call)
+                choice.logprobs += logprobs
             case Finished(reasons):
                 return Answer([choices.get(index, Choice()) for index in range(len(reasons))], piece)
     raise RunnerFailed("the answer broke off")  # a stream ends with Finished or an error
+
+
+def _stopped() -> Cancelled:
+    return Cancelled("the request was cancelled by its id")
 
 
 def _refusal(refused: actions.Refuse) -> GatewayError:

@@ -13,7 +13,8 @@ from gateway.errors import BadRequest, Forbidden
 from gateway.routes import gateway
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
-from utils.units import parse_seconds
+from utils import quantized
+from utils.units import parse_bytes, parse_seconds
 
 blueprint = Blueprint("admin", __name__, url_prefix="/admin")
 _GB = 1024**3
@@ -141,6 +142,36 @@ def cleanup_temp() -> Response:
     except ValueError as error:
         raise BadRequest(f"field 'older_than': {error}") from None
     return jsonify(status="success", removed=count, freed_bytes=size)
+
+
+@blueprint.get("/quantized")
+def kept_quantized() -> Response:
+    """The quantized weights kept between loads."""
+    return jsonify(_kept())
+
+
+@blueprint.post("/quantized/prune")
+def prune_quantized() -> Response:
+    """Remove the least recently used of them until at most ``to`` bytes are kept: by default the limit, 0 for none."""
+    settings = gateway().settings
+    try:
+        to = parse_bytes(_options({"to"}).get("to", settings.quantized_cache))
+    except ValueError as error:
+        raise BadRequest(f"field 'to': {error}") from None
+    removed = quantized.prune(quantized.root(settings.models_dir), to)
+    return jsonify(status="success", removed=[entry.folder.name for entry in removed],
+                   freed_bytes=sum(entry.bytes for entry in removed), **_kept())  # fmt: skip
+
+
+def _kept() -> dict[str, Any]:
+    settings = gateway().settings
+    entries = quantized.entries(quantized.root(settings.models_dir))
+    return {
+        "limit_bytes": settings.quantized_cache,
+        "total_bytes": sum(entry.bytes for entry in entries),
+        "entries": [{"model": entry.model, "quant_bits": entry.bits, "bytes": entry.bytes,
+                     "last_used": round(entry.used, 3), "folder": entry.folder.name} for entry in entries],
+    }  # fmt: skip
 
 
 @blueprint.post("/models/<name>/load")

@@ -1,31 +1,40 @@
-"""Where errors become HTTP: always ``{"error", "details"}``, with ``Retry-After`` where trying again makes sense."""
+"""Where errors become HTTP: ``{"error", "details"}``, or OpenAI's envelope under ``/v1``.
+
+``Retry-After`` comes with them where trying again makes sense.
+"""
 
 import logging
 import math
 import time
+from typing import Any
 
-from flask import Flask, Response, jsonify, request
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from flask import Flask, Response, current_app, jsonify, request
+from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge
 
 from gateway.errors import ClientGone, GatewayError
 from gateway.routes import gateway
+from gateway.routes.openai.envelope import envelope, media_param
 from utils.media.errors import MediaError
 
 log = logging.getLogger(__name__)
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; the access log does
+_OPENAI = "/v1/"
 _READ_SECONDS, _READ_BYTES = 5.0, 256 * 2**20
 
 
 def register(app: Flask) -> None:
     app.register_error_handler(GatewayError, gateway_error)
-    app.register_error_handler(MediaError, lambda error: answer(error.status, error.error, error.details))
+    app.register_error_handler(MediaError, media_error)
     app.register_error_handler(HTTPException, http_error)
     app.register_error_handler(ClientGone, lambda _: Response(status=CLIENT_CLOSED_REQUEST))
     app.register_error_handler(Exception, internal_error)
 
 
-def answer(status: int, error: str, details: str, retry_after: float | None = None, **fields: object) -> Response:
-    response = jsonify({"error": error, "details": details, **fields})
+def answer(status: int, error: str, details: str, retry_after: float | None = None, **fields: Any) -> Response:
+    if request.path.startswith(_OPENAI):
+        response = jsonify(envelope(status, details, **fields))
+    else:
+        response = jsonify({"error": error, "details": details, **fields})
     response.status_code = status
     if retry_after is not None:
         response.headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
@@ -36,6 +45,11 @@ def gateway_error(error: GatewayError) -> Response:
     return answer(error.status, error.error, error.details, error.retry_after, **error.fields)
 
 
+def media_error(error: MediaError) -> Response:
+    fields: dict[str, Any] = {"param": media_param(error)} if request.path.startswith(_OPENAI) else {}
+    return answer(error.status, error.error, error.details, **fields)
+
+
 def http_error(error: HTTPException) -> Response:
     details = error.description or error.name
     if isinstance(error, RequestEntityTooLarge):
@@ -43,6 +57,9 @@ def http_error(error: HTTPException) -> Response:
         size = f"the body has {request.content_length} bytes" if request.content_length else "the body is larger"
         details = f"{size}; the limit is {limit} (SWITCHYARD_MAX_BODY)"
         _read_away()
+    elif isinstance(error, NotFound) and request.path.startswith(_OPENAI):
+        known = sorted({rule.rule for rule in current_app.url_map.iter_rules() if rule.rule.startswith(_OPENAI)})
+        details = f"there is no {request.path} here; there are {', '.join(known)}"
     response = answer(error.code or 500, error.name, details)
     if allowed := getattr(error, "valid_methods", None):
         response.headers["Allow"] = ", ".join(sorted(allowed))

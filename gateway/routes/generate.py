@@ -1,26 +1,23 @@
-"""``POST /generate/<model>``: one prompt, one answer, whole or as server-sent events."""
+"""``POST /generate/<model>`` and ``POST /generate``: one prompt, one answer, whole or as server-sent events."""
 
-import json
-import logging
 from collections.abc import Iterator
 from typing import Any
 
-from flask import Blueprint, Response, jsonify, request, stream_with_context
+from flask import Blueprint, Response, jsonify, request
 
-from gateway.conversation import build
-from gateway.errors import ClientGone, GatewayError
+from gateway.errors import GatewayError, UnknownModel
 from gateway.routes import gateway
 from gateway.routes.body import GenerateBody, read_body
-from gateway.routes.client import gone_check
-from gateway.routes.uploads import collect
-from gateway.ticket import Answer, Finished, Text, Ticket, Waiting, fold
+from gateway.routes.exchange import Exchange, respond
+from gateway.routes.sse import Heartbeat, event
+from gateway.routes.uploads import turns
+from gateway.ticket import Answer, Finished, Text, Waiting, fold
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
 from utils.media.errors import MediaError
 
 blueprint = Blueprint("generate", __name__)
-log = logging.getLogger(__name__)
-PRIORITIES = {"interactive": 0, "batch": 1}
+_SYNONYMS = {"text": "prompt", "image_url": "image"}
 
 
 @blueprint.post("/generate/<model>")
@@ -28,26 +25,38 @@ def generate(model: str) -> Response:
     """Answer a prompt with a model, loading it first if need be."""
     service = gateway()
     spec = service.spec(model)
-    body = read_body(request, spec, service.settings)
-    uploads = collect(request, body, spec, service.settings)
-    ticket = service.admit(spec, timeout=body.timeout, priority=PRIORITIES[body.priority])
-    gone = gone_check(request.environ)
+    return _answer(spec, read_body(request, spec, service.settings))
+
+
+@blueprint.post("/generate")
+def generate_by_default() -> Response:
+    """Answer ``text``, perhaps about an ``image``, with the default vision model."""
+    service = gateway()
+    spec = default_vision_model()
+    return _answer(spec, read_body(request, spec, service.settings, _SYNONYMS))
+
+
+def default_vision_model() -> ModelSpec:
+    """Return the model of the setting, or the catalog's first that takes images and can do without.
+
+    :raises UnknownModel: if there is none.
+    """
+    service = gateway()
+    if service.settings.default_vision_model:
+        return service.spec(service.settings.default_vision_model)
+    for spec in service.catalog:
+        if "image" in Catalog.inputs(spec) and not Catalog.family(spec).requires:
+            return service.spec(spec.name)
+    raise UnknownModel("no model of the catalog takes both text alone and images; name one: POST /generate/<model>",
+                       available_models=service.catalog.names)  # fmt: skip
+
+
+def _answer(spec: ModelSpec, body: GenerateBody) -> Response:
+    exchange = Exchange(spec, body, turns(request, body, spec))
     if body.stream:
-        events = stream_with_context(_events(ticket, spec, body, uploads, gone))
-        response = Response(events, mimetype="text/event-stream",
-                            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})  # fmt: skip
-        response.call_on_close(ticket.close)  # also when the client left before the first event
-        return response
-    with ticket, service.temp.request(ticket.request_id) as folder:
-        conversation = build(body.prompt, body.before(), uploads, spec, folder)
-        pieces = ticket.run(conversation, body.sampling(spec), body.keep_alive, gone, switches=switches(body, spec))
-        return jsonify(render(spec, fold(pieces)))
-
-
-def switches(body: GenerateBody, spec: ModelSpec) -> dict[str, Any]:
-    """Return the family's own options that the request sets."""
-    names = Catalog.family(spec).switches
-    return {name: value for name in sorted(names) if (value := getattr(body, name)) is not None}
+        return respond(_events(exchange), exchange.close, _failed)
+    with exchange:
+        return jsonify(render(spec, fold(exchange.pieces)))
 
 
 def render(spec: ModelSpec, answer: Answer) -> dict[str, Any]:
@@ -72,30 +81,21 @@ def _tail(spec: ModelSpec, finished: Finished) -> dict[str, Any]:
     }
 
 
-def _events(ticket: Ticket, spec: ModelSpec, body: GenerateBody, uploads: Any, gone: Any) -> Iterator[str]:
-    """Yield the answer as server-sent events: pieces of ``response`` or ``reasoning``, then all the rest with
-    ``done``. Comments keep the line open while there is nothing to say. A failure is an ``error`` event."""
-    service = gateway()
-    try:
-        with ticket, service.temp.request(ticket.request_id) as folder:
-            conversation = build(body.prompt, body.before(), uploads, spec, folder)
-            sampling, own = body.sampling(spec), switches(body, spec)
-            for piece in ticket.run(conversation, sampling, body.keep_alive, gone, switches=own):
-                match piece:
-                    case Waiting(phase):
-                        yield f": {phase}\n\n"
-                    case Text(text, reasoning):
-                        yield _event({"reasoning" if reasoning else "response": text})
-                    case Finished():
-                        yield _event({"done": True, **_tail(spec, piece)})
-    except ClientGone:
-        return
-    except (GatewayError, MediaError) as error:
-        yield _event({"error": error.error, "details": error.details, "status": error.status}, "error")
-    except Exception as error:  # too late for a status: the client must still see that this is no whole answer
-        log.exception("the stream of %s failed", spec.name)
-        yield _event({"error": "Internal server error", "details": type(error).__name__, "status": 500}, "error")
+def _events(exchange: Exchange) -> Iterator[str]:
+    """Yield the answer as server-sent events: ``progress`` while it waits, pieces of ``response`` or ``reasoning``,
+    then all the rest with ``done``."""
+    spec = exchange.spec
+    heartbeat = Heartbeat(spec.name, progress=True)
+    for piece in exchange.pieces:
+        match piece:
+            case Waiting():
+                if text := heartbeat(piece):
+                    yield text
+            case Text(text, reasoning) if text:
+                yield event({"reasoning" if reasoning else "response": text})
+            case Finished():
+                yield event({"done": True, **_tail(spec, piece)})
 
 
-def _event(data: dict[str, Any], name: str | None = None) -> str:
-    return (f"event: {name}\n" if name else "") + f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+def _failed(error: GatewayError | MediaError) -> str:
+    return event({"error": error.error, "details": error.details, "status": error.status}, "error")

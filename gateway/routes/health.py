@@ -1,10 +1,12 @@
-"""``GET /health`` (the process lives) and ``GET /health/ready`` (it can serve)."""
+"""``GET /health`` (the process lives, and within which limits) and ``GET /health/ready`` (it can serve)."""
 
 import time
+from typing import Any
 
 from flask import Blueprint, Response, jsonify
 
 from gateway.routes import gateway
+from models_registry.catalog import Catalog
 
 blueprint = Blueprint("health", __name__)
 _PATIENCE = 2.0
@@ -19,7 +21,24 @@ def health() -> Response:
         profile=service.catalog.profile,
         device=service.device,
         uptime=round(time.time() - service.started, 3),
+        vlm_config=_vision(),
     )
+
+
+def _vision() -> dict[str, Any]:
+    """Return which models see, and what a request may send them."""
+    service = gateway()
+    settings = service.settings
+    seeing = [spec for spec in service.catalog if "image" in Catalog.inputs(spec)]
+    return {
+        "models": [spec.name for spec in seeing],
+        "max_batch_size": {spec.name: Catalog.batch_size(spec) for spec in seeing},
+        "max_media_per_request": settings.max_media_items,
+        "max_image_pixels": settings.max_pixels,
+        "max_video_frames": settings.max_video_frames,
+        "max_new_tokens": settings.max_new_tokens,
+        "media_urls": settings.media_urls,
+    }
 
 
 @blueprint.get("/health/ready")

@@ -1,18 +1,22 @@
-"""The media a request carries, in its body or as uploaded files, in one list. Gateway process; decodes nothing."""
+"""The conversation a request to ``/generate`` carries, with its media from the body or as files, all unread.
+
+Gateway process; decodes nothing.
+"""
 
 from flask import Request
 
+from gateway.conversation import Turn
 from gateway.errors import BadRequest
 from gateway.routes.body import MEDIA_FIELDS, GenerateBody
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
 from utils.media.incoming import Sent
-from utils.media.limits import MediaLimits
-from utils.settings import Settings
+
+_ORDER = ("image", "audio", "video")
 
 
-def collect(request: Request, body: GenerateBody, spec: ModelSpec, settings: Settings) -> "Uploads":
-    """Return what the request sent, unread.
+def turns(request: Request, body: GenerateBody, spec: ModelSpec) -> list[Turn]:
+    """Return what was said before and the user's message, its media before its text.
 
     :raises BadRequest: for a file under an unknown field, or of a kind the model does not take.
     """
@@ -24,19 +28,13 @@ def collect(request: Request, body: GenerateBody, spec: ModelSpec, settings: Set
         if kind not in Catalog.inputs(spec):
             raise BadRequest(f"{spec.name} takes {', '.join(Catalog.inputs(spec))}; it cannot take {kind}")
         sent += [Sent(kind, file.read(), field) for file in files]  # type: ignore[arg-type]
+    require(spec, sent)
+    user = Turn("user", (*sorted(sent, key=lambda item: _ORDER.index(item.kind)), body.prompt))
+    return [*(Turn(role, (text,)) for role, text in body.before()), user]
+
+
+def require(spec: ModelSpec, sent: list[Sent]) -> None:
+    """:raises BadRequest: if a medium is missing that the model cannot do without."""
     needed = Catalog.family(spec).requires
     if needed and not needed & {item.kind for item in sent}:
         raise BadRequest(f"{spec.name} needs {' or '.join(sorted(needed))}")
-    order = ("image", "audio", "video")
-    return Uploads(sorted(sent, key=lambda item: order.index(item.kind)), MediaLimits.from_settings(settings), body)
-
-
-class Uploads:
-    """Media as sent, with the limits and options that apply to decoding them."""
-
-    def __init__(self, sent: list[Sent], limits: MediaLimits, body: GenerateBody) -> None:
-        self.sent = sent
-        self.limits = limits
-        self.frames = body.frames
-        self.fps = body.fps
-        self.want_audio = bool(body.use_audio_in_video)

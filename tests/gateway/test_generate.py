@@ -102,6 +102,37 @@ def test_stop_string_ends_an_answer_and_is_not_shown(pocket: GatewayProcess, mod
     assert pocket.answer(model, **prompt, stop=stop)["response"] == cut["response"]
 
 
+@pytest.mark.parametrize("model", ["deepseek", "reasoner"])
+def test_min_tokens_holds_back_the_end(pocket: GatewayProcess, model: str) -> None:
+    answer = pocket.answer(model, prompt="What is 17 + 25?", min_tokens=100, max_new_tokens=110)
+    assert 100 <= answer["usage"]["completion_tokens"] <= 110
+
+
+def test_min_p_of_one_is_greedy(pocket: GatewayProcess) -> None:
+    wanted = {"prompt": "Tell me a story.", "max_new_tokens": 12, "repetition_penalty": 1.0}
+    greedy = pocket.answer("deepseek", **wanted, temperature=0)["response"]
+    assert pocket.answer("deepseek", **wanted, temperature=2.0, min_p=1.0)["response"] == greedy
+
+
+def test_penalties_are_heard(pocket: GatewayProcess) -> None:
+    wanted = {"prompt": "Repeat the word fox ten times.", "max_new_tokens": 40, "repetition_penalty": 1.0}
+    plain = pocket.answer("deepseek", **wanted)["response"]
+    for name in ("presence_penalty", "frequency_penalty"):
+        assert pocket.answer("deepseek", **wanted, **{name: 2.0})["response"] != plain
+
+
+def test_an_answer_of_a_given_shape(pocket: GatewayProcess) -> None:
+    wanted = {"type": "regex", "regex": "(red|green) (fox|hen)"}
+    assert pocket.answer("deepseek", prompt="Say a word.", response_format=wanted)["response"] in (
+        "red fox", "red hen", "green fox", "green hen")  # fmt: skip
+
+
+def test_every_response_has_an_id(pocket: GatewayProcess) -> None:
+    ids = {pocket.generate("reasoner", **SUM).headers["x-request-id"] for _ in range(2)}
+    assert len(ids) == 2 and all(ids)
+    assert pocket.generate("nobody", **SUM).headers["x-request-id"]
+
+
 def test_system_prompt_is_heard(pocket: GatewayProcess) -> None:
     plain = pocket.answer("deepseek", **PARIS)
     led = pocket.answer("deepseek", **PARIS, system="You answer every question with the word banana.")

@@ -1,0 +1,166 @@
+"""``POST /v1/chat/completions``: a conversation in, one or more answers out, whole or as chunks. Gateway process."""
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any
+
+from flask import Blueprint, Response, jsonify
+from pydantic import Field
+
+from gateway.errors import BadRequest
+from gateway.routes.exchange import Exchange, respond
+from gateway.routes.fields import wrong
+from gateway.routes.formats import constraint
+from gateway.routes.openai import neutral, wire
+from gateway.routes.openai.envelope import failed
+from gateway.routes.openai.messages import parse_messages
+from gateway.routes.openai.tools import parse_tools
+from gateway.routes.sse import Heartbeat, event
+from gateway.ticket import Called, Choice, Finished, Piece, Text, Waiting, fold
+from models_registry.catalog import Catalog
+from models_registry.spec import ModelSpec
+from protocol.messages import ToolCall
+from utils.settings import Settings
+
+blueprint = Blueprint("chat", __name__, url_prefix="/v1")
+_ALWAYS = {"messages"}
+_NEEDS = {"top_logprobs": "logprobs", "tool_choice": "tools", "parallel_tool_calls": "tools",
+          "chat_template_kwargs": "tools"}  # fmt: skip
+_EXAMPLE = '{"model": "qwen_vl", "messages": [{"role": "user", "content": "Hello"}]}'
+_OWN_VARIABLES = frozenset({
+    "messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize", "padding",
+    "continue_final_message", "return_assistant_tokens_mask", "truncation", "max_length", "return_tensors",
+    "return_dict", "tokenizer_kwargs", "processor_kwargs", "bos_token", "eos_token",
+})  # fmt: skip
+
+
+class ChatFields(wire.OpenAIFields):
+    """The fields of ``POST /v1/chat/completions``."""
+
+    messages: list[Any]
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=wire.MAX_LOGPROBS)] | None = None
+    tools: list[Any] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool = True
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    def check(self, spec: ModelSpec, settings: Settings) -> None:
+        super().check(spec, settings)
+        if self.top_logprobs is not None and not self.logprobs:
+            raise wrong("top_logprobs", "only with logprobs: true")
+        check_template_options(self.chat_template_kwargs)
+
+
+def check_template_options(given: dict[str, Any] | None) -> None:
+    """:raises BadRequest: for a variable of the chat template that is not the client's to set."""
+    if own := sorted(_OWN_VARIABLES & set(given or ())):
+        raise BadRequest(f"field 'chat_template_kwargs': {own[0]!r} is set by the server",
+                         param=f"chat_template_kwargs.{own[0]}")  # fmt: skip
+
+
+@blueprint.post("/chat/completions")
+def chat() -> Response:
+    """Answer a conversation, loading the model first if need be."""
+    spec, fields = wire.read(ChatFields, _ALWAYS, _NEEDS, neutral.CHAT, _EXAMPLE)
+    turns = parse_messages(fields.messages, spec)
+    tools, choice = parse_tools(fields.tools, fields.tool_choice)
+    if tools and choice != "none" and constraint(fields.response_format) is not None:
+        raise BadRequest("cannot honour 'response_format' together with 'tools': an answer of that shape can call "
+                         "none; leave one out, or send tool_choice: none", param="response_format")  # fmt: skip
+    logprobs = (fields.top_logprobs or 0) if fields.logprobs else None
+    exchange = Exchange(spec, fields, turns, logprobs, choices=fields.n, tools=tools, tool_choice=choice,
+                        template_options=fields.chat_template_kwargs or {})  # fmt: skip
+    if fields.stream:
+        exchange.prime()
+    pieces = exchange.pieces if fields.parallel_tool_calls else _one_call_each(exchange.pieces)
+    if fields.stream:
+        return respond(_events(exchange, fields, pieces), exchange.close, failed)
+    with exchange:
+        return jsonify(_whole(exchange, fields, pieces))
+
+
+def _one_call_each(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Let through the first call of each choice only."""
+    called: set[int] = set()
+    for piece in pieces:
+        if isinstance(piece, Called):
+            if piece.index in called:
+                continue
+            called.add(piece.index)
+        yield piece
+
+
+def _head(exchange: Exchange, kind: str) -> dict[str, Any]:
+    return {
+        "id": f"chatcmpl-{exchange.id}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": exchange.spec.name,
+        "system_fingerprint": wire.fingerprint(exchange.spec),
+    }
+
+
+def _whole(exchange: Exchange, fields: ChatFields, pieces: Iterator[Piece]) -> dict[str, Any]:
+    answer = fold(pieces)
+    finished = answer.finished
+    choices = [
+        {
+            "index": index,
+            "message": _message(answer.choices[index], exchange.spec),
+            "logprobs": wire.chat_logprobs(answer.choices[index].logprobs) if fields.logprobs else None,
+            "finish_reason": reason,
+        }
+        for index, reason in wire.reasons(finished)
+    ]
+    head = _head(exchange, "chat.completion")
+    return head | {"choices": choices, "usage": wire.usage([finished]), **wire.tail(finished)}
+
+
+def _message(choice: Choice, spec: ModelSpec) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    if choice.calls and not choice.text:
+        message["content"] = None
+    if Catalog.family(spec).thinks:
+        message["reasoning_content"] = choice.reasoning or None
+    if choice.calls:
+        message["tool_calls"] = [_call(call) for call in choice.calls]
+    return message
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def _events(exchange: Exchange, fields: ChatFields, pieces: Iterator[Piece]) -> Iterator[str]:
+    """Yield the answer as chunks: first each choice's role, then pieces, then each choice's finish reason."""
+    head = _head(exchange, "chat.completion.chunk")
+    heartbeat = Heartbeat(exchange.spec.name, fields.options.include_progress)
+    calls: dict[int, int] = {}
+
+    def chunk(index: int, delta: dict[str, Any], logprobs: Any = (), beside: Any = None, reason: Any = None) -> str:
+        scores = wire.chat_logprobs(logprobs) if fields.logprobs and logprobs else None
+        choice = {"index": index, "delta": delta, "logprobs": scores, "finish_reason": reason}
+        usage = {"usage": None} if fields.options.include_usage else {}
+        return event(head | {"choices": [choice]} | usage | (beside or {}))
+
+    for index in range(fields.n):
+        yield chunk(index, {"role": "assistant", "content": "", "refusal": None})
+    for piece in pieces:
+        match piece:
+            case Waiting():
+                if said := heartbeat(piece):
+                    yield said
+            case Text(text, reasoning, index, logprobs):
+                yield chunk(index, {"reasoning_content" if reasoning else "content": text}, logprobs)
+            case Called(call, index, logprobs):
+                place = calls[index] = calls.get(index, -1) + 1
+                yield chunk(index, {"tool_calls": [{"index": place, **_call(call)}]}, logprobs)
+            case Finished():
+                last = len(piece.finish_reasons) - 1
+                for index, reason in wire.reasons(piece):
+                    beside = wire.tail(piece) if index == last else None
+                    yield chunk(index, {}, beside=beside, reason=reason)
+                if fields.options.include_usage:
+                    yield event(head | {"choices": [], "usage": wire.usage([piece])})
+                yield wire.DONE

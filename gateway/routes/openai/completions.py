@@ -1,0 +1,180 @@
+"""``POST /v1/completions``: texts continued as they stand, without a chat template. Gateway process.
+
+A list of prompts is as many requests, which wait and run together.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from queue import SimpleQueue
+from typing import Annotated, Any
+
+from flask import Blueprint, Response, jsonify
+from pydantic import Field
+
+from gateway.conversation import Turn
+from gateway.errors import BadRequest
+from gateway.routes.exchange import Exchange, respond
+from gateway.routes.fields import wrong
+from gateway.routes.openai import neutral, wire
+from gateway.routes.openai.envelope import failed
+from gateway.routes.sse import Heartbeat, event
+from gateway.ticket import Choice, Finished, Piece, Text, Waiting
+from models_registry.catalog import Catalog
+from models_registry.spec import ModelSpec
+
+blueprint = Blueprint("completions", __name__, url_prefix="/v1")
+_EXAMPLE = '{"model": "deepseek", "prompt": "Once upon a time"}'
+_MAX_PROMPTS = 16
+
+
+class CompletionFields(wire.OpenAIFields):
+    """The fields of ``POST /v1/completions``."""
+
+    prompt: Any
+    logprobs: Annotated[int, Field(ge=0, le=wire.MAX_LOGPROBS)] | None = None
+
+    @property
+    def prompts(self) -> list[str]:
+        """The texts to continue. :raises BadRequest: for what is no text."""
+        prompts = self.prompt if isinstance(self.prompt, list) else [self.prompt]
+        if any(isinstance(prompt, int | list) for prompt in prompts):
+            raise wrong("prompt", "arrays of tokens are not taken; send text")
+        if not prompts or not all(isinstance(prompt, str) and prompt for prompt in prompts):
+            raise wrong("prompt", "must be a text or a list of texts, none of them empty")
+        if len(prompts) > _MAX_PROMPTS:
+            raise wrong("prompt", f"at most {_MAX_PROMPTS} texts at once")
+        return prompts
+
+
+@blueprint.post("/completions")
+def completions() -> Response:
+    """Continue one text or several."""
+    spec, fields = wire.read(CompletionFields, {"prompt"}, {}, neutral.COMPLETION, _EXAMPLE)
+    if Catalog.family(spec).requires:
+        raise BadRequest(f"{spec.name} cannot continue a bare text; use /v1/chat/completions", param="model")
+    with ExitStack() as stack:
+        exchanges = [stack.enter_context(_exchange(spec, fields, prompt)) for prompt in fields.prompts]
+        if fields.stream:
+            for exchange in exchanges:
+                exchange.prime()
+        pieces = stack.enter_context(_Merged(exchanges)) if len(exchanges) > 1 else _alone(exchanges[0])
+        if not fields.stream:
+            return jsonify(_whole(exchanges[0], fields, pieces))
+        kept = stack.pop_all()
+    return respond(_events(exchanges[0], fields, pieces), kept.close, failed)
+
+
+def _exchange(spec: ModelSpec, fields: CompletionFields, prompt: str) -> Exchange:
+    return Exchange(spec, fields, [Turn("user", (prompt,))], fields.logprobs, choices=fields.n, template=False)
+
+
+Numbered = tuple[int, Piece]
+
+
+def _alone(exchange: Exchange) -> Iterator[Numbered]:
+    return ((0, piece) for piece in exchange.pieces)
+
+
+class _Merged:
+    """The pieces of several requests as they come, with each one's number. Leaving it ends those still under way."""
+
+    def __init__(self, exchanges: list[Exchange]) -> None:
+        self._exchanges = exchanges
+        self._queue: SimpleQueue[tuple[int, Piece | BaseException | None]] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._drain, args=(number,), name=f"prompt-{exchange.id}", daemon=True)
+            for number, exchange in enumerate(exchanges)
+        ]
+
+    def __enter__(self) -> Iterator[Numbered]:
+        for thread in self._threads:
+            thread.start()
+        return self._pieces()
+
+    def __exit__(self, *_: object) -> None:
+        for exchange in self._exchanges:
+            exchange.ticket.cancel()
+        for thread in self._threads:
+            thread.join()
+
+    def _drain(self, number: int) -> None:
+        try:
+            for piece in self._exchanges[number].pieces:
+                self._queue.put((number, piece))
+            self._queue.put((number, None))
+        except BaseException as error:
+            self._queue.put((number, error))
+
+    def _pieces(self) -> Iterator[Numbered]:
+        left = len(self._threads)
+        while left:
+            number, piece = self._queue.get()
+            if isinstance(piece, BaseException):
+                raise piece
+            if piece is None:
+                left -= 1
+            else:
+                yield number, piece
+
+
+def _head(exchange: Exchange) -> dict[str, Any]:
+    return {
+        "id": f"cmpl-{exchange.id}",
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": exchange.spec.name,
+        "system_fingerprint": wire.fingerprint(exchange.spec),
+    }
+
+
+def _whole(exchange: Exchange, fields: CompletionFields, pieces: Iterator[Numbered]) -> dict[str, Any]:
+    made: dict[int, Choice] = {}
+    ends: dict[int, Finished] = {}
+    for number, piece in pieces:
+        match piece:
+            case Text(text, _, index, logprobs):
+                choice = made.setdefault(number * fields.n + index, Choice())
+                choice.text += text
+                choice.logprobs += logprobs
+            case Finished():
+                ends[number] = piece
+    choices = []
+    for number, finished in sorted(ends.items()):
+        for index, reason in wire.reasons(finished):
+            place = number * fields.n + index
+            choice = made.get(place, Choice())
+            scores = None if fields.logprobs is None else wire.completion_logprobs(choice.logprobs)
+            choices.append({"index": place, "text": choice.text, "logprobs": scores, "finish_reason": reason})
+    beside = {"usage": wire.usage(ends.values()), **wire.tail(ends[0])}
+    return _head(exchange) | {"choices": choices} | beside
+
+
+def _events(exchange: Exchange, fields: CompletionFields, pieces: Iterator[Numbered]) -> Iterator[str]:
+    head = _head(exchange)
+    heartbeat = Heartbeat(exchange.spec.name, fields.options.include_progress)
+    ends: list[Finished] = []
+    written: dict[int, int] = {}
+
+    def chunk(place: int, text: str, logprobs: Any = (), reason: str | None = None) -> str:
+        wanted = fields.logprobs is not None and logprobs
+        scores = wire.completion_logprobs(logprobs, written.get(place, 0)) if wanted else None
+        written[place] = written.get(place, 0) + len(text)
+        choice = {"index": place, "text": text, "logprobs": scores, "finish_reason": reason}
+        return event(head | {"choices": [choice]} | ({"usage": None} if fields.options.include_usage else {}))
+
+    for number, piece in pieces:
+        match piece:
+            case Waiting():
+                if said := heartbeat(piece):
+                    yield said
+            case Text(text, _, index, logprobs):
+                yield chunk(number * fields.n + index, text, logprobs)
+            case Finished():
+                ends.append(piece)
+                for index, reason in wire.reasons(piece):
+                    yield chunk(number * fields.n + index, "", reason=reason)
+    if fields.options.include_usage:
+        yield event(head | {"choices": [], "usage": wire.usage(ends)})
+    yield wire.DONE

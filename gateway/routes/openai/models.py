@@ -1,0 +1,90 @@
+"""``GET /v1/models``: what can be asked, what each model can do and how it is doing. Gateway process."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from flask import Blueprint, Response, jsonify
+
+from gateway.routes import gateway
+from models_registry.catalog import Catalog
+from models_registry.spec import ModelSpec
+
+blueprint = Blueprint("models", __name__, url_prefix="/v1")
+
+
+@blueprint.get("/models")
+def models() -> Response:
+    """Every model of the catalog."""
+    service = gateway()
+    live = {status["name"]: status for status in service.statuses()}
+    return jsonify(object="list", data=[_describe(service.spec(name), live[name]) for name in service.catalog.names])
+
+
+@blueprint.get("/models/<path:name>")
+def model(name: str) -> Response:
+    """One model, by name or alias."""
+    service = gateway()
+    spec = service.spec(name)
+    return jsonify(_describe(spec, service.model_status(spec)))
+
+
+def _describe(spec: ModelSpec, status: dict[str, Any]) -> dict[str, Any]:
+    service = gateway()
+    return {
+        "id": spec.name,
+        "object": "model",
+        "created": int(service.started),
+        "owned_by": _owner(spec),
+        "label": spec.label or spec.name,
+        "family": spec.family,
+        "aliases": spec.aliases,
+        "inputs": Catalog.inputs(spec),
+        "abilities": abilities(spec),
+        "state": status["state"],
+        "device": status["device"] or service.place(spec),
+        "context": spec.context or service.context(spec),
+        "max_batch_size": Catalog.batch_size(spec),
+        "quant_bits": spec.quant_bits,
+    }
+
+
+def abilities(spec: ModelSpec) -> list[str]:
+    """Return what a model can do, in words that a client can choose by."""
+    family, inputs = Catalog.family(spec), Catalog.inputs(spec)
+    found = {
+        "chat": True,
+        "completion": not family.requires,
+        "vision": "image" in inputs,
+        "audio": "audio" in inputs,
+        "video": "video" in inputs,
+        "transcription": "audio" in inputs,
+        "thinking": family.thinks,
+        "tools": "tools" in family.options and _shows_tools(spec),
+        "json_schema": "response_format" in family.options,
+        "speech": "speech" in family.switches,
+    }
+    return [name for name, has in found.items() if has]
+
+
+def _shows_tools(spec: ModelSpec) -> bool:
+    """Return whether the model's chat template has a place for tools; true where it cannot be seen."""
+    template = spec.chat_template or _template(spec.path(gateway().settings.models_dir))
+    return template is None or "tools" in template
+
+
+def _template(folder: Path) -> str | None:
+    """Return the chat template of a checkpoint's folder. GGUF files keep theirs to themselves."""
+    try:
+        if (alone := folder / "chat_template.jinja").is_file():
+            return alone.read_text(encoding="utf-8")
+        if (config := folder / "tokenizer_config.json").is_file():
+            found = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
+            return found if isinstance(found, str) else None if found is None else json.dumps(found)
+    except (OSError, ValueError, AttributeError):
+        return None  # a damaged folder says so when it is loaded
+    return None
+
+
+def _owner(spec: ModelSpec) -> str:
+    return (spec.source.hub or "").partition("/")[0] or spec.source.package or "local"

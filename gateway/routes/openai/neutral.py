@@ -1,0 +1,59 @@
+"""Parameters of OpenAI's API that change nothing here: refused by name unless they ask for nothing.
+
+Gateway process; pure.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from gateway.errors import BadRequest
+
+NOTES = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"})
+"""Notes for the caller's own books: any value is taken, none has a meaning for the answer."""
+
+
+class Neutral(NamedTuple):
+    """The values that ask for nothing, besides null, and why no others can be honoured."""
+
+    values: tuple[Any, ...]
+    why: str
+
+
+COMMON = {
+    "length_penalty": Neutral((1,), "it belongs to beam search, and there is none"),
+    "use_beam_search": Neutral((False,), "there is no beam search"),
+    "service_tier": Neutral(("auto", "default"), "there is one tier; see 'priority'"),
+    "store": Neutral((False,), "nothing is kept"),
+    "prompt_cache_retention": Neutral((), "nothing is kept"),
+    "prompt_cache_options": Neutral((), "nothing is kept"),
+    "moderation": Neutral((), "nothing is moderated"),
+}
+CHAT = COMMON | {
+    "audio": Neutral((), "ask for 'speech' instead, of a model that speaks"),
+    "modalities": Neutral((["text"],), "answers are text; ask for 'speech' of a model that speaks"),
+    "prediction": Neutral((), "predicted outputs are not used"),
+    "reasoning_effort": Neutral((), "models think as they were trained to; where a chat template has a switch for it, "
+                                    "send it in 'chat_template_kwargs', such as {\"enable_thinking\": false}"),
+    "verbosity": Neutral((), "say it in the prompt"),
+    "web_search_options": Neutral((), "there is no web search"),
+    "functions": Neutral((), "use 'tools'"),
+    "function_call": Neutral((), "use 'tool_choice'"),
+}  # fmt: skip
+COMPLETION = COMMON | {
+    "echo": Neutral((False,), "the prompt is not repeated"),
+    "suffix": Neutral(("",), "nothing can be inserted before a text"),
+    "best_of": Neutral((1,), "every choice made is returned; ask for 'n'"),
+}
+
+
+def strip(data: Mapping[str, Any], table: Mapping[str, Neutral]) -> dict[str, Any]:
+    """Return the parameters without those that ask for nothing. :raises BadRequest: naming one that asks for more."""
+    kept: dict[str, Any] = {}
+    for name, value in data.items():
+        if name in NOTES:
+            continue
+        if name not in table:
+            kept[name] = value
+        elif value is not None and value not in table[name].values:
+            raise BadRequest(f"cannot honour {name!r}: {table[name].why}", param=name)
+    return kept

@@ -1,0 +1,65 @@
+"""``POST /v1/apply_template``: what a model is shown of a conversation, as text and as tokens. Gateway process."""
+
+from typing import Any
+
+from flask import Blueprint, Response, jsonify, request
+
+from gateway.errors import BadRequest
+from gateway.routes import gateway
+from gateway.routes.exchange import Exchange
+from gateway.routes.fields import ALWAYS, Fields, parse, read_json
+from gateway.routes.openai.chat import check_template_options
+from gateway.routes.openai.messages import parse_messages
+from gateway.routes.openai.tools import parse_tools
+from gateway.routes.openai.wire import find_model
+from gateway.ticket import fold
+from models_registry.families.base import SAMPLING
+from models_registry.spec import ModelSpec
+from utils.settings import Settings
+
+blueprint = Blueprint("template", __name__, url_prefix="/v1")
+_ALWAYS = ALWAYS | {"model", "messages", "add_generation_prompt"}
+_NEEDS = {"tool_choice": "tools", "chat_template_kwargs": "tools"}
+_WITHOUT = (SAMPLING | {"response_format", "speech", "stream"}) & set(Fields.model_fields)
+"""What changes the answer and not the prompt."""
+_EXAMPLE = '{"model": "deepseek", "messages": [{"role": "user", "content": "Hello"}]}'
+
+
+class TemplateFields(Fields):
+    """The fields of ``POST /v1/apply_template``: those of a chat that change its prompt."""
+
+    model: str
+    messages: list[Any]
+    tools: list[Any] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool = True
+
+    @property
+    def most(self) -> tuple[str, int | None]:
+        return "max_tokens", None
+
+    def check(self, spec: ModelSpec, settings: Settings) -> None:
+        super().check(spec, settings)
+        check_template_options(self.chat_template_kwargs)
+        if not self.add_generation_prompt:
+            raise BadRequest("cannot honour 'add_generation_prompt': false; a prompt ends where the answer begins",
+                             param="add_generation_prompt")  # fmt: skip
+
+
+@blueprint.post("/apply_template")
+def apply_template() -> Response:
+    """Render a conversation and generate nothing. Loads the model: its runner has the template and the tokenizer."""
+    settings = gateway().settings
+    data = read_json(request, settings.max_body, _EXAMPLE)
+    spec = find_model(data.get("model"))
+    fields = parse(TemplateFields, data, spec, settings, always=_ALWAYS, needs=_NEEDS, without=_WITHOUT)
+    turns = parse_messages(fields.messages, spec)
+    tools, choice = parse_tools(fields.tools, fields.tool_choice)
+    options = fields.chat_template_kwargs or {}
+    with Exchange(spec, fields, turns, tools=tools, tool_choice=choice, template_options=options,
+                  render_only=True) as exchange:  # fmt: skip
+        extras = fold(exchange.pieces).finished.extras
+    tokens = extras["token_ids"]
+    return jsonify(object="rendered_prompt", model=spec.name, prompt=extras["prompt"], tokens=tokens,
+                   token_count=len(tokens))  # fmt: skip

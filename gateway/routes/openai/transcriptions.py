@@ -1,0 +1,134 @@
+"""``POST /v1/audio/transcriptions``: what is said in a recording, by a model that hears. Gateway process.
+
+The model is asked in a chat, as it was trained to be; it gives text and no times.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from flask import Blueprint, Response, jsonify, request
+from pydantic import Field
+
+from gateway.conversation import Turn
+from gateway.errors import BadRequest, UnknownModel
+from gateway.routes import gateway
+from gateway.routes.exchange import Exchange, respond
+from gateway.routes.fields import ALWAYS, Fields, check_length, parse, wrong
+from gateway.routes.openai.envelope import failed
+from gateway.routes.openai.wire import DONE, find_model, reasons, usage
+from gateway.routes.sse import Heartbeat, event
+from gateway.ticket import Finished, Text, Waiting, fold
+from models_registry.catalog import Catalog
+from models_registry.spec import ModelSpec
+from utils.media.incoming import Sent
+
+blueprint = Blueprint("transcriptions", __name__, url_prefix="/v1/audio")
+_FORMATS = ("json", "text")
+_UNTIMED = {
+    "timestamp_granularities", "timestamp_granularities[]", "include", "include[]", "chunking_strategy",
+    "known_speaker_names", "known_speaker_names[]", "known_speaker_references", "known_speaker_references[]",
+}  # fmt: skip
+_WITHOUT = frozenset({"fps", "frames", "use_audio_in_video", "speech", "logit_bias"})
+_ALWAYS = ALWAYS | {"model", "language", "prompt", "max_tokens"}
+
+
+class TranscriptionFields(Fields):
+    """The form of ``POST /v1/audio/transcriptions``, but for its file and its ``response_format``."""
+
+    model: str | None = None
+    language: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z -]{0,31}$")] | None = None
+    prompt: str | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def most(self) -> tuple[str, int | None]:
+        return "max_tokens", self.max_tokens
+
+    @property
+    def instruction(self) -> str:
+        """What the model is asked to do."""
+        said = "Transcribe the speech."
+        if self.language:
+            said += f" It is in {_LANGUAGES.get(self.language.lower(), self.language)}."
+        return f"{said} {self.prompt}" if self.prompt else said
+
+
+_LANGUAGES = {
+    "ar": "Arabic", "de": "German", "en": "English", "es": "Spanish", "fr": "French", "it": "Italian",
+    "ja": "Japanese", "ko": "Korean", "nl": "Dutch", "pl": "Polish", "pt": "Portuguese", "ru": "Russian",
+    "tr": "Turkish", "uk": "Ukrainian", "zh": "Chinese",
+}  # fmt: skip
+
+
+@blueprint.post("/transcriptions")
+def transcriptions() -> Response:
+    """Transcribe one uploaded file."""
+    settings = gateway().settings
+    check_length(request, settings.max_body)
+    if request.mimetype != "multipart/form-data":
+        raise BadRequest("send a form (multipart/form-data) with 'file', the recording", param="file")
+    data: dict[str, Any] = dict(request.form.items())
+    wanted = data.pop("response_format", "json")
+    if wanted not in _FORMATS:
+        raise BadRequest(f"cannot honour 'response_format' {wanted!r}: the model gives no times; "
+                         f"ask for {' or '.join(_FORMATS)}", param="response_format")  # fmt: skip
+    if refused := [name for name in data if name in _UNTIMED]:
+        raise BadRequest(f"cannot honour {refused[0]!r}: the model gives one text, without times or speakers",
+                         param=refused[0])  # fmt: skip
+    spec = find_model(data["model"]) if data.get("model") else _default()
+    if "audio" not in Catalog.inputs(spec):
+        raise BadRequest(f"{spec.name} takes {', '.join(Catalog.inputs(spec))}; it cannot take audio", param="model")
+    data.setdefault("temperature", "0")
+    fields = parse(TranscriptionFields, data, spec, settings, always=_ALWAYS, without=_WITHOUT, strict=False)
+    turn = Turn("user", (_file(), fields.instruction))
+    exchange = Exchange(spec, fields, [turn])
+    if fields.stream:
+        return respond(_events(exchange), exchange.close, failed)
+    with exchange:
+        answer = fold(exchange.pieces)
+    list(reasons(answer.finished))
+    if wanted == "text":
+        return Response(answer.text + "\n", mimetype="text/plain")
+    return jsonify(text=answer.text, usage=_usage(answer.finished), model=spec.name, device=answer.finished.device,
+                   timings=answer.finished.timings)  # fmt: skip
+
+
+def _default() -> ModelSpec:
+    """Return the catalog's first model that hears. :raises UnknownModel: if there is none."""
+    service = gateway()
+    for spec in service.catalog:
+        if "audio" in Catalog.inputs(spec):
+            return service.spec(spec.name)
+    raise UnknownModel("no model of the catalog takes audio", available_models=service.catalog.names)
+
+
+def _file() -> Sent:
+    """Return the one file of the form. :raises BadRequest: if there is none, or another."""
+    files = list(request.files.items(multi=True))
+    if other := [name for name, _ in files if name != "file"]:
+        raise wrong(other[0], "unknown file field; send 'file'")
+    if len(files) != 1:
+        raise wrong("file", f"one recording is needed, as a file of the form; {len(files)} came")
+    return Sent("audio", files[0][1].read(), "file")
+
+
+def _usage(finished: Finished) -> dict[str, Any]:
+    counted = usage([finished])
+    return {"type": "tokens", "input_tokens": counted["prompt_tokens"], "output_tokens": counted["completion_tokens"],
+            "total_tokens": counted["total_tokens"]}  # fmt: skip
+
+
+def _events(exchange: Exchange) -> Iterator[str]:
+    heartbeat, whole = Heartbeat(exchange.spec.name, progress=False), ""
+    for piece in exchange.pieces:
+        match piece:
+            case Waiting():
+                if said := heartbeat(piece):
+                    yield said
+            case Text(text, False) if text:
+                whole += text
+                yield event({"type": "transcript.text.delta", "delta": text})
+            case Finished():
+                list(reasons(piece))
+                yield event({"type": "transcript.text.done", "text": whole, "usage": _usage(piece)})
+                yield DONE

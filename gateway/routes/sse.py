@@ -1,0 +1,36 @@
+"""Server-sent events: data, comments that keep a line open, and what a request waits for. Gateway process."""
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.ticket import Waiting
+
+_BEAT = 1.0  # seconds between comments
+
+
+def event(data: Mapping[str, Any], name: str | None = None) -> str:
+    return (f"event: {name}\n" if name else "") + f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+class Heartbeat:
+    """What a stream says while it has nothing to say: a comment about once a second, and with ``progress`` an event
+    of that name whenever what the request waits for has changed."""
+
+    def __init__(self, model: str, progress: bool) -> None:
+        self._model = model
+        self._progress = progress
+        self._said: Waiting | None = None
+        self._beat = float("-inf")
+
+    def __call__(self, waiting: Waiting) -> str:
+        text = ""
+        if self._progress and waiting.state != "running" and waiting != self._said:
+            self._said = waiting
+            text = event({"model": self._model, "state": waiting.state, "phase": waiting.phase,
+                          "fraction": waiting.fraction, "position": waiting.position}, "progress")  # fmt: skip
+        if (now := time.monotonic()) - self._beat >= _BEAT:
+            self._beat = now
+            text += f": {waiting.state} {self._model}: {waiting.phase}\n\n"
+        return text

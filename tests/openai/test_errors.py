@@ -1,0 +1,182 @@
+"""Requests that cannot be honoured: OpenAI's envelope and the exception its client knows for each."""
+
+import json
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.openai.asking import CIRCLE, ENDLESS, PARIS, RISING, STORY, user
+from tests.openai.conftest import AT_ONCE, MAX_BODY, WAITING
+from tests.support.gateway import GatewayProcess
+
+
+def refused(response: httpx.Response, status: int, *words: str) -> dict[str, Any]:
+    """Hold a response to being an error in the envelope whose message has these words."""
+    assert response.status_code == status, response.text
+    assert response.headers["x-request-id"]
+    body = response.json()
+    assert set(body) == {"error"} and set(body["error"]) >= {"message", "type", "param", "code"}
+    for word in words:
+        assert word in body["error"]["message"], body
+    return dict(body["error"])
+
+
+def test_unknown_model(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="deepseek") as caught:
+        client.chat.completions.create(model="gpt-9", messages=PARIS)
+    assert caught.value.code == "model_not_found" and caught.value.param == "model"
+    assert caught.value.type == "invalid_request_error"
+
+
+@pytest.mark.parametrize(("fields", "param"), [
+    ({"temperature": 3}, "temperature"), ({"temperature": "hot"}, "temperature"), ({"top_p": 0}, "top_p"),
+    ({"max_tokens": 0}, "max_tokens"), ({"max_completion_tokens": 10**9}, "max_completion_tokens"),
+    ({"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens"), ({"n": 0}, "n"), ({"n": 17}, "n"),
+    ({"seed": -1}, "seed"), ({"stop": ["x"] * 17}, "stop"), ({"presence_penalty": 3}, "presence_penalty"),
+    ({"frequency_penalty": "x"}, "frequency_penalty"), ({"logit_bias": {"a": 1}}, "logit_bias"),
+    ({"logit_bias": {"5": 101}}, "logit_bias.5"), ({"min_p": 2}, "min_p"),
+    ({"min_tokens": 9, "max_tokens": 8}, "min_tokens"), ({"top_k": -1}, "top_k"),
+    ({"top_logprobs": 2}, "top_logprobs"), ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"logprobs": 1}, "logprobs"), ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"stream": True, "stream_options": {"include_all": True}}, "stream_options.include_all"),
+    ({"length_penalty": 1.2}, "length_penalty"), ({"reasoning_effort": "low"}, "reasoning_effort"),
+    ({"store": True}, "store"), ({"modalities": ["text", "audio"]}, "modalities"), ({"functions": []}, "functions"),
+    ({"web_search_options": {}}, "web_search_options"), ({"best_of": 2}, "best_of"), ({"max_new_tokens": 5},
+    "max_new_tokens"), ({"speech": True}, "speech"), ({"frames": 4}, "frames"),
+    ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs.tools"),
+    ({"response_format": "json"}, "response_format"), ({"response_format": {"type": "xml"}}, "response_format.type"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format.json_schema.schema"),
+    ({"tools": [{"type": "retrieval"}]}, "tools[0]"), ({"tool_choice": "required"}, "tool_choice"),
+    ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+    ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+    ({"tool_choice": "always"}, "tool_choice"), ({"tools": [{"type": "function", "function": {"name": "f"}}],
+    "response_format": {"type": "json_object"}}, "response_format"),
+    ({"timeout": 0}, "timeout"), ({"priority": "high"}, "priority"),
+])  # fmt: skip
+def test_a_parameter_that_cannot_be_honoured_is_named(
+    served: GatewayProcess, fields: dict[str, Any], param: str
+) -> None:
+    response = served.post("/v1/chat/completions", **{"model": "deepseek", "messages": PARIS} | fields)
+    error = refused(response, 400, param.partition(".")[0].partition("[")[0])
+    assert error["param"] == param and error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(("message", "param"), [
+    ("Hello", "messages[0]"), ({"content": "x"}, "messages[0].role"), ({"role": "robot", "content": "x"},
+    "messages[0].role"), ({"role": "user"}, "messages[0].content"), ({"role": "user", "content": []},
+    "messages[0].content"), ({"role": "user", "content": None}, "messages[0].content"),
+    ({"role": "user", "content": "x", "mood": "good"}, "messages[0].mood"),
+    ({"role": "user", "content": ["x"]}, "messages[0].content[0]"),
+    ({"role": "user", "content": [{"type": "file", "file": {}}]}, "messages[0].content[0].type"),
+    ({"role": "user", "content": [{"type": "text", "text": 5}]}, "messages[0].content[0].text"),
+    ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "messages[0].content[0]"),
+    ({"role": "system", "content": [CIRCLE]}, "messages[0].content[0]"),
+    ({"role": "tool", "content": "x", "tool_call_id": "1"}, "messages[0].tool_call_id"),
+    ({"role": "assistant", "tool_calls": [{"id": "1"}]}, "messages[0].tool_calls[0]"),
+    ({"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function":
+     {"name": "f", "arguments": "{"}}]}, "messages[0].tool_calls[0].function.arguments"),
+])  # fmt: skip
+def test_a_wrong_message_is_named(served: GatewayProcess, message: object, param: str) -> None:
+    response = served.post("/v1/chat/completions", model="deepseek", messages=[message])
+    assert refused(response, 400)["param"] == param
+
+
+def test_parts_of_a_medium_are_checked(served: GatewayProcess) -> None:
+    low = {"type": "image_url", "image_url": CIRCLE["image_url"] | {"detail": "low"}}
+    loud = {"type": "input_audio", "input_audio": RISING["input_audio"] | {"format": "midi"}}
+    for model, part in (("qwen_vl", low), ("qwen_audio", loud)):
+        refused(served.post("/v1/chat/completions", model=model, messages=user("x", part)), 400, "must be one of")
+
+
+@pytest.mark.parametrize("messages", [None, [], "Hello", {}])
+def test_no_messages(served: GatewayProcess, messages: object) -> None:
+    error = refused(served.post("/v1/chat/completions", model="deepseek", messages=messages), 400)
+    assert error["param"] == "messages"
+
+
+def test_a_family_s_limits_are_named(served: GatewayProcess) -> None:
+    for field, value in (("tools", []), ("response_format", {"type": "json_object"}), ("chat_template_kwargs", {})):
+        response = served.post("/v1/chat/completions", model="blip_vqa", messages=user("x", CIRCLE), **{field: value})
+        assert refused(response, 400, "blip_vqa cannot honour")["param"] == field
+    refused(served.post("/v1/chat/completions", model="blip_vqa", messages=user("What color?")), 400, "needs image")
+
+
+@pytest.mark.parametrize(("more", "param"), [
+    (b'"messages": [{"role": "user", "content": "\\ud800"}]', "messages[0].content"),
+    (b'"chat_template_kwargs": {"a\\udc00": 1}', "chat_template_kwargs"),
+    (b'"response_format": {"type": "regex", "regex": "\\ud800"}', "response_format.regex"),
+    (b'"tools": ' + b'[{"a": ' * 400 + b"1" + b"}]" * 400, "tools"),
+])  # fmt: skip
+def test_json_that_nothing_can_take(served: GatewayProcess, more: bytes, param: str) -> None:
+    """Half a surrogate pair, which no tokenizer can take; nesting that no recursion can follow."""
+    body = b'{"model": "deepseek", "messages": [{"role": "user", "content": "x"}], ' + more + b"}"
+    assert refused(served.client.post("/v1/chat/completions", content=body), 400)["param"] == param
+
+
+def test_a_prompt_longer_than_the_context(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="4096"):
+        client.chat.completions.create(model="deepseek", messages=user("word " * 6000))
+
+
+def test_a_body_too_large(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.APIStatusError, match=str(MAX_BODY)) as caught:
+        client.chat.completions.create(model="deepseek", messages=user("x" * 500_000))
+    assert caught.value.status_code == 413 and caught.value.body["code"] == "request_too_large"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff"])
+def test_a_body_that_is_no_json_object(served: GatewayProcess, body: bytes) -> None:
+    refused(served.client.post("/v1/chat/completions", content=body), 400)
+
+
+def test_no_model(served: GatewayProcess) -> None:
+    assert refused(served.post("/v1/chat/completions", messages=PARIS), 400, "deepseek")["param"] == "model"
+
+
+def test_routes_that_are_not_there(client: openai.OpenAI, served: GatewayProcess) -> None:
+    with pytest.raises(openai.NotFoundError, match="/v1/chat/completions"):
+        client.embeddings.create(model="deepseek", input="x")
+    refused(served.client.get("/v1/chat/completions"), 405)
+    refused(served.client.get("/v1/nothing"), 404, "/v1/models")
+
+
+def test_a_queue_that_is_full(client: openai.OpenAI, served: GatewayProcess) -> None:
+    served.load("deepseek")
+    streams = [
+        served.later(served.post, "/v1/chat/completions", model="deepseek", messages=STORY, max_tokens=3500)
+        for _ in range(AT_ONCE + WAITING)
+    ]
+    served.until(lambda: len(served.get("/v1/requests")["data"]) == AT_ONCE + WAITING, "the queue to be full")
+    try:
+        with pytest.raises(openai.RateLimitError, match="full") as caught:
+            client.chat.completions.create(model="deepseek", messages=PARIS)
+        assert int(caught.value.response.headers["retry-after"]) >= 1
+        assert caught.value.code == "rate_limit_exceeded"
+    finally:
+        for request in served.get("/v1/requests")["data"]:
+            served.client.delete(f"/v1/requests/{request['id']}")
+    assert {future.result().status_code for future in streams} == {499}
+
+
+def test_a_deadline(client: openai.OpenAI) -> None:
+    body = ENDLESS["extra_body"] | {"timeout": 0.5}
+    with pytest.raises(openai.InternalServerError, match="deadline") as caught:
+        client.chat.completions.create(model="deepseek", messages=STORY, max_tokens=3500, extra_body=body)
+    assert caught.value.status_code == 504 and caught.value.code == "deadline_passed"
+
+
+def test_the_priority_header(served: GatewayProcess) -> None:
+    body = {"model": "reasoner", "messages": PARIS, "max_tokens": 2}
+    for route, fields in (("/v1/chat/completions", body), ("/generate/reasoner", {"prompt": "x", "max_new_tokens": 2})):
+        for said, status in (("batch", 200), ("interactive", 200), ("urgent", 400)):
+            response = served.client.post(route, json=fields, headers={"X-Priority": said})
+            assert response.status_code == status, response.text
+            assert status == 200 or "X-Priority" in response.text
+
+
+def test_nothing_of_this_was_a_fault(served: GatewayProcess) -> None:
+    assert "Traceback" not in served.log()
+    assert json.loads(served.client.get("/health").text)["status"] == "healthy"
