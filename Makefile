@@ -9,7 +9,7 @@ serve: $(VENV)/.serve
 	$(PY) main.py --profile pocket
 
 test: $(VENV)/.test
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
@@ -18,6 +18,10 @@ lint: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(PY) -m bench.cycles
+	$(PY) -m bench.overhead
+	$(PY) -m bench.overload
+	$(PY) -m bench.load
+	$(PY) -m bench.throughput
 
 pocket: $(VENV)/.serve
 	$(PY) -m pocket

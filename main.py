@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from utils.units import parse_bytes
+
 _DESCRIPTION = "Serve many models from one GPU, each loaded when it is first asked for."
 _EPILOG = """examples:
   python main.py --profile pocket          small models, no GPU and no download needed
@@ -15,6 +17,7 @@ _EPILOG = """examples:
   python main.py download deepseek         fetch one model's weights
   python main.py models                    what can be served, and what is on disk
   python main.py chat qwen_vl "What is it?" --file cat.jpg
+  python main.py batch --model deepseek --input prompts.jsonl --output results.jsonl
 
 Every setting is also an environment variable, SWITCHYARD_<NAME>, and a line of the --config file.
 """
@@ -51,6 +54,17 @@ def _run(arguments: argparse.Namespace) -> int:
                 from commands import chat
 
                 return chat.run(settings, arguments.model, arguments.file, arguments.prompt, arguments.url)
+            case "batch":
+                from commands import batch
+
+                return batch.run(settings, batch.Options(
+                    arguments.input, arguments.output, arguments.model, arguments.url, arguments.concurrency,
+                    arguments.retries, arguments.fresh, arguments.timeout,
+                ))  # fmt: skip
+            case "cache":
+                from commands import cache
+
+                return cache.run(settings, arguments.action, as_json=arguments.json, to=arguments.to)
             case _:
                 from commands import serve
 
@@ -87,7 +101,13 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--file", action="append", default=[], metavar="FILE",
                       help="image, audio or video to send along; may be repeated")  # fmt: skip
     chat.add_argument("--url", help="the server's address (default http://127.0.0.1:5000)")
-    for verb in (serve, download, models, chat):
+    batch = verbs.add_parser("batch", help="answer a file of prompts, one result per line")
+    _batch(batch)
+    cache = verbs.add_parser("cache", help="list or prune the quantized weights kept between loads")
+    cache.add_argument("action", choices=["list", "prune"])
+    cache.add_argument("--json", action="store_true", help="list as JSON")
+    cache.add_argument("--to", type=parse_bytes, metavar="SIZE", help="prune to this size (0: all; default: the limit)")
+    for verb in (serve, download, models, chat, batch, cache):
         _common(verb, argparse.SUPPRESS)
     _serving(serve, argparse.SUPPRESS)
     return parser
@@ -100,6 +120,22 @@ def _common(parser: argparse.ArgumentParser, default: Any) -> None:
     parser.add_argument("--config", type=Path, default=default, metavar="FILE", help="YAML file of settings")
     parser.add_argument("--models-file", type=Path, default=default, metavar="FILE",
                         help="your own models.yaml (default: ./models.yaml)")  # fmt: skip
+
+
+def _batch(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Answer every line of a file. A run that was stopped is taken up by the same command."
+    parser.add_argument("--input", type=Path, required=True, metavar="FILE",
+                        help="one JSON value per line: a prompt as a string, an object of /generate's fields, "
+                             "or a line of OpenAI's batch format")  # fmt: skip
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="where the results go, in order")
+    parser.add_argument("--model", help="its name, for lines that name none")
+    parser.add_argument("--url", help="the server's address (default: the settings' one, "
+                                      "and if nobody answers there one started for this run)")  # fmt: skip
+    parser.add_argument("--concurrency", type=int, default=16, metavar="N", help="requests at a time (default 16)")
+    parser.add_argument("--retries", type=int, default=8, metavar="N",
+                        help="how often a line is asked again when the server is busy or gone (default 8)")  # fmt: skip
+    parser.add_argument("--timeout", help="deadline of each request, say 90 or 10m (default: the server's)")
+    parser.add_argument("--fresh", action="store_true", help="start over, whatever the output holds")
 
 
 def _serving(parser: argparse.ArgumentParser, default: Any) -> None:

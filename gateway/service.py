@@ -14,19 +14,21 @@ from gateway.errors import BadRequest, Conflict, Unavailable, UnknownModel
 from gateway.footprint import Footprints, HeaderError, weight_bytes
 from gateway.needs import environment, modules
 from gateway.owner import Owner
-from gateway.runner_handle import Mailbox, RunnerHandle
+from gateway.runner_handle import RunnerHandle
 from gateway.scheduler import Limits, Model, Phase, Slot, State, actions, events
 from gateway.spawner import Spawner
-from gateway.ticket import Granted, Ticket
+from gateway.ticket import Granted, Ticket, Waiting
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec, QuantBits
 from protocol import messages
+from utils import quantized
 from utils.hub.state import download_state
 from utils.settings import Settings
 from utils.tmp_manage import TempFolder
 from utils.units import format_bytes
 
 log = logging.getLogger(__name__)
+_LEAST_CACHE = 1024  # tokens; with fewer a model cannot answer what people ask
 
 
 class Gateway:
@@ -50,7 +52,7 @@ class Gateway:
         self.owner = Owner(State(slots, models, limits), self._perform)
         self.spawner = Spawner(modules(catalog), environment(settings))
         self._handles: dict[str, RunnerHandle] = {}
-        self._mailboxes: dict[str, Mailbox] = {}
+        self._tickets: dict[str, Ticket] = {}
         self._changed = threading.Condition()
         self._stop_lock = threading.Lock()
         self._stopping = self._stopped = False
@@ -62,12 +64,22 @@ class Gateway:
     def _model(self, spec: ModelSpec) -> Model:
         return Model(
             spec.name,
-            predicted=self.footprints.predict(spec, self.place(spec)),
+            predicted=self._needs(spec)[0],
             slots=(self.place(spec),),
             keep_alive=self.settings.keep_alive if spec.keep_alive is None else spec.keep_alive,
             pinned=spec.pinned,
             concurrency=Catalog.batch_size(spec),
         )
+
+    def _needs(self, spec: ModelSpec) -> tuple[int, int]:
+        """Return the bytes a model is charged for and the tokens of cache among them: fewer where the slot is small."""
+        place = self.place(spec)
+        base, token = self.footprints.predict(spec, place), self.footprints.cache_token(spec, place)
+        wanted = Catalog.cache_tokens(spec)
+        if not base or not token:
+            return base, wanted
+        tokens = max(_LEAST_CACHE, min(wanted, (self._budgets[place] - base) // token))
+        return base + tokens * token, tokens
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -139,11 +151,11 @@ class Gateway:
         loaded = any(handle.load.name == spec.name and handle.loaded for handle in list(self._handles.values()))
         if not loaded:
             self.require_weights(spec)
-            self.owner.post(events.Predict(spec.name, self.footprints.predict(spec, self.place(spec))))
+            self.owner.post(events.Predict(spec.name, self._needs(spec)[0]))
         request_id = uuid.uuid4().hex
         deadline = time.monotonic() + (timeout or self.settings.request_timeout)
         ticket = Ticket(self, spec, request_id, deadline, priority, retry)
-        self._mailboxes[request_id] = ticket.mailbox
+        self._tickets[request_id] = ticket
         try:
             self.reserve(ticket)
         except BaseException:
@@ -177,7 +189,36 @@ class Gateway:
             raise Unavailable(f"the weights of {spec.name} are damaged: {error}; {again}") from error
 
     def forget(self, request_id: str) -> None:
-        self._mailboxes.pop(request_id, None)
+        self._tickets.pop(request_id, None)
+
+    def tickets(self) -> list[Ticket]:
+        """Return every request that waits or runs, the oldest first."""
+        return list(self._tickets.values())
+
+    def cancel(self, request_id: str) -> bool:
+        """Cancel a request that waits or runs. Return False if there is none of this id."""
+        ticket = self._tickets.get(request_id)
+        if ticket is not None:
+            ticket.cancel()
+        return ticket is not None
+
+    def whereabouts(self, ticket: Ticket) -> Waiting:
+        """Return what a request without a lease is waiting for."""
+
+        def look(state: State) -> tuple[Phase, str | None, int | None]:
+            model = state.models[ticket.spec.name]
+            queue = (place for place, request in enumerate(model.waiting, 1) if request.request_id == ticket.request_id)
+            return model.phase, model.load_id, next(queue, None)
+
+        phase, load_id, position = self.owner.inspect(look)
+        if phase is not Phase.LOADING:
+            words = {Phase.READY: "for its turn", Phase.DRAINING: "for the model's end, to load it again"}
+            return Waiting("waiting", words.get(phase, "for room in the slot"), position=position)
+        handle = self._handles.get(load_id or "")
+        progress = handle.progress if handle else None
+        if progress is None:
+            return Waiting("loading", "starting", position=position)
+        return Waiting("loading", progress.phase, progress.fraction, position)
 
     # -- models --------------------------------------------------------------------------------------------------------
 
@@ -259,6 +300,11 @@ class Gateway:
 
         return self.owner.inspect(look)
 
+    def context(self, spec: ModelSpec) -> int | None:
+        """Return the context in tokens of a model that is loaded; before, only its files know."""
+        handles = [handle for handle in list(self._handles.values()) if handle.load.name == spec.name]
+        return next((handle.loaded.context for handle in handles if handle.loaded), None)
+
     def model_status(self, spec: ModelSpec) -> dict[str, Any]:
         return next(status for status in self.statuses() if status["name"] == spec.name)
 
@@ -320,24 +366,27 @@ class Gateway:
                 if handle := self._handles.get(load_id):
                     handle.end(reason)
             case actions.Grant(request_id, _, load_id, cold):
-                mailbox, granted = self._mailboxes.get(request_id), self._handles.get(load_id)
-                if mailbox and granted:
-                    mailbox.put(Granted(granted, cold))
+                ticket, granted = self._tickets.get(request_id), self._handles.get(load_id)
+                if ticket and granted:
+                    ticket.mailbox.put(Granted(granted, cold))
                 else:
                     self.owner.post(events.Withdraw(request_id))
             case actions.Admit(request_id) | actions.Refuse(request_id):
-                if mailbox := self._mailboxes.get(request_id):
-                    mailbox.put(action)
+                if ticket := self._tickets.get(request_id):
+                    ticket.mailbox.put(action)
 
     def _start_load(self, name: str, load_id: str, slot: str) -> None:
         spec = self.spec(name)
+        needed, cache_tokens = self._needs(spec)
         load = messages.Load(
             load_id, name, spec.family, spec.engine, str(spec.path(self.settings.models_dir).resolve()),
             spec.quant_bits, slot, spec.context, self.settings.cpu_threads, spec.max_memory, spec.chat_template,
-            Catalog.batch_size(spec), spec.batch_wait_ms / 1000,
+            Catalog.batch_size(spec), spec.batch_wait_ms / 1000, cache_tokens,
+            str(quantized.root(self.settings.models_dir).resolve()) if self.settings.quantized_cache else "",
+            self.settings.quantized_cache,
         )  # fmt: skip
         handle = RunnerHandle(load, modules([spec]), self.spawner, self._hear, self.settings.heartbeat_timeout,
-                              self.footprints.predict(spec, slot))  # fmt: skip
+                              needed, cache_tokens * self.footprints.cache_token(spec, slot))  # fmt: skip
         self._handles[load_id] = handle
         log.info("loading %s on %s", load_id, slot)
         handle.start()
@@ -348,7 +397,7 @@ class Gateway:
             case events.Loaded(load_id, size):
                 handle = self._handles[load_id]
                 if handle.measured:
-                    self.footprints.record(self.spec(handle.load.name), handle.load.device, size)
+                    self.footprints.record(self.spec(handle.load.name), handle.load.device, size - handle.reserve)
             case events.RunnerEnded(load_id) | events.RunnerLost(load_id) | events.LoadFailed(load_id):
                 # The handle is known until the scheduler has heard of its end: it may name it until then.
                 self.owner.post(event)

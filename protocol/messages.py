@@ -16,7 +16,8 @@ class Load:
 
     ``threads`` is for the CPU; 0 means one per core. ``max_batch_size`` is how many answers may be made at once, and
     ``batch_wait`` how many seconds the first request of an idle model waits for others to share its batch.
-    ``cache_tokens`` is how many tokens' keys and values are kept at most, for all answers together.
+    ``cache_tokens`` is how many tokens' keys and values are kept at most, for all answers together. Quantized weights
+    are kept in ``quantized_dir``, ``quantized_limit`` bytes at most; without one they are made at every load.
     """
 
     load_id: str
@@ -33,6 +34,8 @@ class Load:
     max_batch_size: int = 1
     batch_wait: float = 0.0
     cache_tokens: int = 8192
+    quantized_dir: str = ""
+    quantized_limit: int = 0
 
 
 @dataclass(frozen=True, slots=True)

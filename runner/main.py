@@ -105,6 +105,7 @@ class Runner:
             return None
         self._engine = engine
         self.send(report)
+        threading.Thread(target=_keep, args=(engine,), name="keep", daemon=True).start()
         return engine
 
     @staticmethod
@@ -113,6 +114,12 @@ class Runner:
         if is_sticky(error):
             log.error("the CUDA context is unusable after that error; this runner ends")
             _exit(1)
+
+
+def _keep(engine: Engine) -> None:
+    """Let the engine keep what it made, while requests go first."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+    engine.keep()
 
 
 def _exit(status: int = 0) -> None:

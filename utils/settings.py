@@ -50,12 +50,16 @@ class Settings(BaseSettings):
 
     keep_alive: Seconds = Field(300.0, description="How long an idle model stays loaded. 0: not at all, -1: forever.")
     preload: Annotated[list[str], NoDecode] = Field([], description="Models to load at start, comma-separated.")
-    quantum: Seconds = Field(10.0, ge=0, description="How long a busy model may keep the slot while another waits.")
+    quantum: Seconds = Field(
+        10.0, ge=0,
+        description="How long a busy model may keep the slot while another waits; longer if its load took longer.")
     queue_per_model: int = Field(64, ge=1, description="Requests that may wait for one model before 429.")
     queue_total: int = Field(256, ge=1, description="Requests that may wait in all before 429.")
     threads: int = Field(0, ge=0, description="Request threads. 0: queue_total and some to spare.")
     request_timeout: Seconds = Field(300.0, gt=0, description="A request's deadline when it names none.")
     max_timeout: Seconds = Field(3600.0, gt=0, description="The longest deadline a request may ask for.")
+    quantized_cache: Bytes = Field(
+        100 * 10**9, description="Disk space for weights quantized once and read since. 0: quantize at every load.")
     load_timeout: Seconds = Field(600.0, gt=0, description="A load not done by then is ended.")
     heartbeat_timeout: Seconds = Field(60.0, gt=0, description="A runner silent for that long is ended.")
     drain_timeout: Seconds = Field(30.0, ge=0, description="How long a stopping gateway waits for running requests.")
@@ -64,6 +68,9 @@ class Settings(BaseSettings):
 
     max_body: Bytes = Field(64 * 2**20, description="Largest request body; larger ones get 413.")
     max_new_tokens: int = Field(32768, ge=1, description="The most tokens one request may ask for.")
+
+    default_vision_model: str | None = Field(
+        None, description="The model of POST /generate. Default: the catalog's first that takes text and images.")
 
     media_urls: bool = Field(False, description="Whether requests may name images, audio and video by URL.")
     max_media_items: int = Field(16, ge=1, description="Images, clips and videos in one request.")

@@ -106,6 +106,10 @@ class Engine(Protocol):
         """Load the model. :raises RunnerError: if it cannot be."""
         ...
 
+    def keep(self) -> None:
+        """Keep what makes the next load faster. Called once after a load, in a thread of its own."""
+        ...
+
     def prepare(self, job: Job) -> list[Sequence]:
         """Begin the job and return a sequence for each of its choices; none if it is answered already.
 

@@ -57,6 +57,9 @@ class LlamaCpp:
         device = self._load.device if on_gpu else "cpu"
         return Loaded(self._load.load_id, device, self._model.weight_bytes, self._window, phases, file_type)
 
+    def keep(self) -> None:
+        """A GGUF file is quantized already."""
+
     def prepare(self, job: Job) -> list[Sequence]:
         request, sampling = job.request, job.request.sampling
         text, prompt = self._prompts.render(request)

@@ -8,15 +8,17 @@ whose cache is not of that kind, and what a family wants for itself, goes by ``g
 import copy
 import importlib
 import inspect
+import logging
 import time
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers import BitsAndBytesConfig, DynamicCache, GenerationConfig
+from transformers import BitsAndBytesConfig, DynamicCache, GenerationConfig, PreTrainedModel
 
 from protocol.messages import Generate, Load, Loaded
 from runner.constraint import Grammars, Mask, from_transformers
@@ -28,6 +30,7 @@ from runner.errors import DamagedError, RequestError
 from runner.families.base import RunnerFamily
 from runner.job import Job
 from runner.machine import cpu_threads
+from utils import quantized
 from utils.processor import fast_bfloat16
 
 if not torch.cuda.is_available():
@@ -35,6 +38,8 @@ if not torch.cuda.is_available():
     # first quantized load of each runner.
     import bitsandbytes  # noqa: F401
 
+log = logging.getLogger("runner")
+_WORTH_KEEPING = 32 * 2**20  # bytes; smaller models are quantized faster than they are written
 _PIECE, _PIECE_ON_GPU = 256, 2048  # tokens of prompts between two looks at whether they are still wanted
 _TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 
@@ -72,15 +77,14 @@ class Transformers:
         self._progress("reading processor")
         self._family.load_processor()
         lap("processor")
-        self._progress("reading weights")
-        try:
-            with watched_weights(lambda fraction: self._progress("reading weights", fraction)):
-                self._model = self._family.load_model(**self._options()).eval()
-        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise DamagedError(f"the checkpoint in {self._load.path} cannot be loaded: {error}") from error
-        lap("weights")
+        self._kept = kept_for(self._load, self._quantization().to_diff_dict()) if self._keeps else None
+        model = self._read_kept()
+        if model is not None:
+            lap("quantized weights")
+        else:
+            model = self._read_weights()
+            lap("weights")
+        self._model = model.eval()
         self._defaults = self._model.generation_config or GenerationConfig()
         self.ends = self._family.end_tokens(self._model)
         self._prepare_batch()
@@ -88,6 +92,53 @@ class Transformers:
             self._load.load_id, self._load.device, int(self._model.get_memory_footprint()), self._context, phases,
             _describe(self._load.quant_bits, self._dtype),
         )  # fmt: skip
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether quantized weights are kept for the next load: not where some of them are offloaded."""
+        return self._load.quant_bits < 16 and bool(self._load.quantized_dir) and not self._load.max_memory
+
+    def _read_kept(self) -> PreTrainedModel | None:
+        """Read the weights that an earlier load quantized, if they are there and whole."""
+        if self._kept is None or not quantized.usable(self._kept):
+            return None
+        self._progress("reading quantized weights")
+        try:
+            with watched_weights(lambda fraction: self._progress("reading quantized weights", fraction)):
+                return self._family.load_model(self._kept, **self._options(quantize=False))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever is wrong with them, the originals are there
+            log.warning("the quantized weights in %s are damaged and made anew: %s", self._kept, error)
+            quantized.discard(self._kept)
+            return None
+
+    def _read_weights(self) -> PreTrainedModel:
+        self._progress("reading weights")
+        try:
+            with watched_weights(lambda fraction: self._progress("reading weights", fraction)):
+                return self._family.load_model(self._family.path, **self._options())
+        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise DamagedError(f"the checkpoint in {self._load.path} cannot be loaded: {error}") from error
+
+    def keep(self) -> None:
+        if self._kept is None or self._kept.exists() or self._model.get_memory_footprint() < _WORTH_KEEPING:
+            return
+        started = time.monotonic()
+        unfinished = quantized.begin(self._kept)
+        try:
+            self._model.save_pretrained(unfinished, max_shard_size="100GB")
+            quantized.finish(unfinished, self._kept, self._load.name, self._load.quant_bits)
+            for gone in quantized.prune(self._kept.parent, self._load.quantized_limit):
+                log.info("removed %s to keep quantized weights within their limit", gone.folder.name)
+        except Exception as error:  # a full disk, most likely; the model serves all the same
+            log.warning("the quantized weights of %s cannot be kept: %s", self._load.name, error)
+        else:
+            log.info("kept the quantized weights of %s in %.1f s", self._load.name, time.monotonic() - started)
+        finally:
+            quantized.discard(unfinished)
 
     def _prepare_batch(self) -> None:
         """See whether this model can decode in rows, and how much memory they may take."""
@@ -106,7 +157,7 @@ class Transformers:
         tokenizer = self._family.tokenizer
         self._grammars = Grammars(lambda: from_transformers(tokenizer), self.ends)
 
-    def _options(self) -> dict[str, Any]:
+    def _options(self, quantize: bool = True) -> dict[str, Any]:
         options: dict[str, Any] = {"dtype": self._dtype}
         if self._load.max_memory:
             # JSON has no integer keys; accelerate wants GPU numbers as integers.
@@ -114,7 +165,7 @@ class Transformers:
             options |= {"device_map": "auto", "max_memory": limits}
         else:
             options |= {"device_map": {"": self._load.device}}
-        if self._load.quant_bits < 16:
+        if quantize and self._load.quant_bits < 16:
             options["quantization_config"] = self._quantization()
         return options
 
@@ -296,6 +347,12 @@ class _Reading:
 
 def _scores(logits: torch.Tensor) -> "np.ndarray[Any, np.dtype[np.float32]]":
     return logits.float().cpu().numpy()
+
+
+def kept_for(load: Load, settings: dict[str, Any]) -> Path:
+    """Return the folder for the quantized weights of this load."""
+    found = quantized.key(Path(load.path), {**settings, "bits": load.quant_bits})
+    return quantized.folder(Path(load.quantized_dir), load.name, load.quant_bits, found)
 
 
 def _decodes_plainly(defaults: GenerationConfig) -> bool:

@@ -75,13 +75,13 @@ class RunnerFamily:
         if self._template:
             self.processor.chat_template = self._template
 
-    def load_model(self, **options: Any) -> PreTrainedModel:
-        """Build the model and read its weights. ``options`` go to ``from_pretrained``.
+    def load_model(self, folder: Path, **options: Any) -> PreTrainedModel:
+        """Build the model and read its weights from ``folder``. ``options`` go to ``from_pretrained``.
 
         :raises DamagedError: if tensors are in no file; transformers would fill them with random numbers.
         """
         model, info = self.model_class.from_pretrained(
-            self.path, local_files_only=True, use_safetensors=True, trust_remote_code=False,
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False,
             output_loading_info=True, ignore_mismatched_sizes=True, **options,
         )  # fmt: skip
         if misfits := sorted(str(key[0]) for key in info.get("mismatched_keys", ())):

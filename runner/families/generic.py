@@ -1,5 +1,6 @@
 """Any checkpoint that AutoModelForImageTextToText or AutoModelForCausalLM can load, told apart by its config."""
 
+from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -30,9 +31,9 @@ class Generic(MultimodalFamily):
         self.processor_class = AutoProcessor if self._sees else AutoTokenizer
         super().load_processor()
 
-    def load_model(self, **options: Any) -> PreTrainedModel:
+    def load_model(self, folder: Path, **options: Any) -> PreTrainedModel:
         self.model_class = AutoModelForImageTextToText if self._sees else AutoModelForCausalLM
-        return super().load_model(**options)
+        return super().load_model(folder, **options)
 
     def check(self, media: Media) -> None:
         if media.images and not self._sees:

@@ -1,0 +1,147 @@
+"""What is measured against what: our gateway and ``transformers serve``, each started for a run and stopped after it.
+
+The peer comes with transformers but wants a few packages more (``pip install 'transformers[serving]'``). Where those
+should not go into the project's environment, give it one of its own and name its executable by ``--peer`` or
+``$TRANSFORMERS_CLI``; both must have the same torch and transformers, or the comparison is one of versions.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from bench.checkpoint import TEMPLATE, smollm2
+from bench.clients import Question, chat
+from tests.support.gateway import ROOT, GatewayProcess, free_port, only
+
+HOW = "pip install 'transformers[serving]', or name another environment's executable with --peer or $TRANSFORMERS_CLI"
+_START_SECONDS = 300.0
+_SHIM = "from runner import torchvision_compat\n\ntorchvision_compat.install()\n"
+
+
+class PeerMissing(Exception):
+    """The peer cannot be started. The message says how to get it."""
+
+
+def stop_cleanly() -> None:
+    """Have SIGTERM leave through every ``finally``, as Ctrl-C does, so that no server outlives its measurement."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+@contextmanager
+def gateway(*names: str, **settings: object) -> Iterator[GatewayProcess]:
+    """Serve these models of the pocket profile, and SmolLM2 by transformers as ``smollm2_torch``, on every core."""
+    entry = {
+        "family": "generic", "engine": "transformers", "source": {"path": str(smollm2())}, "inputs": ["text"],
+        "cpu_quant_bits": 16, "quant_bits": 16, "max_batch_size": 16, "chat_template": TEMPLATE,
+        "generation": {"max_new_tokens": 64, "temperature": 0},
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as home:
+        served = GatewayProcess(Path(home), models=only(*names, smollm2_torch=entry),
+                                **({"cpu_threads": 0, "keep_alive": -1} | settings))  # fmt: skip
+        try:
+            yield served.start().preloaded()
+        finally:
+            served.stop()
+
+
+class TransformersServe:
+    """``transformers serve`` on the same checkpoint. ``dtype`` None is its own default."""
+
+    def __init__(self, executable: str, *, dtype: str | None = None, continuous: bool = True) -> None:
+        self.checkpoint = smollm2()
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._executable = executable
+        self._options = ["--continuous-batching"] * continuous + (["--dtype", dtype] if dtype else [])
+        self._process: subprocess.Popen[bytes] | None = None
+        self._home = tempfile.TemporaryDirectory()
+
+    def __enter__(self) -> "TransformersServe":
+        home = Path(self._home.name)
+        (home / "sitecustomize.py").write_text(_SHIM)  # without it no model can be imported beside a CPU torch
+        path = os.pathsep.join([str(home), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        command = [self._executable, "serve", str(self.checkpoint), *self._options, "--host", "127.0.0.1", "--port",
+                   str(self.port)]  # fmt: skip
+        self._log = home / "log.txt"
+        with self._log.open("wb") as output:
+            self._process = subprocess.Popen(
+                command, env=os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}, stdin=subprocess.DEVNULL,
+                stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        try:
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _wait(self) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-6:])
+                raise PeerMissing(f"transformers serve did not start; {HOW}\n{tail}")
+            with suppress(httpx.TransportError):
+                if httpx.get(f"{self.url}/health", timeout=5, trust_env=False).status_code == 200:
+                    return
+            time.sleep(0.1)
+        raise PeerMissing(f"transformers serve did not answer within {_START_SECONDS:g} s")
+
+    def question(self, prompt: str, tokens: int) -> Question:
+        """Return a request for exactly so many tokens: with an end token that no vocabulary has."""
+        config = f'{{"max_new_tokens": {tokens}, "do_sample": false, "eos_token_id": -1}}'
+        return chat(str(self.checkpoint), prompt, tokens, generation_config=config)
+
+    def memory(self) -> int:
+        """Return its bytes."""
+        assert self._process is not None
+        return all_bytes(psutil.Process(self._process.pid))
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGTERM)
+            try:
+                self._process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+        self._home.cleanup()
+
+
+def all_bytes(process: psutil.Process) -> int:
+    """Return the memory of a process and its descendants, what they share counted once (proportional set size)."""
+    total = 0
+    for found in [process, *process.children(recursive=True)]:
+        with suppress(psutil.Error):
+            total += int(found.memory_full_info().pss)
+    return total
+
+
+def find_peer(given: str | None) -> str:
+    """Return the peer's executable. :raises PeerMissing: if there is none."""
+    beside = Path(sys.executable).with_name("transformers")
+    found = given or os.environ.get("TRANSFORMERS_CLI") or (str(beside) if beside.is_file() else None)
+    path = shutil.which(found) if found else None
+    if path is None:
+        raise PeerMissing(f"there is no {found or 'transformers'}; {HOW}")
+    return path
+
+
+def add_peer_option(parser: Any) -> None:
+    parser.add_argument("--peer", metavar="FILE", help="the transformers executable to compare with (default: "
+                                                       "$TRANSFORMERS_CLI, else the one beside python)")  # fmt: skip

@@ -1,0 +1,317 @@
+"""``python main.py batch``: answers a file of prompts with a running server, many at a time, one result per line.
+
+A process of its own, a plain client of ``POST /generate/<model>`` and ``POST /v1/…``. What a line means is in
+``batch_lines``, the file of results in ``batch_results``; here is who asks when, and what is done about refusals.
+"""
+
+import asyncio
+import contextlib
+import datetime
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from commands.batch_lines import Call, Line, LineError, describe, names_no_model, parse, read_lines
+from commands.batch_results import Results, ResultsError
+from commands.own_server import OwnServerError, own_server
+from utils.settings import Settings
+
+_RETRIED = (429, 503)
+_PRIORITY = {"X-Priority": "batch"}  # a line's own field 'priority' beats it
+_LONGEST_WAIT = 600.0
+_HELD = 16
+"""For each request at a time, how many results may wait for a slow one before them."""
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line said. ``url`` None is the address of the settings; ``timeout`` a duration as text."""
+
+    source: Path
+    target: Path
+    model: str | None
+    url: str | None
+    concurrency: int = 16
+    retries: int = 8
+    fresh: bool = False
+    timeout: str | None = None
+
+
+class UsageError(Exception):
+    """The command cannot begin; nothing was asked or written."""
+
+
+class Stopped(Exception):
+    """The run cannot go on now, and no line is to blame. The message says why."""
+
+
+def run(settings: Settings, options: Options) -> int:
+    """Answer every line that has no result yet. Return 0 if all are answered, 1 if some failed, 2 if it cannot begin.
+
+    :raises KeyboardInterrupt: on Ctrl-C and SIGTERM, with everything that is due written.
+    """
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        total = _check(options)
+        with contextlib.ExitStack() as stack:
+            results = Results(options.target, fresh=options.fresh)
+            stack.callback(results.close)
+            results.take_up(read_lines(options.source, options.model))
+            if results.done == total:
+                return _summary(console, options, results, total)
+            url = options.url.rstrip("/") if options.url else stack.enter_context(_server(console, settings))
+            _check_model(url, options.model)
+            try:
+                asyncio.run(_Batch(options, results, url, total, console).run())
+            except (KeyboardInterrupt, asyncio.CancelledError):  # the latter is SIGTERM
+                console.print(f"stopped at {results.done} of {total}; the same command goes on there", markup=False)
+                raise KeyboardInterrupt from None
+            return _summary(console, options, results, total)
+    except (UsageError, ResultsError) as error:
+        print(f"switchyard: {error}", file=sys.stderr)
+        return 2
+    except (Stopped, OwnServerError) as error:
+        print(f"switchyard: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"switchyard: cannot read {options.source} or write {options.target}: {error.strerror or error}; "
+              "the same command goes on where it stopped", file=sys.stderr)  # fmt: skip
+        return 1
+
+
+def _check(options: Options) -> int:
+    """Return how many lines there are. :raises UsageError: if the options or the input cannot be used."""
+    if options.concurrency < 1 or options.retries < 0:
+        raise UsageError("--concurrency must be at least 1 and --retries at least 0")
+    source = options.source
+    if not source.is_file():
+        raise UsageError(f"cannot read {source}: {'it is no regular file' if source.exists() else 'it is not there'}")
+    if options.target.exists() and options.target.samefile(source):
+        raise UsageError(f"--output must be another file than --input {source}")
+    total = 0
+    try:
+        for line in read_lines(source, options.model):
+            total += 1
+            if options.model is None and names_no_model(line):
+                raise UsageError(f"line {line.number} of {source} names no model; give --model")
+    except OSError as error:
+        raise UsageError(f"cannot read {source}: {error.strerror}") from error
+    return total
+
+
+@contextlib.contextmanager
+def _server(console: Console, settings: Settings) -> Iterator[str]:
+    """Give the address of the server of these settings, or of one started for this run if nobody answers there."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{settings.port}"
+    try:
+        httpx.get(f"{url}/health", timeout=10, trust_env=False)
+    except httpx.ConnectError:
+        console.print(f"no server at {url}: starting one for this run, profile {settings.profile}", markup=False)
+        with own_server(settings) as own:
+            yield own
+        return
+    except httpx.HTTPError as error:
+        raise Stopped(f"the server at {url} does not answer: {error}") from error
+    yield url
+
+
+def _check_model(url: str, model: str | None) -> None:
+    """Find out with one empty request whether the model is there: without a prompt it is not answered or loaded.
+
+    :raises UsageError: if the server does not know the model.
+    :raises Stopped: if nobody answers.
+    """
+    try:
+        if model is None:
+            httpx.get(f"{url}/health", timeout=10, trust_env=False)
+            return
+        answer = httpx.post(f"{url}/generate/{quote(model, safe='')}", json={}, timeout=10, trust_env=False)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise Stopped(f"no answer from {url}: {error}; is the server running?") from error
+    if answer.status_code == 404:
+        raise UsageError(_reason(answer)[1])
+
+
+def _summary(console: Console, options: Options, results: Results, total: int) -> int:
+    answered = results.done - results.failed
+    before = f", {results.found} of the lines done before" if results.found else ""
+    console.print(f"{options.target}: {answered} of {total} answered, {results.failed} failed{before}", markup=False)
+    return 1 if results.failed or results.done < total else 0
+
+
+class _Batch:
+    """One run: workers that each take the next line, ask, and hand the result to the file."""
+
+    def __init__(self, options: Options, results: Results, url: str, total: int, console: Console) -> None:
+        self._options = options
+        self._results = results
+        self._total = total
+        self._console = console
+        self._folder = options.source.resolve().parent
+        self._lines = enumerate(read_lines(options.source, options.model))
+        self._room = asyncio.Condition()
+        self._shown = 0
+        self._client = httpx.AsyncClient(
+            base_url=url, timeout=httpx.Timeout(10, read=None, write=120), trust_env=False, headers=_PRIORITY,
+            limits=httpx.Limits(max_connections=options.concurrency, keepalive_expiry=15),
+        )  # fmt: skip
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("[red]{task.fields[failed]} failed[/red]"), TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(), TextColumn("{task.fields[left]}"), console=console,
+            disable=not console.is_terminal,
+        )  # fmt: skip
+        self._bar = self._progress.add_task(options.source.name, total=total, completed=results.done,
+                                            failed=results.failed, rate="", left="")  # fmt: skip
+        self._began = time.monotonic()
+
+    async def run(self) -> None:
+        """Ask all that is left. :raises Stopped: if the server cannot serve."""
+        me = asyncio.current_task()
+        assert me is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
+        for _ in range(self._results.done):
+            next(self._lines)
+        async with self._client:
+            with self._progress:
+                await self._work_all()
+
+    async def _work_all(self) -> None:
+        workers = [asyncio.create_task(self._work()) for _ in range(self._options.concurrency)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    async def _work(self) -> None:
+        window = _HELD * self._options.concurrency
+        for position, line in self._lines:
+            async with self._room:
+                while position - self._results.done >= window:
+                    await self._room.wait()
+            result = {"line": line.number, "input": line.digest} | await self._result(line)
+            async with self._room:
+                if self._results.add(position, result):
+                    self._show()
+                    self._room.notify_all()
+
+    def _show(self) -> None:
+        results, seconds = self._results, time.monotonic() - self._began
+        rate = (results.done - results.found) / max(seconds, 1e-6)
+        left = datetime.timedelta(seconds=round((self._total - results.done) / rate))
+        self._progress.update(self._bar, completed=results.done, failed=results.failed, rate=f"{rate:.1f}/s",
+                              left=f"{left} left")  # fmt: skip
+
+    async def _result(self, line: Line) -> dict[str, Any]:
+        try:
+            call = parse(line, self._options.model, self._folder, self._options.timeout)
+        except LineError as error:
+            self._tell(line, "Bad line", str(error))
+            name, openai = describe(line)
+            return name | _refused(openai, None, "Bad line", str(error))
+        name = {} if call.custom_id is None else {"custom_id": call.custom_id}
+        answer: httpx.Response | None = None
+        try:
+            answer = await self._ask(call)
+            if answer.status_code == 200:
+                return name | _answered(call, answer)
+            kind, details = _reason(answer)
+        except ValueError as error:
+            kind, details = "Bad answer", f"no JSON: {error}"
+        except httpx.TransportError as error:
+            kind, details = "No answer", f"{type(error).__name__}: {error}"
+        self._tell(line, kind, details)
+        return name | _refused(call.openai, answer, kind, details)
+
+    def _tell(self, line: Line, kind: str, details: str) -> None:
+        """Say why a line failed, for the first few of them."""
+        self._shown += 1
+        if self._shown <= _SHOWN:
+            self._console.print(f"line {line.number}: {kind}: {details}", markup=False)
+        elif self._shown == _SHOWN + 1:
+            self._console.print(f"more failed; the reasons are in {self._options.target}", markup=False)
+
+    async def _ask(self, call: Call) -> httpx.Response:
+        """Ask, and again as long as that makes sense and the retries last.
+
+        :raises httpx.TransportError: if there is no answer.
+        :raises Stopped: if the server is gone, or says that it cannot serve without saying when it can.
+        """
+        for attempt in range(self._options.retries + 1):
+            last = attempt == self._options.retries
+            try:
+                answer = await self._client.post(call.path, json=call.body)
+            except httpx.ConnectError as error:
+                if last:
+                    raise Stopped(f"no answer from {self._client.base_url}: {error}; "
+                                  "the same command goes on where it stopped") from error  # fmt: skip
+                after = None
+            except httpx.TransportError:
+                if last:
+                    raise
+                after = None
+            else:
+                after = _retry_after(answer)
+                if answer.status_code not in _RETRIED:
+                    return answer
+                if last and answer.status_code == 503 and after is None:
+                    raise Stopped(f"{': '.join(_reason(answer))}; the same command goes on where it stopped")
+                if last:
+                    return answer
+            pause = min(0.5 * 2**attempt, 30.0) if after is None else min(after, _LONGEST_WAIT)
+            await asyncio.sleep(pause * random.uniform(1.0, 1.2))  # not all at the same moment again
+        raise AssertionError("the last attempt returns or raises")
+
+
+def _answered(call: Call, answer: httpx.Response) -> dict[str, Any]:
+    """Return a good answer's fields, as they are or as OpenAI's batches do. :raises ValueError: if it is no JSON."""
+    body = answer.json()
+    if call.openai:
+        return {"response": {"status_code": answer.status_code, "body": body}, "error": None}
+    return dict(body)
+
+
+def _refused(openai: bool, answer: httpx.Response | None, kind: str, details: str) -> dict[str, Any]:
+    """Return a failure's fields, likewise."""
+    if not openai:
+        status = {} if answer is None else {"status": answer.status_code}
+        return {"error": kind, "details": details, **status}
+    try:
+        body = None if answer is None else answer.json()
+    except ValueError:
+        body = None
+    response = None if answer is None else {"status_code": answer.status_code, "body": body}
+    return {"response": response, "error": {"code": kind, "message": details}}
+
+
+def _reason(answer: httpx.Response) -> tuple[str, str]:
+    """Return what kind of refusal this is and what exactly it says, from either route's error."""
+    try:
+        data = answer.json()
+        error = data["error"]
+        if isinstance(error, dict):
+            return str(error.get("type") or error.get("code")), str(error["message"])
+        return str(error), str(data["details"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {answer.status_code}", answer.text[:200]
+
+
+def _retry_after(answer: httpx.Response) -> float | None:
+    try:
+        return max(0.0, float(answer.headers["Retry-After"]))
+    except (KeyError, ValueError):
+        return None

@@ -1,0 +1,178 @@
+"""What one line of a batch asks: from JSON text to the path and body of one request. Part of ``main.py batch``.
+
+Runs in the command line's process. Knows the three forms of a line and how media are named in them, nothing of HTTP.
+"""
+
+import base64
+import hashlib
+import json
+import mimetypes
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+_MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+_OPENAI = {"custom_id", "method", "url", "body"}
+_URL_PARTS = ("image_url", "video_url", "audio_url")
+
+
+class LineError(Exception):
+    """A line that cannot be sent. The message says what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the input. ``number`` counts all lines of the file from 1; ``digest`` stands for text and model."""
+
+    number: int
+    text: bytes
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request: ``POST path`` with ``body``. ``openai`` tells that the line has the form of OpenAI's batches."""
+
+    path: str
+    body: dict[str, Any]
+    custom_id: str | None
+    openai: bool
+
+
+def read_lines(path: Path, model: str | None) -> Iterator[Line]:
+    """Yield the lines of a file that are not blank. :raises OSError: if it cannot be read."""
+    with path.open("rb") as source:
+        for number, raw in enumerate(source, 1):
+            if text := raw.strip():
+                digest = hashlib.sha256(text + b"\0" + (model or "").encode()).hexdigest()[:16]
+                yield Line(number, text, digest)
+
+
+def parse(line: Line, model: str | None, folder: Path, timeout: str | None = None) -> Call:
+    """Return the request a line stands for, its files read. ``folder`` is where relative names of files begin.
+
+    :raises LineError: if the line is no request, or a file it names cannot be read.
+    """
+    data = _decode(line)
+    if isinstance(data, str):
+        data = {"prompt": data}
+    if not isinstance(data, dict):
+        raise LineError(f"a line is a string or an object, not {json.dumps(data)[:80]}")
+    if "url" in data or "body" in data:
+        return _openai(data, model, folder, timeout)
+    custom_id = _custom_id(data)
+    name = data.pop("model", model)
+    if not isinstance(name, str) or not name:
+        raise LineError("no model: give --model, or 'model' in the line")
+    if data.get("stream"):
+        raise LineError("field 'stream': a batch takes whole answers")
+    for field in _MEDIA:
+        if field in data:
+            value = data[field]
+            many = isinstance(value, list)
+            data[field] = [_medium(item, folder) for item in value] if many else _medium(value, folder)
+    if timeout is not None:
+        data.setdefault("timeout", timeout)
+    return Call(f"/generate/{quote(name, safe='')}", data, custom_id, False)
+
+
+def names_no_model(line: Line) -> bool:
+    """Whether a line is of the plain form and leaves the model to ``--model``. False for one that cannot be read."""
+    try:
+        data = _decode(line)
+    except LineError:
+        return False
+    return isinstance(data, str) or (isinstance(data, dict) and not {"model", "url", "body"} & set(data))
+
+
+def describe(line: Line) -> tuple[dict[str, str], bool]:
+    """Return the ``custom_id`` of a line that cannot be sent, if it has one, and whether it has OpenAI's form."""
+    try:
+        data = _decode(line)
+    except LineError:
+        return {}, False
+    if not isinstance(data, dict):
+        return {}, False
+    name = data.get("custom_id")
+    return {"custom_id": name} if isinstance(name, str) else {}, "url" in data or "body" in data
+
+
+def _decode(line: Line) -> Any:
+    try:
+        return json.loads(line.text)
+    except (ValueError, RecursionError) as error:  # json's own error, and UnicodeDecodeError, are ValueErrors
+        raise LineError(f"no JSON: {error}") from None
+
+
+def _custom_id(data: dict[str, Any]) -> str | None:
+    custom_id = data.pop("custom_id", None)
+    if custom_id is not None and not isinstance(custom_id, str):
+        raise LineError("field 'custom_id': must be a string")
+    return custom_id
+
+
+def _openai(data: dict[str, Any], model: str | None, folder: Path, timeout: str | None) -> Call:
+    if unknown := set(data) - _OPENAI:
+        raise LineError(f"unknown field {sorted(unknown)[0]!r}; an OpenAI line has custom_id, method, url and body")
+    custom_id = _custom_id(data)
+    url, body = data.get("url"), data.get("body")
+    if data.get("method", "POST") != "POST":
+        raise LineError("field 'method': must be POST")
+    if not isinstance(url, str) or not url.startswith("/v1/"):
+        raise LineError("field 'url': must begin with /v1/, say /v1/chat/completions")
+    if not isinstance(body, dict):
+        raise LineError("field 'body': must be an object")
+    if body.get("stream"):
+        raise LineError("field 'body.stream': a batch takes whole answers")
+    if model is not None:
+        body.setdefault("model", model)
+    if timeout is not None:
+        body.setdefault("timeout", timeout)
+    return Call(url, _with_files(body, folder), custom_id, True)
+
+
+def _with_files(value: Any, folder: Path) -> Any:
+    """Return an OpenAI body in which media parts hold what the files they name hold."""
+    if isinstance(value, list):
+        return [_with_files(item, folder) for item in value]
+    if not isinstance(value, dict):
+        return value
+    changed = {key: _with_files(item, folder) for key, item in value.items()}
+    for part in _URL_PARTS:
+        holder = changed.get(part)
+        if isinstance(holder, dict) and _is_file(holder.get("url")):
+            path = _path(holder["url"], folder)
+            kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+            holder["url"] = f"data:{kind};base64,{_base64(path)}"
+    sound = changed.get("input_audio")
+    if isinstance(sound, dict) and _is_file(sound.get("data")):
+        path = _path(sound["data"], folder)
+        sound["data"] = _base64(path)
+        sound.setdefault("format", path.suffix.removeprefix(".").lower())
+    return changed
+
+
+def _medium(value: Any, folder: Path) -> Any:
+    return _base64(_path(value, folder)) if _is_file(value) else value
+
+
+def _is_file(value: Any) -> bool:
+    """Whether a media field names a file: ``file:…``, or a name with a dot in it, which base64 never has."""
+    if not isinstance(value, str) or value.startswith(("data:", "http:", "https:")):
+        return False
+    return value.startswith("file:") or "." in value[:4096]
+
+
+def _path(value: str, folder: Path) -> Path:
+    name = value.removeprefix("file:")
+    return folder / Path(name.removeprefix("//") if name.startswith("///") else name).expanduser()
+
+
+def _base64(path: Path) -> str:
+    try:
+        return base64.b64encode(path.read_bytes()).decode()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise LineError(f"cannot read the file {path}: {reason}") from None

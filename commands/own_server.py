@@ -1,0 +1,101 @@
+"""A server for one command's own use: a child process on a free port with the same settings, gone when the command is.
+
+Runs in the command line's process. Knows the settings and ``main.py serve``, nothing of what is asked of it.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import IO, Any
+
+import httpx
+
+from utils.settings import ROOT, Settings
+
+_START_SECONDS = 120.0
+_STOP_SECONDS = 15.0
+_PR_SET_PDEATHSIG = 1
+
+
+class OwnServerError(Exception):
+    """The server did not start; the message is what it said last."""
+
+
+@contextlib.contextmanager
+def own_server(settings: Settings) -> Iterator[str]:
+    """Start a server, give its address, and stop it in the end. It also ends if this process is killed.
+
+    :raises OwnServerError: if it does not start.
+    """
+    port = _free_port()
+    environment = os.environ | variables(settings) | {
+        "SWITCHYARD_HOST": "127.0.0.1", "SWITCHYARD_PORT": str(port), "SWITCHYARD_SKIP_DOWNLOAD": "true",
+    }  # fmt: skip
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "main.py"), "serve"], env=environment, stdin=subprocess.DEVNULL, stdout=output,
+            stderr=subprocess.STDOUT, start_new_session=True,  # Ctrl-C is for the command, which then stops it
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )  # fmt: skip
+        try:
+            _wait(process, f"http://127.0.0.1:{port}", output)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            _stop(process, settings.drain_timeout)
+
+
+def variables(settings: Settings) -> dict[str, str]:
+    """Return the settings that were given, by flag, variable or file, as environment variables."""
+    return {f"SWITCHYARD_{name.upper()}": _text(getattr(settings, name)) for name in settings.model_fields_set
+            if getattr(settings, name) is not None}  # fmt: skip
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _wait(process: "subprocess.Popen[bytes]", url: str, output: IO[bytes]) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    with httpx.Client(base_url=url, timeout=5, trust_env=False) as client:
+        while True:
+            if process.poll() is not None:
+                raise OwnServerError(_last_line(output) or f"it ended with status {process.returncode}")
+            with contextlib.suppress(httpx.TransportError):
+                if client.get("/health").status_code == 200:
+                    return
+            if time.monotonic() > deadline:
+                raise OwnServerError(f"it did not answer within {_START_SECONDS:g} seconds")
+            time.sleep(0.05)
+
+
+def _last_line(output: IO[bytes]) -> str:
+    output.seek(0)
+    lines = output.read().decode(errors="replace").strip().splitlines()
+    return lines[-1].removeprefix("switchyard: ") if lines else ""
+
+
+def _stop(process: "subprocess.Popen[bytes]", drain: float) -> None:
+    process.terminate()
+    try:
+        process.wait(drain + _STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end this process when its parent is gone, however that went."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
