@@ -1,0 +1,154 @@
+"""Calls of functions, however the text that holds them is cut in pieces."""
+
+import json
+import re
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from protocol.messages import ToolCall
+from runner.errors import RequestError
+from runner.tools import ToolCalls, for_tools, template_takes_tools
+from tests.support.gateway import CHECKPOINT
+
+LIGHT = settings(max_examples=200, deadline=None, database=None)
+WEATHER = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+TIME = '<tool_call>{"name":"time","arguments":{}}</tool_call>'
+Seen = list[str | tuple[str, Any]]
+
+
+def read(*chunks: str) -> Seen:
+    """Return the text and the calls as (name, arguments), neighbouring text joined."""
+    calls, seen = ToolCalls(), Seen()
+    for piece in [*(piece for chunk in chunks for piece in calls.push(chunk)), *calls.flush()]:
+        if isinstance(piece, ToolCall):
+            assert re.fullmatch("call_[0-9a-f]{24}", piece.id)
+            seen.append((piece.name, json.loads(piece.arguments)))
+        elif seen and isinstance(seen[-1], str):
+            seen[-1] += piece
+        else:
+            assert piece, "an empty piece"
+            seen.append(piece)
+    return seen
+
+
+CALL = {
+    "weather": re.escape(WEATHER.removesuffix("</tool_call>")) + "(</tool_call>|</tool)?",
+    "time": re.escape(TIME.removesuffix("</tool_call>")) + r"\s*(</tool_call>|</tool|<)?",
+    "f": r'<tool_call>\s*\{"name": "f"\}\s*(</tool_call>|</tool|<)?',
+}
+PARIS, NOW = ("weather", {"city": "Paris"}), ("time", {})
+
+
+@pytest.mark.parametrize("text, wanted", [
+    ("Hello.", ["Hello."]),
+    (WEATHER, [PARIS]),
+    ("Let me see.\n" + WEATHER, ["Let me see.\n", PARIS]),
+    (WEATHER + "\n" + TIME, [PARIS, NOW]),
+    (WEATHER + TIME + "\n\n", [PARIS, NOW]),
+    (WEATHER + " Done.", [PARIS, " Done."]),
+    (WEATHER[: -len("</tool_call>")], [PARIS]),
+    (WEATHER[:-5], [PARIS]),
+    (WEATHER.removesuffix("</tool_call>") + TIME, [PARIS, NOW]),
+    ('<tool_call>{"name": "time"}</tool_call>', [NOW]),
+    ('<tool_call>{"name": "weather", "arguments": "{\\"city\\": \\"Paris\\"}"}</tool_call>', [PARIS]),
+    ('<tool_call>{"name": "say", "arguments": {"text": "a </tool_call> b <tool_call>"}}</tool_call>',
+     [("say", {"text": "a </tool_call> b <tool_call>"})]),
+    ('<tool_call>{"name": "say", "arguments": {"text": "a\nb"}}</tool_call>', [("say", {"text": "a\nb"})]),
+    ('<tool_call>{"name": "say", "arguments": {"text": "\\ud83d"}}</tool_call>', [("say", {"text": "\ud83d"})]),
+    ("1 <tool_ 2", ["1 <tool_ 2"]),
+    ("<tool_call", ["<tool_call"]),
+])  # fmt: skip
+def test_calls_are_told_from_text(text: str, wanted: Seen) -> None:
+    assert read(text) == wanted
+    assert read(*text) == wanted, "one character at a time"
+
+
+@pytest.mark.parametrize("inside", [
+    "", "no json", '{"name": "f", "arguments": {}', '{"name": "f", "arguments": [1]}', '{"arguments": {}}', "[1]",
+    '{"name": "", "arguments": {}}', '{"name": 1}', '{"name": "f", "arguments": {"a": NaN}}', '{"name": "f"}}',
+    '{"name": "f", "arguments": {"a": 1e999}}', '{"name": "\\ud800"}', '{"name": "f", "arguments": "no json"}',
+    "[" * 100_000, '{"name": "f", "arguments": {"a": ' + "9" * 5000 + "}}",
+])  # fmt: skip
+def test_what_is_no_call_is_text_unchanged(inside: str) -> None:
+    text = f"a <tool_call>{inside}</tool_call> b "
+    assert read(text) == [text]
+    assert read(text + TIME) == [text, NOW], "a call after it is found"
+    if len(inside) < 1000:
+        assert read(*text, *TIME) == [text, NOW]
+
+
+def test_a_string_that_never_ends_hides_no_later_call() -> None:
+    text = '<tool_call>{"name": "f</tool_call> and '
+    assert read(*text, *TIME, *" end") == [text, NOW, " end"]
+
+
+def test_text_is_shown_at_once_but_for_a_possible_tag() -> None:
+    calls = ToolCalls()
+    assert calls.push("Hello ") == ["Hello "]
+    assert calls.push("you <tool") == ["you "]
+    assert calls.push("box") == ["<toolbox"]
+    assert calls.push("\n") == ["\n"]
+    assert calls.push(WEATHER[:-1]) == []
+    (call,) = calls.push(">")
+    assert isinstance(call, ToolCall) and call.arguments == '{"city": "Paris"}'
+
+
+@LIGHT
+@given(parts=st.lists(st.sampled_from([
+    WEATHER, TIME, "x", " ", "\n", "<", "<tool_call>", "</tool_call>", "{", '"', "\\", '{"name": "f"}', "é", "</tool",
+]), max_size=8), sizes=st.lists(st.integers(1, 9), min_size=1))  # fmt: skip
+def test_however_it_is_cut_nothing_is_lost(parts: list[str], sizes: list[int]) -> None:
+    text, chunks, place = "".join(parts), [], 0
+    while place < len(text):
+        chunks.append(text[place : place + sizes[len(chunks) % len(sizes)]])
+        place += len(chunks[-1])
+    seen = read(*chunks)
+    assert seen == read(text)
+    # Between the calls that were found the text is what it was, but for white space after a call.
+    pattern = ""
+    for piece in seen:
+        pattern += re.escape(piece) if isinstance(piece, str) else CALL[piece[0]] + r"\s*"
+    assert re.fullmatch(pattern, text), seen
+
+
+# -- forcing calls -----------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_function_cannot_be_forced() -> None:
+    tools = [{"type": "function", "function": {"name": "time"}}]
+    with pytest.raises(RequestError, match="no function 'weather' among the tools; there is: time"):
+        for_tools(tools, "weather")
+    with pytest.raises(RequestError, match="there is: none"):
+        for_tools([], "required")
+
+
+@pytest.mark.parametrize("parameters", [{"type": "string"}, [], "text"])
+def test_parameters_that_are_no_object_are_refused(parameters: Any) -> None:
+    tools = [{"type": "function", "function": {"name": "time", "parameters": parameters}}]
+    with pytest.raises(RequestError, match="parameters of time must be the JSON schema of an object"):
+        for_tools(tools, "required")
+
+
+# -- templates ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("template, takes", [
+    (None, False), ("", False),
+    ("{% for m in messages %}{{ m.content }}{% endfor %}", False),
+    ("{# tools #}{{ messages }} tools", False),
+    ("{{ 'tools' }}{{ messages[0].tools }}", False),
+    ("{% if tools %}{{ tools | tojson }}{% endif %}", True),
+    ("{% if not tools is defined %}{% set tools = none %}{% endif %}{{ tools }}", True),
+    ("{% for tool in tools %}{% if loop.last %}{% break %}{% endif %}{{ tool }}{% endfor %}", True),
+    ("{% generation %}{{ tools }}{% endgeneration %}", True),
+    ("{% generation %}{{ messages }}{% endgeneration %}", False),
+])  # fmt: skip
+def test_whether_a_template_shows_tools(template: str | None, takes: bool) -> None:
+    assert template_takes_tools(template) is takes
+
+
+def test_the_small_reasoners_template_shows_none() -> None:
+    assert not template_takes_tools((CHECKPOINT / "chat_template.jinja").read_text())
