@@ -38,15 +38,18 @@ def run(settings: Settings, *, download_only: bool = False, force_cleanup: bool 
 def check(settings: Settings, catalog: Catalog) -> None:
     """Find out now what would otherwise stop the server's own process, where nobody could say it in one line.
 
-    :raises SettingsError: if the port is in use, the log cannot be written or a model to preload is unknown.
+    :raises SettingsError: if the port is in use, the log cannot be written or a setting names an unknown model.
     :raises ValueError: if the device is not there.
     """
     check_port(settings)
     logs.check(settings.logs_dir)
     devices.choose(settings)
-    if unknown := [name for name in settings.preload if catalog.get(name) is None]:
-        known = ", ".join(catalog.names)
-        raise SettingsError(f"setting 'preload': there is no model {unknown[0]!r}; there are {known}")
+    named = [("preload", name) for name in settings.preload]
+    if settings.default_vision_model is not None:
+        named.append(("default_vision_model", settings.default_vision_model))
+    if unknown := [(setting, name) for setting, name in named if catalog.get(name) is None]:
+        setting, name = unknown[0]
+        raise SettingsError(f"setting {setting!r}: there is no model {name!r}; there are {', '.join(catalog.names)}")
 
 
 def _download(settings: Settings, catalog: Catalog) -> int:

@@ -121,8 +121,8 @@ class RunnerFamily:
             return "\n".join(_flat(message["content"]) for message in conversation)
         try:
             return str(self.processor.apply_chat_template(
-                conversation, tokenize=False, add_generation_prompt=True, **({"tools": tools} if tools else {}),
-                **request.template_options,
+                conversation, **{"add_generation_prompt": True, "tools": tools or None, **request.template_options},
+                tokenize=False,
             ))  # fmt: skip
         except Exception as error:  # templates raise what they like: jinja2 errors, TypeError, their own
             raise RequestError(f"the model's chat template refuses this conversation: {error}") from error

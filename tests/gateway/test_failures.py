@@ -67,7 +67,7 @@ def test_requests_behind_a_killed_runner_are_answered(both: GatewayProcess) -> N
 
 def test_runner_killed_in_a_stream(both: GatewayProcess) -> None:
     with both.stream("deepseek", **STORY, max_new_tokens=3500) as events:
-        assert next(events).data["response"]
+        assert next(event for event in events if event.name == "message").data["response"]
         os.kill(both.model("deepseek")["pid"], signal.SIGKILL)
         last = list(events)[-1]
     assert last.name == "error" and last.data["status"] == 503

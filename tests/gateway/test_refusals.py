@@ -7,7 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.gateway import PARIS, STORY, SUM, GatewayProcess
+from tests.conftest import Start
+from tests.support.gateway import ONE_AT_ONCE, PARIS, STORY, SUM, GatewayProcess, only
 
 
 def refused(response: httpx.Response, status: int, *words: str) -> dict[str, Any]:
@@ -148,9 +149,11 @@ def test_deadline_while_it_answers(pocket: GatewayProcess) -> None:
     refused(pocket.generate("deepseek", **STORY, max_new_tokens=3500, timeout=0.5), 504, "deadline")
 
 
-def test_deadline_while_it_waits_for_its_turn(pocket: GatewayProcess) -> None:
-    with pocket.answering(max_new_tokens=400) as first:
-        refused(pocket.generate("deepseek", **PARIS, timeout="500ms"), 504, "deadline", "deepseek")
+def test_deadline_while_it_waits_for_its_turn(start: Start) -> None:
+    gateway = start(models=only("deepseek", deepseek=ONE_AT_ONCE))
+    gateway.load("deepseek")
+    with gateway.answering(max_new_tokens=400) as first:
+        refused(gateway.generate("deepseek", **PARIS, timeout="500ms"), 504, "deadline", "its turn")
     assert first.result().json()["usage"]["completion_tokens"] == 400
 
 

@@ -170,7 +170,7 @@ def test_forced_unload_fails_the_answer_clearly(wide: GatewayProcess) -> None:
 
 def test_forced_unload_ends_a_stream_with_an_error(wide: GatewayProcess) -> None:
     with wide.stream("deepseek", **STORY, max_new_tokens=3500) as events:
-        assert next(events).data["response"]
+        assert next(event for event in events if event.name == "message").data["response"]
         wide.unload("deepseek", force=True)
         last = list(events)[-1]
     assert last.name == "error" and last.data["status"] == 503
