@@ -18,6 +18,7 @@ lint: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(PY) -m bench.cycles
+	$(PY) -m bench.simulate
 	$(PY) -m bench.overhead
 	$(PY) -m bench.overload
 	$(PY) -m bench.load

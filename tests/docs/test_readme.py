@@ -49,6 +49,12 @@ def test_example_answers_right(gateway: GatewayProcess, command: str, wanted: st
     assert wanted in shell(command, gateway)
 
 
+def test_python_example_answers_right(gateway: GatewayProcess) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    program, _, wanted = block.rstrip().rpartition("\n# ")
+    assert wanted in shell(f"{sys.executable} - <<'EOF'\n{program}\nEOF", gateway)
+
+
 def test_look_and_steer(gateway: GatewayProcess) -> None:
     block = README.partition("## Look and steer")[2].partition("```bash\n")[2].partition("```")[0]
     for line in block.strip().splitlines():

@@ -1,0 +1,191 @@
+"""Drives a runner's batch by hand: jobs in, turns one by one, messages out. Imports no torch.
+
+:class:`Watched` stands before an engine and writes down what it is asked to do; :class:`Crowd` is a batch over it
+whose turns the test makes itself, so that "in the middle" is a place in the code and not a moment on the clock.
+"""
+
+import queue
+from collections.abc import Callable, Sequence as Many
+from dataclasses import dataclass, field
+from typing import Any
+
+from protocol.messages import ChatMessage, Delta, Done, Failed, Generate, Load, Part, RunnerMessage, Sampling, Started
+from runner.batch import Batch
+from runner.engines.base import Engine, Logits, Sequence
+from runner.job import Job
+
+TURNS = 20_000
+"""More than any test makes: a batch that makes no progress fails instead of hanging."""
+
+
+def load_of(engine: str, family: str, path: object, **fields: Any) -> Load:
+    """Return the message that loads a model on one thread of the CPU, unquantized and three at a time."""
+    given = {"quant_bits": 16, "device": "cpu", "threads": 1, "max_batch_size": 3} | fields
+    return Load("load-1", "model", family, engine, str(path), **given)
+
+
+def silent(phase: str, fraction: float | None = None) -> None:
+    """Take an engine's reports of progress."""
+
+
+def said(text: str, role: str = "user") -> ChatMessage:
+    return ChatMessage(role, (Part("text", text),))
+
+
+def request(
+    *parts: str | Part | ChatMessage, choices: int = 1, max_new_tokens: int = 64, request_fields: dict[str, Any] | None = None,
+    **sampling: Any,
+) -> Generate:  # fmt: skip
+    """Return a request: messages as they are, or one message of these parts. Its id is its own."""
+    messages = tuple(part for part in parts if isinstance(part, ChatMessage))
+    if not messages:
+        of_user = tuple(Part("text", part) if isinstance(part, str) else part for part in parts)
+        messages = (ChatMessage("user", of_user),)
+    request.count = getattr(request, "count", 0) + 1  # type: ignore[attr-defined]
+    name = f"r{request.count}"  # type: ignore[attr-defined]
+    return Generate(name, messages, Sampling(max_new_tokens, **sampling), choices=choices, **request_fields or {})
+
+
+class Watched:
+    """An engine that writes down what it is asked, and fails where a test wants it to.
+
+    ``pieces`` are (sequence, tokens read before, tokens read after) of each prompt that was read on; ``together`` the
+    sequences of each step. ``before_step`` and ``before_read`` are called with what is about to be done.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.sequences: dict[Job, list[Sequence]] = {}
+        self.pieces: list[tuple[Sequence, int, int]] = []
+        self.together: list[list[Sequence]] = []
+        self.dropped: list[Sequence] = []
+        self.before_step: Callable[[Many[Sequence]], None] = lambda _: None
+        self.before_read: Callable[[Many[Sequence]], None] = lambda _: None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    def prepare(self, job: Job) -> list[Sequence]:
+        self.sequences[job] = sequences = self.engine.prepare(job)
+        return sequences
+
+    def read(self, sequences: Many[Sequence]) -> list[Logits | None]:
+        self.before_read(sequences)
+        began = [one.read for one in sequences]
+        scores = self.engine.read(sequences)
+        self.pieces += [(one, start, one.read) for one, start in zip(sequences, began, strict=True)]
+        return scores
+
+    def step(self, sequences: Many[Sequence]) -> list[Logits]:
+        self.together.append(list(sequences))
+        self.before_step(sequences)
+        return self.engine.step(sequences)
+
+    def drop(self, sequence: Sequence) -> None:
+        self.dropped.append(sequence)
+        self.engine.drop(sequence)
+
+
+@dataclass
+class Answer:
+    """What a client would make of a job's messages; one entry of ``texts`` and ``tokens`` for each choice."""
+
+    texts: list[str]
+    thoughts: list[str]
+    tokens: list[list[int]]
+    logprobs: list[list[Any]]
+    reasons: tuple[str, ...]
+    error: Failed | None
+    done: Done | None = None
+
+    @property
+    def text(self) -> str:
+        (text,) = self.texts
+        return text
+
+    @property
+    def ids(self) -> list[int]:
+        (ids,) = self.tokens
+        return ids
+
+
+@dataclass
+class Crowd:
+    """A batch over an engine, and the jobs given to it. Nothing happens but in :meth:`turn`."""
+
+    engine: Any
+    fatal: list[Exception] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.watched = self.engine if isinstance(self.engine, Watched) else Watched(self.engine)
+        self.inbox: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self.sent: list[RunnerMessage] = []
+        self.jobs: list[Job] = []
+        self.batch = Batch(self.watched, self.inbox, self.sent.append, self.fatal.append)  # type: ignore[arg-type]
+
+    def ask(self, *requests: Generate) -> list[Job]:
+        jobs = [Job(one, self.sent.append) for one in requests]
+        for job in jobs:
+            self.inbox.put(job)
+        self.jobs += jobs
+        return jobs
+
+    def turn(self, times: int = 1) -> None:
+        """Make turns. Only while somebody waits for an answer: an idle batch would wait for ever."""
+        for _ in range(times):
+            assert not all(job.over for job in self.jobs), "nothing is asked any more"
+            self.batch.turn()
+
+    def until(self, condition: Callable[[], Any]) -> None:
+        for _ in range(TURNS):
+            if condition():
+                return
+            self.turn()
+        raise AssertionError("the batch makes no progress")
+
+    def finish(self) -> None:
+        """Turn until every job is over."""
+        self.until(lambda: all(job.over for job in self.jobs))
+
+    def answers(self, *requests: Generate) -> list[Answer]:
+        """Ask all of these at once and return their answers in order."""
+        jobs = self.ask(*requests)
+        self.finish()
+        return [self.answer(job) for job in jobs]
+
+    def made(self, job: Job) -> int:
+        """How many tokens a job has so far, in all its choices."""
+        return sum(one.made for one in self.watched.sequences.get(job, ()))
+
+    def answer(self, job: Job) -> Answer:
+        mine = [one for one in self.sent if getattr(one, "request_id", None) == job.request.request_id]
+        ends = [one for one in mine if isinstance(one, Done | Failed)]
+        assert len(ends) == 1 and mine[-1] is ends[0], "every request ends once, and nothing follows"
+        assert sum(isinstance(one, Started) for one in mine) <= 1
+        deltas = [one for one in mine if isinstance(one, Delta)]
+        count = job.request.choices
+        (end,) = ends
+        return Answer(
+            ["".join(one.text for one in deltas if one.index == index and not one.reasoning) for index in range(count)],
+            ["".join(one.text for one in deltas if one.index == index and one.reasoning) for index in range(count)],
+            [one.tokens[one.prompt_length :] for one in self.watched.sequences.get(job, ())],
+            [[entry for one in deltas if one.index == index for entry in one.logprobs] for index in range(count)],
+            end.finish_reasons if isinstance(end, Done) else (),
+            end if isinstance(end, Failed) else None,
+            end if isinstance(end, Done) else None,
+        )
+
+
+def alone(engine: Any, *requests: Generate) -> list[Answer]:
+    """Ask one after the other, each with the engine to itself."""
+    return [Crowd(engine).answers(one)[0] for one in requests]
+
+
+def at_rest(engine: Any) -> None:
+    """Hold an engine to having every place free and no cache kept for nobody."""
+    inner = engine.engine if isinstance(engine, Watched) else engine
+    if hasattr(inner, "_free"):  # llama.cpp: free ids keep their tokens, to be found again
+        assert sorted(inner._free) == list(range(inner.rows))
+    else:
+        assert not inner._placed and not inner._cache.lengths
+        assert all(layer.keys is None and layer.values is None for layer in inner._cache.layers)
