@@ -47,12 +47,10 @@ class Batch:
         for job in self._arrivals():
             self._prepare(job)
         self._drop_unwanted()
-        if self._waiting and self._waiting[0].apart:
-            if not self._active and not self._reading:
-                self._answer_apart()
-                return
-        else:
-            self._read()
+        if self._waiting and self._waiting[0].apart and not self._active and not self._reading:
+            self._answer_apart()
+            return
+        self._read()
         self._make_room()
         if self._active:
             self._step()

@@ -105,7 +105,7 @@ class Runner:
             return None
         self._engine = engine
         self.send(report)
-        threading.Thread(target=_keep, args=(engine,), name="keep", daemon=True).start()
+        threading.Thread(target=_settle, args=(engine,), name="settle", daemon=True).start()
         return engine
 
     @staticmethod
@@ -116,10 +116,10 @@ class Runner:
             _exit(1)
 
 
-def _keep(engine: Engine) -> None:
-    """Let the engine keep what it made, while requests go first."""
+def _settle(engine: Engine) -> None:
+    """Let the engine do what can wait until after the load, while requests go first."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-    engine.keep()
+    engine.settle()
 
 
 def _exit(status: int = 0) -> None:

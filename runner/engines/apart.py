@@ -46,10 +46,9 @@ class Chooser(LogitsProcessor):  # type: ignore[misc]
         ]
 
     def finish(self) -> None:
-        """Finish what ``generate`` left unfinished."""
-        for still, sequence in zip(self._open, self._sequences, strict=True):
-            if still:
-                sequence.choice.finish("length")
+        """Finish what ``generate`` left unfinished: what reached its most tokens, and what nobody wants any more."""
+        for sequence in self._sequences:
+            sequence.choice.finish("length")
 
 
 class _AllChosen(StoppingCriteria):  # type: ignore[misc]

@@ -106,8 +106,8 @@ class Engine(Protocol):
         """Load the model. :raises RunnerError: if it cannot be."""
         ...
 
-    def keep(self) -> None:
-        """Keep what makes the next load faster. Called once after a load, in a thread of its own."""
+    def settle(self) -> None:
+        """Do what makes later answers, or the next load, faster. Called once after a load, in a thread of its own."""
         ...
 
     def prepare(self, job: Job) -> list[Sequence]:

@@ -57,8 +57,8 @@ class LlamaCpp:
         device = self._load.device if on_gpu else "cpu"
         return Loaded(self._load.load_id, device, self._model.weight_bytes, self._window, phases, file_type)
 
-    def keep(self) -> None:
-        """A GGUF file is quantized already."""
+    def settle(self) -> None:
+        """A GGUF file is quantized already, and laid out as it is computed with."""
 
     def prepare(self, job: Job) -> list[Sequence]:
         request, sampling = job.request, job.request.sampling

@@ -24,6 +24,7 @@ from protocol.messages import Generate, Load, Loaded
 from runner.constraint import Grammars, Mask, from_transformers
 from runner.engines.apart import Chooser
 from runner.engines.base import Logits, ProgressReport, Sequence, sampler_of, wanted_constraint
+from runner.engines.packed import pack
 from runner.engines.progress import watched_weights
 from runner.engines.rows import RowCache, can_batch
 from runner.errors import DamagedError, RequestError
@@ -123,7 +124,11 @@ class Transformers:
                 raise
             raise DamagedError(f"the checkpoint in {self._load.path} cannot be loaded: {error}") from error
 
-    def keep(self) -> None:
+    def settle(self) -> None:
+        """Keep quantized weights for the next load; on a CPU, lay out plain ones as its kernels want them."""
+        if self._load.quant_bits == 16 and self._device.type == "cpu" and not self._load.max_memory:
+            with torch.inference_mode():
+                pack(self._model)
         if self._kept is None or self._kept.exists() or self._model.get_memory_footprint() < _WORTH_KEEPING:
             return
         started = time.monotonic()
