@@ -11,6 +11,7 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import takewhile
 
 from protocol.messages import Failed, RunnerMessage
@@ -22,11 +23,31 @@ log = logging.getLogger("runner")
 _LOOK = 0.05  # seconds between looks at the clock while waiting for company
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request ready to be read, or the error that keeps it from being so."""
+
+    job: Job
+    sequences: list[Sequence]
+    error: Exception | None = None
+
+
+def prepare(engine: Engine, job: Job) -> Prepared:
+    """Turn a request into sequences: its template, tokens, pictures and grammar take a while, and not the loop's."""
+    try:
+        return Prepared(job, engine.prepare(job))
+    except Exception as error:
+        return Prepared(job, [], error)
+
+
 class Batch:
-    """The requests in a runner. ``fatal`` is called with an error after which the process is of no use."""
+    """The requests in a runner. They come prepared by another thread, or are prepared here.
+
+    ``fatal`` is called with an error after which the process is of no use.
+    """
 
     def __init__(
-        self, engine: Engine, inbox: "queue.SimpleQueue[Job]", send: Callable[[RunnerMessage], None],
+        self, engine: Engine, inbox: "queue.SimpleQueue[Prepared | Job]", send: Callable[[RunnerMessage], None],
         fatal: Callable[[Exception], None], wait: float = 0.0,
     ) -> None:
         self._engine = engine
@@ -44,8 +65,8 @@ class Batch:
 
     def turn(self) -> None:
         """Do what is described above, once; wait for a request if there is nothing to do."""
-        for job in self._arrivals():
-            self._prepare(job)
+        for arrived in self._arrivals():
+            self._take(arrived)
         self._drop_unwanted()
         if self._waiting and self._waiting[0].apart and not self._active and not self._reading:
             self._answer_apart()
@@ -55,17 +76,20 @@ class Batch:
         if self._active:
             self._step()
 
-    def _arrivals(self) -> Iterable[Job]:
+    def _arrivals(self) -> Iterable[Prepared | Job]:
         if not (self._waiting or self._reading or self._active):
             yield self._inbox.get()
             yield from self._company()
+        yield from self._arrived()
+
+    def _arrived(self) -> Iterable[Prepared | Job]:
         while True:
             try:
                 yield self._inbox.get_nowait()
             except queue.Empty:
                 return
 
-    def _company(self) -> Iterable[Job]:
+    def _company(self) -> Iterable[Prepared | Job]:
         """Wait for others to share the batch of an idle model from the beginning, as long as the spec says."""
         until, arrived = time.monotonic() + self._wait, 1
         while arrived < self._engine.rows and (left := until - time.monotonic()) > 0:
@@ -75,11 +99,11 @@ class Batch:
             except queue.Empty:
                 continue
 
-    def _prepare(self, job: Job) -> None:
-        try:
-            self._waiting.extend(self._engine.prepare(job))
-        except Exception as error:
-            self._fail([job], error)
+    def _take(self, arrived: Prepared | Job) -> None:
+        prepared = prepare(self._engine, arrived) if isinstance(arrived, Job) else arrived
+        if prepared.error is not None:
+            self._fail([prepared.job], prepared.error)
+        self._waiting.extend(prepared.sequences)
 
     def _drop_unwanted(self) -> None:
         for here in (self._reading, self._active, self._waiting):
@@ -162,7 +186,7 @@ class Batch:
 
     def _make_room(self) -> None:
         """Where sequences have grown to fill the cache, let the latest that can be read again wait for room."""
-        while len(self._active) > 1 and self._engine.full(self._active):
+        while len(self._active) + len(self._reading) > 1 and self._engine.full([*self._active, *self._reading]):
             latest = next((one for one in reversed(self._active) if not one.whole), None)
             if latest is None:
                 return
@@ -193,16 +217,26 @@ class Batch:
             self._waiting.remove(sequence)
         self._active = group
         try:
-            self._engine.answer_apart(group)
+            for job, error in self._engine.answer_apart(group, self._look_at_others).items():
+                self._fail([job], error)
         except Exception as error:
             self._fail({sequence.job: None for sequence in group}, error)
         finally:
             self._active = []
 
+    def _look_at_others(self) -> None:
+        """Let go of those who wait and are not wanted any more, while others are answered apart."""
+        for arrived in self._arrived():
+            self._take(arrived)
+        for sequence in [sequence for sequence in self._waiting if not sequence.job.wanted]:
+            self._waiting.remove(sequence)
+            sequence.choice.finish("cancelled")
+
     # -- failing -------------------------------------------------------------------------------------------------------
 
     def _fail(self, jobs: Iterable[Job], error: Exception, taken: Iterable[Sequence] = ()) -> None:
         """Tell the gateway that these requests failed, and forget them and what was ``taken`` out of the queues."""
+        self._fatal(error)  # first: after an error that ends the process not even dropping works
         failure = classify(error)
         for sequence in taken:
             self._engine.drop(sequence)
@@ -216,4 +250,3 @@ class Batch:
             if not job.over:
                 job.over = True
                 self._send(Failed(job.request.request_id, failure.kind, str(failure)))
-        self._fatal(error)

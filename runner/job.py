@@ -86,6 +86,7 @@ class Choice:
         self._detokenizer = Detokenizer(decode)
         self._stops = StopStrings(request.sampling.stop)
         self._thinking = ThinkSplitter(inside) if thinks else None
+        self.thinks = thinks
         self._calls = ToolCalls() if request.tools and request.tool_choice != "none" else None
         self._called = False
         self._unsent_tokens = 0
@@ -104,18 +105,17 @@ class Choice:
         self._unsent_tokens += 1
         if logprob is not None:
             self._logprobs.append(logprob)
-        self._show(self._stops.push(self._detokenizer.push(token)))
+        self._show(self._detokenizer.push(token))
         return self.job.wanted and not self._stops.stopped
 
     def finish(self, reason: FinishReason) -> None:
         """Send what was held back; the request ends with its last choice. A second end is no news."""
         if self.finish_reason is not None:
             return
-        if not self._stops.stopped:
-            self._show(self._stops.push(self._detokenizer.flush()))
-            self._show(self._stops.flush())
+        self._show(self._detokenizer.flush())
         for text, reasoning in self._thinking.flush() if self._thinking else ():
             self._piece(text, reasoning)
+        self._answer(self._stops.flush())
         for piece in self._calls.flush() if self._calls else ():
             self._send_piece(piece)
         if self._logprobs:
@@ -133,15 +133,19 @@ class Choice:
                 self._piece(piece, reasoning)
 
     def _piece(self, text: str, reasoning: bool) -> None:
-        if reasoning or self._calls is None:
-            self._text(text, reasoning)
+        if reasoning:
+            self._text(text, True)
         else:
-            for piece in self._calls.push(text):
-                self._send_piece(piece)
+            self._answer(self._stops.push(text))  # they cut the answer, not the thinking before it
+
+    def _answer(self, text: str) -> None:
+        for piece in self._calls.push(text) if self._calls else [text]:
+            self._send_piece(piece)
 
     def _send_piece(self, piece: str | ToolCall) -> None:
         if isinstance(piece, str):
-            self._text(piece, False)
+            if piece:
+                self._text(piece, False)
         else:
             self._called = True
             self._delta("", False, piece)

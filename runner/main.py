@@ -1,7 +1,8 @@
 """The runner's threads: load one model, answer requests, stop when told or when the gateway is gone.
 
 The main thread listens to the pipe so that a cancellation is heard while requests are answered; a worker thread loads
-and generates; a third says once a second that the process is alive. Knows engines by name, nothing of slots or HTTP.
+and generates; another prepares requests for it; one says once a second that the process is alive. Knows engines by
+name, nothing of slots or HTTP.
 """
 
 import ctypes
@@ -17,7 +18,7 @@ from multiprocessing.connection import Connection
 
 from protocol import messages
 from runner import noise
-from runner.batch import Batch
+from runner.batch import Batch, Prepared, prepare
 from runner.engines.base import Engine
 from runner.errors import RunnerError, classify, is_sticky
 from runner.job import Job
@@ -85,9 +86,20 @@ class Runner:
         engine = self._load(load)
         if engine is None:
             return  # the gateway has heard why, and ends this process
-        self._batch = Batch(engine, self._inbox, self.send, self._look_at, load.batch_wait)
+        prepared: queue.SimpleQueue[Prepared | Job] = queue.SimpleQueue()
+        self._batch = Batch(engine, prepared, self.send, self._look_at, load.batch_wait)
+        threading.Thread(target=self._prepare, args=(engine, prepared), name="prepare", daemon=True).start()
+        try:
+            while True:
+                self._batch.turn()
+        except Exception:  # or the process would go on saying that it is alive, and answer nobody
+            log.exception("the batch broke; this runner ends")
+            _exit(1)
+
+    def _prepare(self, engine: Engine, prepared: "queue.SimpleQueue[Prepared | Job]") -> None:
+        """Prepare requests as they come, so that the others' next token does not wait for it."""
         while True:
-            self._batch.turn()
+            prepared.put(prepare(engine, self._inbox.get()))
 
     def _load(self, load: messages.Load) -> Engine | None:
         def progress(phase: str, fraction: float | None = None) -> None:

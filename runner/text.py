@@ -6,6 +6,7 @@ Pure Python, used by every engine. Knows nothing of models.
 from collections.abc import Callable
 
 REPLACEMENT = "\ufffd"
+_LONGEST_CHARACTER = 8  # ids; what is no character after so many is none
 
 
 class Detokenizer:
@@ -19,20 +20,22 @@ class Detokenizer:
         self._decode = decode
         self._ids: list[int] = []
         self._emitted = ""
+        self._held = 0
 
     def push(self, token: int) -> str:
         """Take one id; return the text it completes, perhaps nothing."""
         self._ids.append(token)
         text = self._decode(self._ids)
-        if text.endswith(REPLACEMENT):
-            return ""  # in the middle of a character
-        new = text[len(self._emitted) :]
-        if new.endswith("\n") or len(self._ids) > 64:
+        self._held += 1
+        # What ends in the middle of a character is held back, unless it cannot become one any more.
+        whole = text.rstrip(REPLACEMENT) if self._held <= _LONGEST_CHARACTER else text
+        new = whole[len(self._emitted) :]
+        if new:
+            self._held, self._emitted = 0, whole
+        if whole == text and (new.endswith("\n") or len(self._ids) > 64):
             # Keep the last id as context for the next: some tokenizers drop a leading space without it.
             self._ids = self._ids[-1:]
             self._emitted = self._decode(self._ids)
-        else:
-            self._emitted = text
         return new
 
     def flush(self) -> str:

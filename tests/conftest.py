@@ -16,7 +16,7 @@ WORKERS = 2
 """Processes that ``-n auto`` runs the tests in. Each keeps about one core busy."""
 LONGEST = ("families/test_answers.py", "gateway/test_failures.py", "gateway/test_slots.py", "gateway/test_life.py")
 """Files in ``tests`` that take tens of seconds, the longest first: what is begun last should be short."""
-WITHOUT = {"downloads", "media", "pocket", "scheduler", "unit"}
+WITHOUT = {"downloads", "media", "pocket", "runner", "scheduler", "unit"}
 """Folders whose tests start no gateway."""
 _started: list[GatewayProcess] = []
 _logged: dict[GatewayProcess, int] = {}

@@ -1,5 +1,6 @@
 """What an engine is, and the sequences it works on. Runner process; needs no torch."""
 
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -8,6 +9,7 @@ import numpy as np
 
 from protocol.messages import Constraint, FinishReason, Generate, Load, Loaded, TokenLogprob
 from runner.constraint import Mask
+from runner.errors import RequestError
 from runner.job import Choice, Job
 from runner.sampling import Sampler
 from runner.tools import for_tools
@@ -144,8 +146,9 @@ class Engine(Protocol):
         """Take its place back, if it has one."""
         ...
 
-    def answer_apart(self, sequences: Many[Sequence]) -> None:
-        """Answer sequences marked ``apart``, together as far as the model allows, and finish them."""
+    def answer_apart(self, sequences: Many[Sequence], between: Callable[[], None]) -> dict[Job, Exception]:
+        """Answer sequences marked ``apart``, together as far as the model allows, and finish them; return what failed
+        and why. ``between`` is to be called between steps, for the others."""
         ...
 
     def token_bytes(self, token: int) -> bytes: ...
@@ -158,26 +161,44 @@ def wanted_constraint(request: Generate) -> Constraint | None:
     return request.sampling.constraint
 
 
-def sampler_of(choice: Choice, prompt: list[int], ends: frozenset[int], constraint: Mask | None) -> Sampler:
-    """Return the sampler of a choice; a constraint holds for its answer, not for the thoughts before it."""
-    mask = None if constraint is None else _Answering(constraint, choice)
+def check_bias(request: Generate, vocabulary: int) -> None:
+    """:raises RequestError: for a bias of a token that a vocabulary of this size has not."""
+    if wrong := [token for token, _ in request.sampling.logit_bias if not 0 <= token < vocabulary]:
+        raise RequestError(f"logit_bias: there is no token {wrong[0]}; this model's are 0 to {vocabulary - 1}")
+
+
+def sampler_of(
+    choice: Choice, prompt: list[int], ends: frozenset[int], constraint: Mask | None, opening: int | None = None
+) -> Sampler:
+    """Return the sampler of a choice; a constraint holds for its answer, not for the thoughts before it, which the
+    model may begin itself with the token ``opening``."""
+    mask = None if constraint is None else _Answering(constraint, choice, opening if choice.thinks else None)
     return Sampler(choice.job.request.sampling, prompt, ends, choice.index, mask)
 
 
 class _Answering:
-    """A mask that waits until the model has done thinking."""
+    """A mask that waits until the model has done thinking, and lets it begin to."""
 
-    def __init__(self, mask: Mask, choice: Choice) -> None:
+    def __init__(self, mask: Mask, choice: Choice, opening: int | None) -> None:
         self._mask = mask
         self._choice = choice
+        self._opening = opening
 
     def apply(self, scores: Logits) -> None:
-        if not self._choice.thinking:
-            self._mask.apply(scores)
+        if self._choice.thinking:
+            return
+        opens = scores[self._opening] if self._may_open else None
+        self._mask.apply(scores)
+        if opens is not None:
+            scores[self._opening] = opens
 
     def accept(self, token: int) -> None:
-        if not self._choice.thinking:
+        if not self._choice.thinking and not (self._may_open and token == self._opening):
             self._mask.accept(token)
+
+    @property
+    def _may_open(self) -> bool:
+        return self._opening is not None and not self._choice.tokens
 
     @property
     def finished(self) -> bool:

@@ -5,6 +5,7 @@ on finds its beginning there and reads only what is new.
 """
 
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from protocol.messages import Generate, Load, Loaded
 from runner.constraint import Grammars, from_llama_cpp
-from runner.engines.base import Logits, ProgressReport, Sequence, sampler_of, wanted_constraint
+from runner.engines.base import Logits, ProgressReport, Sequence, check_bias, sampler_of, wanted_constraint
 from runner.engines.gguf import Context, Fed, Gguf
 from runner.errors import RequestError
 from runner.job import Job
 from runner.machine import cpu_threads
-from runner.template import as_template_takes
+from runner.template import as_template_takes, check_length
+from runner.text import ThinkSplitter
 from runner.tools import template_takes_tools
 
 _PIECE = 256  # tokens of prompts between two looks at whether they are still wanted
@@ -50,8 +52,10 @@ class LlamaCpp:
         cells = max(self._window, self._load.cache_tokens)
         self._context = Context(self._model, cells, self.rows, cpu_threads(self._load.threads))
         self.ends = self._model.ends
-        self._prompts = _Prompts(self._model, self._load.chat_template)
+        self._prompts = _Prompts(self._model, self._load.chat_template, self._window)
         self._grammars = Grammars(lambda: from_llama_cpp(self._model), self.ends)
+        opening = self._model.tokenize(ThinkSplitter.OPEN, begin=False, special=True)
+        self._opening = opening[0] if len(opening) == 1 else None
         phases = {"weights": weights - started, "context": time.monotonic() - weights}
         file_type = _quantization(self._model, path)
         device = self._load.device if on_gpu else "cpu"
@@ -70,13 +74,14 @@ class LlamaCpp:
             raise RequestError("the prompt has no tokens this model knows")
         if len(prompt) >= self._window:
             raise RequestError(f"the prompt has {len(prompt)} tokens and the context holds {self._window}")
+        check_bias(request, self._model.size)
         wanted = wanted_constraint(request)
         masks = [self._grammars.compile(wanted) if wanted else None for _ in range(request.choices)]
         thinking = text.rstrip().endswith("<think>")
         choices = job.begin(len(prompt), self._model.decode, thinks=request.template, inside=thinking)
         limit = min(sampling.max_new_tokens, self._window - len(prompt))
         return [
-            Sequence(choice, prompt, limit, sampler_of(choice, prompt, self.ends, mask))
+            Sequence(choice, prompt, limit, sampler_of(choice, prompt, self.ends, mask, self._opening))
             for choice, mask in zip(choices, masks, strict=True)
         ]
 
@@ -148,7 +153,7 @@ class LlamaCpp:
             self._held[place] = []
         return self._context.evaluate(fed)
 
-    def answer_apart(self, sequences: Many[Sequence]) -> None:
+    def answer_apart(self, sequences: Many[Sequence], between: Callable[[], None]) -> dict[Job, Exception]:
         raise NotImplementedError("nothing is apart here")
 
     def token_bytes(self, token: int) -> bytes:
@@ -158,8 +163,9 @@ class LlamaCpp:
 class _Prompts:
     """From conversations to ids, by the file's own chat template or the one of the catalog."""
 
-    def __init__(self, model: Gguf, template: str | None) -> None:
+    def __init__(self, model: Gguf, template: str | None, window: int) -> None:
         self._model = model
+        self._window = window
         self._template = template or model.metadata("tokenizer.chat_template")
         eos, bos = model.special(model.eos), model.special(model.bos)
         self._formatter = Jinja2ChatFormatter(self._template, eos_token=eos, bos_token=bos) if self._template else None
@@ -174,12 +180,14 @@ class _Prompts:
             raise RequestError("tools: this model's chat template has no place for them")
         if self._formatter is None or not request.template:
             text = "\n".join(message.text for message in request.messages)
+            check_length(text, self._window)
             return text, self._model.tokenize(text, begin=True, special=False)
         said: Any = [as_template_takes(message, message.text) for message in request.messages]
         try:
             text = self._formatter(messages=said, tools=tools or None, **request.template_options).prompt
         except Exception as error:  # templates raise what they like
             raise RequestError(f"the model's chat template refuses this conversation: {error}") from error
+        check_length(text, self._window)
         return text, self._model.tokenize(text, begin=False, special=True)
 
 

@@ -7,11 +7,13 @@ for this.
 """
 
 import logging
+from collections import Counter
 
 import torch
 from torch import nn
 
 log = logging.getLogger("runner")
+_TYPES = (torch.bfloat16, torch.float32)
 _ROWS = 16  # of activations; the layout that is best for so many serves others as well
 
 
@@ -33,15 +35,16 @@ def pack(model: nn.Module) -> int:
     """Replace a model's plain linear layers by packed ones, one after another; return how many.
 
     May be done while the model is in use: until its layer is replaced, a call uses the old one, with the same result.
-    Those whose weight something else uses too (an embedding tied to the output) keep it there. Where this build of
-    torch has no such operators, nothing is changed.
+    One whose weight something else uses too (an embedding tied to the output) stays: packed, it would be there twice.
+    Where this build of torch has no such operators, nothing is changed.
     """
     if not torch.backends.mkldnn.is_available():
         return 0
+    uses = Counter(id(weight) for module in model.modules() for weight in module.parameters(recurse=False))
     count = 0
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
-            if type(layer) is nn.Linear and layer.weight.dtype in (torch.bfloat16, torch.float32):
+            if type(layer) is nn.Linear and layer.weight.dtype in _TYPES and uses[id(layer.weight)] == 1:
                 try:
                     setattr(parent, name, PackedLinear(layer))
                 except (RuntimeError, AttributeError, NotImplementedError) as error:

@@ -11,6 +11,7 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 _GRAIN = 64  # tokens by which rows grow at least
+_SLACK = 1.5  # times what is used may be held before it is given back
 
 
 class RowCache(Cache):  # type: ignore[misc]
@@ -25,14 +26,6 @@ class RowCache(Cache):  # type: ignore[misc]
         self.positions = torch.empty(0, dtype=torch.long)
         self.width = 0
         super().__init__(layers=[_RowLayer(self) for _ in range(layers)])
-
-    @property
-    def token_bytes(self) -> int:
-        """Bytes a token takes in all layers; 0 before the first row."""
-        return sum(
-            part[0, :, 0].numel() * part.element_size()
-            for layer in self.layers if layer.keys is not None for part in (layer.keys, layer.values)
-        )  # fmt: skip
 
     @torch.inference_mode()
     def join(self, prompt: Cache, source: int, length: int) -> int:
@@ -97,9 +90,11 @@ class _RowLayer(CacheLayerMixin):  # type: ignore[misc]
         self.is_initialized = True
 
     def reserve(self, rows: int, length: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Grow to hold that much, by doubling rows and in grains of length; ``keys`` and ``values`` are examples."""
-        self.keys = _grown(self.keys, rows, length, keys)
-        self.values = _grown(self.values, rows, length, values)
+        """Hold that many rows of that many tokens, not much more; ``keys`` and ``values`` are examples."""
+        lengths = self._cache.lengths
+        in_use = (len(lengths), max(lengths, default=0))
+        self.keys = _fitted(self.keys, in_use, rows, max(length, in_use[1]), keys)
+        self.values = _fitted(self.values, in_use, rows, max(length, in_use[1]), values)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
@@ -124,23 +119,26 @@ class _RowLayer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
 
-def _grown(storage: torch.Tensor | None, rows: int, length: int, like: torch.Tensor) -> torch.Tensor:
+def _fitted(
+    storage: torch.Tensor | None, in_use: tuple[int, int], rows: int, length: int, like: torch.Tensor
+) -> torch.Tensor:
+    """Return storage for so many rows and tokens, with what is ``in_use`` (rows, tokens) of the one there was.
+
+    It grows by an eighth more than it must, so that a long answer is not copied at every grain, and shrinks where much
+    more is held than used: the most rows there ever were times the longest there ever was would be far over what is
+    charged.
+    """
     if storage is None:
         # Zeros, not whatever was there: a masked value is multiplied by 0, and 0 times NaN is NaN.
         return like.new_zeros((rows, like.shape[1], _rounded(length), like.shape[3]))
     have_rows, heads, have_length, size = storage.shape
-    if rows <= have_rows and length <= have_length:
+    fits = rows <= have_rows and length <= have_length
+    if fits and have_rows * have_length <= _SLACK * max(rows * _rounded(length), _GRAIN):
         return storage
-    # Lengths grow by a quarter at a time, so that a long answer is not copied at every grain.
-    shape = (
-        max(rows, 2 * have_rows) if rows > have_rows else have_rows,
-        heads,
-        have_length if length <= have_length else _rounded(max(length, have_length + have_length // 4)),
-        size,
-    )
-    grown = storage.new_zeros(shape)
-    grown[:have_rows, :, :have_length] = storage
-    return grown
+    used_rows, used_length = in_use
+    fitted = storage.new_zeros((rows, heads, _rounded(length + length // 8), size))
+    fitted[:used_rows, :, :used_length] = storage[:used_rows, :, :used_length]
+    return fitted
 
 
 def _rounded(length: int) -> int:

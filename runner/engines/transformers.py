@@ -10,6 +10,7 @@ import importlib
 import inspect
 import logging
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from transformers import BitsAndBytesConfig, DynamicCache, GenerationConfig, Pre
 from protocol.messages import Generate, Load, Loaded
 from runner.constraint import Grammars, Mask, from_transformers
 from runner.engines.apart import Chooser
-from runner.engines.base import Logits, ProgressReport, Sequence, sampler_of, wanted_constraint
+from runner.engines.base import Logits, ProgressReport, Sequence, check_bias, sampler_of, wanted_constraint
 from runner.engines.packed import pack
 from runner.engines.progress import watched_weights
 from runner.engines.rows import RowCache, can_batch
@@ -134,7 +135,7 @@ class Transformers:
         started = time.monotonic()
         unfinished = quantized.begin(self._kept)
         try:
-            self._model.save_pretrained(unfinished, max_shard_size="100GB")
+            self._model.save_pretrained(unfinished, max_shard_size="2GB")
             quantized.finish(unfinished, self._kept, self._load.name, self._load.quant_bits)
             for gone in quantized.prune(self._kept.parent, self._load.quantized_limit):
                 log.info("removed %s to keep quantized weights within their limit", gone.folder.name)
@@ -160,6 +161,7 @@ class Transformers:
         self._context = min(self._context, self._load.cache_tokens)
         self._cells = self._load.cache_tokens
         tokenizer = self._family.tokenizer
+        self._opening = self._family.opening
         self._grammars = Grammars(lambda: from_transformers(tokenizer), self.ends)
 
     def _options(self, quantize: bool = True) -> dict[str, Any]:
@@ -199,6 +201,7 @@ class Transformers:
         if len(prompt) >= self._context:
             raise RequestError(f"the prompt has {len(prompt)} tokens and the context holds {self._context}")
         room = min(room, self._context - len(prompt))
+        check_bias(request, self._text_config.vocab_size)
         masks = [self._constraint(request) for _ in range(request.choices)]
         job.extras |= self._family.extras(request)
         thinks = self._family.declaration.thinks and request.template
@@ -206,7 +209,10 @@ class Transformers:
         apart = not self._batches or self._family.apart(request)
         whole = not set(prepared.inputs) <= _TEXT_INPUTS
         seen = prompt if self._family.reads_prompt else []
-        samplers = [sampler_of(choice, seen, self.ends, mask) for choice, mask in zip(choices, masks, strict=True)]
+        samplers = [
+            sampler_of(choice, seen, self.ends, mask, self._opening)
+            for choice, mask in zip(choices, masks, strict=True)
+        ]
         return [
             Sequence(choice, prompt, room, sampler, prepared.inputs, whole, apart)
             for choice, sampler in zip(choices, samplers, strict=True)
@@ -316,17 +322,24 @@ class Transformers:
 
     # -- apart from it -------------------------------------------------------------------------------------------------
 
-    def answer_apart(self, sequences: Many[Sequence]) -> None:
+    def answer_apart(self, sequences: Many[Sequence], between: Callable[[], None]) -> dict[Job, Exception]:
+        failed: dict[Job, Exception] = {}
         for group in self._family.groups(sequences):
             jobs = list({sequence.job: None for sequence in group})
             for job in jobs:
                 job.hold()
-            chooser = Chooser(group, self)
-            with torch.inference_mode():
-                self._family.run(self._model, group, self._config(group), chooser)
+            chooser = Chooser(group, self, between)
+            try:
+                with torch.inference_mode():
+                    self._family.run(self._model, group, self._config(group), chooser)
+            except Exception as error:
+                failed |= dict.fromkeys(jobs, error)
+                continue
+            failed |= chooser.errors
             chooser.finish()
             for job in jobs:
                 job.release()
+        return failed
 
     def _config(self, group: Many[Sequence]) -> GenerationConfig:
         """Return what ``generate`` is to do: take what the chooser chose, until it says that all are finished."""

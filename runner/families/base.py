@@ -18,7 +18,8 @@ from protocol.messages import Generate, Load
 from runner.engines.apart import Chooser
 from runner.engines.base import Sequence
 from runner.errors import DamagedError, RequestError
-from runner.template import as_template_takes
+from runner.template import as_template_takes, check_length
+from runner.text import ThinkSplitter
 from runner.tools import template_takes_tools
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -103,6 +104,7 @@ class RunnerFamily:
     def prepare(self, request: Generate, device: torch.device) -> Prepared:
         """Turn a request into tensors on ``device``. :raises RequestError: if it cannot be."""
         text = self.render([as_template_takes(message, message.text) for message in request.messages], request)
+        check_length(text, self.load.cache_tokens)
         # A template writes the special tokens itself; a bare prompt gets those the tokenizer begins with.
         inputs = self.tokenizer(text, return_tensors="pt", add_special_tokens=not request.template,
                                 return_token_type_ids=False)  # fmt: skip
@@ -143,6 +145,12 @@ class RunnerFamily:
         if piece is not None and self._spells_bytes:
             return bytes(byte for letter in piece for byte in _BYTES.get(letter, letter.encode()))
         return str(self.tokenizer.decode([token])).encode()
+
+    @property
+    def opening(self) -> int | None:
+        """The token that opens a thought, where it is one token."""
+        ids = self.tokenizer.encode(ThinkSplitter.OPEN, add_special_tokens=False) if self.declaration.thinks else []
+        return ids[0] if len(ids) == 1 else None
 
     @cached_property
     def _spells_bytes(self) -> bool:

@@ -13,7 +13,7 @@ from transformers import AutoProcessor
 from protocol.messages import ChatMessage, Generate, Part
 from runner.errors import RequestError
 from runner.families.base import Prepared, RunnerFamily
-from runner.template import as_template_takes
+from runner.template import as_template_takes, check_length
 
 Array = np.ndarray[Any, Any]
 _SHORTEST = 0.05  # seconds: three frames of the mel spectrogram, the least that leaves a token after two strides
@@ -39,6 +39,7 @@ class MultimodalFamily(RunnerFamily):
     def prepare(self, request: Generate, device: torch.device) -> Prepared:
         media = Media()
         text = self.render([self._content(message, media) for message in request.messages], request)
+        check_length(text, self.load.cache_tokens)
         self.check(media)
         try:
             batch = self.encode(text, media, request)

@@ -7,6 +7,7 @@ import base64
 import copy
 import io
 import wave
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from typing import Any
 
@@ -86,7 +87,7 @@ class QwenOmni(MultimodalFamily):
             speaker=_SPEAKER if _SPEAKER in speaking.speaker_map else next(iter(speaking.speaker_map)),
             thinker_generation_config=config,
             **chooser.options("thinker_"),
-            talker_stopping_criteria=[_Enough(job)],
+            talker_stopping_criteria=[_Enough(job, chooser.between)],
             talker_min_new_tokens=_CODES_AT_LEAST // 5,  # with none the vocoder fails
             talker_eos_token_id=[speaking.talker.codec_pad_token, speaking.talker.codec_eos_token],
         )
@@ -136,11 +137,13 @@ class _Enough(StoppingCriteria):  # type: ignore[misc]
     A talker that misses its end would otherwise go on for 4096 codes, whatever it was to say.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, between: Callable[[], None]) -> None:
         self._job = job
+        self._between = between
         self._before: int | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        self._between()
         length = int(input_ids.shape[1])
         self._before = length - 1 if self._before is None else self._before
         most = _CODES_AT_LEAST + _CODES_PER_TOKEN * self._job.choices[0].tokens

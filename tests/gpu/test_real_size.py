@@ -4,20 +4,15 @@ The weights are random, so the answers mean nothing; memory, loads and the whole
 by ``SWITCHYARD_GPU_FIGURES``, if it is set.
 """
 
-import json
-import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-import pynvml
 import pytest
 
 from tests.conftest import Start
+from tests.gpu.driver import MARKS, Peak, record, used
 from tests.gpu.real_size import SIZES
 from tests.support.gateway import ROOT, GatewayProcess, only
 
@@ -27,43 +22,7 @@ MEDIA = {"deepseek": {}, "qwen_vl": {"image": "red-circle.png", "video": "moves-
          "qwen_omni": {"image": "red-circle.png", "audio": "rising.wav", "video": "moves-left.mp4"}}  # fmt: skip
 
 
-def _gpus() -> int:
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return 0
-    return int(pynvml.nvmlDeviceGetCount())
-
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.timeout(1800),
-    pytest.mark.skipif(not _gpus(), reason="NO GPU HERE: nothing of the CUDA path was run"),
-]
-
-
-class Peak:
-    """The most memory the GPU's driver showed in use while this was open, in bytes."""
-
-    def __enter__(self) -> "Peak":
-        self.bytes = 0
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.05):
-            self.bytes = max(self.bytes, used())
-
-
-def used() -> int:
-    """Return the bytes in use on the first GPU."""
-    return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used)
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module", params=SIZES)
@@ -97,8 +56,8 @@ def test_loads_answers_and_gives_its_memory_back(served: tuple[str, GatewayProce
     assert loaded["bytes"] > 0
     gateway.unload(name)
     gateway.until(lambda: used() <= before + 64 * 2**20, "the driver to show the memory back", 30)
-    _record({"model": name, "bits": bits, "resident_bytes": loaded["bytes"], "peak_bytes": peak.bytes - before,
-             "load_seconds": round(seconds, 2), "timings": answer.json()["timings"]})  # fmt: skip
+    record({"model": name, "bits": bits, "resident_bytes": loaded["bytes"], "peak_bytes": peak.bytes - before,
+            "load_seconds": round(seconds, 2), "timings": answer.json()["timings"]})  # fmt: skip
 
 
 def test_repeated_swaps_do_not_creep(served: tuple[str, GatewayProcess]) -> None:
@@ -110,10 +69,3 @@ def test_repeated_swaps_do_not_creep(served: tuple[str, GatewayProcess]) -> None
         gateway.load(name)
         gateway.unload(name)
     gateway.until(lambda: used() <= before + 16 * 2**20, "memory to be what it was", 30)
-
-
-def _record(figures: dict[str, Any]) -> None:
-    if target := os.environ.get("SWITCHYARD_GPU_FIGURES"):
-        path = Path(target)
-        rows = json.loads(path.read_text()) if path.exists() else []
-        path.write_text(json.dumps([*rows, figures], indent=1))

@@ -11,42 +11,53 @@ import numpy as np
 import pytest
 
 from protocol.messages import Part
-from tests.runner.driving import at_rest, load_of, silent
-from tests.support.gateway import ROOT, SMOLLM2
+from tests.runner.driving import at_rest, llama_of, load_of, silent
+from tests.support.gateway import ROOT
 
 FOLDERS = {"deepseek": "reasoner", "qwen_vl": "qwen-vl-3b", "qwen_audio": "qwen-audio-7b", "qwen_omni": "qwen-omni-3b",
            "blip_vqa": "blip-vqa-base"}  # fmt: skip
 Engines = Callable[..., Any]
 
 
-def _load(engine: str, family: str, path: Path, **fields: Any) -> Any:
-    if engine == "transformers":  # not before: no other test should pay for torch
+def _load(family: str, floats: int = 32, **fields: Any) -> Any:
+    """Load a pocket model. The imports are made here: no other test should pay for torch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         from runner import torchvision_compat
 
         torchvision_compat.install()
-    import importlib
+        import torch
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        made = importlib.import_module(f"runner.engines.{engine}").ENGINE(
-            load_of(engine, family, path, **fields), silent
-        )
-        made.load()
-    return made
+        from runner.engines.transformers import ENGINE
+
+        folder = ROOT / "pocket" / "checkpoints" / FOLDERS[family]
+        engine = ENGINE(load_of("transformers", family, folder, **fields), silent)
+        engine._dtype = torch.float32 if floats == 32 else torch.bfloat16
+        engine.load()
+    return engine
 
 
 @pytest.fixture(scope="session")
-def _engines() -> Engines:
+def _pockets() -> Engines:
     return functools.cache(_load)
 
 
+@pytest.fixture(scope="session")
+def _llamas() -> Engines:
+    return functools.cache(llama_of)
+
+
 @pytest.fixture
-def engine(_engines: Engines) -> Iterator[Engines]:
-    """Give a function that returns a loaded pocket model; hold it to being at rest after the test."""
+def engine(_pockets: Engines) -> Iterator[Engines]:
+    """Give a function that returns a loaded pocket model; hold it to being at rest after the test.
+
+    Its weights are float32 whatever the processor is fast at: the scores of a row then depend so little on the rows
+    beside it that no choice does. ``floats=16`` gives it bfloat16.
+    """
     used: list[Any] = []
 
     def get(family: str = "deepseek", **fields: Any) -> Any:
-        used.append(_engines("transformers", family, ROOT / "pocket" / "checkpoints" / FOLDERS[family], **fields))
+        used.append(_pockets(family, **fields))
         return used[-1]
 
     yield get
@@ -55,12 +66,12 @@ def engine(_engines: Engines) -> Iterator[Engines]:
 
 
 @pytest.fixture
-def llama(_engines: Engines) -> Iterator[Engines]:
+def llama(_llamas: Engines) -> Iterator[Engines]:
     """Give a function that returns SmolLM2 by llama.cpp; hold it to being at rest after the test."""
     used: list[Any] = []
 
     def get(**fields: Any) -> Any:
-        used.append(_engines("llama_cpp", "deepseek", SMOLLM2, **({"context": 1024, "cache_tokens": 1024} | fields)))
+        used.append(_llamas(**fields))
         return used[-1]
 
     yield get

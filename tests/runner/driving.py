@@ -4,15 +4,22 @@
 whose turns the test makes itself, so that "in the middle" is a place in the code and not a moment on the clock.
 """
 
+import functools
+import itertools
+import math
 import queue
-from collections.abc import Callable, Sequence as Many
+from collections.abc import Callable
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from typing import Any
+
+import yaml
 
 from protocol.messages import ChatMessage, Delta, Done, Failed, Generate, Load, Part, RunnerMessage, Sampling, Started
 from runner.batch import Batch
 from runner.engines.base import Engine, Logits, Sequence
 from runner.job import Job
+from tests.support.gateway import ROOT, SMOLLM2
 
 TURNS = 20_000
 """More than any test makes: a batch that makes no progress fails instead of hanging."""
@@ -24,6 +31,21 @@ def load_of(engine: str, family: str, path: object, **fields: Any) -> Load:
     return Load("load-1", "model", family, engine, str(path), **given)
 
 
+@functools.cache
+def _smollm2() -> dict[str, Any]:
+    profile = yaml.safe_load((ROOT / "models_registry" / "profiles" / "pocket.yaml").read_text())
+    return {"context": 1024, "cache_tokens": 1024, "chat_template": profile["models"]["deepseek"]["chat_template"]}
+
+
+def llama_of(**fields: Any) -> Any:
+    """Return the engine of llama.cpp with SmolLM2 loaded, by the template of the catalog."""
+    from runner.engines.llama_cpp import ENGINE
+
+    engine = ENGINE(load_of("llama_cpp", "deepseek", SMOLLM2, **_smollm2() | fields), silent)
+    engine.load()
+    return engine
+
+
 def silent(phase: str, fraction: float | None = None) -> None:
     """Take an engine's reports of progress."""
 
@@ -32,25 +54,28 @@ def said(text: str, role: str = "user") -> ChatMessage:
     return ChatMessage(role, (Part("text", text),))
 
 
+_ids = itertools.count(1)
+
+
 def request(
-    *parts: str | Part | ChatMessage, choices: int = 1, max_new_tokens: int = 64, request_fields: dict[str, Any] | None = None,
-    **sampling: Any,
+    *parts: str | Part | ChatMessage, choices: int = 1, max_new_tokens: int = 64,
+    request_fields: dict[str, Any] | None = None, **sampling: Any,
 ) -> Generate:  # fmt: skip
     """Return a request: messages as they are, or one message of these parts. Its id is its own."""
     messages = tuple(part for part in parts if isinstance(part, ChatMessage))
     if not messages:
         of_user = tuple(Part("text", part) if isinstance(part, str) else part for part in parts)
         messages = (ChatMessage("user", of_user),)
-    request.count = getattr(request, "count", 0) + 1  # type: ignore[attr-defined]
-    name = f"r{request.count}"  # type: ignore[attr-defined]
-    return Generate(name, messages, Sampling(max_new_tokens, **sampling), choices=choices, **request_fields or {})
+    sampled = Sampling(max_new_tokens, **sampling)
+    return Generate(f"r{next(_ids)}", messages, sampled, choices=choices, **request_fields or {})
 
 
 class Watched:
     """An engine that writes down what it is asked, and fails where a test wants it to.
 
     ``pieces`` are (sequence, tokens read before, tokens read after) of each prompt that was read on; ``together`` the
-    sequences of each step. ``before_step`` and ``before_read`` are called with what is about to be done.
+    sequences of each step and ``lengths`` how many tokens each had then. ``before_step`` and ``before_read`` are called
+    with what is about to be done.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -58,6 +83,7 @@ class Watched:
         self.sequences: dict[Job, list[Sequence]] = {}
         self.pieces: list[tuple[Sequence, int, int]] = []
         self.together: list[list[Sequence]] = []
+        self.lengths: list[list[int]] = []
         self.dropped: list[Sequence] = []
         self.before_step: Callable[[Many[Sequence]], None] = lambda _: None
         self.before_read: Callable[[Many[Sequence]], None] = lambda _: None
@@ -78,6 +104,7 @@ class Watched:
 
     def step(self, sequences: Many[Sequence]) -> list[Logits]:
         self.together.append(list(sequences))
+        self.lengths.append([len(one.tokens) for one in sequences])
         self.before_step(sequences)
         return self.engine.step(sequences)
 
@@ -179,6 +206,19 @@ class Crowd:
 def alone(engine: Any, *requests: Generate) -> list[Answer]:
     """Ask one after the other, each with the engine to itself."""
     return [Crowd(engine).answers(one)[0] for one in requests]
+
+
+def nearly_same(ours: Answer, theirs: Answer, tolerance: float) -> int:
+    """Hold two greedy answers, with log probabilities, to being the same as far as rounding lets them: where they part,
+    the tokens that were chosen were as good as equally likely. Return how many tokens are the same."""
+    for step, (mine, other) in enumerate(zip(ours.logprobs[0], theirs.logprobs[0], strict=False)):
+        assert math.isclose(mine.logprob, other.logprob, abs_tol=tolerance), step
+        if ours.ids[step] != theirs.ids[step]:
+            likely = [logprob for token, logprob in mine.top if token == other.token]
+            assert max(likely, default=-math.inf) > mine.logprob - tolerance, step
+            return step
+    assert len(ours.ids) == len(theirs.ids)
+    return len(ours.ids)
 
 
 def at_rest(engine: Any) -> None:

@@ -210,19 +210,19 @@ def run(
     """Make a text byte by byte as an engine would."""
     sent: list[RunnerMessage] = []
     job = Job(Generate("r1", (), Sampling(999, stop=stop)), sent.append)
-    job.begin(7, decode, thinks, inside)
+    (choice,) = job.begin(7, decode, thinks, inside)
     for count, byte in enumerate(text.encode()):
         if count == cancel_after:
             job.cancel()
-        if not job.token(byte):
+        if not choice.token(byte):
             break
-    job.finish("length")
+    choice.finish("length")
     return sent
 
 
 def texts(sent: list[RunnerMessage]) -> tuple[str, str]:
     deltas = [message for message in sent if isinstance(message, Delta)]
-    assert all(delta.text for delta in deltas)
+    assert all(delta.text and delta.index == 0 for delta in deltas)
     return "".join(d.text for d in deltas if d.reasoning), "".join(d.text for d in deltas if not d.reasoning)
 
 
@@ -260,3 +260,47 @@ def test_thinking_and_answer_come_without_white_space_around_them(thought: str, 
 
 def test_tags_are_text_for_a_model_that_does_not_think() -> None:
     assert texts(run("<think>a</think>b")) == ("", "<think>a</think>b")
+
+
+def test_a_second_end_is_no_news() -> None:
+    sent: list[RunnerMessage] = []
+    job = Job(Generate("r1", (), Sampling(9)), sent.append)
+    (choice,) = job.begin(7, from_bytes)
+    choice.finish("stop")
+    choice.finish("length")
+    job.ended()
+    assert sent == [Started("r1", 7), Done("r1", ("stop",), 7, 0, {})]
+
+
+def test_choices_each_have_their_text_and_end_together() -> None:
+    sent: list[RunnerMessage] = []
+    job = Job(Generate("r1", (), Sampling(9, stop=("!",)), choices=3), sent.append)
+    choices = job.begin(7, from_bytes)
+    for bytes_of_each in zip(b"one!", b"two ", strict=True):
+        for choice, byte in zip(choices, bytes_of_each, strict=False):
+            choice.token(byte)
+    choices[1].finish("length")
+    choices[0].finish("length")
+    assert not job.over and not any(isinstance(message, Done) for message in sent)
+    choices[2].finish("stop")
+    said = ["".join(one.text for one in sent if isinstance(one, Delta) and one.index == index) for index in range(3)]
+    assert said == ["one", "two", ""]
+    assert job.over and sent[-1] == Done("r1", ("stop", "length", "stop"), 7, 8, {})
+
+
+def test_the_end_waits_for_what_follows_the_text() -> None:
+    sent: list[RunnerMessage] = []
+    job = Job(Generate("r1", (), Sampling(9)), sent.append)
+    (choice,) = job.begin(7, from_bytes)
+    job.hold()
+    choice.finish("stop")
+    assert not job.over
+    job.extras["audio"] = "…"
+    job.release()
+    assert job.over and sent[-1] == Done("r1", ("stop",), 7, 0, {"audio": "…"})
+
+
+def test_every_token_is_counted_in_some_piece() -> None:
+    """Tokens whose text is held back count with the piece that shows it, or with the last."""
+    sent = run("one EN", stop=("END",))
+    assert sum(one.tokens for one in sent if isinstance(one, Delta)) == len("one EN")

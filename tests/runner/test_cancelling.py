@@ -1,0 +1,168 @@
+"""A request that nobody wants any more: gone within a step, wherever it is, and the others notice nothing."""
+
+from collections.abc import Sequence as Many
+
+import pytest
+
+from runner.engines.base import Sequence
+from tests.runner.conftest import Engines, Media
+from tests.runner.driving import Crowd, alone, request
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+LONG = {"max_new_tokens": 60, "min_tokens": 60}
+
+
+def test_one_of_three_leaves_and_the_next_takes_its_place(engine: Engines) -> None:
+    model = engine()
+    asked = [request(f"What is {one} + 25?", **LONG) for one in (1, 17, 40)] + [request("8 + 95")]
+    wanted = alone(model, *asked)
+    crowd = Crowd(model)
+    jobs = crowd.ask(*asked)
+    crowd.until(lambda: crowd.made(jobs[1]) >= 5)
+    assert len(crowd.batch) == 3 and not crowd.made(jobs[3])
+    jobs[1].cancel()
+    made = crowd.made(jobs[1])
+    crowd.turn()
+    assert jobs[1].over and crowd.made(jobs[1]) == made
+    assert crowd.made(jobs[3]) >= 1, "read in the same turn"
+    crowd.finish()
+    assert crowd.answer(jobs[1]).reasons == ("cancelled",)
+    assert crowd.answer(jobs[1]).ids == wanted[1].ids[:made]
+    for place in (0, 2, 3):
+        assert crowd.answer(jobs[place]).ids == wanted[place].ids
+
+
+def test_in_the_middle_of_a_step(engine: Engines) -> None:
+    """It still gets the token that was being made, and no other."""
+    crowd = Crowd(engine())
+    first, second = crowd.ask(request("1 + 25?", **LONG), request("17 + 25?", **LONG))
+    crowd.until(lambda: crowd.made(first) >= 5)
+
+    def cancel(_: Many[Sequence]) -> None:
+        first.cancel()
+
+    crowd.watched.before_step = cancel
+    made = crowd.made(first)
+    crowd.turn()
+    assert first.over and crowd.made(first) == made + 1
+    crowd.finish()
+    assert crowd.answer(first).reasons == ("cancelled",) and len(crowd.answer(second).ids) == 60
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_while_its_prompt_is_read(engine: Engines, monkeypatch: pytest.MonkeyPatch, others: int) -> None:
+    model = engine()
+    monkeypatch.setattr(model, "piece", 32)
+    crowd = Crowd(model)
+    crowd.ask(*(request("17 + 25?", **LONG) for _ in range(others)))
+    (long,) = crowd.ask(request("How much is it? " * 40 + "8 + 95"))
+    crowd.until(lambda: sum(piece[0].job is long for piece in crowd.watched.pieces) == 2)
+
+    def cancel(sequences: Many[Sequence]) -> None:
+        if any(one.job is long for one in sequences):
+            long.cancel()  # heard while the third piece is read
+
+    crowd.watched.before_read = cancel
+    crowd.finish()
+    pieces = [(before, after) for one, before, after in crowd.watched.pieces if one.job is long]
+    assert pieces == [(0, 32), (32, 64), (64, 96)]
+    assert crowd.answer(long).reasons == ("cancelled",) and not crowd.made(long)
+
+
+def test_while_it_waits(engine: Engines) -> None:
+    crowd = Crowd(engine())
+    jobs = crowd.ask(*(request("17 + 25?", **LONG) for _ in range(5)))
+    crowd.turn()
+    assert not crowd.made(jobs[3])
+    jobs[3].cancel()
+    crowd.turn()
+    assert jobs[3].over and not any(job.over for job in jobs[:3])
+    crowd.finish()
+    assert not any(piece[0].job is jobs[3] for piece in crowd.watched.pieces), "never read"
+    assert [crowd.answer(job).reasons for job in jobs] == [("length",)] * 3 + [("cancelled",), ("length",)]
+
+
+def test_before_it_arrives(engine: Engines) -> None:
+    crowd = Crowd(engine())
+    (job,) = crowd.ask(request("17 + 25?"))
+    job.cancel()
+    crowd.finish()
+    assert crowd.answer(job).reasons == ("cancelled",) and not crowd.watched.pieces and not crowd.watched.together
+
+
+def test_all_of_them(engine: Engines) -> None:
+    crowd = Crowd(engine())
+    jobs = crowd.ask(*(request("17 + 25?", **LONG) for _ in range(4)))
+    crowd.turn(4)
+    for job in jobs:
+        job.cancel()
+    steps = crowd.engine.steps
+    crowd.turn()
+    assert all(job.over for job in jobs) and crowd.engine.steps == steps
+    assert len(crowd.batch) == 0
+
+
+def test_no_step_after_the_last_wanted_token(engine: Engines) -> None:
+    """Of n tokens the first comes with the prompt, so that n - 1 steps make them."""
+    model = engine()
+    before = model.steps
+    Crowd(model).answers(request("17 + 25?", **LONG))
+    assert model.steps - before == 59
+    before = model.steps
+    Crowd(model).answers(*(request("17 + 25?", **LONG) for _ in range(3)))
+    assert model.steps - before == 59, "three at once take no more steps than one"
+    before = model.steps
+    Crowd(model).answers(*(request("17 + 25?", max_new_tokens=1) for _ in range(3)))
+    assert model.steps == before
+
+
+def test_all_choices_go_at_once(engine: Engines) -> None:
+    crowd = Crowd(engine())
+    several, other = crowd.ask(request("17 + 25?", choices=4, **LONG), request("8 + 95"))
+    crowd.turn(3)
+    several.cancel()
+    crowd.turn()
+    assert crowd.answer(several).reasons == ("cancelled",) * 4
+    crowd.finish()
+    assert crowd.answer(other).text == "8 + 95 = 103"
+
+
+@pytest.mark.parametrize("when", [0, 1, 2])
+def test_one_that_is_answered_apart(engine: Engines, media: Media, when: int) -> None:
+    """BLIP answers by ``generate``: a cancellation is heard between its steps."""
+    model = engine("blip_vqa")
+    crowd = Crowd(model)
+    jobs = crowd.ask(*(request("What color is the shape?", media.image(seed), max_new_tokens=12, min_tokens=12)
+                       for seed in range(2)))  # fmt: skip
+    calls = 0
+
+    def cancel(*_: object) -> None:
+        nonlocal calls
+        if calls == when:
+            jobs[0].cancel()
+        calls += 1
+
+    hook = model._model.text_decoder.register_forward_pre_hook(cancel)
+    try:
+        crowd.turn()
+    finally:
+        hook.remove()
+    assert crowd.answer(jobs[0]).reasons == ("cancelled",) and len(crowd.answer(jobs[0]).ids) <= when + 1
+    assert crowd.answer(jobs[1]).reasons == ("length",) and len(crowd.answer(jobs[1]).ids) == 12
+
+
+def test_a_prompt_that_is_read_is_not_held_up_by_one_that_goes_apart(
+    engine: Engines, media: Media, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = engine("qwen_omni")
+    monkeypatch.setattr(model, "piece", 32)
+    crowd = Crowd(model)
+    (read,) = crowd.ask(request("What color is it? " * 40, max_new_tokens=4))
+    crowd.turn()
+    assert len(crowd.watched.pieces) == 1 and not crowd.made(read)
+    (spoken,) = crowd.ask(request("Hello", max_new_tokens=4, request_fields={"switches": {"speech": True}}))
+    crowd.until(lambda: read.over)
+    crowd.finish()
+    done = crowd.answer(spoken).done
+    assert done and done.extras["audio"]
