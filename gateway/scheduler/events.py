@@ -5,13 +5,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """A request wants a place in a model's queue. ``retry`` asks for a load in spite of a back-off."""
+    """A request wants a place in a model's queue. ``retry`` asks for a load in spite of a back-off; ``places`` is how
+    many answers it wants made at once."""
 
     request_id: str
     model: str
     deadline: float
     priority: int = 0
     retry: bool = False
+    places: int = 1
 
 
 @dataclass(frozen=True, slots=True)

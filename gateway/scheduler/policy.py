@@ -254,7 +254,7 @@ def _schedule(state: State, now: float) -> list[Action]:
                 request.since = now
         yielding.update(victim.name for victim in found.yielding)
     for model in state.models.values():
-        while model.phase is Phase.READY and model.name not in yielding and _may_grant(model):
+        while model.phase is Phase.READY and model.name not in yielding and _may_grant(state, model, now):
             actions.append(_grant(state, model, now))
     return actions
 
@@ -312,8 +312,12 @@ def _start(state: State, model: Model, slot: str, now: float) -> StartLoad:
     return StartLoad(model.name, model.load_id, slot)
 
 
-def _may_grant(model: Model) -> bool:
-    return bool(model.waiting) and len(model.leases) < model.concurrency
+def _may_grant(state: State, model: Model, now: float) -> bool:
+    """Whether there are places for the next one in turn. One that wants several waits for them and is not overtaken."""
+    if not model.waiting:
+        return False
+    taken = sum(request.places for request in model.leases.values())
+    return taken + model.next(now, state.limits).places <= model.concurrency
 
 
 def _grant(state: State, model: Model, now: float) -> Grant:

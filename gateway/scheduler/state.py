@@ -36,7 +36,7 @@ class Request:
     """One request's place: reserved, then submitted (waiting), then leased.
 
     ``asked`` is when it was submitted, ``since`` when its present turn of waiting began: a model that gives way puts
-    its own waiters behind the one it gave way to.
+    its own waiters behind the one it gave way to. ``places`` is how many of the model's places it takes.
     """
 
     request_id: str
@@ -47,6 +47,7 @@ class Request:
     asked: float = 0.0
     submitted: bool = False
     retry: bool = False
+    places: int = 1
     waited_for_load: bool = False
     granted_at: float | None = None
 
@@ -60,7 +61,7 @@ class Model:
     """One model as the scheduler sees it.
 
     ``predicted`` are the bytes a load is expected to take, ``bytes`` what it is charged for while it is not cold.
-    ``concurrency`` is how many leases its runner takes at once.
+    ``concurrency`` is how many answers its runner makes at once.
 
     What was measured: ``load`` from StartLoad to Loaded, ``end`` from EndRunner to the memory being back, ``service``
     from a request's grant to its release, among as many others as there were, and ``gap`` from when the model had

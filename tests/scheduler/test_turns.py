@@ -389,3 +389,23 @@ def test_ticks_that_come_by_themselves_change_nothing() -> None:
     for _ in range(100):
         world.now += 0.05
         assert world.send(events.Tick()) == []
+
+
+def test_a_request_for_several_answers_waits_for_as_many_places_and_is_not_overtaken() -> None:
+    world = make({"a": 60}, concurrency=4)
+    first = world.ask("a")
+    world.loaded(world.runner("a").load_id)
+    wide, small = world.ask("a", places=4), world.ask("a")
+    assert world.stage(first) is Stage.GRANTED
+    assert world.stage(wide) is world.stage(small) is Stage.WAITING
+    world.release(first)
+    assert world.stage(wide) is Stage.GRANTED and world.stage(small) is Stage.WAITING
+    world.release(wide)
+    assert world.stage(small) is Stage.GRANTED
+
+
+def test_more_answers_than_places_take_all_of_them() -> None:
+    world = make({"a": 60}, concurrency=2)
+    wide = world.ask("a", places=16)
+    world.loaded(world.runner("a").load_id)
+    assert world.stage(wide) is Stage.GRANTED

@@ -88,12 +88,12 @@ class World:
     # -- what happens --------------------------------------------------------------------------------------------------
 
     def reserve(
-        self, model: str, *, patience: float = FAR, priority: int = 0, retry: bool = False
+        self, model: str, *, patience: float = FAR, priority: int = 0, retry: bool = False, places: int = 1
     ) -> str:
         """Ask for a place. Return the request's id, admitted or refused."""
         client = Client(f"r{len(self.clients) + 1}", model, self.now + patience, retry)
         self.clients[client.request_id] = client
-        self.send(events.Reserve(client.request_id, model, client.deadline, priority, retry))
+        self.send(events.Reserve(client.request_id, model, client.deadline, priority, retry, places))
         assert client.stage is not Stage.ASKED, "a reservation was not answered"
         return client.request_id
 
@@ -102,9 +102,11 @@ class World:
             self.clients[request_id].stage = Stage.WAITING
         return self.send(events.Submit(request_id))
 
-    def ask(self, model: str, *, patience: float = FAR, priority: int = 0, retry: bool = False) -> str:
+    def ask(
+        self, model: str, *, patience: float = FAR, priority: int = 0, retry: bool = False, places: int = 1
+    ) -> str:
         """Reserve and submit."""
-        request_id = self.reserve(model, patience=patience, priority=priority, retry=retry)
+        request_id = self.reserve(model, patience=patience, priority=priority, retry=retry, places=places)
         if self.stage(request_id) is Stage.ADMITTED:
             self.submit(request_id)
         return request_id
