@@ -20,6 +20,7 @@ from runner.errors import classify
 from runner.job import Job
 
 log = logging.getLogger("runner")
+_READING_SECONDS = 0.4  # that the next token of others, or a cancellation, may have to wait for prompts
 _LOOK = 0.05  # seconds between looks at the clock while waiting for company
 
 
@@ -119,18 +120,27 @@ class Batch:
         budget = self._engine.piece
         while budget > 0 and (group := self._group(budget)):
             budget -= max(1, sum(len(sequence.tokens) - sequence.read for sequence in group))
+            started, before = time.monotonic(), sum(sequence.read for sequence in group)
             try:
                 scores = self._engine.read(group)
             except Exception as error:
                 self._reading = []
                 self._fail({sequence.job: None for sequence in group}, error, group)
                 continue
+            self._pace(sum(sequence.read for sequence in group) - before, time.monotonic() - started)
             self._reading = [sequence for sequence, logits in zip(group, scores, strict=True) if logits is None]
             done = [(sequence, logits.copy()) for sequence, logits in zip(group, scores, strict=True)
                     if logits is not None]  # fmt: skip
             self._active += [sequence for sequence, _ in done]
             for sequence, logits in done:  # copied: an engine's scores hold until its next call
                 self._begin(sequence, logits)
+
+    def _pace(self, tokens: int, seconds: float) -> None:
+        """Let the next piece be as large as may be read in the time others can be kept waiting."""
+        least, most = self._engine.piece_bounds
+        if tokens >= least:
+            wanted = int(_READING_SECONDS * tokens / max(seconds, 1e-6))
+            self._engine.piece = max(least, min(most, (self._engine.piece + wanted) // 2))
 
     def _group(self, budget: int) -> list[Sequence]:
         """The sequences to read next. Strictly in order: none is overtaken for its size."""

@@ -100,6 +100,7 @@ class Engine(Protocol):
     steps: int
     rows: int
     piece: int
+    piece_bounds: tuple[int, int]
     ends: frozenset[int]
 
     def __init__(self, load: Load, progress: ProgressReport) -> None: ...

@@ -15,7 +15,8 @@ import numpy as np
 
 from runner.errors import DamagedError, RunnerError
 
-_BATCH = 512
+BATCH = 512
+"""Tokens that can be evaluated at once."""
 _PIECE_BYTES = 256
 
 
@@ -131,7 +132,7 @@ class Context:
         """:raises RunnerError: if llama.cpp cannot make it, say for want of memory."""
         params = llama_cpp.llama_context_default_params()
         params.n_ctx, params.n_seq_max, params.kv_unified = cells, sequences, True
-        params.n_batch = params.n_ubatch = _BATCH
+        params.n_batch = params.n_ubatch = BATCH
         params.n_threads = params.n_threads_batch = threads
         params.no_perf = True
         self._model = model
@@ -140,7 +141,7 @@ class Context:
             raise RunnerError(f"llama.cpp cannot make a context of {cells} tokens; is there memory enough?")
         self.cells = int(llama_cpp.llama_n_ctx(self._handle))
         self._memory = llama_cpp.llama_get_memory(self._handle)
-        self._batch = llama_cpp.llama_batch_init(_BATCH, 0, 1)
+        self._batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
 
     def evaluate(self, tokens: Sequence[Fed]) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
         """Evaluate at most 512 tokens; return the scores (V,) after each scored one, valid until the next call.

@@ -16,7 +16,7 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from protocol.messages import Generate, Load, Loaded
 from runner.constraint import Grammars, from_llama_cpp
 from runner.engines.base import Logits, ProgressReport, Sequence, check_bias, sampler_of, wanted_constraint
-from runner.engines.gguf import Context, Fed, Gguf
+from runner.engines.gguf import BATCH, Context, Fed, Gguf
 from runner.errors import RequestError
 from runner.job import Job
 from runner.machine import cpu_threads
@@ -35,6 +35,7 @@ class LlamaCpp:
         self.steps = 0
         self.rows = load.max_batch_size
         self.piece = _PIECE
+        self.piece_bounds = (_PIECE // 8, BATCH)
         self.ends: frozenset[int] = frozenset()
         self._held: list[list[int]] = [[] for _ in range(self.rows)]
         self._free: list[int] = list(range(self.rows))  # least recently used first

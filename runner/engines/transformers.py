@@ -55,6 +55,7 @@ class Transformers:
         self.steps = 0
         self.rows = load.max_batch_size
         self.piece = _PIECE if self._device.type == "cpu" else _PIECE_ON_GPU
+        self.piece_bounds = (_PIECE // 8, 8 * _PIECE)
         self.ends: frozenset[int] = frozenset()
         self._placed: list[Sequence] = []
 

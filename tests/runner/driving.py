@@ -91,6 +91,11 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
 
+    @property
+    def piece_bounds(self) -> tuple[int, int]:
+        """Pieces that do not go by the clock."""
+        return self.engine.piece, self.engine.piece
+
     def prepare(self, job: Job) -> list[Sequence]:
         self.sequences[job] = sequences = self.engine.prepare(job)
         return sequences

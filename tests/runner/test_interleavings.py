@@ -37,6 +37,7 @@ class Toy:
 
     def __init__(self, rows: int, piece: int, cells: int) -> None:
         self.rows, self.piece, self.cells = rows, piece, cells
+        self.piece_bounds = (piece, piece)
         self.steps = 0
         self.ends = frozenset({END})
         self.places: dict[int, list[int]] = {}
