@@ -6,21 +6,22 @@ another one is another folder. Used on both sides: the runner reads and writes, 
 import torch.
 """
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
-import time
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 log = logging.getLogger(__name__)
 _RECORD = "switchyard.json"
 _UNFINISHED = ".unfinished-"
-_ABANDONED = 3600.0  # seconds after which an unfinished folder is nobody's any more
+_SPARE = 10**9  # bytes of disk that are left to others
 _LIBRARIES = ("torch", "transformers", "bitsandbytes")
 
 
@@ -31,6 +32,7 @@ class Entry:
     folder: Path
     model: str
     bits: int
+    variant: str
     bytes: int
     used: float
 
@@ -54,35 +56,47 @@ def folder(base: Path, model: str, bits: int, found: str) -> Path:
     return base / f"{model}-{bits}bit-{found}"
 
 
-def usable(place: Path) -> bool:
-    """Whether a folder holds what was written into it, as far as its files' sizes and times tell. Marks it as used."""
+def state(place: Path) -> Literal["absent", "whole", "damaged"]:
+    """Say whether a folder holds what was written into it, as far as its files' sizes and times tell. Marks a whole one
+    as used."""
+    if not place.exists():
+        return "absent"
     record = _read(place)
     if record is None:
-        return False
+        return "damaged"
     for name, (size, changed) in record["files"].items():
         try:
             found = (place / name).stat()
         except OSError:
-            return False
+            return "damaged"
         if (found.st_size, found.st_mtime_ns) != (size, changed):
-            return False
-    os.utime(place / _RECORD)
-    return True
+            return "damaged"
+    with suppress(OSError):  # a folder that cannot be written can still be read
+        os.utime(place / _RECORD)
+    return "whole"
 
 
-def begin(place: Path) -> Path:
-    """Return an empty folder to write into, beside the place it will have."""
+def begin(place: Path, need: int) -> Path:
+    """Return an empty folder to write ``need`` bytes into, beside the place it will have.
+
+    :raises OSError: if it cannot be made, or the disk has not that much and some to spare.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(place.parent)
+    if (free := shutil.disk_usage(place.parent).free) < need + _SPARE:
+        raise OSError(errno.ENOSPC, f"{need:,} bytes are wanted and {free:,} are free", str(place.parent))
     unfinished = place.parent / f"{_UNFINISHED}{place.name}-{os.getpid()}"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    unfinished.mkdir()
     return unfinished
 
 
-def finish(unfinished: Path, place: Path, model: str, bits: int) -> None:
-    """Give a written folder its record and its place, all at once, and remove those of the model that it replaces."""
+def finish(unfinished: Path, place: Path, model: str, bits: int, variant: str) -> None:
+    """Give a written folder its record and its place, all at once, and remove those that it replaces: the model's of
+    the same bits and ``variant``, the kind of device they are for."""
     files = {file.name: (found.st_size, found.st_mtime_ns)
              for file in sorted(unfinished.iterdir()) if (found := file.stat())}  # fmt: skip
-    record = {"model": model, "bits": bits, "bytes": sum(size for size, _ in files.values()), "files": files}
+    total = sum(size for size, _ in files.values())
+    record = {"model": model, "bits": bits, "variant": variant, "bytes": total, "files": files}
     (unfinished / _RECORD).write_text(json.dumps(record, indent=1))
     for file in unfinished.iterdir():
         with file.open("rb") as written:
@@ -90,7 +104,7 @@ def finish(unfinished: Path, place: Path, model: str, bits: int) -> None:
     discard(place)
     os.replace(unfinished, place)
     for other in entries(place.parent):
-        if (other.model, other.bits) == (model, bits) and other.folder != place:
+        if (other.model, other.bits, other.variant) == (model, bits, variant) and other.folder != place:
             log.info("the quantized weights in %s are stale and removed", other.folder.name)
             discard(other.folder)
 
@@ -105,7 +119,7 @@ def entries(base: Path) -> list[Entry]:
     for place in base.iterdir() if base.is_dir() else ():
         if not place.name.startswith(_UNFINISHED) and (record := _read(place)) is not None:
             used = (place / _RECORD).stat().st_mtime
-            found.append(Entry(place, record["model"], record["bits"], record["bytes"], used))
+            found.append(Entry(place, record["model"], record["bits"], record["variant"], record["bytes"], used))
     return sorted(found, key=lambda entry: entry.used)
 
 
@@ -114,9 +128,7 @@ def prune(base: Path, limit: int) -> list[Entry]:
 
     Return what was removed.
     """
-    for place in base.iterdir() if base.is_dir() else ():
-        if place.name.startswith(_UNFINISHED) and time.time() - place.stat().st_mtime > _ABANDONED:
-            discard(place)
+    _sweep(base)
     kept, removed = entries(base), []
     total = sum(entry.bytes for entry in kept)
     for entry in kept:
@@ -128,9 +140,16 @@ def prune(base: Path, limit: int) -> list[Entry]:
     return removed
 
 
+def _sweep(base: Path) -> None:
+    """Remove what was never finished: its writer, whose process id ends its name, is no more."""
+    for place in base.iterdir() if base.is_dir() else ():
+        if place.name.startswith(_UNFINISHED) and not Path("/proc", place.name.rpartition("-")[2]).exists():
+            discard(place)
+
+
 def _read(place: Path) -> dict[str, Any] | None:
     try:
         record: dict[str, Any] = json.loads((place / _RECORD).read_text())
-        return record if {"model", "bits", "bytes", "files"} <= set(record) else None
+        return record if {"model", "bits", "variant", "bytes", "files"} <= set(record) else None
     except (OSError, ValueError, TypeError):
         return None

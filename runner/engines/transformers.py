@@ -103,7 +103,11 @@ class Transformers:
 
     def _read_kept(self) -> PreTrainedModel | None:
         """Read the weights that an earlier load quantized, if they are there and whole."""
-        if self._kept is None or not quantized.usable(self._kept):
+        if self._kept is None or (state := quantized.state(self._kept)) == "absent":
+            return None
+        if state == "damaged":
+            log.warning("the quantized weights in %s are not what was written and are made anew", self._kept)
+            quantized.discard(self._kept)
             return None
         self._progress("reading quantized weights")
         try:
@@ -131,13 +135,15 @@ class Transformers:
         if self._load.quant_bits == 16 and self._device.type == "cpu" and not self._load.max_memory:
             with torch.inference_mode():
                 pack(self._model)
-        if self._kept is None or self._kept.exists() or self._model.get_memory_footprint() < _WORTH_KEEPING:
+        size = int(self._model.get_memory_footprint())
+        if self._kept is None or self._kept.exists() or not _WORTH_KEEPING <= size <= self._load.quantized_limit:
             return
-        started = time.monotonic()
-        unfinished = quantized.begin(self._kept)
+        started, unfinished = time.monotonic(), None
         try:
+            unfinished = quantized.begin(self._kept, size)
             self._model.save_pretrained(unfinished, max_shard_size="2GB")
-            quantized.finish(unfinished, self._kept, self._load.name, self._load.quant_bits)
+            variant = f"{self._device.type} {self._dtype}"
+            quantized.finish(unfinished, self._kept, self._load.name, self._load.quant_bits, variant)
             for gone in quantized.prune(self._kept.parent, self._load.quantized_limit):
                 log.info("removed %s to keep quantized weights within their limit", gone.folder.name)
         except Exception as error:  # a full disk, most likely; the model serves all the same
@@ -145,7 +151,8 @@ class Transformers:
         else:
             log.info("kept the quantized weights of %s in %.1f s", self._load.name, time.monotonic() - started)
         finally:
-            quantized.discard(unfinished)
+            if unfinished is not None:
+                quantized.discard(unfinished)
 
     def _prepare_batch(self) -> None:
         """See whether this model can decode in rows, and how much memory they may take."""

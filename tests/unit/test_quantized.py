@@ -1,0 +1,116 @@
+"""The folders of quantized weights: what holds, what is stale or damaged, what is removed and when."""
+
+import errno
+import os
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from utils import quantized
+
+GONE = 2**22 + 1
+"""A process id that no process can have."""
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def write(
+    base: Path, model: str = "a", bits: int = 4, found: str = "k1", size: int = 100, variant: str = "cpu"
+) -> Path:
+    place = quantized.folder(base, model, bits, found)
+    unfinished = quantized.begin(place, size)
+    (unfinished / "model.safetensors").write_bytes(b"q" * size)
+    quantized.finish(unfinished, place, model, bits, variant)
+    return place
+
+
+def test_the_key_tells_files_settings_and_libraries_apart(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = quantized.key(checkpoint, {"bits": 4})
+    assert quantized.key(checkpoint, {"bits": 4}) == first
+    assert quantized.key(checkpoint, {"bits": 8}) != first
+    (checkpoint / "model.safetensors").write_bytes(b"other weights")
+    second = quantized.key(checkpoint, {"bits": 4})
+    assert second != first
+    monkeypatch.setattr(quantized, "version", lambda name: "99")
+    assert quantized.key(checkpoint, {"bits": 4}) not in (first, second)
+
+
+def test_what_was_written_is_whole_and_listed(tmp_path: Path) -> None:
+    place = write(tmp_path)
+    assert quantized.state(place) == "whole"
+    (entry,) = quantized.entries(tmp_path)
+    assert (entry.model, entry.bits, entry.bytes, entry.folder) == ("a", 4, 100, place)
+
+
+def test_nothing_is_there_before(tmp_path: Path) -> None:
+    assert quantized.state(tmp_path / "nowhere") == "absent"
+    assert quantized.entries(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize("damage", [
+    lambda place: (place / "model.safetensors").unlink(),
+    lambda place: (place / "model.safetensors").write_bytes(b"q" * 99),
+    lambda place: (place / "model.safetensors").write_bytes(b"x" * 100),
+    lambda place: (place / "switchyard.json").write_text("{"),
+    lambda place: (place / "switchyard.json").write_text('{"model": "a"}'),
+], ids=["missing", "cut short", "rewritten", "record broken", "record cut"])  # fmt: skip
+def test_what_does_not_match_its_record_is_damaged(tmp_path: Path, damage: object) -> None:
+    place = write(tmp_path)
+    damage(place)  # type: ignore[operator]
+    assert quantized.state(place) == "damaged"
+
+
+def test_a_folder_that_cannot_be_written_is_still_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = write(tmp_path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "read-only")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert quantized.state(place) == "whole"
+
+
+def test_a_newer_one_replaces_those_of_its_kind_only(tmp_path: Path) -> None:
+    old, other_bits = write(tmp_path, found="k1"), write(tmp_path, bits=8, found="k1")
+    other_device, other_model = write(tmp_path, found="k2", variant="cuda"), write(tmp_path, model="b", found="k1")
+    new = write(tmp_path, found="k3")
+    assert quantized.state(old) == "absent"
+    assert all(quantized.state(place) == "whole" for place in (new, other_bits, other_device, other_model))
+
+
+def test_what_a_dead_writer_left_is_removed(tmp_path: Path) -> None:
+    dead, living = tmp_path / f".unfinished-a-{GONE}", tmp_path / f".unfinished-b-{os.getppid()}"
+    for place in (dead, living):
+        place.mkdir()
+        (place / "model.safetensors").write_bytes(b"half")
+    assert quantized.prune(tmp_path, 0) == []
+    assert not dead.exists() and living.exists()
+    dead.mkdir()
+    write(tmp_path)
+    assert not dead.exists()
+
+
+def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
+    places = [write(tmp_path, model=name) for name in "abc"]
+    for age, place in enumerate(places):
+        os.utime(place / "switchyard.json", (1000 + age, 1000 + age))
+    quantized.state(places[0])  # which is to use it
+    assert [entry.model for entry in quantized.prune(tmp_path, 250)] == ["b"]
+    assert [entry.model for entry in quantized.prune(tmp_path, 0)] == ["c", "a"]
+    assert quantized.entries(tmp_path) == []
+
+
+def test_a_full_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(quantized.shutil, "disk_usage", lambda _: usage(10, 10, 10**9))
+    with pytest.raises(OSError, match="are free"):
+        quantized.begin(tmp_path / "a-4bit-k", 1)
+    assert list(tmp_path.iterdir()) == []
