@@ -1,6 +1,6 @@
 """How many bytes a model will take once loaded: predicted from file headers, corrected by what loads really took.
 
-Reads safetensors headers and file sizes only; no torch, no weights. Measured figures are kept in
+Reads safetensors headers, file sizes and the config only; no torch, no weights. Measured figures are kept in
 ``models/.switchyard/footprints.json``. Gateway process.
 """
 
@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, Field, PositiveInt, StrictInt, TypeAdapter
+from pydantic import AliasChoices, BaseModel, Field, PositiveInt, StrictInt, TypeAdapter, ValidationError
 
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
@@ -31,6 +31,9 @@ _OVERHEAD = {("transformers", "cpu"): 130 * 10**6, ("transformers", "cuda"): 600
              ("llama_cpp", "cpu"): 60 * 10**6, ("llama_cpp", "cuda"): 500 * 10**6}  # fmt: skip
 _HEADROOM = 1.10  # activations
 _NO_DECODER = ("visual", "vision", "audio_tower", "talker", "token2wav")  # what sees, hears and speaks keeps no cache
+_FUSED = ("qkv_proj.weight", "c_attn.weight", "query_key_value.weight", "Wqkv.weight")
+_CROSS = ("crossattention", "cross_attn", "encoder_attn", "EncDecAttention")
+"""Attention to an encoder: such a decoder's cache is its engine's own affair."""
 
 
 class HeaderError(ValueError):
@@ -46,6 +49,31 @@ class _Tensor(BaseModel):
     dtype: str
     shape: tuple[_Count, ...]
     data_offsets: tuple[_Count, _Count]
+
+
+_Some = Annotated[StrictInt, Field(gt=0)]
+
+
+class _Decoder(BaseModel):
+    """What a checkpoint's config says of its decoder, by the names that architectures have for it."""
+
+    layers: _Some = Field(validation_alias=AliasChoices("num_hidden_layers", "n_layer", "num_layers"))
+    heads: _Some = Field(validation_alias=AliasChoices("num_attention_heads", "n_head", "num_heads"))
+    key_value_heads: _Some | None = Field(
+        None, validation_alias=AliasChoices("num_key_value_heads", "num_kv_heads", "n_head_kv"))
+    width: _Some | None = Field(None, validation_alias=AliasChoices("hidden_size", "n_embd", "d_model"))
+    head_dim: _Some | None = None
+    multi_query: bool = False
+    new_decoder_architecture: bool = False
+    is_encoder_decoder: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Numbers kept of a token in all layers. 0 where it cannot be told."""
+        one_for_all = self.multi_query and not self.new_decoder_architecture
+        heads = 1 if one_for_all else self.key_value_heads or self.heads
+        size = self.head_dim or (self.width or 0) // self.heads
+        return 0 if self.is_encoder_decoder else self.layers * 2 * heads * size
 
 
 def safetensors_sizes(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -121,20 +149,39 @@ def weight_bytes(spec: ModelSpec, models_dir: Path, float_size: int = 2) -> int:
 def cache_token_bytes(spec: ModelSpec, models_dir: Path, float_size: int = 2) -> int:
     """Return the bytes that one token's keys and values take in all layers of the decoder.
 
-    The rows of the projections that make them are what is kept of a token. 0 for a GGUF file, whose engine takes its
-    whole cache at the load.
+    The rows of the projections that make them are what is kept of a token; where those are fused with others, the
+    config tells. 0 where neither does, for a decoder that attends to an encoder, and for a GGUF file, whose engine
+    takes its whole cache at the load.
 
     :raises HeaderError: for damaged or missing weights.
     """
     if spec.source.file:
         return 0
-    rows = 0
+    rows, fused = 0, False
     for file in sorted(spec.path(models_dir).glob("*.safetensors")):
         now = file.stat()
         for name, (_, shape) in _header(file, now.st_mtime_ns, now.st_size).items():
-            if name.endswith(("k_proj.weight", "v_proj.weight")) and not any(part in name for part in _NO_DECODER):
+            if any(part in name for part in _CROSS):
+                return 0
+            if any(part in name for part in _NO_DECODER):
+                continue
+            fused = fused or name.endswith(_FUSED)
+            if name.endswith((".k_proj.weight", ".v_proj.weight")):
                 rows += shape[0]
+    if fused or not rows:
+        rows = _rows_by_config(spec.path(models_dir) / "config.json") or rows
     return rows * float_size
+
+
+def _rows_by_config(path: Path) -> int:
+    """Return the numbers kept of a token as the config has it; 0 where it cannot be told."""
+    try:
+        config = json.loads(path.read_bytes())
+        for inner in ("thinker_config", "text_config"):
+            config = config.get(inner) or config
+        return _Decoder.model_validate(config).rows
+    except (OSError, ValidationError, ValueError, AttributeError, RecursionError):
+        return 0  # loading it says what is wrong with it
 
 
 class Footprints:

@@ -6,6 +6,7 @@ and the requests through their mailboxes; it decides nothing about slots. Gatewa
 
 import logging
 import os
+import select
 import signal
 import socket
 import threading
@@ -28,10 +29,17 @@ _TICK = 1.0
 _FORK_PATIENCE = 120.0  # seconds a forkserver may need for its imports on a slow disk
 
 
+class Late:
+    """In the mailbox: the deadline passed, and the runner is told to stop whether or not anybody looks."""
+
+
 @dataclass
 class _InFlight:
     mailbox: Mailbox
     keep_alive: float | None
+    deadline: float
+    late: bool = False
+    told: bool = False
 
 
 class RunnerHandle:
@@ -80,16 +88,19 @@ class RunnerHandle:
         self._theirs.close()
         self._thread.start()
 
-    def submit(self, request: messages.Generate, mailbox: Mailbox, keep_alive: float | None) -> bool:
+    def submit(
+        self, request: messages.Generate, mailbox: Mailbox, keep_alive: float | None, deadline: float
+    ) -> bool:
         """Send a request whose lease is held. Its Started, Delta and Done or Failed go to ``mailbox``.
 
+        At the ``deadline`` (of the monotonic clock) the runner is told to stop and ``mailbox`` gets :class:`Late`.
         The lease is released by this handle, when the runner is really done with it. Return False if the runner is
         already ending; then nothing was sent and the lease is the caller's to withdraw.
         """
         with self._lock:
             if self._ending is not None:
                 return False
-            self._in_flight[request.request_id] = _InFlight(mailbox, keep_alive)
+            self._in_flight[request.request_id] = _InFlight(mailbox, keep_alive, deadline)
         self._send(request)
         return True
 
@@ -124,7 +135,7 @@ class RunnerHandle:
 
     def _run(self) -> None:
         cause = "its process ended unexpectedly"
-        heard = time.monotonic()
+        heard = looked = time.monotonic()
         stop_by: float | None = None
         try:
             self._connection.send(self.load)
@@ -134,6 +145,9 @@ class RunnerHandle:
                 if self._connection in readable:
                     heard = now
                     self._receive(self._connection.recv())
+                if now - looked >= _TICK:
+                    looked = now
+                    self._stop_late(now)
                 if self._wake in readable:
                     os.eventfd_read(self._wake)
                 if self._ending is not None and stop_by is None:
@@ -159,6 +173,28 @@ class RunnerHandle:
             log.exception("unreadable message from %s", self.load_id)
             cause = "it sent an unreadable message"
         self._bury(cause)
+
+    def _stop_late(self, now: float) -> None:
+        """Stop what is past its deadline: whoever should notice may be stuck sending to a client that does not read.
+
+        The reader must not wait for a runner that does not read either: what cannot be sent now is tried at the next
+        tick.
+        """
+        with self._lock:
+            late = [(name, flight) for name, flight in self._in_flight.items() if now > flight.deadline]
+        for request_id, flight in late:
+            if not flight.late:
+                flight.late = True
+                flight.mailbox.put(Late())  # before the runner's own last word, which would not say why
+            if not flight.told and self._send_lock.acquire(blocking=False):
+                try:
+                    poll = select.poll()
+                    poll.register(self._connection, select.POLLOUT)
+                    if poll.poll(0):
+                        self._connection.send(messages.Cancel(request_id))
+                        flight.told = True
+                finally:
+                    self._send_lock.release()
 
     def _receive(self, message: messages.RunnerMessage) -> None:
         match message:

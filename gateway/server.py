@@ -1,13 +1,15 @@
 """How the application is served: gunicorn with one worker of many threads, or Flask's own server under ``--debug``.
 
 One worker only, because the slots have one owner. A stopping worker first lets the requests under way finish, within
-``drain_timeout``, then ends every runner. Gateway process.
+``drain_timeout``, then ends every runner. A client that stops reading keeps its thread for ``send_timeout`` only.
+Gateway process.
 """
 
 import errno
 import logging
 import signal
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -21,14 +23,17 @@ from gunicorn.glogging import Logger
 from gunicorn.workers.gthread import ThreadWorker
 
 from gateway.service import Gateway
+from models_registry.catalog import Catalog, load_catalog
 from utils.settings import Settings, SettingsError
 
 log = logging.getLogger("switchyard")
+_LONGEST_SEND = 10**6  # seconds; the kernel refuses what it cannot count in ticks
 _MARGIN = 15  # seconds gunicorn leaves a worker after drain_timeout to end runners and threads
 
 
 class DrainingWorker(ThreadWorker):  # type: ignore[misc]
-    """A thread worker that drains on SIGTERM and on Ctrl-C, and stops at once on a second Ctrl-C."""
+    """A thread worker that drains on SIGTERM and on Ctrl-C, stops at once on a second Ctrl-C, and drops a client that
+    does not read."""
 
     _draining = False
 
@@ -51,6 +56,20 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         service: Gateway = self.wsgi.extensions["switchyard"]
         return service
 
+    def handle_request(self, req: Any, conn: Any) -> bool:
+        """Answer one request. The kernel limits each send; the application's iterator is closed before this raises."""
+        whole, part = divmod(self._gateway.settings.send_timeout, 1)
+        limit = struct.pack("ll", min(int(whole), _LONGEST_SEND), int(part * 1e6))
+        conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        try:
+            return bool(super().handle_request(req, conn))
+        except BlockingIOError as error:
+            log.info("dropped %s %s: its client reads nothing", req.method, req.path)
+            # Nothing more is said or heard: a close that lingers would keep the accepting thread waiting for it.
+            conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            conn.sock.shutdown(socket.SHUT_RD)
+            raise ConnectionResetError(errno.ECONNRESET, "the client reads nothing") from error
+
     def _drain(self) -> None:
         gateway = self._gateway
         gateway.drain()
@@ -62,13 +81,17 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
 
 
 def options(settings: Settings) -> dict[str, Any]:
-    """Return gunicorn's settings for these settings."""
+    """Return gunicorn's settings for these settings and the catalog they name.
+
+    :raises CatalogError: if the catalog cannot be used.
+    """
+    threads = settings.thread_count(sum(Catalog.batch_size(spec) for spec in load_catalog(settings)))
     return {
         "bind": f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}",
         "workers": 1,
         "worker_class": "gateway.server.DrainingWorker",
-        "threads": settings.thread_count,
-        "worker_connections": settings.thread_count + 512,
+        "threads": threads,
+        "worker_connections": threads + 512,
         "timeout": 120,
         "graceful_timeout": int(settings.drain_timeout) + _MARGIN,
         "keepalive": 30,

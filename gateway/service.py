@@ -142,8 +142,10 @@ class Gateway:
         whole = self.footprints.predict(spec.model_copy(update={"quant_bits": 16}), "cpu")
         return 16 if 0 < whole <= self._budgets["cpu"] else spec.quant_bits
 
-    def admit(self, spec: ModelSpec, *, timeout: float | None = None, priority: int = 0, retry: bool = False) -> Ticket:
-        """Reserve a place in the model's queue.
+    def admit(
+        self, spec: ModelSpec, *, timeout: float | None = None, priority: int = 0, retry: bool = False, places: int = 1
+    ) -> Ticket:
+        """Reserve a place in the model's queue, for a request that wants ``places`` answers made at once.
 
         :raises Unavailable: if the weights are not there, a load failed lately, it cannot fit or the server stops.
         :raises QueueFull: if too many wait already.
@@ -154,7 +156,7 @@ class Gateway:
             self.owner.post(events.Predict(spec.name, self._needs(spec)[0]))
         request_id = uuid.uuid4().hex
         deadline = time.monotonic() + (timeout or self.settings.request_timeout)
-        ticket = Ticket(self, spec, request_id, deadline, priority, retry)
+        ticket = Ticket(self, spec, request_id, deadline, priority, retry, places)
         self._tickets[request_id] = ticket
         try:
             self.reserve(ticket)
@@ -165,9 +167,9 @@ class Gateway:
 
     def reserve(self, ticket: Ticket) -> None:
         """Get the ticket a place. :raises GatewayError: if it is refused."""
-        self.owner.ask(
-            events.Reserve(ticket.request_id, ticket.spec.name, ticket.deadline, ticket.priority, ticket.retry)
-        )
+        self.owner.ask(events.Reserve(
+            ticket.request_id, ticket.spec.name, ticket.deadline, ticket.priority, ticket.retry, ticket.places
+        ))  # fmt: skip
         ticket.confirm()
 
     def require_weights(self, spec: ModelSpec) -> None:

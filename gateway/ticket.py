@@ -21,7 +21,7 @@ from gateway.errors import (
     TooLate,
     Unavailable,
 )
-from gateway.runner_handle import Mailbox, RunnerHandle
+from gateway.runner_handle import Late, Mailbox, RunnerHandle
 from gateway.scheduler import actions, events
 from models_registry.spec import ModelSpec
 from protocol import messages
@@ -139,9 +139,10 @@ class Ticket:
 
     def __init__(
         self, gateway: "Gateway", spec: ModelSpec, request_id: str, deadline: float, priority: int = 0,
-        retry: bool = False,
+        retry: bool = False, places: int = 1,
     ) -> None:
         self.spec = spec
+        self.places = places
         self.priority = priority
         self.retry = retry
         self.request_id = request_id
@@ -177,8 +178,13 @@ class Ticket:
             self._gateway.owner.post(events.Withdraw(self.request_id))
 
     def cancel(self) -> None:
-        """Have whoever waits for the answer get :class:`Cancelled`. From any thread; does not wait."""
-        self.mailbox.put(_Stopped())
+        """Stop the runner, and have whoever waits for the answer get :class:`Cancelled`. From any thread.
+
+        The runner is told here, because whoever waits may be stuck sending to a client that does not read.
+        """
+        self.mailbox.put(_Stopped())  # before the runner's own last word
+        if (handle := self._handle) is not None:
+            handle.cancel(self.request_id)
 
     @property
     def running(self) -> bool:
@@ -218,7 +224,7 @@ class Ticket:
         handle = self._handle
         assert handle is not None
         request = messages.Generate(self.request_id, conversation, sampling, **options)
-        while not handle.submit(request, self.mailbox, keep_alive):
+        while not handle.submit(request, self.mailbox, keep_alive, self.deadline):
             self._handle = None  # it ended between the grant and now, with nothing sent: wait for the next
             self._gateway.owner.post(events.Withdraw(self.request_id))
             self._gateway.reserve(self)
@@ -283,13 +289,15 @@ class Ticket:
                 raise ClientGone
             # Before the lease the scheduler refuses late requests itself, and knows better what they waited for.
             if now > self.deadline + (0.0 if self._handle is not None else _SCHEDULER_PATIENCE):
-                raise TooLate(f"the deadline passed while the request waited for {waiting_for}")
+                raise _late(waiting_for)
         try:
             message = self.mailbox.get(timeout=patience)
         except Empty:
             return None
         if isinstance(message, _Stopped):
             raise _stopped()
+        if isinstance(message, Late):
+            raise _late(waiting_for)
         return message
 
     def _timings(self, first_token: float | None) -> dict[str, float]:
@@ -325,6 +333,10 @@ def fold(pieces: Iterator[Piece]) -> Answer:
 
 def _stopped() -> Cancelled:
     return Cancelled("the request was cancelled by its id")
+
+
+def _late(waiting_for: str) -> TooLate:
+    return TooLate(f"the deadline passed while the request waited for {waiting_for}")
 
 
 def _refusal(refused: actions.Refuse) -> GatewayError:

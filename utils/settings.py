@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from utils.units import Bytes, Seconds
 
 ROOT = Path(__file__).resolve().parent.parent
+_SPARE_THREADS = 32
 
 
 class SettingsError(Exception):
@@ -55,13 +56,16 @@ class Settings(BaseSettings):
         description="How long a busy model may keep the slot while another waits; longer if its load took longer.")
     queue_per_model: int = Field(64, ge=1, description="Requests that may wait for one model before 429.")
     queue_total: int = Field(256, ge=1, description="Requests that may wait in all before 429.")
-    threads: int = Field(0, ge=0, description="Request threads. 0: queue_total and some to spare.")
+    threads: int = Field(
+        0, ge=0, description="Request threads. 0: one for all that may wait or run at once, and some to spare.")
     request_timeout: Seconds = Field(300.0, gt=0, description="A request's deadline when it names none.")
     max_timeout: Seconds = Field(3600.0, gt=0, description="The longest deadline a request may ask for.")
     quantized_cache: Bytes = Field(
         100 * 10**9, description="Disk space for weights quantized once and read since. 0: quantize at every load.")
     load_timeout: Seconds = Field(600.0, gt=0, description="A load not done by then is ended.")
     heartbeat_timeout: Seconds = Field(60.0, gt=0, description="A runner silent for that long is ended.")
+    send_timeout: Seconds = Field(
+        60.0, gt=0, description="A client that reads nothing of its answer for that long is dropped.")
     drain_timeout: Seconds = Field(30.0, ge=0, description="How long a stopping gateway waits for running requests.")
     backoff_first: Seconds = Field(10.0, ge=0, description="Pause after a first failed load; doubles each time.")
     backoff_max: Seconds = Field(300.0, ge=0, description="The longest pause after failed loads.")
@@ -100,10 +104,10 @@ class Settings(BaseSettings):
         """Flags and environment only; the file is merged beneath them by :func:`load_settings`."""
         return init_settings, env_settings
 
-    @property
-    def thread_count(self) -> int:
-        """Request threads: enough that a full queue still leaves room for health checks and refusals."""
-        return self.threads or self.queue_total + 32
+    def thread_count(self, running: int) -> int:
+        """Return the number of request threads where ``running`` requests may run at once: enough that a full queue
+        behind them still leaves room for health checks and refusals."""
+        return self.threads or self.queue_total + running + _SPARE_THREADS
 
     def make_folders(self) -> None:
         """Create models/, logs/ and tmp/.

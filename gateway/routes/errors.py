@@ -1,6 +1,6 @@
 """Where errors become HTTP: ``{"error", "details"}``, or OpenAI's envelope under ``/v1``.
 
-``Retry-After`` comes with them where trying again makes sense.
+``Retry-After`` comes with them where trying again makes sense, ``x-should-retry: false`` where it does not.
 """
 
 import logging
@@ -19,6 +19,8 @@ from utils.media.errors import MediaError
 log = logging.getLogger(__name__)
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; the access log does
 _OPENAI = "/v1/"
+_ASKED_ONCE = (CLIENT_CLOSED_REQUEST, 504)
+"""OpenAI's client tries any 5xx again: after a deadline that would be the same work over and over."""
 _READ_SECONDS, _READ_BYTES = 5.0, 256 * 2**20
 
 
@@ -38,6 +40,8 @@ def answer(status: int, error: str, details: str, retry_after: float | None = No
     response.status_code = status
     if retry_after is not None:
         response.headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
+    if status in _ASKED_ONCE:
+        response.headers["x-should-retry"] = "false"
     return response
 
 

@@ -39,7 +39,7 @@ def admit(spec: ModelSpec, fields: Fields) -> Ticket:
         if said not in PRIORITIES:
             raise BadRequest(f"header {PRIORITY_HEADER}: must be {' or '.join(PRIORITIES)}", param=PRIORITY_HEADER)
         priority = said  # type: ignore[assignment]
-    ticket = gateway().admit(spec, timeout=fields.timeout, priority=PRIORITIES[priority])
+    ticket = gateway().admit(spec, timeout=fields.timeout, priority=PRIORITIES[priority], places=fields.answers)
     g.setdefault("request_id", ticket.request_id)  # of several prompts the first one's
     return ticket
 

@@ -72,6 +72,11 @@ class Fields(BaseModel):
         raise NotImplementedError
 
     @property
+    def answers(self) -> int:
+        """How many answers are wanted at once."""
+        return 1
+
+    @property
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 

@@ -1,6 +1,7 @@
 """``response_format``: what shape an answer must have, checked and turned into a constraint. Gateway process.
 
-Whether a schema or grammar can be used is the runner's to say; it compiles them.
+Whether a schema or grammar can be used is the runner's to say; it compiles them. That one is too long for it is known
+here, before a model is loaded for nothing.
 """
 
 import json
@@ -11,6 +12,8 @@ from protocol.messages import Constraint
 
 _FIELD = "response_format"
 _KINDS = ("text", "json_object", "json_schema", "regex", "grammar")
+LONGEST = 65_536
+"""Characters of a schema, expression or grammar that a runner takes."""
 _SCHEMA_KEYS = {"name", "description", "schema", "strict"}
 
 
@@ -35,11 +38,18 @@ def constraint(wanted: dict[str, Any] | None) -> Constraint | None:
     if kind == "json_object":
         return Constraint("json_object")
     if kind == "json_schema":
-        return Constraint("json_schema", json.dumps(_schema(wanted.get("json_schema")), ensure_ascii=False))
+        schema = json.dumps(_schema(wanted.get("json_schema")), ensure_ascii=False)
+        return Constraint("json_schema", _short(schema, "json_schema.schema"))
     value = wanted.get(str(own))
     if not isinstance(value, str) or not value:
         raise _wrong(f"type {kind!r} needs {own!r}, a string", str(own))
-    return Constraint("regex" if kind == "regex" else "lark", value)
+    return Constraint("regex" if kind == "regex" else "lark", _short(value, str(own)))
+
+
+def _short(value: str, key: str) -> str:
+    if len(value) > LONGEST:
+        raise _wrong(f"{key!r} has {len(value):,} characters; at most {LONGEST:,} are taken", key)
+    return value
 
 
 def _schema(given: object) -> object:

@@ -100,6 +100,23 @@ def test_client_leaves_in_the_middle_of_its_request(text: GatewayProcess) -> Non
     assert holds(text) == 0
 
 
+@pytest.mark.parametrize("by", ["cancel", "deadline"])
+def test_client_stops_reading(text: GatewayProcess, by: str) -> None:
+    """The thread that serves it is stuck sending; the runner must hear of a cancellation and of a deadline anyway."""
+    pid = text.load("deepseek")["pid"]
+    fields = {"model": "deepseek", "messages": [{"role": "user", "content": STORY["prompt"]}], "max_tokens": 3500,
+              "repetition_penalty": 1.0, "logprobs": True, "top_logprobs": 20, "stream": True}  # fmt: skip
+    with text.unread("/v1/chat/completions", **fields, timeout=300 if by == "cancel" else 3):
+        text.until(lambda: holds(text), "the lease to begin")
+        if by == "cancel":
+            text.stalled("deepseek")
+            (request,) = text.get("/v1/requests")["data"]
+            assert text.client.delete(f"/v1/requests/{request['id']}").json()["cancelled"]
+        text.until(lambda: not holds(text), "the lease to end", SOON)
+        assert text.get("/v1/requests")["data"], "its thread is stuck still"
+    left_alone(text, pid)
+
+
 def test_many_clients_leave_at_once(text: GatewayProcess) -> None:
     pid = text.load("deepseek")["pid"]
     connections = [text.raw(request_bytes("/generate/deepseek", **LONG, stream=bool(n % 2))) for n in range(20)]

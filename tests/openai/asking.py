@@ -29,3 +29,5 @@ RISING = {"type": "input_audio", "input_audio": {"data": encoded("rising.wav"), 
 MOVES = {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{encoded('moves-left.mp4')}"}}
 ENDLESS = {"max_tokens": 3500, "extra_body": {"repetition_penalty": 1.0}}
 """With STORY: an answer that takes much longer than a test."""
+FLOOD = {"max_tokens": 3500, "repetition_penalty": 1.0, "logprobs": True, "top_logprobs": 20}
+"""Likewise, and more of it than the buffers between server and client hold."""

@@ -11,6 +11,8 @@ from tests.support.gateway import GatewayProcess
 AT_ONCE, WAITING = 4, 4
 """Requests that the text model answers at once here, and that may wait for it besides."""
 MAX_BODY = 400_000
+SEND_TIMEOUT = 1
+"""Seconds for which a client may read nothing."""
 
 
 def client_of(gateway: GatewayProcess) -> openai.OpenAI:
@@ -22,7 +24,8 @@ def client_of(gateway: GatewayProcess) -> openai.OpenAI:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     starter = _starter(lambda: tmp_path_factory.mktemp("openai"))
     models = {"deepseek": {"max_batch_size": AT_ONCE}}
-    yield next(starter)(models=models, queue_per_model=WAITING, max_body=MAX_BODY).preloaded()
+    settings = {"queue_per_model": WAITING, "max_body": MAX_BODY, "send_timeout": SEND_TIMEOUT}
+    yield next(starter)(models=models, **settings).preloaded()
     next(starter, None)
 
 

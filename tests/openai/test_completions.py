@@ -42,14 +42,16 @@ def test_several_prompts_and_choices(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize("prompt", [COUNT, [COUNT, "The capital of France is"]], ids=["one", "two"])
 def test_streamed(client: openai.OpenAI, prompt: Any) -> None:
     whole = complete(client, prompt=prompt)
-    texts, ends, usage = [""] * len(whole.choices), [], None
+    texts, ends, usage, tails = [""] * len(whole.choices), [], None, []
     for chunk in complete(client, prompt=prompt, stream=True, stream_options={"include_usage": True}):
         usage = chunk.usage
+        tails += [(chunk.device, set(chunk.timings), len(ends))] if hasattr(chunk, "timings") else []
         for choice in chunk.choices:
             texts[choice.index] += choice.text
             ends += [choice.index] if choice.finish_reason else []
     assert texts == [choice.text for choice in whole.choices]
     assert sorted(ends) == list(range(len(texts))) and usage == whole.usage
+    assert tails == [(whole.device, set(whole.timings), len(ends) - 1)], "with the last finish reason, and once"
 
 
 def test_logprobs(client: openai.OpenAI) -> None:

@@ -7,6 +7,7 @@ import httpx
 import openai
 import pytest
 
+from gateway.routes.formats import LONGEST
 from tests.openai.asking import CIRCLE, ENDLESS, PARIS, RISING, STORY, user
 from tests.openai.conftest import AT_ONCE, MAX_BODY, WAITING
 from tests.support.gateway import GatewayProcess
@@ -166,6 +167,35 @@ def test_a_deadline(client: openai.OpenAI) -> None:
     with pytest.raises(openai.InternalServerError, match="deadline") as caught:
         client.chat.completions.create(model="deepseek", messages=STORY, max_tokens=3500, extra_body=body)
     assert caught.value.status_code == 504 and caught.value.code == "deadline_passed"
+
+
+def test_after_a_deadline_the_client_does_not_ask_again(client: openai.OpenAI, served: GatewayProcess) -> None:
+    """As its users have it, trying twice more: three deadlines one after the other would be three times the work."""
+    def asked() -> int:
+        return served.log().count("POST /v1/chat/completions 504")
+
+    before, usual = asked(), client.with_options(max_retries=openai.DEFAULT_MAX_RETRIES)
+    body = ENDLESS["extra_body"] | {"timeout": 0.3}
+    with pytest.raises(openai.InternalServerError, match="deadline"):
+        usual.chat.completions.create(model="deepseek", messages=STORY, max_tokens=3500, extra_body=body)
+    assert asked() == before + 1
+
+
+@pytest.mark.parametrize("wanted", [
+    {"type": "regex", "regex": "a" * (LONGEST + 1)}, {"type": "grammar", "grammar": "#" * (LONGEST + 1)},
+    {"type": "json_schema", "json_schema": {"schema": {"const": "a" * LONGEST}}},
+], ids=lambda wanted: wanted["type"])  # fmt: skip
+def test_a_form_too_long_for_any_model_loads_none(served: GatewayProcess, wanted: dict[str, Any]) -> None:
+    served.unload("reasoner", force=True)
+    loads = served.loads("reasoner")
+    response = served.post("/v1/chat/completions", model="reasoner", messages=PARIS, response_format=wanted)
+    assert refused(response, 400, f"at most {LONGEST:,}")["param"].startswith(f"response_format.{wanted['type']}")
+    assert served.loads("reasoner") == loads
+
+
+def test_a_stream_refused_by_the_runner_has_a_status(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="4096"):
+        client.chat.completions.create(model="deepseek", messages=user("word " * 6000), stream=True)
 
 
 def test_the_priority_header(served: GatewayProcess) -> None:

@@ -5,7 +5,7 @@ import json
 import openai
 import pytest
 
-from tests.openai.asking import ENDLESS, STORY
+from tests.openai.asking import ENDLESS, FLOOD, STORY
 from tests.openai.conftest import AT_ONCE
 from tests.support.gateway import GatewayProcess, request_bytes
 
@@ -82,6 +82,19 @@ def test_a_client_that_leaves_cancels(
     connection.close()
     served.until(lambda: not listed(served), "the request to end", 20)
     served.until(lambda: not served.model("deepseek")["leases"], "the lease to end", 20)
+
+
+def test_a_client_that_stops_reading_is_dropped(served: GatewayProcess) -> None:
+    """The model answers on, and nobody takes it: after the send timeout all of it ends, without a word from anybody."""
+    body = {"model": "deepseek", "messages": STORY, "stream": True, **FLOOD}
+    with served.unread("/v1/chat/completions", **body) as connection:
+        served.until(lambda: any(one["tokens"] for one in listed(served)), "the answer to begin")
+        served.until(lambda: not listed(served), "the request to end", 20)
+        served.until(lambda: not served.model("deepseek")["leases"], "the lease to end", 20)
+        with pytest.raises(ConnectionResetError):
+            while connection.recv(65536):
+                pass
+    assert "its client reads nothing" in served.log() and "Traceback" not in served.log()
 
 
 def test_an_id_that_nobody_has(served: GatewayProcess) -> None:

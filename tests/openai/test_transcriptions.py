@@ -50,6 +50,7 @@ def test_streamed(client: openai.OpenAI) -> None:
     assert [event.type for event in events][-1] == "transcript.text.done"
     assert "".join(event.delta for event in events if event.type == "transcript.text.delta") == whole.text
     assert events[-1].text == whole.text  # type: ignore[union-attr]
+    assert events[-1].device == whole.device and set(events[-1].timings) == set(whole.timings)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(("fields", "param"), [

@@ -280,6 +280,34 @@ class GatewayProcess:
         connection.sendall(data)
         return connection
 
+    @contextmanager
+    def unread(self, path: str, **fields: Any) -> Iterator[socket.socket]:
+        """Ask for a stream and read nothing of it, by a connection that takes next to nothing unread."""
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            # The server's own buffer grows with the segments that this side is ready to take.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+            connection.settimeout(PATIENCE)
+            connection.connect(("127.0.0.1", self.port))
+            connection.sendall(request_bytes(path, **fields))
+            yield connection
+
+    def stalled(self, model: str) -> None:
+        """Return once a model has told twice that it made steps while no token of its one request was taken."""
+        taken, made = 0, set[int]()
+
+        def stuck() -> bool:
+            nonlocal taken
+            found, steps = self.get("/v1/requests")["data"], self.model(model)["steps"]
+            tokens = found[0]["tokens"] if found else 0
+            if not tokens or tokens != taken:
+                taken = tokens
+                made.clear()
+            made.add(steps)
+            return len(made) > 2
+
+        self.until(stuck, "the server's thread to be stuck sending")
+
     def until(self, condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
         """Return the first true value of ``condition``. :raises AssertionError: if it stays false.
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from llguidance import LLTokenizer
 
+from gateway.routes import formats
 from protocol.messages import Constraint, Sampling
 from runner.constraint import LONGEST, Grammars, Mask, from_llama_cpp, from_transformers
 from runner.errors import RequestError, RunnerError
@@ -300,3 +301,7 @@ def test_a_tag_that_is_one_token_may_be_used() -> None:
     model = Model(lambda: from_transformers(fast), {fast.eos_token_id})
     tag = fast.convert_tokens_to_ids("<tool_call>")
     assert tag in model.allowed(model.grammars.compile(for_tools([CLOCK], "clock")))
+
+
+def test_the_gateway_knows_how_long_one_may_be() -> None:
+    assert formats.LONGEST == LONGEST

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from safetensors.numpy import save_file
 
-from gateway.footprint import Footprints, HeaderError, safetensors_sizes, weight_bytes
+from gateway.footprint import Footprints, HeaderError, cache_token_bytes, safetensors_sizes, weight_bytes
 from models_registry.spec import ModelSpec
 
 TENSORS = {
@@ -174,6 +174,53 @@ def test_weights_that_are_not_there_are_told(tmp_path: Path, source: dict[str, s
     with pytest.raises(HeaderError, match=str(tmp_path)):
         weight_bytes(spec_of(tmp_path, source=source), tmp_path)
     assert Footprints(tmp_path).predict(spec_of(tmp_path, source=source), "cpu") == 0
+
+
+# -- the cache ---------------------------------------------------------------------------------------------------------
+
+FUSED = {"model.layers.0.self_attn.qkv_proj.weight": np.zeros((128, 64), np.float16)}
+APART = {
+    "model.layers.0.self_attn.k_proj.weight": np.zeros((16, 64), np.float16),
+    "model.layers.0.self_attn.v_proj.weight": np.zeros((16, 64), np.float16),
+    "visual.blocks.0.attn.k_proj.weight": np.zeros((64, 64), np.float16),
+}
+DECODER = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64}
+
+
+def cached(folder: Path, tensors: dict[str, Any], config: object, float_size: int = 2) -> int:
+    save_file(tensors, folder / "m.safetensors")
+    (folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    return cache_token_bytes(spec_of(folder), folder, float_size)
+
+
+def test_a_token_takes_the_rows_of_the_decoder_s_keys_and_values(tmp_path: Path) -> None:
+    assert cached(tmp_path, APART, {}) == 32 * 2
+    assert cached(tmp_path, APART, DECODER, 4) == 32 * 4, "what the weights say needs no config"
+
+
+@pytest.mark.parametrize("name", ["self_attn.qkv_proj", "attn.c_attn", "attention.query_key_value", "attn.Wqkv"])
+def test_where_they_are_fused_the_config_tells(tmp_path: Path, name: str) -> None:
+    seeing = {"vision_tower.0.k_proj.weight": np.zeros((8, 8), np.float16)}
+    tensors = {f"model.layers.0.{name}.weight": np.zeros((128, 64), np.float16)} | seeing
+    assert cached(tmp_path, tensors, DECODER) == 3 * 2 * 2 * 16 * 2
+
+
+@pytest.mark.parametrize(("config", "rows"), [
+    (DECODER | {"num_key_value_heads": None}, 3 * 2 * 4 * 16), (DECODER | {"head_dim": 32}, 3 * 2 * 2 * 32),
+    ({"text_config": DECODER, "num_hidden_layers": 99}, 3 * 2 * 2 * 16),
+    ({"thinker_config": {"text_config": DECODER}, "talker_config": {"num_hidden_layers": 9}}, 3 * 2 * 2 * 16),
+    ({"n_layer": 3, "n_head": 4, "n_embd": 64}, 3 * 2 * 4 * 16), (DECODER | {"multi_query": True}, 3 * 2 * 1 * 16),
+    (DECODER | {"is_encoder_decoder": True}, 0), ({}, 0), ([], 0), ("{", 0), ({"text_config": 3}, 0),
+    (DECODER | {"num_attention_heads": 0}, 0), (DECODER | {"num_hidden_layers": "three"}, 0),
+    ({"num_hidden_layers": 3, "num_attention_heads": 4}, 0),
+])  # fmt: skip
+def test_what_a_config_tells_of_the_cache(tmp_path: Path, config: object, rows: int) -> None:
+    assert cached(tmp_path, FUSED, config) == rows * 2
+
+
+def test_a_decoder_beside_an_encoder_is_not_told(tmp_path: Path) -> None:
+    name = "text_decoder.bert.encoder.layer.0.crossattention.self.query.weight"
+    assert cached(tmp_path, {name: np.zeros((64, 64), np.float16)}, {"text_config": DECODER}) == 0
 
 
 # -- predicted and measured --------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 import main
+from gateway.server import options
 from utils.settings import Settings, SettingsError, load_settings
 
 
@@ -152,8 +153,20 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 def test_there_are_always_threads_beyond_a_full_queue() -> None:
-    assert load_settings(queue_total=10).thread_count > 10
-    assert load_settings(threads=7).thread_count == 7
+    """Whoever runs has a thread as well as whoever waits."""
+    assert load_settings(queue_total=10).thread_count(50) > 60
+    assert load_settings(threads=7).thread_count(50) == 7
+
+
+def test_the_server_has_a_thread_for_every_place_of_the_catalog(tmp_path: Path) -> None:
+    catalog = tmp_path / "models.yaml"
+    few, many = (_threads(catalog, size) for size in (1, 200))
+    assert many - few == 199
+
+
+def _threads(catalog: Path, batch_size: int) -> int:
+    catalog.write_text(f"models: {{reasoner: {{max_batch_size: {batch_size}}}}}")
+    return int(options(load_settings(profile="pocket", models_file=catalog))["threads"])
 
 
 def test_main_tells_a_mistake_in_one_line(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

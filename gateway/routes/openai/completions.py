@@ -154,15 +154,16 @@ def _whole(exchange: Exchange, fields: CompletionFields, pieces: Iterator[Number
 def _events(exchange: Exchange, fields: CompletionFields, pieces: Iterator[Numbered]) -> Iterator[str]:
     head = _head(exchange)
     heartbeat = Heartbeat(exchange.spec.name, fields.options.include_progress)
-    ends: list[Finished] = []
+    ends: dict[int, Finished] = {}
     written: dict[int, int] = {}
 
-    def chunk(place: int, text: str, logprobs: Any = (), reason: str | None = None) -> str:
+    def chunk(place: int, text: str, logprobs: Any = (), beside: Any = None, reason: str | None = None) -> str:
         wanted = fields.logprobs is not None and logprobs
         scores = wire.completion_logprobs(logprobs, written.get(place, 0)) if wanted else None
         written[place] = written.get(place, 0) + len(text)
         choice = {"index": place, "text": text, "logprobs": scores, "finish_reason": reason}
-        return event(head | {"choices": [choice]} | ({"usage": None} if fields.options.include_usage else {}))
+        usage = {"usage": None} if fields.options.include_usage else {}
+        return event(head | {"choices": [choice]} | usage | (beside or {}))
 
     for number, piece in pieces:
         match piece:
@@ -172,9 +173,11 @@ def _events(exchange: Exchange, fields: CompletionFields, pieces: Iterator[Numbe
             case Text(text, _, index, logprobs):
                 yield chunk(number * fields.n + index, text, logprobs)
             case Finished():
-                ends.append(piece)
+                ends[number] = piece
+                last = len(piece.finish_reasons) - 1 if len(ends) == len(fields.prompts) else None
                 for index, reason in wire.reasons(piece):
-                    yield chunk(number * fields.n + index, "", reason=reason)
+                    beside = wire.tail(ends[0]) if index == last else None
+                    yield chunk(number * fields.n + index, "", beside=beside, reason=reason)
     if fields.options.include_usage:
-        yield event(head | {"choices": [], "usage": wire.usage(ends)})
+        yield event(head | {"choices": [], "usage": wire.usage(ends.values())})
     yield wire.DONE

@@ -83,6 +83,7 @@ def transcriptions() -> Response:
     turn = Turn("user", (_file(), fields.instruction))
     exchange = Exchange(spec, fields, [turn])
     if fields.stream:
+        exchange.prime()
         return respond(_events(exchange), exchange.close, failed)
     with exchange:
         answer = fold(exchange.pieces)
@@ -130,5 +131,6 @@ def _events(exchange: Exchange) -> Iterator[str]:
                 yield event({"type": "transcript.text.delta", "delta": text})
             case Finished():
                 list(reasons(piece))
-                yield event({"type": "transcript.text.done", "text": whole, "usage": _usage(piece)})
+                beside = {"model": exchange.spec.name, "device": piece.device, "timings": piece.timings}
+                yield event({"type": "transcript.text.done", "text": whole, "usage": _usage(piece), **beside})
                 yield DONE

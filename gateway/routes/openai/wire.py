@@ -47,6 +47,10 @@ class OpenAIFields(Fields):
         return "max_tokens", self.max_tokens
 
     @property
+    def answers(self) -> int:
+        return self.n
+
+    @property
     def options(self) -> StreamOptions:
         return self.stream_options or StreamOptions()
 
