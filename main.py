@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from utils.units import parse_bytes
-
 _DESCRIPTION = "Serve many models from one GPU, each loaded when it is first asked for."
 _EPILOG = """examples:
   python main.py --profile pocket          small models, no GPU and no download needed
@@ -106,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     cache = verbs.add_parser("cache", help="list or prune the quantized weights kept between loads")
     cache.add_argument("action", choices=["list", "prune"])
     cache.add_argument("--json", action="store_true", help="list as JSON")
-    cache.add_argument("--to", type=parse_bytes, metavar="SIZE", help="prune to this size (0: all; default: the limit)")
+    cache.add_argument("--to", type=_size, metavar="SIZE", help="prune to this size (0: all; default: the limit)")
     for verb in (serve, download, models, chat, batch, cache):
         _common(verb, argparse.SUPPRESS)
     _serving(serve, argparse.SUPPRESS)
@@ -120,6 +118,15 @@ def _common(parser: argparse.ArgumentParser, default: Any) -> None:
     parser.add_argument("--config", type=Path, default=default, metavar="FILE", help="YAML file of settings")
     parser.add_argument("--models-file", type=Path, default=default, metavar="FILE",
                         help="your own models.yaml (default: ./models.yaml)")  # fmt: skip
+
+
+def _size(text: str) -> int:
+    from utils.units import parse_bytes  # only here: a missing package is told in one line, by main
+
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _batch(parser: argparse.ArgumentParser) -> None:

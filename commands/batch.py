@@ -249,7 +249,7 @@ class _Batch:
         """Ask, and again as long as that makes sense and the retries last.
 
         :raises httpx.TransportError: if there is no answer.
-        :raises Stopped: if the server is gone, or says that it cannot serve without saying when it can.
+        :raises Stopped: if the server is gone, is still busy, or cannot serve without saying when it can.
         """
         for attempt in range(self._options.retries + 1):
             last = attempt == self._options.retries
@@ -268,7 +268,8 @@ class _Batch:
                 after = _retry_after(answer)
                 if answer.status_code not in _RETRIED:
                     return answer
-                if last and answer.status_code == 503 and after is None:
+                # A busy server says nothing of the line; a 503 with a time may be of this line's own making.
+                if last and (answer.status_code == 429 or after is None):
                     raise Stopped(f"{': '.join(_reason(answer))}; the same command goes on where it stopped")
                 if last:
                     return answer

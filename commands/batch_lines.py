@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 _MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 _OPENAI = {"custom_id", "method", "url", "body"}
+_LARGEST = 48 * 2**20  # bytes of a file; as base64 that is what a server takes unless told otherwise
 _URL_PARTS = ("image_url", "video_url", "audio_url")
 
 
@@ -172,6 +173,10 @@ def _path(value: str, folder: Path) -> Path:
 
 def _base64(path: Path) -> str:
     try:
+        if path.exists() and not path.is_file():
+            raise LineError(f"{path} is no regular file")
+        if path.stat().st_size > _LARGEST:
+            raise LineError(f"{path} has {path.stat().st_size:,} bytes; at most {_LARGEST:,} can be sent")
         return base64.b64encode(path.read_bytes()).decode()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error

@@ -163,6 +163,10 @@ class Context:
             for place, fed in enumerate(tokens) if fed.scored
         ]  # fmt: skip
 
+    def clear(self) -> None:
+        """Forget everything, so that what comes next is computed as in a new context, to the bit."""
+        llama_cpp.llama_memory_clear(self._memory, False)
+
     def forget(self, sequence: int, start: int) -> bool:
         """Forget a sequence from a position on. False if this model cannot forget a part; then all is forgotten."""
         if llama_cpp.llama_memory_seq_rm(self._memory, sequence, start, -1):

@@ -113,6 +113,11 @@ class LlamaCpp:
 
     def _place(self, sequence: Sequence) -> None:
         """Give it the free id that holds most of its beginning, and forget there what differs."""
+        if sequence.job.request.sampling.seed is not None and len(self._free) == self.rows:
+            # Where tokens lie in the cache rounds the scores a little: whoever gives a seed wants the same ones again.
+            self._context.clear()
+            self._held = [[] for _ in range(self.rows)]
+            self._free.sort()
         known = {place: _common(self._held[place], sequence.tokens) for place in self._free}
         place = max(self._free, key=lambda free: known[free])
         self._free.remove(place)

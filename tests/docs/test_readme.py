@@ -52,7 +52,7 @@ def test_example_answers_right(gateway: GatewayProcess, command: str, wanted: st
 def test_python_example_answers_right(gateway: GatewayProcess) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     program, _, wanted = block.rstrip().rpartition("\n# ")
-    assert wanted in shell(f"{sys.executable} - <<'EOF'\n{program}\nEOF", gateway)
+    assert wanted in shell(f".venv/bin/python - <<'EOF'\n{program}\nEOF", gateway)
 
 
 def test_look_and_steer(gateway: GatewayProcess) -> None:
