@@ -115,7 +115,9 @@ def test_min_p_of_one_is_greedy(pocket: GatewayProcess) -> None:
 
 
 def test_penalties_are_heard(pocket: GatewayProcess) -> None:
-    wanted = {"prompt": "Repeat the word fox ten times.", "max_new_tokens": 40, "repetition_penalty": 1.0}
+    # Kept from ending, it says words again, which a penalty of 2 for each time makes it say otherwise.
+    wanted = {"prompt": "Repeat the word fox ten times.", "max_new_tokens": 80, "min_tokens": 80,
+              "repetition_penalty": 1.0}  # fmt: skip
     plain = pocket.answer("deepseek", **wanted)["response"]
     for name in ("presence_penalty", "frequency_penalty"):
         assert pocket.answer("deepseek", **wanted, **{name: 2.0})["response"] != plain
