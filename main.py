@@ -57,7 +57,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
                 return batch.run(settings, batch.Options(
                     arguments.input, arguments.output, arguments.model, arguments.url, arguments.concurrency,
-                    arguments.retries, arguments.fresh, arguments.timeout,
+                    arguments.retries, arguments.fresh, arguments.timeout, arguments.retry_failed,
+                    tuple(arguments.files),
                 ))  # fmt: skip
             case "cache":
                 from commands import cache
@@ -142,6 +143,9 @@ def _batch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retries", type=int, default=8, metavar="N",
                         help="how often a line is asked again when the server is busy or gone (default 8)")  # fmt: skip
     parser.add_argument("--timeout", help="deadline of each request, say 90 or 10m (default: the server's)")
+    parser.add_argument("--files", type=Path, action="append", default=[], metavar="DIR",
+                        help="a folder whose files lines may name, besides the input's; may be repeated")  # fmt: skip
+    parser.add_argument("--retry-failed", action="store_true", help="ask the lines again whose result is an error")
     parser.add_argument("--fresh", action="store_true", help="start over, whatever the output holds")
 
 

@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from commands.batch_files import Files
 from commands.batch_lines import Call, Line, LineError, describe, names_no_model, parse, read_lines
 from commands.batch_results import Results, ResultsError
 from commands.own_server import OwnServerError, own_server
@@ -46,6 +48,9 @@ class Options:
     retries: int = 8
     fresh: bool = False
     timeout: str | None = None
+    retry_failed: bool = False
+    files: tuple[Path, ...] = ()
+    """Folders whose files the lines may name, besides the input's."""
 
 
 class UsageError(Exception):
@@ -65,7 +70,7 @@ def run(settings: Settings, options: Options) -> int:
     try:
         total = _check(options)
         with contextlib.ExitStack() as stack:
-            results = Results(options.target, fresh=options.fresh)
+            results = Results(options.target, fresh=options.fresh, retry_failed=options.retry_failed)
             stack.callback(results.close)
             results.take_up(read_lines(options.source, options.model))
             if results.done == total:
@@ -73,7 +78,7 @@ def run(settings: Settings, options: Options) -> int:
             url = options.url.rstrip("/") if options.url else stack.enter_context(_server(console, settings))
             _check_model(url, options.model)
             try:
-                asyncio.run(_Batch(options, results, url, total, console).run())
+                asyncio.run(_Batch(settings, options, results, url, total, console).run())
             except (KeyboardInterrupt, asyncio.CancelledError):  # the latter is SIGTERM
                 console.print(f"stopped at {results.done} of {total}; the same command goes on there", markup=False)
                 raise KeyboardInterrupt from None
@@ -94,6 +99,11 @@ def _check(options: Options) -> int:
     """Return how many lines there are. :raises UsageError: if the options or the input cannot be used."""
     if options.concurrency < 1 or options.retries < 0:
         raise UsageError("--concurrency must be at least 1 and --retries at least 0")
+    if options.fresh and options.retry_failed:
+        raise UsageError("--fresh asks all lines again and --retry-failed those that failed; give one of them")
+    for folder in options.files:
+        if not folder.is_dir():
+            raise UsageError(f"--files {folder} is no folder")
     source = options.source
     if not source.is_file():
         raise UsageError(f"cannot read {source}: {'it is no regular file' if source.exists() else 'it is not there'}")
@@ -154,13 +164,17 @@ def _summary(console: Console, options: Options, results: Results, total: int) -
 class _Batch:
     """One run: workers that each take the next line, ask, and hand the result to the file."""
 
-    def __init__(self, options: Options, results: Results, url: str, total: int, console: Console) -> None:
+    def __init__(
+        self, settings: Settings, options: Options, results: Results, url: str, total: int, console: Console
+    ) -> None:
         self._options = options
         self._results = results
         self._total = total
         self._console = console
-        self._folder = options.source.resolve().parent
-        self._lines = enumerate(read_lines(options.source, options.model))
+        self._folders = [options.source.resolve().parent, *options.files]
+        self._most = settings.max_body * 3 // 4  # bytes of files; as base64 a third more
+        self._lines = self._left()
+        self._answers: Counter[str] = Counter()
         self._room = asyncio.Condition()
         self._shown = 0
         self._client = httpx.AsyncClient(
@@ -182,11 +196,17 @@ class _Batch:
         me = asyncio.current_task()
         assert me is not None
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
-        for _ in range(self._results.done):
-            next(self._lines)
         async with self._client:
             with self._progress:
                 await self._work_all()
+
+    def _left(self) -> Iterator[tuple[int, Line]]:
+        """Yield the lines to ask with their positions: those to ask again, and those that have no result."""
+        results, again = self._results, frozenset(self._results.again)
+        first = results.written
+        for position, line in enumerate(read_lines(self._options.source, self._options.model)):
+            if position >= first or position in again:
+                yield position, line
 
     async def _work_all(self) -> None:
         workers = [asyncio.create_task(self._work()) for _ in range(self._options.concurrency)]
@@ -201,7 +221,7 @@ class _Batch:
         window = _HELD * self._options.concurrency
         for position, line in self._lines:
             async with self._room:
-                while position - self._results.done >= window:
+                while position - self._results.written >= window:
                     await self._room.wait()
             result = {"line": line.number, "input": line.digest} | await self._result(line)
             async with self._room:
@@ -218,7 +238,8 @@ class _Batch:
 
     async def _result(self, line: Line) -> dict[str, Any]:
         try:
-            call = parse(line, self._options.model, self._folder, self._options.timeout)
+            files = Files(self._folders, self._most)
+            call = await asyncio.to_thread(parse, line, self._options.model, files, self._options.timeout)
         except LineError as error:
             self._tell(line, "Bad line", str(error))
             name, openai = describe(line)
@@ -226,8 +247,9 @@ class _Batch:
         name = {} if call.custom_id is None else {"custom_id": call.custom_id}
         answer: httpx.Response | None = None
         try:
-            answer = await self._ask(call)
+            answer = await self._ask(line, call)
             if answer.status_code == 200:
+                self._answers[call.model] += 1
                 return name | _answered(call, answer)
             kind, details = _reason(answer)
         except ValueError as error:
@@ -245,12 +267,13 @@ class _Batch:
         elif self._shown == _SHOWN + 1:
             self._console.print(f"more failed; the reasons are in {self._options.target}", markup=False)
 
-    async def _ask(self, call: Call) -> httpx.Response:
+    async def _ask(self, line: Line, call: Call) -> httpx.Response:
         """Ask, and again as long as that makes sense and the retries last.
 
         :raises httpx.TransportError: if there is no answer.
-        :raises Stopped: if the server is gone, is still busy, or cannot serve without saying when it can.
+        :raises Stopped: if the server is gone, is still busy, or cannot serve.
         """
+        answered = self._answers[call.model]
         for attempt in range(self._options.retries + 1):
             last = attempt == self._options.retries
             try:
@@ -268,9 +291,11 @@ class _Batch:
                 after = _retry_after(answer)
                 if answer.status_code not in _RETRIED:
                     return answer
-                # A busy server says nothing of the line; a 503 with a time may be of this line's own making.
-                if last and (answer.status_code == 429 or after is None):
-                    raise Stopped(f"{': '.join(_reason(answer))}; the same command goes on where it stopped")
+                # A line that its model's process cannot bear gets a 503 each time, while others are answered.
+                own = answer.status_code == 503 and after is not None and self._answers[call.model] > answered
+                if last and not own:
+                    raise Stopped(f"{': '.join(_reason(answer))} (line {line.number}); "
+                                  "the same command goes on where it stopped")  # fmt: skip
                 if last:
                     return answer
             pause = min(0.5 * 2**attempt, 30.0) if after is None else min(after, _LONGEST_WAIT)

@@ -1,6 +1,7 @@
 """What one line of a batch asks: from JSON text to the path and body of one request. Part of ``main.py batch``.
 
-Runs in the command line's process. Knows the three forms of a line and how media are named in them, nothing of HTTP.
+Runs in the command line's process. Knows the three forms of a line and where media are named in them; which files may
+be read is in ``batch_files``. Knows nothing of HTTP.
 """
 
 import base64
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from commands.batch_files import FileError, Files
+
 _MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 _OPENAI = {"custom_id", "method", "url", "body"}
-_LARGEST = 48 * 2**20  # bytes of a file; as base64 that is what a server takes unless told otherwise
 _URL_PARTS = ("image_url", "video_url", "audio_url")
 
 
@@ -38,6 +40,7 @@ class Call:
 
     path: str
     body: dict[str, Any]
+    model: str
     custom_id: str | None
     openai: bool
 
@@ -51,18 +54,24 @@ def read_lines(path: Path, model: str | None) -> Iterator[Line]:
                 yield Line(number, text, digest)
 
 
-def parse(line: Line, model: str | None, folder: Path, timeout: str | None = None) -> Call:
-    """Return the request a line stands for, its files read. ``folder`` is where relative names of files begin.
+def parse(line: Line, model: str | None, files: Files, timeout: str | None = None) -> Call:
+    """Return the request a line stands for, its files read.
 
-    :raises LineError: if the line is no request, or a file it names cannot be read.
+    :raises LineError: if the line is no request, or a file it names may not or cannot be read.
     """
-    data = _decode(line)
+    try:
+        return _request(_decode(line), model, files, timeout)
+    except FileError as error:
+        raise LineError(str(error)) from None
+
+
+def _request(data: Any, model: str | None, files: Files, timeout: str | None) -> Call:
     if isinstance(data, str):
         data = {"prompt": data}
     if not isinstance(data, dict):
         raise LineError(f"a line is a string or an object, not {json.dumps(data)[:80]}")
     if "url" in data or "body" in data:
-        return _openai(data, model, folder, timeout)
+        return _openai(data, model, files, timeout)
     custom_id = _custom_id(data)
     name = data.pop("model", model)
     if not isinstance(name, str) or not name:
@@ -73,10 +82,10 @@ def parse(line: Line, model: str | None, folder: Path, timeout: str | None = Non
         if field in data:
             value = data[field]
             many = isinstance(value, list)
-            data[field] = [_medium(item, folder) for item in value] if many else _medium(value, folder)
+            data[field] = [_medium(item, files) for item in value] if many else _medium(value, files)
     if timeout is not None:
         data.setdefault("timeout", timeout)
-    return Call(f"/generate/{quote(name, safe='')}", data, custom_id, False)
+    return Call(f"/generate/{quote(name, safe='')}", data, name, custom_id, False)
 
 
 def names_no_model(line: Line) -> bool:
@@ -114,7 +123,7 @@ def _custom_id(data: dict[str, Any]) -> str | None:
     return custom_id
 
 
-def _openai(data: dict[str, Any], model: str | None, folder: Path, timeout: str | None) -> Call:
+def _openai(data: dict[str, Any], model: str | None, files: Files, timeout: str | None) -> Call:
     if unknown := set(data) - _OPENAI:
         raise LineError(f"unknown field {sorted(unknown)[0]!r}; an OpenAI line has custom_id, method, url and body")
     custom_id = _custom_id(data)
@@ -131,53 +140,31 @@ def _openai(data: dict[str, Any], model: str | None, folder: Path, timeout: str 
         body.setdefault("model", model)
     if timeout is not None:
         body.setdefault("timeout", timeout)
-    return Call(url, _with_files(body, folder), custom_id, True)
+    return Call(url, _with_files(body, files), str(body.get("model")), custom_id, True)
 
 
-def _with_files(value: Any, folder: Path) -> Any:
+def _with_files(value: Any, files: Files) -> Any:
     """Return an OpenAI body in which media parts hold what the files they name hold."""
     if isinstance(value, list):
-        return [_with_files(item, folder) for item in value]
+        return [_with_files(item, files) for item in value]
     if not isinstance(value, dict):
         return value
-    changed = {key: _with_files(item, folder) for key, item in value.items()}
+    changed = {key: _with_files(item, files) for key, item in value.items()}
     for part in _URL_PARTS:
         holder = changed.get(part)
-        if isinstance(holder, dict) and _is_file(holder.get("url")):
-            path = _path(holder["url"], folder)
-            kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-            holder["url"] = f"data:{kind};base64,{_base64(path)}"
+        if isinstance(holder, dict) and isinstance(url := holder.get("url"), str) and files.names_one(url):
+            kind = mimetypes.guess_type(files.path(url).name)[0] or "application/octet-stream"
+            holder["url"] = f"data:{kind};base64,{_base64(url, files)}"
     sound = changed.get("input_audio")
-    if isinstance(sound, dict) and _is_file(sound.get("data")):
-        path = _path(sound["data"], folder)
-        sound["data"] = _base64(path)
-        sound.setdefault("format", path.suffix.removeprefix(".").lower())
+    if isinstance(sound, dict) and isinstance(named := sound.get("data"), str) and files.names_one(named):
+        sound["data"] = _base64(named, files)
+        sound.setdefault("format", files.path(named).suffix.removeprefix(".").lower())
     return changed
 
 
-def _medium(value: Any, folder: Path) -> Any:
-    return _base64(_path(value, folder)) if _is_file(value) else value
+def _medium(value: Any, files: Files) -> Any:
+    return _base64(value, files) if isinstance(value, str) and files.names_one(value) else value
 
 
-def _is_file(value: Any) -> bool:
-    """Whether a media field names a file: ``file:…``, or a name with a dot in it, which base64 never has."""
-    if not isinstance(value, str) or value.startswith(("data:", "http:", "https:")):
-        return False
-    return value.startswith("file:") or "." in value[:4096]
-
-
-def _path(value: str, folder: Path) -> Path:
-    name = value.removeprefix("file:")
-    return folder / Path(name.removeprefix("//") if name.startswith("///") else name).expanduser()
-
-
-def _base64(path: Path) -> str:
-    try:
-        if path.exists() and not path.is_file():
-            raise LineError(f"{path} is no regular file")
-        if path.stat().st_size > _LARGEST:
-            raise LineError(f"{path} has {path.stat().st_size:,} bytes; at most {_LARGEST:,} can be sent")
-        return base64.b64encode(path.read_bytes()).decode()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or error
-        raise LineError(f"cannot read the file {path}: {reason}") from None
+def _base64(value: str, files: Files) -> str:
+    return base64.b64encode(files.read(value)).decode()

@@ -120,10 +120,13 @@ def _call(value: Any) -> ToolCall:
     """:raises ValueError: if the value is no call."""
     if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"]:
         raise ValueError("no name")
-    key = next((key for key in ("arguments", "parameters") if key in value), None)  # Llama's models say the latter
-    if key is None and len(value) > 1:
+    given = [value[key] for key in ("arguments", "parameters") if key in value]  # Llama's models say the latter
+    if not given and len(value) > 1:
         raise ValueError("no arguments")
-    arguments = (value[key] if key else None) or {}
+    given = [arguments for arguments in given if arguments is not None]
+    if len(given) > 1:
+        raise ValueError("arguments twice")
+    arguments = given[0] if given else {}
     if isinstance(arguments, str):  # JSON within JSON, as some models write it
         arguments = json.loads(arguments, strict=False, parse_constant=_refuse)
     if not isinstance(arguments, dict):

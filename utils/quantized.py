@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,6 +22,7 @@ from typing import Any, Literal
 log = logging.getLogger(__name__)
 _RECORD = "switchyard.json"
 _UNFINISHED = ".unfinished-"
+_ABANDONED = 3600.0  # seconds after which an unfinished folder is nobody's, whoever has its writer's process id now
 _SPARE = 10**9  # bytes of disk that are left to others
 _LIBRARIES = ("torch", "transformers", "bitsandbytes")
 
@@ -86,6 +88,7 @@ def begin(place: Path, need: int) -> Path:
     if (free := shutil.disk_usage(place.parent).free) < need + _SPARE:
         raise OSError(errno.ENOSPC, f"{need:,} bytes are wanted and {free:,} are free", str(place.parent))
     unfinished = place.parent / f"{_UNFINISHED}{place.name}-{os.getpid()}"
+    discard(unfinished)  # of another process that had this one's id
     unfinished.mkdir()
     return unfinished
 
@@ -118,17 +121,22 @@ def entries(base: Path) -> list[Entry]:
     found = []
     for place in base.iterdir() if base.is_dir() else ():
         if not place.name.startswith(_UNFINISHED) and (record := _read(place)) is not None:
-            used = (place / _RECORD).stat().st_mtime
-            found.append(Entry(place, record["model"], record["bits"], record["variant"], record["bytes"], used))
+            with suppress(OSError):  # removed by another process meanwhile
+                used = (place / _RECORD).stat().st_mtime
+                found.append(Entry(place, record["model"], record["bits"], record["variant"], record["bytes"], used))
     return sorted(found, key=lambda entry: entry.used)
 
 
 def prune(base: Path, limit: int) -> list[Entry]:
-    """Remove the least recently used until at most ``limit`` bytes are kept, and what was never finished.
+    """Remove the least recently used until at most ``limit`` bytes are kept, and what was never finished or has no
+    record that can be read.
 
-    Return what was removed.
+    Return which of the former were removed.
     """
     _sweep(base)
+    for place in base.iterdir() if base.is_dir() else ():
+        if not place.name.startswith(_UNFINISHED) and _read(place) is None:
+            discard(place)
     kept, removed = entries(base), []
     total = sum(entry.bytes for entry in kept)
     for entry in kept:
@@ -141,15 +149,20 @@ def prune(base: Path, limit: int) -> list[Entry]:
 
 
 def _sweep(base: Path) -> None:
-    """Remove what was never finished: its writer, whose process id ends its name, is no more."""
+    """Remove what was never finished: its writer, whose process id ends its name, is no more, or long since done."""
     for place in base.iterdir() if base.is_dir() else ():
-        if place.name.startswith(_UNFINISHED) and not Path("/proc", place.name.rpartition("-")[2]).exists():
-            discard(place)
+        if not place.name.startswith(_UNFINISHED):
+            continue
+        with suppress(OSError):  # finished meanwhile
+            old = time.time() - place.stat().st_mtime > _ABANDONED
+            if old or not Path("/proc", place.name.rpartition("-")[2]).exists():
+                discard(place)
 
 
 def _read(place: Path) -> dict[str, Any] | None:
     try:
         record: dict[str, Any] = json.loads((place / _RECORD).read_text())
-        return record if {"model", "bits", "variant", "bytes", "files"} <= set(record) else None
+        whole = {"model", "bits", "variant", "bytes", "files"} <= set(record) and isinstance(record["files"], dict)
+        return record if whole else None
     except (OSError, ValueError, TypeError):
         return None

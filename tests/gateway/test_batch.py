@@ -5,10 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +99,7 @@ def test_every_form_of_line_and_every_mistake_has_its_result_in_order(batch: Bat
         {"custom_id": "a", "url": "/generate/deepseek", "body": {}},  # no route of OpenAI's
         {"prompt": "Say hello.", "max_new_tokens": 2},
     )
-    said = batch.run("--model", "smollm2", status=1)
+    said = batch.run("--model", "smollm2", "--files", str(IMAGE.parent), status=1)
     results = batch.results()
     assert [result["line"] for result in results] == [1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
     by_line = {result["line"]: result for result in results}
@@ -128,7 +130,7 @@ def test_lines_of_openai_batches(batch: Batch) -> None:
         line | {"custom_id": "c", "body": {"messages": asked}},
         line | {"custom_id": "d", "body": {"model": "deepseek", "messages": asked, "stream": True}},
     )
-    batch.run(status=1)
+    batch.run("--files", str(IMAGE.parent), status=1)
     answers = {result["custom_id"]: result for result in batch.results()}
     for name, word in (("a", "Paris"), ("b", "red")):
         assert answers[name]["error"] is None and answers[name]["response"]["status_code"] == 200
@@ -195,6 +197,8 @@ def test_mistakes_of_the_user_cost_nothing(batch: Batch) -> None:
         (["--model", "deepseek", "--input", str(batch.home / "missing.jsonl")], ["missing.jsonl", "not there"]),
         (["--model", "deepseek", "--output", str(batch.source)], ["--output"]),
         (["--model", "deepseek", "--output", str(batch.home)], [str(batch.home)]),
+        (["--model", "deepseek", "--fresh", "--retry-failed"], ["--fresh", "--retry-failed"]),
+        (["--model", "deepseek", "--files", str(batch.source)], ["--files", str(batch.source)]),
     ):
         errors = batch.run(*arguments, status=2)
         assert len(errors.splitlines()) == 1 and errors.startswith("switchyard: ")
@@ -211,6 +215,88 @@ def test_a_model_that_cannot_be_served_stops_the_run(batch: Batch) -> None:
     batch.write(*[line | {"model": "deepseek"} for line in (short(1), short(2))])
     batch.run()
     assert len(batch.results()) == 2
+
+
+class Moody(ThreadingHTTPServer):
+    """A server that answers as it is told to: with ``status`` where the prompt is ``whom``, or is any if that is None.
+
+    A 503 for one prompt alone comes, the second time, after the prompt ``first`` was asked.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), MoodyAnswers)
+        self.status, self.whom = 200, None  # type: tuple[int, str | None]
+        self.asked: list[str] = []
+        self.first: str | None = None
+        self.seen = threading.Event()
+
+
+class MoodyAnswers(BaseHTTPRequestHandler):
+    server: Moody
+
+    def do_POST(self) -> None:
+        prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"]))).get("prompt")
+        mood, status = self.server, 400
+        if prompt is not None:
+            mood.asked.append(prompt)
+            status = mood.status if mood.whom in (None, prompt) else 200
+            if prompt == mood.first:
+                mood.seen.set()
+            if status == 503 and mood.first and mood.asked.count(prompt) == 2:
+                assert mood.seen.wait(PATIENCE)
+        answer = {"response": prompt} if status == 200 else {"error": "Refused", "details": "for a while"}
+        text = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.send_header("Retry-After", "0")
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def moody() -> Iterator[Moody]:
+    with Moody() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_stays_busy_stops_the_run_and_blames_no_line(tmp_path: Path, moody: Moody, status: int) -> None:
+    batch = Batch(tmp_path, f"http://127.0.0.1:{moody.server_port}")
+    batch.write('"a"', '"b"', '"c"')
+    moody.status, moody.whom = status, "b"
+    said = batch.run("--model", "m", "--concurrency", "1", "--retries", "2", status=1)
+    assert "for a while" in said and "the same command" in said
+    assert [result.get("response") for result in batch.results()] == ["a"]
+    assert moody.asked == ["a", "b", "b", "b"]
+    moody.status = 200
+    batch.run("--model", "m")
+    assert [result.get("response") for result in batch.results()] == ["a", "b", "c"]
+    assert moody.asked.count("a") == 1
+
+
+def test_a_line_that_fails_alone_is_recorded_and_asked_again_when_told_to(tmp_path: Path, moody: Moody) -> None:
+    batch = Batch(tmp_path, f"http://127.0.0.1:{moody.server_port}")
+    batch.write('"poison"', '"a"', '"b"', '"c"')
+    moody.status, moody.whom, moody.first = 503, "poison", "b"
+    batch.run("--model", "m", "--concurrency", "2", "--retries", "2", status=1)
+    assert [(result.get("response"), result.get("status")) for result in batch.results()] == [
+        (None, 503), ("a", None), ("b", None), ("c", None)]  # fmt: skip
+    others = batch.target.read_text().splitlines()[1:]
+    moody.status, moody.asked = 200, []
+    assert "1 failed" in batch.run("--model", "m", status=1), "only when told to"
+    assert moody.asked == []
+    assert "4 of 4 answered, 0 failed, 3 of the lines done before" in batch.run("--model", "m", "--retry-failed")
+    assert moody.asked == ["poison"]
+    assert batch.results()[0]["response"] == "poison" and batch.target.read_text().splitlines()[1:] == others
 
 
 def test_an_address_where_nobody_answers_is_an_error(tmp_path: Path) -> None:

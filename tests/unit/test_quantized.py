@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -61,11 +62,14 @@ def test_nothing_is_there_before(tmp_path: Path) -> None:
     lambda place: (place / "model.safetensors").write_bytes(b"x" * 100),
     lambda place: (place / "switchyard.json").write_text("{"),
     lambda place: (place / "switchyard.json").write_text('{"model": "a"}'),
-], ids=["missing", "cut short", "rewritten", "record broken", "record cut"])  # fmt: skip
+    lambda place: (place / "switchyard.json").unlink(),
+], ids=["missing", "cut short", "rewritten", "record broken", "record cut", "record missing"])  # fmt: skip
 def test_what_does_not_match_its_record_is_damaged(tmp_path: Path, damage: object) -> None:
     place = write(tmp_path)
     damage(place)  # type: ignore[operator]
     assert quantized.state(place) == "damaged"
+    quantized.prune(tmp_path, 0)
+    assert not place.exists()
 
 
 def test_a_folder_that_cannot_be_written_is_still_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,8 +98,14 @@ def test_what_a_dead_writer_left_is_removed(tmp_path: Path) -> None:
     assert quantized.prune(tmp_path, 0) == []
     assert not dead.exists() and living.exists()
     dead.mkdir()
-    write(tmp_path)
-    assert not dead.exists()
+    old = time.time() - 7200  # as the living one has another's process id
+    os.utime(living, (old, old))
+    own = tmp_path / f".unfinished-a-4bit-k1-{os.getpid()}"
+    own.mkdir()
+    (own / "other.safetensors").write_bytes(b"half")
+    place = write(tmp_path)
+    assert not dead.exists() and not living.exists()
+    assert not (place / "other.safetensors").exists()
 
 
 def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:

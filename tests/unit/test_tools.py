@@ -53,6 +53,9 @@ PARIS, NOW = ("weather", {"city": "Paris"}), ("time", {})
     (WEATHER[:-5], [PARIS]),
     (WEATHER.removesuffix("</tool_call>") + TIME, [PARIS, NOW]),
     ('<tool_call>{"name": "time"}</tool_call>', [NOW]),
+    ('<tool_call>{"name": "time", "arguments": null}</tool_call>', [NOW]),
+    ('<tool_call>{"name": "weather", "parameters": {"city": "Paris"}}</tool_call>', [PARIS]),
+    ('<tool_call>{"name": "weather", "arguments": null, "parameters": {"city": "Paris"}}</tool_call>', [PARIS]),
     ('<tool_call>{"name": "weather", "arguments": "{\\"city\\": \\"Paris\\"}"}</tool_call>', [PARIS]),
     ('<tool_call>{"name": "say", "arguments": {"text": "a </tool_call> b <tool_call>"}}</tool_call>',
      [("say", {"text": "a </tool_call> b <tool_call>"})]),
@@ -70,6 +73,8 @@ def test_calls_are_told_from_text(text: str, wanted: Seen) -> None:
     "", "no json", '{"name": "f", "arguments": {}', '{"name": "f", "arguments": [1]}', '{"arguments": {}}', "[1]",
     '{"name": "", "arguments": {}}', '{"name": 1}', '{"name": "f", "arguments": {"a": NaN}}', '{"name": "f"}}',
     '{"name": "f", "arguments": {"a": 1e999}}', '{"name": "\\ud800"}', '{"name": "f", "arguments": "no json"}',
+    '{"name": "f", "arguments": []}', '{"name": "f", "arguments": ""}', '{"name": "f", "parameters": 0}',
+    '{"name": "f", "args": {"a": 1}}', '{"name": "f", "arguments": {"a": 1}, "parameters": {"b": 2}}',
     "[" * 100_000, '{"name": "f", "arguments": {"a": ' + "9" * 5000 + "}}",
 ])  # fmt: skip
 def test_what_is_no_call_is_text_unchanged(inside: str) -> None:
