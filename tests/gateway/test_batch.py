@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -218,19 +218,16 @@ def test_a_model_that_cannot_be_served_stops_the_run(batch: Batch) -> None:
 
 
 class Moody(ThreadingHTTPServer):
-    """A server that answers as it is told to: with ``status`` where the prompt is ``whom``, or is any if that is None.
-
-    A 503 for one prompt alone comes, the second time, after the prompt ``first`` was asked.
-    """
+    """A server that answers with ``status`` where the prompt is ``whom``, once ``ready`` says that it may."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), MoodyAnswers)
-        self.status, self.whom = 200, None  # type: tuple[int, str | None]
+        self.status, self.whom = 200, ""
         self.asked: list[str] = []
-        self.first: str | None = None
-        self.seen = threading.Event()
+        self.ready: Callable[[str], bool] = lambda prompt: True
+        self.changed = threading.Condition()
 
 
 class MoodyAnswers(BaseHTTPRequestHandler):
@@ -240,12 +237,11 @@ class MoodyAnswers(BaseHTTPRequestHandler):
         prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"]))).get("prompt")
         mood, status = self.server, 400
         if prompt is not None:
-            mood.asked.append(prompt)
-            status = mood.status if mood.whom in (None, prompt) else 200
-            if prompt == mood.first:
-                mood.seen.set()
-            if status == 503 and mood.first and mood.asked.count(prompt) == 2:
-                assert mood.seen.wait(PATIENCE)
+            with mood.changed:
+                mood.asked.append(prompt)
+                mood.changed.notify_all()
+                assert mood.changed.wait_for(lambda: mood.ready(prompt), PATIENCE)
+            status = mood.status if mood.whom == prompt else 200
         answer = {"response": prompt} if status == 200 else {"error": "Refused", "details": "for a while"}
         text = json.dumps(answer).encode()
         self.send_response(status)
@@ -286,7 +282,11 @@ def test_a_server_that_stays_busy_stops_the_run_and_blames_no_line(tmp_path: Pat
 def test_a_line_that_fails_alone_is_recorded_and_asked_again_when_told_to(tmp_path: Path, moody: Moody) -> None:
     batch = Batch(tmp_path, f"http://127.0.0.1:{moody.server_port}")
     batch.write('"poison"', '"a"', '"b"', '"c"')
-    moody.status, moody.whom, moody.first = 503, "poison", "b"
+    moody.status, moody.whom = 503, "poison"
+    asked = moody.asked  # "a" is answered between the first and the second time that "poison" is refused
+    moody.ready = lambda prompt: {"a": "poison" in asked, "poison": asked.count("poison") != 2 or "b" in asked}.get(
+        prompt, True
+    )
     batch.run("--model", "m", "--concurrency", "2", "--retries", "2", status=1)
     assert [(result.get("response"), result.get("status")) for result in batch.results()] == [
         (None, 503), ("a", None), ("b", None), ("c", None)]  # fmt: skip

@@ -37,7 +37,9 @@ def ask(home: Path, *folders: Path, **fields: Any) -> Call:
     return parse(line, "blip_vqa", Files([home / "input", *folders], LIMIT))
 
 
-@pytest.mark.parametrize("name", ["file:a.png", "a.png", "sub/b.png", "file:sub/../a.png", "in.png", "file:///{}/a.png"])
+@pytest.mark.parametrize(
+    "name", ["file:a.png", "a.png", "sub/b.png", "file:sub/../a.png", "in.png", "file:///{}/a.png"]
+)
 def test_files_of_the_inputs_folder_are_read(home: Path, name: str) -> None:
     assert ask(home, image=name.format(home / "input")).body["image"] == ENCODED
 
