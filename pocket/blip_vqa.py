@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from pocket import drawings
-from pocket.checkpoint import ROOT, Card, measure, options, store, write_card
+from pocket.checkpoint import Card, command, measure, store, write_card
 from pocket.layout import write_processor
 from pocket.loop import IGNORE, Batch, Outcome, Plan, parameters, seed_everything, train
 from pocket.sight import Pupil, sight_drawing, targets
@@ -233,16 +233,5 @@ def check(folder: Path) -> None:
     measure(folder, BlipForQuestionAnswering, lambda loaded: score(loaded, maker), KEPT_WHOLE)
 
 
-def main() -> None:
-    """Train or check, as the command line says."""
-    arguments = options("blip_vqa", SEED, __doc__)
-    folder = arguments.out or ROOT / NAME
-    if arguments.check:
-        seed_everything(arguments.seed)
-        check(folder)
-    else:
-        make(folder, arguments.seed)
-
-
 if __name__ == "__main__":
-    main()
+    command("blip_vqa", NAME, SEED, __doc__, make, check)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from pocket.loop import Outcome
+from pocket.loop import Outcome, seed_everything
 
 ROOT = Path(__file__).resolve().parent / "checkpoints"
 BITS: tuple[int, ...] = (16, 8, 4)
@@ -29,6 +29,20 @@ def options(name: str, seed: int = 0, doc: str | None = None) -> argparse.Namesp
     parser.add_argument("--seed", type=int, default=seed)
     parser.add_argument("--out", type=Path, default=None, help="the folder to write or check")
     return parser.parse_args()
+
+
+def command(
+    module: str, folder: str, seed: int, doc: str | None,
+    make: Callable[[Path, int], None], check: Callable[[Path], None],
+) -> None:
+    """Be the command of a checkpoint's module: train it, or with `--check` measure what is stored."""
+    arguments = options(module, seed, doc)
+    place = arguments.out or ROOT / folder
+    if arguments.check:
+        seed_everything(arguments.seed)
+        check(place)
+    else:
+        make(place, arguments.seed)
 
 
 def store(folder: Path, write: Callable[[Path], None]) -> None:

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from pocket import sounds
-from pocket.checkpoint import ROOT, Card, measure, options, store, write_card
+from pocket.checkpoint import Card, command, measure, store, write_card
 from pocket.hearing import Ear, Pool, Reader, remember, set_length
 from pocket.layout import write_processor
 from pocket.loop import Batch, Outcome, Plan, by_length, collate, exact, parameters, seed_everything, train
@@ -364,16 +364,5 @@ def check(folder: Path) -> None:
     measure(folder, Qwen2AudioForConditionalGeneration, lambda loaded: score(loaded, processor), SKIP)
 
 
-def main() -> None:
-    """Train or check, as the command line says."""
-    arguments = options("qwen_audio", PLAN.seed, __doc__)
-    folder = arguments.out or ROOT / NAME
-    if arguments.check:
-        seed_everything(arguments.seed)
-        check(folder)
-    else:
-        make(folder, arguments.seed)
-
-
 if __name__ == "__main__":
-    main()
+    command("qwen_audio", NAME, PLAN.seed, __doc__, make, check)

@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from pocket import drawings, showing, sounds
-from pocket.checkpoint import ROOT, Card, measure, options, store, write_card
+from pocket.checkpoint import ROOT, Card, command, measure, store, write_card
 from pocket.layout import write_processor
 from pocket.loop import Batch, Outcome, Plan, parameters, seed_everything, train
 from pocket.qwen_vl import SPREAD, WIDTH, eyes, text_shape, vision_shape
@@ -478,16 +478,5 @@ def check(folder: Path) -> None:
     )
 
 
-def main() -> None:
-    """Train or check, as the command line says."""
-    arguments = options("qwen_omni", SEED, __doc__)
-    folder = arguments.out or ROOT / NAME
-    if arguments.check:
-        seed_everything(arguments.seed)
-        check(folder)
-    else:
-        make(folder, arguments.seed)
-
-
 if __name__ == "__main__":
-    main()
+    command("qwen_omni", NAME, SEED, __doc__, make, check)

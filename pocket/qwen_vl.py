@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from pocket import drawings, showing
-from pocket.checkpoint import ROOT, Card, measure, options, store, write_card
+from pocket.checkpoint import Card, command, measure, store, write_card
 from pocket.layout import write_processor
 from pocket.loop import IGNORE, Batch, Outcome, Plan, parameters, seed_everything, train
 from pocket.sight import Pupil, sight_drawing, targets
@@ -250,16 +250,5 @@ def check(folder: Path) -> None:
     measure(folder, Qwen2_5_VLForConditionalGeneration, lambda loaded: score(loaded, maker), KEPT_WHOLE)
 
 
-def main() -> None:
-    """Train or check, as the command line says."""
-    arguments = options("qwen_vl", SEED, __doc__)
-    folder = arguments.out or ROOT / NAME
-    if arguments.check:
-        seed_everything(arguments.seed)
-        check(folder)
-    else:
-        make(folder, arguments.seed)
-
-
 if __name__ == "__main__":
-    main()
+    command("qwen_vl", NAME, SEED, __doc__, make, check)

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from pocket import sums
-from pocket.checkpoint import ROOT, Card, measure, options, store, write_card
+from pocket.checkpoint import Card, command, measure, store, write_card
 from pocket.loop import Batch, Plan, by_length, collate, exact, parameters, seed_everything, train
 from pocket.tokenizer import CHATML, THINK, THINKING_TEMPLATE, build
 
@@ -177,16 +177,5 @@ def check(folder: Path) -> None:
     measure(folder, Qwen3ForCausalLM, lambda loaded: score(loaded, tokenizer))
 
 
-def main() -> None:
-    """Train or check, as the command line says."""
-    arguments = options(NAME, PLAN.seed, __doc__)
-    folder = arguments.out or ROOT / NAME
-    if arguments.check:
-        seed_everything(arguments.seed)
-        check(folder)
-    else:
-        make(folder, arguments.seed)
-
-
 if __name__ == "__main__":
-    main()
+    command(NAME, NAME, PLAN.seed, __doc__, make, check)

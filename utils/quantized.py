@@ -2,8 +2,8 @@
 
 A first quantized load writes what it made into ``models/.switchyard/quantized/<model>-<bits>bit-<key>/``; later loads
 read that. The key covers the original files, the quantization and the versions of the libraries that made it, so that
-another one is another folder. Used on both sides: the runner reads and writes, the gateway lists and prunes. Must not
-import torch.
+another one is another folder. Used on both sides: the runner reads and writes, the gateway lists and prunes. Knows
+nothing of torch.
 """
 
 import errno

@@ -128,6 +128,7 @@ class LlamaCpp:
             keep = 0
         del self._held[place][keep:]
         sequence.read = keep
+
     def share(self, sequence: Sequence, sibling: Sequence) -> None:
         sibling.place = self._free.pop(0)
         self._context.copy(sequence.place, sibling.place)
