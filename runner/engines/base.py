@@ -162,6 +162,18 @@ def wanted_constraint(request: Generate) -> Constraint | None:
     return request.sampling.constraint
 
 
+def room(prompt: list[int], context: int, most: int) -> int:
+    """Return how many tokens an answer may have: ``most``, or what the context has left beside the prompt.
+
+    :raises RequestError: if the prompt is empty, or as long as the context.
+    """
+    if not prompt:
+        raise RequestError("the prompt has no tokens this model knows")
+    if len(prompt) >= context:
+        raise RequestError(f"the prompt has {len(prompt)} tokens and the context holds {context}")
+    return min(most, context - len(prompt))
+
+
 def check_bias(request: Generate, vocabulary: int) -> None:
     """:raises RequestError: for a bias of a token that a vocabulary of this size has not."""
     if wrong := [token for token, _ in request.sampling.logit_bias if not 0 <= token < vocabulary]:

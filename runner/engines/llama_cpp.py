@@ -15,7 +15,7 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from protocol.messages import Generate, Load, Loaded
 from runner.constraint import Grammars, from_llama_cpp
-from runner.engines.base import Logits, ProgressReport, Sequence, check_bias, sampler_of, wanted_constraint
+from runner.engines.base import Logits, ProgressReport, Sequence, check_bias, room, sampler_of, wanted_constraint
 from runner.engines.gguf import BATCH, Context, Fed, Gguf
 from runner.errors import RequestError
 from runner.job import Job
@@ -66,21 +66,17 @@ class LlamaCpp:
         """A GGUF file is quantized already, and laid out as it is computed with."""
 
     def prepare(self, job: Job) -> list[Sequence]:
-        request, sampling = job.request, job.request.sampling
+        request = job.request
         text, prompt = self._prompts.render(request)
         if request.render_only:
             job.rendered(text, prompt)
             return []
-        if not prompt:
-            raise RequestError("the prompt has no tokens this model knows")
-        if len(prompt) >= self._window:
-            raise RequestError(f"the prompt has {len(prompt)} tokens and the context holds {self._window}")
+        limit = room(prompt, self._window, request.sampling.max_new_tokens)
         check_bias(request, self._model.size)
         wanted = wanted_constraint(request)
         masks = [self._grammars.compile(wanted) if wanted else None for _ in range(request.choices)]
         thinking = text.rstrip().endswith("<think>")
         choices = job.begin(len(prompt), self._model.decode, thinks=request.template, inside=thinking)
-        limit = min(sampling.max_new_tokens, self._window - len(prompt))
         return [
             Sequence(choice, prompt, limit, sampler_of(choice, prompt, self.ends, mask, self._opening))
             for choice, mask in zip(choices, masks, strict=True)

@@ -24,11 +24,11 @@ from transformers import BitsAndBytesConfig, DynamicCache, GenerationConfig, Pre
 from protocol.messages import Generate, Load, Loaded
 from runner.constraint import Grammars, Mask, from_transformers
 from runner.engines.apart import Chooser
-from runner.engines.base import Logits, ProgressReport, Sequence, check_bias, sampler_of, wanted_constraint
+from runner.engines.base import Logits, ProgressReport, Sequence, check_bias, room, sampler_of, wanted_constraint
 from runner.engines.packed import pack
 from runner.engines.progress import watched_weights
 from runner.engines.rows import RowCache, can_batch
-from runner.errors import DamagedError, RequestError
+from runner.errors import DamagedError
 from runner.families.base import RunnerFamily
 from runner.job import Job
 from runner.machine import cpu_threads
@@ -203,12 +203,7 @@ class Transformers:
         if request.render_only:
             job.rendered(prepared.text, prompt)
             return []
-        room = request.sampling.max_new_tokens
-        if not prompt:
-            raise RequestError("the prompt has no tokens this model knows")
-        if len(prompt) >= self._context:
-            raise RequestError(f"the prompt has {len(prompt)} tokens and the context holds {self._context}")
-        room = min(room, self._context - len(prompt))
+        limit = room(prompt, self._context, request.sampling.max_new_tokens)
         check_bias(request, self._text_config.vocab_size)
         masks = [self._constraint(request) for _ in range(request.choices)]
         job.extras |= self._family.extras(request)
@@ -222,7 +217,7 @@ class Transformers:
             for choice, mask in zip(choices, masks, strict=True)
         ]
         return [
-            Sequence(choice, prompt, room, sampler, prepared.inputs, whole, apart)
+            Sequence(choice, prompt, limit, sampler, prepared.inputs, whole, apart)
             for choice, sampler in zip(choices, samplers, strict=True)
         ]
 
