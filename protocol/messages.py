@@ -166,7 +166,8 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Runner to gateway: ready. ``weight_bytes`` is the sum over tensors; ``phases`` are seconds by phase."""
+    """Runner to gateway: ready. ``weight_bytes`` is the sum over tensors; ``phases`` are seconds by phase.
+    ``peak_bytes`` is how much more of its device the load had taken at its highest than it takes now."""
 
     load_id: str
     device: str
@@ -174,6 +175,7 @@ class Loaded:
     context: int | None
     phases: dict[str, float]
     quantization: str
+    peak_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

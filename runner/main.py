@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from multiprocessing.connection import Connection
 
 from protocol import messages
@@ -22,6 +23,7 @@ from runner.batch import Batch, Prepared, prepare
 from runner.engines.base import Engine
 from runner.errors import RunnerError, classify, is_sticky
 from runner.job import Job
+from runner.peak import Peak
 
 log = logging.getLogger("runner")
 _BEAT = 1.0
@@ -109,7 +111,9 @@ class Runner:
             progress("importing")
             module = importlib.import_module(f"runner.engines.{load.engine}")
             engine: Engine = module.ENGINE(load, progress)
-            report = engine.load()
+            with Peak(load.device) as peak:
+                report = engine.load()
+            report = replace(report, peak_bytes=peak.more)
         except Exception as error:
             failure = classify(error)
             log.error("cannot load %s: %s", load.name, failure, exc_info=not isinstance(error, RunnerError))

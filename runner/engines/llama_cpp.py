@@ -49,9 +49,9 @@ class LlamaCpp:
         gpu = int(self._load.device.partition(":")[2] or 0) if on_gpu else None
         self._model = Gguf(path, gpu, lambda fraction: self._progress("reading weights", round(fraction, 2)))
         weights = time.monotonic()
-        self._window = self._load.context or _DEFAULT_CONTEXT
-        cells = max(self._window, self._load.cache_tokens)
-        self._context = Context(self._model, cells, self.rows, cpu_threads(self._load.threads))
+        # All of it is taken now, so no more than the gateway set aside.
+        self._window = min(self._load.context or _DEFAULT_CONTEXT, self._load.cache_tokens)
+        self._context = Context(self._model, self._load.cache_tokens, self.rows, cpu_threads(self._load.threads))
         self.ends = self._model.ends
         self._prompts = _Prompts(self._model, self._load.chat_template, self._window)
         self._grammars = Grammars(lambda: from_llama_cpp(self._model), self.ends)
