@@ -21,8 +21,8 @@ class Family:
     ``switches`` the family's own fields; any other is refused by name. ``keep_16bit`` maps the module names that
     quantization leaves alone to the reason. ``sampling_rate`` is what its audio encoder was trained on, in Hz.
     ``batch_size`` is how many requests a runner answers at once unless the spec says otherwise. ``later`` names the
-    parts of a checkpoint that a load leaves out and a request may have read, with the bytes of their numbers (0: as many
-    as the others have), and ``later_needs`` the files without which they are not.
+    parts of a checkpoint that a load leaves out and a request may have read, with the bytes of their numbers (0: as
+    many as the others have), and ``later_needs`` the files without which they are not.
     """
 
     name: str
