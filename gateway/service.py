@@ -11,7 +11,7 @@ from typing import Any
 
 from gateway import devices
 from gateway.errors import BadRequest, Conflict, Unavailable, UnknownModel
-from gateway.footprint import LEAST_CACHE, Charge, Footprints, HeaderError, weight_bytes
+from gateway.footprint import Charge, Footprints, HeaderError, usual_bits, weight_bytes
 from gateway.needs import environment, modules
 from gateway.owner import Owner
 from gateway.runner_handle import RunnerHandle
@@ -124,18 +124,9 @@ class Gateway:
         if spec is None:
             raise UnknownModel(f"there is no model {name!r}; known models: {', '.join(self.catalog.names)}",
                                available_models=self.catalog.names)  # fmt: skip
-        bits = self._overrides.get(spec.name) or self._usual_bits(spec)
+        place = self.place(spec)
+        bits = self._overrides.get(spec.name) or usual_bits(spec, place, self.footprints, self._budgets[place])
         return spec if bits == spec.quant_bits else spec.model_copy(update={"quant_bits": bits})
-
-    def _usual_bits(self, spec: ModelSpec) -> QuantBits:
-        """Return the bits of a load that asks for none: on a CPU 16 where they fit, as quantizing makes it slower."""
-        if self.place(spec) != "cpu" or spec.engine != "transformers":
-            return spec.quant_bits
-        if spec.cpu_quant_bits is not None:
-            return spec.cpu_quant_bits
-        budget = self._budgets["cpu"]
-        whole = self.footprints.charge(spec.model_copy(update={"quant_bits": 16}), "cpu", LEAST_CACHE, budget).bytes
-        return 16 if 0 < whole <= budget else spec.quant_bits
 
     def admit(
         self, spec: ModelSpec, *, timeout: float | None = None, priority: int = 0, retry: bool = False, places: int = 1
@@ -394,10 +385,11 @@ class Gateway:
             case events.Loaded(load_id, size):
                 handle = self._handles[load_id]
                 if handle.measured:
-                    self.footprints.record(
+                    taken = self.footprints.record(
                         self.spec(handle.load.name), handle.load.device, size - handle.reserve,
                         handle.loaded.peak_bytes if handle.loaded else 0, handle.load.cache_tokens,
                     )  # fmt: skip
+                    event = events.Loaded(load_id, taken + handle.reserve)
             case events.RunnerEnded(load_id) | events.RunnerLost(load_id) | events.LoadFailed(load_id):
                 # The handle is known until the scheduler has heard of its end: it may name it until then.
                 self.owner.post(event)

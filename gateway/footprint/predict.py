@@ -13,15 +13,17 @@ from gateway.footprint.cache import CELLS, cache_token_bytes
 from gateway.footprint.measured import Measured, Store
 from gateway.footprint.weights import float_bytes, gguf_of, later_bytes, weight_bytes
 from gateway.footprint.working import Working, working
-from models_registry.spec import ModelSpec
+from models_registry.spec import ModelSpec, QuantBits
 from utils.safetensors_header import HeaderError
 
 log = logging.getLogger(__name__)
 LEAST_CACHE = 1024
 """Tokens; with fewer a model cannot answer what people ask."""
 
-_PROCESS = {"transformers": 130 * 10**6, "llama_cpp": 60 * 10**6}
+_PROCESS = {"transformers": 100 * 10**6, "llama_cpp": 50 * 10**6}
 """On a CPU: interpreter, processor and tokenizer, the libraries' own state, as far as no other process shares it."""
+_LEAST = 30 * 10**6
+"""What a process on a CPU takes beside its weights at the least."""
 _CONTEXT = {"transformers": 600 * 10**6, "llama_cpp": 500 * 10**6}
 """On a GPU: the CUDA context, the kernels loaded into it, and workspaces of the matrix libraries. Unmeasured on a card,
 as is the next one; a first load corrects both."""
@@ -129,17 +131,22 @@ class Footprints:
         there = parts.resident + (parts.cache(tokens) if parts.cache_at_load else 0)
         return Charge(max(total, min(parts.loading(tokens), budget)), tokens, total - there)
 
-    def record(self, spec: ModelSpec, device: str, measured: int, more: int = 0, tokens: int = 0) -> None:
+    def record(self, spec: ModelSpec, device: str, measured: int, more: int = 0, tokens: int = 0) -> int:
         """Remember what a load really took: ``measured`` bytes after it, ``more`` at its peak, with a cache of
-        ``tokens`` where the engine takes that at the load."""
+        ``tokens`` where the engine takes that at the load. Return the bytes to go by from now on.
+
+        On a CPU they are no fewer than the weights and a small process: weights that are used as they lie in their file
+        are in memory only once they were used.
+        """
         try:
             weights = weight_bytes(spec, self._models_dir, float_bytes(device))
             parts = self.parts(spec, device)
         except (HeaderError, OSError):
-            return
+            return measured
         cache = parts.cache(tokens) if parts.cache_at_load else 0
-        if measured > cache:
-            self._store.put(self._key(spec, device, weights), measured - cache, more)
+        resident = max(measured - cache, parts.weights + _LEAST if device == "cpu" else 1)
+        self._store.put(self._key(spec, device, weights), resident, more)
+        return resident + cache
 
     def _known(self, spec: ModelSpec, device: str) -> Parts | None:
         try:
@@ -160,6 +167,16 @@ class Footprints:
     def _key(spec: ModelSpec, device: str, weights: int) -> str:
         place = spec.source.hub or spec.source.package or str(spec.source.path)
         return f"{place}/{spec.source.file or spec.folder or ''}:{spec.engine}:{spec.quant_bits}bit:{device}:{weights}"
+
+
+def usual_bits(spec: ModelSpec, device: str, footprints: Footprints, budget: int) -> QuantBits:
+    """Return the bits of a load that asks for none: on a CPU 16 where they fit, as quantizing makes it slower."""
+    if device != "cpu" or spec.engine != "transformers":
+        return spec.quant_bits
+    if spec.cpu_quant_bits is not None:
+        return spec.cpu_quant_bits
+    whole = footprints.charge(spec.model_copy(update={"quant_bits": 16}), device, LEAST_CACHE, budget).bytes
+    return 16 if 0 < whole <= budget else spec.quant_bits
 
 
 def _most(parts: Parts, wanted: int, budget: int) -> int:

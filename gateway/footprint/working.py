@@ -63,10 +63,8 @@ def working(spec: ModelSpec, models_dir: Path, float_size: int = 2, device: str 
             continue
         if spec.quant_bits < 16 and is_quantized(name, tensor, family):
             widest = max(widest, math.prod(tensor.shape))  # a product of several rows unpacks the matrix
-        if any(part in name for part in NO_DECODER):
-            seeing.append(tensor)
-        elif vocabulary not in tensor.shape and not is_embedding(name):
-            reading.append(tensor)
+        if not is_embedding(name) and vocabulary not in tensor.shape:
+            (seeing if any(part in name for part in NO_DECODER) else reading).append(tensor)
     media = len(Catalog.inputs(spec)) > 1
     layer = max(_layer(reading), _PATCHES * _layer(seeing) if media else 0)
     return Working(

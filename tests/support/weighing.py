@@ -1,7 +1,7 @@
 """Weighs models: loads checkpoints by the runner's engine and sums the bytes of everything the loaded model holds.
 
-A program of its own, ``python -m tests.support.weighing FOLDER``, so that no test process has torch in it. Beside the pocket
-checkpoints it weighs larger ones that it makes in FOLDER: the same architectures with more and wider layers, and random
+A program of its own, ``python -m tests.support.weighing FOLDER``, so that no test process has torch in it. Beside the
+pocket checkpoints it weighs larger ones that it makes in FOLDER: the same architectures with more and wider layers, and random
 weights. Prints a JSON line for each load.
 """
 
@@ -26,7 +26,8 @@ LARGER: dict[str, dict[str, Any]] = {
     "qwen_vl": {"text_config": _TEXT, "vision_config": _SEEING},
     "qwen_audio": {"text_config": _TEXT, "audio_config": _HEARING},
     "qwen_omni": {
-        "thinker_config": {"text_config": _TEXT, "vision_config": _SEEING, "audio_config": _HEARING | {"output_dim": 512}},
+        "thinker_config": {"text_config": _TEXT, "vision_config": _SEEING,
+                           "audio_config": _HEARING | {"output_dim": 512}},
         "talker_config": _SPEAKING,
     },
     "blip_vqa": {

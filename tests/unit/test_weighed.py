@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.footprint import float_bytes, later_bytes, weight_bytes
+from gateway.footprint import Footprints, float_bytes, later_bytes, weight_bytes
 from models_registry.families import FAMILIES
 from models_registry.spec import ModelSpec
 from tests.support.gateway import ROOT, SMOLLM2
@@ -22,7 +22,8 @@ def spec_of(path: str, family: str, bits: int = 16) -> ModelSpec:
 
 @pytest.fixture(scope="module")
 def weighed(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int, bool], Any]:
-    """What loads by the runner's engine came to, by family, bits (0: what speech adds) and whether it is a larger one."""
+    """What loads by the runner's engine came to, by family, bits (0: what speech adds) and whether it is a larger one.
+    """
     folder = tmp_path_factory.mktemp("larger")
     environment = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive",
                                 "HF_HUB_DISABLE_PROGRESS_BARS": "1", "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
@@ -78,7 +79,5 @@ print(model.weight_bytes, Context(model, 1000, 2, 1).cells)
     spec = ModelSpec.model_validate({"name": "a", "family": "deepseek", "engine": "llama_cpp",
                                      "source": {"path": str(SMOLLM2.parent), "file": SMOLLM2.name}})  # fmt: skip
     assert weight_bytes(spec, ROOT) == weights
-    from gateway.footprint import Footprints
-
     parts = Footprints(ROOT / "nowhere").parts(spec, "cpu")
     assert parts.cache(1000) == parts.cache_token * cells and cells == 1024
