@@ -56,7 +56,9 @@ def working(spec: ModelSpec, models_dir: Path, float_size: int = 2, device: str 
     if spec.source.file:
         return _of_gguf(spec, models_dir, rows, device)
     checkpoint, family = read_checkpoint(spec, models_dir), Catalog.family(spec)
-    seeing, reading, widest = [], [], 0
+    seeing: list[Tensor] = []
+    reading: list[Tensor] = []
+    widest = 0
     vocabulary = _number(checkpoint, "vocab_size", 2**24)
     for name, tensor in checkpoint.tensors.items():
         if len(tensor.shape) != 2 or not name.endswith(".weight") or not is_loaded(name, family):

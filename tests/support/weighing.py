@@ -1,8 +1,8 @@
 """Weighs models: loads checkpoints by the runner's engine and sums the bytes of everything the loaded model holds.
 
 A program of its own, ``python -m tests.support.weighing FOLDER``, so that no test process has torch in it. Beside the
-pocket checkpoints it weighs larger ones that it makes in FOLDER: the same architectures with more and wider layers, and random
-weights. Prints a JSON line for each load.
+pocket checkpoints it weighs larger ones that it makes in FOLDER: the same architectures with more and wider layers, and
+random weights. Prints a JSON line for each load.
 """
 
 import json
