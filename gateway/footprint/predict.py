@@ -5,6 +5,7 @@ is constants; what loads really took replaces what it can. Knows nothing of slot
 """
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from gateway.footprint.weights import float_bytes, gguf_of, later_bytes, weight_
 from gateway.footprint.working import Working, working
 from models_registry.spec import ModelSpec, QuantBits
 from utils.safetensors_header import HeaderError
+from utils.units import parse_bytes
 
 log = logging.getLogger(__name__)
 LEAST_CACHE = 1024
@@ -95,6 +97,7 @@ class Footprints:
         kind = device.partition(":")[0]
         if gguf and kind == "cuda":
             held = self._gguf_on_gpu(spec)
+        held = int(min(held, _limit(spec, device)))
         process = _PROCESS[spec.engine] if kind == "cpu" else _CONTEXT[spec.engine]
         return Parts(
             weights=held,
@@ -167,6 +170,17 @@ class Footprints:
     def _key(spec: ModelSpec, device: str, weights: int) -> str:
         place = spec.source.hub or spec.source.package or str(spec.source.path)
         return f"{place}/{spec.source.file or spec.folder or ''}:{spec.engine}:{spec.quant_bits}bit:{device}:{weights}"
+
+
+def _limit(spec: ModelSpec, device: str) -> float:
+    """Return the bytes of weights that a spec's ``max_memory`` allows on a GPU; the rest is kept in host memory."""
+    limit = (spec.max_memory or {}).get(device.partition(":")[2] or "0")
+    if limit is None or not device.startswith("cuda"):
+        return math.inf
+    try:
+        return parse_bytes(limit)
+    except ValueError:
+        return math.inf  # loading it says what is wrong with it
 
 
 def usual_bits(spec: ModelSpec, device: str, footprints: Footprints, budget: int) -> QuantBits:

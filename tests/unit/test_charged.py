@@ -138,6 +138,17 @@ def test_the_engines_limits_are_as_assumed() -> None:
     assert f"BATCH = {working.UBATCH}\n" in (ROOT / "runner" / "engines" / "gguf.py").read_text()
 
 
+@pytest.mark.parametrize(("limits", "held"), [
+    ({"0": "1MB", "cpu": "9GB"}, 10**6), ({"1": "1MB"}, None), ({"cpu": "1MB"}, None), ({"0": "some"}, None),
+])  # fmt: skip
+def test_weights_that_may_be_offloaded_are_charged_as_far_as_they_stay(
+    decoder: Path, tmp_path: Path, limits: dict[str, str], held: int | None
+) -> None:
+    spec = spec_of(decoder, 16, max_memory=limits)
+    assert Footprints(tmp_path).parts(spec, "cuda:0").weights == (held or weight_bytes(spec, tmp_path))
+    assert Footprints(tmp_path).parts(spec, "cpu").weights == weight_bytes(spec, tmp_path, float_bytes("cpu"))
+
+
 # -- the file of figures -----------------------------------------------------------------------------------------------
 
 
