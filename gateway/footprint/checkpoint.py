@@ -4,6 +4,8 @@ Gateway process. Reads headers and JSON only. A file that did not change is not 
 """
 
 import json
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,27 @@ from utils.safetensors_header import HeaderError, Tensor, read_safetensors
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_TELLING = (".safetensors", ".json", ".pt", ".gguf")
 _MAX_JSON = 64 * 2**20
+
+
+Stamp = tuple[tuple[str, int, int], ...]
+"""Names, times and sizes of the files a footprint depends on."""
+
+
+def stamp(path: Path) -> Stamp:
+    """Return the stamp of a checkpoint's folder, or of the folder that a GGUF file lies in.
+
+    :raises OSError: if it is not there.
+    """
+    folder = path if path.is_dir() else path.parent
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(_TELLING):
+                with suppress(OSError):  # a link to nowhere, or a file removed meanwhile
+                    found.append((entry.name, (now := entry.stat()).st_mtime_ns, now.st_size))
+    return tuple(sorted(found))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,12 @@ is constants; what loads really took replaces what it can. Knows nothing of slot
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from gateway.footprint.cache import CELLS, cache_token_bytes
+from gateway.footprint.checkpoint import Stamp, stamp
 from gateway.footprint.measured import Measured, Store
 from gateway.footprint.weights import float_bytes, gguf_of, later_bytes, weight_bytes
 from gateway.footprint.working import Working, working
@@ -85,13 +86,27 @@ class Footprints:
     def __init__(self, models_dir: Path) -> None:
         self._models_dir = models_dir
         self._store = Store(models_dir / ".switchyard" / "footprints.json")
+        self._read: dict[tuple[str, int, str], tuple[ModelSpec, Stamp, str, Parts]] = {}
 
     def parts(self, spec: ModelSpec, device: str) -> Parts:
-        """Return what the model's bytes consist of.
+        """Return what the model's bytes consist of. Files that did not change are not looked into again: this is asked
+        at every request.
 
         :raises HeaderError: for damaged or missing weights.
         :raises OSError: if they cannot be read.
         """
+        return self._keyed(spec, device)[1]
+
+    def _keyed(self, spec: ModelSpec, device: str) -> tuple[str, Parts]:
+        """Return the parts and the key that their measurements are kept under."""
+        place, now = (spec.name, spec.quant_bits, device), stamp(spec.path(self._models_dir))
+        known = self._read.get(place)
+        if known is None or known[:2] != (spec, now):
+            known = self._read[place] = (spec, now, *self._predicted(spec, device))
+        _, _, key, parts = known
+        return key, replace(parts, measured=self._store.get(key))
+
+    def _predicted(self, spec: ModelSpec, device: str) -> tuple[str, Parts]:
         floats, gguf = float_bytes(device), bool(spec.source.file)
         weights = held = weight_bytes(spec, self._models_dir, floats)
         kind = device.partition(":")[0]
@@ -99,14 +114,14 @@ class Footprints:
             held = self._gguf_on_gpu(spec)
         held = int(min(held, _limit(spec, device)))
         process = _PROCESS[spec.engine] if kind == "cpu" else _CONTEXT[spec.engine]
-        return Parts(
+        return self._key(spec, device, weights), Parts(
             weights=held,
             overhead=process + int(held * _SLACK[kind]),
             later=later_bytes(spec, self._models_dir, floats),
             working=working(spec, self._models_dir, floats, kind),
             cache_token=cache_token_bytes(spec, self._models_dir, floats),
             cache_at_load=gguf,
-            measured=self._store.get(self._key(spec, device, weights)),
+            measured=None,
         )
 
     def predict(self, spec: ModelSpec, device: str) -> int:
@@ -142,13 +157,12 @@ class Footprints:
         are in memory only once they were used.
         """
         try:
-            weights = weight_bytes(spec, self._models_dir, float_bytes(device))
-            parts = self.parts(spec, device)
+            key, parts = self._keyed(spec, device)
         except (HeaderError, OSError):
             return measured
         cache = parts.cache(tokens) if parts.cache_at_load else 0
         resident = max(measured - cache, parts.weights + _LEAST if device == "cpu" else 1)
-        self._store.put(self._key(spec, device, weights), resident, more)
+        self._store.put(key, resident, more)
         return resident + cache
 
     def _known(self, spec: ModelSpec, device: str) -> Parts | None:

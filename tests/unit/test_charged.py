@@ -73,6 +73,16 @@ def test_weights_removed_meanwhile_are_not_recorded(folder: Path, tmp_path: Path
     assert footprints.predict(spec, "cpu") == 0
 
 
+def test_changed_files_are_looked_into_again(folder: Path, tmp_path: Path) -> None:
+    footprints, spec = Footprints(tmp_path), spec_of(folder, 16)
+    before = footprints.charge(spec, "cpu", 1024, 10**10).bytes
+    assert footprints.charge(spec, "cpu", 1024, 10**10).bytes == before
+    (folder / "config.json").write_text(json.dumps({"vocab_size": 100_000}))
+    assert footprints.charge(spec, "cpu", 1024, 10**10).bytes > before
+    (folder / "dangling.json").symlink_to(folder / "nowhere")
+    assert footprints.charge(spec, "cpu", 1024, 10**10).bytes > before
+
+
 # -- what a slot is charged --------------------------------------------------------------------------------------------
 
 
