@@ -18,6 +18,7 @@ from gateway.runner_handle import RunnerHandle
 from gateway.scheduler import Limits, Model, Phase, Slot, State, actions, events
 from gateway.spawner import Spawner
 from gateway.ticket import Granted, Ticket, Waiting
+from gateway.zygotes import Zygotes
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec, QuantBits
 from protocol import messages
@@ -50,6 +51,7 @@ class Gateway:
                         settings.backoff_first, settings.backoff_max)  # fmt: skip
         self.owner = Owner(State(slots, models, limits), self._perform)
         self.spawner = Spawner(modules(catalog), environment(settings))
+        self.zygotes = Zygotes(self.spawner, settings.zygote_memory)
         self._handles: dict[str, RunnerHandle] = {}
         self._tickets: dict[str, Ticket] = {}
         self._changed = threading.Condition()
@@ -107,6 +109,7 @@ class Gateway:
             deadline = time.monotonic() + 5.0
             for handle in list(self._handles.values()):
                 handle.join(max(0.0, deadline - time.monotonic()))
+            self.zygotes.stop()
             self.spawner.stop()
             self.owner.stop()
 
@@ -373,7 +376,7 @@ class Gateway:
             str(quantized.root(self.settings.models_dir).resolve()) if self.settings.quantized_cache else "",
             self.settings.quantized_cache,
         )  # fmt: skip
-        handle = RunnerHandle(load, modules([spec]), self.spawner, self._hear, self.settings.heartbeat_timeout,
+        handle = RunnerHandle(load, modules([spec]), self.zygotes, self._hear, self.settings.heartbeat_timeout,
                               needed.bytes, needed.reserve)  # fmt: skip
         self._handles[load_id] = handle
         log.info("loading %s on %s", load_id, slot)
@@ -385,11 +388,10 @@ class Gateway:
             case events.Loaded(load_id, size):
                 handle = self._handles[load_id]
                 if handle.measured:
-                    taken = self.footprints.record(
+                    self.footprints.record(
                         self.spec(handle.load.name), handle.load.device, size - handle.reserve,
                         handle.loaded.peak_bytes if handle.loaded else 0, handle.load.cache_tokens,
                     )  # fmt: skip
-                    event = events.Loaded(load_id, taken + handle.reserve)
             case events.RunnerEnded(load_id) | events.RunnerLost(load_id) | events.LoadFailed(load_id):
                 # The handle is known until the scheduler has heard of its end: it may name it until then.
                 self.owner.post(event)

@@ -166,8 +166,9 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Runner to gateway: ready. ``weight_bytes`` is the sum over tensors; ``phases`` are seconds by phase.
-    ``peak_bytes`` is how much more of its device the load had taken at its highest than it takes now."""
+    """Runner to gateway: ready. ``weight_bytes`` is the sum over tensors, ``mapped_bytes`` those of them that are used
+    where they lie in their file; ``phases`` are seconds by phase. ``peak_bytes`` is how much more of its
+    device the load had taken at its highest than it takes now."""
 
     load_id: str
     device: str
@@ -175,6 +176,7 @@ class Loaded:
     context: int | None
     phases: dict[str, float]
     quantization: str
+    mapped_bytes: int = 0
     peak_bytes: int = 0
 
 
@@ -183,6 +185,13 @@ class LoadFailed:
     load_id: str
     kind: ErrorKind
     error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Runner to gateway: what could wait until after the load is done too, and the next load may be faster for it."""
+
+    load_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,5 +247,5 @@ class Failed:
     error: str
 
 
-RunnerMessage = Heartbeat | Progress | Loaded | LoadFailed | Started | Delta | Done | Failed
+RunnerMessage = Heartbeat | Progress | Loaded | LoadFailed | Settled | Started | Delta | Done | Failed
 GatewayMessage = Load | Generate | Cancel | Stop

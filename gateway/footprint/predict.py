@@ -25,8 +25,6 @@ LEAST_CACHE = 1024
 
 _PROCESS = {"transformers": 100 * 10**6, "llama_cpp": 50 * 10**6}
 """On a CPU: interpreter, processor and tokenizer, the libraries' own state, as far as no other process shares it."""
-_LEAST = 30 * 10**6
-"""What a process on a CPU takes beside its weights at the least."""
 _CONTEXT = {"transformers": 600 * 10**6, "llama_cpp": 500 * 10**6}
 """On a GPU: the CUDA context, the kernels loaded into it, and workspaces of the matrix libraries. Unmeasured on a card,
 as is the next one; a first load corrects both."""
@@ -149,21 +147,16 @@ class Footprints:
         there = parts.resident + (parts.cache(tokens) if parts.cache_at_load else 0)
         return Charge(max(total, min(parts.loading(tokens), budget)), tokens, total - there)
 
-    def record(self, spec: ModelSpec, device: str, measured: int, more: int = 0, tokens: int = 0) -> int:
+    def record(self, spec: ModelSpec, device: str, measured: int, more: int = 0, tokens: int = 0) -> None:
         """Remember what a load really took: ``measured`` bytes after it, ``more`` at its peak, with a cache of
-        ``tokens`` where the engine takes that at the load. Return the bytes to go by from now on.
-
-        On a CPU they are no fewer than the weights and a small process: weights that are used as they lie in their file
-        are in memory only once they were used.
-        """
+        ``tokens`` where the engine takes that at the load."""
         try:
             key, parts = self._keyed(spec, device)
         except (HeaderError, OSError):
-            return measured
+            return
         cache = parts.cache(tokens) if parts.cache_at_load else 0
-        resident = max(measured - cache, parts.weights + _LEAST if device == "cpu" else 1)
-        self._store.put(key, resident, more)
-        return resident + cache
+        if measured > cache:
+            self._store.put(key, measured - cache, more)
 
     def _known(self, spec: ModelSpec, device: str) -> Parts | None:
         try:

@@ -103,6 +103,7 @@ def main(folder: Path) -> None:
         for place in (Path("pocket/checkpoints") / POCKET[family], larger(family, folder)):
             for bits in (4, 8, 16):
                 engine = ENGINE(load_of("transformers", family, place, quant_bits=bits), silent)
+                engine.open()
                 engine.load()
                 print(json.dumps({"family": family, "bits": bits, "path": str(place), "bytes": weigh(engine._model)}),
                       flush=True)  # fmt: skip

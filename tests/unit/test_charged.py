@@ -41,22 +41,13 @@ def test_fewer_bits_never_take_more(tmp_path: Path) -> None:
 def test_what_was_measured_wins_also_after_a_restart(folder: Path, tmp_path: Path) -> None:
     footprints, spec = Footprints(tmp_path), spec_of(folder, 4)
     guess = footprints.predict(spec, "cpu")
-    assert footprints.record(spec, "cpu", MEASURED) == MEASURED
+    footprints.record(spec, "cpu", MEASURED)
     for known in (footprints, Footprints(tmp_path)):
         assert known.predict(spec, "cpu") == MEASURED
         assert known.predict(spec, "cuda:0") not in (MEASURED, guess), "another device"
         assert known.predict(spec_of(folder, 8), "cpu") != MEASURED, "other bits"
     footprints.record(spec, "cpu", MEASURED - 99)
     assert Footprints(tmp_path).predict(spec, "cpu") == MEASURED - 99
-
-
-def test_weights_that_are_not_in_memory_yet_are_counted(folder: Path, tmp_path: Path) -> None:
-    """Weights used as they lie in their file are mapped: a measurement right after the load does not see them."""
-    footprints, spec = Footprints(tmp_path), spec_of(folder, 16)
-    weights = weight_bytes(spec, tmp_path)
-    assert footprints.record(spec, "cpu", 5) > weights
-    assert footprints.predict(spec, "cpu") > weights
-    assert footprints.record(spec, "cuda:0", 5) == 5, "there the driver counts all"
 
 
 def test_other_weights_in_the_same_place_were_not_measured(folder: Path, tmp_path: Path) -> None:
@@ -69,7 +60,7 @@ def test_other_weights_in_the_same_place_were_not_measured(folder: Path, tmp_pat
 def test_weights_removed_meanwhile_are_not_recorded(folder: Path, tmp_path: Path) -> None:
     footprints, spec = Footprints(tmp_path), spec_of(folder, 4)
     (folder / "model.safetensors").unlink()
-    assert footprints.record(spec, "cpu", 5) == 5
+    footprints.record(spec, "cpu", 5)
     assert footprints.predict(spec, "cpu") == 0
 
 
