@@ -6,8 +6,8 @@ Gateway process and command line. Reads headers, file sizes and configs only; no
 
 from gateway.footprint.cache import cache_token_bytes
 from gateway.footprint.predict import LEAST_CACHE, Charge, Footprints, Parts, usual_bits
-from gateway.footprint.weights import float_bytes, later_bytes, weight_bytes
+from gateway.footprint.weights import float_bytes, laid_out, later_bytes, weight_bytes
 from utils.safetensors_header import HeaderError, safetensors_sizes
 
 __all__ = ["LEAST_CACHE", "Charge", "Footprints", "HeaderError", "Parts", "cache_token_bytes", "float_bytes",
-           "later_bytes", "safetensors_sizes", "usual_bits", "weight_bytes"]  # fmt: skip
+           "laid_out", "later_bytes", "safetensors_sizes", "usual_bits", "weight_bytes"]  # fmt: skip

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from gateway.footprint.cache import CELLS, cache_token_bytes
 from gateway.footprint.checkpoint import Stamp, stamp
 from gateway.footprint.measured import Measured, Store
-from gateway.footprint.weights import float_bytes, gguf_of, later_bytes, weight_bytes
+from gateway.footprint.weights import float_bytes, gguf_of, laid_out, later_bytes, weight_bytes
 from gateway.footprint.working import Working, working
 from models_registry.spec import ModelSpec, QuantBits
 from utils.safetensors_header import HeaderError
@@ -106,7 +106,7 @@ class Footprints:
 
     def _predicted(self, spec: ModelSpec, device: str) -> tuple[str, Parts]:
         floats, gguf = float_bytes(device), bool(spec.source.file)
-        weights = held = weight_bytes(spec, self._models_dir, floats)
+        weights = held = weight_bytes(spec, self._models_dir, floats, laid_out(device))
         kind = device.partition(":")[0]
         if gguf and kind == "cuda":
             held = self._gguf_on_gpu(spec)

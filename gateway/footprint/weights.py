@@ -12,7 +12,7 @@ from models_registry.catalog import Catalog
 from models_registry.families import Family
 from models_registry.spec import ModelSpec
 from utils.gguf_header import Gguf, read_gguf
-from utils.processor import fast_bfloat16
+from utils.processor import fast_bfloat16, lays_out_4bit
 from utils.safetensors_header import HeaderError, Tensor
 
 _DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
@@ -21,6 +21,9 @@ _BLOCK, _NESTED = 64, 256
 """NF4: codes that share an 8-bit scale, and scales that share a 32-bit scale of their own."""
 _STATE_4BIT = 4 * 16 + 4 * 256 + 4
 """Bytes of a layer's tables beside them: the 16 values of a code, the 256 of a scale, and the scales' mean."""
+_LAID_OUT, _LAID_OUT_ROWS, _STATE_LAID_OUT = 2, 32, 4 * 16 + 4
+"""The same laid out for a processor's own kernels: a scale is of 16 bits, and there are no scales of scales. Layers
+whose rows are no multiple of 32 stay as they were."""
 _LOOKED_UP = ("wte", "wpe", "shared", "relative_attention_bias", "audio_bos_eos_token")
 """Embeddings whose names do not say so."""
 _OUTPUTS = ("lm_head.weight", "cls.predictions.decoder.weight", "embed_out.weight", "output.weight")
@@ -42,12 +45,17 @@ def gguf_of(spec: ModelSpec, models_dir: Path) -> Gguf:
     return read_gguf(path)
 
 
-def weight_bytes(spec: ModelSpec, models_dir: Path, float_size: int = 2) -> int:
+def laid_out(device: str) -> bool:
+    """Whether 4-bit weights are laid out anew on this device, for its own kernels."""
+    return device == "cpu" and lays_out_4bit()
+
+
+def weight_bytes(spec: ModelSpec, models_dir: Path, float_size: int = 2, laid_out: bool = False) -> int:
     """Return the bytes of a model's weights once loaded with its quantization.
 
     Matrices of linear layers shrink to 4 or 8 bits and their scales; embeddings, norms, vectors and the modules a
-    family keeps get ``float_size`` bytes a number. What a family reads at a later request only is not in it. A GGUF
-    file's tensors are held as they lie in it.
+    family keeps get ``float_size`` bytes a number. ``laid_out`` is whether 4-bit weights are (:func:`laid_out`). What a
+    family reads at a later request only is not in it. A GGUF file's tensors are held as they lie in it.
 
     :raises HeaderError: for damaged or missing weights.
     """
@@ -59,7 +67,7 @@ def weight_bytes(spec: ModelSpec, models_dir: Path, float_size: int = 2) -> int:
     total = _computed(checkpoint)
     for name, tensor in checkpoint.tensors.items():
         if is_loaded(name, family) and not _is_tied(name, checkpoint):
-            total += _bytes(name, tensor, bits, family, float_size, ready)
+            total += _bytes(name, tensor, bits, family, float_size, ready, laid_out)
     return total
 
 
@@ -107,13 +115,17 @@ def is_quantized(name: str, tensor: Tensor, family: Family) -> bool:
     )  # fmt: skip
 
 
-def _bytes(name: str, tensor: Tensor, bits: int, family: Family, float_size: int, ready: bool) -> int:
+def _bytes(
+    name: str, tensor: Tensor, bits: int, family: Family, float_size: int, ready: bool, laid_out: bool = False
+) -> int:
     """Return what a tensor takes once loaded. ``ready`` is a checkpoint that is quantized as it is."""
     count = math.prod(tensor.shape)
     if bits < 16 and is_quantized(name, tensor, family):
         if bits == 8:
             return count + 4 * tensor.shape[0]  # codes and one scale a row
         blocks = math.ceil(count / _BLOCK)
+        if laid_out and tensor.shape[0] % _LAID_OUT_ROWS == 0:
+            return math.ceil(count / 2) + _LAID_OUT * blocks + _STATE_LAID_OUT
         return math.ceil(count / 2) + blocks + 4 * math.ceil(blocks / _NESTED) + _STATE_4BIT
     if tensor.dtype.startswith("F8") and ready or not tensor.dtype.startswith(("F", "BF")):
         return count * _DTYPE_BYTES.get(tensor.dtype, 2)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gateway.footprint import Footprints, float_bytes, weight_bytes, working
+from gateway.footprint import Footprints, float_bytes, laid_out, weight_bytes, working
 from tests.unit.test_footprint import TENSORS, spec_of
 from utils.settings import ROOT
 
@@ -147,7 +147,8 @@ def test_weights_that_may_be_offloaded_are_charged_as_far_as_they_stay(
 ) -> None:
     spec = spec_of(decoder, 16, max_memory=limits)
     assert Footprints(tmp_path).parts(spec, "cuda:0").weights == (held or weight_bytes(spec, tmp_path))
-    assert Footprints(tmp_path).parts(spec, "cpu").weights == weight_bytes(spec, tmp_path, float_bytes("cpu"))
+    on_cpu = weight_bytes(spec, tmp_path, float_bytes("cpu"), laid_out("cpu"))
+    assert Footprints(tmp_path).parts(spec, "cpu").weights == on_cpu
 
 
 # -- the file of figures -----------------------------------------------------------------------------------------------

@@ -152,6 +152,10 @@ def test_at_4_bits_it_takes_half_a_byte_and_its_scales(folder: Path) -> None:
     assert weight_bytes(spec_of(folder, 4), folder) == KEPT + FOUR_BIT
 
 
+def test_at_4_bits_laid_out_for_a_processor_its_scales_are_larger_and_alone(folder: Path) -> None:
+    assert weight_bytes(spec_of(folder, 4), folder, laid_out=True) == KEPT + 2048 + 2 * 64 + 4 * 16 + 4
+
+
 def test_what_a_family_keeps_is_the_familys(folder: Path) -> None:
     kept, all_but_head = spec_of(folder, 8), spec_of(folder, 8, family="deepseek")  # it has no vision tower to spare
     saved = 16 * 32 * 2 - (16 * 32 + 16 * 4)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.footprint import Footprints, float_bytes, later_bytes, weight_bytes
+from gateway.footprint import Footprints, float_bytes, laid_out, later_bytes, weight_bytes
 from models_registry.families import FAMILIES
 from models_registry.spec import ModelSpec
 from tests.support.gateway import ROOT, SMOLLM2
@@ -47,7 +47,7 @@ def test_weights_are_predicted(
     load = weighed[family, bits, large]
     if large:
         assert load["bytes"] > 20e6
-    predicted = weight_bytes(spec_of(load["path"], family, bits), ROOT, float_bytes("cpu"))
+    predicted = weight_bytes(spec_of(load["path"], family, bits), ROOT, float_bytes("cpu"), laid_out("cpu"))
     assert predicted == pytest.approx(load["bytes"], rel=0.01), "10 % is promised; it is what bitsandbytes lays out"
 
 
