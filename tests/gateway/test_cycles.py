@@ -26,6 +26,7 @@ def test_load_and_evict_leaves_nothing(start: Start) -> None:
     gateway = start(models=only("reasoner")).preloaded()
     for _ in range(WARM_UP):
         cycle(gateway)
+    gateway.until(lambda: "reasoner has a zygote" in gateway.log(), "the zygote, which is there to stay")
     watched = [gateway.server, gateway.forkserver]
     before = [(process.memory_full_info().uss, process.num_fds(), process.num_threads()) for process in watched]
     processes = len(gateway.processes())
