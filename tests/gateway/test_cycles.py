@@ -3,7 +3,6 @@
 Bounds are generous; the figures themselves come from ``bench/cycles.py``.
 """
 
-import psutil
 
 from tests.conftest import Start
 from tests.support.gateway import SUM, GatewayProcess, only
@@ -18,7 +17,7 @@ def cycle(gateway: GatewayProcess) -> None:
     pid = gateway.load("reasoner")["pid"]
     assert "42" in gateway.answer("reasoner", **SUM)["response"]
     assert gateway.unload("reasoner")["unloaded"] is True
-    assert not psutil.pid_exists(pid)
+    assert pid not in gateway.runners()
     assert gateway.slot()["used_bytes"] == 0
 
 
