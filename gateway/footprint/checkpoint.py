@@ -4,7 +4,6 @@ Gateway process. Reads headers and JSON only. A file that did not change is not 
 """
 
 import json
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,17 +23,17 @@ Stamp = tuple[tuple[str, int, int], ...]
 
 
 def stamp(path: Path) -> Stamp:
-    """Return the stamp of a checkpoint's folder, or of the folder that a GGUF file lies in.
-
-    :raises OSError: if it is not there.
-    """
-    folder = path if path.is_dir() else path.parent
+    """Return the stamp of a checkpoint's folder, or of the folder that a GGUF file lies in; an empty one where there is
+    none."""
+    try:
+        folder = path if path.is_dir() else path.parent
+        entries = [entry for entry in folder.iterdir() if entry.name.endswith(_TELLING)]
+    except OSError:
+        return ()
     found = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.endswith(_TELLING):
-                with suppress(OSError):  # a link to nowhere, or a file removed meanwhile
-                    found.append((entry.name, (now := entry.stat()).st_mtime_ns, now.st_size))
+    for entry in entries:
+        with suppress(OSError):  # a link to nowhere, or a file removed meanwhile
+            found.append((entry.name, (now := entry.stat()).st_mtime_ns, now.st_size))
     return tuple(sorted(found))
 
 
