@@ -178,8 +178,8 @@ def _load_failed(state: State, load_id: str, cause: str, now: float) -> list[Act
 
 
 def _back_off(state: State, model: Model, cause: str, now: float) -> list[Action]:
-    """Leave a model alone for a while. Where another replica is there or on its way, those who can do with that one wait
-    for it; where none is, all are left alone: what was wrong with this load is likely to be with the next.
+    """Leave a model alone for a while. Where another replica is there or on its way, those who can do with it wait for
+    it; where none is, all are left alone: what was wrong with this load is likely to be with the next.
     """
     failures = model.failures + 1
     pause = min(state.limits.backoff_first * 2 ** min(failures - 1, 60), state.limits.backoff_max)
