@@ -27,6 +27,7 @@ class Plan:
     ``ready``: start now. ``evict``: end these now, that is all it needs. ``yielding``: busy residents whose turn is
     over: they get no new lease and go once they have answered. ``wait_until``: when the next turn is over, or the next
     expected request overdue. With none of these it waits for what is under way: a load, or runners that are ending.
+    ``due`` is when the last of the turns is over, or was.
     """
 
     slot: str
@@ -34,6 +35,7 @@ class Plan:
     evict: tuple[Model, ...] = ()
     yielding: tuple[Model, ...] = ()
     wait_until: float | None = None
+    due: float = 0.0
 
     @property
     def ready(self) -> bool:
@@ -45,14 +47,15 @@ def plan(state: State, newcomer: Model, now: float, promised: Mapping[str, int] 
 
     1. where it fits with nobody going, at once or soon; then where idle models can go; then where the turn of a busy
        one is over, or will be first;
-    2. where those who would go were used longest ago;
-    3. the fewest would have to yield;
-    4. the tightest fit, so that the larger space stays for a larger model.
+    2. where no other replica of it is;
+    3. where those who would go were used longest ago;
+    4. the fewest would have to yield;
+    5. the tightest fit, so that the larger space stays for a larger model.
 
     ``promised`` are bytes of slots that a model before this one will take.
     """
     plans = [_plan_on(state, slot, newcomer, now, promised.get(slot)) for slot in state.usable(newcomer)]
-    return _best(state, plans or [Plan(newcomer.slots[0])])
+    return _best(state, newcomer, plans or [Plan(newcomer.slots[0])])
 
 
 def plan_beside(state: State, newcomer: Model, now: float, taken: Collection[str]) -> Plan:
@@ -62,14 +65,16 @@ def plan_beside(state: State, newcomer: Model, now: float, taken: Collection[str
     if newcomer.retry_at > now:
         return Plan(newcomer.slots[0], wait_until=newcomer.retry_at)
     usable = [slot for slot in state.usable(newcomer) if slot not in taken]
-    return _best(state, [_plan_beside_on(state, slot, newcomer, now) for slot in usable] or [Plan(newcomer.slots[0])])
+    plans = [_plan_beside_on(state, slot, newcomer, now) for slot in usable]
+    return _best(state, newcomer, plans or [Plan(newcomer.slots[0])])
 
 
-def _best(state: State, plans: list[Plan]) -> Plan:
+def _best(state: State, newcomer: Model, plans: list[Plan]) -> Plan:
     def order(option: Plan) -> tuple[float, ...]:
+        mates = sum(akin(model, newcomer) for model in state.residents(option.slot))
         used = max((model.last_used or 0.0 for model in option.evict), default=0.0)
         free = state.slots[option.slot].budget - state.used(option.slot)
-        return option.prospect, option.wait_until or 0.0, used, len(option.yielding), free
+        return option.prospect, mates, option.due, used, len(option.yielding), free
 
     return min(plans, key=order)
 
@@ -123,12 +128,22 @@ def _plan_on(state: State, slot: str, newcomer: Model, now: float, promised: int
     if sum(model.bytes for model in go) < need:  # 3
         return Plan(slot)
     pending = [until[model.name] for model in go if until.get(model.name, now) > now]  # 4
-    yielding = tuple(model for model in go if model in busy and now >= until[model.name])
+    yielding = tuple(model for model in go if _gives_way(state, model, newcomer, until, now))
+    due = max((until[model.name] for model in go if model.name in until), default=0.0)
     if pending:
-        return Plan(slot, Prospect.TURN, yielding=yielding, wait_until=min(pending))
+        return Plan(slot, Prospect.TURN, yielding=yielding, wait_until=min(pending), due=due)
     if any(model.leases for model in yielding):
-        return Plan(slot, Prospect.YIELD, yielding=yielding)
+        return Plan(slot, Prospect.YIELD, yielding=yielding, due=due)
     return Plan(slot, Prospect.EVICT, evict=tuple(go), yielding=yielding)  # 5
+
+
+def _gives_way(state: State, model: Model, newcomer: Model, until: dict[str, float], now: float) -> bool:
+    """Whether the turn of one who has to go is over. A replica that is idle now would be given the next request of its
+    model, which waits elsewhere, and another would be when that is answered, for ever.
+    """
+    if model.leases or model.waiting:
+        return now >= until[model.name]
+    return bool(model.group) and now >= turn_ends(state, model, newcomer, now)
 
 
 def _plan_beside_on(state: State, slot: str, newcomer: Model, now: float) -> Plan:
@@ -150,7 +165,7 @@ def _plan_beside_on(state: State, slot: str, newcomer: Model, now: float) -> Pla
         return Plan(slot)
     last = max(unused[model.name] for model in go)
     if last > now:
-        return Plan(slot, Prospect.TURN, wait_until=last)
+        return Plan(slot, Prospect.TURN, wait_until=last, due=last)
     return Plan(slot, Prospect.EVICT, evict=tuple(go))
 
 
