@@ -67,7 +67,7 @@ class RunnerHandle:
         self._spawner = spawner
         self._heartbeat_timeout = heartbeat_timeout
         self.reserve = reserve
-        self._predicted = predicted
+        self.predicted = predicted
         self._lock = threading.Lock()
         self._send_lock = threading.Lock()
         self._in_flight: dict[str, _InFlight] = {}
@@ -210,7 +210,7 @@ class RunnerHandle:
                 self.loaded = message
                 measured = devices.measure(self.pid, message.device, self.load.path) if self.pid else None
                 # The cache is not there yet: it grows with the requests, up to what is set aside for it.
-                taken = self._predicted if measured is None else measured + self.reserve
+                taken = self.predicted if measured is None else measured + self.reserve
                 self.measured, self.size_at_load = measured is not None, measured
                 phases = " ".join(f"{phase} {seconds:.2f}s" for phase, seconds in message.phases.items())
                 log.info("loaded %s on %s: %.0f MB, %s, %s", self.load_id, message.device, taken / 1e6,

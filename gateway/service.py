@@ -352,6 +352,11 @@ class Gateway:
 
         return self.owner.inspect(look)
 
+    def roles(self) -> dict[int, str]:
+        """Return what processes are for that are neither this one nor runners, by pid: the memory report lists them so.
+        """
+        return {self.spawner.pid: "forkserver"} if self.spawner.pid else {}
+
     def ping(self, timeout: float) -> None:
         """Prove that scheduler and forkserver live. :raises Unavailable: if one does not."""
         self.owner.inspect(lambda state: None, timeout)

@@ -55,6 +55,12 @@ class Spawner:
         self._stopped = threading.Event()
         self.ready = threading.Event()
 
+    @property
+    def pid(self) -> int | None:
+        """The forkserver's."""
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
+
     def start(self) -> None:
         """Start the forkserver, which imports what runners need in the background. Does not wait for it."""
         with self._lock:

@@ -97,7 +97,7 @@ def _busy(gateway: GatewayProcess) -> str:
             return f"{model['name']} is {model['state']}"
     if scratch := gateway.get("/admin/temp_status")["files"]:
         return f"in tmp/: {scratch}"
-    strays = gateway.runners() - {model["pid"] for model in models}
+    strays = gateway.runners() - {replica["pid"] for model in models for replica in model["replicas"]}
     return f"stray runners {strays}" if strays else ""
 
 

@@ -8,14 +8,18 @@ in use.
 from gateway.scheduler import anticipation
 from gateway.scheduler.state import Model, Phase, State
 
-_NEAREST = {Phase.READY: 0, Phase.LOADING: 1, Phase.COLD: 2, Phase.DRAINING: 3}
-
 
 def home(state: State, model: Model) -> Model:
-    """The replica at which requests wait: one that is ready, else one that is loading, else one that can be loaded, and
-    of those one whose last load did not fail.
+    """The replica at which requests wait: one that is ready, else one that is loading, else one whose last load did not
+    fail, and of those rather one that is not still ending.
     """
-    return min(state.group(model), key=lambda member: (_NEAREST[member.phase], member.retry_at))
+    return min(state.group(model), key=_distance)
+
+
+def _distance(model: Model) -> tuple[float, ...]:
+    if model.phase in (Phase.READY, Phase.LOADING):
+        return (model.phase is Phase.LOADING,)
+    return 2, model.retry_at, model.phase is Phase.DRAINING
 
 
 def gather(state: State) -> None:
