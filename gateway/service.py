@@ -146,8 +146,7 @@ class Gateway:
         loaded = any(handle.load.name == spec.name and handle.loaded for handle in list(self._handles.values()))
         if not loaded:
             self.require_weights(spec)
-            sizes = self.placement.sizes(self.catalog[spec.name], self._overrides.get(spec.name))
-            self.owner.post(events.Predict(spec.name, next(iter(sizes.values())), sizes))
+            self._predict(spec)
         request_id = uuid.uuid4().hex
         deadline = time.monotonic() + (timeout or self.settings.request_timeout)
         ticket = Ticket(self, spec, request_id, deadline, priority, retry, places, replica)
@@ -158,6 +157,11 @@ class Gateway:
             self.forget(request_id)
             raise
         return ticket
+
+    def _predict(self, spec: ModelSpec) -> None:
+        """Tell the scheduler what the model would take on each slot, as far as is known now."""
+        sizes = self.placement.sizes(self.catalog[spec.name], self._overrides.get(spec.name))
+        self.owner.post(events.Predict(spec.name, next(iter(sizes.values())), sizes))
 
     def reserve(self, ticket: Ticket) -> None:
         """Get the ticket a place. :raises GatewayError: if it is refused."""
@@ -416,6 +420,9 @@ class Gateway:
                 if handle.measured:
                     spec = self.catalog[handle.load.name].model_copy(update={"quant_bits": handle.load.quant_bits})
                     self.footprints.record(spec, handle.load.device, size - handle.reserve)
+                    self.owner.post(event)
+                    self._predict(spec)  # a replica on another slot will take as much
+                    return
             case events.RunnerEnded(load_id) | events.RunnerLost(load_id) | events.LoadFailed(load_id):
                 # The handle is known until the scheduler has heard of its end: it may name it until then.
                 self.owner.post(event)
