@@ -244,7 +244,7 @@ class Ticket:
                     self._over = True
                     yield Finished(reasons, prompt_tokens, completion_tokens, self._timings(first_token),
                                    handle.loaded.device if handle.loaded else "",
-                                   _noted(extras, handle.note))  # fmt: skip
+                                   _noted(extras, handle.note, conversation))  # fmt: skip
                     return
                 case messages.Failed(_, kind, error):
                     self._over = True
@@ -333,12 +333,13 @@ def fold(pieces: Iterator[Piece]) -> Answer:
     raise RunnerFailed("the answer broke off")  # a stream ends with Finished or an error
 
 
-def _noted(extras: dict[str, Any], note: str) -> dict[str, Any]:
+def _noted(extras: dict[str, Any], note: str, conversation: tuple[messages.ChatMessage, ...]) -> dict[str, Any]:
     """Add to an answer's extras why it was not made where its model prefers to be."""
     if not note:
         return extras
+    media = any(part.kind != "text" for message in conversation for part in message.parts)
     notes = [extras["note"], note] if extras.get("note") else [note]
-    return {"generation_method": "cpu", **extras, "note": "; ".join(notes)}
+    return extras | {"generation_method": f"{'multimodal' if media else 'text'}_cpu_fallback", "note": "; ".join(notes)}
 
 
 def _stopped() -> Cancelled:
