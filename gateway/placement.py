@@ -147,7 +147,7 @@ def slots(settings: Settings, catalog: Catalog) -> list[Place]:
         raise SettingsError(f"setting 'slot_budgets': there is no slot {surplus[0]!r}; there are {', '.join(known)}")
     places = [_gpu_place(settings, gpu) for gpu in chosen]
     if "cpu" in wanted or any(_may_use_cpu(spec) for spec in catalog):
-        places += _cpu_places(settings, own, "cpu" in wanted and not chosen)
+        places += _cpu_places(settings, own, "cpu" in wanted)
     return places
 
 
