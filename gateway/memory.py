@@ -70,15 +70,19 @@ def family() -> dict[int, str]:
 
 
 def report(
-    places: Mapping[str, Place], slots: list[dict[str, Any]], statuses: list[dict[str, Any]], roles: Mapping[int, str]
+    places: Mapping[str, Place], slots: list[dict[str, Any]], statuses: list[dict[str, Any]],
+    roles: Mapping[int, tuple[str, str | None]],
 ) -> dict[str, Any]:
     """Return the fields ``slots``, ``models``, ``gpus`` and ``host``; everything in bytes.
 
-    ``slots`` and ``statuses`` are the scheduler's, ``roles`` says what processes are for that are no runners.
+    ``slots`` and ``statuses`` are the scheduler's, ``roles`` says what processes are for that are no runners, and for
+    which model.
     """
     replicas = [replica for status in statuses for replica in status["replicas"] if replica["state"] != "cold"]
     runners = {replica["pid"]: replica["name"] for replica in replicas if replica["pid"]}
-    processes = {**family(), **roles, **dict.fromkeys(runners, "runner")}
+    processes: dict[int, tuple[str, str | None]] = {pid: (role, None) for pid, role in family().items()}
+    processes |= roles
+    processes |= {pid: ("runner", name) for pid, name in runners.items()}
     gpus = devices.gpus()
     seen = look(processes, [f"cuda:{gpu.index}" for gpu in gpus])
     now = {replica["name"]: _replica(replica, places[replica["device"]], seen) for replica in replicas}
@@ -86,7 +90,7 @@ def report(
         "slots": [_slot(slot, places[slot["device"]], replicas, now) for slot in slots],
         "models": {status["name"]: _model(status, now) for status in statuses if status["state"] != "cold"},
         "gpus": [_gpu(gpu, seen.gpu.get(f"cuda:{gpu.index}", {}), runners) for gpu in gpus],
-        "host": _host(seen.host, processes, runners),
+        "host": _host(seen.host, processes),
         "measured_in_seconds": round(seen.seconds, 4),
     }
 
@@ -141,19 +145,19 @@ def _gpu(gpu: devices.Gpu, processes: Mapping[int, int | None], runners: Mapping
     }  # fmt: skip
 
 
-def _host(host: Mapping[int, HostUse], processes: Mapping[int, str], runners: Mapping[int, str]) -> dict[str, Any]:
+def _host(host: Mapping[int, HostUse], processes: Mapping[int, tuple[str, str | None]]) -> dict[str, Any]:
     """RAM, and every process of this gateway. Their proportional bytes add up to what all of it takes."""
     memory = psutil.virtual_memory()
     by_role: Counter[str] = Counter()
     for pid, use in host.items():
-        by_role[processes[pid]] += use.own
+        by_role[processes[pid][0]] += use.own
     return {
         "total_bytes": memory.total,
         "available_bytes": memory.available,
         "product_bytes": sum(use.proportional for use in host.values()),
         "by_role_bytes": dict(by_role),
         "processes": [
-            {"pid": pid, "role": processes[pid], "model": runners.get(pid), "private_bytes": use.private,
+            {"pid": pid, "role": processes[pid][0], "model": processes[pid][1], "private_bytes": use.private,
              "proportional_bytes": use.proportional}
             for pid, use in sorted(host.items())
         ],

@@ -20,6 +20,7 @@ from gateway.scheduler import Limits, Model, Phase, Slot, State, actions, events
 from gateway.spawner import Spawner
 from gateway.status import merged, status
 from gateway.ticket import Granted, Ticket, Waiting
+from gateway.zygotes import Zygotes
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec, QuantBits, replica_names, spec_name
 from protocol import messages
@@ -50,6 +51,7 @@ class Gateway:
                         settings.backoff_first, settings.backoff_max)  # fmt: skip
         self.owner = Owner(State(slots, models, limits), self._perform)
         self.spawner = Spawner(modules(catalog), environment(settings))
+        self.zygotes = Zygotes(self.spawner, settings.zygote_memory)
         self._handles: dict[str, RunnerHandle] = {}
         self._tickets: dict[str, Ticket] = {}
         self._changed = threading.Condition()
@@ -111,6 +113,7 @@ class Gateway:
             deadline = time.monotonic() + 5.0
             for handle in list(self._handles.values()):
                 handle.join(max(0.0, deadline - time.monotonic()))
+            self.zygotes.stop()
             self.spawner.stop()
             self.owner.stop()
 
@@ -356,10 +359,14 @@ class Gateway:
 
         return self.owner.inspect(look)
 
-    def roles(self) -> dict[int, str]:
-        """Return what processes are for that are neither this one nor runners, by pid: the memory report lists them so.
+    def roles(self) -> dict[int, tuple[str, str | None]]:
+        """Return what processes are for that are neither this one nor runners, and for which model, by pid: the memory
+        report lists them so.
         """
-        return {self.spawner.pid: "forkserver"} if self.spawner.pid else {}
+        found: dict[int, tuple[str, str | None]] = {
+            zygote["pid"]: ("zygote", zygote["model"]) for zygote in self.zygotes.report() if zygote["pid"]
+        }
+        return found | ({self.spawner.pid: ("forkserver", None)} if self.spawner.pid else {})
 
     def ping(self, timeout: float) -> None:
         """Prove that scheduler and forkserver live. :raises Unavailable: if one does not."""
@@ -406,7 +413,7 @@ class Gateway:
             self.settings.quantized_cache,
         )  # fmt: skip
         reserve = cache_tokens * self.footprints.cache_token(spec, place.device)
-        handle = RunnerHandle(load, modules([spec]), self.spawner, self._hear, self.settings.heartbeat_timeout,
+        handle = RunnerHandle(load, modules([spec]), self.zygotes, self._hear, self.settings.heartbeat_timeout,
                               needed, reserve, slot, ON_CPU if slot in fallback else "")  # fmt: skip
         self._handles[load_id] = handle
         log.info("loading %s on %s%s", load_id, slot, f": {handle.note}" if handle.note else "")

@@ -114,8 +114,9 @@ def memory(gateway: GatewayProcess) -> dict[str, Any]:
 
 
 def test_what_is_said_of_memory_agrees_with_the_system(halves: GatewayProcess, weights: Path) -> None:
-    halves.load("deepseek")
-    halves.load("reasoner")
+    for model in ("deepseek", "reasoner"):
+        halves.load(model)
+        halves.until(lambda model=model: f"{model} has a zygote" in halves.log(), f"{model}'s zygote to be ready")
     told = memory(halves)
     replicas = [replica for model in told["models"].values() for replica in model["replicas"]]
     assert {replica["pid"] for replica in replicas} == halves.runners() and len(replicas) == 4
@@ -140,6 +141,9 @@ def test_what_is_said_of_memory_agrees_with_the_system(halves: GatewayProcess, w
     assert roles[halves.server.pid] == "gateway"
     assert halves.forkserver is not None and roles[halves.forkserver.pid] == "forkserver"
     assert {pid for pid, role in roles.items() if role == "runner"} == halves.runners()
+    zygotes = [process for process in told["host"]["processes"] if process["role"] == "zygote"]
+    assert {"deepseek", "reasoner"} <= {zygote["model"] for zygote in zygotes}
+    assert all(psutil.Process(zygote["pid"]).name().startswith("zygote:") for zygote in zygotes)
 
 
 def test_an_unload_frees_what_was_said(halves: GatewayProcess) -> None:

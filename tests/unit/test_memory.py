@@ -26,7 +26,7 @@ def replica(name: str, device: str, pid: int, state: str = "ready", **fields: An
 def told(*replicas: dict[str, Any]) -> dict[str, Any]:
     slots = [{"device": name} for name in PLACES]
     statuses = [one | {"replicas": [one]} for one in replicas]
-    return memory.report(PLACES, slots, statuses, {103: "template"})
+    return memory.report(PLACES, slots, statuses, {103: ("zygote", "a")})
 
 
 @pytest.fixture
@@ -52,9 +52,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, threading.Eve
 def test_every_process_is_listed_once_and_adds_up(machine: object) -> None:
     host = told(replica("a", "cpu", 101), replica("b", "cuda:0", 102))["host"]
     assert [(one["pid"], one["role"], one["model"]) for one in host["processes"]] == [
-        (100, "gateway", None), (101, "runner", "a"), (102, "runner", "b"), (103, "template", None)
+        (100, "gateway", None), (101, "runner", "a"), (102, "runner", "b"), (103, "zygote", "a")
     ]  # fmt: skip
-    assert host["by_role_bytes"] == {"gateway": 10, "runner": GIB + 5 + 7, "template": 50}
+    assert host["by_role_bytes"] == {"gateway": 10, "runner": GIB + 5 + 7, "zygote": 50}
     assert host["product_bytes"] == 30 + GIB + 20 + 8 + 60
 
 
