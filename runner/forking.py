@@ -6,6 +6,7 @@ log).
 """
 
 import ctypes
+import gc
 import json
 import os
 import select
@@ -74,6 +75,7 @@ class Parent:
     def _fork(self, descriptor: int, become: Become) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
+        gc.freeze()  # so that no child copies what they share by looking through it for garbage
         parent = os.getpid()
         pid = os.fork()
         return pid or self._live(parent, descriptor, become)

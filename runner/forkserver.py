@@ -54,7 +54,6 @@ class Forkserver(Parent):
                 self._import_next()
                 if not self.to_import:
                     gc.collect()
-                    gc.freeze()  # so that no child copies what they share by looking through it for garbage
                     self.say(event="preloaded", seconds=time.monotonic() - started)
             self._fork_ready()
 

@@ -6,7 +6,6 @@ than what its zygote has of its own, which it says. It never computes with threa
 touches no GPU. The gateway ends it by hanging up; it stays until the last of its runners has ended.
 """
 
-import gc
 import importlib
 import logging
 import os
@@ -60,7 +59,6 @@ class Zygote(Parent):
             self.say(event="unfit")
             return
         trim()
-        gc.freeze()  # so that the runners do not copy what they share by looking at it
         self.say(event="opened", weights=self._weights, private_bytes=private_bytes() - before)
         self._fork_until_done()
 
