@@ -58,7 +58,8 @@ def test_replicas_are_loaded_on_both_slots_at_the_same_time(halves: GatewayProce
     log = halves.log()
     first_done = log.index(": loaded reasoner")
     assert 0 < log.index(": loading reasoner-") < first_done and 0 < log.index(": loading reasoner#2-") < first_done
-    assert {replica["pid"] for replica in loaded["replicas"]} == halves.runners()
+    pids = {replica["pid"] for replica in loaded["replicas"]}
+    assert len(pids) == 2 and pids <= halves.runners()
     assert "42" in halves.answer("reasoner", **SUM)["response"]
 
 
