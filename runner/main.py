@@ -17,7 +17,7 @@ import time
 from multiprocessing.connection import Connection
 
 from protocol import messages
-from runner import noise
+from runner import injected, noise
 from runner.batch import Batch, Prepared, prepare
 from runner.engines.base import Engine
 from runner.errors import RunnerError, classify, is_sticky
@@ -108,7 +108,7 @@ class Runner:
         try:
             progress("importing")
             module = importlib.import_module(f"runner.engines.{load.engine}")
-            engine: Engine = module.ENGINE(load, progress)
+            engine: Engine = injected.around(module.ENGINE(load, progress), load)
             report = engine.load()
         except Exception as error:
             failure = classify(error)

@@ -147,6 +147,11 @@ class Engine(Protocol):
         """Take its place back, if it has one."""
         ...
 
+    def rewind(self, sequence: Sequence) -> None:
+        """Forget what was read of a prompt, whether or not that went well, so that it can be read from its beginning.
+        Not for one that is ``whole`` and was read to its end."""
+        ...
+
     def answer_apart(self, sequences: Many[Sequence], between: Callable[[], None]) -> dict[Job, Exception]:
         """Answer sequences marked ``apart``, together as far as the model allows, and finish them; return what failed
         and why. ``between`` is to be called between steps, for the others."""
