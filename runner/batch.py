@@ -190,17 +190,31 @@ class Batch:
 
     def _begin(self, sequence: Sequence, logits: Logits) -> None:
         """Make the first token of a sequence that was read, and of its siblings, which need not be read again."""
-        siblings = []
+        siblings = self._siblings(sequence)
         try:
-            for sibling in self._siblings(sequence):
-                siblings.append(sibling)
-                self._active.append(sibling)
-                self._twice(partial(self._engine.share, sequence, sibling), [sibling])
+            for place, sibling in enumerate(siblings):
+                if not self._share(sequence, sibling):
+                    self._put_back(siblings[place:])
+                    del siblings[place:]
+                    break
             for one in (sequence, *siblings):
                 if not one.take(logits, self._engine):
                     self._leave(one)
         except Exception as error:
-            self._fail([sequence.job], error, siblings, alone=len({one.job for one in self._active}) == 1)
+            self._fail([sequence.job], error, siblings)
+
+    def _share(self, sequence: Sequence, sibling: Sequence) -> bool:
+        """Give a sibling a place. False if there is no memory for one more: then it has to wait."""
+        try:
+            self._twice(partial(self._engine.share, sequence, sibling), [sibling], [sibling])
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            self._bound = max(1, len(self._active))
+            self._note("smaller_batch", error, [sibling])
+            return False
+        self._active.append(sibling)
+        return True
 
     def _siblings(self, sequence: Sequence) -> list[Sequence]:
         """Take the job's other choices, as far as there are places, out of the queue: they wait right at its head."""
@@ -300,7 +314,10 @@ class Batch:
             if not out_of_memory(error):
                 raise
             first = _bare(error)
+        if any(sequence.retried for sequence in unread):
+            raise first  # a prompt is read from its beginning again: the same piece would fail over and over
         for sequence in unread:
+            sequence.retried = True
             self._engine.rewind(sequence)
         release()
         self._note("retried", first, sequences)

@@ -7,8 +7,10 @@ from protocol.messages import ErrorKind
 _NO_MEMORY = (
     "out of memory", "can't allocate memory", "cannot allocate memory", "failed to allocate", "insufficient memory",
     "bad_alloc", "_alloc_failed", "not enough memory", "unable to allocate",
+    "can't start new thread",
 )  # fmt: skip
-"""How torch, CUDA's libraries, safetensors, llama.cpp and the C library say it, in lower case."""
+"""How torch, CUDA's libraries, safetensors, llama.cpp and the C library say it, in lower case. A thread that cannot be
+started found no room for its stack."""
 
 
 class RunnerError(Exception):

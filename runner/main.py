@@ -88,8 +88,8 @@ class Runner:
             return  # the gateway has heard why, and ends this process
         prepared: queue.SimpleQueue[Prepared | Job] = queue.SimpleQueue()
         self._batch = Batch(engine, prepared, self.send, self._look_at, load.batch_wait)
-        threading.Thread(target=self._prepare, args=(engine, prepared), name="prepare", daemon=True).start()
         try:
+            threading.Thread(target=self._prepare, args=(engine, prepared), name="prepare", daemon=True).start()
             while True:
                 self._batch.turn()
         except Exception:  # or the process would go on saying that it is alive, and answer nobody
@@ -117,7 +117,10 @@ class Runner:
             return None
         self._engine = engine
         self.send(report)
-        threading.Thread(target=_settle, args=(engine,), name="settle", daemon=True).start()
+        try:
+            threading.Thread(target=_settle, args=(engine,), name="settle", daemon=True).start()
+        except RuntimeError as error:  # no room for its stack; it would have made things faster, no more
+            log.warning("%s is left as it was loaded: %s", load.name, error)
         return engine
 
     @staticmethod
