@@ -12,12 +12,14 @@ from typing import Any
 from gateway import devices
 from gateway.errors import BadRequest, Conflict, Unavailable, UnknownModel
 from gateway.footprint import Footprints, HeaderError, weight_bytes
+from gateway.ladder import OFFLOAD_SHARE, Ladder
 from gateway.needs import environment, modules
 from gateway.owner import Owner
 from gateway.runner_handle import RunnerHandle
 from gateway.scheduler import Limits, Model, Phase, Slot, State, actions, events
 from gateway.spawner import Spawner
 from gateway.ticket import Granted, Ticket, Waiting
+from gateway.watchdog import Watchdog, available
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec, QuantBits
 from protocol import messages
@@ -41,8 +43,10 @@ class Gateway:
         self.device, budget = devices.choose(settings)
         self.footprints = Footprints(settings.models_dir)
         self.started = time.time()
+        self.ladder = Ladder(settings.fallback, settings.degraded_for)
         slots = {self.device: Slot(self.device, budget)}
-        if any(self.place(spec) != self.device for spec in catalog):
+        falls = self.device != "cpu" and settings.fallback == "cpu"
+        if falls or any(self.place(spec) != self.device for spec in catalog):
             slots["cpu"] = Slot("cpu", devices.cpu_budget(settings))
         self._budgets = {name: slot.budget for name, slot in slots.items()}
         self._overrides: dict[str, QuantBits] = {}
@@ -52,14 +56,16 @@ class Gateway:
         self.owner = Owner(State(slots, models, limits), self._perform)
         self.spawner = Spawner(modules(catalog), environment(settings))
         self._handles: dict[str, RunnerHandle] = {}
+        self.watchdog = Watchdog(lambda: list(self._handles.values()), self.owner.post, self._budgets.get("cpu"),
+                                 settings.memory_margin, settings.memory_floor)  # fmt: skip
         self._tickets: dict[str, Ticket] = {}
         self._changed = threading.Condition()
         self._stop_lock = threading.Lock()
         self._stopping = self._stopped = False
 
     def place(self, spec: ModelSpec) -> str:
-        """Return the slot a model goes to: the gateway's, or the CPU where its spec says so."""
-        return "cpu" if spec.device == "cpu" else self.device
+        """Return the slot a model goes to: the gateway's, or the CPU where its spec says so or memory ran out."""
+        return "cpu" if spec.device == "cpu" or self.ladder.level(spec.name) == "cpu" else self.device
 
     def _model(self, spec: ModelSpec) -> Model:
         return Model(
@@ -75,7 +81,11 @@ class Gateway:
         """Return the bytes a model is charged for and the tokens of cache among them: fewer where the slot is small."""
         place = self.place(spec)
         base, token = self.footprints.predict(spec, place), self.footprints.cache_token(spec, place)
-        wanted = Catalog.cache_tokens(spec)
+        wanted, level = Catalog.cache_tokens(spec), self.ladder.level(spec.name)
+        if level == "small_batch":
+            wanted = max(_LEAST_CACHE, spec.context or 0)
+        elif level == "offload":
+            base = int(base * OFFLOAD_SHARE)
         if not base or not token:
             return base, wanted
         tokens = max(_LEAST_CACHE, min(wanted, (self._budgets[place] - base) // token))
@@ -90,6 +100,7 @@ class Gateway:
             log.info("swept %d old temporary entries, %s", removed, format_bytes(size))
         self.owner.start()
         self.spawner.start()
+        self.watchdog.start()
         for name in self.settings.preload:
             threading.Thread(target=self._preload, args=(name,), name=f"preload-{name}", daemon=True).start()
 
@@ -109,6 +120,7 @@ class Gateway:
             if self._stopped:
                 return
             self._stopped = True
+            self.watchdog.stop()
             self.owner.post(events.Shutdown())
             deadline = time.monotonic() + 5.0
             for handle in list(self._handles.values()):
@@ -150,6 +162,10 @@ class Gateway:
         :raises Unavailable: if the weights are not there, a load failed lately, it cannot fit or the server stops.
         :raises QueueFull: if too many wait already.
         """
+        if self.ladder.climb(spec.name):
+            log.info("%s is loaded as it should be again, the next time", spec.name)
+            self._move(spec.name)
+            spec = self.spec(spec.name)
         loaded = any(handle.load.name == spec.name and handle.loaded for handle in list(self._handles.values()))
         if not loaded:
             self.require_weights(spec)
@@ -164,6 +180,35 @@ class Gateway:
             self.forget(request_id)
             raise
         return ticket
+
+    def ran_out(self, handle: RunnerHandle, failed: messages.Failed) -> None:
+        """Take down the model of a runner on which a request found no memory, by a step, so that it can be asked again.
+
+        :raises Unavailable: if there is no further step, naming those that were taken.
+        """
+        if not failed.alone and self._living(handle):
+            return  # the runner makes fewer answers at once from now on
+        spec = self.spec(handle.load.name)
+        before = self.ladder.level(spec.name)
+        if not self.ladder.ran_out(spec, handle.load.device, handle.load.level, failed.alone):
+            log.error("%s ran out of memory and nothing is left to be tried: %s", spec.name, failed.error)
+            raise Unavailable(self.ladder.explain(spec, handle.load.device, failed.error))
+        if self.ladder.level(spec.name) != before:
+            log.warning("%s ran out of memory (%s); it is loaded anew: %s", spec.name, failed.error,
+                        self.ladder.level(spec.name))  # fmt: skip
+            self._move(spec.name)
+
+    def _living(self, handle: RunnerHandle) -> bool:
+        return self._handles.get(handle.load_id) is handle and handle.alive
+
+    def _at_once(self, spec: ModelSpec) -> int:
+        """Return how many answers its runner makes at once."""
+        return 1 if self.ladder.level(spec.name) in ("small_batch", "offload") else Catalog.batch_size(spec)
+
+    def _move(self, name: str) -> None:
+        """Have a model loaded from now on as its level says."""
+        spec = self.spec(name)
+        self.owner.post(events.Move(name, (self.place(spec),), self._needs(spec)[0], self._at_once(spec)))
 
     def reserve(self, ticket: Ticket) -> None:
         """Get the ticket a place. :raises GatewayError: if it is refused."""
@@ -328,6 +373,10 @@ class Gateway:
             "pid": handle.pid if handle else None,
             "steps": handle.steps if handle else 0,
             "progress": {"phase": progress.phase, "fraction": progress.fraction} if progress else None,
+            "level": self.ladder.level(model.name),
+            "level_for": self.ladder.holds_for(model.name),
+            "batch": handle.batch if handle else None,
+            "out_of_memory": self.ladder.counted(model.name),
             "retry_at": round(wall + model.retry_at - now, 3) if model.retry_at > now else None,
             "last_failure": model.failure or None,
         }  # fmt: skip
@@ -380,32 +429,56 @@ class Gateway:
     def _start_load(self, name: str, load_id: str, slot: str) -> None:
         spec = self.spec(name)
         needed, cache_tokens = self._needs(spec)
+        level = self.ladder.level(name)
         load = messages.Load(
             load_id, name, spec.family, spec.engine, str(spec.path(self.settings.models_dir).resolve()),
-            spec.quant_bits, slot, spec.context, self.settings.cpu_threads, spec.max_memory, spec.chat_template,
-            Catalog.batch_size(spec), spec.batch_wait_ms / 1000, cache_tokens,
+            spec.quant_bits, slot, spec.context, self.settings.cpu_threads,
+            self._offloaded(spec, slot) if level == "offload" else spec.max_memory, spec.chat_template,
+            self._at_once(spec), spec.batch_wait_ms / 1000, cache_tokens,
             str(quantized.root(self.settings.models_dir).resolve()) if self.settings.quantized_cache else "",
-            self.settings.quantized_cache,
+            self.settings.quantized_cache, level,
         )  # fmt: skip
         handle = RunnerHandle(load, modules([spec]), self.spawner, self._hear, self.settings.heartbeat_timeout,
-                              needed, cache_tokens * self.footprints.cache_token(spec, slot))  # fmt: skip
+                              needed, cache_tokens * self.footprints.cache_token(spec, slot),
+                              self.ladder.count)  # fmt: skip
         self._handles[load_id] = handle
         log.info("loading %s on %s", load_id, slot)
         handle.start()
+
+    def _offloaded(self, spec: ModelSpec, slot: str) -> dict[str, str]:
+        """Return the limits that leave a part of the weights on the GPU and put the rest into RAM."""
+        weights = int(self.footprints.predict(spec, slot) * OFFLOAD_SHARE)
+        return {slot.partition(":")[2] or "0": f"{weights >> 20}MiB", "cpu": f"{available() >> 20}MiB"}
 
     def _hear(self, event: events.Event) -> None:
         """Pass on what a runner's handle reports. Called in the handle's thread."""
         match event:
             case events.Loaded(load_id, size):
                 handle = self._handles[load_id]
-                if handle.measured:
+                self.ladder.loaded(handle.load.name)
+                if handle.measured and handle.load.level in ("normal", "cpu"):
                     self.footprints.record(self.spec(handle.load.name), handle.load.device, size - handle.reserve)
+            case events.LoadFailed(load_id, cause) if self._handles[load_id].failed_by == "out_of_memory":
+                self.owner.post(self._load_again(self._handles[load_id], cause))
+                self.owner.call(lambda: self._drop_handle(load_id))
+                return
             case events.RunnerEnded(load_id) | events.RunnerLost(load_id) | events.LoadFailed(load_id):
                 # The handle is known until the scheduler has heard of its end: it may name it until then.
                 self.owner.post(event)
                 self.owner.call(lambda: self._drop_handle(load_id))
                 return
         self.owner.post(event)
+
+    def _load_again(self, handle: RunnerHandle, cause: str) -> events.LoadFailed:
+        """Return the news of a load that found no memory, and how it is loaded next, if there is a way left."""
+        spec, load = self.spec(handle.load.name), handle.load
+        again = self.ladder.load_failed(spec, load.device, load.level)
+        if again:
+            log.warning("%s found no memory (%s); loading it again: %s", load.load_id, cause,
+                        self.ladder.level(spec.name))  # fmt: skip
+            self._move(spec.name)
+            return events.LoadFailed(load.load_id, cause, again=True)
+        return events.LoadFailed(load.load_id, self.ladder.explain(spec, load.device, cause))
 
     def _drop_handle(self, load_id: str) -> None:
         with self._changed:

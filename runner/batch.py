@@ -123,7 +123,7 @@ class Batch:
     def _take(self, arrived: Prepared | Job) -> None:
         prepared = prepare(self._engine, arrived) if isinstance(arrived, Job) else arrived
         if prepared.error is not None:
-            self._fail([prepared.job], prepared.error)
+            self._fail([prepared.job], prepared.error, alone=not (self._active or self._reading))
         if prepared.job.relief:
             self._note("retried", OutOfMemory("a request was prepared"), prepared.sequences)
         self._waiting.extend(prepared.sequences)
