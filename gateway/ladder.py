@@ -62,7 +62,8 @@ class Ladder:
 
     A lower level holds for ``hold`` seconds. ``counts`` are numbers of (model, step) since the start: the steps of a
     runner (``retried``, ``smaller_batch``, ``smaller_piece``, ``larger_batch``), those of the gateway (``reloaded``
-    after idle models went, ``small_batch``, ``offload``, ``cpu``, ``refused``) and of the watchdog (``ended``).
+    after idle models went, ``small_batch``, ``offload``, ``cpu``, ``refused``, ``replaced`` of a runner that did not
+    recover) and of the watchdog (``ended``).
     """
 
     def __init__(self, fallback: Fallback, hold: float, clock: Callable[[], float] = time.monotonic) -> None:

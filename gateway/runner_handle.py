@@ -61,6 +61,7 @@ class RunnerHandle:
         self.progress: messages.Progress | None = None
         self.steps = 0
         self.batch: int | None = None
+        self.ran_out = 0  # requests in a row that found no memory with the model to themselves
         self.charged = predicted
         self.baseline: tuple[int, int] | None = None
         self._needs = needs
@@ -264,6 +265,10 @@ class RunnerHandle:
                 self._finish(request_id, message)
 
     def _finish(self, request_id: str, message: messages.Done | messages.Failed) -> None:
+        if isinstance(message, messages.Done):
+            self.ran_out = 0
+        elif message.kind == "out_of_memory" and message.alone:
+            self.ran_out += 1
         with self._lock:
             flight = self._in_flight.pop(request_id, None)
         if flight is not None:

@@ -30,6 +30,7 @@ from utils.tmp_manage import TempFolder
 from utils.units import format_bytes
 
 log = logging.getLogger(__name__)
+_SPENT = 2  # requests in a row that find no memory: libraries do not always recover from having found none
 _LEAST_CACHE = 1024  # tokens; with fewer a model cannot answer what people ask
 
 
@@ -192,6 +193,10 @@ class Gateway:
         before = self.ladder.level(spec.name)
         if not self.ladder.ran_out(spec, handle.load.device, handle.load.level, failed.alone):
             log.error("%s ran out of memory and nothing is left to be tried: %s", spec.name, failed.error)
+            if handle.ran_out >= _SPENT and self._living(handle):
+                log.warning("%s is loaded anew: its process may not have recovered", spec.name)
+                self.ladder.count(spec.name, "replaced")
+                self._move(spec.name)
             raise Unavailable(self.ladder.explain(spec, handle.load.device, failed.error))
         if self.ladder.level(spec.name) != before:
             log.warning("%s ran out of memory (%s); it is loaded anew: %s", spec.name, failed.error,

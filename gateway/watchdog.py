@@ -26,6 +26,7 @@ _GRAIN = 32 * 2**20  # bytes; less is nobody's ruin
 _CHANGE = 0.05  # of what was measured
 _PAGE = resource.getpagesize()
 _CGROUP = Path("/sys/fs/cgroup")
+VMSTAT = Path("/proc/vmstat")
 
 
 class Watched(Protocol):
@@ -178,7 +179,7 @@ def available() -> int:
 def kernel_kills() -> int:
     """Return how many processes the kernel's out-of-memory killer has ended so far; 0 where it does not say."""
     try:
-        lines = Path("/proc/vmstat").read_text().splitlines()
+        lines = VMSTAT.read_text().splitlines()
     except OSError:
         return 0
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)

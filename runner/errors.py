@@ -7,10 +7,10 @@ from protocol.messages import ErrorKind
 _NO_MEMORY = (
     "out of memory", "can't allocate memory", "cannot allocate memory", "failed to allocate", "insufficient memory",
     "bad_alloc", "_alloc_failed", "not enough memory", "unable to allocate",
-    "can't start new thread",
+    "can't start new thread", "could not create a memory", "could not create a primitive",
 )  # fmt: skip
-"""How torch, CUDA's libraries, safetensors, llama.cpp and the C library say it, in lower case. A thread that cannot be
-started found no room for its stack."""
+"""How torch, CUDA's libraries, oneDNN, safetensors, llama.cpp and the C library say it, in lower case. A thread that
+cannot be started found no room for its stack, a primitive none for its code."""
 
 
 class RunnerError(Exception):
@@ -60,7 +60,7 @@ def out_of_memory(error: BaseException | None) -> bool:
 
 def says_no_memory(text: str) -> bool:
     """Whether a library's message says that it got no memory."""
-    text = text.lower()
+    text = text.lower().replace("could not create a primitive descriptor", "")  # oneDNN's word for: not supported
     return any(words in text for words in _NO_MEMORY)
 
 

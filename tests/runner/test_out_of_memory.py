@@ -252,6 +252,8 @@ def test_llama_cpp(llama: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     (RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried"), True),
     (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), True),
     (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+    (RuntimeError("could not create a primitive"), True),
+    (RuntimeError("could not create a primitive descriptor for a matmul"), False),
     (RuntimeError("std::bad_alloc"), True), (RuntimeError("CUDA error: an illegal memory access"), False),
     (OSError(2, "No such file"), False), (RequestError("field 'prompt': out of memory is a fine story"), False),
 ])  # fmt: skip
