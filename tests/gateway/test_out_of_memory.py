@@ -4,18 +4,24 @@ The errors come from the runner's own hook for tests, which raises what the libr
 that take too much memory really take it, and limits on a process are the kernel's.
 """
 
+import itertools
 import os
 import resource
 import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
+from flask import Flask
 
+from app import create_app
 from gateway import devices, watchdog
 from tests.conftest import Start
 from tests.support.gateway import CHECKPOINT, SUM, GatewayProcess, only, reasoner_at
+from utils.settings import Settings
 
 LONG = {"prompt": "What is 17 + 25?", "min_tokens": 600, "max_new_tokens": 600}
 BUDGET = 900 * 10**6
@@ -176,40 +182,55 @@ def test_a_runner_that_may_not_grow(short: GatewayProcess) -> None:
     assert again[-1].status_code == 200 and "42" in again[-1].json()["response"]
 
 
-# -- a GPU that is not there -------------------------------------------------------------------------------------------
+# -- what cannot be had here -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flask]:
+    """An application in this process that takes the machine for one with a GPU and a kernel that counts a victim
+    whenever it is asked. Its runners are real."""
+    for name in [name for name in os.environ if name.startswith("SWITCHYARD_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SWITCHYARD_INJECT_OOM", "load model=falls level=normal,small_batch,offload kind=cuda;"
+                       "step model=victim above=1 after=3 kind=kill")  # fmt: skip
+    monkeypatch.setattr(devices, "gpus", lambda: [devices.Gpu(0, "none", 8 * 10**9, 8 * 10**9)])
+    monkeypatch.setattr(watchdog, "kernel_kills", itertools.count().__next__)
+    catalog = tmp_path / "models.yaml"
+    models = only(falls=reasoner_at(CHECKPOINT), victim=reasoner_at(CHECKPOINT, device="cpu"))
+    catalog.write_text(yaml.safe_dump({"models": models}))
+    folders = {f"{name}_dir": tmp_path / name for name in ("models", "logs", "tmp")}
+    app = create_app(Settings(profile="pocket", models_file=catalog, degraded_for=0.0, cpu_threads=1, **folders))
+    yield app
+    app.extensions["switchyard"].stop()
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_down_the_ladder_and_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the GPU to the CPU. There is none: its loads fail before they touch it, as they do for want of memory."""
-    from app import create_app
-    from utils.settings import Settings
-
-    for name in [name for name in os.environ if name.startswith("SWITCHYARD_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("SWITCHYARD_INJECT_OOM", "load level=normal,small_batch,offload kind=cuda")
-    monkeypatch.setattr(devices, "gpus", lambda: [devices.Gpu(0, "none", 8 * 10**9, 8 * 10**9)])
-    catalog = tmp_path / "models.yaml"
-    catalog.write_text(yaml.safe_dump({"models": only(falls=reasoner_at(CHECKPOINT))}))
-    folders = {f"{name}_dir": tmp_path / name for name in ("models", "logs", "tmp")}
-    settings = Settings(profile="pocket", models_file=catalog, degraded_for=0.0, cpu_threads=1, **folders)
-    app = create_app(settings)
-    service = app.extensions["switchyard"]
-    try:
-        assert service.device == "cuda:0"
-        for turn in (1, 2):
-            response = app.test_client().post("/generate/falls", json=SUM)
-            answer = response.get_json()
-            assert response.status_code == 200, answer
-            assert "42" in answer["response"] and answer["device"] == "cpu"
-            assert answer["generation_method"] == "text_cpu_fallback" and "GPU's memory ran out" in answer["note"]
-            assert service.ladder.counted("falls") == {"cpu": turn, "offload": turn, "reloaded": turn}
-        assert service.model_status(service.spec("falls"))["level"] == "cpu"
-    finally:
-        service.stop()
+def test_down_the_ladder_and_up_again(simulated: Flask) -> None:
+    """From a GPU to the CPU: the loads fail before they touch the GPU, as they do for want of memory."""
+    service = simulated.extensions["switchyard"]
+    assert service.device == "cuda:0"
+    for turn in (1, 2):  # a level that holds for no time is left by the next request
+        response = simulated.test_client().post("/generate/falls", json=SUM)
+        answer = response.get_json()
+        assert response.status_code == 200, answer
+        assert "42" in answer["response"] and answer["device"] == "cpu"
+        assert answer["generation_method"] == "text_cpu_fallback" and "GPU's memory ran out" in answer["note"]
+        assert service.ladder.counted("falls") == {"cpu": turn, "offload": turn, "reloaded": turn}
+    assert service.model_status(service.spec("falls"))["level"] == "cpu"
 
 
-def test_a_runner_that_the_kernel_kills_while_it_answers(
+@pytest.mark.filterwarnings("ignore")
+def test_a_batch_that_the_kernel_kills_is_answered_one_by_one(simulated: Flask) -> None:
+    body = {"prompt": SUM["prompt"], "min_tokens": 100}
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(simulated.test_client().post, "/generate/victim", json=body) for _ in range(2)]
+        answers = [future.result().get_json() for future in asked]
+    assert all("42" in answer.get("response", "") for answer in answers), answers
+    assert {answer["generation_method"] for answer in answers} == {"text_cpu_small_batch"}
+    assert simulated.extensions["switchyard"].ladder.counted("victim") == {"small_batch": 1}
+
+
+def test_a_runner_that_somebody_kills_while_it_answers(
     short: GatewayProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only where the kernel counts a victim is a killed runner one that ran out of memory."""
