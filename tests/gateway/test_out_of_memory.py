@@ -23,7 +23,7 @@ from tests.conftest import Start
 from tests.support.gateway import CHECKPOINT, SUM, GatewayProcess, only, reasoner_at
 from utils.settings import Settings
 
-LONG = {"prompt": "What is 17 + 25?", "min_tokens": 600, "max_new_tokens": 600}
+LONG = {"prompt": "What is 17 + 25?", "min_tokens": 400, "max_new_tokens": 400}
 BUDGET = 900 * 10**6
 
 
@@ -156,7 +156,7 @@ def test_those_whose_runner_was_ended_are_answered_one_at_a_time(short: GatewayP
     for future in asked:
         answer = future.result()
         assert answer.status_code == 200, answer.text
-        assert "42" in answer.json()["response"] and answer.json()["usage"]["completion_tokens"] == 600
+        assert "42" in answer.json()["response"] and answer.json()["usage"]["completion_tokens"] == 400
         assert answer.json()["generation_method"] == "text_cpu_small_batch"
         assert "one answer at a time" in answer.json()["note"]
     assert len(short.loads("pair")) == 2
@@ -182,26 +182,44 @@ def test_a_runner_that_may_not_grow(short: GatewayProcess) -> None:
     assert again[-1].status_code == 200 and "42" in again[-1].json()["response"]
 
 
+def test_a_runner_that_somebody_kills_while_it_answers(
+    short: GatewayProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where the kernel counts a victim is a killed runner one that ran out of memory."""
+    vmstat = tmp_path / "vmstat"
+    vmstat.write_text("nr_free_pages 3\noom_kill 7\nnot_oom_kill 9\n")
+    monkeypatch.setattr(watchdog, "VMSTAT", vmstat)
+    assert watchdog.kernel_kills() == 7
+    vmstat.unlink()
+    assert watchdog.kernel_kills() == 0
+    with short.answering("bystander", **LONG) as answer:
+        os.kill(short.model("bystander")["pid"], signal.SIGKILL)
+    assert answer.result().status_code == 503 and "SIGKILL" in answer.result().json()["details"]
+    assert "ended" not in steps(short, "bystander")
+
+
 # -- what cannot be had here -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flask]:
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
     """An application in this process that takes the machine for one with a GPU and a kernel that counts a victim
     whenever it is asked. Its runners are real."""
-    for name in [name for name in os.environ if name.startswith("SWITCHYARD_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("SWITCHYARD_INJECT_OOM", "load model=falls level=normal,small_batch,offload kind=cuda;"
-                       "step model=victim above=1 after=3 kind=kill")  # fmt: skip
-    monkeypatch.setattr(devices, "gpus", lambda: [devices.Gpu(0, "none", 8 * 10**9, 8 * 10**9)])
-    monkeypatch.setattr(watchdog, "kernel_kills", itertools.count().__next__)
-    catalog = tmp_path / "models.yaml"
+    home = tmp_path_factory.mktemp("simulated")
+    catalog = home / "models.yaml"
     models = only(falls=reasoner_at(CHECKPOINT), victim=reasoner_at(CHECKPOINT, device="cpu"))
     catalog.write_text(yaml.safe_dump({"models": models}))
-    folders = {f"{name}_dir": tmp_path / name for name in ("models", "logs", "tmp")}
-    app = create_app(Settings(profile="pocket", models_file=catalog, degraded_for=0.0, cpu_threads=1, **folders))
-    yield app
-    app.extensions["switchyard"].stop()
+    folders = {f"{name}_dir": home / name for name in ("models", "logs", "tmp")}
+    with pytest.MonkeyPatch.context() as patched:
+        for name in [name for name in os.environ if name.startswith("SWITCHYARD_")]:
+            patched.delenv(name)
+        patched.setenv("SWITCHYARD_INJECT_OOM", "load model=falls level=normal,small_batch,offload kind=cuda;"
+                       "step model=victim above=1 after=3 kind=kill")  # fmt: skip
+        patched.setattr(devices, "gpus", lambda: [devices.Gpu(0, "none", 8 * 10**9, 8 * 10**9)])
+        patched.setattr(watchdog, "kernel_kills", itertools.count().__next__)
+        app = create_app(Settings(profile="pocket", models_file=catalog, degraded_for=0.0, cpu_threads=1, **folders))
+        yield app
+        app.extensions["switchyard"].stop()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -228,19 +246,3 @@ def test_a_batch_that_the_kernel_kills_is_answered_one_by_one(simulated: Flask) 
     assert all("42" in answer.get("response", "") for answer in answers), answers
     assert {answer["generation_method"] for answer in answers} == {"text_cpu_small_batch"}
     assert simulated.extensions["switchyard"].ladder.counted("victim") == {"small_batch": 1}
-
-
-def test_a_runner_that_somebody_kills_while_it_answers(
-    short: GatewayProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only where the kernel counts a victim is a killed runner one that ran out of memory."""
-    vmstat = tmp_path / "vmstat"
-    vmstat.write_text("nr_free_pages 3\noom_kill 7\nnot_oom_kill 9\n")
-    monkeypatch.setattr(watchdog, "VMSTAT", vmstat)
-    assert watchdog.kernel_kills() == 7
-    vmstat.unlink()
-    assert watchdog.kernel_kills() == 0
-    with short.answering("bystander", **LONG) as answer:
-        os.kill(short.model("bystander")["pid"], signal.SIGKILL)
-    assert answer.result().status_code == 503 and "SIGKILL" in answer.result().json()["details"]
-    assert "ended" not in steps(short, "bystander")
