@@ -315,16 +315,17 @@ class RunnerHandle:
             flight.mailbox.put(messages.Failed(request_id, kind, story, alone=len(orphans) == 1))
 
     def _fate(self, child: Child, asked: bool) -> messages.ErrorKind:
-        """Say whether memory was the cause of an end. A load that dies by one of these signals most likely found none:
-        the kernel kills by the one, libraries that cannot go on without abort by the other. Of a runner that serves the
-        kernel has to have said so.
+        """Say whether memory was the cause of an end: the kernel has counted one more victim, or a load aborted, as
+        libraries do that cannot go on without the memory they asked for.
         """
         if self._starved is not None:
             return "out_of_memory"
         if asked:
             return "internal"
-        if child.status == -signal.SIGKILL and (self.loaded is None or watchdog.kernel_kills() > self._kills):
-            return "out_of_memory"
+        if child.status == -signal.SIGKILL:
+            kills = watchdog.kernel_kills()
+            victim = self.loaded is None if kills is None or self._kills is None else kills > self._kills
+            return "out_of_memory" if victim else "internal"
         return "out_of_memory" if child.status == -signal.SIGABRT and self.loaded is None else "internal"
 
 

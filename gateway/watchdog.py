@@ -176,10 +176,10 @@ def available() -> int:
     return free if limit == "max" else min(free, int(limit) - used + int(stat.get("inactive_file", 0)))
 
 
-def kernel_kills() -> int:
-    """Return how many processes the kernel's out-of-memory killer has ended so far; 0 where it does not say."""
+def kernel_kills() -> int | None:
+    """Return how many processes the kernel's out-of-memory killer has ended so far; None where it does not say."""
     try:
         lines = VMSTAT.read_text().splitlines()
     except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
