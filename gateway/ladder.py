@@ -92,11 +92,11 @@ class Ladder:
         rung = self._rungs.get(model)
         return max(0.0, rung.until - self._clock()) if rung and rung.level != "normal" else None
 
-    def climb(self, model: str) -> bool:
-        """Try the whole model again if the level has held for long enough. Return whether it changed."""
+    def climb(self, model: str, at_once: bool = False) -> bool:
+        """Try the whole model again if the level has held for long enough, or ``at_once``. Return whether it changed."""
         with self._lock:
             rung = self._rungs.get(model)
-            if rung is None or rung.level == "normal" or self._clock() < rung.until:
+            if rung is None or rung.level == "normal" or (self._clock() < rung.until and not at_once):
                 return False
             del self._rungs[model]
             return True

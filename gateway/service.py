@@ -163,7 +163,7 @@ class Gateway:
         :raises Unavailable: if the weights are not there, a load failed lately, it cannot fit or the server stops.
         :raises QueueFull: if too many wait already.
         """
-        if self.ladder.climb(spec.name):
+        if self.ladder.climb(spec.name, at_once=retry):
             log.info("%s is loaded as it should be again, the next time", spec.name)
             self._move(spec.name)
             spec = self.spec(spec.name)
@@ -275,7 +275,8 @@ class Gateway:
     # -- models --------------------------------------------------------------------------------------------------------
 
     def load(self, spec: ModelSpec, *, bits: QuantBits | None = None, pinned: bool | None = None) -> dict[str, Any]:
-        """Load a model and return its status once it is ready. Joins a load under way; ignores a back-off.
+        """Load a model and return its status once it is ready. Joins a load under way; ignores a back-off, and that it
+        ran out of memory before.
 
         ``bits`` stay in force for later loads too; a model loaded with others is unloaded first. ``pinned`` keeps it
         from eviction. Neither is changed if the load fails.

@@ -72,6 +72,8 @@ def test_a_level_holds_for_a_while() -> None:
     assert not ladder.climb("m") and ladder.level("m") == "small_batch" and ladder.holds_for("m") == 1.0
     now = 600.0
     assert ladder.climb("m") and ladder.level("m") == "normal" and not ladder.climb("m")
+    ladder.ran_out(model(), CUDA, "normal", alone=False)
+    assert ladder.climb("m", at_once=True) and ladder.level("m") == "normal"
 
 
 def test_an_answer_that_was_made_as_it_should_be_says_nothing() -> None:
