@@ -93,7 +93,8 @@ class Ladder:
         return max(0.0, rung.until - self._clock()) if rung and rung.level != "normal" else None
 
     def climb(self, model: str, at_once: bool = False) -> bool:
-        """Try the whole model again if the level has held for long enough, or ``at_once``. Return whether it changed."""
+        """Try the whole model again if the level has held for long enough, or ``at_once``. Return whether it changed.
+        """
         with self._lock:
             rung = self._rungs.get(model)
             if rung is None or rung.level == "normal" or (self._clock() < rung.until and not at_once):

@@ -280,43 +280,49 @@ def test_a_rule_that_is_none_is_refused(text: str) -> None:
 
 
 LIMITED = """
-import resource
+import os, resource, sys
 from runner import torchvision_compat
 {compat}
 from multiprocessing.connection import Pipe
-from protocol.messages import Load
+from protocol.messages import Load, Progress
 from runner.main import Runner
 import runner.engines.{engine}
 {preload}
 
-def size():
-    return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+def load(spare, cells):
+    ours, theirs = Pipe()
+    runner = Runner(theirs)
+    runner.send = lambda message: isinstance(message, Progress) or theirs.send(message)
+    size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + spare, size + spare))
+    runner._load(Load("load-1", "model", "deepseek", "{engine}", "{path}", 16, "cpu", threads=1, context=4096,
+                      cache_tokens=cells))
+    while ours.poll():
+        message = ours.recv()
+        print("MESSAGE", type(message).__name__, getattr(message, "kind", ""), getattr(message, "error", ""), flush=True)
 
-ours, theirs = Pipe()
-runner = Runner(theirs)
-runner._connection.send = lambda message, send=theirs.send: type(message).__name__ == "Progress" or send(message)
-most = size() + {spare}
-resource.setrlimit(resource.RLIMIT_AS, (most, most))
-runner._load(Load("load-1", "model", "deepseek", "{engine}", "{path}", 16, "cpu", threads=1, context=4096,
-                  cache_tokens={cells}))
-while ours.poll():
-    message = ours.recv()
-    print("MESSAGE", type(message).__name__, getattr(message, "kind", ""), getattr(message, "error", ""))
+for spare, cells in {cases}:
+    if (pid := os.fork()) == 0:
+        try:
+            load(spare, cells)
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
 """
 
 
-@pytest.mark.parametrize(("engine_name", "path", "spare", "cells"), [
-    ("transformers", CHECKPOINT, 4 * 2**20, 8192), ("transformers", CHECKPOINT, 12 * 2**20, 8192),
-    ("llama_cpp", SMOLLM2, 50 * 2**20, 4096), ("llama_cpp", SMOLLM2, 2**28, 200_000),
+@pytest.mark.parametrize(("engine_name", "path", "cases"), [
+    ("transformers", CHECKPOINT, [(4 * 2**20, 8192), (12 * 2**20, 8192)]),
+    ("llama_cpp", SMOLLM2, [(50 * 2**20, 4096), (2**28, 200_000)]),
 ])  # fmt: skip
-def test_a_load_within_a_real_limit(engine_name: str, path: Any, spare: int, cells: int) -> None:
+def test_a_load_within_a_real_limit(engine_name: str, path: Any, cases: list[tuple[int, int]]) -> None:
     """A process that may not map more than that: its allocations really fail, in the library's own ways."""
     preload = "import runner.families.deepseek" if engine_name == "transformers" else ""
     compat = "torchvision_compat.install()" if preload else ""
-    script = LIMITED.format(engine=engine_name, path=path, spare=spare, cells=cells, preload=preload, compat=compat)
+    script = LIMITED.format(engine=engine_name, path=path, preload=preload, compat=compat, cases=cases)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True,
                           timeout=120)  # fmt: skip
     said = [line for line in done.stdout.splitlines() if line.startswith("MESSAGE")]
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert len(said) == 1 and said[0].startswith("MESSAGE LoadFailed out_of_memory"), said
+    assert len(said) == len(cases), done.stderr[-3000:]
+    assert all(line.startswith("MESSAGE LoadFailed out_of_memory") for line in said), said
