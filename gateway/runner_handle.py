@@ -17,8 +17,9 @@ from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 
 from gateway import devices, watchdog
+from gateway.line import Child
 from gateway.scheduler import events
-from gateway.spawner import Child, Spawner
+from gateway.zygotes import Zygotes
 from protocol import messages
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 Mailbox = SimpleQueue[object]
 _END_GRACE = 2.0  # seconds a runner has to end by itself before it is killed
 _TICK = 1.0
+_REAP_PATIENCE = 5.0  # seconds its parent may need to say how it ended
 _FORK_PATIENCE = 120.0  # seconds a forkserver may need for its imports on a slow disk
 
 
@@ -50,7 +52,7 @@ class RunnerHandle:
     """
 
     def __init__(
-        self, load: messages.Load, needs: Sequence[str], spawner: Spawner, post: Callable[[events.Event], None],
+        self, load: messages.Load, needs: Sequence[str], zygotes: Zygotes, post: Callable[[events.Event], None],
         heartbeat_timeout: float, predicted: int, reserve: int, count: Callable[[str, str], None],
     ) -> None:
         self.load = load
@@ -66,7 +68,7 @@ class RunnerHandle:
         self.baseline: tuple[int, int] | None = None
         self._needs = needs
         self._post = post
-        self._spawner = spawner
+        self._zygotes = zygotes
         self._heartbeat_timeout = heartbeat_timeout
         self.reserve = reserve
         self._predicted = predicted
@@ -92,7 +94,7 @@ class RunnerHandle:
 
     def start(self) -> None:
         """Ask for the fork and begin to listen. Does not wait."""
-        self._child = self._spawner.fork(self.load_id, self._needs, self._theirs)
+        self._child = self._zygotes.fork(self.load, self._needs, self._theirs)
         self._theirs.close()
         self._thread.start()
 
@@ -146,7 +148,8 @@ class RunnerHandle:
 
     def measure(self) -> int | None:
         """Return the bytes its process takes of its device, None if it cannot be told."""
-        return devices.measure(self.pid, self.device, self.load.path) if self.pid else None
+        mapped = self.loaded.mapped_bytes if self.loaded else 0
+        return devices.measure(self.pid, self.device, mapped) if self.pid else None
 
     def starve(self, cause: str) -> None:
         """End the runner because it takes too much memory: its requests, or its load, ran out of memory."""
@@ -252,7 +255,11 @@ class RunnerHandle:
             case messages.LoadFailed(_, kind, error):
                 log.error("%s failed to load (%s): %s", self.load_id, kind, error)
                 self._failed_load, self.failed_by = error, kind
+                if kind != "out_of_memory":
+                    self._zygotes.unfit(self.load, error)
                 self.end("load_failed")
+            case messages.Settled():
+                self._zygotes.prepare(self.load, self._needs)
             case messages.Relief(step, error, batch, most):
                 log.warning("%s ran out of memory (%s): %s; up to %d of %d answers at once", self.load_id, error,
                             step.replace("_", " "), batch, most)  # fmt: skip
@@ -281,13 +288,13 @@ class RunnerHandle:
         assert child is not None
         asked = self._ending is not None
         if not child.forked.wait(_FORK_PATIENCE):
-            self._spawner.abort("it does not fork")
+            self._zygotes.abort("it does not fork")
             child.forked.wait()  # set in any case: by the fork, or by the forkserver's end
-        if not child.ended.wait(0.5 if asked else 2.0):
+        if not child.wait_ended(0.5 if asked else 2.0):
             log.warning("%s does not end by itself and is killed", self.load_id)
             child.kill(signal.SIGKILL)
-            child.ended.wait()
-        if not asked and child.status is not None:
+            child.wait_ended()
+        if not asked and child.ended.wait(_REAP_PATIENCE) and child.status is not None:
             cause += f" ({describe_status(child.status)})" if "unexpectedly" in cause else ""
         if child.pid is not None and self.loaded is not None:
             devices.wait_until_freed(child.pid, self.loaded.device)

@@ -172,7 +172,8 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Runner to gateway: ready. ``weight_bytes`` is the sum over tensors; ``phases`` are seconds by phase."""
+    """Runner to gateway: ready. ``weight_bytes`` is the sum over tensors, ``mapped_bytes`` those of them that are used
+    where they lie in their file; ``phases`` are seconds by phase."""
 
     load_id: str
     device: str
@@ -180,6 +181,7 @@ class Loaded:
     context: int | None
     phases: dict[str, float]
     quantization: str
+    mapped_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,13 @@ class LoadFailed:
     load_id: str
     kind: ErrorKind
     error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Runner to gateway: what could wait until after the load is done too, and the next load may be faster for it."""
+
+    load_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,5 +267,5 @@ class Relief:
     most: int
 
 
-RunnerMessage = Heartbeat | Progress | Loaded | LoadFailed | Started | Delta | Done | Failed | Relief
+RunnerMessage = Heartbeat | Progress | Loaded | LoadFailed | Settled | Started | Delta | Done | Failed | Relief
 GatewayMessage = Load | Generate | Cancel | Stop

@@ -299,7 +299,8 @@ def load(spare, cells):
                       cache_tokens=cells))
     while ours.poll():
         message = ours.recv()
-        print("MESSAGE", type(message).__name__, getattr(message, "kind", ""), getattr(message, "error", ""), flush=True)
+        told = getattr(message, "kind", ""), getattr(message, "error", "")
+        print("MESSAGE", type(message).__name__, *told, flush=True)
 
 for spare, cells in {cases}:
     if (pid := os.fork()) == 0:
