@@ -64,8 +64,8 @@ class _Seen:
 
 
 class Watchdog:
-    """``runners`` returns those there are; ``evict`` ends idle models of the CPU; ``margin`` is a share of the charge,
-    ``floor`` bytes of the machine that must stay available."""
+    """``runners`` returns those there are; ``budget`` is that of the CPU's slot, None where it has none; ``margin`` is a
+    share of a runner's charge, ``floor`` bytes of the machine that must stay available."""
 
     def __init__(
         self, runners: Callable[[], list[Watched]], post: Callable[[events.Event], None], budget: int | None,
