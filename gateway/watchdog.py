@@ -64,7 +64,7 @@ class _Seen:
 
 
 class Watchdog:
-    """``runners`` returns those there are; ``budget`` is that of the CPU's slot, None where it has none; ``margin`` is a
+    """``runners`` returns those there are; ``budget`` is the CPU slot's, None where there is none; ``margin`` is a
     share of a runner's charge, ``floor`` bytes of the machine that must stay available."""
 
     def __init__(
