@@ -11,7 +11,9 @@ import psutil
 
 from gateway import devices
 from gateway.devices import Gpu
-from gateway.footprint import Charge, Footprints, usual_bits
+from gateway.footprint import LEAST_CACHE, Charge, Footprints, usual_bits
+from gateway.ladder import OFFLOAD_SHARE, Ladder
+from gateway.watchdog import available
 from models_registry.catalog import Catalog, CatalogError
 from models_registry.spec import ModelSpec, QuantBits
 from utils.settings import Settings, SettingsError
@@ -48,6 +50,7 @@ class Placement:
 
     def __init__(self, settings: Settings, catalog: Catalog) -> None:
         self._settings = settings
+        self.ladder = Ladder(settings.fallback, settings.degraded_for)
         self._footprints = Footprints(settings.models_dir)
         self.places = {place.name: place for place in slots(settings, catalog)}
         self._allowed = {spec.name: _allowed(spec, self.places) for spec in catalog}
@@ -63,8 +66,19 @@ class Placement:
         return self._footprints
 
     def allowed(self, spec: ModelSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the slots a model may use, and those for when it fits none of them."""
+        """Return the slots a model may use, and those for when it fits none of them: the CPU's where memory ran out."""
+        if self.ladder.level(spec.name) == "cpu":
+            return tuple(place.name for place in self.places.values() if place.gpu is None), ()
         return self._allowed[spec.name]
+
+    def at_once(self, spec: ModelSpec) -> int:
+        """Return how many answers its runner makes at once."""
+        return 1 if self.ladder.level(spec.name) in ("small_batch", "offload") else Catalog.batch_size(spec)
+
+    @property
+    def cpu_budget(self) -> int | None:
+        """Bytes that models on the CPU may have together; None where none goes there."""
+        return sum(place.budget for place in self.places.values() if place.gpu is None) or None
 
     def where(self, spec: ModelSpec) -> str:
         """Return in one word where a model that is not loaded would go: a slot, or a kind of slots if it may choose."""
@@ -92,8 +106,14 @@ class Placement:
         """Return what a model is charged for on a slot, and the tokens of cache among it: fewer where it is small.
 
         ``spec`` has the bits it is loaded with there."""
-        place = self.places[slot]
-        return self._footprints.charge(spec, place.device, Catalog.cache_tokens(spec), place.budget)
+        place, level, wanted = self.places[slot], self.ladder.level(spec.name), Catalog.cache_tokens(spec)
+        if level == "small_batch":
+            wanted = max(LEAST_CACHE, spec.context or 0)
+        charge = self._footprints.charge(spec, place.device, wanted, place.budget)
+        if level == "offload":
+            moved = int(self._footprints.predict(spec, place.device) * (1 - OFFLOAD_SHARE))
+            charge = charge._replace(bytes=max(0, charge.bytes - moved))
+        return charge
 
     def sizes(self, spec: ModelSpec, bits: QuantBits | None = None) -> dict[str, int]:
         """Return the bytes a model is charged for on each slot it may use, the preferred ones first."""
@@ -101,8 +121,15 @@ class Placement:
         return {slot: self.needs(self.on(spec, slot, bits), slot).bytes for slot in (*first, *fallback)}
 
     def offload(self, spec: ModelSpec, slot: str) -> dict[str, str] | None:
-        """Return the limits beyond which layers go to the CPU; None on a CPU, where there is nothing to offload."""
-        return spec.max_memory if self.places[slot].gpu is not None else None
+        """Return the limits beyond which layers go to the CPU: the spec's, or some where memory ran out. None on a CPU,
+        where there is nothing to offload."""
+        place = self.places[slot]
+        if place.gpu is None:
+            return None
+        if self.ladder.level(spec.name) != "offload":
+            return spec.max_memory
+        stays = int(self._footprints.predict(spec, place.device) * OFFLOAD_SHARE)
+        return {place.device.partition(":")[2]: f"{stays >> 20}MiB", "cpu": f"{available() >> 20}MiB"}
 
     def threads(self) -> int:
         """Return the threads of a runner on the CPU; 0 for one per core."""
@@ -132,7 +159,8 @@ def slots(settings: Settings, catalog: Catalog) -> list[Place]:
     if surplus := [name for name in settings.slot_budgets if name not in known]:
         raise SettingsError(f"setting 'slot_budgets': there is no slot {surplus[0]!r}; there are {', '.join(known)}")
     places = [_gpu_place(settings, gpu) for gpu in chosen]
-    if "cpu" in wanted or any(_may_use_cpu(spec) for spec in catalog):
+    falls = settings.fallback == "cpu" and any("auto" in spec.device for spec in catalog)
+    if "cpu" in wanted or falls or any(_may_use_cpu(spec) for spec in catalog):
         places += _cpu_places(settings, own, "cpu" in wanted)
     return places
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 
-from gateway import devices
+from gateway import devices, watchdog
 from gateway.line import Child
 from gateway.scheduler import events
 from gateway.zygotes import Zygotes
@@ -48,12 +48,13 @@ class RunnerHandle:
     """One runner from the request for its fork to the proof that its memory is back.
 
     ``predicted`` are the bytes it is charged for until they are measured, ``reserve`` those of them that its cache may
-    come to take. ``note`` is what its answers say of the ``slot`` it was given.
+    come to take. ``note`` is what its answers say of the ``slot`` it was given. ``count`` is told the model and each
+    step that is taken because memory ran out.
     """
 
     def __init__(
         self, load: messages.Load, needs: Sequence[str], zygotes: Zygotes, post: Callable[[events.Event], None],
-        heartbeat_timeout: float, predicted: int, reserve: int, slot: str, note: str,
+        heartbeat_timeout: float, predicted: int, reserve: int, slot: str, note: str, count: Callable[[str, str], None],
     ) -> None:
         self.load = load
         self.slot = slot
@@ -62,14 +63,22 @@ class RunnerHandle:
         self.loaded: messages.Loaded | None = None
         self.measured = False
         self.size_at_load: int | None = None
+        self.failed_by: messages.ErrorKind | None = None
         self.progress: messages.Progress | None = None
         self.steps = 0
+        self.batch: int | None = None
+        self.ran_out = 0  # requests in a row that found no memory with the model to themselves
+        self.charged = predicted
+        self.baseline: tuple[int, int] | None = None
         self._needs = needs
         self._post = post
         self._zygotes = zygotes
         self._heartbeat_timeout = heartbeat_timeout
         self.reserve = reserve
         self.predicted = predicted
+        self._count = count
+        self._starved: str | None = None
+        self._kills = watchdog.kernel_kills()
         self._lock = threading.Lock()
         self._send_lock = threading.Lock()
         self._in_flight: dict[str, _InFlight] = {}
@@ -136,6 +145,29 @@ class RunnerHandle:
                 self._ending = self._ending or reason
                 os.eventfd_write(self._wake, 1)
 
+    @property
+    def device(self) -> str:
+        return self.loaded.device if self.loaded else self.load.device
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes requests."""
+        return self._ending is None and not self._buried and self._starved is None
+
+    def measure(self) -> int | None:
+        """Return the bytes its process takes of its device, None if it cannot be told."""
+        mapped = self.loaded.mapped_bytes if self.loaded else 0
+        return devices.measure(self.pid, self.device, mapped) if self.pid else None
+
+    def starve(self, cause: str) -> None:
+        """End the runner because it takes too much memory: its requests, or its load, ran out of memory."""
+        self._starved = self._starved or cause
+        self._count(self.load.name, "ended")
+        if self.loaded is None:
+            self.end("out_of_memory")
+        else:  # the scheduler ends it, and grants no more leases on it from then on
+            self._post(events.Starve(self.load_id))
+
     def join(self, timeout: float) -> bool:
         self._thread.join(timeout)
         return not self._thread.is_alive()
@@ -157,6 +189,7 @@ class RunnerHandle:
                 if now - looked >= _TICK:
                     looked = now
                     self._stop_late(now)
+                    self._kills = watchdog.kernel_kills()
                 if self._wake in readable:
                     os.eventfd_read(self._wake)
                 if self._ending is not None and stop_by is None:
@@ -206,6 +239,8 @@ class RunnerHandle:
                     self._send_lock.release()
 
     def _receive(self, message: messages.RunnerMessage) -> None:
+        if self.baseline is None and self.pid and (private := watchdog.private_bytes(self.pid)) is not None:
+            self.baseline = (0, private)  # just forked: what it has is its parent's
         match message:
             case messages.Heartbeat(steps):
                 self.steps = steps
@@ -214,22 +249,29 @@ class RunnerHandle:
                 log.debug("%s: %s", self.load_id, message.phase)
             case messages.Loaded():
                 self.loaded = message
-                measured = devices.measure(self.pid, message.device, message.mapped_bytes) if self.pid else None
+                measured = self.measure()
+                if measured is not None and self.pid and (private := watchdog.private_bytes(self.pid)) is not None:
+                    self.baseline = (measured, private)
                 # The cache is not there yet: it grows with the requests, up to what is set aside for it.
                 taken = self.predicted if measured is None else measured + self.reserve
-                self.measured, self.size_at_load = measured is not None, measured
+                self.measured, self.size_at_load, self.charged = measured is not None, measured, taken
                 phases = " ".join(f"{phase} {seconds:.2f}s" for phase, seconds in message.phases.items())
                 log.info("loaded %s on %s: %.0f MB, %s, %s", self.load_id, message.device, taken / 1e6,
                          message.quantization, phases)  # fmt: skip
                 self._post(events.Loaded(self.load_id, taken))
             case messages.LoadFailed(_, kind, error):
                 log.error("%s failed to load (%s): %s", self.load_id, kind, error)
-                self._failed_load = error
+                self._failed_load, self.failed_by = error, kind
                 if kind != "out_of_memory":
                     self._zygotes.unfit(self.load, error)
                 self.end("load_failed")
             case messages.Settled():
                 self._zygotes.prepare(self.load, self._needs)
+            case messages.Relief(step, error, batch, most):
+                log.warning("%s ran out of memory (%s): %s; up to %d of %d answers at once", self.load_id, error,
+                            step.replace("_", " "), batch, most)  # fmt: skip
+                self.batch = batch
+                self._count(self.load.name, step)
             case messages.Started(request_id) | messages.Delta(request_id):
                 if flight := self._in_flight.get(request_id):
                     flight.mailbox.put(message)
@@ -237,6 +279,10 @@ class RunnerHandle:
                 self._finish(request_id, message)
 
     def _finish(self, request_id: str, message: messages.Done | messages.Failed) -> None:
+        if isinstance(message, messages.Done):
+            self.ran_out = 0
+        elif message.kind == "out_of_memory" and message.alone:
+            self.ran_out += 1
         with self._lock:
             flight = self._in_flight.pop(request_id, None)
         if flight is not None:
@@ -263,6 +309,11 @@ class RunnerHandle:
             self._ending, self._buried = self._ending or "lost", True
             orphans, self._in_flight = self._in_flight, {}
         story = f"it was ended while it answered ({self._ending})" if asked else f"the model's runner failed: {cause}"
+        kind = self._fate(child, asked)
+        if self._starved is not None:
+            story = f"its runner was ended: {self._starved}"
+        if self.loaded is None and kind == "out_of_memory" and self._failed_load is None:
+            self._failed_load, self.failed_by = story if self._starved is not None else cause, kind
         self._connection.close()
         os.close(self._wake)
         if self._failed_load is not None:
@@ -275,7 +326,21 @@ class RunnerHandle:
             self._post(events.RunnerLost(self.load_id, cause))
         # After that news, which drops their leases: a lease given back before it would be granted on this dead runner.
         for request_id, flight in orphans.items():
-            flight.mailbox.put(messages.Failed(request_id, "internal", story))
+            flight.mailbox.put(messages.Failed(request_id, kind, story, alone=len(orphans) == 1))
+
+    def _fate(self, child: Child, asked: bool) -> messages.ErrorKind:
+        """Say whether memory was the cause of an end: the kernel has counted one more victim, or a load aborted, as
+        libraries do that cannot go on without the memory they asked for.
+        """
+        if self._starved is not None:
+            return "out_of_memory"
+        if asked:
+            return "internal"
+        if child.status == -signal.SIGKILL:
+            kills = watchdog.kernel_kills()
+            victim = self.loaded is None if kills is None or self._kills is None else kills > self._kills
+            return "out_of_memory" if victim else "internal"
+        return "out_of_memory" if child.status == -signal.SIGABRT and self.loaded is None else "internal"
 
 
 def describe_status(status: int) -> str:

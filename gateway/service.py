@@ -20,6 +20,7 @@ from gateway.scheduler import Limits, Model, Phase, Slot, State, actions, events
 from gateway.spawner import Spawner
 from gateway.status import merged, status
 from gateway.ticket import Granted, Ticket, Waiting
+from gateway.watchdog import Watchdog
 from gateway.zygotes import Zygotes
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec, QuantBits, replica_names, spec_name
@@ -31,6 +32,7 @@ from utils.tmp_manage import TempFolder
 from utils.units import format_bytes
 
 log = logging.getLogger(__name__)
+_SPENT = 2  # requests in a row that find no memory: libraries do not always recover from having found none
 
 
 class Gateway:
@@ -44,6 +46,7 @@ class Gateway:
         self.footprints = self.placement.footprints
         self.device = next(iter(self.placement.places))
         self.started = time.time()
+        self.ladder = self.placement.ladder
         slots = {place.name: Slot(place.name, place.budget) for place in self.placement.places.values()}
         self._overrides: dict[str, QuantBits] = {}
         models = {model.name: model for spec in catalog for model in self._models(spec)}
@@ -53,6 +56,8 @@ class Gateway:
         self.spawner = Spawner(modules(catalog), environment(settings))
         self.zygotes = Zygotes(self.spawner, settings.zygote_memory)
         self._handles: dict[str, RunnerHandle] = {}
+        self.watchdog = Watchdog(lambda: list(self._handles.values()), self.owner.post, self.placement.cpu_budget,
+                                 settings.memory_margin, settings.memory_floor)  # fmt: skip
         self._tickets: dict[str, Ticket] = {}
         self._changed = threading.Condition()
         self._stop_lock = threading.Lock()
@@ -76,7 +81,7 @@ class Gateway:
                 group=spec.name if spec.replicas > 1 else "",
                 keep_alive=self.settings.keep_alive if spec.keep_alive is None else spec.keep_alive,
                 pinned=spec.pinned,
-                concurrency=Catalog.batch_size(spec),
+                concurrency=self.placement.at_once(spec),
             )
             for name in replica_names(spec)
         ]
@@ -90,6 +95,7 @@ class Gateway:
             log.info("swept %d old temporary entries, %s", removed, format_bytes(size))
         self.owner.start()
         self.spawner.start()
+        self.watchdog.start()
         for name in self.settings.preload:
             threading.Thread(target=self._preload, args=(name,), name=f"preload-{name}", daemon=True).start()
 
@@ -109,6 +115,7 @@ class Gateway:
             if self._stopped:
                 return
             self._stopped = True
+            self.watchdog.stop()
             self.owner.post(events.Shutdown())
             deadline = time.monotonic() + 5.0
             for handle in list(self._handles.values()):
@@ -146,6 +153,10 @@ class Gateway:
         :raises Unavailable: if the weights are not there, a load failed lately, it cannot fit or the server stops.
         :raises QueueFull: if too many wait already.
         """
+        if self.ladder.climb(spec.name, at_once=retry):
+            log.info("%s is loaded as it should be again, the next time", spec.name)
+            self._move(spec.name)
+            spec = self.spec(spec.name)
         loaded = any(handle.load.name == spec.name and handle.loaded for handle in list(self._handles.values()))
         if not loaded:
             self.require_weights(spec)
@@ -165,6 +176,37 @@ class Gateway:
         """Tell the scheduler what the model would take on each slot, as far as is known now."""
         sizes = self.placement.sizes(self.catalog[spec.name], self._overrides.get(spec.name))
         self.owner.post(events.Predict(spec.name, next(iter(sizes.values())), sizes))
+
+    def ran_out(self, handle: RunnerHandle, failed: messages.Failed) -> None:
+        """Take down the model of a runner on which a request found no memory, by a step, so that it can be asked again.
+
+        :raises Unavailable: if there is no further step, naming those that were taken.
+        """
+        if not failed.alone and self._living(handle):
+            return  # the runner makes fewer answers at once from now on
+        spec = self.spec(handle.load.name)
+        before = self.ladder.level(spec.name)
+        if not self.ladder.ran_out(spec, handle.load.device, handle.load.level, failed.alone):
+            log.error("%s ran out of memory and nothing is left to be tried: %s", spec.name, failed.error)
+            if handle.ran_out >= _SPENT and self._living(handle):
+                log.warning("%s is loaded anew: its process may not have recovered", spec.name)
+                self.ladder.count(spec.name, "replaced")
+                self._move(spec.name)
+            raise Unavailable(self.ladder.explain(spec, handle.load.device, failed.error))
+        if self.ladder.level(spec.name) != before:
+            log.warning("%s ran out of memory (%s); it is loaded anew: %s", spec.name, failed.error,
+                        self.ladder.level(spec.name))  # fmt: skip
+            self._move(spec.name)
+
+    def _living(self, handle: RunnerHandle) -> bool:
+        return self._handles.get(handle.load_id) is handle and handle.alive
+
+    def _move(self, name: str) -> None:
+        """Have a model loaded from now on as its level says."""
+        spec = self.catalog[name]
+        first, fallback = self.placement.allowed(spec)
+        sizes = self.placement.sizes(spec, self._overrides.get(name))
+        self.owner.post(events.Move(name, first, fallback, sizes, self.placement.at_once(spec)))
 
     def reserve(self, ticket: Ticket) -> None:
         """Get the ticket a place. :raises GatewayError: if it is refused."""
@@ -228,7 +270,8 @@ class Gateway:
     # -- models --------------------------------------------------------------------------------------------------------
 
     def load(self, spec: ModelSpec, *, bits: QuantBits | None = None, pinned: bool | None = None) -> dict[str, Any]:
-        """Load a model and return its status once it is ready. Joins a load under way; ignores a back-off.
+        """Load a model and return its status once it is ready. Joins a load under way; ignores a back-off, and that it
+        ran out of memory before.
 
         ``bits`` stay in force for later loads too; a model loaded with others is unloaded first. ``pinned`` keeps it
         from eviction. Neither is changed if the load fails.
@@ -336,7 +379,8 @@ class Gateway:
                 found.setdefault(model.title, []).append(status(model, handle, now, wall))
             return found
 
-        return [merged(name, replicas) for name, replicas in self.owner.inspect(look).items()]
+        found = self.owner.inspect(look)
+        return [merged(name, replicas) | self.ladder.status(name) for name, replicas in found.items()]
 
     def context(self, spec: ModelSpec) -> int | None:
         """Return the context in tokens of a model that is loaded; before, only its files know."""
@@ -404,16 +448,17 @@ class Gateway:
         spec = self.catalog[spec_name(name)]
         place, fallback = self.placement.places[slot], self.placement.allowed(spec)[1]
         spec = self.placement.on(spec, slot, self._overrides.get(spec.name))
-        needed = self.placement.needs(spec, slot)
+        needed, level = self.placement.needs(spec, slot), self.ladder.level(spec.name)
         load = messages.Load(
             load_id, spec.name, spec.family, spec.engine, str(spec.path(self.settings.models_dir).resolve()),
             spec.quant_bits, place.device, spec.context, self.placement.threads(), self.placement.offload(spec, slot),
-            spec.chat_template, Catalog.batch_size(spec), spec.batch_wait_ms / 1000, needed.tokens,
+            spec.chat_template, self.placement.at_once(spec), spec.batch_wait_ms / 1000, needed.tokens,
             str(quantized.root(self.settings.models_dir).resolve()) if self.settings.quantized_cache else "",
-            self.settings.quantized_cache,
+            self.settings.quantized_cache, level,
         )  # fmt: skip
         handle = RunnerHandle(load, modules([spec]), self.zygotes, self._hear, self.settings.heartbeat_timeout,
-                              needed.bytes, needed.reserve, slot, ON_CPU if slot in fallback else "")  # fmt: skip
+                              needed.bytes, needed.reserve, slot, ON_CPU if slot in fallback else "",
+                              self.ladder.count)  # fmt: skip
         self._handles[load_id] = handle
         log.info("loading %s on %s%s", load_id, slot, f": {handle.note}" if handle.note else "")
         handle.start()
@@ -423,11 +468,16 @@ class Gateway:
         match event:
             case events.Loaded(load_id, size):
                 handle = self._handles[load_id]
-                if handle.measured:
+                self.ladder.loaded(handle.load.name)
+                if handle.measured and handle.load.level in ("normal", "cpu"):
                     self._record(handle, size)
                     self.owner.post(event)
                     self._predict(self.catalog[handle.load.name])  # a replica on another slot will take as much
                     return
+            case events.LoadFailed(load_id, cause) if self._handles[load_id].failed_by == "out_of_memory":
+                self.owner.post(self._load_again(self._handles[load_id], cause))
+                self.owner.call(lambda: self._drop_handle(load_id))
+                return
             case events.RunnerEnded(load_id) | events.RunnerLost(load_id) | events.LoadFailed(load_id):
                 # The handle is known until the scheduler has heard of its end: it may name it until then.
                 self.owner.post(event)
@@ -441,6 +491,17 @@ class Gateway:
         if loaded is not None and not handle.from_zygote:
             spec = self.catalog[load.name].model_copy(update={"quant_bits": load.quant_bits})
             self.footprints.record(spec, load.device, size - handle.reserve, loaded.peak_bytes, load.cache_tokens)
+
+    def _load_again(self, handle: RunnerHandle, cause: str) -> events.LoadFailed:
+        """Return the news of a load that found no memory, and how it is loaded next, if there is a way left."""
+        spec, load = self.spec(handle.load.name), handle.load
+        again = self.ladder.load_failed(spec, load.device, load.level)
+        if again:
+            log.warning("%s found no memory (%s); loading it again: %s", load.load_id, cause,
+                        self.ladder.level(spec.name))  # fmt: skip
+            self._move(spec.name)
+            return events.LoadFailed(load.load_id, cause, again=True)
+        return events.LoadFailed(load.load_id, self.ladder.explain(spec, load.device, cause))
 
     def _drop_handle(self, load_id: str) -> None:
         with self._changed:

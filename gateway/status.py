@@ -32,6 +32,7 @@ def status(model: Model, handle: RunnerHandle | None, now: float, wall: float) -
         "pid": handle.pid if handle else None,
         "steps": handle.steps if handle else 0,
         "progress": {"phase": progress.phase, "fraction": progress.fraction} if progress else None,
+        "batch": handle.batch if handle else None,
         "retry_at": round(wall + model.retry_at - now, 3) if model.retry_at > now else None,
         "last_failure": model.failure or None,
         "note": handle.note or None if handle else None,

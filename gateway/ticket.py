@@ -5,7 +5,7 @@ Runs in the request's own thread. Streaming is the one path: :meth:`Ticket.run` 
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from queue import Empty
 from types import TracebackType
@@ -21,6 +21,7 @@ from gateway.errors import (
     TooLate,
     Unavailable,
 )
+from gateway.ladder import visible
 from gateway.runner_handle import Late, Mailbox, RunnerHandle
 from gateway.scheduler import actions, events
 from models_registry.spec import ModelSpec
@@ -33,6 +34,7 @@ _POLL = 0.25  # seconds between looks at the client's socket
 _AT_ONCE = 0.02  # seconds in which a ready model grants a lease, and no load is done
 _LOOK = 1.0  # seconds between looks at what a request waits for
 _SCHEDULER_PATIENCE = 5.0
+_MOST_REPLAYS = 8  # a model has four levels, on each of which others may be in the way once
 _REFUSALS: dict[actions.Why, type[GatewayError]] = {
     actions.Why.QUEUE_FULL: QueueFull,
     actions.Why.TOO_LATE: TooLate,
@@ -84,6 +86,10 @@ class Called:
     logprobs: tuple[messages.TokenLogprob, ...] = ()
 
 
+class Again:
+    """What came so far is void: the answer begins anew. Only where nothing is shown before its end."""
+
+
 class _Stopped:
     """In the mailbox: the request was cancelled by its id."""
 
@@ -105,7 +111,7 @@ class Finished:
         return self.finish_reasons[0]
 
 
-Piece = Waiting | Text | Called | Finished
+Piece = Waiting | Text | Called | Again | Finished
 
 
 @dataclass(slots=True)
@@ -157,6 +163,7 @@ class Ticket:
         self._waiting, self._waiting_at = Waiting("waiting", "submitted"), 0.0
         self._granted_at = self._born
         self._load_seconds = 0.0
+        self._replays = 0
 
     def __enter__(self) -> "Ticket":
         return self
@@ -214,17 +221,29 @@ class Ticket:
 
     def run(
         self, conversation: tuple[messages.ChatMessage, ...], sampling: messages.Sampling,
-        keep_alive: float | None = None, gone: Callable[[], bool] = lambda: False, **options: Any,
+        keep_alive: float | None = None, gone: Callable[[], bool] = lambda: False, whole: bool = False, **options: Any,
     ) -> Iterator[Piece]:
         """Yield the answer as it is made. ``options`` are further fields of :class:`protocol.messages.Generate`.
+
+        A request that finds no memory is asked again, of a model that is loaded with less, as long as nobody has seen
+        any of its answer; ``whole`` says that nobody does before its end.
 
         :raises GatewayError: when refused, late, or failed by the runner.
         :raises ClientGone: as soon as ``gone()`` says there is nobody to answer.
         """
+        request = messages.Generate(self.request_id, conversation, sampling, **options)
         yield from self._acquire(gone)
+        while (again := (yield from self._answer(request, keep_alive, gone, whole))) is not None:
+            yield again
+            yield from self._acquire(gone)
+
+    def _answer(
+        self, request: messages.Generate, keep_alive: float | None, gone: Callable[[], bool], whole: bool
+    ) -> Generator[Piece, None, Piece | None]:
+        """Have the request answered under the lease. Return None at its end; what to yield if it is to be asked again,
+        for which it has a place in the queue then."""
         handle = self._handle
         assert handle is not None
-        request = messages.Generate(self.request_id, conversation, sampling, **options)
         while not handle.submit(request, self.mailbox, keep_alive, self.deadline):
             self._handle = None  # it ended between the grant and now, with nothing sent: wait for the next
             self._gateway.owner.post(events.Withdraw(self.request_id))
@@ -233,27 +252,46 @@ class Ticket:
             handle = self._handle
             assert handle is not None
         self._sent = True
-        started, first_token = False, None
+        started, first_token, shown = False, None, False
         while True:
             match self._next(gone, "the answer to be finished"):
                 case messages.Delta(_, text, reasoning, tokens, index, logprobs, call):
                     self.tokens += tokens
                     started, first_token = True, first_token or time.monotonic()
+                    shown = True
                     yield Text(text, reasoning, index, logprobs) if call is None else Called(call, index, logprobs)
-                case messages.Done(_, reasons, prompt_tokens, completion_tokens, extras):
+                case messages.Done(_, reasons, prompt_tokens, completion_tokens, extras, relief):
                     self._over = True
-                    yield Finished(reasons, prompt_tokens, completion_tokens, self._timings(first_token),
-                                   handle.loaded.device if handle.loaded else "",
-                                   _noted(extras, handle.note, conversation))  # fmt: skip
-                    return
-                case messages.Failed(_, kind, error):
+                    device = handle.loaded.device if handle.loaded else ""
+                    media = any(part.kind != "text" for message in request.messages for part in message.parts)
+                    made = extras | visible(handle.load.level, relief, device, media)
+                    yield Finished(reasons, prompt_tokens, completion_tokens, self._timings(first_token), device,
+                                   _noted(made, handle.note, media))  # fmt: skip
+                    return None
+                case messages.Failed(_, kind, error) as failed:
                     self._over = True
-                    raise _failure(self.spec, kind, error)
+                    if kind != "out_of_memory":
+                        raise _failure(self.spec, kind, error)
+                    if shown and not whole:
+                        raise Unavailable(f"{self.spec.name} ran out of memory in the middle of the answer: {error}; "
+                                          "ask again", retry_after=1.0)  # fmt: skip
+                    self._ask_again(handle, failed)
+                    return Again() if shown else READING
                 case None if not started:
                     yield READING
                 case None | messages.Started():
                     started = True
                     yield Waiting("running", "generating")
+
+    def _ask_again(self, handle: RunnerHandle, failed: messages.Failed) -> None:
+        """Get a place once more. :raises GatewayError: if that is of no use, or there is none."""
+        self._replays += 1
+        if self._replays > _MOST_REPLAYS:
+            raise Unavailable(f"{self.spec.name} ran out of memory {self._replays} times over this request: "
+                              f"{failed.error}")  # fmt: skip
+        self._gateway.ran_out(handle, failed)
+        self._handle, self._sent, self._over, self.tokens = None, False, False, 0
+        self._gateway.reserve(self)
 
     def _acquire(self, gone: Callable[[], bool]) -> Iterator[Waiting]:
         submitted = time.monotonic()
@@ -328,16 +366,17 @@ def fold(pieces: Iterator[Piece]) -> Answer:
                 choice = choices.setdefault(index, Choice())
                 choice.calls.append(call)
                 choice.logprobs += logprobs
+            case Again():
+                choices.clear()
             case Finished(reasons):
                 return Answer([choices.get(index, Choice()) for index in range(len(reasons))], piece)
     raise RunnerFailed("the answer broke off")  # a stream ends with Finished or an error
 
 
-def _noted(extras: dict[str, Any], note: str, conversation: tuple[messages.ChatMessage, ...]) -> dict[str, Any]:
+def _noted(extras: dict[str, Any], note: str, media: bool) -> dict[str, Any]:
     """Add to an answer's extras why it was not made where its model prefers to be."""
     if not note:
         return extras
-    media = any(part.kind != "text" for message in conversation for part in message.parts)
     notes = [extras["note"], note] if extras.get("note") else [note]
     return extras | {"generation_method": f"{'multimodal' if media else 'text'}_cpu_fallback", "note": "; ".join(notes)}
 
@@ -357,6 +396,4 @@ def _refusal(refused: actions.Refuse) -> GatewayError:
 def _failure(spec: ModelSpec, kind: messages.ErrorKind, error: str) -> GatewayError:
     if kind == "bad_request":
         return BadRequest(error)
-    if kind == "out_of_memory":
-        return Unavailable(f"{spec.name} ran out of memory: {error}", retry_after=1.0)
     return RunnerFailed(f"{spec.name}: {error}", retry_after=1.0)

@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 ErrorKind = Literal["bad_request", "out_of_memory", "damaged", "internal"]
+Level = Literal["normal", "small_batch", "offload", "cpu"]
+"""How a model is loaded: as its spec says, or, after memory ran out, with less and less of the device."""
+Step = Literal["retried", "smaller_batch", "smaller_piece", "larger_batch"]
+"""What a runner does when memory runs out while it answers, and when it has lasted for a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +22,7 @@ class Load:
     ``batch_wait`` how many seconds the first request of an idle model waits for others to share its batch.
     ``cache_tokens`` is how many tokens' keys and values are kept at most, for all answers together. Quantized weights
     are kept in ``quantized_dir``, ``quantized_limit`` bytes at most; without one they are made at every load.
+    ``level`` says what was taken back already because memory ran out before; the fields above honour it.
     """
 
     load_id: str
@@ -36,6 +41,7 @@ class Load:
     cache_tokens: int = 8192
     quantized_dir: str = ""
     quantized_limit: int = 0
+    level: Level = "normal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,21 +237,37 @@ FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 @dataclass(frozen=True, slots=True)
 class Done:
     """Runner to gateway: finished. ``finish_reasons`` has one for each choice, ``completion_tokens`` is of them all,
-    and ``extras`` are fields the family adds to the answer."""
+    ``extras`` are fields the family adds to the answer, and ``relief`` is what was done for want of memory while it was
+    made."""
 
     request_id: str
     finish_reasons: tuple[FinishReason, ...]
     prompt_tokens: int
     completion_tokens: int
     extras: dict[str, Any] = field(default_factory=dict)
+    relief: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
+    """Runner to gateway: it cannot be answered. ``alone`` tells that it had the model to itself."""
+
     request_id: str
     kind: ErrorKind
     error: str
+    alone: bool = True
 
 
-RunnerMessage = Heartbeat | Progress | Loaded | LoadFailed | Settled | Started | Delta | Done | Failed
+@dataclass(frozen=True, slots=True)
+class Relief:
+    """Runner to gateway: memory ran out and this was done about it. ``error`` is what the library said, ``batch`` how
+    many answers are made at once from now on, of the ``most`` it was loaded for."""
+
+    step: Step
+    error: str
+    batch: int
+    most: int
+
+
+RunnerMessage = Heartbeat | Progress | Loaded | LoadFailed | Settled | Started | Delta | Done | Failed | Relief
 GatewayMessage = Load | Generate | Cancel | Stop

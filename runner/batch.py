@@ -2,8 +2,11 @@
 
 One turn takes in new requests, drops those that nobody wants any more, reads pieces of waiting prompts within a budget,
 and makes one decoding step for all that are read. So a long prompt never holds up the others for more than a piece, a
-cancelled request is gone within a step, and a place is filled as soon as it is free. Runner process, one thread; knows
-engines by their interface, nothing of torch.
+cancelled request is gone within a step, and a place is filled as soon as it is free.
+
+Memory that runs out is routine: what can be freed is freed and the same is tried once more; then fewer are answered at
+once, the latest waiting to be read again; one that fails with the model to itself fails alone. Runner process, one
+thread; knows engines by their interface, nothing of torch.
 """
 
 import logging
@@ -11,17 +14,24 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
+from typing import TypeVar
 
-from protocol.messages import Failed, RunnerMessage
+from protocol.messages import Failed, Relief, RunnerMessage, Step
 from runner.engines.base import Engine, Logits, Sequence
-from runner.errors import classify
+from runner.errors import OutOfMemory, classify, out_of_memory
 from runner.job import Job
+from runner.relief import release
+
+T = TypeVar("T")
 
 log = logging.getLogger("runner")
 _READING_SECONDS = 0.4  # that the next token of others, or a cancellation, may have to wait for prompts
 _LOOK = 0.05  # seconds between looks at the clock while waiting for company
+_CALM = 1024  # steps without want of memory after which more are answered at once again
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +45,13 @@ class Prepared:
 
 def prepare(engine: Engine, job: Job) -> Prepared:
     """Turn a request into sequences: its template, tokens, pictures and grammar take a while, and not the loop's."""
+    try:
+        return Prepared(job, engine.prepare(job))
+    except Exception as error:
+        if job.choices or not out_of_memory(error):
+            return Prepared(job, [], error)
+    release()
+    job.relief["retried"] = None
     try:
         return Prepared(job, engine.prepare(job))
     except Exception as error:
@@ -59,6 +76,9 @@ class Batch:
         self._waiting: deque[Sequence] = deque()
         self._reading: list[Sequence] = []
         self._active: list[Sequence] = []
+        self._bound = self._engine.rows
+        self._largest_piece = self._engine.piece_bounds[1]
+        self._strained_at = 0  # in the engine's steps
 
     def __len__(self) -> int:
         """How many answers are being made."""
@@ -93,7 +113,7 @@ class Batch:
     def _company(self) -> Iterable[Prepared | Job]:
         """Wait for others to share the batch of an idle model from the beginning, as long as the spec says."""
         until, arrived = time.monotonic() + self._wait, 1
-        while arrived < self._engine.rows and (left := until - time.monotonic()) > 0:
+        while arrived < self._bound and (left := until - time.monotonic()) > 0:
             try:
                 yield self._inbox.get(timeout=min(left, _LOOK))
                 arrived += 1
@@ -103,7 +123,9 @@ class Batch:
     def _take(self, arrived: Prepared | Job) -> None:
         prepared = prepare(self._engine, arrived) if isinstance(arrived, Job) else arrived
         if prepared.error is not None:
-            self._fail([prepared.job], prepared.error)
+            self._fail([prepared.job], prepared.error, alone=not (self._active or self._reading))
+        if prepared.job.relief:
+            self._note("retried", OutOfMemory("a request was prepared"), prepared.sequences)
         self._waiting.extend(prepared.sequences)
 
     def _drop_unwanted(self) -> None:
@@ -122,9 +144,11 @@ class Batch:
             budget -= max(1, sum(len(sequence.tokens) - sequence.read for sequence in group))
             started, before = time.monotonic(), sum(sequence.read for sequence in group)
             try:
-                scores = self._engine.read(group)
+                scores = self._twice(partial(self._engine.read, group), group, group)
             except Exception as error:
                 self._reading = []
+                if self._relieve(error, group):
+                    return
                 self._fail({sequence.job: None for sequence in group}, error, group)
                 continue
             self._pace(sum(sequence.read for sequence in group) - before, time.monotonic() - started)
@@ -137,7 +161,7 @@ class Batch:
 
     def _pace(self, tokens: int, seconds: float) -> None:
         """Let the next piece be as large as may be read in the time others can be kept waiting."""
-        least, most = self._engine.piece_bounds
+        least, most = self._engine.piece_bounds[0], self._largest_piece
         if tokens >= least:
             wanted = int(_READING_SECONDS * tokens / max(seconds, 1e-6))
             self._engine.piece = max(least, min(most, (self._engine.piece + wanted) // 2))
@@ -151,7 +175,7 @@ class Batch:
         while self._waiting:
             first = self._waiting[0]
             taken = [*self._active, *group]
-            if first.apart or len(taken) >= self._engine.rows or (taken and not self._engine.fits(first, taken)):
+            if first.apart or len(taken) >= self._bound or (taken and not self._engine.fits(first, taken)):
                 break
             # A prompt that is read in pieces, or only as a whole, or after which siblings follow, is read alone. Others
             # count as long as the longest of them: an engine may have to pad them.
@@ -166,17 +190,31 @@ class Batch:
 
     def _begin(self, sequence: Sequence, logits: Logits) -> None:
         """Make the first token of a sequence that was read, and of its siblings, which need not be read again."""
-        siblings = []
+        siblings = self._siblings(sequence)
         try:
-            for sibling in self._siblings(sequence):
-                siblings.append(sibling)
-                self._active.append(sibling)
-                self._engine.share(sequence, sibling)
+            for place, sibling in enumerate(siblings):
+                if not self._share(sequence, sibling):
+                    self._put_back(siblings[place:])
+                    del siblings[place:]
+                    break
             for one in (sequence, *siblings):
                 if not one.take(logits, self._engine):
                     self._leave(one)
         except Exception as error:
             self._fail([sequence.job], error, siblings)
+
+    def _share(self, sequence: Sequence, sibling: Sequence) -> bool:
+        """Give a sibling a place. False if there is no memory for one more: then it has to wait."""
+        try:
+            self._twice(partial(self._engine.share, sequence, sibling), [sibling], [sibling])
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            self._bound = max(1, len(self._active))
+            self._note("smaller_batch", error, [sibling])
+            return False
+        self._active.append(sibling)
+        return True
 
     def _siblings(self, sequence: Sequence) -> list[Sequence]:
         """Take the job's other choices, as far as there are places, out of the queue: they wait right at its head."""
@@ -185,7 +223,7 @@ class Batch:
             return found
         while self._waiting and self._waiting[0].job is sequence.job and not self._waiting[0].made:
             taken = [*self._active, *found]
-            if len(taken) >= self._engine.rows or not self._engine.fits(self._waiting[0], taken):
+            if len(taken) >= self._bound or not self._engine.fits(self._waiting[0], taken):
                 break
             found.append(self._waiting.popleft())
         return found
@@ -197,21 +235,27 @@ class Batch:
     def _make_room(self) -> None:
         """Where sequences have grown to fill the cache, let the latest that can be read again wait for room."""
         while len(self._active) + len(self._reading) > 1 and self._engine.full([*self._active, *self._reading]):
-            latest = next((one for one in reversed(self._active) if not one.whole), None)
-            if latest is None:
+            if not self._put_back_latest():
                 return
+
+    def _put_back_latest(self) -> bool:
+        latest = next((one for one in reversed(self._active) if not one.whole), None)
+        if latest is not None:
             self._leave(latest)
             self._waiting.appendleft(latest)
+        return latest is not None
 
     # -- decoding ------------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
         sequences = list(self._active)
         try:
-            scores = self._engine.step(sequences)
+            scores = self._twice(partial(self._engine.step, sequences), sequences)
         except Exception as error:
-            self._fail({sequence.job: None for sequence in sequences}, error)
+            if not self._relieve(error):
+                self._fail({sequence.job: None for sequence in sequences}, error)
             return
+        self._recover()
         for sequence, logits in zip(sequences, scores, strict=True):
             if sequence not in self._active:
                 continue  # its job failed with a sibling a moment ago
@@ -222,17 +266,35 @@ class Batch:
                 self._fail([sequence.job], error)
 
     def _answer_apart(self) -> None:
-        group = list(takewhile(lambda sequence: sequence.apart, self._waiting))[: self._engine.rows]
+        group = list(takewhile(lambda sequence: sequence.apart, self._waiting))[: self._bound]
         for sequence in group:
             self._waiting.remove(sequence)
         self._active = group
+        alone = len({sequence.job for sequence in group}) == 1
         try:
-            for job, error in self._engine.answer_apart(group, self._look_at_others).items():
-                self._fail([job], error)
-        except Exception as error:
-            self._fail({sequence.job: None for sequence in group}, error)
+            failed = self._apart(group)
+            again = [one for one in group if out_of_memory(failed.get(one.job))
+                     and not any(choice.tokens for choice in one.job.choices)]  # fmt: skip
+            if again:
+                release()
+                self._bound = self._bound if alone else 1
+                self._note("retried" if alone else "smaller_batch", failed[again[0].job], again)
+            for job in dict.fromkeys(one.job for one in again):
+                del failed[job]
+                failed |= self._apart([one for one in again if one.job is job])
+            for job, error in failed.items():
+                self._fail([job], error, alone=alone or job in {one.job for one in again})
         finally:
             self._active = []
+        self._recover()
+
+    def _apart(self, group: list[Sequence]) -> dict[Job, Exception]:
+        """Answer these apart and return what failed, the errors without the tensors that their tracebacks hold."""
+        try:
+            failed = self._engine.answer_apart(group, self._look_at_others)
+        except Exception as error:
+            failed = {sequence.job: error for sequence in group}
+        return {job: _bare(error) for job, error in failed.items()}
 
     def _look_at_others(self) -> None:
         """Let go of those who wait and are not wanted any more, while others are answered apart."""
@@ -242,9 +304,97 @@ class Batch:
             self._waiting.remove(sequence)
             sequence.choice.finish("cancelled")
 
+    # -- when memory runs out ------------------------------------------------------------------------------------------
+
+    def _twice(self, work: Callable[[], T], sequences: Iterable[Sequence], unread: Iterable[Sequence] = ()) -> T:
+        """Do it; if memory runs out, free what can be freed, let go of what is ``unread`` and do it once more."""
+        try:
+            return work()
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            first = _bare(error)
+        if any(sequence.retried for sequence in unread):
+            raise first  # a prompt is read from its beginning again: the same piece would fail over and over
+        for sequence in unread:
+            sequence.retried = True
+            self._engine.rewind(sequence)
+        release()
+        self._note("retried", first, sequences)
+        try:
+            return work()
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            second = _bare(error)
+        raise second
+
+    def _relieve(self, error: Exception, group: Many[Sequence] = ()) -> bool:
+        """Make do with less after memory ran out twice: in a step, or while ``group`` was read.
+
+        1. Of several sequences half go on; those being read and the latest that can be read again wait.
+        2. If none of several can wait, the latest job fails, and may be asked again.
+        3. One alone has its prompt read in smaller pieces.
+
+        Return False where nothing is left to be done.
+        """
+        if not out_of_memory(error):
+            return False
+        reading = list(group or self._reading)
+        many = len(self._active) + len(reading)
+        if many == 1:
+            return bool(group) and self._read_smaller(group[0], error)  # 3
+        self._bound = max(1, many // 2)
+        self._note("smaller_batch", error, [*self._active, *reading])
+        self._reading = []
+        self._put_back(reading)
+        moved = bool(reading)
+        while len(self._active) > self._bound and self._put_back_latest():  # 1
+            moved = True
+        release()
+        if not moved:
+            self._fail([self._active[-1].job], error, alone=False)  # 2
+        return True
+
+    def _read_smaller(self, sequence: Sequence, error: Exception) -> bool:
+        least = self._engine.piece_bounds[0]
+        piece = min(self._engine.piece, len(sequence.tokens)) // 2
+        if sequence.whole or piece < least:
+            return False
+        self._engine.piece = self._largest_piece = piece
+        self._note("smaller_piece", error, [sequence])
+        self._put_back([sequence])
+        release()
+        return True
+
+    def _put_back(self, sequences: list[Sequence]) -> None:
+        for sequence in reversed(sequences):
+            self._engine.rewind(sequence)
+            self._waiting.appendleft(sequence)
+
+    def _recover(self) -> None:
+        """After a while without want of memory try with more at once: what took so much may have gone."""
+        rows, largest = self._engine.rows, self._engine.piece_bounds[1]
+        if self._bound >= rows and self._largest_piece >= largest:
+            return
+        if self._engine.steps - self._strained_at >= _CALM:
+            self._strained_at = self._engine.steps
+            self._bound, self._largest_piece = min(rows, 2 * self._bound), min(largest, 2 * self._largest_piece)
+            self._send(Relief("larger_batch", "", self._bound, rows))
+
+    def _note(self, step: Step, error: Exception, sequences: Iterable[Sequence]) -> None:
+        """Tell the gateway what is done, and the answers that it was done for."""
+        self._strained_at = self._engine.steps
+        log.warning("memory ran out (%s): %s", classify(error), step.replace("_", " "))
+        for sequence in sequences:
+            sequence.job.relief[step] = None
+        self._send(Relief(step, str(classify(error)), self._bound, self._engine.rows))
+
     # -- failing -------------------------------------------------------------------------------------------------------
 
-    def _fail(self, jobs: Iterable[Job], error: Exception, taken: Iterable[Sequence] = ()) -> None:
+    def _fail(
+        self, jobs: Iterable[Job], error: Exception, taken: Iterable[Sequence] = (), alone: bool = True
+    ) -> None:
         """Tell the gateway that these requests failed, and forget them and what was ``taken`` out of the queues."""
         self._fatal(error)  # first: after an error that ends the process not even dropping works
         failure = classify(error)
@@ -259,4 +409,9 @@ class Batch:
                 log.error("request %s failed", job.request.request_id, exc_info=error)
             if not job.over:
                 job.over = True
-                self._send(Failed(job.request.request_id, failure.kind, str(failure)))
+                self._send(Failed(job.request.request_id, failure.kind, str(failure), alone))
+
+
+def _bare(error: Exception) -> Exception:
+    """Return what an error says without its traceback, whose frames keep the tensors of what ran out of memory."""
+    return OutOfMemory(str(classify(error))) if out_of_memory(error) else error

@@ -8,17 +8,28 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from protocol.messages import Delta, Done, FinishReason, Generate, RunnerMessage, Started, TokenLogprob, ToolCall
+from protocol.messages import (
+    Delta,
+    Done,
+    FinishReason,
+    Generate,
+    RunnerMessage,
+    Started,
+    Step,
+    TokenLogprob,
+    ToolCall,
+)
 from runner.text import Detokenizer, StopStrings, ThinkSplitter
 from runner.tools import ToolCalls
 
 
 class Job:
-    """A request under way. ``send`` takes messages to the gateway."""
+    """A request under way. ``send`` takes messages to the gateway; ``relief`` is what was done for want of memory."""
 
     def __init__(self, request: Generate, send: Callable[[RunnerMessage], None]) -> None:
         self.request = request
         self.extras: dict[str, Any] = {}
+        self.relief: dict[Step, None] = {}
         self.choices: list[Choice] = []
         self.prompt_tokens = 0
         self.over = False
@@ -71,7 +82,9 @@ class Job:
             self.over = True
             tokens = sum(choice.tokens for choice in self.choices)
             done = tuple(reason for reason in reasons if reason is not None)
-            self._send(Done(self.request.request_id, done, self.prompt_tokens, tokens, self.extras))
+            self._send(
+                Done(self.request.request_id, done, self.prompt_tokens, tokens, self.extras, tuple(self.relief))
+            )
 
 
 class Choice:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 
 from protocol import messages
-from runner import noise
+from runner import injected, noise
 from runner.batch import Batch, Prepared, prepare
 from runner.engines.base import Engine
 from runner.errors import RunnerError, classify, is_sticky
@@ -95,8 +95,8 @@ class Runner:
             return  # the gateway has heard why, and ends this process
         prepared: queue.SimpleQueue[Prepared | Job] = queue.SimpleQueue()
         self._batch = Batch(engine, prepared, self.send, self._look_at, load.batch_wait)
-        threading.Thread(target=self._prepare, args=(engine, prepared), name="prepare", daemon=True).start()
         try:
+            threading.Thread(target=self._prepare, args=(engine, prepared), name="prepare", daemon=True).start()
             while True:
                 self._batch.turn()
         except Exception:  # or the process would go on saying that it is alive, and answer nobody
@@ -122,6 +122,7 @@ class Runner:
                     module = importlib.import_module(f"runner.engines.{load.engine}")
                     engine = module.ENGINE(load, progress)
                     engine.open()
+                engine = injected.around(engine, load)
                 report = engine.load()
             report = replace(report, peak_bytes=peak.more)
         except Exception as error:
@@ -131,7 +132,10 @@ class Runner:
             return None
         self._engine = engine
         self.send(report)
-        threading.Thread(target=self._settle, args=(load.load_id, engine), name="settle", daemon=True).start()
+        try:
+            threading.Thread(target=self._settle, args=(load.load_id, engine), name="settle", daemon=True).start()
+        except RuntimeError as error:  # no room for its stack; it would have made things faster, no more
+            log.warning("%s is left as it was loaded: %s", load.name, error)
         return engine
 
     def _settle(self, load_id: str, engine: Engine) -> None:

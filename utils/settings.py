@@ -55,6 +55,15 @@ class Settings(BaseSettings):
     cpu_threads: int = Field(
         0, ge=0, description="Threads of a runner on the CPU. 0: one per core, divided among the CPU's slots.")
 
+    fallback: Literal["none", "offload", "cpu"] = Field(
+        "cpu", description="Where a model may go when a GPU's memory runs out: nowhere, partly into RAM, to the CPU.")
+    degraded_for: Seconds = Field(
+        600.0, ge=0, description="How long a model that ran out of memory is loaded with less of it.")
+    memory_margin: float = Field(
+        0.25, ge=0, description="Share by which a runner on the CPU may pass what was set aside for it.")
+    memory_floor: Bytes = Field(
+        512 * 2**20, description="Memory of the machine that must stay available; else a runner on the CPU is ended.")
+
     keep_alive: Seconds = Field(300.0, description="How long an idle model stays loaded. 0: not at all, -1: forever.")
     preload: Annotated[list[str], NoDecode] = Field([], description="Models to load at start, comma-separated.")
     quantum: Seconds = Field(

@@ -184,10 +184,7 @@ def _limit(spec: ModelSpec, device: str) -> float:
     limit = (spec.max_memory or {}).get(device.partition(":")[2] or "0")
     if limit is None or not device.startswith("cuda"):
         return math.inf
-    try:
-        return parse_bytes(limit)
-    except ValueError:
-        return math.inf  # loading it says what is wrong with it
+    return parse_bytes(limit)
 
 
 def usual_bits(spec: ModelSpec, device: str, footprints: Footprints, budget: int) -> QuantBits:

@@ -70,7 +70,7 @@ class Exchange:
         gone = gone_check(request.environ)
         switches = fields.switches(spec)
         self.pieces: Iterator[Piece] = self.ticket.run(
-            conversation, sampling, fields.keep_alive, gone, switches=switches, **options
+            conversation, sampling, fields.keep_alive, gone, not fields.stream, switches=switches, **options
         )
 
     def prime(self) -> None:

@@ -50,7 +50,8 @@ class StartLoad:
 
 @dataclass(frozen=True, slots=True)
 class EndRunner:
-    """End a runner. ``reason`` is one of evicted, unloaded, expired, cleanup, load_timeout, cannot_fit, shutdown."""
+    """End a runner. ``reason`` is one of evicted, unloaded, expired, cleanup, load_timeout, cannot_fit, moved,
+    out_of_memory, shutdown."""
 
     model: str
     load_id: str

@@ -48,10 +48,12 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
-    """The load did not succeed and its runner has ended."""
+    """The load did not succeed and its runner has ended. ``again``: there was no memory for it; it is worth another try
+    once idle models of its slot have gone."""
 
     load_id: str
     cause: str
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,40 @@ class Predict:
 
 
 @dataclass(frozen=True, slots=True)
+class Move:
+    """A model is to be loaded in another way: on these slots, with so many bytes on each, for so many answers at once.
+    A runner that is there gets no new lease and goes as soon as it has answered."""
+
+    model: str
+    slots: tuple[str, ...]
+    fallback: tuple[str, ...]
+    sizes: Mapping[str, int]
+    concurrency: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recharge:
+    """A runner takes another amount of memory than it is charged for."""
+
+    load_id: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Starve:
+    """A runner takes more memory than there is, and has to go whatever it is doing."""
+
+    load_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Squeeze:
+    """The machine runs short of memory: idle models of the slot are to go."""
+
+    slot: str
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """The gateway is stopping: take no new requests."""
 
@@ -118,5 +154,5 @@ class Tick:
 
 Event = (
     Reserve | Submit | Withdraw | Release | Loaded | LoadFailed | RunnerLost | RunnerEnded
-    | Unload | Cleanup | Pin | Predict | Drain | Shutdown | Tick
+    | Unload | Cleanup | Pin | Predict | Move | Recharge | Starve | Squeeze | Drain | Shutdown | Tick
 )  # fmt: skip

@@ -57,8 +57,8 @@ def _apply(state: State, event: events.Event, now: float) -> list[Action]:
             return _release(state, request_id, keep_alive, now)
         case events.Loaded(load_id, size):
             return _loaded(state, load_id, size, now)
-        case events.LoadFailed(load_id, cause):
-            return _load_failed(state, load_id, cause, now)
+        case events.LoadFailed(load_id, cause, again):
+            return _load_failed(state, load_id, cause, now, again)
         case events.RunnerLost(load_id, cause):
             return _runner_lost(state, load_id, cause, now)
         case events.RunnerEnded(load_id):
@@ -81,6 +81,21 @@ def _apply(state: State, event: events.Event, now: float) -> list[Action]:
         case events.Predict(name, size, sizes):
             for model in state.group(state.models[name]):
                 model.predicted, model.sizes = size, dict(sizes)
+        case events.Move(name, slots, fallback, sizes, concurrency):
+            for model in state.group(state.models[name]):
+                model.slots, model.fallback, model.sizes, model.concurrency = slots, fallback, dict(sizes), concurrency
+                model.predicted = next(iter(sizes.values()))
+                model.moving = model.phase is Phase.READY
+                for request in (*model.waiting, *model.reserved.values()):
+                    request.places = min(request.places, concurrency)
+        case events.Recharge(load_id, size):
+            if (charged := state.by_load(load_id)) and charged.phase in (Phase.LOADING, Phase.READY):
+                charged.bytes = size
+        case events.Starve(load_id):
+            if (starved := state.by_load(load_id)) and starved.phase in (Phase.LOADING, Phase.READY):
+                return [_end(starved, "out_of_memory", now)]
+        case events.Squeeze(slot):
+            return _squeeze(state, slot, now)
         case events.Drain():
             state.stopping = True
         case events.Shutdown():
@@ -168,13 +183,21 @@ def _loaded(state: State, load_id: str, size: int, now: float) -> list[Action]:
     return [_end(model, "cannot_fit", now), *refused]
 
 
-def _load_failed(state: State, load_id: str, cause: str, now: float) -> list[Action]:
+def _load_failed(state: State, load_id: str, cause: str, now: float, again: bool = False) -> list[Action]:
     model = state.by_load(load_id)
     if model is None:
         return []
-    was_loading = model.phase is Phase.LOADING
+    was_loading, slot = model.phase is Phase.LOADING, model.slot
     _cool(model)
+    if again and was_loading and slot is not None:
+        return _squeeze(state, slot, now)  # those who wait for it still do: it is planned for anew
     return _back_off(state, model, cause, now) if was_loading else []
+
+
+def _squeeze(state: State, slot: str, now: float) -> list[Action]:
+    """End every idle model of a slot that nobody waits for and nobody pinned."""
+    idle = [model for model in state.residents(slot) if model.idle and not model.pinned and not model.waiting]
+    return [_end(model, "evicted", now) for model in idle]
 
 
 def _back_off(state: State, model: Model, cause: str, now: float) -> list[Action]:
@@ -238,12 +261,13 @@ def _shutdown(state: State, now: float) -> list[Action]:
 
 def _end(model: Model, reason: str, now: float) -> EndRunner:
     assert model.load_id is not None
-    model.phase, model.end_since = Phase.DRAINING, now
+    model.phase, model.end_since, model.moving = Phase.DRAINING, now, False
     return EndRunner(model.name, model.load_id, reason)
 
 
 def _cool(model: Model) -> None:
     model.phase, model.slot, model.load_id, model.bytes, model.expires_at = Phase.COLD, None, None, 0, None
+    model.moving = False
 
 
 def _refuse_all(state: State, model: Model, why: Why, detail: str, retry_after: float | None = None) -> list[Action]:
@@ -261,8 +285,8 @@ def _schedule(state: State, now: float) -> list[Action]:
 
     1. refuse requests whose deadline has passed, saying what they waited for; those who wait for a model with replicas
        wait at the one that is nearest to answering;
-    2. end loads that take too long, models idle past their keep-alive, and idle ones of a slot that is over its budget
-       because something measured larger than predicted;
+    2. end loads that take too long, models idle past their keep-alive or to be loaded in another way, and idle ones of
+       a slot that is over its budget because something measured larger than predicted;
     3. see what each cold model with waiters needs, the longest waiter first: start it, evict for it, mark who yields;
     4. grant leases of ready models that do not have to yield;
     5. load one more replica of a model whose replicas are full, where that costs nobody anything.
@@ -348,6 +372,8 @@ def _expire_models(state: State, now: float) -> list[Action]:
         elif model.idle and not model.pinned and not model.waiting and model.expires_at is not None:
             if now >= model.expires_at:
                 actions.append(_end(model, "expired", now))
+        if model.idle and model.moving:
+            actions.append(_end(model, "moved", now))
     return actions
 
 
@@ -363,7 +389,7 @@ def _start(state: State, model: Model, slot: str, now: float) -> StartLoad:
 
 def _may_grant(state: State, model: Model, now: float) -> bool:
     """Whether there are places for the next one in turn. One that wants several waits for them and is not overtaken."""
-    if not model.waiting:
+    if not model.waiting or model.moving:
         return False
     return model.next(now, state.limits).places <= model.free
 

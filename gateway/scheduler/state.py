@@ -71,6 +71,7 @@ class Model:
     from a request's grant to its release, among as many others as there were, and ``gap`` from when the model had
     answered all it had to the next request for it. ``returns`` is the share, lately, of such gaps that were shorter
     than a load: 0 for a model nobody comes back to soon. ``passed_over`` counts leases since a batch request had one.
+    ``moving``: its runner is to go once it has answered, because the next one will be loaded in another way.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Model:
     gap: Mean = field(default_factory=Mean)
     returns: float = 0.0
     passed_over: int = 0
+    moving: bool = False
 
     @property
     def depth(self) -> int:

@@ -31,7 +31,7 @@ class Sequence:
     ``limit`` is the most tokens it may make. ``inputs`` are the engine's tensors of the prompt, ``place`` its row there
     while it has one, ``read`` how many of its tokens were read, ``offset`` what the model adds to its positions.
     ``whole`` marks a prompt that cannot be read in pieces or beside others, ``apart`` a sequence that cannot share the
-    batch at all.
+    batch at all. ``retried`` is set once memory ran out while its prompt was read.
     """
 
     choice: Choice
@@ -44,6 +44,7 @@ class Sequence:
     place: int = -1
     read: int = 0
     offset: int = 0
+    retried: bool = False
     prompt_length: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -160,6 +161,11 @@ class Engine(Protocol):
 
     def drop(self, sequence: Sequence) -> None:
         """Take its place back, if it has one."""
+        ...
+
+    def rewind(self, sequence: Sequence) -> None:
+        """Forget what was read of a prompt, whether or not that went well, so that it can be read from its beginning.
+        Not for one that is ``whole`` and was read to its end."""
         ...
 
     def answer_apart(self, sequences: Many[Sequence], between: Callable[[], None]) -> dict[Job, Exception]:

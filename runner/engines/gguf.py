@@ -4,6 +4,7 @@ The bindings' own high-level class knows one sequence only. What is here is thin
 """
 
 import ctypes
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,16 +14,28 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from runner.errors import DamagedError, RunnerError
+from runner.errors import DamagedError, OutOfMemory, RunnerError, says_no_memory
 
 BATCH = 512
 """Tokens that can be evaluated at once."""
 _PIECE_BYTES = 256
 
 
+_ALLOCATION_FAILED = -2  # llama_decode's status
+_last_words: "deque[str]" = deque(maxlen=8)
+
+
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
-def _silent(level: int, text: bytes, data: Any) -> None:
-    """llama.cpp narrates every load on standard error."""
+def _listen(level: int, text: bytes, data: Any) -> None:
+    """Keep what llama.cpp says when it got no memory: its functions only say that they failed. The rest goes nowhere:
+    it narrates every load."""
+    if says_no_memory(said := text.decode(errors="replace").strip()):
+        _last_words.append(said)
+
+
+def _failure(what: str, otherwise: type[RunnerError] = RunnerError) -> RunnerError:
+    """Return the error for what llama.cpp could not do: for want of memory, if it said so meanwhile."""
+    return OutOfMemory(f"{what}: {_last_words[-1]}") if _last_words else otherwise(what)
 
 
 class Gguf:
@@ -32,8 +45,10 @@ class Gguf:
         """Map the file; ``gpu`` is the number of the GPU that takes all layers, None for the CPU.
 
         :raises DamagedError: if llama.cpp cannot read it.
+        :raises OutOfMemory: if it got no memory for it.
         """
-        llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
+        _last_words.clear()
+        llama_cpp.llama_log_set(_listen, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0 if gpu is None else -1
@@ -47,7 +62,7 @@ class Gguf:
         params.progress_callback = report
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self.model:
-            raise DamagedError(f"llama.cpp cannot read {path.name}")
+            raise _failure(f"llama.cpp cannot read {path.name}", DamagedError)
         self.vocabulary = llama_cpp.llama_model_get_vocab(self.model)
         self.size: int = llama_cpp.llama_vocab_n_tokens(self.vocabulary)
 
@@ -129,7 +144,7 @@ class Context:
     """Keys and values of several sequences over one model: ``cells`` tokens in all, shared as they need them."""
 
     def __init__(self, model: Gguf, cells: int, sequences: int, threads: int) -> None:
-        """:raises RunnerError: if llama.cpp cannot make it, say for want of memory."""
+        """:raises OutOfMemory: if there is no memory for it. :raises RunnerError: if it cannot be made otherwise."""
         params = llama_cpp.llama_context_default_params()
         params.n_ctx, params.n_seq_max, params.kv_unified = cells, sequences, True
         params.n_batch = params.n_ubatch = BATCH
@@ -138,7 +153,7 @@ class Context:
         self._model = model
         self._handle = llama_cpp.llama_init_from_model(model.model, params)
         if not self._handle:
-            raise RunnerError(f"llama.cpp cannot make a context of {cells} tokens; is there memory enough?")
+            raise _failure(f"llama.cpp cannot make a context of {cells} tokens")
         self.cells = int(llama_cpp.llama_n_ctx(self._handle))
         self._memory = llama_cpp.llama_get_memory(self._handle)
         self._batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
@@ -146,8 +161,9 @@ class Context:
     def evaluate(self, tokens: Sequence[Fed]) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
         """Evaluate at most 512 tokens; return the scores (V,) after each scored one, valid until the next call.
 
-        :raises RunnerError: if llama.cpp refuses.
+        :raises OutOfMemory: if llama.cpp got no memory. :raises RunnerError: if it refuses otherwise.
         """
+        _last_words.clear()
         batch = self._batch
         batch.n_tokens = len(tokens)
         for place, fed in enumerate(tokens):
@@ -157,7 +173,8 @@ class Context:
             batch.seq_id[place][0] = fed.sequence
             batch.logits[place] = fed.scored
         if (status := llama_cpp.llama_decode(self._handle, batch)) != 0:
-            raise RunnerError(f"llama.cpp cannot evaluate {len(tokens)} tokens (status {status})")
+            what = f"llama.cpp cannot evaluate {len(tokens)} tokens (status {status})"
+            raise OutOfMemory(what) if status == _ALLOCATION_FAILED else _failure(what)
         return [
             np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self._handle, place), shape=(self._model.size,))
             for place, fed in enumerate(tokens) if fed.scored

@@ -168,6 +168,9 @@ class LlamaCpp:
             self._free.append(sequence.place)
             sequence.place = -1
 
+    def rewind(self, sequence: Sequence) -> None:
+        self.drop(sequence)
+
     def _evaluate(self, fed: list[Fed]) -> list[Logits]:
         """Evaluate; if cells are wanting, what free ids hold goes for it, the least recently used first."""
         spare = self._context.cells - sum(len(held) for held in self._held)

@@ -31,7 +31,7 @@ from runner.engines.base import Logits, ProgressReport, Sequence, check_bias, ro
 from runner.engines.packed import pack
 from runner.engines.progress import watched_weights
 from runner.engines.rows import RowCache, can_batch
-from runner.errors import DamagedError
+from runner.errors import DamagedError, out_of_memory
 from runner.job import Job
 from runner.machine import cpu_threads, trim
 from runner.phases import Phases
@@ -115,7 +115,7 @@ class Transformers:
         """Read the weights, unless they are open already, and quantize them as asked.
 
         :raises DamagedError: if a file cannot be read.
-        :raises torch.OutOfMemoryError: if the device is too small.
+        :raises Exception: of a kind that :func:`runner.errors.out_of_memory` knows, if memory does not suffice.
         """
         torch.set_num_threads(cpu_threads(self._load.threads))
         torch.seed()  # forked runners would otherwise all draw the same random numbers
@@ -159,9 +159,9 @@ class Transformers:
                 model = self._family.load_model(self._kept, **self._options(quantize=False))
             packed4.attach(model, self._kept)
             return model.eval()
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # whatever is wrong with them, the originals are there
+            if out_of_memory(error):
+                raise
             log.warning("the quantized weights in %s are damaged and made anew: %s", self._kept, error)
             quantized.discard(self._kept)
             return None
@@ -172,7 +172,7 @@ class Transformers:
             with watched_weights(lambda fraction: self._progress("reading weights", fraction)):
                 model = self._family.load_model(self._family.path, **self._options())
         except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
+            if out_of_memory(error):
                 raise
             raise DamagedError(f"the checkpoint in {self._load.path} cannot be loaded: {error}") from error
         if self._kept is not None and _WORTH_KEEPING <= model.get_memory_footprint() <= self._load.quantized_limit:
@@ -183,8 +183,11 @@ class Transformers:
     def settle(self) -> None:
         """Keep quantized weights for the next load; on a CPU, lay out plain ones as its kernels want them."""
         if self._load.quant_bits == 16 and self._device.type == "cpu" and not self._load.max_memory:
-            with torch.inference_mode():
-                pack(self._model)
+            try:
+                with torch.inference_mode():
+                    pack(self._model)
+            except MemoryError as error:
+                log.warning("no memory to lay out the weights of %s; it serves as it is: %s", self._load.name, error)
             mapped.release(mapped.ranges())
         if self._to_keep is not None:
             self._keep(self._to_keep)
@@ -244,12 +247,14 @@ class Transformers:
     def _quantization(self) -> BitsAndBytesConfig:
         # A module is left alone wherever its name is a part of the path, as ``visual`` is in model.visual.blocks.0.
         kept = [rf"(?:.*\.)?{name}" for name in self._family.declaration.keep_16bit]
+        # What does not fit the GPU stays unquantized in RAM; without this it is refused.
+        offloaded = {"llm_int8_enable_fp32_cpu_offload": True} if self._load.max_memory else {}
         if self._load.quant_bits == 4:
             return BitsAndBytesConfig(
                 load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=self._dtype, llm_int8_skip_modules=kept,
+                bnb_4bit_compute_dtype=self._dtype, llm_int8_skip_modules=kept, **offloaded,
             )  # fmt: skip
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept, **offloaded)
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -379,6 +384,11 @@ class Transformers:
         if last is not sequence:
             self._placed[sequence.place], last.place = last, sequence.place
         sequence.place = -1
+
+    def rewind(self, sequence: Sequence) -> None:
+        inputs = sequence.inputs.inputs if isinstance(sequence.inputs, _Reading) else sequence.inputs
+        self.drop(sequence)
+        sequence.inputs = inputs
 
     # -- apart from it -------------------------------------------------------------------------------------------------
 

@@ -165,7 +165,7 @@ class World:
     def send(self, event: events.Event) -> list[Action]:
         """Let the policy decide, do what it says, and check everything."""
         self.sound, self.shut = False, self.shut or isinstance(event, events.Shutdown)
-        forced = bool(getattr(event, "force", False)) or isinstance(event, events.Shutdown)
+        forced = bool(getattr(event, "force", False)) or isinstance(event, events.Shutdown | events.Starve)
         actions = decide(self.state, event, self.now)
         for action in actions:
             self._perform(action, forced)

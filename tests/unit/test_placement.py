@@ -33,7 +33,8 @@ def place(tmp_path: Path, models: dict[str, Any] | None = None, **settings: Any)
     entries = {name: {"family": "deepseek", "source": {"path": str(CHECKPOINT)}} | fields
                for name, fields in (models or {"mine": {}}).items()}  # fmt: skip
     own.write_text(yaml.safe_dump({"models": only() | entries}))
-    chosen = load_settings(profile="pocket", models_file=own, models_dir=tmp_path / "models", **settings)
+    chosen = load_settings(profile="pocket", models_file=own, models_dir=tmp_path / "models",
+                           **{"fallback": "none"} | settings)  # fmt: skip
     return Placement(chosen, load_catalog(chosen))
 
 
@@ -163,10 +164,10 @@ def test_one_that_fits_no_gpu_is_expected_on_the_cpu(tmp_path: Path, gpus: list[
 
 def test_a_limit_bounds_what_a_gpu_is_charged(tmp_path: Path, gpus: list[Gpu]) -> None:
     gpus += TWO
-    placed = place(tmp_path, {"mine": {"max_memory": {1: "10MB", "cpu": "1GB"}}})
+    placed = place(tmp_path, {"mine": {"max_memory": {1: "500KB", "cpu": "1GB"}}})
     spec = _spec(placed, tmp_path)
-    assert placed.offload(spec, "cuda:1") == {"1": "10MB", "cpu": "1GB"} and placed.offload(spec, "cpu") is None
-    assert placed.footprints.parts(spec, "cuda:1").weights == 10 * MB < placed.footprints.parts(spec, "cpu").weights
+    assert placed.offload(spec, "cuda:1") == {"1": "500KB", "cpu": "1GB"} and placed.offload(spec, "cpu") is None
+    assert placed.footprints.parts(spec, "cuda:1").weights == 500_000 < placed.footprints.parts(spec, "cpu").weights
 
 
 def _spec(placed: Placement, tmp_path: Path) -> ModelSpec:

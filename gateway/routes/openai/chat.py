@@ -16,7 +16,7 @@ from gateway.routes.openai.envelope import failed
 from gateway.routes.openai.messages import parse_messages
 from gateway.routes.openai.tools import parse_tools
 from gateway.routes.sse import Heartbeat, event
-from gateway.ticket import Called, Choice, Finished, Piece, Text, Waiting, fold
+from gateway.ticket import Again, Called, Choice, Finished, Piece, Text, Waiting, fold
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
 from protocol.messages import ToolCall
@@ -88,6 +88,8 @@ def _one_call_each(pieces: Iterable[Piece]) -> Iterator[Piece]:
             if piece.index in called:
                 continue
             called.add(piece.index)
+        elif isinstance(piece, Again):
+            called.clear()
         yield piece
 
 

@@ -20,7 +20,7 @@ from gateway.routes.fields import wrong
 from gateway.routes.openai import neutral, wire
 from gateway.routes.openai.envelope import failed
 from gateway.routes.sse import Heartbeat, event
-from gateway.ticket import Choice, Finished, Piece, Text, Waiting
+from gateway.ticket import Again, Choice, Finished, Piece, Text, Waiting
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
 
@@ -138,6 +138,8 @@ def _whole(exchange: Exchange, fields: CompletionFields, pieces: Iterator[Number
                 choice = made.setdefault(number * fields.n + index, Choice())
                 choice.text += text
                 choice.logprobs += logprobs
+            case Again():
+                made = {place: choice for place, choice in made.items() if place // fields.n != number}
             case Finished():
                 ends[number] = piece
     choices = []

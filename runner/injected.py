@@ -1,0 +1,137 @@
+"""A hook for tests: makes memory run out where they want it to, as the libraries report it.
+
+Read from ``SWITCHYARD_INJECT_OOM`` by runners alone; without it nothing here is in any call's way. The variable holds
+rules, separated by ``;``, each a place and its conditions:
+
+    load model=a times=1; step above=2 kind=cpu; read level=normal times=3; step after=5 kind=kill
+
+Places are ``load``, ``prepare``, ``read``, ``share``, ``step`` and ``apart``. Conditions, all of which must hold:
+``model`` and ``level`` are those of the load (several levels with ``,``), ``above`` that more sequences than that are
+concerned, ``after`` that so many calls went well before, ``times`` that it happened less often in this process, and
+``once`` that it did not happen in any: it names a file, which is then made. ``kind`` is what happens: ``cuda`` and
+``cpu`` raise torch's errors, ``memory`` (the default) raises MemoryError, ``kill`` ends the process as the kernel's
+out-of-memory killer does, and ``grow:300MB`` takes that much memory and goes on. Runner process.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from protocol.messages import Load
+from utils.units import parse_bytes
+
+VARIABLE = "SWITCHYARD_INJECT_OOM"
+_PLACES = ("load", "prepare", "read", "share", "step", "apart")
+_hoard: list[Any] = []
+
+
+@dataclass
+class Rule:
+    place: str
+    model: str = ""
+    level: tuple[str, ...] = ()
+    above: int = 0
+    after: int = 0
+    times: int | None = None
+    once: str = ""
+    kind: str = "memory"
+    passed: int = field(default=0, init=False)
+    happened: int = field(default=0, init=False)
+
+    def meet(self, load: Load, count: int) -> None:
+        """Do what is to happen, if it is to happen here and now, to ``count`` sequences."""
+        if self.model not in ("", load.name) or (self.level and load.level not in self.level) or count <= self.above:
+            return
+        if self.times is not None and self.happened >= self.times:
+            return
+        self.passed += 1
+        if self.passed <= self.after or (self.once and Path(self.once).exists()):
+            return
+        self.happened += 1
+        if self.once:
+            Path(self.once).touch()
+        _happen(self.kind)
+
+
+def _happen(kind: str) -> None:
+    kind, _, size = kind.partition(":")
+    if kind == "grow":
+        _hoard.append(np.ones(int(parse_bytes(size)), dtype=np.uint8))
+    elif kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif kind == "cuda":
+        import torch
+
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB (injected)")
+    elif kind == "cpu":
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes (injected)")
+    else:
+        raise MemoryError("injected")
+
+
+def rules(text: str) -> list[Rule]:
+    """:raises ValueError: for what is no rule; a test's mistake must not look like memory that suffices."""
+    found = []
+    for entry in filter(None, (part.strip() for part in text.split(";"))):
+        place, *conditions = entry.split()
+        values: dict[str, Any] = dict(condition.split("=", 1) for condition in conditions)
+        if place not in _PLACES:
+            raise ValueError(f"{VARIABLE}: there is no place {place!r}")
+        if "level" in values:
+            values["level"] = tuple(values["level"].split(","))
+        values |= {name: int(values[name]) for name in ("above", "after", "times") if name in values}
+        found.append(Rule(place, **values))
+    return found
+
+
+def around(engine: Any, load: Load) -> Any:
+    """Return the engine, behind what makes it run out of memory if a test says so."""
+    text = os.environ.get(VARIABLE, "")
+    return _Short(engine, load, rules(text)) if text else engine
+
+
+class _Short:
+    """An engine that runs out of memory by rules."""
+
+    def __init__(self, engine: Any, load: Load, given: list[Rule]) -> None:
+        self.__dict__.update(_engine=engine, _load=load, _rules=given)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._engine, name, value)
+
+    def _meet(self, place: str, count: int = 1) -> None:
+        for rule in self._rules:
+            if rule.place == place:
+                rule.meet(self._load, count)
+
+    def load(self) -> Any:
+        self._meet("load")
+        return self._engine.load()
+
+    def prepare(self, job: Any) -> Any:
+        self._meet("prepare")
+        return self._engine.prepare(job)
+
+    def read(self, sequences: Sequence[Any]) -> Any:
+        self._meet("read", len(sequences))
+        return self._engine.read(sequences)
+
+    def share(self, sequence: Any, sibling: Any) -> None:
+        self._meet("share")
+        self._engine.share(sequence, sibling)
+
+    def step(self, sequences: Sequence[Any]) -> Any:
+        self._meet("step", len(sequences))
+        return self._engine.step(sequences)
+
+    def answer_apart(self, sequences: Sequence[Any], between: Callable[[], None]) -> Any:
+        self._meet("apart", len(sequences))
+        return self._engine.answer_apart(sequences, between)

@@ -1,0 +1,134 @@
+"""What a process takes is seen, charged for, and too much of it ended: with real processes that take real memory."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from gateway import devices
+from gateway.scheduler import events
+from gateway.watchdog import Watchdog, available, private_bytes
+
+MB = 10**6
+_TAKER = """
+import sys
+kept = []
+print("ready", flush=True)
+for line in sys.stdin:
+    kept.append(bytearray(b"x") * int(line))
+    print("taken", flush=True)
+"""
+
+
+@dataclass
+class Taker:
+    """A process that takes memory when told, and what the watchdog wants to know of it."""
+
+    load_id: str
+    charged: int
+    device: str = "cpu"
+    causes: list[str] = field(default_factory=list)
+    baseline: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        self.process = subprocess.Popen([sys.executable, "-c", _TAKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        text=True)  # fmt: skip
+        assert self.process.stdout and self.process.stdout.readline() == "ready\n"
+        taken, private = self.measure(), private_bytes(self.pid)
+        assert taken and private
+        self.baseline = taken, private
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def measure(self) -> int | None:
+        return devices.measure(self.pid, "cpu")
+
+    def starve(self, cause: str) -> None:
+        self.causes.append(cause)
+
+    def take(self, size: int) -> None:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(f"{size}\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "taken\n"
+
+
+@pytest.fixture
+def taker() -> Iterator[Callable[..., Taker]]:
+    made: list[Taker] = []
+
+    def make(name: str, charged: int) -> Taker:
+        made.append(Taker(name, charged))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.process.communicate(timeout=30)
+
+
+def watch(*takers: Taker, budget: int = 1000 * MB, floor: int = 0) -> tuple[Watchdog, list[events.Event]]:
+    posted: list[events.Event] = []
+    return Watchdog(lambda: list(takers), posted.append, budget, 0.25, floor), posted
+
+
+def test_nobody_is_bothered_who_stays_within_what_was_set_aside(taker: Callable[..., Taker]) -> None:
+    one = taker("one", 100 * MB)
+    one.take(50 * MB)
+    dog, posted = watch(one)
+    dog.look()
+    assert posted == [] and one.causes == []
+
+
+def test_one_that_takes_more_is_charged_for_it_once(taker: Callable[..., Taker]) -> None:
+    one = taker("one", 50 * MB)
+    dog, posted = watch(one)
+    one.take(200 * MB)
+    for _ in range(3):
+        dog.look()
+    (charge,) = posted
+    assert isinstance(charge, events.Recharge) and charge.load_id == "one"
+    assert charge.bytes == pytest.approx(devices.measure(one.pid, "cpu"), rel=0.05)
+    assert one.causes == [], "there is room for it"
+    one.charged = 300 * MB
+    dog.look()
+    assert posted[1:] == [events.Recharge("one", 300 * MB)], "what is set aside covers it again"
+
+
+def test_past_the_budget_the_one_farthest_over_goes(taker: Callable[..., Taker]) -> None:
+    honest, greedy, large = taker("honest", 200 * MB), taker("greedy", 40 * MB), taker("large", 300 * MB)
+    dog, _ = watch(honest, greedy, large, budget=500 * MB)
+    for one, size in ((honest, 100), (greedy, 200), (large, 250)):
+        one.take(size * MB)
+    dog.look()
+    assert [len(one.causes) for one in (honest, greedy, large)] == [0, 1, 0]
+    assert "of 500.0 MB" in greedy.causes[0] and "40.0 MB were set aside" in greedy.causes[0]
+
+
+def test_on_a_machine_that_runs_short(taker: Callable[..., Taker]) -> None:
+    """Idle models go first; then who takes more than was set aside; never one that keeps within it."""
+    one = taker("one", 200 * MB)
+    dog, posted = watch(one, floor=10**15)
+    dog.look()
+    assert posted == [events.Squeeze("cpu")] and one.causes == []
+    one.take(400 * MB)
+    dog.look()
+    assert len(one.causes) == 1 and "the machine had only" in one.causes[0]
+
+
+def test_a_process_that_is_gone_or_elsewhere_is_left_alone(taker: Callable[..., Taker]) -> None:
+    one, other = taker("one", MB), taker("other", MB)
+    one.take(100 * MB)
+    one.device = "cuda:0"
+    other.process.communicate(timeout=30)
+    dog, posted = watch(one, other, budget=1)
+    dog.look()
+    assert posted == [] and one.causes == [] and other.causes == []
+    assert private_bytes(other.pid) is None
+
+
+def test_what_is_available() -> None:
+    assert 0 < available()
