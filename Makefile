@@ -3,12 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: serve test lint bench pocket clean
+.PHONY: serve test lint bench pocket clean debian-packages
 
 serve: $(VENV)/.serve
 	$(PY) main.py --profile pocket
 
-test: $(VENV)/.test
+test: $(VENV)/.test debian-packages
 	$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test
@@ -26,6 +26,9 @@ bench: $(VENV)/.test
 
 pocket: $(VENV)/.serve
 	$(PY) -m pocket
+
+debian-packages:  # programs that tests start; only as root, elsewhere their tests skip and name them
+	tests/install-debian-packages.sh
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
