@@ -56,8 +56,9 @@ COPY --from=builder /opt/venv /opt/venv
 WORKDIR /app
 COPY . .
 # The code stays root's: what serves requests cannot change it. Volumes that are made here get the owner of these folders.
-RUN mkdir -p models logs tmp \
-    && chown app:app models logs tmp \
+RUN mkdir -p models logs tmp data \
+    && chmod 700 data \
+    && chown app:app models logs tmp data \
     && /opt/venv/bin/python -m compileall -q .
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
@@ -66,9 +67,10 @@ ENV PATH=/opt/venv/bin:$PATH \
     SWITCHYARD_PORT=5000 \
     SWITCHYARD_MODELS_DIR=/app/models \
     SWITCHYARD_LOGS_DIR=/app/logs \
-    SWITCHYARD_TMP_DIR=/app/tmp
+    SWITCHYARD_TMP_DIR=/app/tmp \
+    SWITCHYARD_DATA_DIR=/app/data
 USER 1000:1000
-VOLUME ["/app/models", "/app/logs", "/app/tmp"]
+VOLUME ["/app/models", "/app/logs", "/app/tmp", "/app/data"]
 EXPOSE 5000
 # Weights that are missing are fetched before the port is opened, which may take an hour: give --health-start-period then.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --retries=3 CMD ["python", "deploy/healthcheck.py"]

@@ -13,7 +13,8 @@ if [ -z "${PYTHON:-}" ]; then
 fi
 
 # A volume made by another user is the usual mistake; say it before a traceback would.
-for folder in "${SWITCHYARD_MODELS_DIR:-models}" "${SWITCHYARD_LOGS_DIR:-logs}" "${SWITCHYARD_TMP_DIR:-tmp}"; do
+for folder in "${SWITCHYARD_MODELS_DIR:-models}" "${SWITCHYARD_LOGS_DIR:-logs}" "${SWITCHYARD_TMP_DIR:-tmp}" \
+    "${SWITCHYARD_DATA_DIR:-data}"; do
     mkdir -p "$folder" 2>/dev/null || true
     if [ ! -d "$folder" ] || [ ! -w "$folder" ]; then
         echo "start.sh: $folder cannot be written by user $(id -u); give it to that user: chown -R $(id -u):$(id -g) $folder" >&2

@@ -44,6 +44,11 @@ def check(settings: Settings, catalog: Catalog) -> None:
     check_port(settings)
     logs.check(settings.logs_dir)
     devices.choose(settings)
+    check_names(settings, catalog)
+
+
+def check_names(settings: Settings, catalog: Catalog) -> None:
+    """:raises SettingsError: if a setting names a model that the catalog does not have."""
     named = [("preload", name) for name in settings.preload]
     if settings.default_vision_model is not None:
         named.append(("default_vision_model", settings.default_vision_model))

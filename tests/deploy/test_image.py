@@ -82,7 +82,7 @@ def test_image_has_the_program_and_nothing_else(app: Path) -> None:
                    "models_registry/profiles/pocket.yaml", "pocket/checkpoints/reasoner/config.json"):  # fmt: skip
         assert needed in files and (app / needed).is_file()
     roots = {Path(file).parts[0] for file in files}
-    assert not roots & {"tests", "bench", "docs", "models", "logs", "tmp", ".venv", ".git", ".env", "models.yaml"}
+    assert not roots & {"tests", "bench", "docs", "models", "logs", "tmp", "data", ".venv", ".git", ".env"}
     assert not [file for file in files if file.endswith((".pyc", ".pem", ".key"))]
     assert stat.S_IMODE((app / "start.sh").stat().st_mode) & 0o111
 
@@ -99,8 +99,8 @@ def test_secrets_beside_the_code_stay_out(tmp_path: Path, monkeypatch: pytest.Mo
 def test_runs_as_nobody_special(production: Stage) -> None:
     assert production.last("USER") == "1000:1000"
     assert re.search(r"useradd --uid 1000 .*\bapp\b", " ".join(production.all("RUN")))
-    assert {f"/app/{name}" for name in ("models", "logs", "tmp")} == set(words(production.last("VOLUME")))
-    folders = {production.environment[f"SWITCHYARD_{name}_DIR"] for name in ("MODELS", "LOGS", "TMP")}
+    assert {f"/app/{name}" for name in ("models", "logs", "tmp", "data")} == set(words(production.last("VOLUME")))
+    folders = {production.environment[f"SWITCHYARD_{name}_DIR"] for name in ("MODELS", "LOGS", "TMP", "DATA")}
     assert folders == set(words(production.last("VOLUME")))
 
 

@@ -57,8 +57,8 @@ def test_folders_it_may_write_are_those_it_is_given() -> None:
     writable = (f"/var/lib/{found['StateDirectory']}", f"/var/log/{found['LogsDirectory']}",
                 f"/var/cache/{found['CacheDirectory']}")  # fmt: skip
     given = re.findall(r"^Environment=(?:SWITCHYARD_\w+_DIR|HOME)=(\S+)", text, re.MULTILINE)
-    assert len(given) == 4
+    assert len(given) == 5
     for folder in given:
         assert any(os.path.commonpath([folder, place]) == place for place in writable), folder
     for name in re.findall(r"SWITCHYARD_(\w+)=", text):
-        assert name.lower() in Settings.model_fields
+        assert name.lower() in {*Settings.model_fields, "data_dir"}
