@@ -38,10 +38,15 @@ def run(settings: Settings, *, download_only: bool = False, force_cleanup: bool 
 def check(settings: Settings, catalog: Catalog) -> None:
     """Find out now what would otherwise stop the server's own process, where nobody could say it in one line.
 
-    :raises SettingsError: if the port is in use, the log cannot be written or a setting names an unknown model.
+    :raises SettingsError: if the log cannot be written, a setting names an unknown model or the port is in use.
     :raises ValueError: if the device is not there.
     """
+    check_configuration(settings, catalog)
     check_port(settings)
+
+
+def check_configuration(settings: Settings, catalog: Catalog) -> None:
+    """As :func:`check`, but for the port."""
     logs.check(settings.logs_dir)
     devices.choose(settings)
     check_names(settings, catalog)

@@ -51,7 +51,8 @@ def find(settings: Settings | None, limit: float = LIMIT) -> Iterator[Finding]:
     """Look at the driver, then at the three libraries at once."""
     driver, trouble = read_driver()
     wants_cpu = settings is not None and settings.device == "cpu"
-    yield judge_driver(driver, trouble, 0 if wants_cpu else cards())
+    small = settings is None or settings.profile != "workstation"
+    yield judge_driver(driver, trouble, 0 if wants_cpu else cards(), small)
     with ThreadPoolExecutor(len(_PROBES)) as pool:
         facts = dict(zip(_PROBES, pool.map(lambda name: probe(name, limit), _PROBES), strict=True))
     used = None if wants_cpu else driver
@@ -126,8 +127,8 @@ def probe(name: str, limit: float) -> dict[str, Any]:
 # -- what they mean ----------------------------------------------------------------------------------------------------
 
 
-def judge_driver(driver: Driver | None, trouble: str, plugged: int) -> Finding:
-    """Say what GPU there is to use."""
+def judge_driver(driver: Driver | None, trouble: str, plugged: int, small: bool = True) -> Finding:
+    """Say what GPU there is to use. ``small`` models do well without one."""
     if driver is not None and driver.gpus:
         gpus = ", ".join(f"{gpu.name} with {gpu.total / 2**30:.0f} GiB, {gpu.free / 2**30:.0f} free"
                          for gpu in driver.gpus)  # fmt: skip
@@ -137,6 +138,9 @@ def judge_driver(driver: Driver | None, trouble: str, plugged: int) -> Finding:
         return failed("driver", f"{plugged} NVIDIA card(s) are plugged in, but their driver cannot be used: {said}",
                       "install NVIDIA's driver, and reboot after an update of it; `nvidia-smi` has to list the card. "
                       "In a container: start it with --gpus all")  # fmt: skip
+    if not small:
+        return warning("driver", "no NVIDIA GPU: models run on the CPU, and the workstation profile's are slow there",
+                       "--profile pocket has models for a machine like this one")  # fmt: skip
     return ok("driver", "no NVIDIA GPU: models run on the CPU")
 
 

@@ -107,7 +107,7 @@ def _find_disk(settings: Settings, catalog: Catalog) -> Finding:
     if free < _LEAST_FREE:
         return failed("disk", says, "make room: logs, scratch and records of loads need some, downloads more")
     if free < wanted:
-        return warning("disk", f"{says}; what is not downloaded yet may take {format_bytes(wanted)}",
+        return warning("disk", f"{says}; what is not downloaded yet may take up to {format_bytes(wanted)}",
                        "make room, or name a larger disk: SWITCHYARD_MODELS_DIR=<folder>")  # fmt: skip
     return ok("disk", says)
 
