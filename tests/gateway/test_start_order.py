@@ -45,7 +45,8 @@ def start(way: str, home: Path, port: int, **variables: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(("way", "mistake"), [
-    *(("main", mistake) for mistake in MISTAKES), *(("gunicorn", mistake) for mistake in ("setting", "model", "folder")),
+    *(("main", mistake) for mistake in MISTAKES),
+    ("gunicorn", "setting"), ("gunicorn", "model"), ("gunicorn", "folder"),
 ])  # fmt: skip
 def test_mistakes_come_before_the_port(tmp_path: Path, port: int, way: str, mistake: str) -> None:
     variables, word = MISTAKES[mistake]
