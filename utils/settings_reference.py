@@ -88,7 +88,7 @@ def _variable(name: str) -> str:
 def _plain(field: FieldInfo) -> str:
     """Return the default as one would write it in a file of variables; empty where there is none."""
     value = field.default
-    if value in (None, PydanticUndefined) or value == []:
+    if value in (None, PydanticUndefined) or value in ([], {}):
         return ""
     if isinstance(value, bool):
         return str(value).lower()

@@ -1,4 +1,4 @@
-"""Folders, disk and memory; the models' weights; and whether media are decoded. Command line's process.
+"""Folders and disk; the models' weights; and whether media are decoded. Command line's process.
 
 Reads, and tries folders by a file that it removes. Makes no folder that is not there.
 """
@@ -9,13 +9,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
 from commands.doctor.finding import Finding, failed, ok, warning
+from commands.doctor.memory import Slots, find_memory
 from commands.models import describe
-from gateway import devices
-from gateway.footprint import Footprints, HeaderError
-from models_registry.catalog import Catalog
+from gateway.footprint import HeaderError
+from models_registry.catalog import Catalog, CatalogError
 from models_registry.spec import ModelSpec
 from utils import quantized
 from utils.media.decode import MediaItem, decode_media
@@ -23,29 +21,31 @@ from utils.media.errors import MediaError
 from utils.media.incoming import RawMedia
 from utils.media.limits import MediaLimits
 from utils.media.sniff import Kind
-from utils.settings import ROOT, Settings, is_shared
+from utils.settings import ROOT, Settings, SettingsError, is_shared
 from utils.units import format_bytes
 
 _LEAST_FREE = 2 * 10**9
 _PER_DOWNLOAD = 20 * 10**9
 """Bytes that a model's download may take where nothing says how many: the largest of the workstation profile."""
-_CGROUP = Path("/sys/fs/cgroup/memory.max")
 _SAMPLES: tuple[tuple[Kind, str], ...] = (("image", "red-circle.png"), ("audio", "rising.wav"),
                                           ("video", "moves-left.mp4"))  # fmt: skip
 
 
 def find(settings: Settings, catalog: Catalog | None) -> Iterator[Finding]:
-    """Look at folders, memory and models. Without a catalog the models are left out."""
+    """Look at folders, memory and models. Without a catalog the latter two are left out."""
     for name in ("models_dir", "logs_dir", "tmp_dir", "data_dir"):
         if folder := getattr(settings, name, None):
             yield find_folder(name.removesuffix("_dir"), folder)
-    device, budget, finding = _find_memory(settings)
-    yield finding
+    slots: Slots | None = None
     if catalog is not None:
+        try:
+            slots = Slots(settings, catalog)
+            yield find_memory(slots)
+        except (ValueError, SettingsError, CatalogError) as error:
+            yield failed("memory", str(error), "SWITCHYARD_DEVICE=auto takes what is there")
         yield _find_disk(settings, catalog)
         for spec in catalog:
-            place = "cpu" if spec.device == "cpu" else device
-            yield _find_model(settings, spec, place, budget if place == device else devices.cpu_budget(settings))
+            yield _find_model(settings, spec, slots)
     yield _find_quantized(settings)
     yield find_decoding(settings)
 
@@ -68,33 +68,6 @@ def find_folder(name: str, folder: Path) -> Finding:
     return ok(f"{name}/", f"{folder.resolve()}{'' if folder.exists() else ' will be made'}")
 
 
-def _find_memory(settings: Settings) -> tuple[str, int, Finding]:
-    """Return the slot's device, its budget in bytes and what there is to say of them."""
-    memory = psutil.virtual_memory()
-    try:
-        device, budget = devices.choose(settings)
-    except ValueError as error:
-        return "cpu", 0, failed("memory", str(error), "SWITCHYARD_DEVICE=auto takes what is there")
-    says = (f"the slot on {device} may take {format_bytes(budget)}; "
-            f"{format_bytes(memory.available)} of {format_bytes(memory.total)} of RAM are free")  # fmt: skip
-    limit = cgroup_limit()
-    if device == "cpu" and limit is not None and budget > limit:
-        return device, budget, failed("memory", f"{says}, but this container is limited to {format_bytes(limit)}",
-                                      f"SWITCHYARD_SLOT_BUDGET={limit // 2 // 10**6}MB")  # fmt: skip
-    if device == "cpu" and budget > memory.available:
-        return device, budget, warning("memory", says, "end other programs, or set SWITCHYARD_SLOT_BUDGET to less")
-    return device, budget, ok("memory", says)
-
-
-def cgroup_limit(file: Path = _CGROUP) -> int | None:
-    """Return the bytes that this container may take, or None where nothing limits it."""
-    try:
-        text = file.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
-
-
 def _find_disk(settings: Settings, catalog: Catalog) -> Finding:
     there = settings.models_dir.resolve()
     while not there.exists():
@@ -112,21 +85,23 @@ def _find_disk(settings: Settings, catalog: Catalog) -> Finding:
     return ok("disk", says)
 
 
-def _find_model(settings: Settings, spec: ModelSpec, device: str, budget: int) -> Finding:
+def _find_model(settings: Settings, spec: ModelSpec, slots: Slots | None) -> Finding:
     row = describe(settings, spec)
     if not row.ready:
         if spec.source.hub:
             return warning(spec.name, f"{row.state}: {row.reason}", f"python main.py download {spec.name}")
         return failed(spec.name, row.reason, "put the weights there, or take the model out of models.yaml")
     says = f"{row.state}, {format_bytes(row.bytes_here)}"
+    if slots is None:
+        return ok(spec.name, says)
     try:
-        needed = Footprints(settings.models_dir).predict(spec, device)
+        slot, needed = slots.takes(spec)
     except HeaderError as error:
         return failed(spec.name, str(error), "remove the folder and fetch the weights again")
-    if budget and needed > budget:
-        return warning(spec.name, f"{says}, but at {spec.quant_bits} bits it takes {format_bytes(needed)} and {device} "
-                       f"gives {format_bytes(budget)}", "fewer quant_bits, or a smaller model")  # fmt: skip
-    return ok(spec.name, f"{says}; takes about {format_bytes(needed)} of {device}" if needed else says)
+    if needed > (budget := slots.budgets[slot]):
+        return warning(spec.name, f"{says}, but loaded it takes {format_bytes(needed)} and the slot {slot} gives "
+                       f"{format_bytes(budget)}", "fewer quant_bits, or a smaller model")  # fmt: skip
+    return ok(spec.name, f"{says}; takes about {format_bytes(needed)} of {slot}" if needed else says)
 
 
 def _find_quantized(settings: Settings) -> Finding:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from commands.doctor import accelerator, packages, storage
+from commands.doctor import accelerator, memory, packages, storage
 from commands.doctor.accelerator import Driver, Gpu
 from commands.doctor.finding import Finding
+from models_registry.catalog import load_catalog
 from utils.settings import Settings
 
 ADA = Gpu("RTX 4090", (8, 9), 24 * 2**30, 20 * 2**30)
@@ -119,9 +120,16 @@ def test_python_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = tmp_path / "memory.max"
     limit.write_text("max\n")
-    assert storage.cgroup_limit(limit) is None and storage.cgroup_limit(tmp_path / "none") is None
+    assert memory.cgroup_limit(limit) is None and memory.cgroup_limit(tmp_path / "none") is None
     limit.write_text("2000000000\n")
-    assert storage.cgroup_limit(limit) == 2 * 10**9
-    monkeypatch.setattr(storage, "cgroup_limit", lambda: 2 * 10**9)
-    found = {finding.name: finding for finding in storage.find(Settings(slot_budget="3GB", device="cpu"), None)}
-    holds(found["memory"], "failed", "2.0 GB", "SWITCHYARD_SLOT_BUDGET=1000MB")
+    assert memory.cgroup_limit(limit) == 2 * 10**9
+    monkeypatch.setattr(memory, "cgroup_limit", lambda: 2 * 10**9)
+    settings = Settings(slot_budget="3GB", device="cpu", profile="pocket")
+    slots = memory.Slots(settings, load_catalog(settings))
+    holds(memory.find_memory(slots), "failed", "2.0 GB", "SWITCHYARD_SLOT_BUDGET=1000MB")
+
+
+def test_a_model_that_does_not_fit(tmp_path: Path) -> None:
+    settings = Settings(slot_budget="1MB", device="cpu", profile="pocket", models_dir=tmp_path / "models")
+    found = {finding.name: finding for finding in storage.find(settings, load_catalog(settings))}
+    holds(found["reasoner"], "warning", "1.0 MB", "cpu")
