@@ -72,13 +72,6 @@ def test_a_machine_that_is_well(run: Run, pocket: GatewayProcess) -> None:
     assert "image, audio, video" in checks["decoding"]["says"]
 
 
-def test_it_changes_nothing(run: Run, tmp_path: Path) -> None:
-    path = fake(tmp_path, torch="raise ImportError", bitsandbytes="raise ImportError", llama_cpp="raise ImportError")
-    before = sorted(tmp_path.rglob("*"))
-    run(PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1")
-    assert sorted(tmp_path.rglob("*")) == before
-
-
 def test_broken_libraries_and_folders_are_each_told(run: Run, tmp_path: Path) -> None:
     path = fake(
         tmp_path, torch="raise ImportError('libcudart.so.13: cannot open shared object file')",
@@ -132,7 +125,6 @@ sys.meta_path.insert(0, Missing())
 
 @pytest.mark.parametrize(("variables", "name", "words"), [
     ({"SWITCHYARD_PORT": "many"}, "settings", "port"),
-    ({"SWITCHYARD_PROFILE": "nope"}, "catalog", "workstation"),
     ({"SWITCHYARD_PRELOAD": "gpt-9"}, "catalog", "gpt-9"),
 ])  # fmt: skip
 def test_settings_that_cannot_be(run: Run, tmp_path: Path, variables: dict[str, str], name: str, words: str) -> None:
@@ -142,10 +134,12 @@ def test_settings_that_cannot_be(run: Run, tmp_path: Path, variables: dict[str, 
     assert ended.checks[name]["status"] == "failed" and words in ended.checks[name]["says"]
 
 
-def test_others_may_ask(run: Run, tmp_path: Path) -> None:
+def test_others_may_ask_and_nothing_is_changed(run: Run, tmp_path: Path) -> None:
     path = fake(tmp_path, torch="raise ImportError", bitsandbytes="raise ImportError", llama_cpp="raise ImportError")
-    keys = run("--json", "--host", "0.0.0.0", PYTHONPATH=path).checks["keys"]
+    before = sorted(tmp_path.rglob("*"))
+    keys = run("--json", "--host", "0.0.0.0", PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1").checks["keys"]
     assert keys["status"] == "warning" and "anybody" in keys["says"] and "keys create" in keys["do"]
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_its_own_process_has_no_torch(tmp_path: Path) -> None:
