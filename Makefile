@@ -3,12 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: serve test lint bench pocket clean
+.PHONY: serve test lint bench pocket clean debian-packages
 
 serve: $(VENV)/.serve
 	$(PY) main.py --profile pocket
 
-test: $(VENV)/.test
+test: $(VENV)/.test debian-packages
 	$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test
@@ -23,9 +23,13 @@ bench: $(VENV)/.test
 	$(PY) -m bench.overload
 	$(PY) -m bench.load
 	$(PY) -m bench.throughput
+	$(PY) -m bench.swap
 
 pocket: $(VENV)/.serve
 	$(PY) -m pocket
+
+debian-packages:  # programs that tests start; only as root, elsewhere their tests skip and name them
+	tests/install-debian-packages.sh
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -14,6 +14,7 @@ _EPILOG = """examples:
   python main.py --port 8080 --skip-download
   python main.py download deepseek         fetch one model's weights
   python main.py models                    what can be served, and what is on disk
+  python main.py doctor                    what is right on this machine, and what to do about the rest
   python main.py chat qwen_vl "What is it?" --file cat.jpg
   python main.py batch --model deepseek --input prompts.jsonl --output results.jsonl
 
@@ -34,6 +35,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.verb == "doctor":  # before anything is imported or read that might be what ails
+        from commands import doctor
+
+        return doctor.run(arguments.config, _flags(arguments), as_json=arguments.json)
     from models_registry.catalog import CatalogError, load_catalog
     from utils.settings import SettingsError, load_settings
 
@@ -111,7 +116,11 @@ def _parser() -> argparse.ArgumentParser:
     cache.add_argument("action", choices=["list", "prune"])
     cache.add_argument("--json", action="store_true", help="list as JSON")
     cache.add_argument("--to", type=_size, metavar="SIZE", help="prune to this size (0: all; default: the limit)")
-    for verb in (serve, download, models, chat, batch, cache):
+    doctor = verbs.add_parser("doctor", help="check this machine, the packages and the settings, and say what to do")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.add_argument("--host", default=argparse.SUPPRESS, help="check for this address instead of the settings'")
+    doctor.add_argument("--port", type=int, default=argparse.SUPPRESS, help="check for this port")
+    for verb in (serve, download, models, chat, batch, cache, doctor):
         _common(verb, argparse.SUPPRESS)
     _serving(serve, argparse.SUPPRESS)
     return parser

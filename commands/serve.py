@@ -38,13 +38,23 @@ def run(settings: Settings, *, download_only: bool = False, force_cleanup: bool 
 def check(settings: Settings, catalog: Catalog) -> None:
     """Find out now what would otherwise stop the server's own process, where nobody could say it in one line.
 
-    :raises SettingsError: if the port is in use, the log cannot be written, or a setting names an unknown model, a
-        device or a slot that is not there.
+    :raises SettingsError: if the log cannot be written, a setting names an unknown model, a device or a slot that is
+        not there, or the port is in use.
     :raises CatalogError: if a model may use no slot that is there.
     """
+    check_configuration(settings, catalog)
     check_port(settings)
+
+
+def check_configuration(settings: Settings, catalog: Catalog) -> None:
+    """As :func:`check`, but for the port."""
     logs.check(settings.logs_dir)
     Placement(settings, catalog)
+    check_names(settings, catalog)
+
+
+def check_names(settings: Settings, catalog: Catalog) -> None:
+    """:raises SettingsError: if a setting names a model that the catalog does not have."""
     named = [("preload", name) for name in settings.preload]
     if settings.default_vision_model is not None:
         named.append(("default_vision_model", settings.default_vision_model))

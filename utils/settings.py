@@ -142,14 +142,19 @@ class Settings(BaseSettings):
 
         :raises SettingsError: if one cannot be made, or if tmp/ is a folder of others: what lies in it is cleaned away.
         """
-        shared = {Path(place).resolve() for place in ("/", "/tmp", "/var/tmp", tempfile.gettempdir(), Path.home(), ".")}
-        if self.tmp_dir.resolve() in shared:
+        if is_shared(self.tmp_dir):
             raise SettingsError(f"setting 'tmp_dir': {self.tmp_dir} is used by others too; name a folder of its own")
         for folder in (self.models_dir, self.logs_dir, self.tmp_dir):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise SettingsError(f"cannot create {folder}: {error.strerror}") from error
+
+
+def is_shared(folder: Path) -> bool:
+    """Return whether a folder is one that other programs put files into."""
+    places = ("/", "/tmp", "/var/tmp", tempfile.gettempdir(), Path.home(), ".")
+    return folder.resolve() in {Path(place).resolve() for place in places}
 
 
 def load_settings(config: Path | None = None, **flags: Any) -> Settings:

@@ -1,0 +1,63 @@
+"""The address: whether the port is free or Switchyard answers there already, and who may ask it.
+
+Command line's process. Opens a connection to this machine at most.
+"""
+
+import ipaddress
+from pathlib import Path
+
+import httpx
+
+from commands.doctor.finding import Finding, failed, ok, warning
+from gateway.server import check_port
+from utils.settings import Settings, SettingsError
+
+_SECONDS = 3.0
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+def find(settings: Settings) -> list[Finding]:
+    """Look at the port, then at who may use it."""
+    return [find_port(settings), find_keys(settings)]
+
+
+def find_port(settings: Settings) -> Finding:
+    """Say whether the gateway could listen."""
+    place = f"{settings.host}:{settings.port}"
+    try:
+        check_port(settings)
+    except SettingsError as error:
+        if running := _running(settings):
+            return ok("port", f"{place} is served by a running Switchyard: {running}")
+        return failed("port", str(error), "choose another with --port, or see who has it: ss -ltnp")
+    return ok("port", f"{place} is free")
+
+
+def _running(settings: Settings) -> str:
+    """Return what a Switchyard that already listens says of itself, or nothing."""
+    host = _EVERYWHERE.get(settings.host, settings.host)
+    try:
+        url = httpx.URL(scheme="http", host=host, port=settings.port, path="/health")
+        with httpx.Client(timeout=_SECONDS, trust_env=False) as client:
+            said = client.get(url).json()
+        return f"{said['status']}, profile {said['profile']} on {said['device']}"
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
+        return ""
+
+
+def find_keys(settings: Settings) -> Finding:
+    """Say who may ask, where the address is open to others."""
+    keys = Path(getattr(settings, "data_dir", "data")) / "keys.json"
+    if keys.is_file():
+        return ok("keys", f"requests need an API key of {keys}")
+    if _is_loopback(settings.host):
+        return ok("keys", f"none, and {settings.host} is open to this machine alone")
+    return warning("keys", f"anybody who reaches {settings.host}:{settings.port} may ask, as there are no API keys; "
+                   "/admin answers this machine alone", "python main.py keys create NAME")  # fmt: skip
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,22 @@
+"""What the tests of ``deploy/`` share: running a checking program of a Python package, and the files of the project."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.gateway import ROOT
+
+DEPLOY = ROOT / "deploy"
+
+
+def tool(name: str, *arguments: object, cwd: Path = ROOT) -> str:
+    """Run a program that a Python package brought; return what it printed. :raises AssertionError: if it fails."""
+    return run(Path(sys.executable).with_name(name), *arguments, cwd=cwd)
+
+
+def run(*command: object, cwd: Path = ROOT) -> str:
+    """Run a command; return what it printed. :raises AssertionError: if it fails, with all that it said."""
+    done = subprocess.run([str(word) for word in command], cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True,
+                          text=True, timeout=120, check=False)  # fmt: skip
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout

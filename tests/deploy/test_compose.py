@@ -1,0 +1,91 @@
+"""The compose files, read by Docker Compose itself. No engine runs here, so nothing is built or started."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.deploy.checks import DEPLOY, tool
+from tests.deploy.image import stages, words
+from tests.support.gateway import ROOT
+
+CPU = ("-f", "docker-compose.yml", "-f", "docker-compose.cpu.yml")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder as a user has it: the compose files and no .env."""
+    for name in ("docker-compose.yml", "docker-compose.cpu.yml"):
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+def config(folder: Path, *arguments: str, profile: str = "") -> dict[str, Any]:
+    profiles = ("--profile", profile) if profile else ()
+    loaded: dict[str, Any] = yaml.safe_load(tool("docker-compose", *arguments, *profiles, "config", cwd=folder))
+    return loaded
+
+
+def test_gateway_alone_with_a_gpu(folder: Path) -> None:
+    services = config(folder)["services"]
+    assert list(services) == ["switchyard"]
+    gateway = services["switchyard"]
+    (device,) = gateway["deploy"]["resources"]["reservations"]["devices"]
+    assert device["driver"] == "nvidia" and device["count"] == 1 and device["capabilities"] == ["gpu"]
+    assert gateway["build"]["args"] == {"VARIANT": "cuda"}
+    (port,) = gateway["ports"]
+    assert (port["host_ip"], port["published"], port["target"]) == ("127.0.0.1", "5000", 5000)
+
+
+def test_without_a_gpu(folder: Path) -> None:
+    gateway = config(folder, *CPU)["services"]["switchyard"]
+    assert "devices" not in gateway.get("deploy", {}).get("resources", {}).get("reservations", {})
+    assert gateway["build"]["args"]["VARIANT"] == "cpu"
+    assert gateway["environment"]["SWITCHYARD_PROFILE"] == "pocket"
+    assert gateway["image"] != config(folder)["services"]["switchyard"]["image"]
+
+
+@pytest.mark.parametrize(("profile", "more"), [
+    ("monitoring", {"prometheus", "grafana"}), ("redis", {"redis"}), ("*", {"prometheus", "grafana", "redis"}),
+])  # fmt: skip
+def test_profiles(folder: Path, profile: str, more: set[str]) -> None:
+    services = config(folder, profile=profile)["services"]
+    assert set(services) == {"switchyard"} | more
+    for name in more:
+        for port in services[name].get("ports", []):
+            assert port["host_ip"] == "127.0.0.1", name
+        assert re.search(r":v?\d+(\.\d+)+", services[name]["image"]), "a release, not what is latest today"
+
+
+def test_env_file_is_heeded_but_not_inside_addresses_and_folders(folder: Path) -> None:
+    (folder / ".env").write_text("SWITCHYARD_PROFILE=pocket\nSWITCHYARD_PORT=8080\nSWITCHYARD_PUBLISH=0.0.0.0:80\n"
+                                 "HF_TOKEN=secret\n")  # fmt: skip
+    gateway = config(folder)["services"]["switchyard"]
+    assert gateway["environment"]["SWITCHYARD_PROFILE"] == "pocket" and gateway["environment"]["HF_TOKEN"] == "secret"
+    assert gateway["environment"]["SWITCHYARD_PORT"] == "5000"
+    assert (gateway["ports"][0]["host_ip"], gateway["ports"][0]["published"]) == ("0.0.0.0", "80")
+
+
+def test_agrees_with_the_image(folder: Path) -> None:
+    gateway = config(folder)["services"]["switchyard"]
+    image = stages()["production"]
+    folders = set(words(image.last("VOLUME")))
+    assert {volume["target"] for volume in gateway["volumes"]} == folders
+    assert gateway["healthcheck"]["test"][1:] == words(image.last("HEALTHCHECK"))
+    assert gateway["ports"][0]["target"] == int(image.last("EXPOSE"))
+    for name, value in image.environment.items():
+        if name.startswith("SWITCHYARD_"):
+            assert gateway["environment"][name] == value
+
+
+@pytest.mark.skipif(not (DEPLOY / "monitoring").is_dir(), reason="deploy/monitoring is not there")
+def test_files_that_are_mounted_exist(folder: Path) -> None:
+    mounted = [volume["source"] for service in config(folder, profile="*")["services"].values()
+               for volume in service.get("volumes", []) if volume["type"] == "bind"]  # fmt: skip
+    assert mounted
+    for source in mounted:
+        assert (ROOT / os.path.relpath(source, folder)).exists(), source
