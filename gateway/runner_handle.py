@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 
 from gateway import devices
+from gateway.observe.course import TOO_LATE, Course
 from gateway.scheduler import events
 from gateway.spawner import Child, Spawner
 from protocol import messages
@@ -31,6 +32,9 @@ _FORK_PATIENCE = 120.0  # seconds a forkserver may need for its imports on a slo
 
 class Late:
     """In the mailbox: the deadline passed, and the runner is told to stop whether or not anybody looks."""
+
+    def note(self, course: Course) -> None:
+        course.end(TOO_LATE)
 
 
 @dataclass
@@ -57,6 +61,7 @@ class RunnerHandle:
         self.load_id = load.load_id
         self.loaded: messages.Loaded | None = None
         self.measured = False
+        self.failed_by: messages.ErrorKind | None = None
         self.progress: messages.Progress | None = None
         self.steps = 0
         self._needs = needs
@@ -215,7 +220,7 @@ class RunnerHandle:
                 self._post(events.Loaded(self.load_id, taken))
             case messages.LoadFailed(_, kind, error):
                 log.error("%s failed to load (%s): %s", self.load_id, kind, error)
-                self._failed_load = error
+                self._failed_load, self.failed_by = error, kind
                 self.end("load_failed")
             case messages.Started(request_id) | messages.Delta(request_id):
                 if flight := self._in_flight.get(request_id):

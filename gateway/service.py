@@ -6,13 +6,15 @@ Wires registry, footprints, scheduler, spawner and runner handles. Gateway proce
 import logging
 import threading
 import time
-import uuid
 from typing import Any
 
 from gateway import devices
 from gateway.errors import BadRequest, Conflict, Unavailable, UnknownModel
 from gateway.footprint import Footprints, HeaderError, weight_bytes
 from gateway.needs import environment, modules
+from gateway.observe import traces
+from gateway.observe.metrics import Metrics
+from gateway.observe.standing import Standing
 from gateway.owner import Owner
 from gateway.runner_handle import RunnerHandle
 from gateway.scheduler import Limits, Model, Phase, Slot, State, actions, events
@@ -21,7 +23,7 @@ from gateway.ticket import Granted, Ticket, Waiting
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec, QuantBits
 from protocol import messages
-from utils import quantized
+from utils import quantized, request_ids
 from utils.hub.state import download_state
 from utils.settings import Settings
 from utils.tmp_manage import TempFolder
@@ -41,6 +43,9 @@ class Gateway:
         self.device, budget = devices.choose(settings)
         self.footprints = Footprints(settings.models_dir)
         self.started = time.time()
+        self.metrics = Metrics(catalog.names)
+        self.metrics.registry.register(Standing(self))
+        self.tracing = traces.configured(settings)
         slots = {self.device: Slot(self.device, budget)}
         if any(self.place(spec) != self.device for spec in catalog):
             slots["cpu"] = Slot("cpu", devices.cpu_budget(settings))
@@ -90,6 +95,8 @@ class Gateway:
             log.info("swept %d old temporary entries, %s", removed, format_bytes(size))
         self.owner.start()
         self.spawner.start()
+        if self.tracing is not None:
+            self.tracing.start()
         for name in self.settings.preload:
             threading.Thread(target=self._preload, args=(name,), name=f"preload-{name}", daemon=True).start()
 
@@ -115,6 +122,8 @@ class Gateway:
                 handle.join(max(0.0, deadline - time.monotonic()))
             self.spawner.stop()
             self.owner.stop()
+            if self.tracing is not None:
+                self.tracing.stop()
 
     def _preload(self, name: str) -> None:
         try:
@@ -143,9 +152,12 @@ class Gateway:
         return 16 if 0 < whole <= self._budgets["cpu"] else spec.quant_bits
 
     def admit(
-        self, spec: ModelSpec, *, timeout: float | None = None, priority: int = 0, retry: bool = False, places: int = 1
+        self, spec: ModelSpec, *, timeout: float | None = None, priority: int = 0, retry: bool = False, places: int = 1,
+        request_id: str | None = None,
     ) -> Ticket:
         """Reserve a place in the model's queue, for a request that wants ``places`` answers made at once.
+
+        ``request_id`` is the ticket's id, one that no other has; without one it is a load by hand, not a request.
 
         :raises Unavailable: if the weights are not there, a load failed lately, it cannot fit or the server stops.
         :raises QueueFull: if too many wait already.
@@ -154,14 +166,16 @@ class Gateway:
         if not loaded:
             self.require_weights(spec)
             self.owner.post(events.Predict(spec.name, self._needs(spec)[0]))
-        request_id = uuid.uuid4().hex
+        counted, request_id = request_id is not None, request_id or request_ids.new()
         deadline = time.monotonic() + (timeout or self.settings.request_timeout)
         ticket = Ticket(self, spec, request_id, deadline, priority, retry, places)
+        ticket.course.counted = counted
         self._tickets[request_id] = ticket
         try:
             self.reserve(ticket)
         except BaseException:
             self.forget(request_id)
+            self.metrics.finished(ticket.course)
             raise
         return ticket
 
@@ -198,11 +212,12 @@ class Gateway:
         return list(self._tickets.values())
 
     def cancel(self, request_id: str) -> bool:
-        """Cancel a request that waits or runs. Return False if there is none of this id."""
-        ticket = self._tickets.get(request_id)
-        if ticket is not None:
+        """Cancel a request that waits or runs, by a ticket's id or its client's. Return False if there is none."""
+        found = [ticket for name, ticket in list(self._tickets.items())
+                 if request_id in (name, request_ids.request_of(name))]  # fmt: skip
+        for ticket in found:
             ticket.cancel()
-        return ticket is not None
+        return bool(found)
 
     def whereabouts(self, ticket: Ticket) -> Waiting:
         """Return what a request without a lease is waiting for."""
@@ -356,14 +371,14 @@ class Gateway:
     # -- the owner's hands: called in the owner thread, never waiting --------------------------------------------------
 
     def _perform(self, action: actions.Action) -> None:
+        self.metrics.performed(action)
         match action:
             case actions.StartLoad(model, load_id, slot):
                 try:
                     self._start_load(model, load_id, slot)
                 except Exception as error:  # no descriptors, threads or memory left: the scheduler must hear of it
                     log.exception("%s cannot be started", load_id)
-                    self._handles.pop(load_id, None)
-                    self.owner.post(events.LoadFailed(load_id, f"its process cannot be started: {error}"))
+                    self._hear(events.LoadFailed(load_id, f"its process cannot be started: {error}"))
             case actions.EndRunner(_, load_id, reason):
                 if handle := self._handles.get(load_id):
                     handle.end(reason)
@@ -395,6 +410,7 @@ class Gateway:
 
     def _hear(self, event: events.Event) -> None:
         """Pass on what a runner's handle reports. Called in the handle's thread."""
+        self.metrics.heard(event, self._handles)
         match event:
             case events.Loaded(load_id, size):
                 handle = self._handles[load_id]

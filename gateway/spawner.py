@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from utils import log_lines
 from utils.settings import ROOT
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Spawner:
         self._children: dict[str, Child] = {}
         self._threads: list[threading.Thread] = []
         self._stopped = threading.Event()
+        self.replaced = 0
         self.ready = threading.Event()
 
     def start(self) -> None:
@@ -165,6 +167,7 @@ class Spawner:
         self._stopped.wait(_REPLACE_PAUSE)
         with self._lock:
             if not self._stopped.is_set():
+                self.replaced += 1
                 self._ensure()
 
     def _forked(self, reply: dict[str, object]) -> None:
@@ -181,12 +184,10 @@ class Spawner:
     @staticmethod
     def _pump(_: socket.socket, process: "subprocess.Popen[bytes]") -> None:
         """Log what runners and libraries print, line by line."""
-        output = logging.getLogger("runner")
         assert process.stdout is not None
         with process.stdout:
             for line in process.stdout:
-                if text := line.decode(errors="replace").rstrip():
-                    output.info(text)
+                log_lines.relay(line)
 
 
 def _receive(control: socket.socket) -> bytes:

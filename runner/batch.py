@@ -18,6 +18,7 @@ from protocol.messages import Failed, RunnerMessage
 from runner.engines.base import Engine, Logits, Sequence
 from runner.errors import classify
 from runner.job import Job
+from utils.log_lines import about
 
 log = logging.getLogger("runner")
 _READING_SECONDS = 0.4  # that the next token of others, or a cancellation, may have to wait for prompts
@@ -36,7 +37,8 @@ class Prepared:
 def prepare(engine: Engine, job: Job) -> Prepared:
     """Turn a request into sequences: its template, tokens, pictures and grammar take a while, and not the loop's."""
     try:
-        return Prepared(job, engine.prepare(job))
+        with about(job.request.request_id):
+            return Prepared(job, engine.prepare(job))
     except Exception as error:
         return Prepared(job, [], error)
 
@@ -122,7 +124,8 @@ class Batch:
             budget -= max(1, sum(len(sequence.tokens) - sequence.read for sequence in group))
             started, before = time.monotonic(), sum(sequence.read for sequence in group)
             try:
-                scores = self._engine.read(group)
+                with about(*{sequence.job.request.request_id: None for sequence in group}):
+                    scores = self._engine.read(group)
             except Exception as error:
                 self._reading = []
                 self._fail({sequence.job: None for sequence in group}, error, group)
@@ -256,7 +259,7 @@ class Batch:
                     here.remove(sequence)
                     self._engine.drop(sequence)
             if failure.kind == "internal":
-                log.error("request %s failed", job.request.request_id, exc_info=error)
+                log.error("the request failed", exc_info=error, extra={"request_id": job.request.request_id})
             if not job.over:
                 job.over = True
                 self._send(Failed(job.request.request_id, failure.kind, str(failure)))

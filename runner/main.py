@@ -22,6 +22,7 @@ from runner.batch import Batch, Prepared, prepare
 from runner.engines.base import Engine
 from runner.errors import RunnerError, classify, is_sticky
 from runner.job import Job
+from utils import log_lines
 
 log = logging.getLogger("runner")
 _BEAT = 1.0
@@ -29,7 +30,7 @@ _BEAT = 1.0
 
 def run(descriptor: int) -> None:
     """Serve the gateway on the pipe with this file descriptor. Does not return."""
-    logging.basicConfig(level=logging.INFO, format="%(name)s[%(process)d] %(levelname)s %(message)s", force=True)
+    log_lines.to_gateway()
     noise.quiet()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Runner(Connection(descriptor)).listen()
@@ -55,6 +56,7 @@ class Runner:
                     case messages.Load() as load:
                         self._loads.put(load)
                     case messages.Generate(request_id) as request:
+                        log.debug("asked", extra={"request_id": request_id})
                         self._jobs[request_id] = job = Job(request, self.send)
                         self._inbox.put(job)
                     case messages.Cancel(request_id):
@@ -69,6 +71,7 @@ class Runner:
     def send(self, message: messages.RunnerMessage) -> None:
         if isinstance(message, messages.Done | messages.Failed):
             self._jobs.pop(message.request_id, None)
+            log.debug("%s", type(message).__name__.lower(), extra={"request_id": message.request_id})
         try:
             with self._send_lock:
                 self._connection.send(message)
