@@ -9,7 +9,7 @@ import logging
 from flask import Flask
 from flask_compress import Compress
 
-from gateway.routes import access, admin, errors, generate, health, metrics, openai
+from gateway.routes import admin, errors, generate, health, metrics, openai, visits
 from gateway.service import Gateway
 from models_registry.catalog import load_catalog
 from utils import logs
@@ -37,7 +37,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.extensions["switchyard"] = service
     Compress(app)
-    access.register(app)
+    visits.register(app)
     for blueprint in (generate.blueprint, *openai.BLUEPRINTS, admin.blueprint, health.blueprint, metrics.blueprint):
         app.register_blueprint(blueprint)
     errors.register(app)

@@ -15,7 +15,7 @@ from flask import Response, g, request, stream_with_context
 
 from gateway.conversation import Turn, build
 from gateway.errors import BadRequest, ClientGone, GatewayError
-from gateway.routes import access, gateway
+from gateway.routes import gateway, visits
 from gateway.routes.client import gone_check
 from gateway.routes.fields import Fields
 from gateway.ticket import READING, Piece, Ticket
@@ -42,8 +42,8 @@ def admit(spec: ModelSpec, fields: Fields) -> Ticket:
         priority = said  # type: ignore[assignment]
     g.model = spec.name
     ticket = gateway().admit(spec, timeout=fields.timeout, priority=PRIORITIES[priority], places=fields.answers,
-                             request_id=access.ticket_id())  # fmt: skip
-    access.admitted(ticket)
+                             request_id=visits.ticket_id())  # fmt: skip
+    visits.admitted(ticket)
     return ticket
 
 
