@@ -206,8 +206,9 @@ class RunnerHandle:
             case messages.Heartbeat(steps):
                 self.steps = steps
             case messages.Progress():
+                if self.progress is None or self.progress.phase != message.phase:
+                    log.debug("%s: %s", self.load_id, message.phase)
                 self.progress = message
-                log.debug("%s: %s", self.load_id, message.phase)
             case messages.Loaded():
                 self.loaded = message
                 measured = devices.measure(self.pid, message.device, self.load.path) if self.pid else None
