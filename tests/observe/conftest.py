@@ -50,7 +50,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 
     starter = _starter(home)
     start = next(starter)
-    models = only("deepseek", reasoner=reasoner_at(CHECKPOINT, cache_tokens=1_000_000))  # which takes what there is
+    models = only("deepseek", reasoner=reasoner_at(CHECKPOINT, cache_tokens=280_000))  # 215 MB set aside
     gateway = start(launch=False, kind=Watched, models=models, log_format="json", log_level="debug",
                     slot_budget="400MB", otlp_endpoint=collector.url, quantum=0)  # fmt: skip
     assert isinstance(gateway, Watched)
