@@ -78,13 +78,13 @@ class _JsonFormatter(logging.Formatter):
 class Background(logging.Handler):
     """Formats in the thread that logs, and has a thread of its own write to ``sinks``.
 
-    ``dropped`` counts lines that found no place because the writer was behind, and those a sink could not write.
+    ``dropped`` counts lines that found no place because the writer was behind, ``failed`` those a sink could not write.
     """
 
     def __init__(self, sinks: list[logging.Handler], capacity: int = _CAPACITY, patience: float = _WAIT) -> None:
         super().__init__()
         self.sinks = sinks
-        self.dropped = 0
+        self.dropped = self.failed = 0
         self._capacity = capacity
         self._patience = patience
         self._begin()
@@ -145,8 +145,8 @@ class Background(logging.Handler):
                 self._progress.notify_all()
                 lost, self._told = (self.dropped - self._told, self.dropped) if caught_up else (0, self._told)
             if lost:
-                logging.getLogger("switchyard").warning("%d log lines were dropped: what they are written to is slow "
-                                                        "or full", lost)  # fmt: skip
+                logging.getLogger("switchyard").warning("%d log lines were dropped: what they are written to is slow",
+                                                        lost)  # fmt: skip
 
 
 class _Counting(logging.Handler):
@@ -156,7 +156,7 @@ class _Counting(logging.Handler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         if _background is not None:
-            _background.dropped += 1
+            _background.failed += 1
         if not self.failing:
             self.failing = True
             print(f"switchyard: a log line cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
@@ -217,4 +217,4 @@ def to_file(folder: Path, size: int, files: int) -> logging.Handler:
 
 def dropped() -> int:
     """Return how many lines were given up."""
-    return _background.dropped if _background else 0
+    return _background.dropped + _background.failed if _background else 0

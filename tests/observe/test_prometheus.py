@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests.observe.conftest import Watched
-from tests.support.gateway import PATIENCE, PARIS, ROOT, SUM, free_port
+from tests.support.gateway import PARIS, PATIENCE, ROOT, SUM, free_port
 from tests.support.programs import program
 
 PLACE = ROOT / "deploy" / "monitoring"
@@ -128,9 +128,8 @@ def test_what_the_dashboard_shows_is_what_happened(prometheus: Prometheus) -> No
     ]
     (share,) = prometheus.query(concrete('sum(rate(switchyard_load_seconds_sum{model=~"$model"}[$__rate_interval]))'))
     assert share > 0
-    (first,) = prometheus.query(
-        'histogram_quantile(0.5, sum by (le) (rate(switchyard_time_to_first_token_seconds_bucket{model="reasoner"}[1m])))'
-    )
+    buckets = 'switchyard_time_to_first_token_seconds_bucket{model="reasoner"}'
+    (first,) = prometheus.query(f"histogram_quantile(0.5, sum by (le) (rate({buckets}[1m])))")
     assert 0 < first < 640
 
 
