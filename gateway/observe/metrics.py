@@ -21,7 +21,7 @@ from gateway.scheduler import actions, events
 if TYPE_CHECKING:
     from gateway.runner_handle import RunnerHandle
 
-disable_created_metrics()  # a second series for each counter, of which nobody asks
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, that nobody asks for
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 # Seconds. A warm model answers within tenths, a cold one of many gigabytes after minutes.
 _FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)

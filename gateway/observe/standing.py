@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import psutil
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from pynvml import NVMLError
 
 from gateway import devices
 from gateway.errors import Unavailable
@@ -45,17 +46,15 @@ class Standing(Collector):
         draining = _gauge("draining", "1 while the gateway stops: it takes no new requests.")
         draining.add_metric([], float(service.stopping))
         yield draining
+        responding = _gauge("scheduler_responding", "1 if the scheduler answered this scrape.")
         try:
             service.owner.inspect(lambda state: None, _PATIENCE)
-            answering = True
+            state = [*self._slots(), *self._models()]
+            responding.add_metric([], 1)
         except Unavailable:
-            answering = False
-        responding = _gauge("scheduler_responding", "1 if the scheduler answered this scrape.")
-        responding.add_metric([], float(answering))
-        yield responding
-        if answering:
-            yield from self._slots()
-            yield from self._models()
+            state = []
+            responding.add_metric([], 0)
+        yield from (responding, *state)
         alive = _gauge("forkserver_up", "1 if runners can be started.")
         alive.add_metric([], float(service.spawner.alive))
         yield alive
@@ -66,7 +65,7 @@ class Standing(Collector):
         yield _counter("log_lines_dropped_total", "Log lines given up because what they are written to was too slow "
                        "or full.", logs.dropped())  # fmt: skip
         if service.tracing is not None:
-            yield _counter("traces_dropped_total", "Requests whose trace was given up because the exporter was behind.",
+            yield _counter("traces_dropped_total", "Requests whose trace could not be sent, or not in time.",
                            service.tracing.dropped)  # fmt: skip
 
     def _slots(self) -> Iterator[Metric]:
@@ -107,7 +106,12 @@ def _gpus() -> Iterator[Metric]:
     total = _gauge("gpu_memory_total_bytes", "Memory of a GPU.", "gpu", "name")
     used = _gauge("gpu_memory_used_bytes", "Memory of a GPU in use, by whomever.", "gpu", "name")
     busy = _gauge("gpu_utilization_ratio", "Share of time a GPU was computing, lately: 0 to 1.", "gpu", "name")
-    for gpu in devices.gpus():
+    try:
+        found = devices.gpus()
+    except NVMLError as error:  # a GPU that fell off the bus costs its own figures only
+        log.warning("NVML does not tell of the GPUs: %s", error)
+        found = []
+    for gpu in found:
         labels = [str(gpu.index), gpu.name]
         total.add_metric(labels, gpu.total)
         used.add_metric(labels, gpu.total - gpu.free)

@@ -11,7 +11,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +42,7 @@ class Visit:
 
 
 class Tracing:
-    """Exports visits. ``dropped`` counts those given up because the thread was behind."""
+    """Exports visits. ``dropped`` counts those given up: the thread was behind, or the collector did not take them."""
 
     def __init__(self, endpoint: str | None) -> None:
         self.dropped = 0
@@ -69,9 +69,12 @@ class Tracing:
         except queue.Full:
             self.dropped += 1
 
+    def _lost(self, number: int) -> None:
+        self.dropped += number
+
     def _run(self) -> None:
         try:
-            spans = _Spans(self._endpoint)
+            spans = _Spans(self._endpoint, self._lost)
         except Exception:  # a variable OpenTelemetry cannot read is no reason not to serve
             log.exception("traces are off: OpenTelemetry cannot be set up")
             return
@@ -86,7 +89,7 @@ class Tracing:
 class _Spans:
     """OpenTelemetry itself, imported here."""
 
-    def __init__(self, endpoint: str | None) -> None:
+    def __init__(self, endpoint: str | None, lost: Callable[[int], None]) -> None:
         sdk = importlib.import_module("opentelemetry.sdk.trace")
         export = importlib.import_module("opentelemetry.sdk.trace.export")
         otlp = importlib.import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
@@ -96,7 +99,9 @@ class _Spans:
         self._propagator = propagation.TraceContextTextMapPropagator()
         name = {} if "OTEL_SERVICE_NAME" in os.environ else {"service.name": "switchyard"}
         self._provider = sdk.TracerProvider(resource=resources.Resource.create(name), shutdown_on_exit=False)
-        exporter = otlp.OTLPSpanExporter(endpoint=endpoint)  # without one it reads the usual variables itself
+        inner = otlp.OTLPSpanExporter(endpoint=endpoint)  # without one it reads the usual variables itself
+        logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)  # a line for each try; ours is one
+        exporter = _Exporter(inner, export.SpanExportResult.SUCCESS, lost)
         self._provider.add_span_processor(export.BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("switchyard")
 
@@ -127,6 +132,35 @@ class _Spans:
         self._provider.shutdown()
 
 
+class _Exporter:
+    """Passes spans on to an exporter, counts the requests whose spans it could not send, and says so once."""
+
+    def __init__(self, inner: Any, success: object, lost: Callable[[int], None]) -> None:
+        self._inner = inner
+        self._success = success
+        self._lost = lost
+        self._well = True
+
+    def export(self, spans: Sequence[Any]) -> Any:
+        result = self._inner.export(spans)
+        well = result is self._success
+        if not well:
+            self._lost(sum(span.parent is None or span.parent.is_remote for span in spans))
+        if well != self._well:
+            self._well = well
+            if well:
+                log.info("the collector takes traces again")
+            else:
+                log.warning("the collector does not take traces; those of now are lost")
+        return result
+
+    def shutdown(self) -> None:
+        self._inner.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return bool(self._inner.force_flush(timeout_millis))
+
+
 def _parts(one: Course) -> list[tuple[str, float, float, dict[str, Any]]]:
     """Return name, start, end and attributes of each thing a request went through."""
     about: dict[str, Any] = {"gen_ai.request.model": one.model}
@@ -149,7 +183,8 @@ def _parts(one: Course) -> list[tuple[str, float, float, dict[str, Any]]]:
 
 def configured(settings: Settings) -> Tracing | None:
     """Return what exports traces, or None where no endpoint is configured."""
-    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+    off = {"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "none"}
+    if any(os.environ.get(name, "").lower() == value for name, value in off.items()):
         return None
     if settings.otlp_endpoint:
         return Tracing(settings.otlp_endpoint.rstrip("/").removesuffix(_PATH) + _PATH)

@@ -1,6 +1,7 @@
 """The log of a real gateway: an access line for each request, its id wherever it goes, and never what users wrote."""
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,8 +117,10 @@ def telling(start_for_module: Start) -> Iterator[GatewayProcess]:
     """A gateway that logs prompts, rotates early, and whose collector takes connections and says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        yield start_for_module(models=only("deepseek"), log_prompts=True, log_file_size="2kB", log_files=2,
-                               otlp_endpoint=endpoint)  # fmt: skip
+        gateway = start_for_module(launch=False, models=only("deepseek"), log_prompts=True, log_file_size="2kB",
+                                   log_files=2, otlp_endpoint=endpoint)  # fmt: skip
+        gateway.environment |= {"OTEL_BSP_SCHEDULE_DELAY": "100", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
+        yield gateway.start()
 
 
 def test_prompts_are_logged_if_asked_for_and_the_log_warns_of_it(telling: GatewayProcess) -> None:
@@ -130,7 +133,10 @@ def test_prompts_are_logged_if_asked_for_and_the_log_warns_of_it(telling: Gatewa
 def test_a_silent_collector_neither_slows_nor_fails_anything(telling: GatewayProcess) -> None:
     for _ in range(20):
         assert telling.answer("deepseek", **PARIS)["finish_reason"] == "stop"
-    telling.get("/admin/model_status")
+    telling.until(lambda: "the collector does not take traces" in telling.log(), "the log to say so")
+    assert telling.log().count("the collector does not take traces") == 1
+    lost = re.search(r"^switchyard_traces_dropped_total (\S+)$", telling.client.get("/metrics").text, re.MULTILINE)
+    assert lost and float(lost[1]) > 0
 
 
 def test_the_log_is_put_aside_at_its_size(telling: GatewayProcess) -> None:
