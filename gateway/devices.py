@@ -51,17 +51,6 @@ def gpus() -> list[Gpu]:
     return found
 
 
-def utilization(index: int) -> float | None:
-    """Return the share of time in which a GPU was computing, over the driver's own last moment: 0 to 1. None where the
-    driver does not tell."""
-    try:
-        rates = pynvml.nvmlDeviceGetUtilizationRates(pynvml.nvmlDeviceGetHandleByIndex(index))
-    except pynvml.NVMLError as error:
-        log.debug("NVML does not tell how busy GPU %d is: %s", index, error)
-        return None
-    return float(rates.gpu) / 100
-
-
 def choose(settings: Settings) -> tuple[str, int]:
     """Return the slot's device and its budget in bytes.
 
@@ -123,3 +112,14 @@ def _gpu_bytes(pid: int, index: int) -> int | None:
         log.warning("NVML does not list the GPU's processes: %s", error)
         return None
     return next((int(process.usedGpuMemory or 0) for process in processes if process.pid == pid), None)
+
+
+def utilization(index: int) -> float | None:
+    """Return the share of time in which a GPU was computing, over the driver's own last moment: 0 to 1. None where the
+    driver does not tell."""
+    try:
+        rates = pynvml.nvmlDeviceGetUtilizationRates(pynvml.nvmlDeviceGetHandleByIndex(index))
+    except pynvml.NVMLError as error:
+        log.debug("NVML does not tell how busy GPU %d is: %s", index, error)
+        return None
+    return float(rates.gpu) / 100

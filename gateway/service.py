@@ -43,9 +43,6 @@ class Gateway:
         self.device, budget = devices.choose(settings)
         self.footprints = Footprints(settings.models_dir)
         self.started = time.time()
-        self.metrics = Metrics(catalog.names)
-        self.metrics.registry.register(Standing(self))
-        self.tracing = traces.configured(settings)
         slots = {self.device: Slot(self.device, budget)}
         if any(self.place(spec) != self.device for spec in catalog):
             slots["cpu"] = Slot("cpu", devices.cpu_budget(settings))
@@ -60,6 +57,9 @@ class Gateway:
         self._tickets: dict[str, Ticket] = {}
         self._changed = threading.Condition()
         self._stop_lock = threading.Lock()
+        self.metrics = Metrics(catalog.names)
+        self.metrics.registry.register(Standing(self))
+        self.tracing = traces.configured(settings)
         self._stopping = self._stopped = False
 
     def place(self, spec: ModelSpec) -> str:
@@ -212,12 +212,17 @@ class Gateway:
         return list(self._tickets.values())
 
     def cancel(self, request_id: str) -> bool:
-        """Cancel a request that waits or runs, by a ticket's id or its client's. Return False if there is none."""
-        found = [ticket for name, ticket in list(self._tickets.items())
-                 if request_id in (name, request_ids.request_of(name))]  # fmt: skip
+        """Cancel a request that waits or runs. Return False if there is none of this id."""
+        found = self.named(request_id)
         for ticket in found:
             ticket.cancel()
         return bool(found)
+
+    def named(self, request_id: str) -> list[Ticket]:
+        """Return the tickets of a request by its own id, which several may have in common, or the one of a ticket's id.
+        """
+        return [ticket for name, ticket in list(self._tickets.items())
+                if request_id in (name, request_ids.request_of(name))]  # fmt: skip
 
     def whereabouts(self, ticket: Ticket) -> Waiting:
         """Return what a request without a lease is waiting for."""

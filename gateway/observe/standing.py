@@ -4,6 +4,7 @@ Gateway process, in the thread that answers the scrape. A scheduler that does no
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -96,8 +97,12 @@ class Standing(Collector):
             depth.add_metric(model, status["waiting"])
             pinned.add_metric(model, float(status["pinned"]))
             retry.add_metric(model, float(status["retry_at"] is not None))
-            pid, device = status["pid"], status["device"]
-            if pid is not None and device and (size := devices.measure(pid, device)) is not None:
+            taken: Counter[str] = Counter()
+            for runner in status.get("replicas") or [status]:
+                pid, device = runner["pid"], runner["device"]
+                if pid is not None and device and (size := devices.measure(pid, device)) is not None:
+                    taken[device] += size
+            for device, size in taken.items():
                 measured.add_metric([*model, device], size)
         yield from (states, predicted, charged, measured, leases, depth, pinned, retry)
 

@@ -31,7 +31,7 @@ class Prometheus:
         (scraped,) = config["scrape_configs"]
         assert scraped["static_configs"] == [{"targets": ["switchyard:5000"]}]
         scraped["static_configs"] = [{"targets": [f"127.0.0.1:{gateway.port}"]}]
-        config["global"] = {"scrape_interval": "2s", "scrape_timeout": "2s", "evaluation_interval": "1s"}
+        config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
         assert config["rule_files"] == ["alerts.yml"]
         config["rule_files"] = [str(PLACE / "alerts.yml")]
         (home / "prometheus.yml").write_text(yaml.safe_dump(config))
