@@ -1,8 +1,8 @@
 """Traces by OpenTelemetry: a span for each HTTP request, and in it queue, load, prefill and decode.
 
-A request hands over its times when it is over, which is all it ever does here. One thread imports OpenTelemetry, makes
-the spans and gives them to the SDK's batching exporter; a collector that is slow or gone costs traces, which are
-counted, never requests. Only made where an endpoint is configured. Gateway process.
+A request hands over its times when it is over, which is all it ever does here. One thread imports OpenTelemetry at the
+first of them, makes the spans and gives them to the SDK's batching exporter; a collector that is slow or gone costs
+traces, which are counted, never requests. Only made where an endpoint is configured. Gateway process.
 """
 
 import importlib
@@ -73,16 +73,20 @@ class Tracing:
         self.dropped += number
 
     def _run(self) -> None:
+        visit = self._visits.get()  # before the imports: the start of the gateway has other things to do
+        if visit is None:
+            return
         try:
             spans = _Spans(self._endpoint, self._lost)
         except Exception:  # a variable OpenTelemetry cannot read is no reason not to serve
             log.exception("traces are off: OpenTelemetry cannot be set up")
             return
-        while (visit := self._visits.get()) is not None:
+        while visit is not None:
             try:
                 spans.make(visit)
             except Exception:
                 log.exception("no trace of %s", visit.name)
+            visit = self._visits.get()
         spans.close()
 
 
