@@ -121,6 +121,7 @@ class _Told:
 
 def _named() -> str:
     """Return the catalog's name of the model in the current request's path; "" if there is none, or none such."""
-    said = (request.view_args or {}).get("model") or g.get("model", "")
+    parts = request.view_args or {}
+    said = parts.get("model") or parts.get("name") or g.get("model", "")
     spec = gateway().catalog.get(str(said)) if said else None
     return spec.name if spec else ""

@@ -1,17 +1,22 @@
 """What a mailbox makes of a request's course, and what the metrics make of facts that a small gateway rarely has."""
 
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client import generate_latest
 
 from gateway.observe.course import Course, CourseMailbox
 from gateway.observe.metrics import Metrics
 from gateway.runner_handle import Late
 from gateway.scheduler import actions, events
+from gateway.service import Gateway
 from gateway.ticket import Granted, _Stopped
+from models_registry.catalog import load_catalog
 from protocol import messages
+from utils.settings import Settings
 
 
 def granted(cold: bool = False, seconds: float = 0.0) -> Granted:
@@ -162,3 +167,12 @@ def test_two_gateways_of_one_process_count_apart() -> None:
     one.responded("/health", "GET", "", 200, 0.1)
     labels = {"route": "/health", "method": "GET", "model": "", "code": "200"}
     assert (counted(one, "http_requests_total", **labels), counted(other, "http_requests_total", **labels)) == (1, None)
+
+
+def test_a_scheduler_that_does_not_answer_costs_its_own_figures_only(tmp_path: Path) -> None:
+    settings = Settings(profile="pocket", models_dir=tmp_path / "m", logs_dir=tmp_path / "l", tmp_dir=tmp_path / "t")
+    settings.make_folders()
+    service = Gateway(settings, load_catalog(settings))  # and not started
+    text = generate_latest(service.metrics.registry).decode()
+    assert "switchyard_scheduler_responding 0.0" in text and "switchyard_forkserver_up 0.0" in text
+    assert "switchyard_host_memory_total_bytes " in text and "switchyard_slot_budget_bytes" not in text

@@ -147,6 +147,13 @@ def test_a_known_model_is_told_with_a_bad_request(watched: Watched) -> None:
     assert watched.value("switchyard_http_requests_total", **labels) == before + 2
 
 
+def test_a_load_by_hand_is_told_with_its_model_and_is_no_generation(watched: Watched) -> None:
+    generations = watched.value(OUTCOMES, model="reasoner")
+    watched.load("reasoner")
+    assert watched.value("switchyard_http_requests_total", route="/admin/models/<name>/load", model="reasoner") == 1
+    assert watched.value(OUTCOMES, model="reasoner") == generations
+
+
 def test_both_formats(watched: Watched) -> None:
     text = watched.client.get("/metrics")
     assert text.headers["Content-Type"].startswith("text/plain; version=")
