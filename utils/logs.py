@@ -99,19 +99,26 @@ class Background(logging.Handler):
 
     def handle(self, record: logging.LogRecord) -> bool:
         """Hand over a record, and wait a moment for it to be written unless the writer is known to be behind."""
-        # The wait is outside the handler's own lock: one who waits keeps nobody from logging.
-        taken = bool(super().handle(record))
+        # Without the handler's own lock: there is one lock here, and it is never held while another is waited for.
+        if not self.filter(record):
+            return False
+        self.emit(record)
         with self._progress:
             wanted = self._accepted
             if not self._behind and threading.current_thread() is not self._thread:
                 self._behind = not self._progress.wait_for(lambda: self._written >= wanted, self._patience)
-        return taken
+        return True
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not hasattr(record, "request_id"):
-            record.request_id = _request_id()
+        try:
+            if not hasattr(record, "request_id"):
+                record.request_id = _request_id()
+            text = self.format(record)
+        except Exception:  # a line that cannot be made must not be its logger's end
+            self.handleError(record)
+            return
         line = copy.copy(record)
-        line.msg, line.args, line.exc_info, line.exc_text, line.stack_info = self.format(record), None, None, None, None
+        line.msg, line.args, line.exc_info, line.exc_text, line.stack_info = text, None, None, None, None
         with self._progress:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._write, name="log", daemon=True)

@@ -89,6 +89,14 @@ def test_a_line_of_json(kept: Kept) -> None:
     assert said == {"level": "warning", "logger": "here", "message": "it\n ended", "model": "deepseek", "where": "/x"}
 
 
+def test_a_line_that_cannot_be_made_is_told_and_harms_nobody(kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
+    logger, _ = logger_to(kept)
+    logger.info("%d", "no number")
+    logger.info("on")
+    assert [line.rpartition(" ")[2] for line in kept.written] == ["on"]
+    assert "no number" in capsys.readouterr().err
+
+
 def test_a_line_is_written_when_logging_it_returns(kept: Kept) -> None:
     logger, _ = logger_to(kept, patience=60)
     for number in range(100):
