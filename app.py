@@ -42,7 +42,8 @@ def create_app(settings: Settings | None = None) -> Flask:
         app.register_blueprint(blueprint)
     errors.register(app)
 
-    log.info("profile %s with %s on %s", settings.profile, ", ".join(service.catalog.names), service.device)
+    log.info("profile %s with %s on %s", settings.profile, ", ".join(service.catalog.names),
+             ", ".join(service.placement.places))  # fmt: skip
     if settings.host not in ("127.0.0.1", "localhost", "::1"):
         log.warning("listening on %s, where anybody may connect: /admin answers this machine only", settings.host)
     if settings.log_prompts:

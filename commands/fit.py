@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway import fit
+from gateway.placement import Placement
 from models_registry.catalog import Catalog
 from utils.settings import Settings
 from utils.units import format_bytes
@@ -24,10 +25,11 @@ def run(settings: Settings, catalog: Catalog, *, as_json: bool = False) -> int:
     """Print the models and the sets that fit together: tables on a terminal, tab-separated lines elsewhere, JSON when
     asked. Returns 0.
 
-    :raises ValueError: if the settings name a GPU that is not there.
+    :raises SettingsError: if the settings name a device that is not there.
     """
-    slots = fit.budgets(settings, catalog)
-    models = fit.fits(settings, catalog, slots)
+    placement = Placement(settings, catalog)
+    slots = {place.name: place.budget for place in placement.places.values()}
+    models = fit.fits(placement, catalog)
     sets = [fit.together(slot, budget, models) for slot, budget in slots.items()]
     if as_json:
         print(json.dumps({

@@ -6,11 +6,10 @@ Command line's process; starts nothing. Reads headers and budgets, and asks :mod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gateway import devices
-from gateway.footprint import Footprints, HeaderError, Parts, usual_bits
+from gateway.footprint import HeaderError, Parts
+from gateway.placement import Placement
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
-from utils.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,29 +37,17 @@ class Together:
     more: bool
 
 
-def budgets(settings: Settings, catalog: Catalog) -> dict[str, int]:
-    """Return the budgets of the slots that a gateway would have, in bytes.
-
-    :raises ValueError: if the settings name a GPU that is not there.
-    """
-    device, budget = devices.choose(settings)
-    slots = {device: budget}
-    if any(spec.device == "cpu" for spec in catalog):
-        slots.setdefault("cpu", devices.cpu_budget(settings))
-    return slots
+def fits(placement: Placement, catalog: Catalog) -> list[Fit]:
+    """Return what each model of the catalog would be charged for on the slot that it is likely to use."""
+    return [_fit(spec, placement) for spec in catalog]
 
 
-def fits(settings: Settings, catalog: Catalog, slots: dict[str, int]) -> list[Fit]:
-    """Return what each model of the catalog would be charged for."""
-    footprints, first = Footprints(settings.models_dir), next(iter(slots))
-    return [_fit(spec, "cpu" if spec.device == "cpu" else first, slots, footprints) for spec in catalog]
-
-
-def _fit(spec: ModelSpec, slot: str, slots: dict[str, int], footprints: Footprints) -> Fit:
-    spec = spec.model_copy(update={"quant_bits": usual_bits(spec, slot, footprints, slots[slot])})
-    charge = footprints.charge(spec, slot, Catalog.cache_tokens(spec), slots[slot])
+def _fit(spec: ModelSpec, placement: Placement) -> Fit:
+    slot = placement.expected(spec)
+    spec = placement.on(spec, slot)
+    charge = placement.needs(spec, slot)
     try:
-        parts = footprints.parts(spec, slot)
+        parts = placement.footprints.parts(spec, placement.places[slot].device)
     except (HeaderError, OSError) as error:
         return Fit(spec.name, spec.quant_bits, slot, 0, 0, None, str(error))
     return Fit(spec.name, spec.quant_bits, slot, charge.bytes, charge.tokens, parts)

@@ -20,9 +20,12 @@ BUFFER = 65536
 
 @dataclass
 class Child:
-    """One forked process. ``pid`` and ``status`` (negative: the signal that ended it) are set as they become known."""
+    """One forked process. ``pid`` and ``status`` (negative: the signal that ended it) are set as they become known.
+
+    ``from_zygote`` tells that it has found its model opened."""
 
     token: str
+    from_zygote: bool = False
     pid: int | None = None
     status: int | None = None
     forked: threading.Event = field(default_factory=threading.Event)

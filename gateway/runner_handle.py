@@ -52,18 +52,21 @@ class RunnerHandle:
     """One runner from the request for its fork to the proof that its memory is back.
 
     ``predicted`` are the bytes it is charged for until they are measured, ``reserve`` those of them that its cache may
-    come to take.
+    come to take. ``note`` is what its answers say of the ``slot`` it was given.
     """
 
     def __init__(
         self, load: messages.Load, needs: Sequence[str], zygotes: Zygotes, post: Callable[[events.Event], None],
-        heartbeat_timeout: float, predicted: int, reserve: int,
+        heartbeat_timeout: float, predicted: int, reserve: int, slot: str, note: str,
     ) -> None:
         self.load = load
+        self.slot = slot
+        self.note = note
         self.load_id = load.load_id
         self.loaded: messages.Loaded | None = None
         self.measured = False
         self.failed_by: messages.ErrorKind | None = None
+        self.size_at_load: int | None = None
         self.progress: messages.Progress | None = None
         self.steps = 0
         self._needs = needs
@@ -71,7 +74,7 @@ class RunnerHandle:
         self._zygotes = zygotes
         self._heartbeat_timeout = heartbeat_timeout
         self.reserve = reserve
-        self._predicted = predicted
+        self.predicted = predicted
         self._lock = threading.Lock()
         self._send_lock = threading.Lock()
         self._in_flight: dict[str, _InFlight] = {}
@@ -88,6 +91,10 @@ class RunnerHandle:
     @property
     def pid(self) -> int | None:
         return self._child.pid if self._child else None
+
+    @property
+    def from_zygote(self) -> bool:
+        return self._child is not None and self._child.from_zygote
 
     def start(self) -> None:
         """Ask for the fork and begin to listen. Does not wait."""
@@ -215,8 +222,8 @@ class RunnerHandle:
                 self.loaded = message
                 measured = devices.measure(self.pid, message.device, message.mapped_bytes) if self.pid else None
                 # The cache is not there yet: it grows with the requests, up to what is set aside for it.
-                taken = self._predicted if measured is None else measured + self.reserve
-                self.measured = measured is not None
+                taken = self.predicted if measured is None else measured + self.reserve
+                self.measured, self.size_at_load = measured is not None, measured
                 phases = " ".join(f"{phase} {seconds:.2f}s" for phase, seconds in message.phases.items())
                 log.info("loaded %s on %s: %.0f MB, %s, %s", self.load_id, message.device, taken / 1e6,
                          message.quantization, phases)  # fmt: skip

@@ -85,7 +85,7 @@ def options(settings: Settings) -> dict[str, Any]:
 
     :raises CatalogError: if the catalog cannot be used.
     """
-    threads = settings.thread_count(sum(Catalog.batch_size(spec) for spec in load_catalog(settings)))
+    threads = settings.thread_count(sum(Catalog.batch_size(spec) * spec.replicas for spec in load_catalog(settings)))
     return {
         "bind": f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}",
         "workers": 1,

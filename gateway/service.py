@@ -6,23 +6,25 @@ Wires registry, footprints, scheduler, spawner and runner handles. Gateway proce
 import logging
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from gateway import devices
 from gateway.errors import BadRequest, Conflict, Unavailable, UnknownModel
-from gateway.footprint import Charge, Footprints, HeaderError, usual_bits, weight_bytes
+from gateway.footprint import HeaderError, weight_bytes
 from gateway.needs import environment, modules
 from gateway.observe import traces
 from gateway.observe.metrics import Metrics
 from gateway.observe.standing import Standing
 from gateway.owner import Owner
+from gateway.placement import ON_CPU, Placement
 from gateway.runner_handle import RunnerHandle
 from gateway.scheduler import Limits, Model, Phase, Slot, State, actions, events
 from gateway.spawner import Spawner
+from gateway.status import merged, status
 from gateway.ticket import Granted, Ticket, Waiting
 from gateway.zygotes import Zygotes
 from models_registry.catalog import Catalog
-from models_registry.spec import ModelSpec, QuantBits
+from models_registry.spec import ModelSpec, QuantBits, replica_names, spec_name
 from protocol import messages
 from utils import quantized, request_ids
 from utils.hub.state import download_state
@@ -40,15 +42,13 @@ class Gateway:
         self.settings = settings
         self.catalog = catalog
         self.temp = TempFolder(settings.tmp_dir)
-        self.device, budget = devices.choose(settings)
-        self.footprints = Footprints(settings.models_dir)
+        self.placement = Placement(settings, catalog)
+        self.footprints = self.placement.footprints
+        self.device = next(iter(self.placement.places))
         self.started = time.time()
-        slots = {self.device: Slot(self.device, budget)}
-        if any(self.place(spec) != self.device for spec in catalog):
-            slots["cpu"] = Slot("cpu", devices.cpu_budget(settings))
-        self._budgets = {name: slot.budget for name, slot in slots.items()}
+        slots = {place.name: Slot(place.name, place.budget) for place in self.placement.places.values()}
         self._overrides: dict[str, QuantBits] = {}
-        models = {spec.name: self._model(self.spec(spec.name)) for spec in catalog}
+        models = {model.name: model for spec in catalog for model in self._models(spec)}
         limits = Limits(settings.queue_per_model, settings.queue_total, settings.quantum, settings.load_timeout,
                         settings.backoff_first, settings.backoff_max)  # fmt: skip
         self.owner = Owner(State(slots, models, limits), self._perform)
@@ -64,23 +64,27 @@ class Gateway:
         self._stopping = self._stopped = False
 
     def place(self, spec: ModelSpec) -> str:
-        """Return the slot a model goes to: the gateway's, or the CPU where its spec says so."""
-        return "cpu" if spec.device == "cpu" else self.device
+        """Return the slot, or the kind of slots, that a model goes to when it is loaded."""
+        return self.placement.where(spec)
 
-    def _model(self, spec: ModelSpec) -> Model:
-        return Model(
-            spec.name,
-            predicted=self._needs(spec).bytes,
-            slots=(self.place(spec),),
-            keep_alive=self.settings.keep_alive if spec.keep_alive is None else spec.keep_alive,
-            pinned=spec.pinned,
-            concurrency=Catalog.batch_size(spec),
-        )
-
-    def _needs(self, spec: ModelSpec) -> Charge:
-        """Return what a model is charged for, and the tokens of cache among it: fewer where the slot is small."""
-        place = self.place(spec)
-        return self.footprints.charge(spec, place, Catalog.cache_tokens(spec), self._budgets[place])
+    def _models(self, spec: ModelSpec) -> list[Model]:
+        """Return what the scheduler has of a model: one, or as many as it may have replicas."""
+        first, fallback = self.placement.allowed(spec)
+        sizes = self.placement.sizes(spec)
+        return [
+            Model(
+                name,
+                predicted=sizes[first[0]],
+                slots=first,
+                fallback=fallback,
+                sizes=dict(sizes),
+                group=spec.name if spec.replicas > 1 else "",
+                keep_alive=self.settings.keep_alive if spec.keep_alive is None else spec.keep_alive,
+                pinned=spec.pinned,
+                concurrency=Catalog.batch_size(spec),
+            )
+            for name in replica_names(spec)
+        ]
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -136,15 +140,18 @@ class Gateway:
         if spec is None:
             raise UnknownModel(f"there is no model {name!r}; known models: {', '.join(self.catalog.names)}",
                                available_models=self.catalog.names)  # fmt: skip
-        place = self.place(spec)
-        bits = self._overrides.get(spec.name) or usual_bits(spec, place, self.footprints, self._budgets[place])
-        return spec if bits == spec.quant_bits else spec.model_copy(update={"quant_bits": bits})
+        handle = next((handle for handle in list(self._handles.values()) if handle.load.name == spec.name), None)
+        bits = self._overrides.get(spec.name)
+        slot = self.placement.expected(spec, bits) if handle is None else handle.slot
+        return self.placement.on(spec, slot, bits)
 
     def admit(
         self, spec: ModelSpec, *, timeout: float | None = None, priority: int = 0, retry: bool = False, places: int = 1,
+        replica: str | None = None,
         request_id: str | None = None,
     ) -> Ticket:
-        """Reserve a place in the model's queue, for a request that wants ``places`` answers made at once.
+        """Reserve a place in the model's queue, for a request that wants ``places`` answers made at once, by whichever
+        replica is first or by the one named.
 
         ``request_id`` is the ticket's id, one that no other has; without one it is a load by hand, not a request.
 
@@ -154,10 +161,10 @@ class Gateway:
         loaded = any(handle.load.name == spec.name and handle.loaded for handle in list(self._handles.values()))
         if not loaded:
             self.require_weights(spec)
-            self.owner.post(events.Predict(spec.name, self._needs(spec).bytes))
+            self._predict(spec)
         counted, request_id = request_id is not None, request_id or request_ids.new()
         deadline = time.monotonic() + (timeout or self.settings.request_timeout)
-        ticket = Ticket(self, spec, request_id, deadline, priority, retry, places)
+        ticket = Ticket(self, spec, request_id, deadline, priority, retry, places, replica)
         ticket.course.counted = counted
         self._tickets[request_id] = ticket
         try:
@@ -168,10 +175,16 @@ class Gateway:
             raise
         return ticket
 
+    def _predict(self, spec: ModelSpec) -> None:
+        """Tell the scheduler what the model would take on each slot, as far as is known now."""
+        sizes = self.placement.sizes(self.catalog[spec.name], self._overrides.get(spec.name))
+        self.owner.post(events.Predict(spec.name, next(iter(sizes.values())), sizes))
+
     def reserve(self, ticket: Ticket) -> None:
         """Get the ticket a place. :raises GatewayError: if it is refused."""
         self.owner.ask(events.Reserve(
-            ticket.request_id, ticket.spec.name, ticket.deadline, ticket.priority, ticket.retry, ticket.places
+            ticket.request_id, ticket.replica or ticket.spec.name, ticket.deadline, ticket.priority, ticket.retry,
+            ticket.places, bound=ticket.replica is not None,
         ))  # fmt: skip
         ticket.confirm()
 
@@ -217,7 +230,8 @@ class Gateway:
         """Return what a request without a lease is waiting for."""
 
         def look(state: State) -> tuple[Phase, str | None, int | None]:
-            model = state.models[ticket.spec.name]
+            request = state.requests.get(ticket.request_id)
+            model = state.models[request.model if request else ticket.spec.name]
             queue = (place for place, request in enumerate(model.waiting, 1) if request.request_id == ticket.request_id)
             return model.phase, model.load_id, next(queue, None)
 
@@ -252,8 +266,7 @@ class Gateway:
                 spec = self.spec(spec.name)
             if pinned is not None:
                 self.pin(spec, pinned)
-            with self.admit(spec, timeout=self.settings.load_timeout, retry=True) as ticket:
-                ticket.acquire()
+            notes = self._load_all(spec)
         except BaseException:
             self._overrides.pop(spec.name, None)
             if before is not None:
@@ -261,7 +274,33 @@ class Gateway:
             if pinned:
                 self.pin(spec, spec.pinned)
             raise
-        return {**self.model_status(spec), "seconds": round(time.monotonic() - started, 3)}
+        return {**self.model_status(spec), "seconds": round(time.monotonic() - started, 3), **notes}
+
+    def _load_all(self, spec: ModelSpec) -> dict[str, str]:
+        """Load every replica, on different slots at the same time. One is enough: return a note on others that fail.
+
+        :raises GatewayError: if the first cannot be loaded.
+        """
+        if spec.replicas == 1:
+            with self.admit(spec, timeout=self.settings.load_timeout, retry=True) as ticket:
+                ticket.acquire()
+            return {}
+
+        def load(name: str) -> str | None:
+            try:
+                with self.admit(spec, timeout=self.settings.load_timeout, retry=True, replica=name) as ticket:
+                    ticket.acquire()
+            except Unavailable as error:
+                if name == spec.name:
+                    raise
+                return f"{name}: {error.details}"
+            return None
+
+        names = replica_names(spec)
+        with ThreadPoolExecutor(len(names), thread_name_prefix=f"load-{spec.name}") as pool:
+            notes = [note for note in pool.map(load, names) if note]
+        loaded = f"{len(names) - len(notes)} of {len(names)} replicas are loaded"
+        return {"note": "; ".join([loaded, *notes])} if notes else {}
 
     def unload(self, spec: ModelSpec, force: bool = False) -> dict[str, Any]:
         """Unload a model and return what that freed, once its process has ended. A pin set at load goes with it.
@@ -270,7 +309,8 @@ class Gateway:
         """
         before = self.model_status(spec)
         done = self.owner.ask(events.Unload(spec.name, force))
-        ended = [action for action in done if isinstance(action, actions.EndRunner) and action.model == spec.name]
+        ended = [action for action in done
+                 if isinstance(action, actions.EndRunner) and spec_name(action.model) == spec.name]  # fmt: skip
         if not ended and before["state"] in (Phase.READY, Phase.LOADING):
             raise Conflict(f"{spec.name} is {before['state']} with {before['leases']} request(s) running and "
                            f"{before['waiting']} waiting; try again later or send force: true")  # fmt: skip
@@ -286,10 +326,13 @@ class Gateway:
         self._wait_ended([action.load_id for action in ended])
         entries, size = self.temp.clean()
         names = [action.model for action in ended]
-        in_use = [name for name, status in before.items() if name not in names and status["leases"]]
+        replicas = {replica["name"]: replica for status in before.values() for replica in status["replicas"]}
+        in_use = list(dict.fromkeys(
+            spec_name(name) for name, replica in replicas.items() if name not in names and replica["leases"]
+        ))  # fmt: skip
         return {
-            "evicted": names,
-            "freed_bytes": sum(before[name]["bytes"] for name in names),
+            "evicted": list(dict.fromkeys(map(spec_name, names))),
+            "freed_bytes": sum(replicas[name]["bytes"] for name in names),
             "in_use": in_use,
             "temp_entries_removed": entries,
             "temp_bytes_removed": size,
@@ -303,13 +346,17 @@ class Gateway:
             self._changed.wait_for(lambda: not any(load_id in self._handles for load_id in load_ids), timeout)
 
     def statuses(self) -> list[dict[str, Any]]:
-        """Return the state of every model as the scheduler sees it now."""
+        """Return the state of every model as the scheduler sees it now, its replicas in one."""
         now, wall = time.monotonic(), time.time()
 
-        def look(state: State) -> list[dict[str, Any]]:
-            return [self._status(model, now, wall) for model in state.models.values()]
+        def look(state: State) -> dict[str, list[dict[str, Any]]]:
+            found: dict[str, list[dict[str, Any]]] = {}
+            for model in state.models.values():
+                handle = self._handles.get(model.load_id or "")
+                found.setdefault(model.title, []).append(status(model, handle, now, wall))
+            return found
 
-        return self.owner.inspect(look)
+        return [merged(name, replicas) for name, replicas in self.owner.inspect(look).items()]
 
     def context(self, spec: ModelSpec) -> int | None:
         """Return the context in tokens of a model that is loaded; before, only its files know."""
@@ -318,28 +365,6 @@ class Gateway:
 
     def model_status(self, spec: ModelSpec) -> dict[str, Any]:
         return next(status for status in self.statuses() if status["name"] == spec.name)
-
-    def _status(self, model: Model, now: float, wall: float) -> dict[str, Any]:
-        handle = self._handles.get(model.load_id or "")
-        progress = handle.progress if handle and model.phase is Phase.LOADING else None
-        return {
-            "name": model.name,
-            "state": str(model.phase),
-            "device": model.slot,
-            "bytes": model.bytes,
-            "predicted_bytes": model.predicted,
-            "leases": len(model.leases),
-            "waiting": model.depth,
-            "last_used": None if model.last_used is None else round(wall - (now - model.last_used), 3),
-            "expires_at": None if model.expires_at is None or not model.idle or model.pinned
-            else round(wall + model.expires_at - now, 3),
-            "pinned": model.pinned,
-            "pid": handle.pid if handle else None,
-            "steps": handle.steps if handle else 0,
-            "progress": {"phase": progress.phase, "fraction": progress.fraction} if progress else None,
-            "retry_at": round(wall + model.retry_at - now, 3) if model.retry_at > now else None,
-            "last_failure": model.failure or None,
-        }  # fmt: skip
 
     def slots(self) -> list[dict[str, Any]]:
         """Return device, budget and charged bytes of each slot, the gateway's own first."""
@@ -353,6 +378,15 @@ class Gateway:
             ]  # fmt: skip
 
         return self.owner.inspect(look)
+
+    def roles(self) -> dict[int, tuple[str, str | None]]:
+        """Return what processes are for that are neither this one nor runners, and for which model, by pid: the memory
+        report lists them so.
+        """
+        found: dict[int, tuple[str, str | None]] = {
+            zygote["pid"]: ("zygote", zygote["model"]) for zygote in self.zygotes.report() if zygote["pid"]
+        }
+        return found | ({self.spawner.pid: ("forkserver", None)} if self.spawner.pid else {})
 
     def ping(self, timeout: float) -> None:
         """Prove that scheduler and forkserver live. :raises Unavailable: if one does not."""
@@ -387,19 +421,21 @@ class Gateway:
                     ticket.mailbox.put(action)
 
     def _start_load(self, name: str, load_id: str, slot: str) -> None:
-        spec = self.spec(name)
-        needed = self._needs(spec)
+        spec = self.catalog[spec_name(name)]
+        place, fallback = self.placement.places[slot], self.placement.allowed(spec)[1]
+        spec = self.placement.on(spec, slot, self._overrides.get(spec.name))
+        needed = self.placement.needs(spec, slot)
         load = messages.Load(
-            load_id, name, spec.family, spec.engine, str(spec.path(self.settings.models_dir).resolve()),
-            spec.quant_bits, slot, spec.context, self.settings.cpu_threads, spec.max_memory, spec.chat_template,
-            Catalog.batch_size(spec), spec.batch_wait_ms / 1000, needed.tokens,
+            load_id, spec.name, spec.family, spec.engine, str(spec.path(self.settings.models_dir).resolve()),
+            spec.quant_bits, place.device, spec.context, self.placement.threads(), self.placement.offload(spec, slot),
+            spec.chat_template, Catalog.batch_size(spec), spec.batch_wait_ms / 1000, needed.tokens,
             str(quantized.root(self.settings.models_dir).resolve()) if self.settings.quantized_cache else "",
             self.settings.quantized_cache,
         )  # fmt: skip
         handle = RunnerHandle(load, modules([spec]), self.zygotes, self._hear, self.settings.heartbeat_timeout,
-                              needed.bytes, needed.reserve)  # fmt: skip
+                              needed.bytes, needed.reserve, slot, ON_CPU if slot in fallback else "")  # fmt: skip
         self._handles[load_id] = handle
-        log.info("loading %s on %s", load_id, slot)
+        log.info("loading %s on %s%s", load_id, slot, f": {handle.note}" if handle.note else "")
         handle.start()
 
     def _hear(self, event: events.Event) -> None:
@@ -409,16 +445,23 @@ class Gateway:
             case events.Loaded(load_id, size):
                 handle = self._handles[load_id]
                 if handle.measured:
-                    self.footprints.record(
-                        self.spec(handle.load.name), handle.load.device, size - handle.reserve,
-                        handle.loaded.peak_bytes if handle.loaded else 0, handle.load.cache_tokens,
-                    )  # fmt: skip
+                    self._record(handle, size)
+                    self.owner.post(event)
+                    self._predict(self.catalog[handle.load.name])  # a replica on another slot will take as much
+                    return
             case events.RunnerEnded(load_id) | events.RunnerLost(load_id) | events.LoadFailed(load_id):
                 # The handle is known until the scheduler has heard of its end: it may name it until then.
                 self.owner.post(event)
                 self.owner.call(lambda: self._drop_handle(load_id))
                 return
         self.owner.post(event)
+
+    def _record(self, handle: RunnerHandle, size: int) -> None:
+        """Remember what a load took. What one shares with its zygote, the next may have to itself."""
+        load, loaded = handle.load, handle.loaded
+        if loaded is not None and not handle.from_zygote:
+            spec = self.catalog[load.name].model_copy(update={"quant_bits": load.quant_bits})
+            self.footprints.record(spec, load.device, size - handle.reserve, loaded.peak_bytes, load.cache_tokens)
 
     def _drop_handle(self, load_id: str) -> None:
         with self._changed:

@@ -147,9 +147,10 @@ class Ticket:
 
     def __init__(
         self, gateway: "Gateway", spec: ModelSpec, request_id: str, deadline: float, priority: int = 0,
-        retry: bool = False, places: int = 1,
+        retry: bool = False, places: int = 1, replica: str | None = None,
     ) -> None:
         self.spec = spec
+        self.replica = replica
         self.places = places
         self.priority = priority
         self.retry = retry
@@ -253,7 +254,8 @@ class Ticket:
                 case messages.Done(_, reasons, prompt_tokens, completion_tokens, extras):
                     self._over = True
                     yield Finished(reasons, prompt_tokens, completion_tokens, self._timings(first_token),
-                                   handle.loaded.device if handle.loaded else "", extras)  # fmt: skip
+                                   handle.loaded.device if handle.loaded else "",
+                                   _noted(extras, handle.note, conversation))  # fmt: skip
                     return
                 case messages.Failed(_, kind, error):
                     self._over = True
@@ -341,6 +343,15 @@ def fold(pieces: Iterator[Piece]) -> Answer:
             case Finished(reasons):
                 return Answer([choices.get(index, Choice()) for index in range(len(reasons))], piece)
     raise RunnerFailed("the answer broke off")  # a stream ends with Finished or an error
+
+
+def _noted(extras: dict[str, Any], note: str, conversation: tuple[messages.ChatMessage, ...]) -> dict[str, Any]:
+    """Add to an answer's extras why it was not made where its model prefers to be."""
+    if not note:
+        return extras
+    media = any(part.kind != "text" for message in conversation for part in message.parts)
+    notes = [extras["note"], note] if extras.get("note") else [note]
+    return extras | {"generation_method": f"{'multimodal' if media else 'text'}_cpu_fallback", "note": "; ".join(notes)}
 
 
 def _stopped() -> Cancelled:

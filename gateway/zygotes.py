@@ -64,7 +64,9 @@ class Zygotes:
             self._give_up(zygote, "its files have changed")
             return self._spawner.fork(load.load_id, needs, channel)
         zygote.used = time.monotonic()
-        return zygote.line.fork({"token": load.load_id}, channel)
+        child = zygote.line.fork({"token": load.load_id}, channel)
+        child.from_zygote = True
+        return child
 
     def abort(self, why: str) -> None:
         self._spawner.abort(why)

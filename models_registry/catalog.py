@@ -37,6 +37,10 @@ class Catalog:
     def __len__(self) -> int:
         return len(self._specs)
 
+    def __getitem__(self, name: str) -> ModelSpec:
+        """Return the spec of a name, as the catalog has it."""
+        return self._specs[name]
+
     @property
     def names(self) -> list[str]:
         return list(self._specs)

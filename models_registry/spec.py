@@ -3,18 +3,35 @@
 Pure data, used in the gateway and in the runner. Must not import torch or touch a process.
 """
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from utils.settings import ROOT
-from utils.units import Seconds
+from utils.units import Seconds, parse_bytes
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$")]
 Input = Literal["text", "image", "audio", "video"]
 QuantBits = Literal[4, 8, 16]
+_DEVICE = re.compile(r"auto|(cpu|cuda)(:\d{1,3})?")
+
+
+def _devices(value: Any) -> Any:
+    """Take one name, or several in a list or between commas."""
+    names = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not names:
+        raise ValueError("give a device, or a list of them")
+    for name in names:
+        if not isinstance(name, str) or not _DEVICE.fullmatch(name):
+            raise ValueError(f"{name!r} is no device; write auto, cuda, cuda:N, cpu or cpu:N")
+    return names
+
+
+Devices = Annotated[tuple[str, ...], BeforeValidator(_devices)]
+"""``cuda:1`` and ``cpu:0`` are one slot, ``cuda`` and ``cpu`` any of a kind, ``auto`` a GPU where there is one."""
 
 
 class _Strict(BaseModel):
@@ -61,7 +78,8 @@ class ModelSpec(_Strict):
     own number if absent), ``cache_tokens`` how many tokens all of them together may hold (8192, or the context if that
     is larger), ``batch_wait_ms`` how long the first request of an idle runner waits for others, so that
     they share a batch from the beginning. ``cpu_quant_bits`` is used on a CPU; without it a CPU takes 16 bits where
-    they fit, because quantization makes a CPU slower, not faster.
+    they fit, because quantization makes a CPU slower, not faster. ``device`` names the slots it may use; the CPU among
+    several is for when it fits none of the GPUs. Up to ``replicas`` runners of it answer, each in a place of its own.
     """
 
     name: Name
@@ -72,7 +90,8 @@ class ModelSpec(_Strict):
     quant_bits: QuantBits = 4
     cpu_quant_bits: QuantBits | None = None
     engine: Literal["transformers", "llama_cpp"] = "transformers"
-    device: Literal["auto", "cpu"] = "auto"
+    device: Devices = ("auto",)
+    replicas: int = Field(1, ge=1, le=64)
     inputs: tuple[Input, ...] | None = None
     generation: Generation = Field(default_factory=Generation)
     context: int | None = Field(None, ge=16)
@@ -84,6 +103,21 @@ class ModelSpec(_Strict):
     pinned: bool = False
     aliases: tuple[Name, ...] = ()
     max_memory: dict[str, str] | None = Field(None, description="Per-device limits that allow CPU offload.")
+
+    @field_validator("max_memory", mode="before")
+    @classmethod
+    def _limits(cls, value: Any) -> Any:
+        """Keys may be numbers; a limit has to be a size, and a model lives on one GPU."""
+        if not isinstance(value, dict):
+            return value
+        limits = {str(key): limit for key, limit in value.items()}
+        for key, limit in limits.items():
+            if key != "cpu" and not key.isdigit():
+                raise ValueError(f"{key!r} is neither cpu nor the number of a GPU")
+            parse_bytes(limit)
+        if sum(key.isdigit() for key in limits) > 1:
+            raise ValueError("names more than one GPU; a model is loaded on one, and may be offloaded to the CPU")
+        return limits
 
     @model_validator(mode="after")
     def _folder_when_needed(self) -> "ModelSpec":
@@ -115,3 +149,13 @@ class ModelSpec(_Strict):
         if not any(path.glob("*.safetensors")):
             return f"{path} has no .safetensors weights"
         return None
+
+
+def replica_names(spec: ModelSpec) -> list[str]:
+    """Return what the replicas of a model are called: the first by its own name, others ``name#2``, ``name#3``…"""
+    return [spec.name, *(f"{spec.name}#{number}" for number in range(2, spec.replicas + 1))]
+
+
+def spec_name(replica: str) -> str:
+    """Return the name of the model that a replica is one of."""
+    return replica.partition("#")[0]

@@ -14,7 +14,8 @@ from tests.support.gateway import CHECKPOINT, GatewayProcess, only, reasoner_at
 
 WORKERS = 2
 """Processes that ``-n auto`` runs the tests in. Each keeps about one core busy."""
-LONGEST = ("families/test_answers.py", "gateway/test_failures.py", "gateway/test_slots.py", "gateway/test_life.py")
+LONGEST = ("families/test_answers.py", "gateway/test_failures.py", "gateway/test_slots.py", "gateway/test_life.py",
+           "gateway/test_many_slots.py")
 """Files in ``tests`` that take tens of seconds, the longest first: what is begun last should be short."""
 WITHOUT = {"downloads", "media", "pocket", "runner", "scheduler", "unit"}
 """Folders whose tests start no gateway."""
@@ -99,7 +100,7 @@ def _busy(gateway: GatewayProcess) -> str:
             return f"{model['name']} is {model['state']}"
     if scratch := gateway.get("/admin/temp_status")["files"]:
         return f"in tmp/: {scratch}"
-    strays = gateway.runners() - {model["pid"] for model in models}
+    strays = gateway.runners() - {replica["pid"] for model in models for replica in model["replicas"]}
     return f"stray runners {strays}" if strays else ""
 
 

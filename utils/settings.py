@@ -48,14 +48,20 @@ class Settings(BaseSettings):
     tmp_dir: Path = Field(Path("tmp"), description="Scratch space of requests.")
 
     device: str = Field(
-        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-        description="Where models run: auto (the first GPU, else the CPU), cpu, cuda or cuda:N.")
+        "auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)( *, *(cpu|cuda(:\d{1,3})?))*$",
+        description="Where models run: auto (every GPU, else the CPU), cpu, cuda (every GPU), cuda:N, or several of "
+                    "them, comma-separated. Each GPU is a slot.")
     slot_budget: Bytes | None = Field(
-        None, description="Memory the slot may use. Default: from the GPU or from RAM, by the shares below.")
+        None, description="Memory each slot may use. Default: from the GPU or from RAM, by the shares below.")
+    slot_budgets: Annotated[dict[str, Bytes], NoDecode] = Field(
+        {}, description="The same for single slots, such as cuda:1=20GB,cpu=8GB; in the file a mapping.")
     gpu_utilization: float = Field(0.92, gt=0, le=1, description="Share of a GPU's memory a slot may use.")
     gpu_reserve: Bytes = Field(512 * 2**20, description="GPU memory left to the desktop and other programs.")
     cpu_utilization: float = Field(0.5, gt=0, le=1, description="Share of RAM a slot on the CPU may use.")
-    cpu_threads: int = Field(0, ge=0, description="Threads of a runner on the CPU. 0: one per core.")
+    cpu_slots: int = Field(
+        1, ge=1, le=64, description="Slots the CPU is divided into: cpu, or cpu:0, cpu:1 and so on.")
+    cpu_threads: int = Field(
+        0, ge=0, description="Threads of a runner on the CPU. 0: one per core, divided among the CPU's slots.")
 
     keep_alive: Seconds = Field(300.0, description="How long an idle model stays loaded. 0: not at all, -1: forever.")
     preload: Annotated[list[str], NoDecode] = Field([], description="Models to load at start, comma-separated.")
@@ -105,6 +111,16 @@ class Settings(BaseSettings):
     @classmethod
     def _split_names(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("slot_budgets", mode="before")
+    @classmethod
+    def _split_budgets(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+        if wrong := [name for name, equals, _ in pairs if not equals]:
+            raise ValueError(f"{wrong[0].strip()!r} has no size; write, say, cuda:1=20GB,cpu=8GB")
+        return {name.strip(): size.strip() for name, _, size in pairs}
 
     @classmethod
     def settings_customise_sources(

@@ -17,6 +17,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from gateway.observe import course
 from gateway.scheduler import actions, events
+from models_registry.spec import spec_name
 
 if TYPE_CHECKING:
     from gateway.runner_handle import RunnerHandle
@@ -165,7 +166,8 @@ class Metrics:
     def performed(self, action: actions.Action) -> None:
         """The scheduler decided something that is being done. Called in the owner thread alone."""
         match action:
-            case actions.StartLoad(model, load_id, slot):
+            case actions.StartLoad(replica, load_id, slot):
+                model = spec_name(replica)
                 self._runners[load_id] = _Runner(model, slot, time.monotonic())
                 if slot in self._evicted_on:
                     self._evicted_on.discard(slot)
@@ -173,8 +175,8 @@ class Metrics:
                 if model in self._crashed:
                     self._crashed.discard(model)
                     self._restarts.labels(model).inc()
-            case actions.EndRunner(model, load_id, reason):
-                self._evictions.labels(model, reason).inc()
+            case actions.EndRunner(replica, load_id, reason):
+                self._evictions.labels(spec_name(replica), reason).inc()
                 if reason == "evicted" and (runner := self._runners.get(load_id)):
                     self._evicted_on.add(runner.slot)
 

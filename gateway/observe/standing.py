@@ -98,7 +98,7 @@ class Standing(Collector):
             pinned.add_metric(model, float(status["pinned"]))
             retry.add_metric(model, float(status["retry_at"] is not None))
             taken: Counter[str] = Counter()
-            for runner in status.get("replicas") or [status]:
+            for runner in status["replicas"]:
                 pid, device = runner["pid"], runner["device"]
                 if pid is not None and device and (size := devices.measure(pid, device)) is not None:
                     taken[device] += size
@@ -120,7 +120,7 @@ def _gpus() -> Iterator[Metric]:
         labels = [str(gpu.index), gpu.name]
         total.add_metric(labels, gpu.total)
         used.add_metric(labels, gpu.total - gpu.free)
-        if (share := devices.utilization(gpu.index)) is not None:
+        if (share := devices.utilization(gpu)) is not None:
             busy.add_metric(labels, share)
     yield from (total, used, busy)
 

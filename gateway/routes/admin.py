@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import psutil
 from flask import Blueprint, Response, jsonify, request
 
-from gateway import devices
+from gateway import memory
 from gateway.errors import BadRequest, Forbidden
 from gateway.routes import gateway
 from models_registry.catalog import Catalog
@@ -47,33 +47,41 @@ def _is_loopback(address: str) -> bool:
 
 @blueprint.get("/memory_status")
 def memory_status() -> Response:
-    """GPU, slot and host memory. The contract's ``gpu_*`` are in GiB, everything else in bytes."""
+    """GPU, slot and host memory, measured now. The contract's ``gpu_*`` are in GiB, everything else in bytes."""
     service = gateway()
-    found = {f"cuda:{gpu.index}": gpu for gpu in devices.gpus()}
-    gpu = found.get(service.device) or next(iter(found.values()), None)
-    total, free = (gpu.total, gpu.free) if gpu else (0, 0)
-    host = psutil.virtual_memory()
-    slots = service.slots()
-    short = (free < _WARNING_SHARE * total) if gpu else host.available < _WARNING_SHARE * host.total
-    statuses = service.statuses()
-    largest = max((status["predicted_bytes"] for status in statuses
-                   if Catalog.inputs(service.spec(status["name"])) != ("text",)), default=0)  # fmt: skip
-    in_use = sum(status["bytes"] for status in statuses
-                 if (status["leases"] or status["pinned"]) and status["device"] == service.device)  # fmt: skip
+    slots, statuses = service.slots(), service.statuses()
+    told = memory.report(service.placement.places, slots, statuses, service.roles())
+    in_slots = {slot["device"] for slot in slots}
+    gpus = [gpu for gpu in told["gpus"] if gpu["device"] in in_slots]
+    total, free = (sum(gpu[field] for gpu in gpus or told["gpus"]) for field in ("total_bytes", "free_bytes"))
+    host = told["host"]
+    short = any(gpu["free_bytes"] < _WARNING_SHARE * gpu["total_bytes"] for gpu in gpus) if gpus else (
+        host["available_bytes"] < _WARNING_SHARE * host["total_bytes"])  # fmt: skip
+    seeing = {name for name in service.catalog.names if Catalog.inputs(service.catalog[name]) != ("text",)}
     return jsonify(
         timestamp=int(time.time()),
-        gpu_available=gpu is not None,
+        gpu_available=bool(told["gpus"]),
         gpu_total_gb=round(total / _GB, 2),
         gpu_allocated_gb=round((total - free) / _GB, 2),
         gpu_free_gb=round(free / _GB, 2),
         memory_warning=bool(short),
-        multimodal_safe=bool(not short and largest <= slots[0]["budget_bytes"] - in_use),
-        slot=slots[0],
-        slots=slots,
-        models={status["name"]: {"state": status["state"], "bytes": status["bytes"]} for status in statuses
-                if status["state"] != "cold"},
-        host={"total_bytes": host.total, "available_bytes": host.available},
+        multimodal_safe=not short and all(_has_room(status, slots, statuses) for status in statuses
+                                          if status["name"] in seeing),
+        slot=told["slots"][0],
+        **told,
         gateway_bytes=psutil.Process().memory_info().rss,
+    )  # fmt: skip
+
+
+def _has_room(status: dict[str, Any], slots: list[dict[str, Any]], statuses: list[dict[str, Any]]) -> bool:
+    """Whether a model could be loaded now although all that are in use or pinned stay. It can where it is already."""
+    if status["state"] == "ready":
+        return True
+    sizes = gateway().placement.sizes(gateway().catalog[status["name"]])
+    stay = [replica for other in statuses for replica in other["replicas"] if replica["leases"] or replica["pinned"]]
+    return any(
+        sizes[slot["device"]] + sum(one["bytes"] for one in stay if one["device"] == slot["device"])
+        <= slot["budget_bytes"] for slot in slots if slot["device"] in sizes
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ def health() -> Response:
         status="stopping" if service.stopping else "healthy",
         profile=service.catalog.profile,
         device=service.device,
+        devices=list(service.placement.places),
         uptime=round(time.time() - service.started, 3),
         vlm_config=_vision(),
     )

@@ -6,6 +6,7 @@ from functools import partial
 from gateway.scheduler.actions import Action, Admit, Refuse, Why
 from gateway.scheduler.estimate import any_place, next_place
 from gateway.scheduler.events import Reserve
+from gateway.scheduler.replicas import home
 from gateway.scheduler.state import Model, Phase, Request, State
 
 
@@ -21,7 +22,8 @@ def reserve(state: State, event: Reserve, now: float) -> list[Action]:
     Nobody is refused because he is likely to be too late: how long loads and answers will take is an estimate, and only
     a deadline that has passed is certain.
     """
-    model = state.models[event.model]
+    model = state.models[event.model] if event.bound else home(state, state.models[event.model])
+    depth = sum(member.depth for member in state.group(model))
 
     def refuse(why: Why, detail: str, retry_after: float | None = None) -> list[Action]:
         return [Refuse(event.request_id, why, detail, retry_after)]
@@ -29,31 +31,30 @@ def reserve(state: State, event: Reserve, now: float) -> list[Action]:
     if state.stopping:  # 1
         return refuse(Why.STOPPING, "the server is stopping")
     if model.phase in (Phase.COLD, Phase.DRAINING) and now < model.retry_at and not event.retry:  # 2
-        return refuse(Why.BACKOFF, f"loading {model.name} failed: {model.failure}", model.retry_at - now)
-    if model.phase is Phase.COLD and (room := largest(state, model)) < model.predicted:  # 3
-        return refuse(Why.CANNOT_FIT, cannot_fit(model, room))
-    for depth, limit, whose, estimate in (  # 4
-        (model.depth, state.limits.queue_per_model, f"the queue of {model.name}", partial(next_place, state, model)),
+        return refuse(Why.BACKOFF, f"loading {model.title} failed: {model.failure}", model.retry_at - now)
+    if model.phase is Phase.COLD and not state.usable(model):  # 3
+        return refuse(Why.CANNOT_FIT, cannot_fit(state, model))
+    for taken, limit, whose, estimate in (  # 4
+        (depth, state.limits.queue_per_model, f"the queue of {model.title}", partial(next_place, state, model)),
         (state.depth, state.limits.queue_total, "the server's queue", partial(any_place, state)),
     ):
-        if depth >= limit:
+        if taken >= limit:
             retry_after = float(math.ceil(max(1.0, estimate(now))))  # what HTTP's Retry-After can say
-            return refuse(Why.QUEUE_FULL, f"{whose} is full ({depth} of {limit})", retry_after)
+            return refuse(Why.QUEUE_FULL, f"{whose} is full ({taken} of {limit})", retry_after)
     request = Request(  # 5
         event.request_id, model.name, event.deadline, event.priority, now, retry=event.retry,
-        places=min(event.places, model.concurrency),
+        places=min(event.places, model.concurrency), bound=event.bound,
     )  # fmt: skip
     model.reserved[request.request_id] = state.requests[request.request_id] = request
     return [Admit(request.request_id)]
 
 
-def largest(state: State, model: Model) -> int:
-    """The most bytes the model could have on any slot it may use."""
-    return max((state.room(slot, model) for slot in model.slots), default=0)
-
-
-def cannot_fit(model: Model, room: int) -> str:
+def cannot_fit(state: State, model: Model) -> str:
+    """Say how much is missing on the slot where the least is."""
+    slot = max(model.allowed, key=lambda slot: state.room(slot, model) - model.size(slot))
+    where = "the slot" if len(state.slots) == 1 else f"slot {slot}"
     return (
-        f"{model.name} needs about {model.predicted / 1e6:,.0f} MB and the slot can give it {room / 1e6:,.0f} MB; "
+        f"{model.title} needs about {model.size(slot) / 1e6:,.0f} MB and {where} can give it "
+        f"{state.room(slot, model) / 1e6:,.0f} MB; "
         "load it with fewer bits, unpin a model or raise the slot's budget"
     )

@@ -57,6 +57,6 @@ def replaced(state: State, slot: str) -> None:
     for the other's answer first, and would not have come however long its model was kept.
     """
     for model in state.models.values():
-        if model.idle_since is not None and model.phase in (Phase.COLD, Phase.DRAINING) and slot in model.slots:
+        if model.idle_since is not None and model.phase in (Phase.COLD, Phase.DRAINING) and slot in model.allowed:
             model.idle_since = None
             model.returns -= _WEIGHT * model.returns

@@ -13,12 +13,18 @@ _LOAD = 10.0  # seconds, while no model has been loaded yet
 
 
 def next_place(state: State, model: Model, now: float) -> float:
-    """Return the seconds until a request that waits for ``model`` is likely to get its lease:
+    """Return the seconds until a request that waits for ``model``, or for any of its replicas that are there, is likely
+    to get its lease:
 
     1. ready: when the next of its leases ends, unless a turn of others begins before: then as if it were cold;
     2. loading: what is left of the load;
     3. cold or ending: its slot becomes free, those who are before it have their turns, and it is loaded.
     """
+    here = [member for member in state.group(model) if member.phase in (Phase.READY, Phase.LOADING)]
+    return min(_next_place(state, member, now) for member in here or [model])
+
+
+def _next_place(state: State, model: Model, now: float) -> float:
     if model.phase is Phase.READY:  # 1
         ends = _next_release(model, now)
         others = [other for other in _queue(state, model, now) if _in_the_way(state, model, other)]
@@ -48,23 +54,28 @@ def _queue(state: State, model: Model, now: float) -> list[Model]:
     """The cold models with waiters that share a slot with ``model``, in the order in which they will be loaded."""
     cold = [
         other for other in state.models.values()
-        if other.waiting and other.phase in (Phase.COLD, Phase.DRAINING) and set(other.slots) & set(model.slots)
+        if other.waiting and other.phase in (Phase.COLD, Phase.DRAINING) and set(other.allowed) & set(model.allowed)
     ]  # fmt: skip
     return sorted(cold, key=lambda other: other.turn(now, state.limits))
 
 
 def _in_the_way(state: State, model: Model, other: Model) -> bool:
-    """Whether the two do not fit together."""
-    slot = other.slot or model.slots[0]
-    taken = (model.bytes or model.predicted) + (other.bytes or other.predicted)
-    return slot in model.slots and taken > state.slots[slot].budget
+    """Whether the two do not fit together on any slot that both may use."""
+    slots = set(model.allowed if model.slot is None else (model.slot,))
+    slots &= set(other.allowed if other.slot is None else (other.slot,))
+    taken = {slot: (model.bytes or model.size(slot)) + (other.bytes or other.size(slot)) for slot in slots}
+    return bool(taken) and all(size > state.slots[slot].budget for slot, size in taken.items())
 
 
 def _room(state: State, newcomer: Model, now: float) -> float:
-    """Seconds until enough residents have left for the next one to be loaded, those that leave first counted first."""
-    slot = newcomer.slots[0]
+    """Seconds until there is room for the next one to be loaded, on the slot where that is soonest."""
+    return min(_room_on(state, slot, newcomer, now) for slot in state.usable(newcomer) or newcomer.slots[:1])
+
+
+def _room_on(state: State, slot: str, newcomer: Model, now: float) -> float:
+    """Seconds until enough residents have left, those that leave first counted first."""
     residents = state.residents(slot)
-    need = state.used(slot) + newcomer.predicted - state.slots[slot].budget
+    need = state.used(slot) + newcomer.size(slot) - state.slots[slot].budget
     wait = max((_load_left(state, other, now) for other in residents if other.phase is Phase.LOADING), default=0.0)
     leaving = sorted((_leaves(state, other, newcomer, now), other.bytes) for other in residents if not other.pinned)
     for seconds, size in leaving:

@@ -1,12 +1,13 @@
 """What can happen, as the scheduler sees it. Times are seconds of one monotonic clock."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
     """A request wants a place in a model's queue. ``retry`` asks for a load in spite of a back-off; ``places`` is how
-    many answers it wants made at once."""
+    many answers it wants made at once; ``bound`` asks for this one replica instead of whichever is best."""
 
     request_id: str
     model: str
@@ -14,6 +15,7 @@ class Reserve:
     priority: int = 0
     retry: bool = False
     places: int = 1
+    bound: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class RunnerEnded:
 
 @dataclass(frozen=True, slots=True)
 class Unload:
-    """Somebody wants the model gone; with ``force`` even while it answers."""
+    """Somebody wants the model gone with all its replicas; with ``force`` even while it answers."""
 
     model: str
     force: bool = False
@@ -84,16 +86,19 @@ class Cleanup:
 
 @dataclass(frozen=True, slots=True)
 class Pin:
+    """For the model and all its replicas."""
+
     model: str
     pinned: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Predict:
-    """A better prediction of a model's bytes is known."""
+    """A better prediction of the bytes of a model and its replicas is known; ``sizes`` where slots differ."""
 
     model: str
     bytes: int
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,23 @@
 """Who must go so that another fits, and which busy model must yield. A pure decision: it changes nothing."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
+from types import MappingProxyType
 
 from gateway.scheduler.anticipation import expected_until
-from gateway.scheduler.state import Model, Phase, State
+from gateway.scheduler.state import Model, Phase, State, akin
+
+
+class Prospect(IntEnum):
+    """How soon a load can begin on a slot, the best first."""
+
+    NOW = 0
+    SOON = 1  # there is room, or will be: a load is under way there, or those who had to go are ending
+    EVICT = 2
+    YIELD = 3
+    TURN = 4
+    UNKNOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,21 +27,56 @@ class Plan:
     ``ready``: start now. ``evict``: end these now, that is all it needs. ``yielding``: busy residents whose turn is
     over: they get no new lease and go once they have answered. ``wait_until``: when the next turn is over, or the next
     expected request overdue. With none of these it waits for what is under way: a load, or runners that are ending.
+    ``due`` is when the last of the turns is over, or was.
     """
 
     slot: str
-    ready: bool = False
+    prospect: Prospect = Prospect.UNKNOWN
     evict: tuple[Model, ...] = ()
     yielding: tuple[Model, ...] = ()
     wait_until: float | None = None
+    due: float = 0.0
+
+    @property
+    def ready(self) -> bool:
+        return self.prospect is Prospect.NOW
 
 
-def plan(state: State, newcomer: Model, now: float) -> Plan:
-    """Plan on the slot that is ready soonest, then the one with the tightest fit, of those it can fit at all."""
-    possible = [slot for slot in newcomer.slots if state.room(slot, newcomer) >= newcomer.predicted]
-    plans = [_plan_on(state, slot, newcomer, now) for slot in possible] or [Plan(newcomer.slots[0])]
-    return min(plans, key=lambda option: (not option.ready, not option.evict, len(option.yielding),
-                                          state.slots[option.slot].budget - state.used(option.slot)))  # fmt: skip
+def plan(state: State, newcomer: Model, now: float, promised: Mapping[str, int] = MappingProxyType({})) -> Plan:
+    """Plan on one of the slots that can hold it, by these in turn:
+
+    1. where it fits with nobody going, at once or soon; then where idle models can go; then where the turn of a busy
+       one is over, or will be first;
+    2. where no other replica of it is;
+    3. where those who would go were used longest ago;
+    4. the fewest would have to yield;
+    5. the tightest fit, so that the larger space stays for a larger model.
+
+    ``promised`` are bytes of slots that a model before this one will take.
+    """
+    plans = [_plan_on(state, slot, newcomer, now, promised.get(slot)) for slot in state.usable(newcomer)]
+    return _best(state, newcomer, plans or [Plan(newcomer.slots[0])])
+
+
+def plan_beside(state: State, newcomer: Model, now: float, taken: Collection[str]) -> Plan:
+    """Plan one more replica, for which nobody has to give way: it goes where it fits, or where idle models are enough
+    that have been asked nothing for as long as a busy one may keep the slot. Never on a slot that others wait for.
+    """
+    if newcomer.retry_at > now:
+        return Plan(newcomer.slots[0], wait_until=newcomer.retry_at)
+    usable = [slot for slot in state.usable(newcomer) if slot not in taken]
+    plans = [_plan_beside_on(state, slot, newcomer, now) for slot in usable]
+    return _best(state, newcomer, plans or [Plan(newcomer.slots[0])])
+
+
+def _best(state: State, newcomer: Model, plans: list[Plan]) -> Plan:
+    def order(option: Plan) -> tuple[float, ...]:
+        mates = sum(akin(model, newcomer) for model in state.residents(option.slot))
+        used = max((model.last_used or 0.0 for model in option.evict), default=0.0)
+        free = state.slots[option.slot].budget - state.used(option.slot)
+        return option.prospect, mates, option.due, used, len(option.yielding), free
+
+    return min(plans, key=order)
 
 
 def overdraft(state: State, slot: str) -> list[Model]:
@@ -38,28 +86,33 @@ def overdraft(state: State, slot: str) -> list[Model]:
     return _take(_least_recent(model for model in residents if _evictable(model) and not model.waiting), over)
 
 
-def _plan_on(state: State, slot: str, newcomer: Model, now: float) -> Plan:
+def _plan_on(state: State, slot: str, newcomer: Model, now: float, promised: int | None) -> Plan:
     """Decide on one slot, in this order:
 
     1. it fits as things are: ready, unless another model is loading there;
     2. candidates to go are, in this order: idle models, least recently used first; idle ones whose next request is
        expected so soon that a swap back would cost more than waiting for it; busy ones, those that have had the slot
-       longest first. Never one that is pinned, loading, or awaited by requests of a better priority;
+       longest first. Never one that is pinned, loading, another replica of the same model, or awaited by requests of a
+       better priority;
     3. if all of them together are not enough, it waits for something else to happen;
     4. a busy one may keep the slot until its turn is over, an expected one until it is overdue or its turn is over;
     5. once nobody may keep it and no lease is open, all who are needed go at once.
     """
     residents = state.residents(slot)
-    need = state.used(slot) + newcomer.predicted - state.slots[slot].budget
+    need = state.used(slot) + (promised or 0) + newcomer.size(slot) - state.slots[slot].budget
     if need <= 0:  # 1
         # One load at a time on a slot: two at once could run it out of memory at their peaks.
-        return Plan(slot, ready=all(model.phase is not Phase.LOADING for model in residents))
+        free = promised is None and all(model.phase is not Phase.LOADING for model in residents)
+        return Plan(slot, Prospect.NOW if free else Prospect.SOON)
     need -= sum(model.bytes for model in residents if model.phase is Phase.DRAINING)
+    if need <= 0:
+        return Plan(slot, Prospect.SOON)
 
     until: dict[str, float] = {}  # when each that may keep the slot for a while has to give way
-    idle = _least_recent(model for model in residents if _evictable(model) and not model.waiting)  # 2
+    idle = _least_recent(model for model in residents
+                         if _evictable(model) and not model.waiting and not akin(model, newcomer))  # fmt: skip  # 2
     waiters = sum(len(model.waiting) for model in state.models.values()
-                  if slot in model.slots and model.phase in (Phase.COLD, Phase.DRAINING))  # fmt: skip
+                  if slot in model.allowed and model.phase in (Phase.COLD, Phase.DRAINING))  # fmt: skip
     for model in idle:
         expected = expected_until(state, model, waiters, now)
         if expected is not None:
@@ -68,17 +121,52 @@ def _plan_on(state: State, slot: str, newcomer: Model, now: float) -> Plan:
     busy = _longest_ready(
         model for model in residents
         if model.phase is Phase.READY and not model.pinned and (model.leases or model.waiting)
-        and not _comes_first(model, newcomer, now, state)
+        and not akin(model, newcomer) and not _comes_first(model, newcomer, now, state)
     )  # fmt: skip
     until |= {model.name: turn_ends(state, model, newcomer, now) for model in busy}
     go = _take(idle + busy, need)
     if sum(model.bytes for model in go) < need:  # 3
         return Plan(slot)
     pending = [until[model.name] for model in go if until.get(model.name, now) > now]  # 4
-    yielding = tuple(model for model in go if model in busy and now >= until[model.name])
-    if pending or any(model.leases for model in yielding):
-        return Plan(slot, yielding=yielding, wait_until=min(pending, default=None))
-    return Plan(slot, evict=tuple(go), yielding=yielding)  # 5
+    yielding = tuple(model for model in go if _gives_way(state, model, newcomer, until, now))
+    due = max((until[model.name] for model in go if model.name in until), default=0.0)
+    if pending:
+        return Plan(slot, Prospect.TURN, yielding=yielding, wait_until=min(pending), due=due)
+    if any(model.leases for model in yielding):
+        return Plan(slot, Prospect.YIELD, yielding=yielding, due=due)
+    return Plan(slot, Prospect.EVICT, evict=tuple(go), yielding=yielding)  # 5
+
+
+def _gives_way(state: State, model: Model, newcomer: Model, until: dict[str, float], now: float) -> bool:
+    """Whether the turn of one who has to go is over. A replica that is idle now would be given the next request of its
+    model, which waits elsewhere, and another would be when that is answered, for ever.
+    """
+    if model.leases or model.waiting:
+        return now >= until[model.name]
+    return bool(model.group) and now >= turn_ends(state, model, newcomer, now)
+
+
+def _plan_beside_on(state: State, slot: str, newcomer: Model, now: float) -> Plan:
+    residents = state.residents(slot)
+    need = state.used(slot) + newcomer.size(slot) - state.slots[slot].budget
+    if need <= 0:
+        free = all(model.phase is not Phase.LOADING for model in residents)
+        return Plan(slot, Prospect.NOW if free else Prospect.SOON)
+    need -= sum(model.bytes for model in residents if model.phase is Phase.DRAINING)
+    if need <= 0:
+        return Plan(slot, Prospect.SOON)
+    limits = state.limits
+    idle = [model for model in residents if _evictable(model) and not model.waiting and not akin(model, newcomer)]
+    unused = {model.name: (model.last_used or 0.0) + max(limits.quantum, limits.quantum_loads * model.load.value)
+              for model in idle}  # fmt: skip
+    idle.sort(key=lambda model: unused[model.name])
+    go = _take(idle, need)
+    if sum(model.bytes for model in go) < need:
+        return Plan(slot)
+    last = max(unused[model.name] for model in go)
+    if last > now:
+        return Plan(slot, Prospect.TURN, wait_until=last, due=last)
+    return Plan(slot, Prospect.EVICT, evict=tuple(go))
 
 
 def turn_ends(state: State, model: Model, newcomer: Model, now: float) -> float:

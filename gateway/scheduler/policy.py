@@ -7,10 +7,10 @@ thread, in tests and in a simulator. Times are seconds of one monotonic clock.
 from collections.abc import Iterable
 from typing import assert_never
 
-from gateway.scheduler import anticipation, events
+from gateway.scheduler import anticipation, events, replicas
 from gateway.scheduler.actions import Action, EndRunner, Grant, Refuse, StartLoad, Why
-from gateway.scheduler.admission import cannot_fit, largest, reserve
-from gateway.scheduler.eviction import Plan, overdraft, plan
+from gateway.scheduler.admission import cannot_fit, reserve
+from gateway.scheduler.eviction import Plan, overdraft, plan, plan_beside
 from gateway.scheduler.state import Model, Phase, Request, State
 
 
@@ -33,7 +33,10 @@ def next_wakeup(state: State, now: float) -> float | None:
         # Whoever has waited for long enough ranks higher, which may decide who comes first or who has to give way.
         ripe = (request.asked + state.limits.batch_patience for request in model.waiting if request.priority)
         times += [at for at in ripe if at > now]
-    times += [found.wait_until for _, found in _plans(state, now) if found.wait_until is not None]
+    plans = _plans(state, now)
+    for _, found in (*plans, *_more(state, plans, now)):
+        if found.wait_until is not None:
+            times.append(found.wait_until)
     return min(times, default=None)
 
 
@@ -65,14 +68,19 @@ def _apply(state: State, event: events.Event, now: float) -> list[Action]:
                 _drop_leases(state, model)
                 _cool(model)
         case events.Unload(name, force):
-            return _unload(state, [state.models[name]], force, "unloaded", now)
+            group = state.group(state.models[name])
+            if force or all(model.phase is not Phase.LOADING and not model.leases and not model.waiting
+                            for model in group):  # fmt: skip
+                return _unload(state, group, force, "unloaded", now)
         case events.Cleanup(force):
             return _unload(state, state.models.values(), force, "cleanup", now)
         case events.Pin(name, pinned):
-            state.models[name].pinned = pinned
-            _rest(state.models[name], now)
-        case events.Predict(name, size):
-            state.models[name].predicted = size
+            for model in state.group(state.models[name]):
+                model.pinned = pinned
+                _rest(model, now)
+        case events.Predict(name, size, sizes):
+            for model in state.group(state.models[name]):
+                model.predicted, model.sizes = size, dict(sizes)
         case events.Drain():
             state.stopping = True
         case events.Shutdown():
@@ -89,10 +97,13 @@ def _submit(state: State, request_id: str, now: float) -> list[Action]:
     request = state.requests.get(request_id)
     if request is None or request.submitted:
         return []
+    if not request.bound:
+        state.models[request.model].reserved.pop(request_id, None)
+        request.model = replicas.home(state, state.models[request.model]).name
     model = state.models[request.model]
     if model.phase in (Phase.COLD, Phase.DRAINING) and now < model.retry_at and not request.retry:
         _forget(state, request_id)
-        return [Refuse(request_id, Why.BACKOFF, f"loading {model.name} failed: {model.failure}", model.retry_at - now)]
+        return [Refuse(request_id, Why.BACKOFF, f"loading {model.title} failed: {model.failure}", model.retry_at - now)]
     model.reserved.pop(request_id, None)
     request.submitted, request.since, request.asked = True, now, now
     # Priority classes first, then arrival: each request goes behind its equals. Model.next knows who ripens meanwhile.
@@ -140,15 +151,21 @@ def _loaded(state: State, load_id: str, size: int, now: float) -> list[Action]:
     model = state.by_load(load_id)
     if model is None or model.phase is not Phase.LOADING:
         return []  # the news of a load that was given up meanwhile
-    model.phase, model.bytes, model.predicted, model.ready_since = Phase.READY, size, size, now
-    model.last_used, model.failures, model.retry_at = now, 0, 0.0
+    assert model.slot is not None
+    model.phase, model.bytes, model.ready_since, model.last_used = Phase.READY, size, now, now
+    model.failures, model.retry_at = 0, 0.0
+    for member in state.group(model):
+        if member.sizes:
+            member.sizes[model.slot] = size
+        else:
+            member.predicted = size
     model.load.add(now - model.load_since)
     _rest(model, now)
-    assert model.slot is not None
     anticipation.replaced(state, model.slot)
-    if size > (room := largest(state, model)):
-        return [_end(model, "cannot_fit", now), *_refuse_all(state, model, Why.CANNOT_FIT, cannot_fit(model, room))]
-    return []
+    if size <= state.room(model.slot, model):
+        return []
+    refused = [] if state.usable(model) else _refuse_all(state, model, Why.CANNOT_FIT, cannot_fit(state, model))
+    return [_end(model, "cannot_fit", now), *refused]
 
 
 def _load_failed(state: State, load_id: str, cause: str, now: float) -> list[Action]:
@@ -161,10 +178,20 @@ def _load_failed(state: State, load_id: str, cause: str, now: float) -> list[Act
 
 
 def _back_off(state: State, model: Model, cause: str, now: float) -> list[Action]:
-    model.failures += 1
-    pause = min(state.limits.backoff_first * 2 ** min(model.failures - 1, 60), state.limits.backoff_max)
-    model.retry_at, model.failure = now + pause, cause
-    return _refuse_all(state, model, Why.LOAD_FAILED, f"loading {model.name} failed: {cause}", pause)
+    """Leave a model alone for a while. Where another replica is there or on its way, those who can do with it wait for
+    it; where none is, all are left alone: what was wrong with this load is likely to be with the next.
+    """
+    failures = model.failures + 1
+    pause = min(state.limits.backoff_first * 2 ** min(failures - 1, 60), state.limits.backoff_max)
+    alone = [model]
+    if any(member.phase in (Phase.READY, Phase.LOADING) for member in state.group(model)):
+        replicas.gather(state)
+    else:
+        alone = state.group(model)
+    for member in alone:
+        member.failures, member.retry_at, member.failure = failures, now + pause, cause
+    detail = f"loading {model.title} failed: {cause}"
+    return [action for member in alone for action in _refuse_all(state, member, Why.LOAD_FAILED, detail, pause)]
 
 
 def _runner_lost(state: State, load_id: str, cause: str, now: float) -> list[Action]:
@@ -194,7 +221,7 @@ def _unload(state: State, models: Iterable[Model], force: bool, reason: str, now
         if force:
             if model.phase in (Phase.READY, Phase.LOADING):
                 actions.append(_end(model, reason, now))
-            actions += _refuse_all(state, model, Why.UNLOADED, f"{model.name} was unloaded by force")
+            actions += _refuse_all(state, model, Why.UNLOADED, f"{model.title} was unloaded by force")
         elif model.idle and not model.waiting and not (model.pinned and reason == "cleanup"):
             actions.append(_end(model, reason, now))
     return actions
@@ -232,19 +259,23 @@ def _refuse_all(state: State, model: Model, why: Why, detail: str, retry_after: 
 def _schedule(state: State, now: float) -> list[Action]:
     """Do all that can be done now:
 
-    1. refuse requests whose deadline has passed, saying what they waited for;
+    1. refuse requests whose deadline has passed, saying what they waited for; those who wait for a model with replicas
+       wait at the one that is nearest to answering;
     2. end loads that take too long, models idle past their keep-alive, and idle ones of a slot that is over its budget
        because something measured larger than predicted;
     3. see what each cold model with waiters needs, the longest waiter first: start it, evict for it, mark who yields;
-    4. grant leases of ready models that do not have to yield.
+    4. grant leases of ready models that do not have to yield;
+    5. load one more replica of a model whose replicas are full, where that costs nobody anything.
     """
     actions = _expire_requests(state, now) + _expire_models(state, now)
+    replicas.gather(state)
     for slot in state.slots:
         actions += [_end(other, "evicted", now) for other in overdraft(state, slot)]
     yielding: set[str] = set()
-    for model, found in _plans(state, now):
-        if (room := largest(state, model)) < model.predicted:
-            actions += _refuse_all(state, model, Why.CANNOT_FIT, cannot_fit(model, room))
+    plans = _plans(state, now)
+    for model, found in plans:
+        if not state.usable(model):
+            actions += _refuse_all(state, model, Why.CANNOT_FIT, cannot_fit(state, model))
             continue
         if found.ready:
             actions.append(_start(state, model, found.slot, now))
@@ -256,6 +287,13 @@ def _schedule(state: State, now: float) -> list[Action]:
     for model in state.models.values():
         while model.phase is Phase.READY and model.name not in yielding and _may_grant(state, model, now):
             actions.append(_grant(state, model, now))
+        if model.group and model.phase is Phase.READY and model.name not in yielding:
+            while replicas.take(state, model, now):
+                actions.append(_grant(state, model, now))
+    for model, found in _more(state, plans, now):
+        if found.ready:
+            actions.append(_start(state, model, found.slot, now))
+        actions += [_end(victim, "evicted", now) for victim in found.evict]
     return actions
 
 
@@ -264,13 +302,24 @@ def _plans(state: State, now: float) -> list[tuple[Model, Plan]]:
     stream of small newcomers cannot keep a large one out."""
     cold = [model for model in state.models.values() if model.phase is Phase.COLD and model.waiting]
     plans: list[tuple[Model, Plan]] = []
-    taken: set[str] = set()
+    promised: dict[str, int] = {}
     for model in sorted(cold, key=lambda model: model.turn(now, state.limits)):
-        found = plan(state, model, now)
-        if found.slot not in taken:
-            taken.add(found.slot)
+        found = plan(state, model, now, promised)
+        if found.slot not in promised:
+            promised[found.slot] = model.size(found.slot)
             plans.append((model, found))
     return plans
+
+
+def _more(state: State, plans: list[tuple[Model, Plan]], now: float) -> list[tuple[Model, Plan]]:
+    """The plans of replicas that are to be loaded besides, each on a slot of its own."""
+    taken = {found.slot for _, found in plans}
+    more: list[tuple[Model, Plan]] = []
+    for model in replicas.wanted(state):
+        found = plan_beside(state, model, now, taken)
+        taken.add(found.slot)
+        more.append((model, found))
+    return more
 
 
 def _expire_requests(state: State, now: float) -> list[Action]:
@@ -279,10 +328,10 @@ def _expire_requests(state: State, now: float) -> list[Action]:
     for request in late:
         model = state.models[request.model]
         waited_for = {
-            Phase.COLD: f"room for {model.name}",
-            Phase.LOADING: f"{model.name} to load",
-            Phase.READY: f"its turn on {model.name} ({len(model.waiting)} waiting)",
-            Phase.DRAINING: f"{model.name} to end before it can be loaded again",
+            Phase.COLD: f"room for {model.title}",
+            Phase.LOADING: f"{model.title} to load",
+            Phase.READY: f"its turn on {model.title} ({len(model.waiting)} waiting)",
+            Phase.DRAINING: f"{model.title} to end before it can be loaded again",
         }[model.phase]
         _forget(state, request.request_id)
         detail = f"the deadline passed while it waited for {waited_for}"
@@ -304,7 +353,7 @@ def _expire_models(state: State, now: float) -> list[Action]:
 
 def _start(state: State, model: Model, slot: str, now: float) -> StartLoad:
     state.loads += 1
-    model.phase, model.slot, model.bytes = Phase.LOADING, slot, model.predicted
+    model.phase, model.slot, model.bytes = Phase.LOADING, slot, model.size(slot)
     model.load_id = f"{model.name}-{state.loads}"
     model.load_since, model.load_deadline = now, now + state.limits.load_timeout
     for request in model.waiting:
@@ -316,14 +365,14 @@ def _may_grant(state: State, model: Model, now: float) -> bool:
     """Whether there are places for the next one in turn. One that wants several waits for them and is not overtaken."""
     if not model.waiting:
         return False
-    taken = sum(request.places for request in model.leases.values())
-    return taken + model.next(now, state.limits).places <= model.concurrency
+    return model.next(now, state.limits).places <= model.free
 
 
 def _grant(state: State, model: Model, now: float) -> Grant:
     request = model.next(now, state.limits)
     model.waiting.remove(request)
-    model.passed_over = 0 if request.priority else model.passed_over + 1
+    for member in state.group(model):
+        member.passed_over = 0 if request.priority else member.passed_over + 1
     request.granted_at = now
     model.leases[request.request_id] = request
     model.last_used, model.expires_at, model.idle_since = now, None, None

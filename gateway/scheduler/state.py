@@ -1,6 +1,7 @@
 """The scheduler's state: slots, models, who waits and who holds a lease. Owned by one thread; plain data."""
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -36,7 +37,8 @@ class Request:
     """One request's place: reserved, then submitted (waiting), then leased.
 
     ``asked`` is when it was submitted, ``since`` when its present turn of waiting began: a model that gives way puts
-    its own waiters behind the one it gave way to. ``places`` is how many of the model's places it takes.
+    its own waiters behind the one it gave way to. ``places`` is how many of the model's places it takes. A ``bound``
+    request wants this one replica and no other.
     """
 
     request_id: str
@@ -48,6 +50,7 @@ class Request:
     submitted: bool = False
     retry: bool = False
     places: int = 1
+    bound: bool = False
     waited_for_load: bool = False
     granted_at: float | None = None
 
@@ -58,9 +61,10 @@ class Request:
 
 @dataclass(slots=True)
 class Model:
-    """One model as the scheduler sees it.
+    """One model as the scheduler sees it, or one of its replicas: those have the same ``group``.
 
-    ``predicted`` are the bytes a load is expected to take, ``bytes`` what it is charged for while it is not cold.
+    ``predicted`` are the bytes a load is expected to take, ``sizes`` the same for slots where that is another figure,
+    ``bytes`` what it is charged for while it is not cold. ``fallback`` are slots for when it can fit none of ``slots``.
     ``concurrency`` is how many answers its runner makes at once.
 
     What was measured: ``load`` from StartLoad to Loaded, ``end`` from EndRunner to the memory being back, ``service``
@@ -75,6 +79,9 @@ class Model:
     keep_alive: float = 300.0
     pinned: bool = False
     concurrency: int = 1
+    group: str = ""
+    fallback: tuple[str, ...] = ()
+    sizes: dict[str, int] = field(default_factory=dict)
     phase: Phase = Phase.COLD
     slot: str | None = None
     load_id: str | None = None
@@ -104,6 +111,25 @@ class Model:
         """Requests that hold a place in the queue."""
         return len(self.waiting) + len(self.reserved)
 
+    @property
+    def title(self) -> str:
+        """What people call it, whichever replica it is."""
+        return self.group or self.name
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """Every slot it may use, those it prefers first."""
+        return (*self.slots, *self.fallback)
+
+    @property
+    def free(self) -> int:
+        """Places for answers that no lease takes."""
+        return self.concurrency - sum(request.places for request in self.leases.values())
+
+    def size(self, slot: str) -> int:
+        """Bytes that a load on this slot is expected to take."""
+        return self.sizes.get(slot, self.predicted)
+
     def first(self, now: float, limits: "Limits") -> Request:
         """The waiter whose turn it is: the best rank, then the earliest. Somebody has to wait."""
         return min(self.waiting, key=lambda request: (request.rank(now, limits), request.asked))
@@ -112,9 +138,13 @@ class Model:
         """The waiter who gets the next lease: the first one, but of those who are first only by their long wait, one in
         four. So an interactive flood does not starve batch requests, nor a backlog of batch requests interactive ones.
         """
-        first = self.first(now, limits)
+        return self.next_of(self.waiting, now, limits)
+
+    def next_of(self, waiting: Collection[Request], now: float, limits: "Limits") -> Request:
+        """The one of these waiters who gets the next lease."""
+        first = min(waiting, key=lambda request: (request.rank(now, limits), request.asked))
         if first.priority and self.passed_over < 3:
-            return min(self.waiting, key=lambda request: (request.priority, request.asked))
+            return min(waiting, key=lambda request: (request.priority, request.asked))
         return first
 
     def rank(self, now: float, limits: "Limits") -> int:
@@ -180,11 +210,27 @@ class State:
         """Bytes charged to the slot, those of runners still ending included."""
         return sum(model.bytes for model in self.residents(slot))
 
+    def group(self, model: Model) -> list[Model]:
+        """The model and its replicas."""
+        return [other for other in self.models.values() if other.group == model.group] if model.group else [model]
+
     def room(self, slot: str, model: Model) -> int:
-        """Bytes the model could have on the slot if, of the others, only pinned models stayed."""
+        """Bytes the model could have on the slot if, of the others, only its own replicas and pinned models stayed."""
         others = (other for other in self.residents(slot) if other is not model and other.phase is not Phase.DRAINING)
-        return self.slots[slot].budget - sum(other.bytes for other in others if other.pinned)
+        return self.slots[slot].budget - sum(other.bytes for other in others if other.pinned or akin(other, model))
+
+    def usable(self, model: Model) -> list[str]:
+        """The slots that can hold the model: those of its choice, or where none of them can, of its fallback."""
+        for slots in (model.slots, model.fallback):
+            if fit := [slot for slot in slots if self.room(slot, model) >= model.size(slot)]:
+                return fit
+        return []
 
     def by_load(self, load_id: str) -> Model | None:
         """The model a load id belongs to now; None for an id of the past."""
         return next((model for model in self.models.values() if model.load_id == load_id), None)
+
+
+def akin(one: Model, other: Model) -> bool:
+    """Whether these are replicas of one model. They do not take each other's place."""
+    return bool(one.group) and one.group == other.group

@@ -151,6 +151,14 @@ def test_wrong_models_file(run: Run, tmp_path: Path, text: str, words: list[str]
     one_line(run("--skip-download", "--models-file", str(own)), str(own), *words)
 
 
+def test_slots_that_are_not_there(run: Run, tmp_path: Path) -> None:
+    cpu = {"SWITCHYARD_DEVICE": "cpu", "SWITCHYARD_PROFILE": "pocket"}
+    one_line(run("--skip-download", **cpu, SWITCHYARD_SLOT_BUDGETS="cpu:1=1GB"), "slot_budgets", "'cpu:1'", "cpu")
+    one_line(run("--skip-download", **cpu, SWITCHYARD_SLOT_BUDGETS="cpu"), "slot_budgets", "'cpu'")
+    (tmp_path / "models.yaml").write_text("models: {reasoner: {device: 'cuda:7'}}")
+    one_line(run("--skip-download", **cpu), "'reasoner'", "device", "cuda:7", "slots are cpu")
+
+
 def test_folder_that_cannot_be_made(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     one_line(run("--skip-download", SWITCHYARD_TMP_DIR=str(tmp_path / "file")), "file")

@@ -31,6 +31,9 @@ class OneSlot(RuleBasedStateMachine):
 
     slots = {"gpu": 100}
     place = dict.fromkeys(SIZES, ("gpu",))
+    replicas: dict[str, int] = {}
+    fallback: dict[str, tuple[str, ...]] = {}
+    sizes: dict[str, dict[str, int]] = {}
     world: World
 
     @initialize(
@@ -39,10 +42,14 @@ class OneSlot(RuleBasedStateMachine):
         stops=st.sampled_from([False, False, True]),
     )
     def begin(self, ttl: list[float], concurrency: list[int], stops: bool) -> None:
-        models = {
-            name: Model(name, size, self.place[name], keep_alive=ttl[place], concurrency=concurrency[place])
-            for place, (name, size) in enumerate(SIZES.items())
-        }
+        models = {}
+        for place, (name, size) in enumerate(SIZES.items()):
+            count = self.replicas.get(name, 1)
+            for number in range(1, count + 1):
+                one = name if number == 1 else f"{name}#{number}"
+                models[one] = Model(one, size, self.place[name], keep_alive=ttl[place], concurrency=concurrency[place],
+                                    group=name if count > 1 else "", fallback=self.fallback.get(name, ()),
+                                    sizes=dict(self.sizes.get(name, {})))  # fmt: skip
         slots = {name: Slot(name, budget) for name, budget in self.slots.items()}
         self.world = World(State(slots, models, LIMITS))
         self.stops = stops
@@ -66,6 +73,11 @@ class OneSlot(RuleBasedStateMachine):
     @rule(model=some_model, impatient=st.booleans(), retry=st.booleans())
     def reserve(self, model: str, impatient: bool, retry: bool) -> None:
         self.world.reserve(model, patience=4.0 if impatient else FAR, retry=retry)
+
+    @precondition(lambda self: self.replicas)
+    @rule(number=pick)
+    def ask_for_one_replica(self, number: int) -> None:
+        self.world.ask(self._choose([name for name in self.world.state.models if "#" in name], number), bound=True)
 
     @precondition(lambda self: self.world.all_in(Stage.ADMITTED))
     @rule(number=pick)
@@ -138,7 +150,7 @@ class OneSlot(RuleBasedStateMachine):
 
     @rule(model=some_model, size=st.sampled_from([10, 40, 100, 101]))
     def predict(self, model: str, size: int) -> None:
-        if model not in self.world.living():
+        if not {model, f"{model}#2", f"{model}#3"} & self.world.living():
             self.world.send(events.Predict(model, size))
 
     @rule(seconds=st.sampled_from([0.5, 3.0, 10.0, 40.0]))
@@ -209,7 +221,19 @@ class TwoSlots(OneSlot):
     place = {"a": ("gpu", "cpu"), "b": ("cpu",), "c": ("cpu",), "d": ("gpu",)}
 
 
+class ManySlots(OneSlot):
+    """Two GPUs beside the CPU, replicas of two models, and one that may go to the CPU where it fits no GPU."""
+
+    slots = {"gpu0": 100, "gpu1": 60, "cpu": 70}
+    place = {"a": ("gpu0", "gpu1"), "b": ("gpu0", "gpu1", "cpu"), "c": ("gpu1",), "d": ("gpu0",)}
+    replicas = {"a": 2, "b": 3}
+    fallback = {"c": ("cpu",)}
+    sizes = {"b": {"cpu": 40}, "c": {"cpu": 70}}
+
+
 TestOneSlot = OneSlot.TestCase
 TestOneSlot.settings = settings(max_examples=70, **PROFILE)
 TestTwoSlots = TwoSlots.TestCase
 TestTwoSlots.settings = settings(max_examples=30, **PROFILE)
+TestManySlots = ManySlots.TestCase
+TestManySlots.settings = settings(max_examples=40, **PROFILE)

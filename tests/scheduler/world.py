@@ -88,12 +88,13 @@ class World:
     # -- what happens --------------------------------------------------------------------------------------------------
 
     def reserve(
-        self, model: str, *, patience: float = FAR, priority: int = 0, retry: bool = False, places: int = 1
+        self, model: str, *, patience: float = FAR, priority: int = 0, retry: bool = False, places: int = 1,
+        bound: bool = False,
     ) -> str:
         """Ask for a place. Return the request's id, admitted or refused."""
         client = Client(f"r{len(self.clients) + 1}", model, self.now + patience, retry)
         self.clients[client.request_id] = client
-        self.send(events.Reserve(client.request_id, model, client.deadline, priority, retry, places))
+        self.send(events.Reserve(client.request_id, model, client.deadline, priority, retry, places, bound))
         assert client.stage is not Stage.ASKED, "a reservation was not answered"
         return client.request_id
 
@@ -103,10 +104,11 @@ class World:
         return self.send(events.Submit(request_id))
 
     def ask(
-        self, model: str, *, patience: float = FAR, priority: int = 0, retry: bool = False, places: int = 1
+        self, model: str, *, patience: float = FAR, priority: int = 0, retry: bool = False, places: int = 1,
+        bound: bool = False,
     ) -> str:
         """Reserve and submit."""
-        request_id = self.reserve(model, patience=patience, priority=priority, retry=retry, places=places)
+        request_id = self.reserve(model, patience=patience, priority=priority, retry=retry, places=places, bound=bound)
         if self.stage(request_id) is Stage.ADMITTED:
             self.submit(request_id)
         return request_id
@@ -214,12 +216,15 @@ class World:
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _failed(self, model: str) -> None:
-        trouble = self.trouble.setdefault(model, Trouble())
-        trouble.failures += 1
+        failures = self.trouble.get(model, Trouble()).failures + 1
         pause, limits = self.state.limits.backoff_first, self.state.limits
-        for _ in range(trouble.failures - 1):
+        for _ in range(failures - 1):
             pause = min(pause * 2, limits.backoff_max)
-        trouble.until = self.now + pause
+        others = (other for other in self.runners.values() if other.model != model and other.asked is None)
+        alone = not any(spec_of(other.model) == spec_of(model) for other in others)
+        for name in self.state.models:
+            if name == model or (alone and spec_of(name) == spec_of(model)):
+                self.trouble[name] = Trouble(failures, self.now + pause)
 
     def _gone(self, load_id: str, news: events.Event) -> list[Action]:
         for request_id in self.leases(load_id):  # what the runner's handle tells its requests
@@ -242,7 +247,7 @@ class World:
             case Grant(request_id, model, load_id):
                 client, runner = self.clients[request_id], self.runners[load_id]
                 assert client.stage is Stage.WAITING, f"{request_id} was granted while {client.stage}"
-                assert client.model == model == runner.model
+                assert runner.model == model and spec_of(client.model) == spec_of(model)
                 assert not runner.loading and runner.asked is None, "a lease on a runner that is not ready"
                 client.stage, client.grant = Stage.GRANTED, action
             case StartLoad(model, load_id, slot):
@@ -258,7 +263,7 @@ class World:
                     assert runner.loading and self.now >= runner.since + self.state.limits.load_timeout
                     self._failed(model)
                 runner.asked = reason
-                if reason == "evicted" and any(client.model == model for client in self._waiting()):
+                if reason == "evicted" and any(spec_of(client.model) == spec_of(model) for client in self._waiting()):
                     self.gave_way[model] = runner.slot, self._blocked_on(runner.slot)
 
     def _waiting(self) -> list[Client]:
@@ -266,7 +271,8 @@ class World:
 
     def _blocked_on(self, slot: str) -> list[str]:
         """Requests for models that are not there and could only go to this slot."""
-        cold = {name for name, model in self.state.models.items() if model.slots == (slot,)} - self.living()
+        living = {spec_of(name) for name in self.living()}
+        cold = {name for name, model in self.state.models.items() if model.allowed == (slot,)} - living
         return [client.request_id for client in self._waiting() if client.model in cold]
 
     def turn(self) -> float:
@@ -278,10 +284,11 @@ class World:
         stalled: dict[str, float] = {}
         for slot in self.state.slots:
             here = [runner for runner in self.runners.values() if runner.slot == slot]
-            wanted = {client.model for client in self._waiting()}
+            wanted = {spec_of(client.model) for client in self._waiting()}
             if all(
                 not runner.loading and runner.asked is None and not self.leases(runner.load_id)
-                and runner.model not in wanted and not self.state.models[runner.model].pinned for runner in here
+                and spec_of(runner.model) not in wanted and not self.state.models[runner.model].pinned
+                for runner in here
             ):  # fmt: skip
                 stalled |= {name: self.stalled.get(name, self.now) for name in self._blocked_on(slot)}
         self.stalled = stalled
@@ -292,8 +299,8 @@ class World:
         assert not self.shut, f"{model} is loaded after the shutdown"
         assert load_id not in self.past and load_id not in self.runners, "a load id came back"
         assert model not in self.living(), f"{model} is loaded twice"
-        assert slot in self.state.models[model].slots
-        waiting = [client for client in self._waiting() if client.model == model]
+        assert slot in self.state.models[model].allowed
+        waiting = [client for client in self._waiting() if spec_of(client.model) == spec_of(model)]
         assert waiting, f"nobody waits for {model}"
         if (trouble := self.trouble.get(model)) and self.now < trouble.until:
             assert any(client.retry for client in waiting), f"{model} is loaded again before its pause is over"
@@ -302,7 +309,7 @@ class World:
         assert left != slot or not still, f"{model} gave way to {still} and is loaded again before any of them"
         self.gave_way = {name: given for name, given in self.gave_way.items() if given[0] != slot}
         forever = self.state.models[model].keep_alive < 0
-        charge = self.state.models[model].predicted
+        charge = self.state.models[model].size(slot)
         self.runners[load_id] = Runner(load_id, model, slot, charge, self.now, forever=forever)
 
     def check(self) -> None:
@@ -321,13 +328,28 @@ class World:
             assert len(self.leases(runner.load_id)) <= state.models[runner.model].concurrency
         queued = [client for client in self.clients.values() if client.stage in (Stage.ADMITTED, Stage.WAITING)]
         assert len(queued) <= state.limits.queue_total
-        for name in state.models:
-            assert sum(client.model == name for client in queued) <= state.limits.queue_per_model
+        for name in {spec_of(name) for name in state.models}:
+            assert sum(spec_of(client.model) == name for client in queued) <= state.limits.queue_per_model
         for client in queued:
             assert self.now < client.deadline, f"{client.request_id} waits past its deadline"
         assert set(state.requests) == set(self.all_in(*OPEN)), "a request is remembered too long or forgotten too soon"
+        self._check_replicas()
         self._check_stalls()
         self._check_rest()
+
+    def _check_replicas(self) -> None:
+        """Nobody waits for a model of which a replica does nothing, unless others want that replica's slot."""
+        for runner in self.runners.values():
+            if runner.loading or runner.asked is not None or self.leases(runner.load_id):
+                continue
+            mine, others = set(), set()
+            for client in self._waiting():
+                if spec_of(client.model) == spec_of(runner.model):
+                    mine.add(client.request_id)
+                elif runner.slot in self.state.models[client.model].allowed:
+                    others.add(client.request_id)
+            mine -= {request_id for request_id in mine if self.state.requests[request_id].bound}
+            assert others or not mine, f"{mine} wait although {runner.load_id} is idle"
 
     def _check_rest(self) -> None:
         """Everything possible was done, and time alone changes nothing before the policy asked to be woken."""
@@ -350,6 +372,11 @@ def make(
         for name, size in models.items()
     }
     return World(State({"gpu": Slot("gpu", budget)}, built, limits or Limits()), strict)
+
+
+def spec_of(name: str) -> str:
+    """The model that a replica is one of; replicas of ``a`` are called ``a``, ``a#2``, ``a#3``…"""
+    return name.partition("#")[0]
 
 
 def kinds(actions: list[Action]) -> list[tuple[str, str]]:

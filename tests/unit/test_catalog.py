@@ -9,7 +9,7 @@ import yaml
 
 from models_registry.catalog import Catalog, CatalogError, load_catalog, profile_names
 from models_registry.families import FAMILIES
-from models_registry.spec import ModelSpec
+from models_registry.spec import ModelSpec, replica_names, spec_name
 from utils.settings import ROOT, Settings
 
 ENTRY = {"family": "deepseek", "source": {"path": "somewhere"}}
@@ -97,7 +97,10 @@ def test_models_yaml_of_the_working_folder_is_read(tmp_path: Path) -> None:
     ({"folder": ".hidden"}, "folder"), ({"folder": "a/b"}, "folder"),
     ({"source": {"path": "a", "file": "b/c"}}, "source.file"),
     ({"inputs": ["text", "smell"]}, "inputs"), ({"inputs": ["text", "image"]}, "inputs"),
-    ({"engine": "vllm"}, "engine"), ({"engine": "llama_cpp"}, "source.file"), ({"device": "cuda:0"}, "device"),
+    ({"engine": "vllm"}, "engine"), ({"engine": "llama_cpp"}, "source.file"), ({"device": "gpu"}, "device"),
+    ({"device": ["cuda:0", "cuda:one"]}, "device"), ({"device": []}, "device"), ({"device": 0}, "device"),
+    ({"replicas": 0}, "replicas"), ({"replicas": "two"}, "replicas"), ({"max_memory": {"gpu": "1GB"}}, "max_memory"),
+    ({"max_memory": {0: "1GB", 1: "1GB"}}, "max_memory"), ({"max_memory": {"cpu": "much"}}, "max_memory"),
     ({"generation": {"temperature": 3}}, "generation.temperature"), ({"generation": {"top_q": 1}}, "generation.top_q"),
     ({"generation": {"max_new_tokens": 0}}, "generation.max_new_tokens"), ({"context": 1}, "context"),
     ({"max_batch_size": 0}, "max_batch_size"), ({"keep_alive": "soon"}, "keep_alive"),
@@ -254,3 +257,17 @@ def test_each_family_gives_a_reason_for_what_it_keeps_at_16_bits() -> None:
         assert family.name == name and "text" in family.inputs and family.requires <= family.inputs
         assert all(len(reason) > 20 for reason in family.keep_16bit.values())
         assert not family.options & family.switches
+
+
+@pytest.mark.parametrize(("given", "meant"), [
+    ("cpu", ("cpu",)), ("cuda:1, cpu", ("cuda:1", "cpu")), (["cuda", "cpu:0"], ("cuda", "cpu:0")),
+])  # fmt: skip
+def test_devices_are_one_or_several(tmp_path: Path, given: object, meant: tuple[str, ...]) -> None:
+    spec = load(written(tmp_path, {"mine": ENTRY | {"device": given, "replicas": 2}})).get("mine")
+    assert spec is not None and spec.device == meant
+    assert replica_names(spec) == ["mine", "mine#2"] and spec_name("mine#2") == "mine"
+
+
+def test_a_limit_of_memory_takes_the_number_of_a_gpu(tmp_path: Path) -> None:
+    spec = load(written(tmp_path, {"mine": ENTRY | {"max_memory": {0: "8GiB", "cpu": "32GiB"}}})).get("mine")
+    assert spec is not None and spec.max_memory == {"0": "8GiB", "cpu": "32GiB"}

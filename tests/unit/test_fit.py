@@ -8,7 +8,7 @@ from hypothesis import given, settings
 
 from gateway import fit
 from gateway.fit import Fit, maximal, together
-from gateway.footprint import Footprints
+from gateway.placement import Placement
 from models_registry.catalog import load_catalog
 from utils.settings import load_settings
 
@@ -46,11 +46,10 @@ def test_models_of_another_slot_and_without_weights_are_left_out() -> None:
 def test_each_model_is_charged_as_a_gateway_would(tmp_path: Path) -> None:
     settings = load_settings(profile="pocket", models_dir=str(tmp_path), device="cpu", slot_budget="450MB")
     catalog = load_catalog(settings)
-    slots = fit.budgets(settings, catalog)
-    assert slots == {"cpu": 450_000_000}
-    found = {one.name: one for one in fit.fits(settings, catalog, slots)}
+    placement = Placement(settings, catalog)
+    found = {one.name: one for one in fit.fits(placement, catalog)}
     assert set(found) == set(catalog.names)
-    footprints = Footprints(settings.models_dir)
+    footprints = placement.footprints
     for spec in catalog:
         one = found[spec.name]
         assert one.parts is not None and (one.bits == 8) == (spec.name == "blip_vqa")

@@ -44,6 +44,7 @@ def _describe(spec: ModelSpec, status: dict[str, Any]) -> dict[str, Any]:
         "state": status["state"],
         "device": status["device"] or service.place(spec),
         "context": spec.context or service.context(spec),
+        "replicas": [{"state": replica["state"], "device": replica["device"]} for replica in status["replicas"]],
         "max_batch_size": Catalog.batch_size(spec),
         "quant_bits": spec.quant_bits,
     }

@@ -1,0 +1,101 @@
+"""The memory report where a gateway cannot show it: processes that cannot be read, GPUs and what the driver says."""
+
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from gateway import memory
+from gateway.devices import Gpu, HostUse
+from gateway.placement import Place
+
+GIB = 2**30
+CARD = Gpu(0, 3, "GPU-a", "Card", 24 * GIB, 10 * GIB)
+PLACES = {"cuda:0": Place("cuda:0", "cuda:0", 20 * GIB, Gpu(0, 3, "GPU-a", "Card", 24 * GIB, 22 * GIB)),
+          "cpu": Place("cpu", "cpu", 8 * GIB)}  # fmt: skip
+
+
+def replica(name: str, device: str, pid: int, state: str = "ready", **fields: Any) -> dict[str, Any]:
+    charged = {"bytes": 4 * GIB, "predicted_bytes": 3 * GIB, "measured_at_load_bytes": 2 * GIB, "cache_bytes": 2 * GIB}
+    doing = {"leases": 0, "waiting": 0, "pinned": False}
+    return {"name": name, "device": device, "pid": pid, "state": state} | charged | doing | fields
+
+
+def told(*replicas: dict[str, Any]) -> dict[str, Any]:
+    slots = [{"device": name} for name in PLACES]
+    statuses = [one | {"replicas": [one]} for one in replicas]
+    return memory.report(PLACES, slots, statuses, {103: ("zygote", "a")})
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, threading.Event]]:
+    """A machine of four processes and one GPU. Processes with an event here are not read before it is set."""
+    stuck: dict[int, threading.Event] = {}
+
+    def host_use(pid: int) -> HostUse | None:
+        if pid in stuck:
+            assert stuck[pid].wait(60)
+        return {100: HostUse(10, 30, 0), 101: HostUse(GIB, GIB + 20, 5), 102: HostUse(7, 8, 0),
+                103: HostUse(50, 60, 0)}.get(pid)  # fmt: skip
+
+    monkeypatch.setattr(memory, "family", lambda: {100: "gateway", 104: "helper"})
+    monkeypatch.setattr(memory.devices, "host_use", host_use)
+    monkeypatch.setattr(memory.devices, "gpus", lambda: [CARD])
+    monkeypatch.setattr(memory.devices, "gpu_processes", lambda device: {102: 5 * GIB, 999: 3 * GIB, 998: None})
+    yield stuck
+    for event in stuck.values():
+        event.set()
+
+
+def test_every_process_is_listed_once_and_adds_up(machine: object) -> None:
+    host = told(replica("a", "cpu", 101), replica("b", "cuda:0", 102))["host"]
+    assert [(one["pid"], one["role"], one["model"]) for one in host["processes"]] == [
+        (100, "gateway", None), (101, "runner", "a"), (102, "runner", "b"), (103, "zygote", "a")
+    ]  # fmt: skip
+    assert host["by_role_bytes"] == {"gateway": 10, "runner": GIB + 5 + 7, "zygote": 50}
+    assert host["product_bytes"] == 30 + GIB + 20 + 8 + 60
+
+
+def test_a_runner_on_a_gpu_is_measured_by_the_driver(machine: object) -> None:
+    report = told(replica("a", "cpu", 101, leases=1), replica("b", "cuda:0", 102))
+    assert report["models"]["b"]["measured_bytes"] == 5 * GIB and report["models"]["b"]["host_bytes"] == 7
+    assert report["models"]["a"]["measured_bytes"] == GIB + 5 == report["models"]["a"]["host_bytes"]
+    assert report["models"]["b"]["unload"] == {
+        "budget_bytes": 4 * GIB, "device_bytes": 5 * GIB, "host_bytes": 7, "needs_force": False
+    }  # fmt: skip
+    assert report["models"]["a"]["unload"]["needs_force"] is True
+    gpu, cpu = report["slots"]
+    assert (gpu["measured_bytes"], gpu["predicted_bytes"], gpu["evictable_bytes"]) == (5 * GIB, 3 * GIB, 4 * GIB)
+    assert (cpu["measured_bytes"], cpu["evictable_bytes"]) == (GIB + 5, 0)
+    assert (gpu["gpu"], gpu["others_at_start_bytes"]) == ("Card", 2 * GIB) and "gpu" not in cpu
+    (seen,) = report["gpus"]
+    assert (seen["device"], seen["number"], seen["used_bytes"], seen["free_bytes"]) == ("cuda:0", 3, 14 * GIB, 10 * GIB)
+    assert (seen["runners_bytes"], seen["others_bytes"]) == (5 * GIB, 9 * GIB)
+    assert {one["pid"]: (one["bytes"], one["model"]) for one in seen["processes"]} == {
+        102: (5 * GIB, "b"), 999: (3 * GIB, None), 998: (None, None)
+    }  # fmt: skip
+
+
+def test_what_the_driver_does_not_tell_is_not_made_up(machine: object) -> None:
+    report = told(replica("b", "cuda:0", 101))
+    assert report["models"]["b"]["measured_bytes"] is None and report["slots"][0]["measured_bytes"] is None
+    assert report["models"]["b"]["host_bytes"] == GIB + 5
+    loading = told(replica("b", "cuda:0", 101, "loading"))
+    assert loading["models"]["b"]["measured_bytes"] == 0 and loading["models"]["b"]["unload"]["needs_force"] is True
+
+
+def test_one_that_cannot_be_read_holds_nobody_up(
+    machine: dict[int, threading.Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_PATIENCE", 0.05)
+    machine[101] = threading.Event()
+    report = told(replica("a", "cpu", 101), replica("b", "cuda:0", 102))
+    assert report["models"]["a"]["measured_bytes"] is None and report["slots"][1]["measured_bytes"] is None
+    assert report["models"]["b"]["measured_bytes"] == 5 * GIB
+    assert 101 not in {one["pid"] for one in report["host"]["processes"]}
+
+
+def test_the_family_of_this_process_is_found() -> None:
+    assert memory.family()[os.getpid()] == "gateway"

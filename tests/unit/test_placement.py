@@ -1,0 +1,174 @@
+"""Which slots settings make of a machine, which of them a model may use, and what is refused before anything starts."""
+
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from gateway import placement
+from gateway.devices import Gpu
+from gateway.placement import Placement
+from models_registry.catalog import CatalogError, load_catalog
+from models_registry.spec import ModelSpec
+from tests.support.gateway import CHECKPOINT, only
+from utils.settings import Settings, SettingsError, load_settings
+
+GIB = 2**30
+MB = 10**6
+TWO = [Gpu(0, 1, "GPU-a", "Small", 8 * GIB, 8 * GIB), Gpu(1, 0, "GPU-b", "Large", 24 * GIB, 20 * GIB)]
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> list[Gpu]:
+    """The GPUs of the machine: none, until a test adds some."""
+    found: list[Gpu] = []
+    monkeypatch.setattr(placement.devices, "gpus", lambda: found)
+    return found
+
+
+def place(tmp_path: Path, models: dict[str, Any] | None = None, **settings: Any) -> Placement:
+    own = tmp_path / "models.yaml"
+    entries = {name: {"family": "deepseek", "source": {"path": str(CHECKPOINT)}} | fields
+               for name, fields in (models or {"mine": {}}).items()}  # fmt: skip
+    own.write_text(yaml.safe_dump({"models": only() | entries}))
+    chosen = load_settings(profile="pocket", models_file=own, models_dir=tmp_path / "models", **settings)
+    return Placement(chosen, load_catalog(chosen))
+
+
+def budgets(placed: Placement) -> dict[str, int]:
+    return {name: found.budget for name, found in placed.places.items()}
+
+
+def allowed(placed: Placement, **fields: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return placed.allowed(ModelSpec(name="mine", family="deepseek", source={"path": "x"}, **fields))
+
+
+def test_every_gpu_is_a_slot_with_a_budget_of_its_own(tmp_path: Path, gpus: list[Gpu]) -> None:
+    gpus += TWO
+    placed = place(tmp_path, gpu_utilization=0.5, gpu_reserve="1GiB")
+    assert budgets(placed) == {"cuda:0": 3 * GIB, "cuda:1": 8 * GIB}, "what others have of the second is theirs"
+    assert placed.places["cuda:1"].others == 4 * GIB
+    assert budgets(place(tmp_path, device="cuda")) == budgets(place(tmp_path))
+    assert list(budgets(place(tmp_path, device="cuda:1"))) == ["cuda:1"]
+    assert list(budgets(place(tmp_path, device="cuda:1, cuda:0, cpu"))) == ["cuda:0", "cuda:1", "cpu"]
+
+
+def test_a_budget_is_no_larger_than_what_is_free(tmp_path: Path, gpus: list[Gpu]) -> None:
+    gpus += TWO
+    assert budgets(place(tmp_path, slot_budget="22GiB")) == {"cuda:0": 8 * GIB, "cuda:1": 20 * GIB}
+    assert budgets(place(tmp_path, slot_budget="2GB", slot_budgets="cuda:1=3GB"))["cuda:1"] == 3 * 10**9
+    gpus[:] = [Gpu(0, 0, "GPU-a", "Full", 8 * GIB, 0)]
+    assert budgets(place(tmp_path)) == {"cuda:0": 0}
+
+
+def test_the_cpu_beside_gpus_is_there_for_models_that_want_it(tmp_path: Path, gpus: list[Gpu]) -> None:
+    gpus += TWO
+    assert list(place(tmp_path).places) == ["cuda:0", "cuda:1"]
+    placed = place(tmp_path, {"mine": {}, "other": {"device": "cpu"}}, slot_budget="2GB")
+    assert list(placed.places) == ["cuda:0", "cuda:1", "cpu"]
+    assert placed.places["cpu"].budget > 2 * 10**9 or psutil.virtual_memory().total < 8 * 10**9
+
+
+def test_the_cpu_can_be_several_slots(tmp_path: Path, gpus: list[Gpu]) -> None:
+    placed = place(tmp_path, cpu_slots=3, slot_budget="300MB", slot_budgets="cpu:1=500MB")
+    assert budgets(placed) == {"cpu:0": 300 * MB, "cpu:1": 500 * MB, "cpu:2": 300 * MB}
+    assert {found.device for found in placed.places.values()} == {"cpu"}
+    whole, parts = budgets(place(tmp_path)), budgets(place(tmp_path, cpu_slots=2))
+    assert sum(parts.values()) == pytest.approx(sum(whole.values()), abs=2)
+    assert place(tmp_path).threads() == 0 and place(tmp_path, cpu_slots=64).threads() == 1
+    assert place(tmp_path, cpu_slots=64, cpu_threads=3).threads() == 3
+
+
+@pytest.mark.parametrize(("fields", "slots"), [
+    ({}, (("cuda:0", "cuda:1"), ())),
+    ({"device": "cuda"}, (("cuda:0", "cuda:1"), ())),
+    ({"device": "cuda:1"}, (("cuda:1",), ())),
+    ({"device": "cpu"}, (("cpu:0", "cpu:1"), ())),
+    ({"device": "cpu:1"}, (("cpu:1",), ())),
+    ({"device": "cuda:1, cpu"}, (("cuda:1",), ("cpu:0", "cpu:1"))),
+    ({"device": ["auto", "cpu:0"]}, (("cuda:0", "cuda:1"), ("cpu:0",))),
+    ({"max_memory": {"cpu": "4GiB"}}, (("cuda:0", "cuda:1"), ("cpu:0", "cpu:1"))),
+    ({"max_memory": {1: "4GiB", "cpu": "4GiB"}}, (("cuda:1",), ("cpu:0", "cpu:1"))),
+    ({"max_memory": {1: "4GiB", "cpu": "4GiB"}, "device": "cuda"}, (("cuda:1",), ())),
+])  # fmt: skip
+def test_which_slots_a_model_may_use(tmp_path: Path, gpus: list[Gpu], fields: dict[str, Any], slots: Any) -> None:
+    gpus += TWO
+    placed = place(tmp_path, {"mine": fields}, device="cuda,cpu", cpu_slots=2)
+    assert allowed(placed) == slots
+
+
+def test_without_a_gpu_the_cpu_takes_what_may_choose(tmp_path: Path, gpus: list[Gpu]) -> None:
+    for fields in ({}, {"device": "cuda:0, cpu"}, {"max_memory": {0: "4GiB", "cpu": "4GiB"}}):
+        assert allowed(place(tmp_path, {"mine": fields})) == (("cpu",), ())
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"device": "cuda"}, ["device", "no NVIDIA GPU"]), ({"device": "cuda:3"}, ["device", "cuda:3"]),
+    ({"slot_budgets": "cpu:1=2GB"}, ["slot_budgets", "'cpu:1'", "there are cpu"]),
+    ({"slot_budgets": "cuda:0=2GB"}, ["slot_budgets", "'cuda:0'"]),
+    ({"slot_budget": "400TB"}, ["slot_budget", "400.0 TB", "the machine has"]),
+    ({"slot_budgets": "cpu:0=1GB,cpu:1=400TB", "cpu_slots": 2}, ["slot_budgets", "the machine has"]),
+])  # fmt: skip
+def test_a_slot_that_is_not_there_is_one_line(
+    tmp_path: Path, gpus: list[Gpu], settings: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        place(tmp_path, **settings)
+    assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize(("fields", "words"), [
+    ({"device": "cuda:2"}, ["'mine'", "field device", "cuda:2", "cuda:0, cuda:1"]),
+    ({"device": "cpu:1"}, ["field device", "cpu:1"]),
+    ({"max_memory": {4: "1GB"}}, ["field max_memory", "4"]),
+])  # fmt: skip
+def test_a_model_that_may_use_no_slot_is_one_line(
+    tmp_path: Path, gpus: list[Gpu], fields: dict[str, Any], words: list[str]
+) -> None:
+    gpus += TWO
+    with pytest.raises(CatalogError) as caught:
+        place(tmp_path, {"mine": fields})
+    assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize("value", ["cuda:1", "=", "cpu=much", "cpu=-1"])
+def test_a_wrong_budget_names_the_setting(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWITCHYARD_SLOT_BUDGETS", value)
+    with pytest.raises(SettingsError, match="slot_budgets"):
+        load_settings()
+    monkeypatch.setenv("SWITCHYARD_SLOT_BUDGETS", "cuda:1=20GB, cpu=8GiB,")
+    assert load_settings().slot_budgets == {"cuda:1": 20 * 10**9, "cpu": 8 * GIB}
+
+
+def test_what_a_model_takes_depends_on_the_slot(tmp_path: Path, gpus: list[Gpu]) -> None:
+    """A large slot has room for all the cache that is wanted, a small one for less; a CPU computes in 16 bits."""
+    gpus += [Gpu(0, 0, "GPU-a", "Small", 2 * GIB, 2 * GIB), Gpu(1, 1, "GPU-b", "Large", 24 * GIB, 24 * GIB)]
+    placed = place(tmp_path, {"mine": {"device": "cuda,cpu", "cache_tokens": 4_000_000}})
+    spec = _spec(placed, tmp_path)
+    assert [placed.on(spec, slot).quant_bits for slot in placed.places] == [4, 4, 16]
+    small, large = placed.needs(spec, "cuda:0"), placed.needs(spec, "cuda:1")
+    assert small.tokens < large.tokens == 4_000_000
+    assert small.bytes <= placed.places["cuda:0"].budget < large.bytes
+    assert list(placed.sizes(spec)) == ["cuda:0", "cuda:1", "cpu"]
+    assert placed.expected(spec) == "cuda:0" and placed.where(spec) == "cuda"
+
+
+def test_one_that_fits_no_gpu_is_expected_on_the_cpu(tmp_path: Path, gpus: list[Gpu]) -> None:
+    gpus += [Gpu(0, 0, "GPU-a", "Tiny", GIB, GIB)]
+    placed = place(tmp_path, {"mine": {"device": "cuda,cpu"}}, slot_budgets="cuda:0=1MB")
+    assert placed.expected(_spec(placed, tmp_path)) == "cpu"
+
+
+def test_a_limit_bounds_what_a_gpu_is_charged(tmp_path: Path, gpus: list[Gpu]) -> None:
+    gpus += TWO
+    placed = place(tmp_path, {"mine": {"max_memory": {1: "10MB", "cpu": "1GB"}}})
+    spec = _spec(placed, tmp_path)
+    assert placed.offload(spec, "cuda:1") == {"1": "10MB", "cpu": "1GB"} and placed.offload(spec, "cpu") is None
+    assert placed.footprints.parts(spec, "cuda:1").weights == 10 * MB < placed.footprints.parts(spec, "cpu").weights
+
+
+def _spec(placed: Placement, tmp_path: Path) -> ModelSpec:
+    settings = Settings(profile="pocket", models_file=tmp_path / "models.yaml")
+    return load_catalog(settings)["mine"]
