@@ -5,21 +5,17 @@ Runs in the gateway process and imports no torch. ``python app.py`` and ``gunico
 
 import atexit
 import logging
-import time
-import uuid
 
-from flask import Flask, Response, g, request
+from flask import Flask
 from flask_compress import Compress
 
-from gateway.routes import admin, errors, generate, health, openai
-from gateway.routes.exchange import REQUEST_ID
+from gateway.routes import admin, errors, generate, health, metrics, openai, visits
 from gateway.service import Gateway
 from models_registry.catalog import load_catalog
 from utils import logs
 from utils.settings import Settings, load_settings
 
 log = logging.getLogger("switchyard")
-_QUIET = ("/health", "/health/ready")
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -30,9 +26,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     """
     if settings is None:
         settings = load_settings()
-        logs.to_stdout("debug" if settings.debug else settings.log_level)
+        logs.to_stdout("debug" if settings.debug else settings.log_level, settings.log_format)
     settings.make_folders()
-    logs.to_file(settings.logs_dir)
+    logs.to_file(settings.logs_dir, settings.log_file_size, settings.log_files)
     service = Gateway(settings, load_catalog(settings))
 
     app = Flask("switchyard", static_folder=None)
@@ -41,39 +37,20 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.extensions["switchyard"] = service
     Compress(app)
-    for blueprint in (generate.blueprint, *openai.BLUEPRINTS, admin.blueprint, health.blueprint):
+    visits.register(app)
+    for blueprint in (generate.blueprint, *openai.BLUEPRINTS, admin.blueprint, health.blueprint, metrics.blueprint):
         app.register_blueprint(blueprint)
     errors.register(app)
-    app.before_request(_note_start)
-    app.after_request(_name_request)
-    app.after_request(_log_request)
 
     log.info("profile %s with %s on %s", settings.profile, ", ".join(service.catalog.names),
              ", ".join(service.placement.places))  # fmt: skip
     if settings.host not in ("127.0.0.1", "localhost", "::1"):
         log.warning("listening on %s, where anybody may connect: /admin answers this machine only", settings.host)
+    if settings.log_prompts:
+        log.warning("log_prompts is on: what users write is kept in %s", settings.logs_dir / "main.log")
     service.start()
     atexit.register(service.stop)
     return app
-
-
-def _note_start() -> None:
-    g.started = time.monotonic()
-
-
-def _name_request(response: Response) -> Response:
-    """Give every answer of a model's routes an id; that of an admitted request is its own, to cancel it by."""
-    if request.path.startswith(("/generate", "/v1/")):
-        response.headers[REQUEST_ID] = g.get("request_id") or uuid.uuid4().hex
-    return response
-
-
-def _log_request(response: Response) -> Response:
-    level = logging.DEBUG if request.path in _QUIET else logging.INFO
-    seconds = time.monotonic() - g.get("started", time.monotonic())
-    status = response.status_code
-    log.log(level, "%s %s %s %d %.3fs", request.remote_addr, request.method, request.path, status, seconds)
-    return response
 
 
 if __name__ == "__main__":

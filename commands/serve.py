@@ -20,7 +20,7 @@ def run(settings: Settings, *, download_only: bool = False, force_cleanup: bool 
     :raises SettingsError: if the port is in use or a folder cannot be made.
     :raises CatalogError: if the catalog cannot be used.
     """
-    logs.to_stdout("debug" if settings.debug else settings.log_level)
+    logs.to_stdout("debug" if settings.debug else settings.log_level, settings.log_format)
     settings.make_folders()
     catalog = load_catalog(settings)
     if force_cleanup:

@@ -198,3 +198,14 @@ def gpu_processes(device: str) -> dict[int, int | None]:
 def _gpu_bytes(pid: int, device: str) -> int | None:
     processes = gpu_processes(device)
     return int(processes[pid] or 0) if pid in processes else None
+
+
+def utilization(gpu: Gpu) -> float | None:
+    """Return the share of time in which a GPU was computing, over the driver's own last moment: 0 to 1. None where the
+    driver does not tell."""
+    try:
+        rates = pynvml.nvmlDeviceGetUtilizationRates(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid))
+    except pynvml.NVMLError as error:
+        log.debug("NVML does not tell how busy GPU %d is: %s", gpu.number, error)
+        return None
+    return float(rates.gpu) / 100

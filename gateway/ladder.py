@@ -73,10 +73,17 @@ class Ladder:
         self._rungs: dict[str, _Rung] = {}
         self._lock = threading.Lock()
         self.counts: Counter[tuple[str, str]] = Counter()
+        self.listener: Callable[[str, str, str], None] = lambda model, stage, step: None
+        """Told the model, what it was at (``load`` or ``generate``) and the step that is taken; must not call back."""
 
     def count(self, model: str, step: str) -> None:
+        """A step was taken while the model served."""
         with self._lock:
-            self.counts[model, step] += 1
+            self._add(model, "generate", step)
+
+    def _add(self, model: str, stage: str, step: str) -> None:
+        self.counts[model, step] += 1
+        self.listener(model, stage, step)
 
     def counted(self, model: str) -> dict[str, int]:
         """Return the steps taken for a model and how often."""
@@ -118,14 +125,14 @@ class Ladder:
             rung = self._rungs.setdefault(spec.name, _Rung())
             rung.failed_loads += 1
             if rung.failed_loads == 1:
-                self._step(spec.name, rung, "reloaded", "loading it again after idle models went")
+                self._step(spec.name, rung, "load", "reloaded", "loading it again after idle models went")
                 return True
             # A batch takes its memory when it is there, except from an engine that takes it all at the load.
             smaller = spec.engine == "llama_cpp"
-            if self._lower(spec, device, at, smaller):
+            if self._lower(spec, device, at, "load", smaller):
                 return True
             rung.failed_loads = 0
-            self.counts[spec.name, "refused"] += 1
+            self._add(spec.name, "load", "refused")
             return False
 
     def ran_out(self, spec: ModelSpec, device: str, at: Level, alone: bool) -> bool:
@@ -134,22 +141,22 @@ class Ladder:
         """
         with self._lock:
             rung = self._rungs.setdefault(spec.name, _Rung())
-            if _LEVELS.index(rung.level) > _LEVELS.index(at) or self._lower(spec, device, at, not alone):
+            if _LEVELS.index(rung.level) > _LEVELS.index(at) or self._lower(spec, device, at, "generate", not alone):
                 return True
-            self.counts[spec.name, "refused"] += 1
+            self._add(spec.name, "generate", "refused")
             return False
 
-    def _lower(self, spec: ModelSpec, device: str, at: Level, smaller: bool) -> bool:
+    def _lower(self, spec: ModelSpec, device: str, at: Level, stage: str, smaller: bool) -> bool:
         rung = self._rungs[spec.name]
         for level in possible(spec, device, self._fallback):
             if _LEVELS.index(level) > _LEVELS.index(at) and (smaller or level != "small_batch"):
                 rung.level, rung.until = level, self._clock() + self._hold
-                self._step(spec.name, rung, level, _TRIED[level])
+                self._step(spec.name, rung, stage, level, _TRIED[level])
                 return True
         return False
 
-    def _step(self, model: str, rung: _Rung, step: str, words: str) -> None:
-        self.counts[model, step] += 1
+    def _step(self, model: str, rung: _Rung, stage: str, step: str, words: str) -> None:
+        self._add(model, stage, step)
         rung.tried = [*rung.tried[-5:], words]
 
     def explain(self, spec: ModelSpec, device: str, error: str) -> str:

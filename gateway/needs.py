@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from gateway import devices
 from models_registry.spec import ModelSpec
+from utils import log_lines
 from utils.settings import Settings
 
 
@@ -33,6 +34,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "TRANSFORMERS_VERBOSITY": "error" if not settings.debug else "warning",
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # is_available() must not initialize CUDA in the forkserver
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        log_lines.LEVEL: "debug" if settings.debug else settings.log_level,
     }
     if settings.device == "cpu" or not devices.gpus():
         variables["CUDA_VISIBLE_DEVICES"] = ""

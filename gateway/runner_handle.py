@@ -18,6 +18,7 @@ from queue import SimpleQueue
 
 from gateway import devices, watchdog
 from gateway.line import Child
+from gateway.observe.course import TOO_LATE, Course
 from gateway.scheduler import events
 from gateway.zygotes import Zygotes
 from protocol import messages
@@ -33,6 +34,9 @@ _FORK_PATIENCE = 120.0  # seconds a forkserver may need for its imports on a slo
 
 class Late:
     """In the mailbox: the deadline passed, and the runner is told to stop whether or not anybody looks."""
+
+    def note(self, course: Course) -> None:
+        course.end(TOO_LATE)
 
 
 @dataclass
@@ -245,8 +249,9 @@ class RunnerHandle:
             case messages.Heartbeat(steps):
                 self.steps = steps
             case messages.Progress():
+                if self.progress is None or self.progress.phase != message.phase:
+                    log.debug("%s: %s", self.load_id, message.phase)
                 self.progress = message
-                log.debug("%s: %s", self.load_id, message.phase)
             case messages.Loaded():
                 self.loaded = message
                 measured = self.measure()

@@ -6,13 +6,15 @@ Wires registry, footprints, scheduler, spawner and runner handles. Gateway proce
 import logging
 import threading
 import time
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from gateway.errors import BadRequest, Conflict, Unavailable, UnknownModel
 from gateway.footprint import HeaderError, weight_bytes
 from gateway.needs import environment, modules
+from gateway.observe import traces
+from gateway.observe.metrics import Metrics
+from gateway.observe.standing import Standing
 from gateway.owner import Owner
 from gateway.placement import ON_CPU, Placement
 from gateway.runner_handle import RunnerHandle
@@ -25,7 +27,7 @@ from gateway.zygotes import Zygotes
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec, QuantBits, replica_names, spec_name
 from protocol import messages
-from utils import quantized
+from utils import quantized, request_ids
 from utils.hub.state import download_state
 from utils.settings import Settings
 from utils.tmp_manage import TempFolder
@@ -61,6 +63,10 @@ class Gateway:
         self._tickets: dict[str, Ticket] = {}
         self._changed = threading.Condition()
         self._stop_lock = threading.Lock()
+        self.metrics = Metrics(catalog.names)
+        self.metrics.registry.register(Standing(self))
+        self.ladder.listener = self.metrics.relieved
+        self.tracing = traces.configured(settings)
         self._stopping = self._stopped = False
 
     def place(self, spec: ModelSpec) -> str:
@@ -96,6 +102,8 @@ class Gateway:
         self.owner.start()
         self.spawner.start()
         self.watchdog.start()
+        if self.tracing is not None:
+            self.tracing.start()
         for name in self.settings.preload:
             threading.Thread(target=self._preload, args=(name,), name=f"preload-{name}", daemon=True).start()
 
@@ -123,6 +131,8 @@ class Gateway:
             self.zygotes.stop()
             self.spawner.stop()
             self.owner.stop()
+            if self.tracing is not None:
+                self.tracing.stop()
 
     def _preload(self, name: str) -> None:
         try:
@@ -146,9 +156,12 @@ class Gateway:
     def admit(
         self, spec: ModelSpec, *, timeout: float | None = None, priority: int = 0, retry: bool = False, places: int = 1,
         replica: str | None = None,
+        request_id: str | None = None,
     ) -> Ticket:
         """Reserve a place in the model's queue, for a request that wants ``places`` answers made at once, by whichever
         replica is first or by the one named.
+
+        ``request_id`` is the ticket's id, one that no other has; without one it is a load by hand, not a request.
 
         :raises Unavailable: if the weights are not there, a load failed lately, it cannot fit or the server stops.
         :raises QueueFull: if too many wait already.
@@ -161,14 +174,16 @@ class Gateway:
         if not loaded:
             self.require_weights(spec)
             self._predict(spec)
-        request_id = uuid.uuid4().hex
+        counted, request_id = request_id is not None, request_id or request_ids.new()
         deadline = time.monotonic() + (timeout or self.settings.request_timeout)
         ticket = Ticket(self, spec, request_id, deadline, priority, retry, places, replica)
+        ticket.course.counted = counted
         self._tickets[request_id] = ticket
         try:
             self.reserve(ticket)
         except BaseException:
             self.forget(request_id)
+            self.metrics.finished(ticket.course)
             raise
         return ticket
 
@@ -243,10 +258,16 @@ class Gateway:
 
     def cancel(self, request_id: str) -> bool:
         """Cancel a request that waits or runs. Return False if there is none of this id."""
-        ticket = self._tickets.get(request_id)
-        if ticket is not None:
+        found = self.named(request_id)
+        for ticket in found:
             ticket.cancel()
-        return ticket is not None
+        return bool(found)
+
+    def named(self, request_id: str) -> list[Ticket]:
+        """Return the tickets of a request by its own id, which several may have in common, or the one of a ticket's id.
+        """
+        return [ticket for name, ticket in list(self._tickets.items())
+                if request_id in (name, request_ids.request_of(name))]  # fmt: skip
 
     def whereabouts(self, ticket: Ticket) -> Waiting:
         """Return what a request without a lease is waiting for."""
@@ -423,14 +444,14 @@ class Gateway:
     # -- the owner's hands: called in the owner thread, never waiting --------------------------------------------------
 
     def _perform(self, action: actions.Action) -> None:
+        self.metrics.performed(action)
         match action:
             case actions.StartLoad(model, load_id, slot):
                 try:
                     self._start_load(model, load_id, slot)
                 except Exception as error:  # no descriptors, threads or memory left: the scheduler must hear of it
                     log.exception("%s cannot be started", load_id)
-                    self._handles.pop(load_id, None)
-                    self.owner.post(events.LoadFailed(load_id, f"its process cannot be started: {error}"))
+                    self._hear(events.LoadFailed(load_id, f"its process cannot be started: {error}"))
             case actions.EndRunner(_, load_id, reason):
                 if handle := self._handles.get(load_id):
                     handle.end(reason)
@@ -465,6 +486,7 @@ class Gateway:
 
     def _hear(self, event: events.Event) -> None:
         """Pass on what a runner's handle reports. Called in the handle's thread."""
+        self.metrics.heard(event, self._handles)
         match event:
             case events.Loaded(load_id, size):
                 handle = self._handles[load_id]

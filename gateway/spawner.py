@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gateway.line import Child, Line
+from utils import log_lines
 from utils.settings import ROOT
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class Spawner:
         self._process: subprocess.Popen[bytes] | None = None
         self._threads: list[threading.Thread] = []
         self._stopped = threading.Event()
+        self.replaced = 0
         self.ready = threading.Event()
 
     def start(self) -> None:
@@ -123,14 +125,13 @@ class Spawner:
         self._stopped.wait(_REPLACE_PAUSE)
         with self._lock:
             if not self._stopped.is_set():
+                self.replaced += 1
                 self._ensure()
 
     @staticmethod
     def _pump(process: "subprocess.Popen[bytes]") -> None:
         """Log what runners and libraries print, line by line."""
-        output = logging.getLogger("runner")
         assert process.stdout is not None
         with process.stdout:
             for line in process.stdout:
-                if text := line.decode(errors="replace").rstrip():
-                    output.info(text)
+                log_lines.relay(line)

@@ -22,6 +22,7 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.ladder import visible
+from gateway.observe.course import CANCELLED, Course, CourseMailbox
 from gateway.runner_handle import Late, Mailbox, RunnerHandle
 from gateway.scheduler import actions, events
 from models_registry.spec import ModelSpec
@@ -47,6 +48,10 @@ class Granted:
 
     handle: RunnerHandle
     cold: bool
+
+    def note(self, course: Course) -> None:
+        if loaded := self.handle.loaded:
+            course.leased(loaded.device, sum(loaded.phases.values()), self.cold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +97,9 @@ class Again:
 
 class _Stopped:
     """In the mailbox: the request was cancelled by its id."""
+
+    def note(self, course: Course) -> None:
+        course.end(CANCELLED)
 
 
 @dataclass(slots=True)
@@ -154,7 +162,8 @@ class Ticket:
         self.retry = retry
         self.request_id = request_id
         self.deadline = deadline
-        self.mailbox: Mailbox = Mailbox()
+        self.course = Course(request_id, spec.name, deadline)
+        self.mailbox: Mailbox = CourseMailbox(self.course, gateway.metrics.gap_of(spec.name))
         self.tokens = 0
         self._gateway = gateway
         self._handle: RunnerHandle | None = None
@@ -179,6 +188,8 @@ class Ticket:
             return
         self._closed = True
         self._gateway.forget(self.request_id)
+        self.course.close()
+        self._gateway.metrics.finished(self.course)
         if self._sent and self._handle is not None:
             if not self._over:
                 self._handle.cancel(self.request_id)  # the lease ends when the runner has stopped
@@ -291,10 +302,12 @@ class Ticket:
                               f"{failed.error}")  # fmt: skip
         self._gateway.ran_out(handle, failed)
         self._handle, self._sent, self._over, self.tokens = None, False, False, 0
+        self.course.again()
         self._gateway.reserve(self)
 
     def _acquire(self, gone: Callable[[], bool]) -> Iterator[Waiting]:
         submitted = time.monotonic()
+        self.course.submitted = True
         self._gateway.owner.post(events.Submit(self.request_id))
         patience = _AT_ONCE
         while True:

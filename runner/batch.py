@@ -25,6 +25,7 @@ from runner.engines.base import Engine, Logits, Sequence
 from runner.errors import OutOfMemory, classify, out_of_memory
 from runner.job import Job
 from runner.relief import release
+from utils.log_lines import about
 
 T = TypeVar("T")
 
@@ -46,7 +47,8 @@ class Prepared:
 def prepare(engine: Engine, job: Job) -> Prepared:
     """Turn a request into sequences: its template, tokens, pictures and grammar take a while, and not the loop's."""
     try:
-        return Prepared(job, engine.prepare(job))
+        with about(job.request.request_id):
+            return Prepared(job, engine.prepare(job))
     except Exception as error:
         if job.choices or not out_of_memory(error):
             return Prepared(job, [], error)
@@ -144,7 +146,8 @@ class Batch:
             budget -= max(1, sum(len(sequence.tokens) - sequence.read for sequence in group))
             started, before = time.monotonic(), sum(sequence.read for sequence in group)
             try:
-                scores = self._twice(partial(self._engine.read, group), group, group)
+                with about(*{sequence.job.request.request_id: None for sequence in group}):
+                    scores = self._twice(partial(self._engine.read, group), group, group)
             except Exception as error:
                 self._reading = []
                 if self._relieve(error, group):
@@ -406,7 +409,7 @@ class Batch:
                     here.remove(sequence)
                     self._engine.drop(sequence)
             if failure.kind == "internal":
-                log.error("request %s failed", job.request.request_id, exc_info=error)
+                log.error("the request failed", exc_info=error, extra={"request_id": job.request.request_id})
             if not job.over:
                 job.over = True
                 self._send(Failed(job.request.request_id, failure.kind, str(failure), alone))

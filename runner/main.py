@@ -25,6 +25,7 @@ from runner.errors import RunnerError, classify, is_sticky
 from runner.job import Job
 from runner.machine import name_process
 from runner.peak import Peak
+from utils import log_lines
 
 log = logging.getLogger("runner")
 _BEAT = 1.0
@@ -33,7 +34,7 @@ _BEAT = 1.0
 def run(descriptor: int, opened: Engine | None = None) -> None:
     """Serve the gateway on the pipe with this file descriptor, with an engine that was opened ahead, where one was.
     Does not return."""
-    logging.basicConfig(level=logging.INFO, format="%(name)s[%(process)d] %(levelname)s %(message)s", force=True)
+    log_lines.to_gateway()
     noise.quiet()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     name_process("runner")
@@ -62,6 +63,7 @@ class Runner:
                         name_process(f"runner:{load.name}")
                         self._loads.put(load)
                     case messages.Generate(request_id) as request:
+                        log.debug("asked", extra={"request_id": request_id})
                         self._jobs[request_id] = job = Job(request, self.send)
                         self._inbox.put(job)
                     case messages.Cancel(request_id):
@@ -76,6 +78,7 @@ class Runner:
     def send(self, message: messages.RunnerMessage) -> None:
         if isinstance(message, messages.Done | messages.Failed):
             self._jobs.pop(message.request_id, None)
+            log.debug("%s", type(message).__name__.lower(), extra={"request_id": message.request_id})
         try:
             with self._send_lock:
                 self._connection.send(message)

@@ -20,6 +20,7 @@ from runner.engines.base import Engine
 from runner.errors import classify
 from runner.forking import Parent
 from runner.machine import name_process, private_bytes, trim
+from utils import log_lines
 
 log = logging.getLogger("runner")
 _ENDING_STEP, _ENDING_STEPS = 0.01, 100  # seconds; a thread that was joined may take a moment to be gone
@@ -27,7 +28,7 @@ _ENDING_STEP, _ENDING_STEPS = 0.01, 100  # seconds; a thread that was joined may
 
 def run(descriptor: int) -> None:
     """Serve the gateway on the control socket with this descriptor, until it hangs up and no runner is left."""
-    logging.basicConfig(level=logging.INFO, format="%(name)s[%(process)d] %(levelname)s %(message)s", force=True)
+    log_lines.to_gateway()
     noise.quiet()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     name_process("zygote")

@@ -50,8 +50,10 @@ def _starter(home: Callable[[], Path]) -> Iterator[Start]:
     """Give a function that makes gateways; end them all, and hold them to having left nothing."""
     mine: list[GatewayProcess] = []
 
-    def start(*arguments: str, launch: bool = True, **options: Any) -> GatewayProcess:
-        gateway = GatewayProcess(home(), *arguments, **options)
+    def start(
+        *arguments: str, launch: bool = True, kind: type[GatewayProcess] = GatewayProcess, **options: Any
+    ) -> GatewayProcess:
+        gateway = kind(home(), *arguments, **options)
         mine.append(gateway)
         _started.append(gateway)
         return gateway.start() if launch else gateway

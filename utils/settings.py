@@ -34,6 +34,14 @@ class Settings(BaseSettings):
     port: int = Field(5000, ge=1, le=65535, description="Port to listen on.")
     debug: bool = Field(False, description="Serve by Flask's own server and log at debug level.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What to log.")
+    log_format: Literal["text", "json"] = Field("text", description="Log lines of text, or each a JSON object.")
+    log_file_size: Bytes = Field(20 * 2**20, ge=1, description="Size at which main.log is put aside and begun anew.")
+    log_files: int = Field(5, ge=1, description="Older log files that are kept.")
+    log_prompts: bool = Field(
+        False, description="Log the text of prompts too. Off, no log line has anything a user wrote or sent.")
+    otlp_endpoint: str | None = Field(
+        None, pattern=r"^https?://[^\s/]+", description="Collector to send traces to by OTLP over HTTP, say "
+        "http://localhost:4318. Default: OTEL_EXPORTER_OTLP_ENDPOINT; without either there are no traces.")
 
     models_dir: Path = Field(Path("models"), description="Where weights are kept.")
     logs_dir: Path = Field(Path("logs"), description="Where main.log is written.")

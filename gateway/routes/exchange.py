@@ -15,22 +15,23 @@ from flask import Response, g, request, stream_with_context
 
 from gateway.conversation import Turn, build
 from gateway.errors import BadRequest, ClientGone, GatewayError
-from gateway.routes import gateway
+from gateway.routes import gateway, visits
 from gateway.routes.client import gone_check
 from gateway.routes.fields import Fields
 from gateway.ticket import READING, Piece, Ticket
 from models_registry.spec import ModelSpec
+from protocol.messages import ChatMessage
 from utils.media.errors import MediaError
 
 log = logging.getLogger(__name__)
 PRIORITIES = {"interactive": 0, "batch": 1}
 PRIORITY_HEADER = "X-Priority"
-REQUEST_ID = "X-Request-Id"
+_SHOWN = 20_000  # characters of a prompt in the log
 _PATIENCE = 2.0  # seconds a stream may keep its client without a word
 
 
 def admit(spec: ModelSpec, fields: Fields) -> Ticket:
-    """Get the request a place; its id goes into the response's headers. The body's priority beats the header's.
+    """Get the request a place. The body's priority beats the header's.
 
     :raises GatewayError: if it gets none.
     """
@@ -39,8 +40,10 @@ def admit(spec: ModelSpec, fields: Fields) -> Ticket:
         if said not in PRIORITIES:
             raise BadRequest(f"header {PRIORITY_HEADER}: must be {' or '.join(PRIORITIES)}", param=PRIORITY_HEADER)
         priority = said  # type: ignore[assignment]
-    ticket = gateway().admit(spec, timeout=fields.timeout, priority=PRIORITIES[priority], places=fields.answers)
-    g.setdefault("request_id", ticket.request_id)  # of several prompts the first one's
+    g.model = spec.name
+    ticket = gateway().admit(spec, timeout=fields.timeout, priority=PRIORITIES[priority], places=fields.answers,
+                             request_id=visits.ticket_id())  # fmt: skip
+    visits.admitted(ticket)
     return ticket
 
 
@@ -64,6 +67,8 @@ class Exchange:
             self.ticket = self._stack.enter_context(admit(spec, fields))
             folder = self._stack.enter_context(service.temp.request(self.ticket.request_id))
             conversation = build(turns, fields.decoding(service.settings), spec, folder)
+            if service.settings.log_prompts:
+                log.info("asked %s", spec.name, extra={"fields": {"prompt": _shown(conversation)}})
         except BaseException:
             self._stack.close()
             raise
@@ -100,6 +105,15 @@ class Exchange:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _shown(conversation: Sequence[ChatMessage]) -> str:
+    """Return what was asked, for the log of those who want it there: the text, and which media came with it."""
+    lines = []
+    for message in conversation:
+        parts = (part.text if part.kind == "text" else f"[{part.kind}]" for part in message.parts)
+        lines.append(f"{message.role}: {''.join(parts)}")
+    return "\n".join(lines)[:_SHOWN]
 
 
 def respond(

@@ -33,8 +33,8 @@ def requests() -> Response:
 
 @blueprint.delete("/<request_id>")
 def cancel(request_id: str) -> Response:
-    """Cancel a request by its ``X-Request-Id``, or by the id of its answer (``chatcmpl-…``)."""
-    found = request_id.rpartition("-")[2]
+    """Cancel a request by its ``X-Request-ID``, or by the id of its answer (``chatcmpl-…``)."""
+    found = request_id.removeprefix("chatcmpl-").removeprefix("cmpl-")
     if not gateway().cancel(found):
         raise UnknownRequest(f"no request {request_id!r} waits or runs", param="id", code="request_not_found")
     return jsonify(id=found, object="request", cancelled=True)

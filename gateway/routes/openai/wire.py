@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
-from flask import request
+from flask import g, request
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.errors import BadRequest, Cancelled
@@ -91,7 +91,9 @@ def find_model(name: object) -> ModelSpec:
     service = gateway()
     if not isinstance(name, str) or not name:
         raise wrong("model", f"must be one of {', '.join(service.catalog.names)}")
-    return service.spec(name)
+    spec = service.spec(name)
+    g.model = spec.name  # for the log and the metrics, should the body be refused
+    return spec
 
 
 def usage(finished: Iterable[Finished]) -> dict[str, int]:

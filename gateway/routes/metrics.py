@@ -1,0 +1,15 @@
+"""``GET /metrics``: what Prometheus scrapes, in its text format or OpenMetrics, whichever it asks for."""
+
+from flask import Blueprint, Response, request
+from prometheus_client.exposition import choose_encoder
+
+from gateway.routes import gateway
+
+blueprint = Blueprint("metrics", __name__)
+
+
+@blueprint.get("/metrics")
+def metrics() -> Response:
+    """Every metric as it stands now."""
+    encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+    return Response(encode(gateway().metrics.registry), content_type=content_type)

@@ -1,0 +1,122 @@
+"""What a mailbox makes of a request's course, and what the metrics make of facts that a small gateway rarely has."""
+
+import time
+
+import pytest
+from prometheus_client import generate_latest
+
+from gateway.observe.course import Course, CourseMailbox
+from gateway.observe.metrics import Metrics
+from gateway.runner_handle import Late
+from gateway.scheduler import actions
+from gateway.ticket import Granted, _Stopped
+from protocol import messages
+
+
+def granted(cold: bool = False, seconds: float = 0.0) -> Granted:
+    loaded = SimpleNamespace(device="cpu", phases={"weights": seconds})
+    return Granted(SimpleNamespace(loaded=loaded), cold)  # type: ignore[arg-type]
+
+
+def course_of(*said: object, deadline: float = 1e9, submitted: bool = True) -> Course:
+    """Return the course of a request to whose mailbox this was put before it was closed."""
+    course = Course("r", "deepseek", time.monotonic() + deadline)
+    course.submitted = submitted
+    mailbox = CourseMailbox(course, lambda seconds: None)
+    for one in said:
+        mailbox.put(one)
+    assert [mailbox.get_nowait() for _ in said] == list(said), "it is a mailbox like any other"
+    course.close()
+    return course
+
+
+DELTA = messages.Delta("r", "text", False, 3)
+DONE = messages.Done("r", ("stop",), 7, 5)
+
+
+@pytest.mark.parametrize(("said", "outcome"), [
+    ([granted(), messages.Started("r", 7), DELTA, DONE], "answered"),
+    ([granted(), messages.Started("r", 7), DELTA, messages.Done("r", ("cancelled",), 7, 3)], "cancelled"),
+    ([granted(), DELTA, _Stopped(), messages.Done("r", ("cancelled",), 7, 3)], "cancelled"),
+    ([granted(), DELTA, Late(), messages.Done("r", ("cancelled",), 7, 3)], "too_late"),
+    ([granted(), DELTA], "client_gone"),
+    ([], "client_gone"),
+    ([granted(), messages.Failed("r", "out_of_memory", "")], "out_of_memory"),
+    ([granted(), messages.Failed("r", "bad_request", "")], "bad_request"),
+    ([granted(), messages.Failed("r", "internal", "")], "failed"),
+    ([actions.Refuse("r", actions.Why.QUEUE_FULL, "")], "refused"),
+    ([actions.Refuse("r", actions.Why.TOO_LATE, "")], "too_late"),
+    ([_Stopped()], "cancelled"),
+])  # fmt: skip
+def test_how_it_ended(said: list[object], outcome: str) -> None:
+    assert course_of(*said).outcome == outcome
+
+
+def test_past_the_deadline_it_is_too_late_and_with_broken_media_it_was_never_submitted() -> None:
+    assert course_of(granted(), DELTA, deadline=-1).outcome == "too_late"
+    assert course_of(submitted=False).outcome == "bad_request"
+
+
+def test_times_and_tokens() -> None:
+    course = course_of(granted(cold=True, seconds=1000), messages.Started("r", 7), DELTA, DELTA, DONE)
+    assert (course.prompt_tokens, course.completion_tokens, course.finish_reasons) == (7, 5, ("stop",))
+    assert course.granted and course.sent and course.first and course.last and course.ended
+    assert course.born <= course.granted <= course.sent <= course.first <= course.last <= course.ended
+    assert course.load_seconds == course.granted - course.born, "no more than it waited"
+    assert course.queue_seconds == 0
+    assert course_of(granted(cold=False, seconds=1000), DONE).load_seconds == 0
+    broken_off = course_of(granted(), messages.Started("r", 7), DELTA)
+    assert (broken_off.prompt_tokens, broken_off.completion_tokens) == (7, 3)
+
+
+def test_gaps_are_told_by_choice_and_by_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter([10.0, 20.0, 21.0, 26.0, 32.0])
+    gaps: list[float] = []
+    mailbox = CourseMailbox(Course("r", "deepseek", 1e9), gaps.append)
+    monkeypatch.setattr(time, "monotonic", lambda: next(moments))
+    for index, tokens in ((0, 1), (1, 1), (0, 2), (1, 3), (0, 0)):
+        mailbox.put(messages.Delta("r", "", False, tokens, index))
+    assert gaps == [(21 - 10) / 2, (26 - 20) / 3]
+
+
+# -- metrics -----------------------------------------------------------------------------------------------------------
+
+
+def counted(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(f"switchyard_{name}", labels)
+
+
+def test_refusals_by_reason() -> None:
+    metrics = Metrics(["deepseek"])
+    metrics.finished(course_of(actions.Refuse("r", actions.Why.QUEUE_FULL, "")))
+    assert counted(metrics, "refusals_total", model="deepseek", reason="queue_full") == 1
+    assert counted(metrics, "generations_total", model="deepseek", outcome="refused") == 1
+    assert counted(metrics, "queue_wait_seconds_count", model="deepseek") == 0, "it never waited to the end"
+
+
+def test_a_load_by_hand_is_no_request() -> None:
+    metrics = Metrics(["deepseek"])
+    course = course_of(granted())
+    course.counted = False
+    metrics.finished(course)
+    assert counted(metrics, "generations_total", model="deepseek", outcome="client_gone") == 0
+
+
+def test_memory_that_runs_out() -> None:
+    metrics = Metrics(["deepseek"])
+    for stage, step in (("generate", "retried"), ("generate", "larger_batch"), ("load", "cpu"), ("load", "refused")):
+        metrics.relieved("deepseek", stage, step)
+    for stage, step in (("generate", "retried"), ("load", "cpu"), ("load", "failed")):
+        assert counted(metrics, "out_of_memory_total", model="deepseek", stage=stage, step=step) == 1
+    assert "larger_batch" not in generate_latest(metrics.registry).decode()
+    assert counted(metrics, "fallbacks_total", model="deepseek", kind="cpu") == 1
+
+
+def test_a_request_asked_again_ends_once() -> None:
+    course = course_of(granted(), messages.Failed("r", "out_of_memory", ""))
+    course.again()
+    course.end("answered")
+    metrics = Metrics(["deepseek"])
+    metrics.finished(course)
+    assert counted(metrics, "generations_total", model="deepseek", outcome="answered") == 1
+    assert counted(metrics, "generations_total", model="deepseek", outcome="out_of_memory") == 0
