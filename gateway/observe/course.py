@@ -74,7 +74,7 @@ class Course:
 
     def again(self) -> None:
         """It is asked once more, of another runner or of the same: it has not ended after all."""
-        self.outcome, self.ended, self.completion_tokens, self.first = None, 0.0, 0, 0.0
+        self.outcome, self.ended, self.completion_tokens, self.first = None, None, 0, None
 
     def close(self) -> None:
         """Nothing more will happen. Without a last word of the runner it was late, or nobody waits for the answer; one

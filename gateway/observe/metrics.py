@@ -151,8 +151,8 @@ class Metrics:
             self._whole.labels(model).observe(over.seconds)
 
     def relieved(self, model: str, stage: str, step: str) -> None:
-        """A model found no memory while it did ``stage`` (``load`` or ``generate``), and this step is taken for it; some
-        have it serve in a lesser way than asked. Steps back up count for nothing."""
+        """A model found no memory while it did ``stage`` (``load`` or ``generate``), and this step is taken for it;
+        some have it serve in a lesser way than asked. Steps back up count for nothing."""
         if step != "larger_batch":
             self._ooms.labels(model, stage, "failed" if step == "refused" else step).inc()
         if step in ("small_batch", "offload", "cpu"):

@@ -1,6 +1,7 @@
 """What a mailbox makes of a request's course, and what the metrics make of facts that a small gateway rarely has."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client import generate_latest
