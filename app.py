@@ -11,7 +11,8 @@ import uuid
 from flask import Flask, Response, g, request
 from flask_compress import Compress
 
-from gateway.routes import admin, errors, generate, health, openai
+from gateway.access import Access
+from gateway.routes import admin, errors, generate, health, openai, usage
 from gateway.routes.exchange import REQUEST_ID
 from gateway.service import Gateway
 from models_registry.catalog import load_catalog
@@ -41,17 +42,17 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.extensions["switchyard"] = service
     Compress(app)
-    for blueprint in (generate.blueprint, *openai.BLUEPRINTS, admin.blueprint, health.blueprint):
+    for blueprint in (generate.blueprint, *openai.BLUEPRINTS, admin.blueprint, usage.blueprint, health.blueprint):
         app.register_blueprint(blueprint)
     errors.register(app)
     app.before_request(_note_start)
     app.after_request(_name_request)
     app.after_request(_log_request)
+    access = Access(app, settings, errors.gateway_error)
 
     log.info("profile %s with %s on %s", settings.profile, ", ".join(service.catalog.names), service.device)
-    if settings.host not in ("127.0.0.1", "localhost", "::1"):
-        log.warning("listening on %s, where anybody may connect: /admin answers this machine only", settings.host)
     service.start()
+    atexit.register(access.close)
     atexit.register(service.stop)
     return app
 

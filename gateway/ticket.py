@@ -147,8 +147,10 @@ class Ticket:
         self.retry = retry
         self.request_id = request_id
         self.deadline = deadline
+        self.owner: str | None = None
+        """The id of the key it came with."""
         self.mailbox: Mailbox = Mailbox()
-        self.tokens = 0
+        self.tokens = self.prompt_tokens = 0
         self._gateway = gateway
         self._handle: RunnerHandle | None = None
         self._sent = self._over = self._closed = False
@@ -249,7 +251,9 @@ class Ticket:
                     raise _failure(self.spec, kind, error)
                 case None if not started:
                     yield READING
-                case None | messages.Started():
+                case None | messages.Started() as said:
+                    if said is not None:
+                        self.prompt_tokens = said.prompt_tokens
                     started = True
                     yield Waiting("running", "generating")
 

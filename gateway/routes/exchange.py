@@ -13,6 +13,7 @@ from typing import Any
 
 from flask import Response, g, request, stream_with_context
 
+from gateway.access import counted, watch
 from gateway.conversation import Turn, build
 from gateway.errors import BadRequest, ClientGone, GatewayError
 from gateway.routes import gateway
@@ -40,6 +41,7 @@ def admit(spec: ModelSpec, fields: Fields) -> Ticket:
             raise BadRequest(f"header {PRIORITY_HEADER}: must be {' or '.join(PRIORITIES)}", param=PRIORITY_HEADER)
         priority = said  # type: ignore[assignment]
     ticket = gateway().admit(spec, timeout=fields.timeout, priority=PRIORITIES[priority], places=fields.answers)
+    ticket.owner = g.key.id if g.key else None
     g.setdefault("request_id", ticket.request_id)  # of several prompts the first one's
     return ticket
 
@@ -61,17 +63,17 @@ class Exchange:
         self.spec = spec
         self._stack = ExitStack()
         try:
-            self.ticket = self._stack.enter_context(admit(spec, fields))
-            folder = self._stack.enter_context(service.temp.request(self.ticket.request_id))
-            conversation = build(turns, fields.decoding(service.settings), spec, folder)
+            with counted(spec):
+                self.ticket = self._stack.enter_context(admit(spec, fields))
+                folder = self._stack.enter_context(service.temp.request(self.ticket.request_id))
+                conversation = build(turns, fields.decoding(service.settings), spec, folder)
         except BaseException:
             self._stack.close()
             raise
         gone = gone_check(request.environ)
         switches = fields.switches(spec)
-        self.pieces: Iterator[Piece] = self.ticket.run(
-            conversation, sampling, fields.keep_alive, gone, switches=switches, **options
-        )
+        pieces = self.ticket.run(conversation, sampling, fields.keep_alive, gone, switches=switches, **options)
+        self.pieces: Iterator[Piece] = watch(self.ticket, pieces)
 
     def prime(self) -> None:
         """Go on until it is known that the runner takes the request, or that this will take a while: what is refused at
