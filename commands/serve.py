@@ -4,6 +4,7 @@ import logging
 
 from app import create_app
 from gateway import devices
+from gateway.access import keys
 from gateway.server import check_port, serve
 from models_registry.catalog import Catalog, load_catalog
 from utils import logs
@@ -38,11 +39,13 @@ def run(settings: Settings, *, download_only: bool = False, force_cleanup: bool 
 def check(settings: Settings, catalog: Catalog) -> None:
     """Find out now what would otherwise stop the server's own process, where nobody could say it in one line.
 
-    :raises SettingsError: if the port is in use, the log cannot be written or a setting names an unknown model.
+    :raises SettingsError: if the port is in use, the log cannot be written, the keys cannot be read or a setting names
+        an unknown model.
     :raises ValueError: if the device is not there.
     """
     check_port(settings)
     logs.check(settings.logs_dir)
+    keys.read(keys.path(settings.data_dir))
     devices.choose(settings)
     named = [("preload", name) for name in settings.preload]
     if settings.default_vision_model is not None:

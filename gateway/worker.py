@@ -48,7 +48,8 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         self._lingering: dict[TConn, float] = {}
         self._serving: set[TConn] = set()
         self._held = 0  # bytes of requests that are arriving
-        self._looked = self._starved = 0.0
+        self._looked = 0.0
+        self._starved: float | None = None
         self._stop_at: float | None = None
 
     # -- stopping ------------------------------------------------------------------------------------------------------
@@ -260,8 +261,10 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
 
     def _take_threads_back(self, now: float) -> None:
         """While whole requests wait for a thread, end the answers whose clients have read the least readily."""
-        waiting = self.tpool._work_queue.qsize()
-        if not waiting:
+        waiting = len(self._serving) - self.cfg.threads
+        if waiting <= 0:
+            self._starved = None
+        elif self._starved is None:
             self._starved = now
         elif now - self._starved >= _STALLED:
             stalled = sorted((conn for conn in list(self._serving) if conn.sock.blocked >= _STALLED),

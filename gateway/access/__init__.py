@@ -211,7 +211,7 @@ def _asks_a_model() -> bool:
 
 
 def _presented() -> bool:
-    return "Authorization" in request.headers or "X-API-Key" in request.headers
+    return bool(request.headers.get("Authorization") or request.headers.get("X-API-Key"))
 
 
 def _let_go(_: BaseException | None) -> None:

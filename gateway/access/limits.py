@@ -8,6 +8,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from flask import Flask, Response, g, request
 from flask_limiter import ApplicationLimit, Limiter, RateLimitExceeded
@@ -18,6 +19,7 @@ from utils.settings import Settings
 
 log = logging.getLogger(__name__)
 _REDIS_SECONDS = 1  # how long a request may wait for the storage
+_PASS_SECONDS = 5.0  # until it is asked again, where requests pass without it
 
 
 class RateLimited(GatewayError):
@@ -26,6 +28,27 @@ class RateLimited(GatewayError):
 
 class TooManyAtOnce(GatewayError):
     status, error = 429, "Too many requests"
+
+
+class _Limiter(Limiter):
+    """Flask-Limiter, which lets requests pass while its storage is gone, if that is wanted: it would write a traceback
+    for each, and wait for the storage each time."""
+
+    def __init__(self, *arguments: Any, pass_without_storage: bool, **options: Any) -> None:
+        self._pass = pass_without_storage
+        self._pass_until = 0.0
+        super().__init__(*arguments, **options)
+
+    def _check_request_limit(self, callable_name: str | None = None, in_middleware: bool = True) -> None:
+        if time.monotonic() < self._pass_until:
+            return
+        try:
+            super()._check_request_limit(callable_name, in_middleware)
+        except StorageError as error:
+            if not self._pass:
+                raise
+            self._pass_until = time.monotonic() + _PASS_SECONDS
+            log.warning("rates are not held: their storage does not answer: %s", error.storage_error)
 
 
 class Rates:
@@ -40,7 +63,7 @@ class Rates:
         self._answer = answer
         lost = settings.rate_storage_lost
         self._settings = settings
-        self._limiter = Limiter(
+        self._limiter = _Limiter(
             _address,
             app=app,
             application_limits=[
@@ -52,7 +75,7 @@ class Rates:
             storage_options=_storage_options(settings.rate_storage),
             strategy="moving-window",
             in_memory_fallback_enabled=lost == "memory",
-            swallow_errors=lost == "allow",
+            pass_without_storage=lost == "allow",
             request_identifier=lambda: "any",
             key_prefix="switchyard",
             fail_on_first_breach=True,
@@ -68,20 +91,21 @@ class Rates:
     def _exceeded(self, error: RateLimitExceeded) -> Response:
         current = self._limiter.current_limit
         whose = f"the key {g.key.name}" if error.limit.scope == "key" else "one address"
-        again = current.reset_at - time.time() if current else 1.0
+        again = current.window.reset_time - time.time() if current else 1.0
         return self._answer(RateLimited(f"more than {whose} may ask for: {error.limit.limit}", retry_after=again))
 
     def _no_storage(self, error: StorageError) -> Response:
-        log.error("the storage of rates does not answer: %s", error.storage_error)
+        log.error("rates cannot be counted: their storage does not answer: %s", error.storage_error)
         return self._answer(Unavailable("rates cannot be counted: their storage does not answer", retry_after=5.0))
 
     def _tell(self, response: Response) -> Response:
         """Say in headers what is left of the narrowest rate."""
         try:
-            if (current := self._limiter.current_limit) is not None:
+            if limits := self._limiter.current_limits:
+                current = min(limits, key=lambda limit: limit.remaining)
                 response.headers["X-RateLimit-Limit"] = str(current.limit.amount)
                 response.headers["X-RateLimit-Remaining"] = str(current.remaining)
-                response.headers["X-RateLimit-Reset"] = str(max(0, math.ceil(current.reset_at - time.time())))
+                response.headers["X-RateLimit-Reset"] = str(math.ceil(current.window.reset_time))
         except Exception as error:  # whatever the storage's client raises: an answer does not fail for its headers
             log.debug("the rates' storage does not say what is left: %s", error)
         return response

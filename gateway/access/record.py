@@ -33,6 +33,7 @@ class Record:
         self._lock = threading.Lock()
         self._model = self._request_id = ""
         self._prompt = self._completion = 0
+        self._open: set[Ticket] = set()
         self._failed: int | None = None
         self._taken = False
 
@@ -55,10 +56,11 @@ class Record:
         """
         if not self._model:
             self._model, self._request_id = ticket.spec.name, ticket.request_id
+        self._open.add(ticket)
         return self._watched(ticket, pieces)
 
     def _watched(self, ticket: Ticket, pieces: Iterator[Piece]) -> Iterator[Piece]:
-        begun, finished = False, None
+        begun = False
         try:
             for piece in pieces:
                 if not begun:
@@ -66,8 +68,7 @@ class Record:
                     if self._key is not None and self._still(self._key) is None:
                         raise Unauthorized("the API key was revoked")
                 if isinstance(piece, Finished):
-                    finished = piece
-                    self._count(piece.prompt_tokens, piece.completion_tokens)
+                    self._count(ticket, piece.prompt_tokens, piece.completion_tokens)
                     if "cancelled" in piece.finish_reasons:
                         self._failed = CLIENT_GONE
                 yield piece
@@ -77,20 +78,24 @@ class Record:
         except ClientGone:
             self._failed = CLIENT_GONE
             raise
-        finally:
-            if finished is None:
-                self._failed = self._failed or CLIENT_GONE
-                self._count(ticket.prompt_tokens, ticket.tokens)
 
-    def _count(self, prompt: int, completion: int) -> None:
+    def _count(self, ticket: Ticket, prompt: int, completion: int) -> None:
         with self._lock:
+            if ticket not in self._open:
+                return
+            self._open.remove(ticket)
             self._prompt += prompt
             self._completion += completion
         if self._key is not None:
             self._usage.quotas.spend(self._key.id, prompt + completion, time.time())
 
     def write(self, status: int) -> None:
-        """Keep the record of a request that reached a model; ``status`` is its response's."""
+        """Keep the record of a request that reached a model; ``status`` is its response's. What was not finished by now
+        will not be."""
+        for ticket in list(self._open):
+            if status < 400 and self._failed is None:
+                self._failed = CLIENT_GONE
+            self._count(ticket, ticket.prompt_tokens, ticket.tokens)
         if self._model:
             key = self._key
             self._usage.add(Used(
