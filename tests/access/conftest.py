@@ -57,8 +57,8 @@ class Keys:
         headers = {"Authorization": f"Bearer {token}" if token else ""} | options.pop("headers", {})
         return self.gateway.client.request(method, path, headers=headers, **options)
 
-    def answer(self, token: str, model: str = "reasoner", **fields: Any) -> httpx.Response:
-        body = {"prompt": "What is 17 + 25?"} | fields
+    def answer(self, token: str, model: str = "deepseek", **fields: Any) -> httpx.Response:
+        body = {"prompt": "Hello", "max_new_tokens": 4} | fields
         return self.ask(token, "POST", f"/generate/{model}", json=body)
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from tests.access.conftest import Keys, administered
 from tests.conftest import Start
-from tests.support.gateway import ONE_AT_ONCE, STORY, only
+from tests.support.gateway import ONE_AT_ONCE, PARIS, STORY, only
 
-ROUTES = ["/v1/models", "/v1/requests", "/admin/model_status", "/generate/reasoner", "/nothing/here", "/metrics"]
+ROUTES = ["/v1/models", "/v1/requests", "/admin/model_status", "/generate/deepseek", "/nothing/here", "/metrics"]
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +74,12 @@ def test_openai_s_client(keys: Keys, alice: str) -> None:
         client.models.list()
     assert caught.value.code == "invalid_api_key"
     with openai.OpenAI(base_url=url, api_key=alice) as client:
-        answer = client.chat.completions.create(model="reasoner", messages=[{"role": "user", "content": "17 + 25?"}])
-        assert "42" in str(answer.choices[0].message.content)
+        answer = client.chat.completions.create(model="deepseek", messages=[{"role": "user", "content": PARIS["prompt"]}])
+        assert "Paris" in str(answer.choices[0].message.content)
 
 
 def test_a_body_without_a_key_is_not_read(keys: Keys) -> None:
-    head = b"POST /generate/reasoner HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"
+    head = b"POST /generate/deepseek HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"
     with keys.gateway.raw(head) as connection:
         assert connection.recv(4096).startswith(b"HTTP/1.1 401")
 
@@ -87,7 +87,7 @@ def test_a_body_without_a_key_is_not_read(keys: Keys) -> None:
 def test_admin_wants_the_role_admin(keys: Keys, alice: str, both_envelopes: Any) -> None:
     for path in ("/admin/model_status", "/admin/usage"):
         both_envelopes(keys.ask(alice, "GET", path), 403, "alice", "admin")
-    assert keys.ask(alice, "POST", "/admin/models/reasoner/unload").status_code == 403
+    assert keys.ask(alice, "POST", "/admin/models/deepseek/unload").status_code == 403
     foreign = {"Origin": "https://elsewhere.example", "X-Forwarded-For": "203.0.113.7"}
     assert keys.gateway.client.get("/admin/model_status", headers=foreign).status_code == 200, "the key speaks for it"
 
@@ -104,17 +104,17 @@ def test_metrics_are_not_for_strangers(keys: Keys, alice: str) -> None:
 
 
 def test_allowed_models(keys: Keys, both_envelopes: Any) -> None:
-    token = keys.create("narrow", "--models", "reasoner")
+    token = keys.create("narrow", "--models", "deepseek")
     listed = keys.ask(token, "GET", "/v1/models").json()["data"]
-    assert [model["id"] for model in listed] == ["reasoner"]
-    both_envelopes(keys.ask(token, "GET", "/v1/models/deepseek"), 403, "deepseek")
-    both_envelopes(keys.answer(token, "deepseek"), 403, "narrow", "deepseek")
-    chat = {"model": "deepseek", "messages": [{"role": "user", "content": "Hello"}]}
-    error = both_envelopes(keys.ask(token, "POST", "/v1/chat/completions", json=chat), 403, "narrow", "deepseek")
+    assert [model["id"] for model in listed] == ["deepseek"]
+    both_envelopes(keys.ask(token, "GET", "/v1/models/reasoner"), 403, "reasoner")
+    both_envelopes(keys.answer(token, "reasoner"), 403, "narrow", "reasoner")
+    chat = {"model": "reasoner", "messages": [{"role": "user", "content": "Hello"}]}
+    error = both_envelopes(keys.ask(token, "POST", "/v1/chat/completions", json=chat), 403, "narrow", "reasoner")
     assert error["param"] == "model" and error["code"] == "model_not_allowed"
-    both_envelopes(keys.ask(token, "POST", "/v1/completions", json={"model": "deepseek", "prompt": "x"}), 403)
-    assert keys.gateway.model("deepseek")["state"] == "cold", "nothing was loaded for it"
-    assert "42" in keys.answer(token).json()["response"]
+    both_envelopes(keys.ask(token, "POST", "/v1/completions", json={"model": "reasoner", "prompt": "x"}), 403)
+    assert keys.gateway.model("reasoner")["state"] == "cold", "nothing was loaded for it"
+    assert keys.answer(token).json()["model"] == "deepseek"
     keys.done("change", "narrow", "--models", "none")
     assert len(keys.ask(token, "GET", "/v1/models").json()["data"]) == 2
 
@@ -187,7 +187,7 @@ def test_a_damaged_file_opens_no_door(keys: Keys, alice: str) -> None:
 
 
 def test_a_first_key_closes_the_door_of_a_gateway_that_runs(start: Start) -> None:
-    gateway = start(models=only("reasoner"))
+    gateway = start(models=only("deepseek"))
     made = Keys(gateway)
     assert made.ask(None, "GET", "/v1/models").status_code == 200
     gateway.client.headers["Authorization"] = f"Bearer {made.create('first', '--role', 'admin')}"
@@ -215,7 +215,7 @@ def test_what_is_kept(keys: Keys, alice: str) -> None:
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (["create", "root"], ["root", "already"]), (["create", "a b"], ["name"]), (["create", "-x"], []),
-    (["create", "x", "--models", "gpt-9"], ["gpt-9", "reasoner"]), (["create", "x", "--models", ","], ["--models"]),
+    (["create", "x", "--models", "gpt-9"], ["gpt-9", "deepseek"]), (["create", "x", "--models", ","], ["--models"]),
     (["create", "x", "--tokens-per-day", "many"], ["--tokens-per-day"]),
     (["create", "x", "--tokens-per-day", "0"], ["tokens per day"]), (["create", "x", "--rate", "often"], ["often"]),
     (["create", "x", "--expires", "2020-01-01"], ["over"]), (["create", "x", "--expires", "soon"], ["soon"]),
@@ -241,7 +241,7 @@ def test_keys_made_at_the_same_time(keys: Keys) -> None:
 
 
 def test_a_damaged_file_stops_a_start_in_one_line(start: Start) -> None:
-    gateway = start(models=only("reasoner"), launch=False)
+    gateway = start(models=only("deepseek"), launch=False)
     (gateway.home / "data").mkdir()
     (gateway.home / "data" / "keys.json").write_text('{"keys": 7}')
     assert gateway.launch().wait() == 2

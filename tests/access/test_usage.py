@@ -26,7 +26,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def keys(start_for_module: Start, data: Path) -> Keys:
-    gateway = start_for_module(models=only("deepseek", "reasoner"), data_dir=data, launch=False)
+    gateway = start_for_module(models=only("deepseek"), data_dir=data, launch=False)
     made = administered(gateway)
     gateway.start()
     return made
@@ -50,8 +50,9 @@ def test_every_surface_is_counted(keys: Keys) -> None:
     streamed = keys.answer(token, stream=True).text
     last = json.loads(streamed.strip().splitlines()[-1].removeprefix("data: "))["usage"]
     with openai.OpenAI(base_url=f"{keys.gateway.url}/v1", api_key=token) as client:
-        chat = client.chat.completions.create(model="reasoner", messages=[{"role": "user", "content": "17 + 25?"}])
-        texts = client.completions.create(model="reasoner", prompt=["1 + 1", "2 + 2"], max_tokens=4)
+        chat = client.chat.completions.create(model="deepseek", max_tokens=4,
+                                             messages=[{"role": "user", "content": "Hello"}])  # fmt: skip
+        texts = client.completions.create(model="deepseek", prompt=["1 + 1", "2 + 2"], max_tokens=4)
     records = counted(keys.gateway, "counted", 4)
     assert chat.usage is not None and texts.usage is not None
     assert [(record["route"], record["prompt_tokens"], record["completion_tokens"]) for record in records] == [
@@ -60,7 +61,7 @@ def test_every_surface_is_counted(keys: Keys) -> None:
         ("/generate/<model>", last["prompt_tokens"], last["completion_tokens"]),
         ("/generate/<model>", whole["prompt_tokens"], whole["completion_tokens"]),
     ]
-    assert {(record["model"], record["status"], record["key"]) for record in records} == {("reasoner", 200, "counted")}
+    assert {(record["model"], record["status"], record["key"]) for record in records} == {("deepseek", 200, "counted")}
     (total,) = used(keys.gateway, "counted")
     assert (total["requests"], total["failed"]) == (4, 0)
     assert total["prompt_tokens"] == sum(record["prompt_tokens"] for record in records)
@@ -104,7 +105,7 @@ def test_quota_of_requests(keys: Keys) -> None:
     assert "2 requests per day" in quota_is_used_up(keys.answer(token))
     with openai.OpenAI(base_url=f"{keys.gateway.url}/v1", api_key=token, max_retries=5) as client:
         with pytest.raises(openai.RateLimitError) as caught:
-            client.completions.create(model="reasoner", prompt="1 + 1")
+            client.completions.create(model="deepseek", prompt="1 + 1")
     assert caught.value.code == "insufficient_quota"
     asked = [line for line in keys.gateway.log().splitlines() if "POST /v1/completions 429" in line]
     assert len(asked) == 1, "the client is told not to try again"
@@ -117,13 +118,13 @@ def test_quota_of_tokens_outlives_a_restart(keys: Keys, data: Path, start: Start
     token = keys.create("thrifty", "--tokens-per-month", "10")
     assert keys.answer(token).status_code == 200, "what is begun within the quota is finished"
     assert "10 tokens per month" in quota_is_used_up(keys.answer(token))
-    chat = {"model": "reasoner", "messages": [{"role": "user", "content": "Hello"}]}
+    chat = {"model": "deepseek", "messages": [{"role": "user", "content": "Hello"}]}
     quota_is_used_up(keys.ask(token, "POST", "/v1/chat/completions", json=chat))
     before = counted(keys.gateway, "thrifty", 1)
-    again = start(models=only("reasoner"), data_dir=data, launch=False)
+    again = start(models=only("deepseek"), data_dir=data, launch=False)
     again.client.headers = keys.gateway.client.headers
     again.start()
-    quota_is_used_up(again.client.post("/generate/reasoner", json={"prompt": "17 + 25?"},
+    quota_is_used_up(again.client.post("/generate/deepseek", json={"prompt": "Hello"},
                                        headers={"Authorization": f"Bearer {token}"}))  # fmt: skip
     assert used(again, "thrifty", records="true") == before
 
@@ -135,7 +136,7 @@ def test_filters_and_csv(keys: Keys) -> None:
     counted(keys.gateway, "tabled", 2)
     today = datetime.now(UTC).strftime("%Y-%m-%d")
     for parameters, there in (
-        ({"model": "reasoner"}, True), ({"model": "deepseek"}, False), ({"day": "2020-01-01"}, False),
+        ({"model": "deepseek"}, True), ({"model": "other"}, False), ({"day": "2020-01-01"}, False),
         ({"since": "2020-01-01"}, True), ({"until": "2020-01-01"}, False),
         ({"since": "2020-01-01", "until": today}, True),
     ):  # fmt: skip
@@ -146,7 +147,7 @@ def test_filters_and_csv(keys: Keys) -> None:
         response = keys.gateway.client.get("/admin/usage", **asked)  # type: ignore[arg-type]
         assert response.headers["content-type"].startswith("text/csv")
         (row,) = csv.DictReader(io.StringIO(response.text))
-        assert (row["key"], row["model"], row["requests"]) == ("tabled", "reasoner", "2")
+        assert (row["key"], row["model"], row["requests"]) == ("tabled", "deepseek", "2")
     nobody = keys.gateway.client.get("/admin/usage", params={"key": "nobody", "format": "csv", "records": "true"})
     assert nobody.text.startswith("at,day,key,model,route,status,") and nobody.text.count("\n") == 1
 
