@@ -8,6 +8,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from flask import Flask, Response, g, request
@@ -119,7 +120,12 @@ def _storage_options(storage: str) -> dict[str, str | int]:
 
 
 def _address() -> str:
-    return request.remote_addr or "unknown"
+    """Return whose rate it is: an address, or of IPv6 the network of 64 bits that one customer has all of."""
+    try:
+        address = ip_address(request.remote_addr or "")
+    except ValueError:
+        return request.remote_addr or "unknown"
+    return str(ip_network((address, 64), strict=False)) if address.version == 6 else str(address)
 
 
 def _key() -> str:

@@ -43,7 +43,7 @@ def answer(status: int, error: str, details: str, retry_after: float | None = No
     response.status_code = status
     if retry_after is not None:
         response.headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
-    if status in _ASKED_ONCE:
+    if status in _ASKED_ONCE or fields.get("code") == "insufficient_quota":
         response.headers["x-should-retry"] = "false"
     return response
 

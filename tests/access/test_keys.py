@@ -3,7 +3,10 @@
 import json
 import os
 import stat
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -11,7 +14,7 @@ import pytest
 
 from tests.access.conftest import Keys, administered
 from tests.conftest import Start
-from tests.support.gateway import ONE_AT_ONCE, PARIS, STORY, only
+from tests.support.gateway import ONE_AT_ONCE, PARIS, ROOT, STORY, only
 
 ROUTES = ["/v1/models", "/v1/requests", "/admin/model_status", "/generate/deepseek", "/nothing/here", "/metrics"]
 
@@ -74,7 +77,8 @@ def test_openai_s_client(keys: Keys, alice: str) -> None:
         client.models.list()
     assert caught.value.code == "invalid_api_key"
     with openai.OpenAI(base_url=url, api_key=alice) as client:
-        answer = client.chat.completions.create(model="deepseek", messages=[{"role": "user", "content": PARIS["prompt"]}])
+        question: Any = [{"role": "user", "content": PARIS["prompt"]}]
+        answer = client.chat.completions.create(model="deepseek", messages=question)
         assert "Paris" in str(answer.choices[0].message.content)
 
 
@@ -136,6 +140,20 @@ def test_requests_of_others(keys: Keys, alice: str) -> None:
     assert asked.result().status_code == 499
 
 
+def test_the_commands_that_ask(keys: Keys, alice: str, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Hello", "max_new_tokens": 4}\n')
+    place = ["--url", keys.gateway.url]
+    batch = ["batch", *place, "--model", "deepseek", "--input", str(tmp_path / "prompts.jsonl"),
+             "--output", str(tmp_path / "results.jsonl")]  # fmt: skip
+    for command in (["chat", *place, "deepseek", PARIS["prompt"]], batch):
+        for key, status in (("", 1), (alice, 0)):
+            ran = subprocess.run([sys.executable, str(ROOT / "main.py"), *command], capture_output=True, text=True,
+                                 env=keys.gateway.environment | {"SWITCHYARD_API_KEY": key}, timeout=120)  # fmt: skip
+            assert ran.returncode == status, ran.stderr + ran.stdout
+            assert status == 0 or "API key" in ran.stderr + ran.stdout
+    assert json.loads((tmp_path / "results.jsonl").read_text())["response"]
+
+
 # -- changes while it runs ---------------------------------------------------------------------------------------------
 
 
@@ -160,12 +178,14 @@ def test_a_key_expires(keys: Keys) -> None:
 def test_a_key_revoked_while_its_request_waits(keys: Keys, stream: bool) -> None:
     name = f"waiting-{stream}"
     token = keys.create(name)
-    with keys.gateway.answering(max_new_tokens=600) as first:
+    with keys.gateway.answering() as first:
         asked = keys.gateway.later(lambda: keys.answer(token, "deepseek", stream=stream))
         keys.gateway.until(lambda: keys.gateway.model("deepseek")["waiting"], "the request to wait")
         keys.done("revoke", name)
         refused = asked.result()
         assert not first.done(), "it was refused before its turn"
+        for request in keys.gateway.get("/v1/requests")["data"]:
+            keys.gateway.client.delete(f"/v1/requests/{request['id']}")
     assert ("event: error" in refused.text and '"status": 401' in refused.text) if stream else (
         refused.status_code == 401)  # fmt: skip
     assert "revoked" in refused.text and '"response"' not in refused.text

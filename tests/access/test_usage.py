@@ -107,6 +107,7 @@ def test_quota_of_requests(keys: Keys) -> None:
         with pytest.raises(openai.RateLimitError) as caught:
             client.completions.create(model="deepseek", prompt="1 + 1")
     assert caught.value.code == "insufficient_quota"
+    assert caught.value.response.headers["x-should-retry"] == "false"
     asked = [line for line in keys.gateway.log().splitlines() if "POST /v1/completions 429" in line]
     assert len(asked) == 1, "the client is told not to try again"
     assert keys.ask(token, "GET", "/v1/models").status_code == 200
