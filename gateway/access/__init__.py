@@ -128,12 +128,13 @@ class Access:
             response.headers["WWW-Authenticate"] = f'Bearer realm="switchyard"{error}'
         caps, record, status = g.pop("caps", {}), g.get("record"), response.status_code
         if caps:
-            response.call_on_close(lambda: self._under_way.give_back(caps))
+            response.call_on_close(lambda: self.give_back(caps))
         if record is not None:
             response.call_on_close(lambda: record.write(status))
         return response
 
     def give_back(self, caps: dict[str, int]) -> None:
+        """Give back what a request held of the caps of its key and its address."""
         self._under_way.give_back(caps)
 
     # -- what routes ask -----------------------------------------------------------------------------------------------
