@@ -9,7 +9,8 @@ import logging
 from flask import Flask
 from flask_compress import Compress
 
-from gateway.routes import admin, errors, generate, health, metrics, openai, visits
+from gateway.access import Access
+from gateway.routes import admin, errors, generate, health, metrics, openai, usage, visits
 from gateway.service import Gateway
 from models_registry.catalog import load_catalog
 from utils import logs
@@ -38,17 +39,19 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["switchyard"] = service
     Compress(app)
     visits.register(app)
-    for blueprint in (generate.blueprint, *openai.BLUEPRINTS, admin.blueprint, health.blueprint, metrics.blueprint):
+    blueprints = (generate.blueprint, *openai.BLUEPRINTS, admin.blueprint, usage.blueprint, health.blueprint,
+                  metrics.blueprint)  # fmt: skip
+    for blueprint in blueprints:
         app.register_blueprint(blueprint)
     errors.register(app)
+    access = Access(app, settings, errors.gateway_error)
 
     log.info("profile %s with %s on %s", settings.profile, ", ".join(service.catalog.names),
              ", ".join(service.placement.places))  # fmt: skip
-    if settings.host not in ("127.0.0.1", "localhost", "::1"):
-        log.warning("listening on %s, where anybody may connect: /admin answers this machine only", settings.host)
     if settings.log_prompts:
         log.warning("log_prompts is on: what users write is kept in %s", settings.logs_dir / "main.log")
     service.start()
+    atexit.register(access.close)
     atexit.register(service.stop)
     return app
 

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from commands import keys_arguments
+
 _DESCRIPTION = "Serve many models from one GPU, each loaded when it is first asked for."
 _EPILOG = """examples:
   python main.py --profile pocket          small models, no GPU and no download needed
@@ -16,6 +18,7 @@ _EPILOG = """examples:
   python main.py models                    what can be served, and what is on disk
   python main.py doctor                    what is right on this machine, and what to do about the rest
   python main.py chat qwen_vl "What is it?" --file cat.jpg
+  python main.py keys create alice         an API key, shown this once
   python main.py batch --model deepseek --input prompts.jsonl --output results.jsonl
 
 Every setting is also an environment variable, SWITCHYARD_<NAME>, and a line of the --config file.
@@ -73,6 +76,10 @@ def _run(arguments: argparse.Namespace) -> int:
                 from commands import cache
 
                 return cache.run(settings, arguments.action, as_json=arguments.json, to=arguments.to)
+            case "keys":
+                from commands import keys
+
+                return keys.run(settings, arguments)
             case _:
                 from commands import serve
 
@@ -120,7 +127,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.add_argument("--host", default=argparse.SUPPRESS, help="check for this address instead of the settings'")
     doctor.add_argument("--port", type=int, default=argparse.SUPPRESS, help="check for this port")
-    for verb in (serve, download, models, chat, batch, cache, doctor):
+    keys = verbs.add_parser("keys", help="make, list and revoke API keys")
+    for verb in (serve, download, models, chat, batch, cache, doctor, keys, *keys_arguments.add_arguments(keys)):
         _common(verb, argparse.SUPPRESS)
     _serving(serve, argparse.SUPPRESS)
     return parser

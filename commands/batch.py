@@ -22,6 +22,7 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from commands import credentials
 from commands.batch_files import Files
 from commands.batch_lines import Call, Line, LineError, describe, names_no_model, parse, read_lines
 from commands.batch_results import Results, ResultsError
@@ -145,13 +146,16 @@ def _check_model(url: str, model: str | None) -> None:
     """
     try:
         if model is None:
-            httpx.get(f"{url}/health", timeout=10, trust_env=False)
-            return
-        answer = httpx.post(f"{url}/generate/{quote(model, safe='')}", json={}, timeout=10, trust_env=False)
+            answer = httpx.get(f"{url}/v1/models", timeout=10, trust_env=False, headers=credentials.headers())
+        else:
+            answer = httpx.post(f"{url}/generate/{quote(model, safe='')}", json={}, timeout=10, trust_env=False,
+                                headers=credentials.headers())  # fmt: skip
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Stopped(f"no answer from {url}: {error}; is the server running?") from error
     if answer.status_code == 404:
         raise UsageError(_reason(answer)[1])
+    if answer.status_code == 401:
+        raise Stopped(f"{_reason(answer)[1]}; here it is read from {credentials.VARIABLE}")
 
 
 def _summary(console: Console, options: Options, results: Results, total: int) -> int:
@@ -178,7 +182,8 @@ class _Batch:
         self._room = asyncio.Condition()
         self._shown = 0
         self._client = httpx.AsyncClient(
-            base_url=url, timeout=httpx.Timeout(10, read=None, write=120), trust_env=False, headers=_PRIORITY,
+            base_url=url, timeout=httpx.Timeout(10, read=None, write=120), trust_env=False,
+            headers=_PRIORITY | credentials.headers(),
             limits=httpx.Limits(max_connections=options.concurrency, keepalive_expiry=15),
         )  # fmt: skip
         self._progress = Progress(
@@ -291,6 +296,8 @@ class _Batch:
                 after = _retry_after(answer)
                 if answer.status_code not in _RETRIED:
                     return answer
+                if answer.status_code == 429 and answer.headers.get("x-should-retry") == "false":  # a quota's end
+                    raise Stopped(f"{': '.join(_reason(answer))}; the same command goes on where it stopped")
                 # A line that its model's process cannot bear gets a 503 each time, while others are answered.
                 own = answer.status_code == 503 and after is not None and self._answers[call.model] > answered
                 if last and not own:

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 from rich.console import Console
 
+from commands import credentials
 from utils.settings import Settings
 
 _HELP = """Type a message and press Enter. Commands:
@@ -67,7 +68,8 @@ class Session:
         self.system: str | None = None
         self.said: list[dict[str, str]] = []
         self.attached: dict[str, list[str]] = {}
-        self._client = httpx.Client(base_url=self.url, timeout=httpx.Timeout(10, read=None), trust_env=False)
+        self._client = httpx.Client(base_url=self.url, timeout=httpx.Timeout(10, read=None), trust_env=False,
+                                    headers=credentials.headers())  # fmt: skip
 
     def describe(self) -> str:
         """Return what the model is. :raises ChatError: if the gateway does not know it."""

@@ -1,19 +1,14 @@
 """How the application is served: gunicorn with one worker of many threads, or Flask's own server under ``--debug``.
 
-One worker only, because the slots have one owner. A stopping worker first lets the requests under way finish, within
-``drain_timeout``, then ends every runner. A client that stops reading keeps its thread for ``send_timeout`` only.
-Gateway process.
+One worker only (:mod:`gateway.worker`), because the slots have one owner. A stopping worker first lets the requests
+under way finish, within ``drain_timeout``, then ends every runner. Gateway process.
 """
 
 import errno
 import logging
 import signal
 import socket
-import struct
-import threading
-import time
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 from flask import Flask
@@ -22,62 +17,11 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 from gunicorn.workers.gthread import ThreadWorker
 
-from gateway.service import Gateway
 from models_registry.catalog import Catalog, load_catalog
 from utils.settings import Settings, SettingsError
 
 log = logging.getLogger("switchyard")
-_LONGEST_SEND = 10**6  # seconds; the kernel refuses what it cannot count in ticks
 _MARGIN = 15  # seconds gunicorn leaves a worker after drain_timeout to end runners and threads
-
-
-class DrainingWorker(ThreadWorker):  # type: ignore[misc]
-    """A thread worker that drains on SIGTERM and on Ctrl-C, stops at once on a second Ctrl-C, and drops a client that
-    does not read."""
-
-    _draining = False
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if not self._draining:
-            self._draining = True
-            threading.Thread(target=self._drain, name="drain", daemon=True).start()
-        super().handle_exit(sig, frame)
-
-    def handle_quit(self, sig: int, frame: FrameType | None) -> None:
-        if sig == signal.SIGINT and self.alive:
-            self.handle_exit(sig, frame)
-        elif sig == signal.SIGINT:
-            threading.Thread(target=self._gateway.stop, name="stop-now", daemon=True).start()
-        else:
-            super().handle_quit(sig, frame)
-
-    @property
-    def _gateway(self) -> Gateway:
-        service: Gateway = self.wsgi.extensions["switchyard"]
-        return service
-
-    def handle_request(self, req: Any, conn: Any) -> bool:
-        """Answer one request. The kernel limits each send; the application's iterator is closed before this raises."""
-        whole, part = divmod(self._gateway.settings.send_timeout, 1)
-        limit = struct.pack("ll", min(int(whole), _LONGEST_SEND), int(part * 1e6))
-        conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        try:
-            return bool(super().handle_request(req, conn))
-        except BlockingIOError as error:
-            log.info("dropped %s %s: its client reads nothing", req.method, req.path)
-            # Nothing more is said or heard: a close that lingers would keep the accepting thread waiting for it.
-            conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            conn.sock.shutdown(socket.SHUT_RD)
-            raise ConnectionResetError(errno.ECONNRESET, "the client reads nothing") from error
-
-    def _drain(self) -> None:
-        gateway = self._gateway
-        gateway.drain()
-        log.info("stopping: no new requests; those under way have %g s", gateway.settings.drain_timeout)
-        deadline = time.monotonic() + gateway.settings.drain_timeout
-        while self.nr_conns > len(self.keepalived_conns) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        gateway.stop()
 
 
 def options(settings: Settings) -> dict[str, Any]:
@@ -89,7 +33,7 @@ def options(settings: Settings) -> dict[str, Any]:
     return {
         "bind": f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}",
         "workers": 1,
-        "worker_class": "gateway.server.DrainingWorker",
+        "worker_class": "gateway.worker.DrainingWorker",
         "threads": threads,
         "worker_connections": threads + 512,
         "timeout": 120,
@@ -105,6 +49,7 @@ def options(settings: Settings) -> dict[str, Any]:
 def _stop_gateway(_: Arbiter, worker: ThreadWorker) -> None:
     if isinstance(app := getattr(worker, "wsgi", None), Flask):
         app.extensions["switchyard"].stop()
+        app.extensions["access"].close()
 
 
 class GunicornLogger(Logger):  # type: ignore[misc]

@@ -163,8 +163,10 @@ class Ticket:
         self.request_id = request_id
         self.deadline = deadline
         self.course = Course(request_id, spec.name, deadline)
+        self.owner: str | None = None
+        """The id of the key it came with."""
         self.mailbox: Mailbox = CourseMailbox(self.course, gateway.metrics.gap_of(spec.name))
-        self.tokens = 0
+        self.tokens = self.prompt_tokens = 0
         self._gateway = gateway
         self._handle: RunnerHandle | None = None
         self._sent = self._over = self._closed = False
@@ -290,7 +292,9 @@ class Ticket:
                     return Again() if shown else READING
                 case None if not started:
                     yield READING
-                case None | messages.Started():
+                case None | messages.Started() as said:
+                    if said is not None:
+                        self.prompt_tokens = said.prompt_tokens
                     started = True
                     yield Waiting("running", "generating")
 

@@ -4,11 +4,14 @@ Read once at start, in the gateway process, from (strongest first) command-line 
 ``SWITCHYARD_<NAME>``, a YAML file, and the defaults below. Must not know what reads it.
 """
 
+import re
 import tempfile
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
+from limits import parse_many
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -16,6 +19,7 @@ from utils.units import Bytes, Seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 _SPARE_THREADS = 32
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
 
 
 class SettingsError(Exception):
@@ -46,6 +50,7 @@ class Settings(BaseSettings):
     models_dir: Path = Field(Path("models"), description="Where weights are kept.")
     logs_dir: Path = Field(Path("logs"), description="Where main.log is written.")
     tmp_dir: Path = Field(Path("tmp"), description="Scratch space of requests.")
+    data_dir: Path = Field(Path("data"), description="Where API keys and records of usage are kept.")
 
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)( *, *(cpu|cuda(:\d{1,3})?))*$",
@@ -96,6 +101,30 @@ class Settings(BaseSettings):
     backoff_first: Seconds = Field(10.0, ge=0, description="Pause after a first failed load; doubles each time.")
     backoff_max: Seconds = Field(300.0, ge=0, description="The longest pause after failed loads.")
 
+    usage_retention: Seconds = Field(
+        90 * 86400.0, ge=32 * 86400, description="How long records of usage are kept; 32 days or more, for quotas.")
+    rate_per_key: str | None = Field(
+        None, description="Requests each API key may make, such as 60/minute or 5/second;1000/day.")
+    rate_per_address: str | None = Field(None, description="Requests each address may make, likewise.")
+    rate_storage: str = Field(
+        "memory://", pattern=r"^(memory://$|(redis|rediss|redis\+unix)://)",
+        description="Where rates are counted: memory://, or redis://HOST:PORT/DB, which keeps them over a restart.")
+    rate_storage_lost: Literal["memory", "allow", "refuse"] = Field(
+        "memory", description="While Redis does not answer: count in memory, allow everything, or refuse with 503.")
+    concurrent_per_key: int = Field(0, ge=0, description="Requests to models each key may have under way. 0: any.")
+    concurrent_per_address: int = Field(0, ge=0, description="The same for each address. 0: any.")
+    trusted_proxies: Annotated[list[str], NoDecode] = Field(
+        [], description="Addresses or networks of proxies whose X-Forwarded-For is believed, comma-separated.")
+    cors_origins: Annotated[list[str], NoDecode] = Field(
+        [], description="Origins whose web pages may ask, such as https://chat.example.org; * for any.")
+    metrics_access: Literal["key", "open"] = Field(
+        "key", description="Who may read /metrics: this machine and whoever has a key, or everybody (open).")
+
+    head_timeout: Seconds = Field(20.0, gt=0, description="How long a request's head may take to arrive.")
+    body_timeout: Seconds = Field(
+        30.0, gt=0, description="How long its body may take, and one second more for each min_body_rate received.")
+    min_body_rate: Bytes = Field(
+        8192, ge=1, description="Bytes per second below which a body is too slow, once body_timeout is over.")
     max_body: Bytes = Field(64 * 2**20, description="Largest request body; larger ones get 413.")
     max_new_tokens: int = Field(32768, ge=1, description="The most tokens one request may ask for.")
 
@@ -116,7 +145,7 @@ class Settings(BaseSettings):
 
     skip_download: bool = Field(False, description="Do not download missing weights at start.")
 
-    @field_validator("preload", mode="before")
+    @field_validator("preload", "trusted_proxies", "cors_origins", mode="before")
     @classmethod
     def _split_names(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -130,6 +159,33 @@ class Settings(BaseSettings):
         if wrong := [name for name, equals, _ in pairs if not equals]:
             raise ValueError(f"{wrong[0].strip()!r} has no size; write, say, cuda:1=20GB,cpu=8GB")
         return {name.strip(): size.strip() for name, _, size in pairs}
+    @field_validator("rate_per_key", "rate_per_address")
+    @classmethod
+    def _is_rate(cls, value: str | None) -> str | None:
+        if value:
+            try:
+                parse_many(value)
+            except ValueError:
+                raise ValueError(f"{value!r} is not a rate; write, say, 60/minute or 5/second;1000/day") from None
+        return value or None
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, value: list[str]) -> list[str]:
+        for text in value:
+            try:
+                ip_network(text, strict=False)
+            except ValueError:
+                raise ValueError(f"{text!r} is no address or network; write, say, 10.0.0.2 or 10.0.0.0/24") from None
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: list[str]) -> list[str]:
+        for text in value:
+            if text != "*" and not _ORIGIN.fullmatch(text):
+                raise ValueError(f"{text!r} is no origin; write, say, https://chat.example.org, without a path")
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -146,7 +202,7 @@ class Settings(BaseSettings):
         return self.threads or self.queue_total + running + _SPARE_THREADS
 
     def make_folders(self) -> None:
-        """Create models/, logs/ and tmp/.
+        """Create models/, logs/, tmp/ and data/, which is for this user alone.
 
         :raises SettingsError: if one cannot be made, or if tmp/ is a folder of others: what lies in it is cleaned away.
         """
@@ -157,6 +213,10 @@ class Settings(BaseSettings):
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise SettingsError(f"cannot create {folder}: {error.strerror}") from error
+        try:
+            self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"cannot create {self.data_dir}: {error.strerror}") from error
 
 
 def is_shared(folder: Path) -> bool:

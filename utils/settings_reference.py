@@ -19,6 +19,7 @@ GROUPS = {
     "models_dir": "Folders",
     "device": "Device and memory",
     "keep_alive": "Loading, queues and deadlines",
+    "usage_retention": "Keys, limits and who may ask",
     "max_body": "Limits of a request",
     "media_urls": "Images, audio and video",
     "skip_download": "Downloads",

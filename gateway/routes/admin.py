@@ -1,15 +1,13 @@
-"""``/admin``: memory, models, temporary files; loading and unloading by hand."""
+"""``/admin``: memory, models, temporary files; loading and unloading by hand. Who may, :mod:`gateway.access` says."""
 
-import ipaddress
 import time
 from typing import Any
-from urllib.parse import urlsplit
 
 import psutil
 from flask import Blueprint, Response, jsonify, request
 
 from gateway import memory
-from gateway.errors import BadRequest, Forbidden
+from gateway.errors import BadRequest
 from gateway.routes import gateway
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
@@ -19,30 +17,6 @@ from utils.units import parse_bytes, parse_seconds
 blueprint = Blueprint("admin", __name__, url_prefix="/admin")
 _GB = 1024**3
 _WARNING_SHARE = 0.1
-_FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP")  # a proxy on this machine speaks for others
-
-
-@blueprint.before_request
-def only_from_here() -> None:
-    """There are no API keys yet, so only this machine may administer; and no web page of another origin may do it
-    through a browser on this machine, nor by a name that was made to resolve to it."""
-    if not _is_loopback(request.remote_addr or "") or any(name in request.headers for name in _FORWARDED):
-        raise Forbidden("/admin answers only requests from this machine")
-    host = urlsplit(f"//{request.host}").hostname or ""
-    if host != "localhost" and not _is_loopback(host) and host != gateway().settings.host:
-        raise Forbidden(f"/admin answers only to this machine's own names, not to {host}")
-    origin = request.headers.get("Origin")
-    if origin and urlsplit(origin).netloc != request.host:
-        raise Forbidden(f"a page of {origin} may not administer this server")
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    mapped = getattr(parsed, "ipv4_mapped", None)
-    return (mapped or parsed).is_loopback
 
 
 @blueprint.get("/memory_status")

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from flask import Flask, Response, current_app, jsonify, request
+from gunicorn.http.errors import NoMoreData, ParseException
 from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge
 
 from gateway.errors import ClientGone, GatewayError
@@ -29,6 +30,8 @@ def register(app: Flask) -> None:
     app.register_error_handler(MediaError, media_error)
     app.register_error_handler(HTTPException, http_error)
     app.register_error_handler(ClientGone, lambda _: Response(status=CLIENT_CLOSED_REQUEST))
+    for broken in (ParseException, NoMoreData):
+        app.register_error_handler(broken, body_error)
     app.register_error_handler(Exception, internal_error)
 
 
@@ -40,7 +43,7 @@ def answer(status: int, error: str, details: str, retry_after: float | None = No
     response.status_code = status
     if retry_after is not None:
         response.headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
-    if status in _ASKED_ONCE:
+    if status in _ASKED_ONCE or fields.get("code") == "insufficient_quota":
         response.headers["x-should-retry"] = "false"
     return response
 
@@ -80,6 +83,11 @@ def _read_away() -> None:
             left -= len(part)
     except (OSError, ValueError) as error:
         log.debug("the rest of a body that is too large could not be read: %s", error)
+
+
+def body_error(error: Exception) -> Response:
+    """A body in chunks is parsed while it is read."""
+    return answer(400, "Bad request", f"the request's body is malformed or ends early: {error}")
 
 
 def internal_error(error: Exception) -> Response:

@@ -13,6 +13,7 @@ from typing import Any
 
 from flask import Response, g, request, stream_with_context
 
+from gateway.access import counted, watch
 from gateway.conversation import Turn, build
 from gateway.errors import BadRequest, ClientGone, GatewayError
 from gateway.routes import gateway, visits
@@ -43,6 +44,7 @@ def admit(spec: ModelSpec, fields: Fields) -> Ticket:
     g.model = spec.name
     ticket = gateway().admit(spec, timeout=fields.timeout, priority=PRIORITIES[priority], places=fields.answers,
                              request_id=visits.ticket_id())  # fmt: skip
+    ticket.owner = g.key.id if g.key else None
     visits.admitted(ticket)
     return ticket
 
@@ -64,9 +66,10 @@ class Exchange:
         self.spec = spec
         self._stack = ExitStack()
         try:
-            self.ticket = self._stack.enter_context(admit(spec, fields))
-            folder = self._stack.enter_context(service.temp.request(self.ticket.request_id))
-            conversation = build(turns, fields.decoding(service.settings), spec, folder)
+            with counted(spec):
+                self.ticket = self._stack.enter_context(admit(spec, fields))
+                folder = self._stack.enter_context(service.temp.request(self.ticket.request_id))
+                conversation = build(turns, fields.decoding(service.settings), spec, folder)
             if service.settings.log_prompts:
                 log.info("asked %s", spec.name, extra={"fields": {"prompt": _shown(conversation)}})
         except BaseException:
@@ -74,9 +77,10 @@ class Exchange:
             raise
         gone = gone_check(request.environ)
         switches = fields.switches(spec)
-        self.pieces: Iterator[Piece] = self.ticket.run(
+        pieces = self.ticket.run(
             conversation, sampling, fields.keep_alive, gone, not fields.stream, switches=switches, **options
         )
+        self.pieces: Iterator[Piece] = watch(self.ticket, pieces)
 
     def prime(self) -> None:
         """Go on until it is known that the runner takes the request, or that this will take a while: what is refused at

@@ -354,7 +354,7 @@ def clean_environment(home: Path) -> dict[str, str]:
     One thread for each runner: a shared machine of few cores is slow in the spin barriers of more.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SWITCHYARD_")}
-    folders = {f"SWITCHYARD_{name.upper()}_DIR": str(home / name) for name in ("models", "logs", "tmp")}
+    folders = {f"SWITCHYARD_{name.upper()}_DIR": str(home / name) for name in ("models", "logs", "tmp", "data")}
     return kept | folders | {"SWITCHYARD_PROFILE": "pocket", "SWITCHYARD_CPU_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 

@@ -80,6 +80,9 @@ def test_an_empty_file_changes_nothing(config: Path) -> None:
     ("keep_alive", "soon"), ("device", "tpu"), ("device", "cuda:x"), ("gpu_utilization", "0"),
     ("gpu_utilization", "1.01"), ("gpu_utilization", "nan"), ("queue_total", "0"), ("load_timeout", "0"),
     ("load_timeout", "-1"), ("quantum", "-1"), ("log_level", "loud"), ("debug", "perhaps"),
+    ("rate_per_key", "often"), ("rate_storage", "mysql://x"), ("rate_storage_lost", "panic"),
+    ("trusted_proxies", "10.0.0.1,proxy"), ("cors_origins", "https://a.example/path"), ("cors_origins", "example.org"),
+    ("usage_retention", "7d"), ("min_body_rate", "0"), ("metrics_access", "all"),
     pytest.param("gpu_reserve", "9" * 400 + "TB", id="gpu_reserve-huge"), ("request_timeout", "inf"),
 ])  # fmt: skip
 def test_a_wrong_variable_is_one_line_naming_the_setting(

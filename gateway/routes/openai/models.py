@@ -6,6 +6,7 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify
 
+from gateway.access import allow, allowed
 from gateway.routes import gateway
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
@@ -15,10 +16,10 @@ blueprint = Blueprint("models", __name__, url_prefix="/v1")
 
 @blueprint.get("/models")
 def models() -> Response:
-    """Every model of the catalog."""
+    """Every model of the catalog that the request's key may use."""
     service = gateway()
     live = {status["name"]: status for status in service.statuses()}
-    return jsonify(object="list", data=[_describe(service.spec(name), live[name]) for name in service.catalog.names])
+    return jsonify(object="list", data=[_describe(service.spec(name), live[name]) for name in allowed(service.catalog)])
 
 
 @blueprint.get("/models/<path:name>")
@@ -26,6 +27,7 @@ def model(name: str) -> Response:
     """One model, by name or alias."""
     service = gateway()
     spec = service.spec(name)
+    allow(spec)
     return jsonify(_describe(spec, service.model_status(spec)))
 
 

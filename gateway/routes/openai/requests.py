@@ -1,10 +1,11 @@
 """``/v1/requests``: what waits and runs, and cancelling by id. Our own routes beside OpenAI's. Gateway process."""
 
-from flask import Blueprint, Response, jsonify
+from flask import Blueprint, Response, g, jsonify, request
 
+from gateway.access import own
+from gateway.access.address import require_local
 from gateway.errors import Forbidden, GatewayError
 from gateway.routes import gateway
-from gateway.routes.admin import only_from_here
 
 blueprint = Blueprint("requests", __name__, url_prefix="/v1/requests")
 
@@ -15,12 +16,15 @@ class UnknownRequest(GatewayError):
 
 @blueprint.get("")
 def requests() -> Response:
-    """Every request that waits or runs, the oldest first. It has everybody's ids, so it answers this machine only."""
-    try:
-        only_from_here()
-    except Forbidden:
-        raise Forbidden("the list of requests is for this machine only; whoever has an id can cancel by it") from None
-    tickets = gateway().tickets()
+    """Every request that waits or runs, the oldest first: with a key of the role user its own. Without keys it has
+    everybody's ids, so it answers this machine only."""
+    if not g.keyed:
+        try:
+            require_local(request, gateway().settings.host)
+        except Forbidden:
+            raise Forbidden("without API keys the list of requests is for this machine only; "
+                            "whoever has an id can cancel by it") from None  # fmt: skip
+    tickets = [ticket for ticket in gateway().tickets() if own(ticket)]
     found = [
         {"id": ticket.request_id, "object": "request", "model": ticket.spec.name,
          "state": "running" if ticket.running else "waiting",
@@ -35,6 +39,6 @@ def requests() -> Response:
 def cancel(request_id: str) -> Response:
     """Cancel a request by its ``X-Request-ID``, or by the id of its answer (``chatcmpl-…``)."""
     found = request_id.removeprefix("chatcmpl-").removeprefix("cmpl-")
-    if not gateway().cancel(found):
+    if any(not own(ticket) for ticket in gateway().named(found)) or not gateway().cancel(found):
         raise UnknownRequest(f"no request {request_id!r} waits or runs", param="id", code="request_not_found")
     return jsonify(id=found, object="request", cancelled=True)

@@ -1,0 +1,85 @@
+"""Whose request it is by its address: the client's own behind trusted proxies, and whether it comes from this machine.
+
+Gateway process.
+"""
+
+import ipaddress
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from flask import Request
+
+from gateway.errors import Forbidden
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP")  # a proxy on this machine speaks for others
+
+
+def networks(given: Iterable[str]) -> list[Network]:
+    """Return addresses and networks as networks. :raises ValueError: for what is neither."""
+    return [ipaddress.ip_network(text.strip(), strict=False) for text in given]
+
+
+class TrustedProxies:
+    """WSGI middleware: takes the client's address from ``X-Forwarded-For``, when a trusted proxy sent it.
+
+    The header is read from its end: each proxy appends whom it heard, so the last address that is no trusted proxy is
+    the client, and whatever that client claimed stands before it.
+    """
+
+    def __init__(self, app: Callable[..., Iterable[bytes]], trusted: Sequence[Network]) -> None:
+        self._app, self._trusted = app, trusted
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if self._is_trusted(environ.get("REMOTE_ADDR", "")):
+            for address in reversed(environ.get("HTTP_X_FORWARDED_FOR", "").split(",")):
+                if (parsed := _parse(address)) is None:
+                    break  # nobody said who it was: it stays the proxy's
+                environ["REMOTE_ADDR"] = str(parsed)
+                if not self._is_trusted(str(parsed)):
+                    break
+        return self._app(environ, start_response)
+
+    def _is_trusted(self, address: str) -> bool:
+        parsed = _parse(address)
+        return parsed is not None and any(parsed in network for network in self._trusted)
+
+
+def _parse(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the address, an IPv4 one that is written as IPv6 as what it is."""
+    try:
+        parsed = ipaddress.ip_address(address.strip())
+    except ValueError:
+        return None
+    return getattr(parsed, "ipv4_mapped", None) or parsed
+
+
+def is_loopback(address: str) -> bool:
+    parsed = _parse(address)
+    return parsed is not None and parsed.is_loopback
+
+
+def require_local(request: Request, host: str) -> None:
+    """Hold a request to coming from this machine itself: not through a proxy, not by a web page of another origin, and
+    not by a name that was made to resolve to this machine. ``host`` is the address the gateway listens on.
+
+    :raises Forbidden: saying what it is not.
+    """
+    if not is_loopback(request.remote_addr or "") or any(name in request.headers for name in _FORWARDED):
+        raise Forbidden("without API keys this answers only requests from this machine; "
+                        "make a key: python main.py keys create NAME --role admin")  # fmt: skip
+    name = urlsplit(f"//{request.host}").hostname or ""
+    if name != "localhost" and not is_loopback(name) and name != host:
+        raise Forbidden(f"without API keys this answers only to this machine's own names, not to {name}")
+    origin = request.headers.get("Origin")
+    if origin and urlsplit(origin).netloc != request.host:
+        raise Forbidden(f"a page of {origin} may not administer this server")
+
+
+def is_local(request: Request, host: str) -> bool:
+    try:
+        require_local(request, host)
+    except Forbidden:
+        return False
+    return True

@@ -1,0 +1,76 @@
+"""``GET /admin/usage``: what was used by whom, as JSON or CSV, and how far quotas are used up. Gateway process."""
+
+import csv
+import io
+import re
+import time
+from typing import Any
+
+from flask import Blueprint, Response, jsonify, request
+
+from gateway.access import access
+from gateway.access.usage import FILTERS, RECORDS, SUMS
+from gateway.errors import BadRequest
+from gateway.routes import gateway
+
+blueprint = Blueprint("usage", __name__, url_prefix="/admin")
+_KNOWN = (*FILTERS, "since", "until", "records", "limit", "format")
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+_MOST = 100_000
+_LIMIT = 1000
+
+
+@blueprint.get("/usage")
+def usage() -> Response:
+    """Sums by day, key and model, or with ``records=true`` single requests, the latest first.
+
+    ``key``, ``model`` (also an alias) and ``day`` choose, ``since`` and ``until`` bound the days; ``format=csv`` or
+    ``Accept: text/csv`` asks for CSV.
+    """
+    asked = request.args.to_dict()
+    if unknown := sorted(set(asked) - set(_KNOWN)):
+        raise BadRequest(f"unknown parameter {unknown[0]!r}; known: {', '.join(_KNOWN)}", param=unknown[0])
+    for name in ("day", "since", "until"):
+        if name in asked and not _DAY.fullmatch(asked[name]):
+            raise BadRequest(f"parameter {name!r}: must be a day such as 2026-01-31", param=name)
+    filters = {name: asked[name] for name in FILTERS if name in asked}
+    if (spec := gateway().catalog.get(filters.get("model", ""))) is not None:
+        filters["model"] = spec.name
+    since, until, log = asked.get("since"), asked.get("until"), access().usage
+    if asked.get("records", "false") not in ("true", "false"):
+        raise BadRequest("parameter 'records': must be true or false", param="records")
+    if asked.get("records") == "true":
+        rows = log.records(filters, _limit(asked.get("limit")), since, until)
+    elif "limit" in asked:
+        raise BadRequest("parameter 'limit': only with records=true", param="limit")
+    else:
+        rows = log.sums(filters, since, until)
+    if _wants_csv(asked.get("format")):
+        return _csv(RECORDS if asked.get("records") == "true" else SUMS, rows)
+    now = time.time()
+    return jsonify(data=rows, keys={key.name: log.quotas.used(key, now) for key in access().ring.valid()})
+
+
+def _limit(text: str | None) -> int:
+    if text is None:
+        return _LIMIT
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= _MOST:
+        raise BadRequest(f"parameter 'limit': must be 1 to {_MOST}", param="limit")
+    return int(text)
+
+
+def _wants_csv(wanted: str | None) -> bool:
+    if wanted not in (None, "csv", "json"):
+        raise BadRequest("parameter 'format': must be json or csv", param="format")
+    if wanted is None:
+        return request.accept_mimetypes.best_match(["application/json", "text/csv"]) == "text/csv"
+    return wanted == "csv"
+
+
+def _csv(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> Response:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    return Response(text.getvalue(), mimetype="text/csv",
+                    headers={"Content-Disposition": "attachment; filename=usage.csv"})  # fmt: skip

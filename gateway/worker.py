@@ -1,0 +1,295 @@
+"""gunicorn's thread worker, made safe against slow clients, and draining when it is told to stop.
+
+One thread accepts, gathers requests until they are whole, and closes connections, never waiting for any client; the
+threads of the pool answer whole requests. A client that does not read keeps its thread for ``send_timeout``, or, once
+requests wait for a thread, for a second. Gateway process.
+"""
+
+import errno
+import logging
+import signal
+import socket
+import struct
+import threading
+import time
+from concurrent.futures import Future
+from functools import partial
+from types import FrameType
+from typing import Any
+
+from gunicorn.http.parser import RequestParser
+from gunicorn.workers.gthread import TConn, ThreadWorker
+
+from gateway.access import Access
+from gateway.arriving import Arrival, Arrived, ClientSocket, Pace, Part
+from gateway.service import Gateway
+
+log = logging.getLogger("switchyard")
+_LONGEST_SEND = 10**6  # seconds; the kernel refuses what it cannot count in ticks
+_RECV = 256 * 2**10
+_BODIES_AT_ONCE = 32  # of the longest kind, while they arrive: what slow senders can take of the disk
+_LINGER, _LINGER_CUT = 2.0, 5.0  # seconds in which a client may notice that its connection is closed
+_LOOK = 0.5  # seconds between looks at deadlines
+_STALLED = 1.0  # seconds of blocked sends after which a thread can be taken back
+_STOPPING = 2.0  # seconds in which a request that is arriving at a stopping worker must be whole
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_REFUSALS = {408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
+
+
+class DrainingWorker(ThreadWorker):  # type: ignore[misc]
+    """A thread worker that drains on SIGTERM and on Ctrl-C, stops at once on a second Ctrl-C, gives threads to whole
+    requests only, and drops clients that do not read."""
+
+    _draining = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._arriving: dict[TConn, Arrival] = {}
+        self._lingering: dict[TConn, float] = {}
+        self._serving: set[TConn] = set()
+        self._held = 0  # bytes of requests that are arriving
+        self._looked = 0.0
+        self._starved: float | None = None
+        self._stop_at: float | None = None
+
+    # -- stopping ------------------------------------------------------------------------------------------------------
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self._draining:
+            self._draining = True
+            threading.Thread(target=self._drain, name="drain", daemon=True).start()
+        super().handle_exit(sig, frame)
+
+    def handle_quit(self, sig: int, frame: FrameType | None) -> None:
+        if sig == signal.SIGINT and self.alive:
+            self.handle_exit(sig, frame)
+        elif sig == signal.SIGINT:
+            threading.Thread(target=self._gateway.stop, name="stop-now", daemon=True).start()
+        else:
+            super().handle_quit(sig, frame)
+
+    @property
+    def _gateway(self) -> Gateway:
+        service: Gateway = self.wsgi.extensions["switchyard"]
+        return service
+
+    @property
+    def _access(self) -> Access:
+        access: Access = self.wsgi.extensions["access"]
+        return access
+
+    def _drain(self) -> None:
+        gateway = self._gateway
+        gateway.drain()
+        log.info("stopping: no new requests; those under way have %g s", gateway.settings.drain_timeout)
+        deadline = time.monotonic() + gateway.settings.drain_timeout
+        while self._serving and time.monotonic() < deadline:
+            time.sleep(0.05)
+        gateway.stop()
+
+    # -- requests come in: the accepting thread ------------------------------------------------------------------------
+
+    def accept(self, listener: socket.socket) -> None:
+        try:
+            accepted, address = listener.accept()
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EWOULDBLOCK, errno.EMFILE, errno.ENFILE):
+                raise
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._make_room()
+            return
+        self.nr_conns += 1
+        conn = TConn(self.cfg, ClientSocket(accepted), address, listener.getsockname())
+        conn.parser = RequestParser(self.cfg, conn.sock, address)
+        conn.parser.unreader = Arrived(conn.sock)
+        conn.initialized = conn.data_ready = True
+        self.enqueue_req(conn)
+        if self.nr_conns >= self.worker_connections - 1:
+            self._make_room()
+
+    def enqueue_req(self, conn: TConn) -> None:
+        """Gather the next request of a connection, with what came of it behind the one before."""
+        settings = self._gateway.settings
+        pace = Pace(settings.head_timeout, settings.body_timeout, max(1, settings.min_body_rate))
+        arrival = Arrival(time.monotonic(), pace, settings.max_body, settings.tmp_dir, self._access.wants_body)
+        conn.sock.setblocking(False)
+        self._arriving[conn] = arrival
+        if rest := conn.parser.unreader.take_rest():
+            self._feed(arrival, rest)
+        self.poller.register(conn.sock, 1, partial(self._readable, conn))  # 1: EVENT_READ
+        self._readable(conn, conn.sock)
+
+    def _readable(self, conn: TConn, _: object) -> None:
+        arrival = self._arriving[conn]
+        data = None
+        if not arrival.done:
+            try:
+                data = conn.sock.recv(_RECV)
+            except BlockingIOError:
+                data = None
+            except OSError:
+                data = b""
+        if data == b"":
+            self._abandon(conn)
+            return
+        if data:
+            self._feed(arrival, data)
+        if arrival.continues:
+            arrival.continues = False
+            self._say(conn, _CONTINUE)
+        if arrival.part is Part.TOO_LONG:
+            self._refuse(conn, 431)
+        elif arrival.done:
+            self._dispatch(conn)
+        elif data and self._held > _BODIES_AT_ONCE * self._gateway.settings.max_body:
+            self._refuse(conn, 503)
+
+    def _feed(self, arrival: Arrival, data: bytes) -> None:
+        arrival.feed(data, time.monotonic())
+        self._held += len(data)
+
+    def _dispatch(self, conn: TConn) -> None:
+        """Give a request a thread."""
+        arrival = self._leave(conn)
+        conn.parser.unreader.give(arrival)
+        conn.sock.begin()
+        self._serving.add(conn)
+        super().enqueue_req(conn)
+
+    def _leave(self, conn: TConn) -> Arrival:
+        self.poller.unregister(conn.sock)
+        arrival = self._arriving.pop(conn)
+        self._held -= arrival.received
+        return arrival
+
+    def _abandon(self, conn: TConn) -> None:
+        """Close a connection whose request will not be whole."""
+        self._leave(conn).bytes.close()
+        self.nr_conns -= 1
+        conn.close()
+
+    def _refuse(self, conn: TConn, status: int) -> None:
+        words = _REFUSALS[status]
+        self._say(conn, f"HTTP/1.1 {status} {words}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode())
+        self._leave(conn).bytes.close()
+        self._linger(conn, _LINGER_CUT)
+
+    @staticmethod
+    def _say(conn: TConn, text: bytes) -> None:
+        try:
+            conn.sock.send(text)  # a few bytes into an empty buffer; to a client that is gone it does not matter
+        except OSError as error:
+            log.debug("could not tell a client %r: %s", text[:20], error)
+
+    # -- connections end: the accepting thread -------------------------------------------------------------------------
+
+    def finish_request(self, conn: TConn, fs: "Future[Any]") -> None:
+        """Take a connection back from its thread: for another request, or to close it."""
+        self._serving.discard(conn)
+        cut = (arrival := conn.parser.unreader.arrival) is not None and arrival.part is not Part.WHOLE
+        rest = conn.parser.unreader.take_rest()
+        if fs.cancelled() or fs.exception() is not None or not fs.result():
+            self._linger(conn, _LINGER_CUT if cut else _LINGER)
+            return
+        conn.parser.unreader.unread(rest)
+        super().finish_request(conn, fs)
+
+    def _linger(self, conn: TConn, seconds: float) -> None:
+        """Close a connection when its client has seen the end, or after a while: closed at once, a client that is
+        sending would see it broken instead of reading its answer."""
+        try:
+            conn.sock.setblocking(False)
+            conn.sock.shutdown(socket.SHUT_WR)
+            self.poller.register(conn.sock, 1, partial(self._drop_input, conn))
+        except (OSError, ValueError, KeyError):
+            self.nr_conns -= 1
+            conn.close()
+            return
+        self._lingering[conn] = time.monotonic() + seconds
+
+    def _drop_input(self, conn: TConn, _: object) -> None:
+        try:
+            if conn.sock.recv(_RECV):
+                return
+        except BlockingIOError:
+            return
+        except OSError as error:
+            log.debug("a connection was reset while it was closed: %s", error)
+        self._close_lingering(conn)
+
+    def _close_lingering(self, conn: TConn) -> None:
+        del self._lingering[conn]
+        self.poller.unregister(conn.sock)
+        self.nr_conns -= 1
+        conn.close()
+
+    def murder_pending(self) -> None:
+        """Look at deadlines; called in every turn of the accepting thread's loop."""
+        super().murder_pending()
+        now = time.monotonic()
+        if now - self._looked < _LOOK:
+            return
+        self._looked = now
+        if not self.alive and self._stop_at is None:
+            self._stop_at = now + _STOPPING
+        for conn, arrival in list(self._arriving.items()):
+            if now < min(arrival.deadline, self._stop_at or arrival.deadline):
+                continue
+            if arrival.received:
+                log.info("dropped %s: its request takes too long to arrive", conn.client[0])
+                self._refuse(conn, 408)
+            else:
+                self._abandon(conn)
+        for conn in [conn for conn, until in self._lingering.items() if now >= until]:
+            self._close_lingering(conn)
+        self._take_threads_back(now)
+
+    def _make_room(self) -> None:
+        """Close the connection that deserves it most: one that only lingers, then the oldest that is arriving from the
+        address that has most of those, then one that is idle."""
+        if self._lingering:
+            self._close_lingering(next(iter(self._lingering)))
+        elif self._arriving:
+            count: dict[str, int] = {}
+            for conn in self._arriving:
+                count[conn.client[0]] = count.get(conn.client[0], 0) + 1
+            most = max(count, key=lambda address: count[address])
+            self._abandon(next(conn for conn in self._arriving if conn.client[0] == most))
+        elif self.keepalived_conns:
+            self.keepalived_conns[0].timeout = 0.0
+            self.murder_keepalived()
+
+    def _take_threads_back(self, now: float) -> None:
+        """While whole requests wait for a thread, end the answers whose clients have read the least readily."""
+        waiting = len(self._serving) - self.cfg.threads
+        if waiting <= 0:
+            self._starved = None
+        elif self._starved is None:
+            self._starved = now
+        elif now - self._starved >= _STALLED:
+            stalled = sorted((conn for conn in list(self._serving) if conn.sock.blocked >= _STALLED),
+                             key=lambda conn: float(conn.sock.blocked), reverse=True)  # fmt: skip
+            for conn in stalled[:waiting]:
+                log.info("dropped %s: it reads slowly while others wait for a thread", conn.client[0])
+                try:
+                    conn.sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that sends to it
+                except OSError as error:
+                    log.debug("it had gone already: %s", error)
+
+    # -- answering: a thread of the pool -------------------------------------------------------------------------------
+
+    def handle_request(self, req: Any, conn: TConn) -> bool:
+        """Answer one request. The kernel limits each send; the application's iterator is closed before this raises."""
+        whole, part = divmod(self._gateway.settings.send_timeout, 1)
+        limit = struct.pack("ll", min(int(whole), _LONGEST_SEND), int(part * 1e6))
+        conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        req._expected_100_continue = False  # it was told when its head had come
+        if conn.parser.unreader.arrival.part is not Part.WHOLE:
+            req.force_close()  # where the next request begins is unknown
+        try:
+            return bool(super().handle_request(req, conn))
+        except BlockingIOError as error:
+            log.info("dropped %s %s: its client reads nothing", req.method, req.path)
+            conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            conn.sock.shutdown(socket.SHUT_RDWR)  # nothing more is said or heard
+            raise ConnectionResetError(errno.ECONNRESET, "the client reads nothing") from error
