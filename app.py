@@ -13,6 +13,7 @@ from flask_compress import Compress
 
 from gateway.routes import admin, errors, generate, health, openai
 from gateway.routes.exchange import REQUEST_ID
+from gateway.routes.openapi import page
 from gateway.service import Gateway
 from models_registry.catalog import load_catalog
 from utils import logs
@@ -41,7 +42,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.extensions["switchyard"] = service
     Compress(app)
-    for blueprint in (generate.blueprint, *openai.BLUEPRINTS, admin.blueprint, health.blueprint):
+    for blueprint in (generate.blueprint, *openai.BLUEPRINTS, admin.blueprint, health.blueprint, page.blueprint):
         app.register_blueprint(blueprint)
     errors.register(app)
     app.before_request(_note_start)

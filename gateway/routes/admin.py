@@ -2,19 +2,24 @@
 
 import ipaddress
 import time
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import psutil
-from flask import Blueprint, Response, jsonify, request
+from flask import Blueprint, Response, request
+from pydantic import ValidationError
 
 from gateway import devices
 from gateway.errors import BadRequest, Forbidden
+from gateway.routes import admin_shapes as shapes
 from gateway.routes import gateway
+from gateway.routes.explain import explain
+from gateway.routes.openapi.operation import GENERATES, GUARDED, OPTIONS, describe
+from gateway.routes.reading import read_json
+from gateway.routes.shapes import reply
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
 from utils import quantized
-from utils.units import parse_bytes, parse_seconds
 
 blueprint = Blueprint("admin", __name__, url_prefix="/admin")
 _GB = 1024**3
@@ -46,6 +51,7 @@ def _is_loopback(address: str) -> bool:
 
 
 @blueprint.get("/memory_status")
+@describe(tag="admin", answer=shapes.MemoryStatus, statuses=GUARDED)
 def memory_status() -> Response:
     """GPU, slot and host memory. The contract's ``gpu_*`` are in GiB, everything else in bytes."""
     service = gateway()
@@ -60,7 +66,8 @@ def memory_status() -> Response:
                    if Catalog.inputs(service.spec(status["name"])) != ("text",)), default=0)  # fmt: skip
     in_use = sum(status["bytes"] for status in statuses
                  if (status["leases"] or status["pinned"]) and status["device"] == service.device)  # fmt: skip
-    return jsonify(
+    return reply(
+        shapes.MemoryStatus,
         timestamp=int(time.time()),
         gpu_available=gpu is not None,
         gpu_total_gb=round(total / _GB, 2),
@@ -78,11 +85,13 @@ def memory_status() -> Response:
 
 
 @blueprint.get("/model_status")
+@describe(tag="admin", answer=shapes.ModelStatus, statuses=GUARDED)
 def model_status() -> Response:
     """Every model of the catalog: what it is, whether its weights are there, and what it is doing."""
     service = gateway()
     live = {status["name"]: status for status in service.statuses()}
-    return jsonify(
+    return reply(
+        shapes.ModelStatus,
         timestamp=int(time.time()),
         available_models=service.catalog.names,
         profile=service.catalog.profile,
@@ -111,19 +120,22 @@ def _describe(spec: ModelSpec) -> dict[str, Any]:
 
 
 @blueprint.post("/emergency_cleanup")
+@describe(tag="admin", answer=shapes.Cleanup, statuses=OPTIONS, body=shapes.Force, optional=True)
 def emergency_cleanup() -> Response:
     """Evict every idle model (with ``force`` every model) and clear temporary files; say what was freed."""
-    freed = gateway().cleanup(_flag("force"))
-    return jsonify(status="success", message=f"evicted {len(freed['evicted'])} model(s), "
+    freed = gateway().cleanup(_options(shapes.Force).force)
+    return reply(shapes.Cleanup, status="success", message=f"evicted {len(freed['evicted'])} model(s), "
                    f"removed {freed['temp_entries_removed']} temporary entries", **freed)  # fmt: skip
 
 
 @blueprint.get("/temp_status")
+@describe(tag="admin", answer=shapes.TempStatus, statuses=GUARDED)
 def temp_status() -> Response:
     """What lies in tmp/."""
     service = gateway()
     entries = service.temp.entries()
-    return jsonify(
+    return reply(
+        shapes.TempStatus,
         timestamp=int(time.time()),
         temp_dir=str(service.temp.root),
         file_count=len(entries),
@@ -134,33 +146,30 @@ def temp_status() -> Response:
 
 
 @blueprint.post("/cleanup_temp")
+@describe(tag="admin", answer=shapes.TempCleanup, statuses=OPTIONS, body=shapes.CleanupOptions, optional=True)
 def cleanup_temp() -> Response:
     """Remove temporary files that no request uses; ``older_than`` spares younger ones."""
-    older_than = _options({"older_than"}).get("older_than", 0)
-    try:
-        count, size = gateway().temp.clean(max(0.0, parse_seconds(older_than)))
-    except ValueError as error:
-        raise BadRequest(f"field 'older_than': {error}") from None
-    return jsonify(status="success", removed=count, freed_bytes=size)
+    count, size = gateway().temp.clean(max(0.0, _options(shapes.CleanupOptions).older_than))
+    return reply(shapes.TempCleanup, status="success", removed=count, freed_bytes=size)
 
 
 @blueprint.get("/quantized")
+@describe(tag="admin", answer=shapes.Quantized, statuses=GUARDED)
 def kept_quantized() -> Response:
     """The quantized weights kept between loads."""
-    return jsonify(_kept())
+    return reply(shapes.Quantized, **_kept())
 
 
 @blueprint.post("/quantized/prune")
+@describe(tag="admin", answer=shapes.Pruned, statuses=OPTIONS, body=shapes.PruneOptions, optional=True)
 def prune_quantized() -> Response:
     """Remove the least recently used of them until at most ``to`` bytes are kept: by default the limit, 0 for none."""
     settings = gateway().settings
-    try:
-        to = parse_bytes(_options({"to"}).get("to", settings.quantized_cache))
-    except ValueError as error:
-        raise BadRequest(f"field 'to': {error}") from None
+    options = _options(shapes.PruneOptions)
+    to = options.to if "to" in options.model_fields_set else settings.quantized_cache
     removed = quantized.prune(quantized.root(settings.models_dir), to)
-    return jsonify(status="success", removed=[entry.folder.name for entry in removed],
-                   freed_bytes=sum(entry.bytes for entry in removed), **_kept())  # fmt: skip
+    return reply(shapes.Pruned, status="success", removed=[entry.folder.name for entry in removed],
+                 freed_bytes=sum(entry.bytes for entry in removed), **_kept())  # fmt: skip
 
 
 def _kept() -> dict[str, Any]:
@@ -175,44 +184,41 @@ def _kept() -> dict[str, Any]:
 
 
 @blueprint.post("/models/<name>/load")
+@describe(tag="admin", answer=shapes.Load, statuses=GENERATES | {409}, body=shapes.LoadOptions, optional=True)
 def load(name: str) -> Response:
     """Load a model now and answer when it is ready. ``pinned`` keeps it from eviction; ``quant_bits`` replaces the
     catalog's."""
     service = gateway()
     spec = service.spec(name)
-    options = _options({"pinned", "quant_bits"})
-    pinned = _boolean("pinned", options["pinned"]) if "pinned" in options else None
-    bits = options.get("quant_bits")
-    if "quant_bits" in options and (bits not in (4, 8, 16) or isinstance(bits, bool | float)):
-        raise BadRequest("field 'quant_bits': must be 4, 8 or 16")
-    return jsonify(status="success", model=service.load(spec, bits=bits, pinned=pinned))
+    options = _options(shapes.LoadOptions)
+    given = options.model_fields_set
+    pinned = options.pinned if "pinned" in given else None
+    bits = options.quant_bits if "quant_bits" in given else None
+    return reply(shapes.Load, status="success", model=service.load(spec, bits=bits, pinned=pinned))
 
 
 @blueprint.post("/models/<name>/unload")
+@describe(tag="admin", answer=shapes.Unload, statuses=OPTIONS | {404, 409}, body=shapes.Force, optional=True)
 def unload(name: str) -> Response:
     """Unload a model and answer when its memory is back. 409 while it answers, unless ``force``."""
     service = gateway()
     spec = service.spec(name)
-    return jsonify(status="success", model=spec.name, **service.unload(spec, _flag("force")))
+    force = _options(shapes.Force).force
+    return reply(shapes.Unload, status="success", model=spec.name, **service.unload(spec, force))
 
 
-def _options(known: set[str]) -> dict[str, Any]:
+Given = TypeVar("Given", bound=shapes.Options)
+
+
+def _options(model: type[Given]) -> Given:
     """Return the JSON body, which may be absent. :raises BadRequest: for anything but an object of known fields."""
     if not request.get_data().strip():
-        return {}
-    data = request.get_json(force=True, silent=True)
-    if not isinstance(data, dict):
-        raise BadRequest("the body must be a JSON object, or empty")
-    if unknown := set(data) - known:
-        raise BadRequest(f"unknown field {sorted(unknown)[0]!r}; known: {', '.join(sorted(known))}")
-    return data
-
-
-def _flag(name: str) -> bool:
-    return _boolean(name, _options({name}).get(name, False))
-
-
-def _boolean(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise BadRequest(f"field {name!r}: must be true or false")
-    return value
+        return model()
+    data = read_json(request, gateway().settings.max_body, "{}")
+    if unknown := sorted(set(data) - set(model.model_fields)):
+        known = ", ".join(sorted(model.model_fields))
+        raise BadRequest(f"unknown field {unknown[0]!r}; known: {known}")
+    try:
+        return model.model_validate(data, strict=True)
+    except ValidationError as error:
+        raise explain(error) from None

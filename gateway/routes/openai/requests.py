@@ -1,10 +1,13 @@
 """``/v1/requests``: what waits and runs, and cancelling by id. Our own routes beside OpenAI's. Gateway process."""
 
-from flask import Blueprint, Response, jsonify
+from flask import Blueprint, Response
 
 from gateway.errors import Forbidden, GatewayError
 from gateway.routes import gateway
 from gateway.routes.admin import only_from_here
+from gateway.routes.openai import shapes
+from gateway.routes.openapi.operation import GUARDED, describe
+from gateway.routes.shapes import reply
 
 blueprint = Blueprint("requests", __name__, url_prefix="/v1/requests")
 
@@ -14,6 +17,7 @@ class UnknownRequest(GatewayError):
 
 
 @blueprint.get("")
+@describe(tag="openai", answer=shapes.RequestList, statuses=GUARDED)
 def requests() -> Response:
     """Every request that waits or runs, the oldest first. It has everybody's ids, so it answers this machine only."""
     try:
@@ -28,13 +32,14 @@ def requests() -> Response:
          "age": round(ticket.age, 3), "tokens": ticket.tokens}
         for ticket in tickets
     ]  # fmt: skip
-    return jsonify(object="list", data=found)
+    return reply(shapes.RequestList, object="list", data=found)
 
 
 @blueprint.delete("/<request_id>")
+@describe(tag="openai", answer=shapes.CancelledRequest, statuses=GUARDED | {404})
 def cancel(request_id: str) -> Response:
     """Cancel a request by its ``X-Request-Id``, or by the id of its answer (``chatcmpl-…``)."""
     found = request_id.rpartition("-")[2]
     if not gateway().cancel(found):
         raise UnknownRequest(f"no request {request_id!r} waits or runs", param="id", code="request_not_found")
-    return jsonify(id=found, object="request", cancelled=True)
+    return reply(shapes.CancelledRequest, id=found, object="request", cancelled=True)
