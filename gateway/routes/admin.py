@@ -165,8 +165,8 @@ def kept_quantized() -> Response:
 def prune_quantized() -> Response:
     """Remove the least recently used of them until at most ``to`` bytes are kept: by default the limit, 0 for none."""
     settings = gateway().settings
-    options = _options(shapes.PruneOptions)
-    to = options.to if "to" in options.model_fields_set else settings.quantized_cache
+    wanted = _options(shapes.PruneOptions).to
+    to = settings.quantized_cache if wanted is None else wanted
     removed = quantized.prune(quantized.root(settings.models_dir), to)
     return reply(shapes.Pruned, status="success", removed=[entry.folder.name for entry in removed],
                  freed_bytes=sum(entry.bytes for entry in removed), **_kept())  # fmt: skip
@@ -191,10 +191,8 @@ def load(name: str) -> Response:
     service = gateway()
     spec = service.spec(name)
     options = _options(shapes.LoadOptions)
-    given = options.model_fields_set
-    pinned = options.pinned if "pinned" in given else None
-    bits = options.quant_bits if "quant_bits" in given else None
-    return reply(shapes.Load, status="success", model=service.load(spec, bits=bits, pinned=pinned))
+    loaded = service.load(spec, bits=options.quant_bits, pinned=options.pinned)
+    return reply(shapes.Load, status="success", model=loaded)
 
 
 @blueprint.post("/models/<name>/unload")

@@ -5,18 +5,17 @@ The contract's fields are named; statuses may have further ones.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from gateway.routes.fields import Duration
+from gateway.routes.fields import Duration, either
 from gateway.routes.shapes import Shape
 from models_registry.spec import QuantBits
 from utils.units import parse_bytes
 
-_SIZE = {"anyOf": [
+Size = Annotated[int, BeforeValidator(parse_bytes), Field(json_schema_extra=either(
     {"type": "number", "minimum": 0, "exclusiveMaximum": 1e30},
     {"type": "string", "pattern": r"^\s*[0-9]{1,30}(\.[0-9]{1,30})?\s*([kKmMgGtT][iI]?)?[bB]?\s*$"},
-]}  # fmt: skip
-Size = Annotated[int, BeforeValidator(parse_bytes), WithJsonSchema(_SIZE)]
+))]  # fmt: skip
 
 
 # -- what is asked -----------------------------------------------------------------------------------------------------
@@ -38,8 +37,8 @@ class LoadOptions(Options):
     """``pinned`` keeps a model from eviction until it is unloaded by name; ``quant_bits`` replaces the catalog's until
     others are asked for or the server restarts."""
 
-    pinned: bool = False
-    quant_bits: QuantBits = 4
+    pinned: bool | None = None
+    quant_bits: QuantBits | None = None
 
 
 class CleanupOptions(Options):
@@ -51,7 +50,7 @@ class CleanupOptions(Options):
 class PruneOptions(Options):
     """How much to keep: bytes, or a text such as 10GB; 0 for nothing, the limit by default."""
 
-    to: Size = 0
+    to: Size | None = None
 
 
 # -- what is answered --------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from gateway.routes.shapes import Shape, Timings, Usage
 
@@ -28,6 +28,8 @@ class Answered(Ending):
 
 class Piece(Shape):
     """More of the answer, or of the thinking before it."""
+
+    model_config = ConfigDict(extra="forbid")
 
     response: str = ""
     reasoning: str = ""

@@ -4,12 +4,12 @@ The bodies of ``/generate`` and of ``/v1`` stand on it, so that both check and r
 made of the same models. Gateway process; pydantic.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Tag, ValidationError, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Tag, ValidationError
 from pydantic import Discriminator as By
 
 from gateway.conversation import Decoding
@@ -28,16 +28,27 @@ _MAX_BIASES = 1024
 ALWAYS = frozenset({"keep_alive", "stream", "timeout", "priority"})
 """Fields that no family can refuse."""
 
-_SECONDS = {"anyOf": [
+_UNITS = r"(\.[0-9]{1,30})?\s*([mM]?[sS]|[mMhHdD])?\s*$"
+
+
+def either(*kinds: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    """Return what replaces a number's JSON schema by these, where a text can say it too."""
+
+    def replace(schema: dict[str, Any]) -> None:
+        schema.pop("type", None)
+        schema["anyOf"] = [dict(kind) for kind in kinds]
+
+    return replace
+
+
+Duration = Annotated[float, BeforeValidator(parse_seconds), Field(json_schema_extra=either(
     {"type": "number", "exclusiveMinimum": -1e30, "exclusiveMaximum": 1e30},
-    {"type": "string", "pattern": r"^\s*-?[0-9]{1,30}(\.[0-9]{1,30})?\s*([mM]?[sS]|[mMhHdD])?\s*$"},
-]}  # fmt: skip
-Duration = Annotated[float, BeforeValidator(parse_seconds), WithJsonSchema(_SECONDS)]
-_DEADLINE = {"anyOf": [
+    {"type": "string", "pattern": rf"^\s*-?[0-9]{{1,30}}{_UNITS}"},
+))]  # fmt: skip
+Deadline = Annotated[float, BeforeValidator(parse_seconds), Field(json_schema_extra=either(
     {"type": "number", "exclusiveMinimum": 0},
-    {"type": "string", "pattern": r"^\s*[0-9]{1,30}(\.[0-9]{1,30})?\s*([mM]?[sS]|[mMhHdD])?\s*$"},
-]}  # fmt: skip
-Deadline = Annotated[float, BeforeValidator(parse_seconds), WithJsonSchema(_DEADLINE)]
+    {"type": "string", "pattern": rf"^\s*0*[1-9][0-9]{{0,20}}{_UNITS}"},
+))]  # fmt: skip
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Stop = Annotated[str, Field(min_length=1)]
 Stops = Annotated[
@@ -55,8 +66,8 @@ def _biases(value: Any) -> Any:
 
 
 Biases = Annotated[
-    dict[str, Annotated[Number, Field(ge=-100, le=100)]], BeforeValidator(_biases),
-    Field(max_length=_MAX_BIASES, json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,9}$"}}),
+    dict[str, Annotated[Number, Field(ge=-100, le=100)]], Field(max_length=_MAX_BIASES), BeforeValidator(_biases),
+    Field(json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,9}$"}}),
 ]  # fmt: skip
 
 
@@ -90,7 +101,7 @@ class Fields(BaseModel):
     min_p: Annotated[float, Field(ge=0, le=1, description="Drop tokens less likely than this share of the likeliest; "
                                                           "0 is off.")] | None = None  # fmt: skip
     min_tokens: Annotated[int, Field(ge=0, description="The answer does not end before.")] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=2, description="1 is off.")] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=2, description="1 is off.")] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2, description="0 is off.")] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2, description="0 is off.")] | None = None
     logit_bias: Annotated[Biases, Field(description="Token id to what is added to its score.")] | None = None
@@ -170,7 +181,8 @@ class Takes(Generic[Body]):
 
     ``always`` are the fields that any family takes; any other must be an option or switch of the family, by the name
     that ``needs`` gives where it is not the field's own. ``without`` are fields that this route has no use for,
-    ``synonyms`` other names of fields, and ``media`` the fields that carry a medium, with its kind.
+    ``synonyms`` other names of fields, and ``media`` the fields that carry a medium, with its kind. ``serves`` tells
+    whether the route can do anything for a model.
     """
 
     model: type[Body]
@@ -179,6 +191,7 @@ class Takes(Generic[Body]):
     without: AbstractSet[str] = frozenset()
     synonyms: Mapping[str, str] = field(default_factory=dict)
     media: Mapping[str, str] = field(default_factory=dict)
+    serves: Callable[[ModelSpec], bool] = lambda spec: True
 
     @property
     def fields(self) -> set[str]:

@@ -63,7 +63,8 @@ class CompletionFields(wire.OpenAIFields):
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
 
 
-TAKES = Takes(CompletionFields, wire.ALWAYS_TAKEN | {"prompt"})
+TAKES = Takes(CompletionFields, wire.ALWAYS_TAKEN | {"prompt"},
+              serves=lambda spec: not Catalog.family(spec).requires)  # fmt: skip
 
 
 @blueprint.post("/completions")
@@ -73,7 +74,7 @@ TAKES = Takes(CompletionFields, wire.ALWAYS_TAKEN | {"prompt"})
 def completions() -> Response:
     """Continue one text or several."""
     spec, fields = wire.read(TAKES, neutral.COMPLETION, _EXAMPLE)
-    if Catalog.family(spec).requires:
+    if not TAKES.serves(spec):
         raise BadRequest(f"{spec.name} cannot continue a bare text; use /v1/chat/completions", param="model")
     with ExitStack() as stack:
         exchanges = [stack.enter_context(_exchange(spec, fields, prompt)) for prompt in fields.prompts]

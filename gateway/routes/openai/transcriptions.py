@@ -70,7 +70,7 @@ _LANGUAGES = {
 }  # fmt: skip
 
 
-TAKES = Takes(TranscriptionFields, _ALWAYS, without=_WITHOUT)
+TAKES = Takes(TranscriptionFields, _ALWAYS, without=_WITHOUT, serves=lambda spec: "audio" in Catalog.inputs(spec))
 _FORM = {
     "file": {"type": "string", "format": "binary", "description": "The recording."},
     "response_format": {"enum": list(_FORMATS), "description": "The model gives no times."},
@@ -97,7 +97,7 @@ def transcriptions() -> Response:
         raise BadRequest(f"cannot honour {refused[0]!r}: the model gives one text, without times or speakers",
                          param=refused[0])  # fmt: skip
     spec = find_model(data["model"]) if data.get("model") else _default()
-    if "audio" not in Catalog.inputs(spec):
+    if not TAKES.serves(spec):
         raise BadRequest(f"{spec.name} takes {', '.join(Catalog.inputs(spec))}; it cannot take audio", param="model")
     data.setdefault("temperature", "0")
     fields = parse(TAKES, data, spec, settings, strict=False)
@@ -119,7 +119,7 @@ def _default() -> ModelSpec:
     """Return the catalog's first model that hears. :raises UnknownModel: if there is none."""
     service = gateway()
     for spec in service.catalog:
-        if "audio" in Catalog.inputs(spec):
+        if TAKES.serves(spec):
             return service.spec(spec.name)
     raise UnknownModel("no model of the catalog takes audio", available_models=service.catalog.names)
 

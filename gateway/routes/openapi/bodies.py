@@ -12,6 +12,8 @@ from models_registry.spec import ModelSpec
 from utils.settings import Settings
 
 _NULL = {"type": "null"}
+_WORDS = ("true", "false", "yes", "no", "on", "off", "t", "f", "y", "n")
+_TRUTH = f"^({'|'.join(''.join(f'[{letter}{letter.upper()}]' for letter in word) for word in _WORDS)}|[01])$"
 
 
 def narrowed(
@@ -50,7 +52,7 @@ def as_form(body: dict[str, Any], files: dict[str, dict[str, Any]], flat: set[st
 
     ``flat`` are the fields that a form can say: no objects.
     """
-    fields = {name: _without_null(said) for name, said in body["properties"].items() if name in flat}
+    fields = {name: _as_text(_without_null(said)) for name, said in body["properties"].items() if name in flat}
     form = body | {"properties": fields | files}
     form.pop("not", None)
     return form
@@ -80,6 +82,19 @@ def _without_null(field: dict[str, Any]) -> dict[str, Any]:
     kinds = [kind for kind in field.get("anyOf", ()) if kind != _NULL]
     beside = {name: value for name, value in field.items() if name not in ("anyOf", "default")}
     return field if not kinds else beside | (kinds[0] if len(kinds) == 1 else {"anyOf": kinds})
+
+
+def _as_text(field: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a field in a form: where a number has a text that says it, that text alone; of a truth all
+    the words for it that pydantic knows."""
+    if field.get("type") == "boolean":
+        return {name: said for name, said in field.items() if name == "description"} | {
+            "type": "string", "pattern": _TRUTH, "examples": ["true", "false"],
+        }  # fmt: skip
+    kinds = field.get("anyOf", [])
+    if texts := [kind for kind in kinds if "pattern" in kind]:
+        return field | {"anyOf": texts}
+    return field
 
 
 def _bound(schema: dict[str, Any], most: float) -> None:

@@ -19,7 +19,7 @@ from gateway.routes.openapi import statuses
 from gateway.routes.openapi.bodies import as_form, narrowed
 from gateway.routes.openapi.operation import Operation, operation_of
 from gateway.routes.reading import MULTIPART
-from gateway.routes.shapes import Error
+from gateway.routes.shapes import Error, Shape
 from models_registry.spec import ModelSpec
 from utils.settings import Settings
 
@@ -70,7 +70,7 @@ class Document:
             [(model, "validation") for model in sorted(found, key=lambda model: model.__name__)], ref_template=_REF
         )  # fmt: skip
         self._refs = {model: ref["$ref"].rpartition("/")[2] for (model, _), ref in keys.items()}
-        self._schemas: dict[str, Any] = made["$defs"]
+        self._schemas: dict[str, Any] = _plain(made["$defs"])
 
     def render(self) -> dict[str, Any]:
         """Return the whole document."""
@@ -112,6 +112,15 @@ class Document:
         result["responses"] = self._responses(rule, operation)
         return result
 
+    def _event(self, name: str, shapes: tuple[type[Shape], ...]) -> dict[str, Any]:
+        """Return the schema of an event of this name, whose data are JSON of one of these shapes."""
+        found = {"anyOf": [{"$ref": _REF.format(model=self._refs[shape])} for shape in shapes]}
+        data = {"type": "string", "contentMediaType": "application/json", "contentSchema": found}
+        fields: dict[str, Any] = {"event": {"const": name}, "data": data}
+        return {"title": name, "type": "object", "properties": fields} | (
+            {"required": ["event"]} if name != "message" else {}
+        )
+
     def _parameters(self, rule: Rule, operation: Operation) -> list[dict[str, Any]]:
         names = sorted({name for spec in self._specs for name in (spec.name, *spec.aliases)})
         found = []
@@ -128,7 +137,8 @@ class Document:
             schema: dict[str, Any] = {"$ref": _REF.format(model=self._refs[operation.body])}
             return {"required": not operation.optional, "content": {"application/json": {"schema": schema}}}
         takes = operation.body
-        schema = narrowed(self._schemas[self._refs[takes.model]], takes, self._specs, self._settings)
+        specs = [spec for spec in self._specs if takes.serves(spec)] or self._specs
+        schema = narrowed(self._schemas[self._refs[takes.model]], takes, specs, self._settings)
         schema["properties"] |= operation.neutral
         content: dict[str, Any] = {}
         for kind in operation.media_types:
@@ -147,17 +157,26 @@ class Document:
         if operation.answer:
             content["application/json"] = {"schema": {"$ref": _REF.format(model=self._refs[operation.answer])}}
         if operation.events:
-            events = {name: {"anyOf": [{"$ref": _REF.format(model=self._refs[shape])} for shape in shapes]}
-                      for name, shapes in operation.events.items()}  # fmt: skip
-            end = "; `data: [DONE]` ends it" if openai else ""
-            content["text/event-stream"] = {
-                "schema": {"type": "string", "description": f"Server-sent events, each of which is JSON{end}. Comments "
-                           "keep the line open. `x-events` has their schemas by name.", "x-events": events},
-            }  # fmt: skip
+            kinds = [self._event(name, shapes) for name, shapes in operation.events.items()]
+            end = [{"title": "end", "type": "object", "properties": {"data": {"const": "[DONE]"}}}] if openai else []
+            content["text/event-stream"] = {"schema": {
+                "description": "One server-sent event; comments between them keep the line open.",
+                "required": ["data"], "anyOf": [*kinds, *end],
+            }}  # fmt: skip
         content |= {kind: {"schema": schema} for kind, schema in operation.others.items()}
         answers = {"200": {"description": "The answer", "content": content} | ({"headers": headers} if headers else {})}
         shape = self._refs[ErrorEnvelope if openai else Error]
         return answers | {str(status): statuses.error(status, shape, headers) for status in sorted(operation.statuses)}
+
+
+def _plain(schema: Any) -> Any:
+    """Return a schema whose descriptions are Markdown, and that names nothing twice."""
+    if isinstance(schema, dict):
+        return {
+            name: value.replace("``", "`") if name == "description" and isinstance(value, str) else _plain(value)
+            for name, value in schema.items() if not (name == "title" and isinstance(value, str))
+        }  # fmt: skip
+    return [_plain(item) for item in schema] if isinstance(schema, list) else schema
 
 
 def _words(view: Callable[..., Any]) -> str:
