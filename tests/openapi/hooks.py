@@ -24,7 +24,7 @@ REASONS = (
     r"(JSON schema|regular expression|grammar|response_format|tools?).*(not valid|cannot|must|because)",
     r"must be a string or a list of parts",  # an assistant's message with neither content nor calls
     r"should be a valid integer",  # 1.0, which a JSON schema calls an integer
-    r"is a GGUF file|it cannot take",
+    r"is a GGUF file|it cannot take|needs audio|cannot honour",
     r"not base64|could not|looks like|it is (a|an) |URLs are off|a data: address must|it is empty",
 )  # fmt: skip
 

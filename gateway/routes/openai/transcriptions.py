@@ -79,7 +79,7 @@ _FORM = {
 
 @blueprint.post("/transcriptions")
 @describe(tag="openai", answer=shapes.Transcript, statuses=GENERATES, body=TAKES, media_types=(MULTIPART,), form=_FORM,
-          others={"text/plain": {"type": "string"}},
+          needed=("file",), others={"text/plain": {"type": "string"}},
           events={"message": (shapes.TranscriptDelta, shapes.TranscriptDone, shapes.ErrorEnvelope)})  # fmt: skip
 def transcriptions() -> Response:
     """Transcribe one uploaded file."""

@@ -47,13 +47,16 @@ def narrowed(
     return result
 
 
-def as_form(body: dict[str, Any], files: dict[str, dict[str, Any]], flat: set[str]) -> dict[str, Any]:
-    """Return the schema of the same body sent as a form, whose fields are texts, with ``files`` beside them.
+def as_form(
+    body: dict[str, Any], files: dict[str, dict[str, Any]], flat: set[str], needed: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the schema of the same body sent as a form, whose fields are texts, with ``files`` beside them, of which
+    some are ``needed``.
 
     ``flat`` are the fields that a form can say: no objects.
     """
     fields = {name: _as_text(_without_null(said)) for name, said in body["properties"].items() if name in flat}
-    form = body | {"properties": fields | files}
+    form = body | {"properties": fields | files, "required": [*body["required"], *needed]}
     form.pop("not", None)
     return form
 

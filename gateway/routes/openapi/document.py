@@ -147,7 +147,7 @@ class Document:
                 content[kind]["example"] = operation.example
             elif kind != "application/json":
                 files = dict(operation.form) if kind == MULTIPART else {}
-                content[kind] = {"schema": as_form(schema, files, takes.flat)}
+                content[kind] = {"schema": as_form(schema, files, takes.flat, operation.needed)}
         return {"required": True, "content": content}
 
     def _responses(self, rule: Rule, operation: Operation) -> dict[str, Any]:

@@ -29,7 +29,8 @@ class Operation:
     ``answer`` is what comes with 200 as JSON, ``others`` further media types of it with their schemas. ``events`` are
     the server-sent events of a stream by their names (``message`` for those without). ``body`` is what is read, and
     ``optional`` tells that it may be absent; ``media_types`` are those it comes in. ``form`` are fields that only a
-    form has, with their schemas, ``neutral`` parameters that are taken as long as they ask for nothing.
+    form has, with their schemas, of which some are ``needed``; ``neutral`` parameters are taken as long as they ask for
+    nothing.
     """
 
     tag: str
@@ -42,6 +43,7 @@ class Operation:
     events: Mapping[str, tuple[type[Shape], ...]] = field(default_factory=dict)
     others: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     form: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    needed: tuple[str, ...] = ()
     neutral: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
 
