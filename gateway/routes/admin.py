@@ -15,7 +15,7 @@ from gateway.routes import admin_shapes as shapes
 from gateway.routes import gateway
 from gateway.routes.explain import explain
 from gateway.routes.openapi.operation import GENERATES, GUARDED, OPTIONS, describe
-from gateway.routes.reading import read_json
+from gateway.routes.reading import check_length, read_json
 from gateway.routes.shapes import reply
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
@@ -210,9 +210,11 @@ Given = TypeVar("Given", bound=shapes.Options)
 
 def _options(model: type[Given]) -> Given:
     """Return the JSON body, which may be absent. :raises BadRequest: for anything but an object of known fields."""
+    limit = gateway().settings.max_body
+    check_length(request, limit)
     if not request.get_data().strip():
         return model()
-    data = read_json(request, gateway().settings.max_body, "{}")
+    data = read_json(request, limit, "{}")
     if unknown := sorted(set(data) - set(model.model_fields)):
         known = ", ".join(sorted(model.model_fields))
         raise BadRequest(f"unknown field {unknown[0]!r}; known: {known}")

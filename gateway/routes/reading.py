@@ -57,9 +57,13 @@ def says_json(request: Request) -> bool:
 
 
 def check_length(request: Request, limit: int) -> None:
-    """:raises RequestEntityTooLarge: for a body without a length, which is cut at the limit without a word."""
-    if request.content_length is None and len(request.get_data()) >= limit:
-        raise RequestEntityTooLarge
+    """:raises RequestEntityTooLarge: for a body without a length, which is cut at the limit without a word.
+    :raises BadRequest: for one that ends before its length. (Of a form in parts the end is missing then.)"""
+    if request.content_length is None:
+        if len(request.get_data()) >= limit:
+            raise RequestEntityTooLarge
+    elif request.mimetype != MULTIPART and (came := len(request.get_data())) < request.content_length:
+        raise BadRequest(f"the body ends after {came} bytes; its Content-Length says {request.content_length}")
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

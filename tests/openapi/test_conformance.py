@@ -45,5 +45,5 @@ def test_every_operation_answers_as_described(small: GatewayProcess, tmp_path: P
     paths = small.get("/openapi.json")["paths"]
     generating = schemathesis(small, tmp_path, "--include-path-regex", GENERATING)
     others = schemathesis(small, tmp_path, "--exclude-path-regex", GENERATING)
-    assert generating + others == sum(len(methods) for methods in paths.values())
+    assert generating + others == sum(len(methods) for methods in paths.values()) - 1  # not its own source
     assert "Traceback" not in small.log()
