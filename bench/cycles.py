@@ -96,7 +96,7 @@ def _cycle(gateway: GatewayProcess, number: int) -> Sample:
     gateway.unload(model)
     ended = time.perf_counter()
     assert wanted in answer, f"{model} said {answer!r}"
-    assert not psutil.pid_exists(status["pid"]), f"the runner of {model} is still there"
+    assert status["pid"] not in gateway.runners(), f"the runner of {model} is still there"
     return Sample(number, model, status["bytes"], loaded - started, answered - loaded, ended - answered,
                   ended - started, **_totals(gateway))  # fmt: skip
 

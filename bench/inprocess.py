@@ -86,6 +86,7 @@ class _Engine:
 
         load = messages.Load(load_id="in-process", **fields)
         self._engine = importlib.import_module(f"runner.engines.{load.engine}").ENGINE(load, lambda *_: None)
+        self._engine.open()
         self._engine.load()
         self._inbox: Any = queue.SimpleQueue()
         self._sent: list[Any] = []

@@ -15,6 +15,7 @@ import pynvml
 from utils.settings import Settings
 
 log = logging.getLogger(__name__)
+WEIGHT_FILES = (".safetensors", ".gguf")
 _FREED_TIMEOUT = 5.0
 _FREED_STEP = 0.02
 
@@ -72,12 +73,12 @@ def cpu_budget(settings: Settings) -> int:
     return int(psutil.virtual_memory().total * settings.cpu_utilization)
 
 
-def measure(pid: int, device: str, file: str = "") -> int | None:
+def measure(pid: int, device: str, mapped: int = 0) -> int | None:
     """Return the bytes a runner takes of its device: on a GPU by the driver, on the CPU those that its end would free
     (unique set size). None if it cannot be told.
 
-    ``file`` is one it may map. What of it is in memory counts in full: how much of that looks unique to a process
-    depends on who else maps the file.
+    ``mapped`` are the bytes of weights it uses where they lie in their file. They count in full, whether or not they
+    were touched yet, and whoever else has the file mapped.
     """
     if device.startswith("cuda"):
         return _gpu_bytes(pid, int(device.partition(":")[2] or 0)) or None  # some drivers give no figures by process
@@ -85,7 +86,9 @@ def measure(pid: int, device: str, file: str = "") -> int | None:
         maps = psutil.Process(pid).memory_maps(grouped=True)
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return None
-    return sum(m.rss if m.path == file else m.private_clean + m.private_dirty for m in maps)
+    return mapped + sum(
+        m.anonymous if m.path.endswith(WEIGHT_FILES) else m.private_clean + m.private_dirty for m in maps
+    )
 
 
 def wait_until_freed(pid: int, device: str) -> bool:

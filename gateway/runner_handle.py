@@ -17,8 +17,9 @@ from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 
 from gateway import devices
+from gateway.line import Child
 from gateway.scheduler import events
-from gateway.spawner import Child, Spawner
+from gateway.zygotes import Zygotes
 from protocol import messages
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 Mailbox = SimpleQueue[object]
 _END_GRACE = 2.0  # seconds a runner has to end by itself before it is killed
 _TICK = 1.0
+_REAP_PATIENCE = 5.0  # seconds its parent may need to say how it ended
 _FORK_PATIENCE = 120.0  # seconds a forkserver may need for its imports on a slow disk
 
 
@@ -50,7 +52,7 @@ class RunnerHandle:
     """
 
     def __init__(
-        self, load: messages.Load, needs: Sequence[str], spawner: Spawner, post: Callable[[events.Event], None],
+        self, load: messages.Load, needs: Sequence[str], zygotes: Zygotes, post: Callable[[events.Event], None],
         heartbeat_timeout: float, predicted: int, reserve: int,
     ) -> None:
         self.load = load
@@ -61,7 +63,7 @@ class RunnerHandle:
         self.steps = 0
         self._needs = needs
         self._post = post
-        self._spawner = spawner
+        self._zygotes = zygotes
         self._heartbeat_timeout = heartbeat_timeout
         self.reserve = reserve
         self._predicted = predicted
@@ -84,7 +86,7 @@ class RunnerHandle:
 
     def start(self) -> None:
         """Ask for the fork and begin to listen. Does not wait."""
-        self._child = self._spawner.fork(self.load_id, self._needs, self._theirs)
+        self._child = self._zygotes.fork(self.load, self._needs, self._theirs)
         self._theirs.close()
         self._thread.start()
 
@@ -205,7 +207,7 @@ class RunnerHandle:
                 log.debug("%s: %s", self.load_id, message.phase)
             case messages.Loaded():
                 self.loaded = message
-                measured = devices.measure(self.pid, message.device, self.load.path) if self.pid else None
+                measured = devices.measure(self.pid, message.device, message.mapped_bytes) if self.pid else None
                 # The cache is not there yet: it grows with the requests, up to what is set aside for it.
                 taken = self._predicted if measured is None else measured + self.reserve
                 self.measured = measured is not None
@@ -216,7 +218,11 @@ class RunnerHandle:
             case messages.LoadFailed(_, kind, error):
                 log.error("%s failed to load (%s): %s", self.load_id, kind, error)
                 self._failed_load = error
+                if kind != "out_of_memory":
+                    self._zygotes.unfit(self.load, error)
                 self.end("load_failed")
+            case messages.Settled():
+                self._zygotes.prepare(self.load, self._needs)
             case messages.Started(request_id) | messages.Delta(request_id):
                 if flight := self._in_flight.get(request_id):
                     flight.mailbox.put(message)
@@ -236,13 +242,13 @@ class RunnerHandle:
         assert child is not None
         asked = self._ending is not None
         if not child.forked.wait(_FORK_PATIENCE):
-            self._spawner.abort("it does not fork")
+            self._zygotes.abort("it does not fork")
             child.forked.wait()  # set in any case: by the fork, or by the forkserver's end
-        if not child.ended.wait(0.5 if asked else 2.0):
+        if not child.wait_ended(0.5 if asked else 2.0):
             log.warning("%s does not end by itself and is killed", self.load_id)
             child.kill(signal.SIGKILL)
-            child.ended.wait()
-        if not asked and child.status is not None:
+            child.wait_ended()
+        if not asked and child.ended.wait(_REAP_PATIENCE) and child.status is not None:
             cause += f" ({describe_status(child.status)})" if "unexpectedly" in cause else ""
         if child.pid is not None and self.loaded is not None:
             devices.wait_until_freed(child.pid, self.loaded.device)

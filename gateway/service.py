@@ -18,6 +18,7 @@ from gateway.runner_handle import RunnerHandle
 from gateway.scheduler import Limits, Model, Phase, Slot, State, actions, events
 from gateway.spawner import Spawner
 from gateway.ticket import Granted, Ticket, Waiting
+from gateway.zygotes import Zygotes
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec, QuantBits
 from protocol import messages
@@ -51,6 +52,7 @@ class Gateway:
                         settings.backoff_first, settings.backoff_max)  # fmt: skip
         self.owner = Owner(State(slots, models, limits), self._perform)
         self.spawner = Spawner(modules(catalog), environment(settings))
+        self.zygotes = Zygotes(self.spawner, settings.zygote_memory)
         self._handles: dict[str, RunnerHandle] = {}
         self._tickets: dict[str, Ticket] = {}
         self._changed = threading.Condition()
@@ -113,6 +115,7 @@ class Gateway:
             deadline = time.monotonic() + 5.0
             for handle in list(self._handles.values()):
                 handle.join(max(0.0, deadline - time.monotonic()))
+            self.zygotes.stop()
             self.spawner.stop()
             self.owner.stop()
 
@@ -387,7 +390,7 @@ class Gateway:
             str(quantized.root(self.settings.models_dir).resolve()) if self.settings.quantized_cache else "",
             self.settings.quantized_cache,
         )  # fmt: skip
-        handle = RunnerHandle(load, modules([spec]), self.spawner, self._hear, self.settings.heartbeat_timeout,
+        handle = RunnerHandle(load, modules([spec]), self.zygotes, self._hear, self.settings.heartbeat_timeout,
                               needed, cache_tokens * self.footprints.cache_token(spec, slot))  # fmt: skip
         self._handles[load_id] = handle
         log.info("loading %s on %s", load_id, slot)

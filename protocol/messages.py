@@ -166,7 +166,8 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Runner to gateway: ready. ``weight_bytes`` is the sum over tensors; ``phases`` are seconds by phase."""
+    """Runner to gateway: ready. ``weight_bytes`` is the sum over tensors, ``mapped_bytes`` those of them that are used
+    where they lie in their file; ``phases`` are seconds by phase."""
 
     load_id: str
     device: str
@@ -174,6 +175,7 @@ class Loaded:
     context: int | None
     phases: dict[str, float]
     quantization: str
+    mapped_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +183,13 @@ class LoadFailed:
     load_id: str
     kind: ErrorKind
     error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Runner to gateway: what could wait until after the load is done too, and the next load may be faster for it."""
+
+    load_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,5 +245,5 @@ class Failed:
     error: str
 
 
-RunnerMessage = Heartbeat | Progress | Loaded | LoadFailed | Started | Delta | Done | Failed
+RunnerMessage = Heartbeat | Progress | Loaded | LoadFailed | Settled | Started | Delta | Done | Failed
 GatewayMessage = Load | Generate | Cancel | Stop

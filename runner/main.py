@@ -22,22 +22,26 @@ from runner.batch import Batch, Prepared, prepare
 from runner.engines.base import Engine
 from runner.errors import RunnerError, classify, is_sticky
 from runner.job import Job
+from runner.machine import name_process
 
 log = logging.getLogger("runner")
 _BEAT = 1.0
 
 
-def run(descriptor: int) -> None:
-    """Serve the gateway on the pipe with this file descriptor. Does not return."""
+def run(descriptor: int, opened: Engine | None = None) -> None:
+    """Serve the gateway on the pipe with this file descriptor, with an engine that was opened ahead, where one was.
+    Does not return."""
     logging.basicConfig(level=logging.INFO, format="%(name)s[%(process)d] %(levelname)s %(message)s", force=True)
     noise.quiet()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Runner(Connection(descriptor)).listen()
+    name_process("runner")
+    Runner(Connection(descriptor), opened).listen()
 
 
 class Runner:
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, opened: Engine | None = None) -> None:
         self._connection = connection
+        self._opened = opened
         self._send_lock = threading.Lock()
         self._loads: queue.SimpleQueue[messages.Load] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[Job] = queue.SimpleQueue()
@@ -53,6 +57,7 @@ class Runner:
             while True:
                 match self._connection.recv():
                     case messages.Load() as load:
+                        name_process(f"runner:{load.name}")
                         self._loads.put(load)
                     case messages.Generate(request_id) as request:
                         self._jobs[request_id] = job = Job(request, self.send)
@@ -106,9 +111,14 @@ class Runner:
             self.send(messages.Progress(load.load_id, phase, fraction))
 
         try:
-            progress("importing")
-            module = importlib.import_module(f"runner.engines.{load.engine}")
-            engine: Engine = module.ENGINE(load, progress)
+            if self._opened is not None:
+                engine = self._opened
+                engine.adopt(load, progress)
+            else:
+                progress("importing")
+                module = importlib.import_module(f"runner.engines.{load.engine}")
+                engine = module.ENGINE(load, progress)
+                engine.open()
             report = engine.load()
         except Exception as error:
             failure = classify(error)
@@ -117,8 +127,14 @@ class Runner:
             return None
         self._engine = engine
         self.send(report)
-        threading.Thread(target=_settle, args=(engine,), name="settle", daemon=True).start()
+        threading.Thread(target=self._settle, args=(load.load_id, engine), name="settle", daemon=True).start()
         return engine
+
+    def _settle(self, load_id: str, engine: Engine) -> None:
+        """Let the engine do what can wait until after the load, while requests go first."""
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        engine.settle()
+        self.send(messages.Settled(load_id))
 
     @staticmethod
     def _look_at(error: Exception) -> None:
@@ -126,12 +142,6 @@ class Runner:
         if is_sticky(error):
             log.error("the CUDA context is unusable after that error; this runner ends")
             _exit(1)
-
-
-def _settle(engine: Engine) -> None:
-    """Let the engine do what can wait until after the load, while requests go first."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-    engine.settle()
 
 
 def _exit(status: int = 0) -> None:

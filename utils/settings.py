@@ -62,6 +62,9 @@ class Settings(BaseSettings):
     max_timeout: Seconds = Field(3600.0, gt=0, description="The longest deadline a request may ask for.")
     quantized_cache: Bytes = Field(
         100 * 10**9, description="Disk space for weights quantized once and read since. 0: quantize at every load.")
+    zygote_memory: Bytes = Field(
+        2 * 10**9, description="Memory of their own that processes kept ready for the next load of a model may have "
+        "together. 0: open every model anew at each load.")
     load_timeout: Seconds = Field(600.0, gt=0, description="A load not done by then is ended.")
     heartbeat_timeout: Seconds = Field(60.0, gt=0, description="A runner silent for that long is ended.")
     send_timeout: Seconds = Field(

@@ -105,8 +105,23 @@ class Engine(Protocol):
 
     def __init__(self, load: Load, progress: ProgressReport) -> None: ...
 
+    def open(self) -> str | None:
+        """Read what runners of this model can have in common, on one thread and without a GPU; forks of this process
+        may :meth:`adopt` it. The weights are among it where they can stay in their files, or are few: return where
+        those are. :raises RunnerError: if it cannot be read."""
+        ...
+
+    def warm_up(self) -> None:
+        """Use what was opened once, on one thread, so that what libraries do at the first use is done. Leaves no page
+        of the weights' files in this process."""
+        ...
+
+    def adopt(self, load: Load, progress: ProgressReport) -> None:
+        """Take over what was opened before for the same checkpoint, for this load."""
+        ...
+
     def load(self) -> Loaded:
-        """Load the model. :raises RunnerError: if it cannot be."""
+        """Load the model once it was opened. :raises RunnerError: if it cannot be."""
         ...
 
     def settle(self) -> None:

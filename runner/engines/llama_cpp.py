@@ -4,7 +4,6 @@ Sequences share one context, each under an id of its own. An id that is free kee
 on finds its beginning there and reads only what is new.
 """
 
-import time
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from pathlib import Path
@@ -14,12 +13,14 @@ import llama_cpp
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from protocol.messages import Generate, Load, Loaded
+from runner import mapped
 from runner.constraint import Grammars, from_llama_cpp
 from runner.engines.base import Logits, ProgressReport, Sequence, check_bias, room, sampler_of, wanted_constraint
 from runner.engines.gguf import BATCH, Context, Fed, Gguf
 from runner.errors import RequestError
 from runner.job import Job
 from runner.machine import cpu_threads
+from runner.phases import Phases
 from runner.template import as_template_takes, check_length
 from runner.text import ThinkSplitter
 from runner.tools import template_takes_tools
@@ -32,35 +33,56 @@ class LlamaCpp:
     def __init__(self, load: Load, progress: ProgressReport) -> None:
         self._load = load
         self._progress = progress
+        self._phases = Phases()
+        self._mapped_bytes = 0
         self.steps = 0
         self.rows = load.max_batch_size
         self.piece = _PIECE
         self.piece_bounds = (_PIECE // 8, BATCH)
         self.ends: frozenset[int] = frozenset()
+        self._window = load.context or _DEFAULT_CONTEXT
         self._held: list[list[int]] = [[] for _ in range(self.rows)]
         self._free: list[int] = list(range(self.rows))  # least recently used first
 
+    def open(self) -> str | None:
+        self._on_gpu = self._load.device.startswith("cuda") and llama_cpp.llama_supports_gpu_offload()
+        if self._on_gpu:
+            return None
+        self._map(None)
+        self._mapped_bytes = sum(one.end - one.start for one in mapped.ranges())
+        return self._load.path
+
+    def warm_up(self) -> None:
+        """llama.cpp has nothing that the first use of a model does for the later ones."""
+        mapped.release(mapped.ranges())
+
+    def adopt(self, load: Load, progress: ProgressReport) -> None:
+        self._load, self._progress = load, progress
+        self._phases = Phases()
+
     def load(self) -> Loaded:
-        """Map the file and make a context. :raises DamagedError: if llama.cpp cannot read it."""
-        started = time.monotonic()
-        path = Path(self._load.path)
-        self._progress("reading weights")
-        on_gpu = self._load.device.startswith("cuda") and llama_cpp.llama_supports_gpu_offload()
-        gpu = int(self._load.device.partition(":")[2] or 0) if on_gpu else None
-        self._model = Gguf(path, gpu, lambda fraction: self._progress("reading weights", round(fraction, 2)))
-        weights = time.monotonic()
-        self._window = self._load.context or _DEFAULT_CONTEXT
+        """Make a context for the file, mapped first if it is to go to a GPU. :raises DamagedError: if llama.cpp cannot
+        read it."""
+        self._phases.lap("fork")
+        if self._on_gpu:
+            self._map(int(self._load.device.partition(":")[2] or 0))
         cells = max(self._window, self._load.cache_tokens)
         self._context = Context(self._model, cells, self.rows, cpu_threads(self._load.threads))
+        self._phases.lap("context")
+        file_type = _quantization(self._model, Path(self._load.path))
+        device = self._load.device if self._on_gpu else "cpu"
+        return Loaded(self._load.load_id, device, self._model.weight_bytes, self._window, self._phases.seconds,
+                      file_type, self._mapped_bytes)  # fmt: skip
+
+    def _map(self, gpu: int | None) -> None:
+        self._progress("reading weights")
+        self._model = Gguf(Path(self._load.path), gpu, lambda done: self._progress("reading weights", round(done, 2)))
         self.ends = self._model.ends
-        self._prompts = _Prompts(self._model, self._load.chat_template, self._window)
-        self._grammars = Grammars(lambda: from_llama_cpp(self._model), self.ends)
         opening = self._model.tokenize(ThinkSplitter.OPEN, begin=False, special=True)
         self._opening = opening[0] if len(opening) == 1 else None
-        phases = {"weights": weights - started, "context": time.monotonic() - weights}
-        file_type = _quantization(self._model, path)
-        device = self._load.device if on_gpu else "cpu"
-        return Loaded(self._load.load_id, device, self._model.weight_bytes, self._window, phases, file_type)
+        self._grammars = Grammars(lambda: from_llama_cpp(self._model), self.ends)
+        self._prompts = _Prompts(self._model, self._load.chat_template, self._window)
+        self._phases.lap("weights")
 
     def settle(self) -> None:
         """A GGUF file is quantized already, and laid out as it is computed with."""

@@ -10,6 +10,7 @@ import importlib
 import inspect
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
@@ -18,20 +19,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import BitsAndBytesConfig, DynamicCache, GenerationConfig, PreTrainedModel
 
 from protocol.messages import Generate, Load, Loaded
+from runner import mapped
 from runner.constraint import Grammars, Mask, from_transformers
+from runner.engines import packed4
 from runner.engines.apart import Chooser
 from runner.engines.base import Logits, ProgressReport, Sequence, check_bias, room, sampler_of, wanted_constraint
 from runner.engines.packed import pack
 from runner.engines.progress import watched_weights
 from runner.engines.rows import RowCache, can_batch
 from runner.errors import DamagedError
-from runner.families.base import RunnerFamily
 from runner.job import Job
-from runner.machine import cpu_threads
+from runner.machine import cpu_threads, trim
+from runner.phases import Phases
 from utils import quantized
 from utils.processor import fast_bfloat16
 
@@ -42,6 +45,8 @@ if not torch.cuda.is_available():
 
 log = logging.getLogger("runner")
 _WORTH_KEEPING = 32 * 2**20  # bytes; smaller models are quantized faster than they are written
+_LAYOUT = 2  # of what is kept; another number makes it anew
+_SHARD = "250MB"  # of what is kept; nothing else of this process runs while one is written
 _PIECE, _PIECE_ON_GPU = 256, 2048  # tokens of prompts between two looks at whether they are still wanted
 _TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 
@@ -58,42 +63,81 @@ class Transformers:
         self.piece_bounds = (_PIECE // 8, 8 * _PIECE)
         self.ends: frozenset[int] = frozenset()
         self._placed: list[Sequence] = []
+        self._phases = Phases()
+        self._ahead: PreTrainedModel | None = None
+        self._mapped_bytes = 0
+        self._to_keep: dict[str, Any] | None = None
+
+    def open(self) -> str | None:
+        torch.set_num_threads(1)  # threads would not survive a fork
+        lap = self._phases.lap
+        self._family = importlib.import_module(f"runner.families.{self._load.family}").FAMILY(self._load)
+        lap("imports")
+        self._progress("reading processor")
+        self._family.load_processor()
+        lap("processor")
+        self._kept = kept_for(self._load, self._quantization().to_diff_dict()) if self._keeps else None
+        if self._device.type != "cpu" or self._load.max_memory:
+            return None
+        place: str | None = str(self._kept)
+        self._ahead = self._read_kept()
+        lap("quantized weights")
+        if self._ahead is None and self._stay_mapped:
+            place, self._ahead = self._load.path, self._read_weights()
+            lap("weights")
+        if self._ahead is None:
+            return None
+        self._mapped_bytes = _mapped_bytes(self._ahead)
+        return place
+
+    @property
+    def _stay_mapped(self) -> bool:
+        """Whether the checkpoint's weights can be used where they are, in their files; or are too few to matter."""
+        try:
+            sizes = tensor_bytes(self._family.path)
+        except (SafetensorError, OSError):
+            return False  # reading them in earnest says what is wrong
+        if sum(sizes.values()) < _WORTH_KEEPING:
+            return True
+        return self._load.quant_bits == 16 and 2 * sizes[self._dtype] > sum(sizes.values())
+
+    def warm_up(self) -> None:
+        if self._ahead is not None and self._family.batches:
+            with torch.inference_mode():
+                self._ahead(input_ids=torch.zeros((1, 2), dtype=torch.long), use_cache=True)
+            mapped.release(mapped.ranges())
+
+    def adopt(self, load: Load, progress: ProgressReport) -> None:
+        self._load, self._progress, self._family.load = load, progress, load
+        self._phases = Phases()
 
     def load(self) -> Loaded:
-        """Read processor and weights, quantized as asked.
+        """Read the weights, unless they are open already, and quantize them as asked.
 
         :raises DamagedError: if a file cannot be read.
         :raises torch.OutOfMemoryError: if the device is too small.
         """
         torch.set_num_threads(cpu_threads(self._load.threads))
         torch.seed()  # forked runners would otherwise all draw the same random numbers
-        phases: dict[str, float] = {}
-        started = time.monotonic()
-
-        def lap(phase: str) -> None:
-            nonlocal started
-            now = time.monotonic()
-            phases[phase], started = now - started, now
-
-        self._family: RunnerFamily = importlib.import_module(f"runner.families.{self._load.family}").FAMILY(self._load)
-        lap("imports")
-        self._progress("reading processor")
-        self._family.load_processor()
-        lap("processor")
-        self._kept = kept_for(self._load, self._quantization().to_diff_dict()) if self._keeps else None
-        model = self._read_kept()
-        if model is not None:
-            lap("quantized weights")
-        else:
+        self._phases.lap("fork")
+        model, self._ahead = self._ahead, None
+        if model is None and (self._device.type != "cpu" or self._load.max_memory):
+            model = self._read_kept()
+            self._phases.lap("quantized weights")
+        if model is None:
             model = self._read_weights()
-            lap("weights")
-        self._model = model.eval()
+            if self._device.type == "cpu":
+                trim()
+                self._mapped_bytes = _mapped_bytes(model)
+            self._phases.lap("weights")
+        self._model = model
         self._defaults = self._model.generation_config or GenerationConfig()
         self.ends = self._family.end_tokens(self._model)
         self._prepare_batch()
+        self._phases.lap("preparing")
         return Loaded(
-            self._load.load_id, self._load.device, int(self._model.get_memory_footprint()), self._context, phases,
-            _describe(self._load.quant_bits, self._dtype),
+            self._load.load_id, self._load.device, int(self._model.get_memory_footprint()), self._context,
+            self._phases.seconds, _describe(self._load.quant_bits, self._dtype), self._mapped_bytes,
         )  # fmt: skip
 
     @property
@@ -112,7 +156,9 @@ class Transformers:
         self._progress("reading quantized weights")
         try:
             with watched_weights(lambda fraction: self._progress("reading quantized weights", fraction)):
-                return self._family.load_model(self._kept, **self._options(quantize=False))
+                model = self._family.load_model(self._kept, **self._options(quantize=False))
+            packed4.attach(model, self._kept)
+            return model.eval()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever is wrong with them, the originals are there
@@ -124,24 +170,35 @@ class Transformers:
         self._progress("reading weights")
         try:
             with watched_weights(lambda fraction: self._progress("reading weights", fraction)):
-                return self._family.load_model(self._family.path, **self._options())
+                model = self._family.load_model(self._family.path, **self._options())
         except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise DamagedError(f"the checkpoint in {self._load.path} cannot be loaded: {error}") from error
+        if self._kept is not None and _WORTH_KEEPING <= model.get_memory_footprint() <= self._load.quantized_limit:
+            self._to_keep = model.state_dict()  # as bitsandbytes saves it: laid out, it would be saved with losses
+        packed4.pack(model)
+        return model.eval()
 
     def settle(self) -> None:
         """Keep quantized weights for the next load; on a CPU, lay out plain ones as its kernels want them."""
         if self._load.quant_bits == 16 and self._device.type == "cpu" and not self._load.max_memory:
             with torch.inference_mode():
                 pack(self._model)
-        size = int(self._model.get_memory_footprint())
-        if self._kept is None or self._kept.exists() or not _WORTH_KEEPING <= size <= self._load.quantized_limit:
+            mapped.release(mapped.ranges())
+        if self._to_keep is not None:
+            self._keep(self._to_keep)
+            self._to_keep = None
+
+    def _keep(self, weights: dict[str, Any]) -> None:
+        assert self._kept is not None
+        if self._kept.exists():
             return
         started, unfinished = time.monotonic(), None
         try:
-            unfinished = quantized.begin(self._kept, size)
-            self._model.save_pretrained(unfinished, max_shard_size="2GB")
+            unfinished = quantized.begin(self._kept, 2 * int(self._model.get_memory_footprint()))
+            _without_quantizer(self._model).save_pretrained(unfinished, state_dict=weights, max_shard_size=_SHARD)
+            packed4.save(self._model, unfinished)
             variant = f"{self._device.type} {self._dtype}"
             quantized.finish(unfinished, self._kept, self._load.name, self._load.quant_bits, variant)
             for gone in quantized.prune(self._kept.parent, self._load.quantized_limit):
@@ -370,9 +427,38 @@ def _scores(logits: torch.Tensor) -> "np.ndarray[Any, np.dtype[np.float32]]":
     return logits.float().cpu().numpy()
 
 
+def _without_quantizer(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the same model as one that saves the weights it is given. Otherwise it would ask its modules for theirs,
+    which bitsandbytes answers by undoing their layout, in the middle of their use."""
+    same: PreTrainedModel = object.__new__(type(model))
+    same.__dict__.update(model.__dict__, hf_quantizer=None)
+    same.__dict__.pop("hf_device_map", None)
+    return same
+
+
+def _mapped_bytes(model: PreTrainedModel) -> int:
+    """Return how many bytes of the model's tensors are used where they lie in their file. Lets the pages of those files
+    go that were read on the way."""
+    found = mapped.ranges()
+    mapped.release(found)
+    tensors = [*model.parameters(), *model.buffers()]
+    return mapped.bytes_within(found, ((tensor.data_ptr(), tensor.nbytes) for tensor in tensors))
+
+
+def tensor_bytes(folder: Path) -> "Counter[torch.dtype]":
+    """Return the bytes of a checkpoint's tensors by type, from the files' headers."""
+    found: Counter[torch.dtype] = Counter()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():
+                tensor = opened.get_tensor(name)  # mapped; nothing is read
+                found[tensor.dtype] += tensor.nbytes
+    return found
+
+
 def kept_for(load: Load, settings: dict[str, Any]) -> Path:
     """Return the folder for the quantized weights of this load."""
-    found = quantized.key(Path(load.path), {**settings, "bits": load.quant_bits})
+    found = quantized.key(Path(load.path), {**settings, "bits": load.quant_bits, "layout": _LAYOUT})
     return quantized.folder(Path(load.quantized_dir), load.name, load.quant_bits, found)
 
 

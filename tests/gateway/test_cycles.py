@@ -3,7 +3,6 @@
 Bounds are generous; the figures themselves come from ``bench/cycles.py``.
 """
 
-import psutil
 
 from tests.conftest import Start
 from tests.support.gateway import SUM, GatewayProcess, only
@@ -18,7 +17,7 @@ def cycle(gateway: GatewayProcess) -> None:
     pid = gateway.load("reasoner")["pid"]
     assert "42" in gateway.answer("reasoner", **SUM)["response"]
     assert gateway.unload("reasoner")["unloaded"] is True
-    assert not psutil.pid_exists(pid)
+    assert pid not in gateway.runners()
     assert gateway.slot()["used_bytes"] == 0
 
 
@@ -26,6 +25,7 @@ def test_load_and_evict_leaves_nothing(start: Start) -> None:
     gateway = start(models=only("reasoner")).preloaded()
     for _ in range(WARM_UP):
         cycle(gateway)
+    gateway.until(lambda: "reasoner has a zygote" in gateway.log(), "the zygote, which is there to stay")
     watched = [gateway.server, gateway.forkserver]
     before = [(process.memory_full_info().uss, process.num_fds(), process.num_threads()) for process in watched]
     processes = len(gateway.processes())

@@ -48,6 +48,7 @@ def main(name: str, path: str) -> dict[str, Any]:
     on_gpu = torch.cuda.is_available()
     device = "cuda:0" if on_gpu else "cpu"
     engine = ENGINE(load_of("transformers", name, path, device=device, max_batch_size=ROWS, cache_tokens=65536), silent)
+    engine.open()
     engine.load()
     with tempfile.TemporaryDirectory() as folder:
         requests = asked(name, Path(folder))

@@ -33,6 +33,7 @@ def _load(family: str, floats: int = 32, **fields: Any) -> Any:
         folder = ROOT / "pocket" / "checkpoints" / FOLDERS[family]
         engine = ENGINE(load_of("transformers", family, folder, **fields), silent)
         engine._dtype = torch.float32 if floats == 32 else torch.bfloat16
+        engine.open()
         engine.load()
     return engine
 

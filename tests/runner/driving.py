@@ -42,6 +42,7 @@ def llama_of(**fields: Any) -> Any:
     from runner.engines.llama_cpp import ENGINE
 
     engine = ENGINE(load_of("llama_cpp", "deepseek", SMOLLM2, **_smollm2() | fields), silent)
+    engine.open()
     engine.load()
     return engine
 

@@ -203,12 +203,15 @@ class GatewayProcess:
         return parent
 
     def runners(self) -> set[int]:
-        """Pids of the forkserver's living children."""
+        """Pids of the living runners: children of the forkserver and of zygotes that are not zygotes themselves."""
         forkserver = self.forkserver
         if forkserver is None:
             return set()
         with suppress(psutil.Error):
-            return {child.pid for child in forkserver.children() if child.status() != psutil.STATUS_ZOMBIE}
+            return {
+                child.pid for child in forkserver.children(recursive=True)
+                if not child.name().startswith("zygote") and child.status() != psutil.STATUS_ZOMBIE
+            }  # fmt: skip
         return set()
 
     # -- talking -------------------------------------------------------------------------------------------------------

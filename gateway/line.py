@@ -1,0 +1,142 @@
+"""The line to a process that forks runners: requests out, news of forks and ends back, as ordered JSON messages.
+
+Gateway process. The forkserver is at the end of one line, each zygote at the end of another; this knows neither.
+"""
+
+import json
+import os
+import select
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+BUFFER = 65536
+"""Bytes of the longest message."""
+
+
+@dataclass
+class Child:
+    """One forked process. ``pid`` and ``status`` (negative: the signal that ended it) are set as they become known."""
+
+    token: str
+    pid: int | None = None
+    status: int | None = None
+    forked: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
+    _pidfd: int = -1
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def born(self, pid: int) -> None:
+        self.pid = pid
+        with self._lock, suppress(ProcessLookupError):  # ended and reaped already: that news comes next
+            self._pidfd = os.pidfd_open(pid)
+        self.forked.set()
+
+    def buried(self, status: int | None = None) -> None:
+        """Its parent has reaped it, or was lost with it."""
+        with self._lock:
+            if self._pidfd >= 0:
+                os.close(self._pidfd)
+                self._pidfd = -1
+        self.status = status
+        self.forked.set()
+        self.ended.set()
+
+    def wait_ended(self, timeout: float | None = None) -> bool:
+        """Wait until the process has ended and its memory is back, even if its parent is too busy to reap it."""
+        with self._lock:
+            watched = os.dup(self._pidfd) if self._pidfd >= 0 else -1
+        if watched < 0:
+            return self.ended.wait(timeout)
+        try:
+            poll = select.poll()
+            poll.register(watched, select.POLLIN)
+            return bool(poll.poll(None if timeout is None else 1000 * timeout))
+        finally:
+            os.close(watched)
+
+    def kill(self, signum: int) -> None:
+        """Send a signal if the process has not been reaped: its pid may be another's by then."""
+        with self._lock:
+            if self._pidfd >= 0:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._pidfd, signum)
+
+
+class Line:
+    """Our end of a control socket. A thread reads what comes back until the other end closes."""
+
+    def __init__(
+        self, name: str, control: socket.socket, hear: Callable[[dict[str, Any]], None], closed: Callable[[], None]
+    ) -> None:
+        """``hear`` gets every message but those about children; ``closed`` is called once, when the other end is gone,
+        after all children have been told to be."""
+        self._control = control
+        self._hear = hear
+        self._closed = closed
+        self._lock = threading.Lock()
+        self._children: dict[str, Child] = {}
+        self._open = True
+        self._thread = threading.Thread(target=self._read, name=name, daemon=True)
+        self._thread.start()
+
+    def fork(self, request: dict[str, Any], channel: socket.socket) -> Child:
+        """Ask for a child that talks on ``channel``, which is passed on: close it here. Does not wait."""
+        child = Child(request["token"])
+        with self._lock:
+            if self._open:
+                self._children[child.token] = child
+                try:
+                    socket.send_fds(self._control, [json.dumps(request).encode()], [channel.fileno()])
+                    return child
+                except OSError:
+                    self._children.pop(child.token, None)
+        child.buried()  # the other end died an instant ago: this child never was
+        return child
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send a message. One that cannot be sent is lost with the process it was for."""
+        with suppress(OSError):
+            self._control.send(json.dumps(message).encode())
+
+    def hang_up(self) -> None:
+        """Say that nothing more will be asked for. News of the children still come."""
+        with suppress(OSError):
+            self._control.shutdown(socket.SHUT_WR)
+
+    def join(self, timeout: float) -> None:
+        self._thread.join(timeout)
+
+    @property
+    def open(self) -> bool:
+        return self._open
+
+    def _read(self) -> None:
+        while data := self._receive():
+            message = json.loads(data)
+            match message["event"]:
+                case "forked":
+                    if child := self._children.get(message["token"]):
+                        child.born(message["pid"])
+                case "ended":
+                    if child := self._children.pop(message["token"], None):
+                        child.buried(message["status"])
+                case _:
+                    self._hear(message)
+        with self._lock:
+            self._open = False
+            orphans, self._children = self._children, {}
+            self._control.close()
+        for child in orphans.values():  # they died with it, by the parent-death signal
+            child.buried()
+        self._closed()
+
+    def _receive(self) -> bytes:
+        try:
+            return self._control.recv(BUFFER)
+        except OSError:
+            return b""

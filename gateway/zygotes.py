@@ -1,0 +1,173 @@
+"""Zygotes: for a model that was loaded once, a process from which its next runners are forked with everything opened.
+
+Gateway process. A zygote (``runner/zygote.py``) is opened in the background after a load has settled; the loads that
+follow are forked from it as long as the files are what they were. The least recently used are given up when together
+they have more memory of their own than they may. A load without one is forked from the forkserver and opens its model
+itself: nothing depends on a zygote being there.
+"""
+
+import json
+import logging
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gateway.line import BUFFER, Child, Line
+from gateway.spawner import Spawner
+from protocol.messages import Load
+
+log = logging.getLogger(__name__)
+_OF_ONE_LOAD = ("load_id", "threads", "batch_wait", "cache_tokens", "quantized_limit")
+"""What may differ between loads that one zygote serves."""
+
+
+@dataclass(eq=False)
+class Zygote:
+    """``files`` is how the checkpoint's looked, ``opened`` what the process said once it was ready."""
+
+    load: Load
+    files: dict[str, tuple[int, int]]
+    process: Child
+    line: Line | None = None
+    opened: dict[str, Any] | None = None
+    used: float = field(default_factory=time.monotonic)
+
+    @property
+    def private_bytes(self) -> int:
+        return int(self.opened["private_bytes"]) if self.opened else 0
+
+
+class Zygotes:
+    """Starts runners: from a zygote where one is ready, else from the forkserver."""
+
+    def __init__(self, spawner: Spawner, limit: int) -> None:
+        """``limit`` is how many bytes of their own all zygotes may have together; 0 for none at all."""
+        self._spawner = spawner
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._known: dict[str, Zygote] = {}
+        self._unfit: set[str] = set()
+
+    def fork(self, load: Load, needs: Sequence[str], channel: socket.socket) -> Child:
+        """Ask for a runner of this load. See :meth:`Spawner.fork`."""
+        with self._lock:
+            zygote = self._known.get(_key(load))
+            ready = zygote is not None and zygote.line is not None and zygote.opened is not None
+        if zygote is None or zygote.line is None or not ready:
+            return self._spawner.fork(load.load_id, needs, channel)
+        if _is_stale(zygote):
+            self._give_up(zygote, "its files have changed")
+            return self._spawner.fork(load.load_id, needs, channel)
+        zygote.used = time.monotonic()
+        return zygote.line.fork({"token": load.load_id}, channel)
+
+    def abort(self, why: str) -> None:
+        self._spawner.abort(why)
+
+    def prepare(self, load: Load, needs: Sequence[str]) -> None:
+        """See to it that the next load like this one finds a zygote. Does not wait."""
+        key = _key(load)
+        message = asdict(load)
+        with self._lock:
+            too_long = len(json.dumps(message)) > BUFFER
+            if not self._limit or load.max_memory or too_long or key in self._known or key in self._unfit:
+                return
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                process = self._spawner.fork(f"zygote-{load.name}-{uuid.uuid4().hex[:8]}", needs, theirs, role="zygote")
+            zygote = self._known[key] = Zygote(load, _files(load), process)
+            zygote.line = Line(f"zygote-{load.name}", ours, lambda message: self._hear(zygote, message),
+                               lambda: self._ended(zygote))  # fmt: skip
+        zygote.line.send(message)
+
+    def check(self) -> None:
+        """Give up zygotes whose files have changed or gone, so that the disk's room is free."""
+        for zygote in list(self._known.values()):
+            if zygote.opened and _is_stale(zygote):
+                self._give_up(zygote, "its files have changed")
+
+    def unfit(self, load: Load, why: str) -> None:
+        """A runner forked from this load's zygote could not load: the next ones start anew."""
+        with self._lock:
+            zygote = self._known.get(_key(load))
+            self._unfit.add(_key(load))
+        if zygote is not None:
+            self._give_up(zygote, why)
+
+    def report(self) -> list[dict[str, Any]]:
+        """Return name, process and own memory of each that is ready."""
+        with self._lock:
+            ready = [zygote for zygote in self._known.values() if zygote.opened]
+        return [
+            {"model": zygote.load.name, "pid": zygote.process.pid, "private_bytes": zygote.private_bytes,
+             "weights_mapped": bool(zygote.opened and zygote.opened["weights"])}
+            for zygote in ready
+        ]  # fmt: skip
+
+    def stop(self) -> None:
+        """Let all go. Those that still have runners end with them."""
+        with self._lock:
+            self._limit = 0
+            zygotes = list(self._known.values())
+        for zygote in zygotes:
+            self._give_up(zygote, "the gateway stops")
+
+    def _hear(self, zygote: Zygote, message: dict[str, Any]) -> None:
+        """It is ready, or has said that it will not do."""
+        with self._lock:
+            if message["event"] == "unfit":
+                self._unfit.add(_key(zygote.load))
+                return
+            zygote.opened = message
+            by_use = sorted(self._known.values(), key=lambda known: known.used)
+            total = sum(known.private_bytes for known in by_use)
+            surplus = []
+            for known in by_use:
+                if total <= self._limit:
+                    break
+                if known.opened:
+                    surplus.append(known)
+                    total -= known.private_bytes
+            if zygote in surplus:
+                self._unfit.add(_key(zygote.load))
+        what = "with its weights" if message["weights"] else "without weights"
+        log.info("%s has a zygote, %s, %.0f MB of its own", zygote.load.name, what, zygote.private_bytes / 1e6)
+        for known in surplus:
+            self._give_up(known, f"all together have more than {self._limit / 1e6:.0f} MB of their own")
+
+    def _give_up(self, zygote: Zygote, why: str) -> None:
+        with self._lock:
+            if self._known.get(_key(zygote.load)) is zygote:
+                del self._known[_key(zygote.load)]
+        log.info("the zygote of %s is given up: %s", zygote.load.name, why)
+        if zygote.line is not None:
+            zygote.line.hang_up()
+
+    def _ended(self, zygote: Zygote) -> None:
+        with self._lock:
+            if self._known.get(_key(zygote.load)) is zygote:
+                del self._known[_key(zygote.load)]
+
+
+def _key(load: Load) -> str:
+    return json.dumps({name: value for name, value in asdict(load).items() if name not in _OF_ONE_LOAD}, sort_keys=True)
+
+
+def _files(load: Load) -> dict[str, tuple[int, int]]:
+    path = Path(load.path)
+    files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.json"), *path.glob("*.jinja")]
+    return {str(file): (found.st_size, found.st_mtime_ns) for file in files if (found := file.stat())}
+
+
+def _is_stale(zygote: Zygote) -> bool:
+    """Whether the checkpoint's files, or the quantized weights that it has mapped, are no longer those it opened."""
+    weights = zygote.opened["weights"] if zygote.opened else None
+    try:
+        return _files(zygote.load) != zygote.files or bool(weights and not Path(weights).exists())
+    except OSError:
+        return True

@@ -1,0 +1,59 @@
+"""Weights that stay in their file: which memory is mapped from such files, and what of it is in use. Runner process.
+
+Pages of such a mapping belong to the page cache: reading them costs no copy, and the kernel can take them back. Those
+that were only passed through, as in a load that quantizes, are given back here.
+"""
+
+import ctypes
+import re
+from bisect import bisect
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+_SUFFIXES = (".safetensors", ".gguf")
+_MADV_DONTNEED = 4
+_HEAD = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ +(.*)$")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Range:
+    """Addresses mapped from a weights' file; ``written`` bytes of it are copies of this process's own."""
+
+    start: int
+    end: int
+    path: str
+    written: int
+
+
+def ranges() -> list[Range]:
+    """Return what is mapped from weights' files, by address."""
+    found, head, written = [], None, 0
+    for line in [*Path("/proc/self/smaps").read_text().splitlines(), "0-0 - - - - "]:
+        if match := _HEAD.match(line):
+            if head is not None and head[3].removesuffix(" (deleted)").endswith(_SUFFIXES):
+                found.append(Range(int(head[1], 16), int(head[2], 16), head[3], written))
+            head, written = match, 0
+        elif line.startswith(("Anonymous:", "Swap:")):
+            written += 1024 * int(line.split()[1])
+    return sorted(found)
+
+
+def release(mapped: Iterable[Range]) -> None:
+    """Let this process's pages of these ranges go; they are mapped again when they are used. Ranges that were written
+    to stay."""
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
+    for one in mapped:
+        if not one.written:
+            madvise(ctypes.c_void_p(one.start), ctypes.c_size_t(one.end - one.start), _MADV_DONTNEED)
+
+
+def bytes_within(mapped: list[Range], pieces: Iterable[tuple[int, int]]) -> int:
+    """Return how many bytes of ``pieces``, as (address, length), lie in mapped ranges, each address once."""
+    starts = [one.start for one in mapped]
+    total = 0
+    for address, length in dict(pieces).items():
+        place = bisect(starts, address) - 1
+        if place >= 0 and address < mapped[place].end:
+            total += length
+    return total

@@ -1,0 +1,110 @@
+"""Zygotes: a model that was loaded once is forked ready; what changes on disk is opened anew; nothing else notices."""
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import Start
+from tests.support.gateway import CHECKPOINT, SMOLLM2, SUM, GatewayProcess, only, reasoner_at
+
+_OPENED = " has a zygote, with its weights"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the reasoner's files, to change."""
+    return Path(shutil.copytree(CHECKPOINT, tmp_path_factory.mktemp("weights") / "reasoner"))
+
+
+@pytest.fixture(scope="module")
+def gateway(start_for_module: Start, checkpoint: Path) -> Iterator[GatewayProcess]:
+    """A gateway with the text model and the reasoner, both loaded and gone once, so that they have zygotes."""
+    gateway = start_for_module(models=only("deepseek", reasoner=reasoner_at(checkpoint))).preloaded()
+    for model in ("deepseek", "reasoner"):
+        gateway.load(model)
+        gateway.unload(model)
+        wait_for_zygote(gateway, model)
+    yield gateway
+
+
+def wait_for_zygote(gateway: GatewayProcess, model: str, before: int = 0) -> None:
+    gateway.until(lambda: gateway.log().count(f"{model}{_OPENED}") > before, f"{model}'s zygote")
+
+
+def zygote_of(gateway: GatewayProcess, model: str) -> psutil.Process:
+    """The process itself, by the name it shows."""
+    names = {process.pid: process.name() for process in gateway.processes()}
+    [pid] = [pid for pid, name in names.items() if name == f"zygote:{model}"[:15]]
+    return psutil.Process(pid)
+
+
+@pytest.mark.parametrize("model", ["deepseek", "reasoner"])
+def test_a_model_loaded_before_is_forked_from_its_zygote_and_answers_right(gateway: GatewayProcess, model: str) -> None:
+    gateway.load(model)
+    runner = psutil.Process(gateway.model(model)["pid"])
+    assert runner.parent() == zygote_of(gateway, model)
+    if model == "reasoner":
+        assert "42" in gateway.answer(model, **SUM)["response"]
+    else:
+        assert "Paris" in gateway.answer(model, prompt="What is the capital of France?")["response"]
+    gateway.unload(model)
+    assert not runner.is_running()
+
+
+def test_a_zygote_keeps_no_page_of_the_weights(gateway: GatewayProcess) -> None:
+    mapped = [m for m in zygote_of(gateway, "deepseek").memory_maps(grouped=False) if m.path == str(SMOLLM2.resolve())]
+    assert mapped, "the file is not mapped at all"
+    assert sum(m.rss for m in mapped) < SMOLLM2.stat().st_size / 20
+
+
+def test_changed_files_are_opened_anew(gateway: GatewayProcess, checkpoint: Path) -> None:
+    old = zygote_of(gateway, "reasoner")
+    opened = gateway.log().count(f"reasoner{_OPENED}")
+    os.utime(checkpoint / "config.json")
+    gateway.load("reasoner")
+    runner = psutil.Process(gateway.model("reasoner")["pid"])
+    assert runner.parent() == gateway.forkserver, "forked from a zygote of files that are no more"
+    assert "42" in gateway.answer("reasoner", **SUM)["response"]
+    gateway.until(lambda: not old.is_running(), "the zygote of the old files to go")
+    gateway.unload("reasoner")
+    wait_for_zygote(gateway, "reasoner", opened)
+    gateway.load("reasoner")
+    assert psutil.Process(gateway.model("reasoner")["pid"]).parent() == zygote_of(gateway, "reasoner")
+    gateway.unload("reasoner")
+
+
+def test_a_zygote_that_dies_takes_its_runner_along_and_the_next_load_does_without(gateway: GatewayProcess) -> None:
+    gateway.load("deepseek")
+    runner = psutil.Process(gateway.model("deepseek")["pid"])
+    zygote_of(gateway, "deepseek").send_signal(signal.SIGKILL)
+    gateway.until(lambda: not runner.is_running() or runner.status() == psutil.STATUS_ZOMBIE, "the runner to follow")
+    gateway.until(lambda: gateway.model("deepseek")["state"] == "cold", "the scheduler to hear of it")
+    assert "Paris" in gateway.answer("deepseek", prompt="What is the capital of France?")["response"]
+    gateway.unload("deepseek")
+
+
+def test_without_memory_for_zygotes_there_are_none(start: Start) -> None:
+    gateway = start(models=only("deepseek"), zygote_memory=0)
+    for _ in range(2):
+        gateway.load("deepseek")
+        assert psutil.Process(gateway.model("deepseek")["pid"]).parent() == gateway.forkserver
+        gateway.unload("deepseek")
+    assert "zygote" not in gateway.log()
+
+
+def test_the_least_recently_used_goes_when_there_is_no_room_for_both(start: Start) -> None:
+    """Each has about 20 MB of its own."""
+    gateway = start(models=only("deepseek", "reasoner"), zygote_memory="30MB").preloaded()
+    for model in ("deepseek", "reasoner"):
+        gateway.load(model)
+        gateway.unload(model)
+        wait_for_zygote(gateway, model)
+    gateway.until(lambda: "the zygote of deepseek is given up" in gateway.log(), "deepseek's to go")
+    gateway.load("reasoner")
+    assert psutil.Process(gateway.model("reasoner")["pid"]).parent() == zygote_of(gateway, "reasoner")
+    assert "the zygote of reasoner is given up" not in gateway.log()
