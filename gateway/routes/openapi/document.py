@@ -143,8 +143,8 @@ class Document:
         content: dict[str, Any] = {}
         for kind in operation.media_types:
             content[kind] = {"schema": schema}
-            if kind == "application/json" and operation.example:
-                content[kind]["example"] = operation.example
+            if kind == "application/json" and (example := operation.example):
+                content[kind]["example"] = {**example} | ({"model": specs[0].name} if "model" in example else {})
             elif kind != "application/json":
                 files = dict(operation.form) if kind == MULTIPART else {}
                 content[kind] = {"schema": as_form(schema, files, takes.flat, operation.needed)}
