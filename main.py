@@ -47,6 +47,10 @@ def _run(arguments: argparse.Namespace) -> int:
             case "models":
                 from commands import models
 
+                if arguments.fit:
+                    from commands import fit
+
+                    return fit.run(settings, load_catalog(settings), as_json=arguments.json)
                 return models.run(settings, load_catalog(settings), as_json=arguments.json)
             case "chat":
                 from commands import chat
@@ -94,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     download.add_argument("--speech", action="store_true", help="also what qwen_omni needs to speak")
     models = verbs.add_parser("models", help="list the models, their weights and sizes")
     models.add_argument("--json", action="store_true", help="print JSON")
+    models.add_argument("--fit", action="store_true", help="show what each takes here, and which fit together")
     chat = verbs.add_parser("chat", help="talk to a model of a running server")
     chat.add_argument("model", help="its name, say deepseek")
     chat.add_argument("prompt", nargs="?", help="ask this once and leave")

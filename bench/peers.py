@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -56,14 +56,23 @@ def gateway(*names: str, **settings: object) -> Iterator[GatewayProcess]:
 
 
 class TransformersServe:
-    """``transformers serve`` on the same checkpoint. ``dtype`` None is its own default."""
+    """``transformers serve`` on a checkpoint, SmolLM2 where none is named.
 
-    def __init__(self, executable: str, *, dtype: str | None = None, continuous: bool = True) -> None:
-        self.checkpoint = smollm2()
+    ``dtype`` None is its own default; ``options`` are more of its own. Without ``force`` it loads the model when it is
+    asked, and unloads it when it is not.
+    """
+
+    def __init__(
+        self, executable: str, *, checkpoint: Path | None = None, dtype: str | None = None, continuous: bool = True,
+        force: bool = True, options: Sequence[str] = (),
+    ) -> None:
+        self.checkpoint = checkpoint or smollm2()
+        self._force = [str(self.checkpoint)] * force
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._executable = executable
         self._options = ["--continuous-batching"] * continuous + (["--dtype", dtype] if dtype else [])
+        self._options += options
         self._process: subprocess.Popen[bytes] | None = None
         self._home = tempfile.TemporaryDirectory()
 
@@ -71,7 +80,7 @@ class TransformersServe:
         home = Path(self._home.name)
         (home / "sitecustomize.py").write_text(_SHIM)  # without it no model can be imported beside a CPU torch
         path = os.pathsep.join([str(home), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        command = [self._executable, "serve", str(self.checkpoint), *self._options, "--host", "127.0.0.1", "--port",
+        command = [self._executable, "serve", *self._force, *self._options, "--host", "127.0.0.1", "--port",
                    str(self.port)]  # fmt: skip
         self._log = home / "log.txt"
         with self._log.open("wb") as output:

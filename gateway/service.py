@@ -11,7 +11,7 @@ from typing import Any
 
 from gateway import devices
 from gateway.errors import BadRequest, Conflict, Unavailable, UnknownModel
-from gateway.footprint import Footprints, HeaderError, weight_bytes
+from gateway.footprint import Charge, Footprints, HeaderError, usual_bits, weight_bytes
 from gateway.needs import environment, modules
 from gateway.owner import Owner
 from gateway.runner_handle import RunnerHandle
@@ -29,7 +29,6 @@ from utils.tmp_manage import TempFolder
 from utils.units import format_bytes
 
 log = logging.getLogger(__name__)
-_LEAST_CACHE = 1024  # tokens; with fewer a model cannot answer what people ask
 
 
 class Gateway:
@@ -66,22 +65,17 @@ class Gateway:
     def _model(self, spec: ModelSpec) -> Model:
         return Model(
             spec.name,
-            predicted=self._needs(spec)[0],
+            predicted=self._needs(spec).bytes,
             slots=(self.place(spec),),
             keep_alive=self.settings.keep_alive if spec.keep_alive is None else spec.keep_alive,
             pinned=spec.pinned,
             concurrency=Catalog.batch_size(spec),
         )
 
-    def _needs(self, spec: ModelSpec) -> tuple[int, int]:
-        """Return the bytes a model is charged for and the tokens of cache among them: fewer where the slot is small."""
+    def _needs(self, spec: ModelSpec) -> Charge:
+        """Return what a model is charged for, and the tokens of cache among it: fewer where the slot is small."""
         place = self.place(spec)
-        base, token = self.footprints.predict(spec, place), self.footprints.cache_token(spec, place)
-        wanted = Catalog.cache_tokens(spec)
-        if not base or not token:
-            return base, wanted
-        tokens = max(_LEAST_CACHE, min(wanted, (self._budgets[place] - base) // token))
-        return base + tokens * token, tokens
+        return self.footprints.charge(spec, place, Catalog.cache_tokens(spec), self._budgets[place])
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -133,17 +127,9 @@ class Gateway:
         if spec is None:
             raise UnknownModel(f"there is no model {name!r}; known models: {', '.join(self.catalog.names)}",
                                available_models=self.catalog.names)  # fmt: skip
-        bits = self._overrides.get(spec.name) or self._usual_bits(spec)
+        place = self.place(spec)
+        bits = self._overrides.get(spec.name) or usual_bits(spec, place, self.footprints, self._budgets[place])
         return spec if bits == spec.quant_bits else spec.model_copy(update={"quant_bits": bits})
-
-    def _usual_bits(self, spec: ModelSpec) -> QuantBits:
-        """Return the bits of a load that asks for none: on a CPU 16 where they fit, as quantizing makes it slower."""
-        if self.place(spec) != "cpu" or spec.engine != "transformers":
-            return spec.quant_bits
-        if spec.cpu_quant_bits is not None:
-            return spec.cpu_quant_bits
-        whole = self.footprints.predict(spec.model_copy(update={"quant_bits": 16}), "cpu")
-        return 16 if 0 < whole <= self._budgets["cpu"] else spec.quant_bits
 
     def admit(
         self, spec: ModelSpec, *, timeout: float | None = None, priority: int = 0, retry: bool = False, places: int = 1
@@ -156,7 +142,7 @@ class Gateway:
         loaded = any(handle.load.name == spec.name and handle.loaded for handle in list(self._handles.values()))
         if not loaded:
             self.require_weights(spec)
-            self.owner.post(events.Predict(spec.name, self._needs(spec)[0]))
+            self.owner.post(events.Predict(spec.name, self._needs(spec).bytes))
         request_id = uuid.uuid4().hex
         deadline = time.monotonic() + (timeout or self.settings.request_timeout)
         ticket = Ticket(self, spec, request_id, deadline, priority, retry, places)
@@ -382,16 +368,16 @@ class Gateway:
 
     def _start_load(self, name: str, load_id: str, slot: str) -> None:
         spec = self.spec(name)
-        needed, cache_tokens = self._needs(spec)
+        needed = self._needs(spec)
         load = messages.Load(
             load_id, name, spec.family, spec.engine, str(spec.path(self.settings.models_dir).resolve()),
             spec.quant_bits, slot, spec.context, self.settings.cpu_threads, spec.max_memory, spec.chat_template,
-            Catalog.batch_size(spec), spec.batch_wait_ms / 1000, cache_tokens,
+            Catalog.batch_size(spec), spec.batch_wait_ms / 1000, needed.tokens,
             str(quantized.root(self.settings.models_dir).resolve()) if self.settings.quantized_cache else "",
             self.settings.quantized_cache,
         )  # fmt: skip
         handle = RunnerHandle(load, modules([spec]), self.zygotes, self._hear, self.settings.heartbeat_timeout,
-                              needed, cache_tokens * self.footprints.cache_token(spec, slot))  # fmt: skip
+                              needed.bytes, needed.reserve)  # fmt: skip
         self._handles[load_id] = handle
         log.info("loading %s on %s", load_id, slot)
         handle.start()
@@ -402,7 +388,10 @@ class Gateway:
             case events.Loaded(load_id, size):
                 handle = self._handles[load_id]
                 if handle.measured:
-                    self.footprints.record(self.spec(handle.load.name), handle.load.device, size - handle.reserve)
+                    self.footprints.record(
+                        self.spec(handle.load.name), handle.load.device, size - handle.reserve,
+                        handle.loaded.peak_bytes if handle.loaded else 0, handle.load.cache_tokens,
+                    )  # fmt: skip
             case events.RunnerEnded(load_id) | events.RunnerLost(load_id) | events.LoadFailed(load_id):
                 # The handle is known until the scheduler has heard of its end: it may name it until then.
                 self.owner.post(event)

@@ -167,7 +167,8 @@ class Progress:
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """Runner to gateway: ready. ``weight_bytes`` is the sum over tensors, ``mapped_bytes`` those of them that are used
-    where they lie in their file; ``phases`` are seconds by phase."""
+    where they lie in their file; ``phases`` are seconds by phase. ``peak_bytes`` is how much more of its
+    device the load had taken at its highest than it takes now."""
 
     load_id: str
     device: str
@@ -176,6 +177,7 @@ class Loaded:
     phases: dict[str, float]
     quantization: str
     mapped_bytes: int = 0
+    peak_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

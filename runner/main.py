@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from multiprocessing.connection import Connection
 
 from protocol import messages
@@ -23,6 +24,7 @@ from runner.engines.base import Engine
 from runner.errors import RunnerError, classify, is_sticky
 from runner.job import Job
 from runner.machine import name_process
+from runner.peak import Peak
 
 log = logging.getLogger("runner")
 _BEAT = 1.0
@@ -111,15 +113,17 @@ class Runner:
             self.send(messages.Progress(load.load_id, phase, fraction))
 
         try:
-            if self._opened is not None:
-                engine = self._opened
-                engine.adopt(load, progress)
-            else:
-                progress("importing")
-                module = importlib.import_module(f"runner.engines.{load.engine}")
-                engine = module.ENGINE(load, progress)
-                engine.open()
-            report = engine.load()
+            with Peak(load.device) as peak:
+                if self._opened is not None:
+                    engine = self._opened
+                    engine.adopt(load, progress)
+                else:
+                    progress("importing")
+                    module = importlib.import_module(f"runner.engines.{load.engine}")
+                    engine = module.ENGINE(load, progress)
+                    engine.open()
+                report = engine.load()
+            report = replace(report, peak_bytes=peak.more)
         except Exception as error:
             failure = classify(error)
             log.error("cannot load %s: %s", load.name, failure, exc_info=not isinstance(error, RunnerError))

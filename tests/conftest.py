@@ -14,8 +14,7 @@ from tests.support.gateway import CHECKPOINT, GatewayProcess, only, reasoner_at
 
 WORKERS = 2
 """Processes that ``-n auto`` runs the tests in. Each keeps about one core busy."""
-LONGEST = ("families/test_answers.py", "gateway/test_failures.py", "gateway/test_slots.py", "gateway/test_life.py",
-           "openapi/test_conformance.py")  # fmt: skip
+LONGEST = ("families/test_answers.py", "gateway/test_failures.py", "gateway/test_slots.py", "gateway/test_life.py")
 """Files in ``tests`` that take tens of seconds, the longest first: what is begun last should be short."""
 WITHOUT = {"downloads", "media", "pocket", "runner", "scheduler", "unit"}
 """Folders whose tests start no gateway."""

@@ -66,8 +66,9 @@ class LlamaCpp:
         self._phases.lap("fork")
         if self._on_gpu:
             self._map(int(self._load.device.partition(":")[2] or 0))
-        cells = max(self._window, self._load.cache_tokens)
-        self._context = Context(self._model, cells, self.rows, cpu_threads(self._load.threads))
+        # All of it is taken now, so no more than the gateway set aside.
+        self._window = min(self._load.context or _DEFAULT_CONTEXT, self._load.cache_tokens)
+        self._context = Context(self._model, self._load.cache_tokens, self.rows, cpu_threads(self._load.threads))
         self._phases.lap("context")
         file_type = _quantization(self._model, Path(self._load.path))
         device = self._load.device if self._on_gpu else "cpu"

@@ -1,5 +1,6 @@
 """Mistakes on the command line end in one clear line and a status that is not 0; ``--help`` reads well."""
 
+import json
 import os
 import socket
 import subprocess
@@ -65,6 +66,31 @@ def test_help(run: Run, arguments: list[str]) -> None:
 def test_help_names_the_environment_and_gives_examples(run: Run) -> None:
     output = run("--help").output
     assert "SWITCHYARD_" in output and "python main.py --profile pocket" in output
+
+
+def test_what_fits_together(run: Run) -> None:
+    given = ("--profile", "pocket", "models", "--fit")
+    small = {"SWITCHYARD_DEVICE": "cpu", "SWITCHYARD_SLOT_BUDGET": "450MB"}
+    told = run(*given, "--json", **small)
+    assert told.status == 0 and not told.errors
+    found = json.loads(told.output)
+    sizes = {one["name"]: one["bytes"] for one in found["models"]}
+    for one in found["models"]:
+        assert one["known"] == "predicted" and one["fits"] is True
+        parts = sum(one[f"{part}_bytes"] for part in ("weight", "overhead", "cache", "answering", "later"))
+        assert parts == one["bytes"]
+    (slot,) = found["slots"]
+    assert slot["device"] == "cpu" and not slot["more"] and len(slot["sets"]) > 1
+    for names in slot["sets"]:
+        left = slot["budget_bytes"] - sum(sizes[name] for name in names)
+        assert 0 <= left < min(size for name, size in sizes.items() if name not in names)
+    lines = run(*given, **small).output
+    assert all(name in lines for name in sizes) and " + ".join(slot["sets"][0]) in lines
+
+
+def test_what_fits_says_whose_weights_are_not_here(run: Run) -> None:
+    ended = run("--profile", "workstation", "models", "--fit", SWITCHYARD_DEVICE="cpu")
+    assert ended.status == 0 and "deepseek: " in ended.output and "deepseek-8b" in ended.output
 
 
 @pytest.mark.parametrize("script", ["main.py", "app.py"])

@@ -1,5 +1,6 @@
 """The slot: one model at a time where only one fits, one load for many requests, leases that hold, models that go."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -232,5 +233,8 @@ def test_a_measured_footprint_is_remembered(start: Start) -> None:
     measured = first.load("deepseek")["bytes"]
     assert 0 < predicted and 0 < measured
     first.stop()
+    (kept,) = json.loads((first.home / "models" / ".switchyard" / "footprints.json").read_text()).values()
+    assert 0 < kept["resident"] < measured, "the cache and what answers take come to it"
+    assert kept["more"] >= 0
     again = start(models=only("deepseek"), models_dir=first.home / "models")
     assert again.model("deepseek")["predicted_bytes"] == measured

@@ -1,4 +1,4 @@
-"""How many bytes a model takes, by the headers of real files and by what loads measured."""
+"""How many bytes weights and cache take, by the headers of real files."""
 
 import json
 import struct
@@ -11,7 +11,13 @@ import pytest
 from hypothesis import given, settings
 from safetensors.numpy import save_file
 
-from gateway.footprint import Footprints, HeaderError, cache_token_bytes, safetensors_sizes, weight_bytes
+from gateway.footprint import (
+    Footprints,
+    HeaderError,
+    cache_token_bytes,
+    safetensors_sizes,
+    weight_bytes,
+)
 from models_registry.spec import ModelSpec
 
 TENSORS = {
@@ -25,6 +31,7 @@ TENSORS = {
     "model.positions": np.zeros((12,), np.int64),
 }
 # What stays at 16 bits takes two bytes an element, whole numbers as many as they have.
+FOUR_BIT = 2048 + 64 + 4 + 4 * 16 + 4 * 256 + 4
 KEPT = 10 * 64 * 2 + 64 * 2 + 64 * 2 + 8 * 4 * 3 * 2 + 16 * 32 * 2 + 10 * 64 * 2 + 12 * 8
 
 
@@ -140,8 +147,13 @@ def test_at_8_bits_a_linear_layer_takes_a_byte_and_a_scale_a_row(folder: Path) -
 
 
 def test_at_4_bits_it_takes_half_a_byte_and_its_scales(folder: Path) -> None:
-    # 4096 codes of 4 bits, 64 scales of 8 bits for 64 codes each, and 4 bytes for every 256 scales
-    assert weight_bytes(spec_of(folder, 4), folder) == KEPT + 2048 + 64 + 1
+    # 4096 codes of 4 bits, 64 scales of 8 bits for 64 codes each, 4 bytes for every 256 scales or a part of them, and
+    # the tables of codes and scales with the scales' mean
+    assert weight_bytes(spec_of(folder, 4), folder) == KEPT + FOUR_BIT
+
+
+def test_at_4_bits_laid_out_for_a_processor_its_scales_are_larger_and_alone(folder: Path) -> None:
+    assert weight_bytes(spec_of(folder, 4), folder, laid_out=True) == KEPT + 2048 + 2 * 64 + 4 * 16 + 4
 
 
 def test_what_a_family_keeps_is_the_familys(folder: Path) -> None:
@@ -160,13 +172,57 @@ def test_shards_add_up(tmp_path: Path) -> None:
     for number in range(2):
         shard = {name: TENSORS[name] for name in names[number::2]}
         save_file(shard, tmp_path / f"model-0000{number + 1}-of-00002.safetensors")
-    assert weight_bytes(spec_of(tmp_path, 4), tmp_path) == KEPT + 2048 + 64 + 1
+    assert weight_bytes(spec_of(tmp_path, 4), tmp_path) == KEPT + FOUR_BIT
 
 
-def test_a_gguf_file_takes_its_size(tmp_path: Path) -> None:
-    (tmp_path / "x.gguf").write_bytes(b"GGUF" + b"\0" * 996)
-    spec = spec_of(tmp_path, 4, source={"file": "x.gguf"}, engine="llama_cpp")
-    assert weight_bytes(spec, tmp_path) == 1000
+def test_weights_there_twice_are_counted_as_they_are_read(tmp_path: Path) -> None:
+    """Some repositories hold one consolidated file beside the shards, or a file that the index does not name."""
+    save_file({"a.weight": np.zeros((64, 64), np.float16)}, tmp_path / "model-00001-of-00001.safetensors")
+    save_file({"b.weight": np.zeros((64, 64), np.float16)}, tmp_path / "consolidated.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a.weight": "model-00001-of-00001.safetensors"}}))
+    assert weight_bytes(spec_of(tmp_path), tmp_path) == 64 * 64 * 2
+    save_file({"c.weight": np.zeros((16, 16), np.float16)}, tmp_path / "model.safetensors")
+    assert weight_bytes(spec_of(tmp_path), tmp_path) == 16 * 16 * 2
+
+
+@pytest.mark.parametrize("index", [
+    "{", "[]", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": "../model.safetensors"}}',
+    '{"weight_map": {"a": "/etc/passwd"}}', '{"weight_map": {"a": "absent.safetensors"}}',
+])  # fmt: skip
+def test_a_damaged_index_is_told(tmp_path: Path, index: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(HeaderError, match=str(tmp_path)):
+        weight_bytes(spec_of(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize(("config", "same", "times"), [
+    ({"tie_word_embeddings": True}, True, 1), ({}, True, 1), ({"text_config": {"tie_word_embeddings": True}}, True, 1),
+    ({"tie_word_embeddings": False}, True, 2), ({"tie_word_embeddings": True}, False, 2),
+])  # fmt: skip
+def test_tied_weights_written_twice_are_held_once(
+    tmp_path: Path, config: dict[str, Any], same: bool, times: int
+) -> None:
+    table = np.ones((32, 64), np.float16)
+    save_file({"model.embed_tokens.weight": table, "lm_head.weight": table if same else table * 2},
+              tmp_path / "m.safetensors")  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert weight_bytes(spec_of(tmp_path), tmp_path) == times * 32 * 64 * 2
+
+
+def test_a_checkpoint_that_is_quantized_already_stays_as_it_is(tmp_path: Path) -> None:
+    save_file({"a.q_proj.qweight": np.zeros((8, 64), np.int32), "a.q_proj.scales": np.zeros((1, 64), np.float16),
+               "b.q_proj.weight": np.zeros((64, 64), np.uint8)}, tmp_path / "m.safetensors")  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "gptq"}}))
+    assert weight_bytes(spec_of(tmp_path, 4), tmp_path) == 8 * 64 * 4 + 64 * 2 + 64 * 64
+
+
+def test_experts_and_looked_up_tables_are_not_quantized(tmp_path: Path) -> None:
+    names = ("layers.0.mlp.experts.3.up_proj.weight", "transformer.wte.weight", "model.embed_tokens.weight",
+             "shared.weight")  # fmt: skip
+    save_file({name: np.zeros((64, 64), np.float16) for name in names}, tmp_path / "m.safetensors")
+    for bits in (4, 8):
+        assert weight_bytes(spec_of(tmp_path, bits), tmp_path) == 4 * 64 * 64 * 2
 
 
 @pytest.mark.parametrize("source", [{}, {"file": "x.gguf"}])
@@ -221,76 +277,3 @@ def test_what_a_config_tells_of_the_cache(tmp_path: Path, config: object, rows: 
 def test_a_decoder_beside_an_encoder_is_not_told(tmp_path: Path) -> None:
     name = "text_decoder.bert.encoder.layer.0.crossattention.self.query.weight"
     assert cached(tmp_path, {name: np.zeros((64, 64), np.float16)}, {"text_config": DECODER}) == 0
-
-
-# -- predicted and measured --------------------------------------------------------------------------------------------
-
-
-def test_a_prediction_is_more_than_the_weights_and_more_on_a_gpu(folder: Path, tmp_path: Path) -> None:
-    spec = spec_of(folder, 4)
-    weights = weight_bytes(spec, tmp_path)
-    cpu, gpu = (Footprints(tmp_path).predict(spec, device) for device in ("cpu", "cuda:0"))
-    assert weights < cpu < gpu
-
-
-def test_fewer_bits_never_take_more(tmp_path: Path) -> None:
-    save_file({"a.weight": np.zeros((512, 512), np.float16)}, tmp_path / "m.safetensors")
-    found = [Footprints(tmp_path).predict(spec_of(tmp_path, bits), "cpu") for bits in (4, 8, 16)]
-    assert found == sorted(found) and len(set(found)) == 3
-
-
-def test_what_was_measured_wins_also_after_a_restart(folder: Path, tmp_path: Path) -> None:
-    footprints, spec = Footprints(tmp_path), spec_of(folder, 4)
-    guess = footprints.predict(spec, "cpu")
-    footprints.record(spec, "cpu", 123_456)
-    for known in (footprints, Footprints(tmp_path)):
-        assert known.predict(spec, "cpu") == 123_456
-        assert known.predict(spec, "cuda:0") not in (123_456, guess), "another device"
-        assert known.predict(spec_of(folder, 8), "cpu") != 123_456, "other bits"
-    footprints.record(spec, "cpu", 99)
-    assert Footprints(tmp_path).predict(spec, "cpu") == 99
-
-
-def test_other_weights_in_the_same_place_were_not_measured(folder: Path, tmp_path: Path) -> None:
-    footprints, spec = Footprints(tmp_path), spec_of(folder, 4)
-    footprints.record(spec, "cpu", 123_456)
-    save_file({**TENSORS, "more.weight": np.zeros((64, 64), np.float16)}, folder / "model.safetensors")
-    assert footprints.predict(spec, "cpu") not in (0, 123_456)
-
-
-def test_weights_removed_meanwhile_are_not_recorded(folder: Path, tmp_path: Path) -> None:
-    footprints, spec = Footprints(tmp_path), spec_of(folder, 4)
-    (folder / "model.safetensors").unlink()
-    footprints.record(spec, "cpu", 5)
-    assert footprints.predict(spec, "cpu") == 0
-
-
-@pytest.mark.parametrize("content", [
-    b"", b"{", b"[]", b"null", b"3", b'"text"', b"\xff\xfe", b'{"a": null}', b'{"a": "many"}', b'{"a": []}',
-    b'{"a": NaN}', b'{"a": Infinity}', b"\0" * 100,
-])  # fmt: skip
-def test_damaged_figures_are_survived_and_written_anew(folder: Path, tmp_path: Path, content: bytes) -> None:
-    file = tmp_path / ".switchyard" / "footprints.json"
-    file.parent.mkdir()
-    file.write_bytes(content)
-    footprints, spec = Footprints(tmp_path), spec_of(folder, 4)
-    assert footprints.predict(spec, "cpu") > 0
-    footprints.record(spec, "cpu", 42)
-    assert list(json.loads(file.read_text()).values()) == [42]
-    assert [path.name for path in file.parent.iterdir()] == ["footprints.json"], "no leavings"
-
-
-def test_a_figure_that_cannot_be_is_not_believed(folder: Path, tmp_path: Path) -> None:
-    footprints, spec = Footprints(tmp_path), spec_of(folder, 4)
-    footprints.record(spec, "cpu", 42)
-    file = tmp_path / ".switchyard" / "footprints.json"
-    file.write_text(file.read_text().replace("42", "-42"))
-    assert Footprints(tmp_path).predict(spec, "cpu") > 0
-
-
-def test_a_folder_that_cannot_be_written_costs_no_load(folder: Path, tmp_path: Path) -> None:
-    """models/ may be mounted read-only. The figure is good for this run all the same."""
-    (tmp_path / ".switchyard").write_text("a file where the folder should be")
-    footprints, spec = Footprints(tmp_path), spec_of(folder, 4)
-    footprints.record(spec, "cpu", 42)
-    assert footprints.predict(spec, "cpu") == 42

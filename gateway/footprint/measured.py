@@ -1,0 +1,61 @@
+"""What loads really took, kept between runs in ``models/.switchyard/footprints.json``. Gateway process.
+
+Knows keys and bytes; what a key stands for is the caller's affair.
+"""
+
+import json
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+from pydantic import BaseModel, NonNegativeInt, PositiveInt, TypeAdapter
+
+log = logging.getLogger(__name__)
+
+
+class Measured(BaseModel):
+    """One load: ``resident`` bytes after it, and how many ``more`` it had taken at its peak."""
+
+    resident: PositiveInt
+    more: NonNegativeInt = 0
+
+
+_FILE = TypeAdapter(dict[str, Measured | PositiveInt])  # a bare number is what earlier versions wrote
+
+
+class Store:
+    """Figures by key, in a file that is replaced whole."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._known = self._read()
+
+    def get(self, key: str) -> Measured | None:
+        return self._known.get(key)
+
+    def put(self, key: str, resident: int, more: int) -> None:
+        """Remember a load: the latest resident figure, and the highest peak, since a load that quantizes takes more
+        than one that reads what was kept."""
+        before = self._known.get(key)
+        self._known[key] = Measured(resident=resident, more=max(more, before.more if before else 0))
+        try:
+            self._write()
+        except OSError as error:
+            log.warning("%s cannot be written; measured sizes are forgotten at the end: %s", self._file, error)
+
+    def _read(self) -> dict[str, Measured]:
+        try:
+            found = _FILE.validate_json(self._file.read_bytes(), strict=True)
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            log.warning("%s cannot be read and is started anew: %s", self._file, error)
+            return {}
+        return {key: Measured(resident=one) if isinstance(one, int) else one for key, one in found.items()}
+
+    def _write(self) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=self._file.parent, delete=False) as file:
+            json.dump({key: one.model_dump() for key, one in self._known.items()}, file, indent=1, sort_keys=True)
+        os.replace(file.name, self._file)

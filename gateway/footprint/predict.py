@@ -1,0 +1,211 @@
+"""A model's footprint put together: what it is charged for while it loads and while it is resident.
+
+Gateway process and command line. Headers give weights, cache and what answering takes; the rest of a process's memory
+is constants; what loads really took replaces what it can. Knows nothing of slots or who is resident.
+"""
+
+import logging
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from gateway.footprint.cache import CELLS, cache_token_bytes
+from gateway.footprint.checkpoint import Stamp, stamp
+from gateway.footprint.measured import Measured, Store
+from gateway.footprint.weights import float_bytes, gguf_of, laid_out, later_bytes, weight_bytes
+from gateway.footprint.working import Working, working
+from models_registry.spec import ModelSpec, QuantBits
+from utils.safetensors_header import HeaderError
+from utils.units import parse_bytes
+
+log = logging.getLogger(__name__)
+LEAST_CACHE = 1024
+"""Tokens; with fewer a model cannot answer what people ask."""
+
+_PROCESS = {"transformers": 100 * 10**6, "llama_cpp": 50 * 10**6}
+"""On a CPU: interpreter, processor and tokenizer, the libraries' own state, as far as no other process shares it."""
+_CONTEXT = {"transformers": 600 * 10**6, "llama_cpp": 500 * 10**6}
+"""On a GPU: the CUDA context, the kernels loaded into it, and workspaces of the matrix libraries. Unmeasured on a card,
+as is the next one; a first load corrects both."""
+_SLACK = {"cpu": 0.02, "cuda": 0.04}
+"""Share of the weights that the allocator takes beyond them, by rounding and by what is left over between them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a model's bytes consist of, on one device.
+
+    ``weights`` and ``overhead`` (process or CUDA context, allocator) are there after a load; ``measured`` is what a
+    load was seen to take instead. ``later`` is read at a request that needs it, ``working`` is what answers take while
+    they are made, and ``cache_token`` what each token in the cache does. ``cache_at_load`` marks an engine that takes
+    its whole cache at the load.
+    """
+
+    weights: int
+    overhead: int
+    later: int
+    working: Working
+    cache_token: int
+    cache_at_load: bool
+    measured: Measured | None
+
+    @property
+    def resident(self) -> int:
+        """Bytes after a load, without any cache."""
+        return self.measured.resident if self.measured else self.weights + self.overhead
+
+    def cache(self, tokens: int) -> int:
+        cells = -(-tokens // CELLS) * CELLS if self.cache_at_load else tokens
+        return cells * self.cache_token
+
+    def total(self, tokens: int) -> int:
+        """Return the most bytes it may come to take with a cache of so many tokens."""
+        return self.resident + self.later + self.working.bytes(tokens) + self.cache(tokens)
+
+    def loading(self, tokens: int) -> int:
+        """Return the bytes of the highest peak seen in a load; without one, those after it."""
+        at_once = self.cache(tokens) if self.cache_at_load else 0
+        return self.resident + at_once + (self.measured.more if self.measured else 0)
+
+
+class Charge(NamedTuple):
+    """What a slot is charged for a model: ``bytes`` in all, with a cache of ``tokens``. ``reserve`` of them are not
+    there yet when it is loaded."""
+
+    bytes: int
+    tokens: int
+    reserve: int
+
+
+class Footprints:
+    """Predicted bytes of each model on one kind of device, and the measured ones as they become known."""
+
+    def __init__(self, models_dir: Path) -> None:
+        self._models_dir = models_dir
+        self._store = Store(models_dir / ".switchyard" / "footprints.json")
+        self._read: dict[tuple[str, int, str], tuple[ModelSpec, Stamp, str, Parts]] = {}
+
+    def parts(self, spec: ModelSpec, device: str) -> Parts:
+        """Return what the model's bytes consist of. Files that did not change are not looked into again: this is asked
+        at every request.
+
+        :raises HeaderError: for damaged or missing weights.
+        :raises OSError: if they cannot be read.
+        """
+        return self._keyed(spec, device)[1]
+
+    def _keyed(self, spec: ModelSpec, device: str) -> tuple[str, Parts]:
+        """Return the parts and the key that their measurements are kept under."""
+        place, now = (spec.name, spec.quant_bits, device), stamp(spec.path(self._models_dir))
+        known = self._read.get(place)
+        if known is None or known[:2] != (spec, now):
+            known = self._read[place] = (spec, now, *self._predicted(spec, device))
+        _, _, key, parts = known
+        return key, replace(parts, measured=self._store.get(key))
+
+    def _predicted(self, spec: ModelSpec, device: str) -> tuple[str, Parts]:
+        floats, gguf = float_bytes(device), bool(spec.source.file)
+        weights = held = weight_bytes(spec, self._models_dir, floats, laid_out(device))
+        kind = device.partition(":")[0]
+        if gguf and kind == "cuda":
+            held = self._gguf_on_gpu(spec)
+        held = int(min(held, _limit(spec, device)))
+        process = _PROCESS[spec.engine] if kind == "cpu" else _CONTEXT[spec.engine]
+        return self._key(spec, device, weights), Parts(
+            weights=held,
+            overhead=process + int(held * _SLACK[kind]),
+            later=later_bytes(spec, self._models_dir, floats),
+            working=working(spec, self._models_dir, floats, kind),
+            cache_token=cache_token_bytes(spec, self._models_dir, floats),
+            cache_at_load=gguf,
+            measured=None,
+        )
+
+    def predict(self, spec: ModelSpec, device: str) -> int:
+        """Return the bytes there after a load, without any cache; 0 when the weights are not there or cannot be
+        read."""
+        parts = self._known(spec, device)
+        return parts.resident if parts else 0
+
+    def cache_token(self, spec: ModelSpec, device: str) -> int:
+        """Return the bytes of a token in the cache; 0 where nothing is to be added for it."""
+        parts = self._known(spec, device)
+        return parts.cache_token if parts else 0
+
+    def charge(self, spec: ModelSpec, device: str, wanted: int, budget: int) -> Charge:
+        """Return what a load of the model on a slot with this budget is charged, with a cache of ``wanted`` tokens or
+        as many as there is room for. 0 bytes when the weights are not there or cannot be read.
+
+        A peak that the slot has no room for takes the whole slot, and refuses nobody: it was seen to succeed.
+        """
+        parts = self._known(spec, device)
+        if parts is None:
+            return Charge(0, wanted, 0)
+        tokens = _most(parts, wanted, budget)
+        total = parts.total(tokens)
+        there = parts.resident + (parts.cache(tokens) if parts.cache_at_load else 0)
+        return Charge(max(total, min(parts.loading(tokens), budget)), tokens, total - there)
+
+    def record(self, spec: ModelSpec, device: str, measured: int, more: int = 0, tokens: int = 0) -> None:
+        """Remember what a load really took: ``measured`` bytes after it, ``more`` at its peak, with a cache of
+        ``tokens`` where the engine takes that at the load."""
+        try:
+            key, parts = self._keyed(spec, device)
+        except (HeaderError, OSError):
+            return
+        cache = parts.cache(tokens) if parts.cache_at_load else 0
+        if measured > cache:
+            self._store.put(key, measured - cache, more)
+
+    def _known(self, spec: ModelSpec, device: str) -> Parts | None:
+        try:
+            return self.parts(spec, device)
+        except (HeaderError, OSError) as error:
+            log.debug("no prediction for %s: %s", spec.name, error)
+            return None
+
+    def _gguf_on_gpu(self, spec: ModelSpec) -> int:
+        """Return the bytes that llama.cpp puts on a GPU: the embedding stays in host memory, unless it is the output
+        layer too; then the GPU has a copy."""
+        header = gguf_of(spec, self._models_dir)
+        embedding = header.tensors.get("token_embd.weight")
+        apart = embedding.bytes if embedding and "output.weight" in header.tensors else 0
+        return header.weight_bytes - apart
+
+    @staticmethod
+    def _key(spec: ModelSpec, device: str, weights: int) -> str:
+        place = spec.source.hub or spec.source.package or str(spec.source.path)
+        return f"{place}/{spec.source.file or spec.folder or ''}:{spec.engine}:{spec.quant_bits}bit:{device}:{weights}"
+
+
+def _limit(spec: ModelSpec, device: str) -> float:
+    """Return the bytes of weights that a spec's ``max_memory`` allows on a GPU; the rest is kept in host memory."""
+    limit = (spec.max_memory or {}).get(device.partition(":")[2] or "0")
+    if limit is None or not device.startswith("cuda"):
+        return math.inf
+    try:
+        return parse_bytes(limit)
+    except ValueError:
+        return math.inf  # loading it says what is wrong with it
+
+
+def usual_bits(spec: ModelSpec, device: str, footprints: Footprints, budget: int) -> QuantBits:
+    """Return the bits of a load that asks for none: on a CPU 16 where they fit, as quantizing makes it slower."""
+    if device != "cpu" or spec.engine != "transformers":
+        return spec.quant_bits
+    if spec.cpu_quant_bits is not None:
+        return spec.cpu_quant_bits
+    whole = footprints.charge(spec.model_copy(update={"quant_bits": 16}), device, LEAST_CACHE, budget).bytes
+    return 16 if 0 < whole <= budget else spec.quant_bits
+
+
+def _most(parts: Parts, wanted: int, budget: int) -> int:
+    """Return the most tokens, up to ``wanted``, with which a model fits into the budget; never fewer than the least."""
+    low, high = min(LEAST_CACHE, wanted), wanted
+    if not parts.cache_token or parts.total(high) <= budget:
+        return high
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if parts.total(middle) <= budget else (low, middle - 1)
+    return low

@@ -1,0 +1,60 @@
+"""Which sets of models fit together: all of them where they are few, some of them soon where they are many."""
+
+import itertools
+from pathlib import Path
+
+import hypothesis.strategies as st
+from hypothesis import given, settings
+
+from gateway import fit
+from gateway.fit import Fit, maximal, together
+from gateway.footprint import Footprints
+from models_registry.catalog import load_catalog
+from utils.settings import load_settings
+
+
+def by_trying_all(sizes: dict[str, int], budget: int) -> set[frozenset[str]]:
+    fitting = [frozenset(some) for count in range(1, len(sizes) + 1) for some in itertools.combinations(sizes, count)
+               if sum(sizes[name] for name in some) <= budget]  # fmt: skip
+    return {one for one in fitting if not any(one < other for other in fitting)}
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(st.lists(st.integers(1, 12), max_size=8), st.integers(0, 40))
+def test_the_sets_are_all_that_are_full_and_each_once(sizes: list[int], budget: int) -> None:
+    named = {f"m{number}": size for number, size in enumerate(sizes)}
+    found = [frozenset(one) for one in maximal(named, budget)]
+    assert len(found) == len(set(found))
+    assert set(found) == by_trying_all(named, budget)
+
+
+def test_many_models_are_not_tried_in_all_combinations() -> None:
+    """Of 60 models, 30 of which fit, there are 10^17 sets. The step from one to the next looks at each model once."""
+    models = [Fit(f"m{number:02}", 4, "cpu", 100 + number % 3, 0, None) for number in range(60)]
+    found = together("cpu", 30 * 101, models, most=20)
+    assert len(found.sets) == 20 and found.more
+    assert all(len(one) >= 29 for one in found.sets)
+
+
+def test_models_of_another_slot_and_without_weights_are_left_out() -> None:
+    models = [Fit("here", 4, "cpu", 5, 0, None), Fit("there", 4, "cuda:0", 5, 0, None),
+              Fit("absent", 4, "cpu", 0, 0, None)]  # fmt: skip
+    assert together("cpu", 10, models).sets == [["here"]]
+    assert together("cpu", 4, models).sets == []
+
+
+def test_each_model_is_charged_as_a_gateway_would(tmp_path: Path) -> None:
+    settings = load_settings(profile="pocket", models_dir=str(tmp_path), device="cpu", slot_budget="450MB")
+    catalog = load_catalog(settings)
+    slots = fit.budgets(settings, catalog)
+    assert slots == {"cpu": 450_000_000}
+    found = {one.name: one for one in fit.fits(settings, catalog, slots)}
+    assert set(found) == set(catalog.names)
+    footprints = Footprints(settings.models_dir)
+    for spec in catalog:
+        one = found[spec.name]
+        assert one.parts is not None and (one.bits == 8) == (spec.name == "blip_vqa")
+        bits = spec.model_copy(update={"quant_bits": one.bits})
+        assert one.bytes == footprints.charge(bits, "cpu", catalog.cache_tokens(spec), 450_000_000).bytes
+    sets = together("cpu", 450_000_000, list(found.values())).sets
+    assert len(sets) > 1
