@@ -36,6 +36,12 @@ class Conflict(GatewayError):
     status, error = 409, "Conflict"
 
 
+class UnsupportedType(GatewayError):
+    """A body of another media type than the route takes."""
+
+    status, error = 415, "Unsupported media type"
+
+
 class QueueFull(GatewayError):
     status, error = 429, "Too many requests"
 

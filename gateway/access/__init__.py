@@ -27,7 +27,8 @@ from models_registry.spec import ModelSpec
 from utils.settings import Settings
 
 log = logging.getLogger("switchyard")
-_OPEN = ("/health", "/health/ready")
+_OPEN = ("/health", "/health/ready", "/openapi.json", "/docs")
+_OPEN_FOLDER = "/docs/"  # a browser sends no key with the page that asks for one
 _METRICS = "/metrics"
 _AUTHORIZATION = re.compile(rb"\r\nauthorization:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _API_KEY = re.compile(rb"\r\nx-api-key:[ \t]*([^\r\n]*)", re.IGNORECASE)
@@ -61,7 +62,7 @@ class Access:
 
     def _say(self) -> None:
         if self.ring.keyed:
-            log.info("API keys are asked for on every route but /health")
+            log.info("API keys are asked for on every route but /health and /docs")
         elif self.settings.host not in ("127.0.0.1", "localhost", "::1"):
             log.warning("listening on %s without API keys, where anybody may connect: /admin answers this machine only",
                         self.settings.host)  # fmt: skip
@@ -200,7 +201,7 @@ def hidden() -> bool:
 def _is_open() -> bool:
     if request.method == "OPTIONS" and access().settings.cors_origins and "Origin" in request.headers:
         return True  # a browser asks before it asks; it cannot send a key with that
-    return request.path in _OPEN
+    return request.path in _OPEN or request.path.startswith(_OPEN_FOLDER)
 
 
 def _is_admin() -> bool:

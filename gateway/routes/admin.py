@@ -1,18 +1,23 @@
 """``/admin``: memory, models, temporary files; loading and unloading by hand. Who may, :mod:`gateway.access` says."""
 
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
-from flask import Blueprint, Response, jsonify, request
+from flask import Blueprint, Response, request
+from pydantic import ValidationError
 
 from gateway import memory
 from gateway.errors import BadRequest
+from gateway.routes import admin_shapes as shapes
 from gateway.routes import gateway
+from gateway.routes.explain import explain
+from gateway.routes.openapi.operation import GENERATES, GUARDED, OPTIONS, describe
+from gateway.routes.reading import check_length, read_json
+from gateway.routes.shapes import reply
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
 from utils import quantized
-from utils.units import parse_bytes, parse_seconds
 
 blueprint = Blueprint("admin", __name__, url_prefix="/admin")
 _GB = 1024**3
@@ -20,6 +25,7 @@ _WARNING_SHARE = 0.1
 
 
 @blueprint.get("/memory_status")
+@describe(tag="admin", answer=shapes.MemoryStatus, statuses=GUARDED)
 def memory_status() -> Response:
     """GPU, slot and host memory, measured now. The contract's ``gpu_*`` are in GiB, everything else in bytes."""
     service = gateway()
@@ -32,7 +38,8 @@ def memory_status() -> Response:
     short = any(gpu["free_bytes"] < _WARNING_SHARE * gpu["total_bytes"] for gpu in gpus) if gpus else (
         host["available_bytes"] < _WARNING_SHARE * host["total_bytes"])  # fmt: skip
     seeing = {name for name in service.catalog.names if Catalog.inputs(service.catalog[name]) != ("text",)}
-    return jsonify(
+    return reply(
+        shapes.MemoryStatus,
         timestamp=int(time.time()),
         gpu_available=bool(told["gpus"]),
         gpu_total_gb=round(total / _GB, 2),
@@ -60,11 +67,13 @@ def _has_room(status: dict[str, Any], slots: list[dict[str, Any]], statuses: lis
 
 
 @blueprint.get("/model_status")
+@describe(tag="admin", answer=shapes.ModelStatus, statuses=GUARDED)
 def model_status() -> Response:
     """Every model of the catalog: what it is, whether its weights are there, and what it is doing."""
     service = gateway()
     live = {status["name"]: status for status in service.statuses()}
-    return jsonify(
+    return reply(
+        shapes.ModelStatus,
         timestamp=int(time.time()),
         available_models=service.catalog.names,
         profile=service.catalog.profile,
@@ -93,19 +102,22 @@ def _describe(spec: ModelSpec) -> dict[str, Any]:
 
 
 @blueprint.post("/emergency_cleanup")
+@describe(tag="admin", answer=shapes.Cleanup, statuses=OPTIONS, body=shapes.Force, optional=True)
 def emergency_cleanup() -> Response:
     """Evict every idle model (with ``force`` every model) and clear temporary files; say what was freed."""
-    freed = gateway().cleanup(_flag("force"))
-    return jsonify(status="success", message=f"evicted {len(freed['evicted'])} model(s), "
+    freed = gateway().cleanup(_options(shapes.Force).force)
+    return reply(shapes.Cleanup, status="success", message=f"evicted {len(freed['evicted'])} model(s), "
                    f"removed {freed['temp_entries_removed']} temporary entries", **freed)  # fmt: skip
 
 
 @blueprint.get("/temp_status")
+@describe(tag="admin", answer=shapes.TempStatus, statuses=GUARDED)
 def temp_status() -> Response:
     """What lies in tmp/."""
     service = gateway()
     entries = service.temp.entries()
-    return jsonify(
+    return reply(
+        shapes.TempStatus,
         timestamp=int(time.time()),
         temp_dir=str(service.temp.root),
         file_count=len(entries),
@@ -116,33 +128,30 @@ def temp_status() -> Response:
 
 
 @blueprint.post("/cleanup_temp")
+@describe(tag="admin", answer=shapes.TempCleanup, statuses=OPTIONS, body=shapes.CleanupOptions, optional=True)
 def cleanup_temp() -> Response:
     """Remove temporary files that no request uses; ``older_than`` spares younger ones."""
-    older_than = _options({"older_than"}).get("older_than", 0)
-    try:
-        count, size = gateway().temp.clean(max(0.0, parse_seconds(older_than)))
-    except ValueError as error:
-        raise BadRequest(f"field 'older_than': {error}") from None
-    return jsonify(status="success", removed=count, freed_bytes=size)
+    count, size = gateway().temp.clean(max(0.0, _options(shapes.CleanupOptions).older_than))
+    return reply(shapes.TempCleanup, status="success", removed=count, freed_bytes=size)
 
 
 @blueprint.get("/quantized")
+@describe(tag="admin", answer=shapes.Quantized, statuses=GUARDED)
 def kept_quantized() -> Response:
     """The quantized weights kept between loads."""
-    return jsonify(_kept())
+    return reply(shapes.Quantized, **_kept())
 
 
 @blueprint.post("/quantized/prune")
+@describe(tag="admin", answer=shapes.Pruned, statuses=OPTIONS, body=shapes.PruneOptions, optional=True)
 def prune_quantized() -> Response:
     """Remove the least recently used of them until at most ``to`` bytes are kept: by default the limit, 0 for none."""
     settings = gateway().settings
-    try:
-        to = parse_bytes(_options({"to"}).get("to", settings.quantized_cache))
-    except ValueError as error:
-        raise BadRequest(f"field 'to': {error}") from None
+    wanted = _options(shapes.PruneOptions).to
+    to = settings.quantized_cache if wanted is None else wanted
     removed = quantized.prune(quantized.root(settings.models_dir), to)
-    return jsonify(status="success", removed=[entry.folder.name for entry in removed],
-                   freed_bytes=sum(entry.bytes for entry in removed), **_kept())  # fmt: skip
+    return reply(shapes.Pruned, status="success", removed=[entry.folder.name for entry in removed],
+                 freed_bytes=sum(entry.bytes for entry in removed), **_kept())  # fmt: skip
 
 
 def _kept() -> dict[str, Any]:
@@ -157,44 +166,41 @@ def _kept() -> dict[str, Any]:
 
 
 @blueprint.post("/models/<name>/load")
+@describe(tag="admin", answer=shapes.Load, statuses=GENERATES | {409}, body=shapes.LoadOptions, optional=True)
 def load(name: str) -> Response:
     """Load a model now and answer when it is ready. ``pinned`` keeps it from eviction; ``quant_bits`` replaces the
     catalog's."""
     service = gateway()
     spec = service.spec(name)
-    options = _options({"pinned", "quant_bits"})
-    pinned = _boolean("pinned", options["pinned"]) if "pinned" in options else None
-    bits = options.get("quant_bits")
-    if "quant_bits" in options and (bits not in (4, 8, 16) or isinstance(bits, bool | float)):
-        raise BadRequest("field 'quant_bits': must be 4, 8 or 16")
-    return jsonify(status="success", model=service.load(spec, bits=bits, pinned=pinned))
+    options = _options(shapes.LoadOptions)
+    loaded = service.load(spec, bits=options.quant_bits, pinned=options.pinned)
+    return reply(shapes.Load, status="success", model=loaded)
 
 
 @blueprint.post("/models/<name>/unload")
+@describe(tag="admin", answer=shapes.Unload, statuses=OPTIONS | {404, 409}, body=shapes.Force, optional=True)
 def unload(name: str) -> Response:
     """Unload a model and answer when its memory is back. 409 while it answers, unless ``force``."""
     service = gateway()
     spec = service.spec(name)
-    return jsonify(status="success", model=spec.name, **service.unload(spec, _flag("force")))
+    force = _options(shapes.Force).force
+    return reply(shapes.Unload, status="success", model=spec.name, **service.unload(spec, force))
 
 
-def _options(known: set[str]) -> dict[str, Any]:
+Given = TypeVar("Given", bound=shapes.Options)
+
+
+def _options(model: type[Given]) -> Given:
     """Return the JSON body, which may be absent. :raises BadRequest: for anything but an object of known fields."""
+    limit = gateway().settings.max_body
+    check_length(request, limit)
     if not request.get_data().strip():
-        return {}
-    data = request.get_json(force=True, silent=True)
-    if not isinstance(data, dict):
-        raise BadRequest("the body must be a JSON object, or empty")
-    if unknown := set(data) - known:
-        raise BadRequest(f"unknown field {sorted(unknown)[0]!r}; known: {', '.join(sorted(known))}")
-    return data
-
-
-def _flag(name: str) -> bool:
-    return _boolean(name, _options({name}).get(name, False))
-
-
-def _boolean(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise BadRequest(f"field {name!r}: must be true or false")
-    return value
+        return model()
+    data = read_json(request, limit, "{}")
+    if unknown := sorted(set(data) - set(model.model_fields)):
+        known = ", ".join(sorted(model.model_fields))
+        raise BadRequest(f"unknown field {unknown[0]!r}; known: {known}")
+    try:
+        return model.model_validate(data, strict=True)
+    except ValidationError as error:
+        raise explain(error) from None

@@ -1,13 +1,15 @@
 """What a request to ``/generate`` may say, checked field by field. Gateway process; pydantic, no Flask state kept."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from flask import Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.errors import BadRequest
-from gateway.routes.fields import ALWAYS, Fields, check_length, parse, read_json
+from gateway.errors import BadRequest, UnsupportedType
+from gateway.routes.fields import ALWAYS, Fields, Takes, parse
+from gateway.routes.reading import FORM, MULTIPART, check_length, read_json, says_json
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
 from utils.settings import Settings
@@ -16,6 +18,7 @@ MEDIA_FIELDS = {"image": "image", "images": "image", "audio": "audio", "audios":
                 "video": "video", "videos": "video"}  # fmt: skip
 _ALWAYS = ALWAYS | {"prompt", "system", "messages"} | set(MEDIA_FIELDS)
 _EXAMPLE = '{"prompt": "Hello"}'
+Medium = Annotated[str, Field(description="Base64 with or without data:…;base64, or a URL where those are on.")]
 
 
 class Message(BaseModel):
@@ -33,16 +36,16 @@ class GenerateBody(Fields):
     ``messages`` is what was said before the prompt. Media fields take base64, with or without ``data:``, or a URL.
     """
 
-    prompt: Annotated[str, Field(min_length=1)]
-    system: str | None = None
-    messages: list[Message] | None = None
-    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
-    image: str | None = None
-    images: list[str] | None = None
-    audio: str | None = None
-    audios: list[str] | None = None
-    video: str | None = None
-    videos: list[str] | None = None
+    prompt: Annotated[str, Field(min_length=1, description="What to answer.")]
+    system: Annotated[str, Field(description="The system prompt.")] | None = None
+    messages: Annotated[list[Message], Field(description="What was said before the prompt.")] | None = None
+    max_new_tokens: Annotated[int, Field(ge=1, description="The most tokens to make.")] | None = None
+    image: Medium | None = None
+    images: list[Medium] | None = None
+    audio: Medium | None = None
+    audios: list[Medium] | None = None
+    video: Medium | None = None
+    videos: list[Medium] | None = None
 
     @property
     def most(self) -> tuple[str, int | None]:
@@ -73,34 +76,43 @@ class GenerateBody(Fields):
             raise BadRequest(f"{spec.name} takes {', '.join(inputs)}; it cannot take {surplus[0]}")
 
 
+TAKES = Takes(GenerateBody, _ALWAYS, media=MEDIA_FIELDS)
+BY_DEFAULT = replace(TAKES, synonyms={"text": "prompt", "image_url": "image"})
+
+
 def read_body(
-    request: Request, spec: ModelSpec, settings: Settings, synonyms: Mapping[str, str] | None = None
+    request: Request, spec: ModelSpec, settings: Settings, takes: Takes[GenerateBody] = TAKES
 ) -> GenerateBody:
-    """Parse and check the body of a request for this model. ``synonyms`` are other names of fields.
+    """Parse and check the body of a request for this model.
 
     :raises BadRequest: naming the field and what is wrong with it.
+    :raises UnsupportedType: for a body that is neither JSON nor a form.
     """
     data, strict = _fields(request, settings.max_body)
-    for other, name in (synonyms or {}).items():
+    for other, name in takes.synonyms.items():
         if other in data:
             if name in data:
                 raise BadRequest(f"give {other!r} or {name!r}, not both", param=other)
             data[name] = data.pop(other)
-    if synonyms and "prompt" not in data:
-        raise BadRequest(f"field {next(iter(synonyms))!r} is needed", param=next(iter(synonyms)))
-    return parse(GenerateBody, data, spec, settings, always=_ALWAYS, strict=strict)
+    if takes.synonyms and "prompt" not in data:
+        other = next(iter(takes.synonyms))
+        raise BadRequest(f"field {other!r} is needed", param=other)
+    return parse(takes, data, spec, settings, strict=strict)
 
 
 def _fields(request: Request, limit: int) -> tuple[dict[str, Any], bool]:
     """Return the body's fields and whether their types count: a form has only strings."""
     check_length(request, limit)
-    if request.mimetype == "multipart/form-data" or (
-        request.mimetype == "application/x-www-form-urlencoded" and not request.get_data().lstrip().startswith(b"{")
-    ):
+    if request.mimetype == MULTIPART or (request.mimetype == FORM and not says_json(request)):
         return _form(request.form.to_dict(flat=False)), False
+    if request.get_data().strip() and not says_json(request):
+        raise UnsupportedType(f"a body of type {request.mimetype!r} is not taken; send application/json or a form")
     return read_json(request, limit, _EXAMPLE), True
 
 
 def _form(fields: Mapping[str, list[str]]) -> dict[str, Any]:
-    many = {"stop", "images", "audios", "videos"}
-    return {name: values if name in many else values[-1] for name, values in fields.items()}
+    return {name: values if name in SEVERAL else values[-1] for name, values in fields.items()}
+
+
+SEVERAL = frozenset({"stop", "images", "audios", "videos"})
+"""Fields that a form may repeat."""

@@ -37,10 +37,11 @@ def admit(spec: ModelSpec, fields: Fields) -> Ticket:
     :raises GatewayError: if it gets none.
     """
     priority = fields.priority
-    if "priority" not in fields.model_fields_set and (said := request.headers.get(PRIORITY_HEADER)) is not None:
+    if (said := request.headers.get(PRIORITY_HEADER)) is not None:
         if said not in PRIORITIES:
             raise BadRequest(f"header {PRIORITY_HEADER}: must be {' or '.join(PRIORITIES)}", param=PRIORITY_HEADER)
-        priority = said  # type: ignore[assignment]
+        if "priority" not in fields.model_fields_set:
+            priority = said  # type: ignore[assignment]
     g.model = spec.name
     ticket = gateway().admit(spec, timeout=fields.timeout, priority=PRIORITIES[priority], places=fields.answers,
                              request_id=visits.ticket_id())  # fmt: skip

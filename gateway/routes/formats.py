@@ -5,64 +5,110 @@ here, before a model is loaded for nothing.
 """
 
 import json
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from gateway.errors import BadRequest
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Tag
+from pydantic import Discriminator as By
+from pydantic_core import PydanticCustomError
+
 from protocol.messages import Constraint
 
-_FIELD = "response_format"
-_KINDS = ("text", "json_object", "json_schema", "regex", "grammar")
 LONGEST = 65_536
 """Characters of a schema, expression or grammar that a runner takes."""
-_SCHEMA_KEYS = {"name", "description", "schema", "strict"}
 
 
-def constraint(wanted: dict[str, Any] | None) -> Constraint | None:
-    """Return what the answer's text must match; None for free text.
-
-    Besides OpenAI's ``text``, ``json_object`` and ``json_schema`` there are ``{"type": "regex", "regex": …}`` and
-    ``{"type": "grammar", "grammar": …}`` (Lark).
-
-    :raises BadRequest: naming what is wrong.
-    """
-    if wanted is None:
-        return None
-    kind = wanted.get("type")
-    if kind not in _KINDS:
-        raise _wrong(f"'type' must be one of {', '.join(_KINDS)}", "type")
-    own = {"json_schema": "json_schema", "regex": "regex", "grammar": "grammar"}.get(str(kind))
-    if surplus := sorted(set(wanted) - {"type", own}):
-        raise _wrong(f"unknown key {surplus[0]!r} for type {kind!r}", surplus[0])
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return Constraint("json_object")
-    if kind == "json_schema":
-        schema = json.dumps(_schema(wanted.get("json_schema")), ensure_ascii=False)
-        return Constraint("json_schema", _short(schema, "json_schema.schema"))
-    value = wanted.get(str(own))
-    if not isinstance(value, str) or not value:
-        raise _wrong(f"type {kind!r} needs {own!r}, a string", str(own))
-    return Constraint("regex" if kind == "regex" else "lark", _short(value, str(own)))
-
-
-def _short(value: str, key: str) -> str:
+def _short(value: str) -> str:
     if len(value) > LONGEST:
-        raise _wrong(f"{key!r} has {len(value):,} characters; at most {LONGEST:,} are taken", key)
+        raise ValueError(f"has {len(value):,} characters; at most {LONGEST:,} are taken")
     return value
 
 
-def _schema(given: object) -> object:
-    """Return the schema itself. An answer always follows it, whatever ``strict`` says."""
-    if not isinstance(given, dict):
-        raise _wrong('type \'json_schema\' needs \'json_schema\', such as {"name": …, "schema": …}', "json_schema")
-    if surplus := sorted(set(given) - _SCHEMA_KEYS):
-        raise _wrong(f"unknown key {surplus[0]!r} in 'json_schema'", f"json_schema.{surplus[0]}")
-    schema = given.get("schema")
-    if not isinstance(schema, dict | bool):
-        raise _wrong("'json_schema' needs 'schema', a JSON schema", "json_schema.schema")
-    return schema
+def _short_schema(value: Any) -> Any:
+    if not isinstance(value, dict | bool):
+        raise ValueError("must be a JSON schema")
+    _short(json.dumps(value, ensure_ascii=False))
+    return value
 
 
-def _wrong(what: str, key: str) -> BadRequest:
-    return BadRequest(f"field {_FIELD!r}: {what}", param=f"{_FIELD}.{key}")
+Source = Annotated[str, Field(min_length=1, json_schema_extra={"maxLength": LONGEST}), AfterValidator(_short)]
+
+
+class _Format(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Text(_Format):
+    """Free text."""
+
+    type: Literal["text"]
+
+
+class JsonObject(_Format):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class NamedSchema(_Format):
+    """A JSON schema. An answer always follows it, whatever ``strict`` says."""
+
+    model_config = ConfigDict(extra="forbid", serialize_by_alias=True)
+
+    shape: Annotated[dict[str, Any] | bool, BeforeValidator(_short_schema), Field(alias="schema")]
+    name: Any = None
+    description: Any = None
+    strict: Any = None
+
+
+class JsonSchema(_Format):
+    """JSON that follows a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+class Regex(_Format):
+    """Text that matches a regular expression (of Rust's kind)."""
+
+    type: Literal["regex"]
+    regex: Source
+
+
+class Grammar(_Format):
+    """Text of a grammar in Lark."""
+
+    type: Literal["grammar"]
+    grammar: Source
+
+
+_KINDS = ("text", "json_object", "json_schema", "regex", "grammar")
+
+
+def _known(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError('must be an object such as {"type": "json_object"}')
+    if value.get("type") not in _KINDS:
+        raise PydanticCustomError("kind", "must be one of {kinds}", {"kinds": ", ".join(_KINDS), "at": ("type",)})
+    return value
+
+
+ResponseFormat = Annotated[
+    Annotated[Text, Tag("~text")] | Annotated[JsonObject, Tag("~json_object")]
+    | Annotated[JsonSchema, Tag("~json_schema")] | Annotated[Regex, Tag("~regex")]
+    | Annotated[Grammar, Tag("~grammar")],
+    By(lambda value: f"~{value['type'] if isinstance(value, dict) else value.type}"), BeforeValidator(_known),
+]  # fmt: skip
+
+
+def constraint(wanted: Text | JsonObject | JsonSchema | Regex | Grammar | None) -> Constraint | None:
+    """Return what the answer's text must match; None for free text."""
+    match wanted:
+        case JsonObject():
+            return Constraint("json_object")
+        case JsonSchema():
+            return Constraint("json_schema", json.dumps(wanted.json_schema.shape, ensure_ascii=False))
+        case Regex():
+            return Constraint("regex", wanted.regex)
+        case Grammar():
+            return Constraint("lark", wanted.grammar)
+    return None

@@ -3,24 +3,33 @@
 from collections.abc import Iterator
 from typing import Any
 
-from flask import Blueprint, Response, jsonify, request
+from flask import Blueprint, Response, request
 
 from gateway.errors import GatewayError, UnknownModel
 from gateway.routes import gateway
-from gateway.routes.body import GenerateBody, read_body
+from gateway.routes.answers import Answered, End, Piece
+from gateway.routes.body import BY_DEFAULT, TAKES, GenerateBody, read_body
 from gateway.routes.exchange import Exchange, respond
+from gateway.routes.openapi.operation import GENERATES, describe
+from gateway.routes.reading import FORM, MULTIPART
+from gateway.routes.shapes import Progress, StreamError, reply
 from gateway.routes.sse import Heartbeat, event
-from gateway.routes.uploads import turns
+from gateway.routes.uploads import FILES, turns
 from gateway.ticket import Answer, Finished, Text, Waiting, fold
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
 from utils.media.errors import MediaError
 
 blueprint = Blueprint("generate", __name__)
-_SYNONYMS = {"text": "prompt", "image_url": "image"}
+_DESCRIBED: dict[str, Any] = {
+    "tag": "generate", "answer": Answered, "statuses": GENERATES, "form": FILES,
+    "media_types": ("application/json", MULTIPART, FORM),
+    "events": {"message": (Piece, End), "progress": (Progress,), "error": (StreamError,)},
+}  # fmt: skip
 
 
 @blueprint.post("/generate/<model>")
+@describe(body=TAKES, example={"prompt": "What is 17 + 25?"}, **_DESCRIBED)
 def generate(model: str) -> Response:
     """Answer a prompt with a model, loading it first if need be."""
     service = gateway()
@@ -29,11 +38,12 @@ def generate(model: str) -> Response:
 
 
 @blueprint.post("/generate")
+@describe(body=BY_DEFAULT, example={"text": "What is it?"}, **_DESCRIBED)
 def generate_by_default() -> Response:
     """Answer ``text``, perhaps about an ``image``, with the default vision model."""
     service = gateway()
     spec = default_vision_model()
-    return _answer(spec, read_body(request, spec, service.settings, _SYNONYMS))
+    return _answer(spec, read_body(request, spec, service.settings, BY_DEFAULT))
 
 
 def default_vision_model() -> ModelSpec:
@@ -56,7 +66,7 @@ def _answer(spec: ModelSpec, body: GenerateBody) -> Response:
     if body.stream:
         return respond(_events(exchange), exchange.close, _failed)
     with exchange:
-        return jsonify(render(spec, fold(exchange.pieces)))
+        return reply(Answered, **render(spec, fold(exchange.pieces)))
 
 
 def render(spec: ModelSpec, answer: Answer) -> dict[str, Any]:
@@ -92,10 +102,10 @@ def _events(exchange: Exchange) -> Iterator[str]:
                 if text := heartbeat(piece):
                     yield text
             case Text(text, reasoning) if text:
-                yield event({"reasoning" if reasoning else "response": text})
+                yield event(Piece(reasoning=text) if reasoning else Piece(response=text))
             case Finished():
-                yield event({"done": True, **_tail(spec, piece)})
+                yield event(End(done=True, **_tail(spec, piece)))
 
 
 def _failed(error: GatewayError | MediaError) -> str:
-    return event({"error": error.error, "details": error.details, "status": error.status}, "error")
+    return event(StreamError(error=error.error, details=error.details, status=error.status), "error")

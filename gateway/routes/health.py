@@ -3,10 +3,13 @@
 import time
 from typing import Any
 
-from flask import Blueprint, Response, jsonify
+from flask import Blueprint, Response
 
 from gateway.access import hidden
 from gateway.routes import gateway
+from gateway.routes.admin_shapes import Alive, Health, Ready
+from gateway.routes.openapi.operation import describe
+from gateway.routes.shapes import reply
 from models_registry.catalog import Catalog
 
 blueprint = Blueprint("health", __name__)
@@ -14,14 +17,16 @@ _PATIENCE = 2.0
 
 
 @blueprint.get("/health")
+@describe(tag="health", answer=Health, answers=(Alive,))
 def health() -> Response:
     """Liveness: answered without asking anybody else. Where a key is needed, whoever has none learns no more than that.
     """
     service = gateway()
     status = "stopping" if service.stopping else "healthy"
     if hidden():
-        return jsonify(status=status)
-    return jsonify(
+        return reply(Alive, status=status)
+    return reply(
+        Health,
         status=status,
         profile=service.catalog.profile,
         device=service.device,
@@ -48,8 +53,9 @@ def _vision() -> dict[str, Any]:
 
 
 @blueprint.get("/health/ready")
+@describe(tag="health", answer=Ready, statuses=frozenset({500, 503}))
 def ready() -> Response:
     """Readiness, proven: the scheduler answers within a deadline and runners can be started. 503 while stopping."""
     service = gateway()
     service.ping(_PATIENCE)
-    return jsonify(status="ready", runners_preloaded=service.spawner.ready.is_set())
+    return reply(Ready, status="ready", runners_preloaded=service.spawner.ready.is_set())

@@ -4,11 +4,14 @@ from flask import Blueprint, Response, request
 from prometheus_client.exposition import choose_encoder
 
 from gateway.routes import gateway
+from gateway.routes.openapi.operation import GUARDED, describe
 
 blueprint = Blueprint("metrics", __name__)
 
 
 @blueprint.get("/metrics")
+@describe(tag="health", statuses=GUARDED,
+          others={"text/plain": {"type": "string"}, "application/openmetrics-text": {"type": "string"}})  # fmt: skip
 def metrics() -> Response:
     """Every metric as it stands now."""
     encode, content_type = choose_encoder(request.headers.get("Accept", ""))

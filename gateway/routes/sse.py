@@ -5,13 +5,21 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
+from gateway.routes.shapes import Progress
 from gateway.ticket import Waiting
 
 _BEAT = 1.0  # seconds between comments
 
 
-def event(data: Mapping[str, Any], name: str | None = None) -> str:
-    return (f"event: {name}\n" if name else "") + f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+def event(data: Mapping[str, Any] | BaseModel, name: str | None = None) -> str:
+    """Return one event. Of a model what was set is sent."""
+    if isinstance(data, BaseModel):
+        text = data.model_dump_json(exclude_unset=True)
+    else:
+        text = json.dumps(data, ensure_ascii=False)
+    return (f"event: {name}\n" if name else "") + f"data: {text}\n\n"
 
 
 class Heartbeat:
@@ -28,8 +36,8 @@ class Heartbeat:
         text = ""
         if self._progress and waiting.state != "running" and waiting != self._said:
             self._said = waiting
-            text = event({"model": self._model, "state": waiting.state, "phase": waiting.phase,
-                          "fraction": waiting.fraction, "position": waiting.position}, "progress")  # fmt: skip
+            text = event(Progress(model=self._model, state=waiting.state, phase=waiting.phase,
+                                  fraction=waiting.fraction, position=waiting.position), "progress")  # fmt: skip
         if (now := time.monotonic()) - self._beat >= _BEAT:
             self._beat = now
             text += f": {waiting.state} {self._model}: {waiting.phase}\n\n"

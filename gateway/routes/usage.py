@@ -6,21 +6,32 @@ import re
 import time
 from typing import Any
 
-from flask import Blueprint, Response, jsonify, request
+from flask import Blueprint, Response, request
 
 from gateway.access import access
 from gateway.access.usage import FILTERS, RECORDS, SUMS
 from gateway.errors import BadRequest
 from gateway.routes import gateway
+from gateway.routes.admin_shapes import UsageReport
+from gateway.routes.openapi.operation import GUARDED, describe
+from gateway.routes.shapes import reply
 
 blueprint = Blueprint("usage", __name__, url_prefix="/admin")
 _KNOWN = (*FILTERS, "since", "until", "records", "limit", "format")
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _MOST = 100_000
 _LIMIT = 1000
+_PARAMETERS: dict[str, dict[str, Any]] = {
+    "key": {"type": "string"}, "model": {"type": "string"},
+    **dict.fromkeys(("day", "since", "until"), {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$"}),
+    "records": {"enum": ["true", "false"]}, "limit": {"type": "integer", "minimum": 1, "maximum": _MOST},
+    "format": {"enum": ["json", "csv"]},
+}  # fmt: skip
 
 
 @blueprint.get("/usage")
+@describe(tag="admin", answer=UsageReport, others={"text/csv": {"type": "string"}}, query=_PARAMETERS,
+          statuses=GUARDED | {400})  # fmt: skip
 def usage() -> Response:
     """Sums by day, key and model, or with ``records=true`` single requests, the latest first.
 
@@ -48,7 +59,7 @@ def usage() -> Response:
     if _wants_csv(asked.get("format")):
         return _csv(RECORDS if asked.get("records") == "true" else SUMS, rows)
     now = time.time()
-    return jsonify(data=rows, keys={key.name: log.quotas.used(key, now) for key in access().ring.valid()})
+    return reply(UsageReport, data=rows, keys={key.name: log.quotas.used(key, now) for key in access().ring.valid()})
 
 
 def _limit(text: str | None) -> int:

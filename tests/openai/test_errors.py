@@ -113,7 +113,7 @@ def test_a_family_s_limits_are_named(served: GatewayProcess) -> None:
 ])  # fmt: skip
 def test_json_that_nothing_can_take(served: GatewayProcess, more: bytes, param: str) -> None:
     """Half a surrogate pair, which no tokenizer can take; nesting that no recursion can follow."""
-    body = b'{"model": "deepseek", "messages": [{"role": "user", "content": "x"}], ' + more + b"}"
+    body = b'{"model": "deepseek", ' + more + b"}"
     assert refused(served.client.post("/v1/chat/completions", content=body), 400)["param"] == param
 
 

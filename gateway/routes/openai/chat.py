@@ -4,17 +4,21 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
-from flask import Blueprint, Response, jsonify
+from flask import Blueprint, Response
 from pydantic import Field
 
 from gateway.errors import BadRequest
 from gateway.routes.exchange import Exchange, respond
-from gateway.routes.fields import wrong
+from gateway.routes.explain import wrong
+from gateway.routes.fields import Takes
 from gateway.routes.formats import constraint
-from gateway.routes.openai import neutral, wire
+from gateway.routes.openai import neutral, shapes, wire
 from gateway.routes.openai.envelope import failed
-from gateway.routes.openai.messages import parse_messages
-from gateway.routes.openai.tools import parse_tools
+from gateway.routes.openai.messages import Messages, parse_messages
+from gateway.routes.openai.tools import Choice as ToolChoice
+from gateway.routes.openai.tools import Tools, parse_tools
+from gateway.routes.openapi.operation import GENERATES, describe
+from gateway.routes.shapes import Progress, reply
 from gateway.routes.sse import Heartbeat, event
 from gateway.ticket import Again, Called, Choice, Finished, Piece, Text, Waiting, fold
 from models_registry.catalog import Catalog
@@ -23,10 +27,9 @@ from protocol.messages import ToolCall
 from utils.settings import Settings
 
 blueprint = Blueprint("chat", __name__, url_prefix="/v1")
-_ALWAYS = {"messages"}
 _NEEDS = {"top_logprobs": "logprobs", "tool_choice": "tools", "parallel_tool_calls": "tools",
           "chat_template_kwargs": "tools"}  # fmt: skip
-_EXAMPLE = '{"model": "qwen_vl", "messages": [{"role": "user", "content": "Hello"}]}'
+_EXAMPLE = {"model": "qwen_vl", "messages": [{"role": "user", "content": "Hello"}]}
 _OWN_VARIABLES = frozenset({
     "messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize", "padding",
     "continue_final_message", "return_assistant_tokens_mask", "truncation", "max_length", "return_tensors",
@@ -34,16 +37,23 @@ _OWN_VARIABLES = frozenset({
 })  # fmt: skip
 
 
+TemplateOptions = Annotated[
+    dict[str, Any], Field(description="Further variables of the chat template.",
+                          json_schema_extra={"propertyNames": {"not": {"enum": sorted(_OWN_VARIABLES)}}}),
+]  # fmt: skip
+
+
 class ChatFields(wire.OpenAIFields):
     """The fields of ``POST /v1/chat/completions``."""
 
-    messages: list[Any]
-    logprobs: bool = False
-    top_logprobs: Annotated[int, Field(ge=0, le=wire.MAX_LOGPROBS)] | None = None
-    tools: list[Any] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool = True
-    chat_template_kwargs: dict[str, Any] | None = None
+    messages: Messages
+    logprobs: Annotated[bool, Field(description="Each token's log probability.")] = False
+    top_logprobs: Annotated[int, Field(ge=0, le=wire.MAX_LOGPROBS, description="How many of the likeliest beside each; "
+                                       "only with logprobs: true.")] | None = None  # fmt: skip
+    tools: Annotated[Tools, Field(description="Functions that the model may call.")] | None = None
+    tool_choice: Annotated[ToolChoice, Field(description="How they are to be used.")] | None = None
+    parallel_tool_calls: Annotated[bool, Field(description="Whether an answer may have several calls.")] = True
+    chat_template_kwargs: TemplateOptions | None = None
 
     def check(self, spec: ModelSpec, settings: Settings) -> None:
         super().check(spec, settings)
@@ -59,10 +69,16 @@ def check_template_options(given: dict[str, Any] | None) -> None:
                          param=f"chat_template_kwargs.{own[0]}")  # fmt: skip
 
 
+TAKES = Takes(ChatFields, wire.ALWAYS_TAKEN | {"messages"}, _NEEDS)
+
+
 @blueprint.post("/chat/completions")
+@describe(tag="openai", answer=shapes.ChatCompletion, statuses=GENERATES, body=TAKES, example=_EXAMPLE,
+          neutral=neutral.described(neutral.CHAT),
+          events={"message": (shapes.ChatChunk, shapes.ErrorEnvelope), "progress": (Progress,)})  # fmt: skip
 def chat() -> Response:
     """Answer a conversation, loading the model first if need be."""
-    spec, fields = wire.read(ChatFields, _ALWAYS, _NEEDS, neutral.CHAT, _EXAMPLE)
+    spec, fields = wire.read(TAKES, neutral.CHAT, _EXAMPLE)
     turns = parse_messages(fields.messages, spec)
     tools, choice = parse_tools(fields.tools, fields.tool_choice)
     if tools and choice != "none" and constraint(fields.response_format) is not None:
@@ -77,7 +93,7 @@ def chat() -> Response:
     if fields.stream:
         return respond(_events(exchange, fields, pieces), exchange.close, failed)
     with exchange:
-        return jsonify(_whole(exchange, fields, pieces))
+        return reply(shapes.ChatCompletion, **_whole(exchange, fields, pieces))
 
 
 def _one_call_each(pieces: Iterable[Piece]) -> Iterator[Piece]:
@@ -144,7 +160,7 @@ def _events(exchange: Exchange, fields: ChatFields, pieces: Iterator[Piece]) -> 
         scores = wire.chat_logprobs(logprobs) if fields.logprobs and logprobs else None
         choice = {"index": index, "delta": delta, "logprobs": scores, "finish_reason": reason}
         usage = {"usage": None} if fields.options.include_usage else {}
-        return event(head | {"choices": [choice]} | usage | (beside or {}))
+        return event(shapes.ChatChunk(**head, choices=[choice], **usage, **(beside or {})))
 
     for index in range(fields.n):
         yield chunk(index, {"role": "assistant", "content": "", "refusal": None})
@@ -164,5 +180,5 @@ def _events(exchange: Exchange, fields: ChatFields, pieces: Iterator[Piece]) -> 
                     beside = wire.tail(piece) if index == last else None
                     yield chunk(index, {}, beside=beside, reason=reason)
                 if fields.options.include_usage:
-                    yield event(head | {"choices": [], "usage": wire.usage([piece])})
+                    yield event(shapes.ChatChunk(**head, choices=[], usage=wire.usage([piece])))
                 yield wire.DONE

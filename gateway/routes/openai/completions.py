@@ -10,49 +10,71 @@ from contextlib import ExitStack
 from queue import SimpleQueue
 from typing import Annotated, Any
 
-from flask import Blueprint, Response, jsonify
-from pydantic import Field
+from flask import Blueprint, Response
+from pydantic import BeforeValidator, Field
 
 from gateway.conversation import Turn
 from gateway.errors import BadRequest
 from gateway.routes.exchange import Exchange, respond
-from gateway.routes.fields import wrong
-from gateway.routes.openai import neutral, wire
+from gateway.routes.fields import Takes
+from gateway.routes.openai import neutral, shapes, wire
 from gateway.routes.openai.envelope import failed
+from gateway.routes.openapi.operation import GENERATES, describe
+from gateway.routes.shapes import Progress, reply
 from gateway.routes.sse import Heartbeat, event
 from gateway.ticket import Again, Choice, Finished, Piece, Text, Waiting
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
 
 blueprint = Blueprint("completions", __name__, url_prefix="/v1")
-_EXAMPLE = '{"model": "deepseek", "prompt": "Once upon a time"}'
+_EXAMPLE = {"model": "deepseek", "prompt": "Once upon a time"}
 _MAX_PROMPTS = 16
+
+
+def _texts(given: Any) -> Any:
+    """:raises ValueError: for what is no text."""
+    prompts = given if isinstance(given, list) else [given]
+    if any(isinstance(prompt, int | list) for prompt in prompts):
+        raise ValueError("arrays of tokens are not taken; send text")
+    if not prompts or not all(isinstance(prompt, str) and prompt for prompt in prompts):
+        raise ValueError("must be a text or a list of texts, none of them empty")
+    if len(prompts) > _MAX_PROMPTS:
+        raise ValueError(f"at most {_MAX_PROMPTS} texts at once")
+    return given
+
+
+_Text = Annotated[str, Field(min_length=1)]
+Prompts = Annotated[
+    _Text | Annotated[list[_Text], Field(min_length=1, max_length=_MAX_PROMPTS)], BeforeValidator(_texts),
+    Field(description="The text to continue, or several.")
+]  # fmt: skip
 
 
 class CompletionFields(wire.OpenAIFields):
     """The fields of ``POST /v1/completions``."""
 
-    prompt: Any
-    logprobs: Annotated[int, Field(ge=0, le=wire.MAX_LOGPROBS)] | None = None
+    prompt: Prompts
+    logprobs: Annotated[int, Field(ge=0, le=wire.MAX_LOGPROBS, description="Each token's log probability, with this "
+                                   "many of the likeliest beside it.")] | None = None  # fmt: skip
 
     @property
     def prompts(self) -> list[str]:
-        """The texts to continue. :raises BadRequest: for what is no text."""
-        prompts = self.prompt if isinstance(self.prompt, list) else [self.prompt]
-        if any(isinstance(prompt, int | list) for prompt in prompts):
-            raise wrong("prompt", "arrays of tokens are not taken; send text")
-        if not prompts or not all(isinstance(prompt, str) and prompt for prompt in prompts):
-            raise wrong("prompt", "must be a text or a list of texts, none of them empty")
-        if len(prompts) > _MAX_PROMPTS:
-            raise wrong("prompt", f"at most {_MAX_PROMPTS} texts at once")
-        return prompts
+        """The texts to continue."""
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+
+TAKES = Takes(CompletionFields, wire.ALWAYS_TAKEN | {"prompt"},
+              serves=lambda spec: not Catalog.family(spec).requires)  # fmt: skip
 
 
 @blueprint.post("/completions")
+@describe(tag="openai", answer=shapes.Completion, statuses=GENERATES, body=TAKES, example=_EXAMPLE,
+          neutral=neutral.described(neutral.COMPLETION),
+          events={"message": (shapes.CompletionChunk, shapes.ErrorEnvelope), "progress": (Progress,)})  # fmt: skip
 def completions() -> Response:
     """Continue one text or several."""
-    spec, fields = wire.read(CompletionFields, {"prompt"}, {}, neutral.COMPLETION, _EXAMPLE)
-    if Catalog.family(spec).requires:
+    spec, fields = wire.read(TAKES, neutral.COMPLETION, _EXAMPLE)
+    if not TAKES.serves(spec):
         raise BadRequest(f"{spec.name} cannot continue a bare text; use /v1/chat/completions", param="model")
     with ExitStack() as stack:
         exchanges = [stack.enter_context(_exchange(spec, fields, prompt)) for prompt in fields.prompts]
@@ -61,7 +83,7 @@ def completions() -> Response:
                 exchange.prime()
         pieces = stack.enter_context(_Merged(exchanges)) if len(exchanges) > 1 else _alone(exchanges[0])
         if not fields.stream:
-            return jsonify(_whole(exchanges[0], fields, pieces))
+            return reply(shapes.Completion, **_whole(exchanges[0], fields, pieces))
         kept = stack.pop_all()
     return respond(_events(exchanges[0], fields, pieces), kept.close, failed)
 
@@ -165,7 +187,7 @@ def _events(exchange: Exchange, fields: CompletionFields, pieces: Iterator[Numbe
         written[place] = written.get(place, 0) + len(text)
         choice = {"index": place, "text": text, "logprobs": scores, "finish_reason": reason}
         usage = {"usage": None} if fields.options.include_usage else {}
-        return event(head | {"choices": [choice]} | usage | (beside or {}))
+        return event(shapes.CompletionChunk(**head, choices=[choice], **usage, **(beside or {})))
 
     for number, piece in pieces:
         match piece:
@@ -181,5 +203,5 @@ def _events(exchange: Exchange, fields: CompletionFields, pieces: Iterator[Numbe
                     beside = wire.tail(ends[0]) if index == last else None
                     yield chunk(number * fields.n + index, "", beside=beside, reason=reason)
     if fields.options.include_usage:
-        yield event(head | {"choices": [], "usage": wire.usage(ends.values())})
+        yield event(shapes.CompletionChunk(**head, choices=[], usage=wire.usage(ends.values())))
     yield wire.DONE

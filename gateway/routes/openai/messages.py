@@ -1,139 +1,320 @@
-"""``messages`` of a chat: every message checked and turned into a turn, its parts in their order. Gateway process.
+"""``messages`` of a chat: their shapes, and from them turns whose parts keep their order. Gateway process.
 
 Media stay as they were sent; nothing is decoded or fetched here.
 """
 
 import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Tag, ValidationInfo, model_validator
+from pydantic import Discriminator as By
+from pydantic_core import PydanticCustomError
 
 from gateway.conversation import Turn
 from gateway.errors import BadRequest
+from gateway.routes.explain import tag_of
 from gateway.routes.uploads import require
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
-from protocol.messages import ToolCall
+from protocol import messages as protocol
 from utils.media.incoming import Sent
 
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
-_KEYS = {
-    "system": {"name"}, "user": {"name"}, "tool": {"tool_call_id", "name"},
-    "assistant": {"name", "tool_calls", "refusal", "reasoning_content", "reasoning"},
-}  # fmt: skip
-_EMPTY = {"audio", "function_call", "annotations", "refusal"}
-"""What clients send back of an answer of ours, empty."""
+_ROLES = ("system", "developer", "user", "assistant", "tool")
 _MEDIA = {"image_url": "image", "image": "image", "input_audio": "audio", "audio_url": "audio", "audio": "audio",
           "video_url": "video", "video": "video"}  # fmt: skip
-_SOUNDS = ("wav", "mp3", "flac", "ogg", "opus", "m4a", "aac", "webm")
-_DETAILS = ("auto", "high")
 _EXAMPLE = '[{"role": "user", "content": "Hello"}]'
 
 
-def parse_messages(given: object, spec: ModelSpec) -> list[Turn]:
-    """Return the conversation. :raises BadRequest: naming the message or part that is wrong, as ``messages[0]…``."""
-    if not isinstance(given, list) or not given:
-        raise BadRequest(f"field 'messages': must be a list such as {_EXAMPLE}", param="messages")
+class _Shape(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+# -- parts -------------------------------------------------------------------------------------------------------------
+
+
+class TextPart(_Shape):
+    """Text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class RefusalPart(_Shape):
+    """What a model said instead of an answer; it is shown as text."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+class Address(_Shape):
+    """A data: address with base64, base64 alone, or http(s) where URLs are on."""
+
+    url: str
+
+
+class ImageAddress(Address):
+    """An image, which is shown to the model whole."""
+
+    detail: Literal["auto", "high"] | None = None
+
+
+class Sound(_Shape):
+    """A recording as base64."""
+
+    data: str
+    format: Literal["wav", "mp3", "flac", "ogg", "opus", "m4a", "aac", "webm"] | None = None
+
+
+_BY_SHAPE = By(tag_of({str: "~text", dict: "~object", BaseModel: "~object"}), custom_error_type="source",
+               custom_error_message="must be an object with base64 or an address")  # fmt: skip
+_Text = Annotated[str, Tag("~text")]
+AnyAddress = Annotated[_Text | Annotated[Address, Tag("~object")], _BY_SHAPE]
+AnyImage = Annotated[_Text | Annotated[ImageAddress, Tag("~object")], _BY_SHAPE]
+AnySound = Annotated[_Text | Annotated[Sound, Tag("~object")], _BY_SHAPE]
+
+
+class ImageUrlPart(_Shape):
+    """An image."""
+
+    type: Literal["image_url"]
+    image_url: AnyImage
+
+
+class ImagePart(_Shape):
+    """An image."""
+
+    type: Literal["image"]
+    image: AnyAddress
+
+
+class InputAudioPart(_Shape):
+    """A recording."""
+
+    type: Literal["input_audio"]
+    input_audio: AnySound
+
+
+class AudioUrlPart(_Shape):
+    """A recording."""
+
+    type: Literal["audio_url"]
+    audio_url: AnyAddress
+
+
+class AudioPart(_Shape):
+    """A recording."""
+
+    type: Literal["audio"]
+    audio: AnyAddress
+
+
+class VideoUrlPart(_Shape):
+    """A video."""
+
+    type: Literal["video_url"]
+    video_url: AnyAddress
+
+
+class VideoPart(_Shape):
+    """A video."""
+
+    type: Literal["video"]
+    video: AnyAddress
+
+
+def _kind(part: Any) -> str:
+    return f"~{part['type'] if isinstance(part, dict) else part.type}"
+
+
+def _known_part(part: Any, info: ValidationInfo) -> Any:
+    """:raises ValueError: for what is no part, or one that this model does not take."""
+    if not isinstance(part, dict):
+        raise ValueError("must be an object with 'type'")
+    kind = part.get("type")
+    if not isinstance(kind, str) or kind not in {"text", "refusal", *_MEDIA}:
+        kinds = f"text, {', '.join(_MEDIA)}"
+        raise PydanticCustomError("kind", "must be one of {kinds}", {"kinds": kinds, "at": ("type",)})
+    spec = info.context
+    if isinstance(spec, ModelSpec) and kind in _MEDIA and _MEDIA[kind] not in Catalog.inputs(spec):
+        raise ValueError(f"{spec.name} takes {', '.join(Catalog.inputs(spec))}; it cannot take {_MEDIA[kind]}")
+    return part
+
+
+def _known_text(part: Any, info: ValidationInfo) -> Any:
+    """:raises ValueError: for a medium in a message that is not the user's."""
+    if isinstance(part, dict) and isinstance(part.get("type"), str) and part["type"] in _MEDIA:
+        raise ValueError("only messages of the user may have media")
+    return _known_part(part, info)
+
+
+_Said = Annotated[TextPart, Tag("~text")] | Annotated[RefusalPart, Tag("~refusal")]
+SaidPart = Annotated[_Said, By(_kind), BeforeValidator(_known_text)]
+UserPart = Annotated[
+    _Said | Annotated[ImageUrlPart, Tag("~image_url")] | Annotated[ImagePart, Tag("~image")]
+    | Annotated[InputAudioPart, Tag("~input_audio")] | Annotated[AudioUrlPart, Tag("~audio_url")]
+    | Annotated[AudioPart, Tag("~audio")] | Annotated[VideoUrlPart, Tag("~video_url")]
+    | Annotated[VideoPart, Tag("~video")], By(_kind), BeforeValidator(_known_part),
+]  # fmt: skip
+_BY_CONTENT = By(tag_of({str: "~text", list: "~parts"}), custom_error_type="content",
+                 custom_error_message="must be a string or a list of parts")  # fmt: skip
+Content = Annotated[_Text | Annotated[list[SaidPart], Field(min_length=1), Tag("~parts")], _BY_CONTENT]
+UserContent = Annotated[_Text | Annotated[list[UserPart], Field(min_length=1), Tag("~parts")], _BY_CONTENT]
+AnswerContent = Annotated[_Text | Annotated[list[SaidPart], Tag("~parts")], _BY_CONTENT]
+
+
+# -- messages ----------------------------------------------------------------------------------------------------------
+
+
+def _object_text(value: str) -> str:
+    try:
+        whole = isinstance(json.loads(value), dict)
+    except (ValueError, RecursionError):
+        whole = False
+    if not whole:
+        raise ValueError("must be the text of a JSON object")
+    return value
+
+
+class CalledFunction(_Shape):
+    """The function that was called; ``arguments`` is the text of a JSON object."""
+
+    name: str
+    arguments: Annotated[str, AfterValidator(_object_text)]
+
+
+class Call(_Shape):
+    """A call of a function, as an answer brought it."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+def _whole_call(call: Any) -> Any:
+    if not isinstance(call, dict) or not isinstance(call.get("function"), dict):
+        raise ValueError('must be {"id": …, "type": "function", "function": {"name": …, "arguments": …}}')
+    return call
+
+
+class _Message(_Shape):
+    """What clients send back of an answer of ours, empty, is taken in every message."""
+
+    name: str | None = None
+    audio: None = None
+    function_call: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+
+
+class SystemMessage(_Message):
+    """How the model is to behave."""
+
+    role: Literal["system", "developer"]
+    content: Content
+    refusal: None = None
+
+
+class UserMessage(_Message):
+    """What the user said, with media."""
+
+    role: Literal["user"]
+    content: UserContent
+    refusal: None = None
+
+
+class AssistantMessage(_Message):
+    """An earlier answer. Its reasoning is not shown to the model again."""
+
+    role: Literal["assistant"]
+    content: AnswerContent | None = None
+    tool_calls: list[Annotated[Call, BeforeValidator(_whole_call)]] | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "AssistantMessage":
+        if not self.tool_calls and (self.content is None or self.content == []):
+            raise PydanticCustomError("content", "must be a string or a list of parts", {"at": ("content",)})
+        return self
+
+
+class ToolMessage(_Message):
+    """What a function that was called returned."""
+
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: str
+    refusal: None = None
+
+
+def _known_role(message: Any) -> Any:
+    if not isinstance(message, dict):
+        raise ValueError("must be an object with 'role' and 'content'")
+    if not isinstance(message.get("role"), str) or message["role"] not in _ROLES:
+        raise PydanticCustomError("role", "must be one of {roles}", {"roles": ", ".join(_ROLES), "at": ("role",)})
+    return message
+
+
+def _role(message: Any) -> str:
+    role = message["role"] if isinstance(message, dict) else message.role
+    return "~system" if role == "developer" else f"~{role}"
+
+
+Message = Annotated[
+    Annotated[SystemMessage, Tag("~system")] | Annotated[UserMessage, Tag("~user")]
+    | Annotated[AssistantMessage, Tag("~assistant")] | Annotated[ToolMessage, Tag("~tool")],
+    By(_role), BeforeValidator(_known_role),
+]  # fmt: skip
+
+
+def _list_of_messages(value: Any) -> Any:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"must be a list such as {_EXAMPLE}")
+    return value
+
+
+Messages = Annotated[list[Message], Field(min_length=1), BeforeValidator(_list_of_messages)]
+
+
+# -- turns -------------------------------------------------------------------------------------------------------------
+
+
+def parse_messages(given: Sequence[_Message], spec: ModelSpec) -> list[Turn]:
+    """Return the conversation.
+
+    :raises BadRequest: for a result of a call that was not made, or a conversation without a medium that is needed.
+    """
     turns: list[Turn] = []
     called: set[str] = set()
     for place, message in enumerate(given):
-        turns.append(_turn(message, f"messages[{place}]", spec, called))
-        called |= {call.id for call in turns[-1].tool_calls}
+        turn = _turn(message, f"messages[{place}]")
+        if isinstance(message, ToolMessage) and message.tool_call_id not in called:
+            at = f"messages[{place}].tool_call_id"
+            raise BadRequest(f"{at}: must be the id of a call in 'tool_calls' of an earlier message", param=at)
+        called |= {call.id for call in turn.tool_calls}
+        turns.append(turn)
     require(spec, [medium for turn in turns for medium in turn.media])
     return turns
 
 
-def _turn(message: object, at: str, spec: ModelSpec, called: set[str]) -> Turn:
-    if not isinstance(message, dict):
-        raise _wrong(at, "must be an object with 'role' and 'content'")
-    role = message.get("role")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise _wrong(f"{at}.role", f"must be one of {', '.join(_ROLES)}")
-    role = _ROLES[role]
-    for key, value in message.items():
-        if key not in {"role", "content"} | _KEYS[role] and not (key in _EMPTY and not value):
-            raise _wrong(f"{at}.{key}", f"a message of {role} has no such key")
-    calls = _calls(message.get("tool_calls"), f"{at}.tool_calls")
-    parts = _parts(message.get("content"), f"{at}.content", role, spec, optional=bool(calls))
-    name, call_id = message.get("name"), message.get("tool_call_id")
-    if name is not None and not isinstance(name, str):
-        raise _wrong(f"{at}.name", "must be a string")
-    if role == "tool" and (not isinstance(call_id, str) or call_id not in called):
-        raise _wrong(f"{at}.tool_call_id", "must be the id of a call in 'tool_calls' of an earlier message")
-    return Turn(role, parts, calls, call_id or "", name or "")
+def _turn(message: Any, at: str) -> Turn:
+    content = message.content or ()
+    parts = (content,) if isinstance(content, str) else tuple(
+        _part(part, f"{at}.content[{place}]") for place, part in enumerate(content)
+    )  # fmt: skip
+    if message.content == "":
+        parts = ("",)
+    calls = tuple(protocol.ToolCall(call.id, call.function.name, call.function.arguments)
+                  for call in getattr(message, "tool_calls", None) or ())  # fmt: skip
+    role = "system" if message.role == "developer" else message.role
+    return Turn(role, parts, calls, getattr(message, "tool_call_id", ""), message.name or "")
 
 
-def _parts(content: object, at: str, role: str, spec: ModelSpec, optional: bool) -> tuple[str | Sent, ...]:
-    if isinstance(content, str):
-        return (content,)
-    if content is None and optional:
-        return ()
-    if not isinstance(content, list) or not (content or optional):
-        raise _wrong(at, "must be a string or a list of parts")
-    return tuple(_part(part, f"{at}[{place}]", role, spec) for place, part in enumerate(content))
-
-
-def _part(part: object, at: str, role: str, spec: ModelSpec) -> str | Sent:
-    if not isinstance(part, dict):
-        raise _wrong(at, "must be an object with 'type'")
-    kind = part.get("type")
-    if kind in ("text", "refusal"):
-        text = part.get(kind)
-        if not isinstance(text, str):
-            raise _wrong(f"{at}.{kind}", "must be a string")
-        return text
-    if not isinstance(kind, str) or kind not in _MEDIA:
-        raise _wrong(f"{at}.type", f"must be one of text, {', '.join(_MEDIA)}")
-    if role != "user":
-        raise _wrong(at, f"only messages of the user may have media, not those of {role}")
-    if _MEDIA[kind] not in Catalog.inputs(spec):
-        raise _wrong(at, f"{spec.name} takes {', '.join(Catalog.inputs(spec))}; it cannot take {_MEDIA[kind]}")
-    return Sent(_MEDIA[kind], _source(part.get(kind), kind, at), at)  # type: ignore[arg-type]
-
-
-def _source(value: object, kind: str, at: str) -> str:
-    """Return the base64 text or URL of a media part: a string, or an object around one."""
-    if isinstance(value, str):
-        return value
-    key = "data" if kind == "input_audio" else "url"
-    source = value.get(key) if isinstance(value, dict) else None
-    if not isinstance(value, dict) or not isinstance(source, str):
-        raise _wrong(f"{at}.{kind}", f'must be {{"{key}": …}} with base64 or an address')
-    known = {"format": _SOUNDS} if kind == "input_audio" else {"detail": _DETAILS} if kind == "image_url" else {}
-    for name, said in value.items():
-        if name == key or said is None:
-            continue
-        if name not in known:
-            raise _wrong(f"{at}.{kind}.{name}", "no such key")
-        if said not in known[name]:
-            why = "; images are shown to the model whole" if name == "detail" else ""
-            raise _wrong(f"{at}.{kind}.{name}", f"must be one of {', '.join(known[name])}{why}")
-    return source
-
-
-def _calls(given: object, at: str) -> tuple[ToolCall, ...]:
-    if given is None:
-        return ()
-    if not isinstance(given, list):
-        raise _wrong(at, "must be a list")
-    return tuple(_call(call, f"{at}[{place}]") for place, call in enumerate(given))
-
-
-def _call(given: object, at: str) -> ToolCall:
-    function = given.get("function") if isinstance(given, dict) else None
-    if not isinstance(given, dict) or not isinstance(function, dict) or given.get("type", "function") != "function":
-        raise _wrong(at, 'must be {"id": …, "type": "function", "function": {"name": …, "arguments": …}}')
-    call_id, name, arguments = given.get("id"), function.get("name"), function.get("arguments")
-    for key, value in (("id", call_id), ("function.name", name), ("function.arguments", arguments)):
-        if not isinstance(value, str):
-            raise _wrong(f"{at}.{key}", "must be a string")
-    try:
-        whole = isinstance(json.loads(str(arguments)), dict)
-    except (ValueError, RecursionError):
-        whole = False
-    if not whole:
-        raise _wrong(f"{at}.function.arguments", "must be the text of a JSON object")
-    return ToolCall(str(call_id), str(name), str(arguments))
-
-
-def _wrong(at: str, what: str) -> BadRequest:
-    return BadRequest(f"{at}: {what}", param=at)
-
-
+def _part(part: Any, at: str) -> str | Sent:
+    value = getattr(part, part.type)
+    if part.type not in _MEDIA:
+        return str(value)
+    if not isinstance(value, str):
+        value = value.data if isinstance(value, Sound) else value.url
+    return Sent(_MEDIA[part.type], value, at)  # type: ignore[arg-type]

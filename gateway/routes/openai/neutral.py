@@ -54,6 +54,18 @@ def strip(data: Mapping[str, Any], table: Mapping[str, Neutral]) -> dict[str, An
             continue
         if name not in table:
             kept[name] = value
-        elif value is not None and value not in table[name].values:
+        elif value is not None and not any(_same(value, other) for other in table[name].values):
             raise BadRequest(f"cannot honour {name!r}: {table[name].why}", param=name)
     return kept
+
+
+def _same(value: object, other: object) -> bool:
+    """JSON's true is not its 1."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
+def described(table: Mapping[str, Neutral]) -> dict[str, dict[str, Any]]:
+    """Return JSON schemas of these parameters, for the API's description."""
+    taken = {name: {"enum": [*said.values, None], "description": f"Nothing else can be honoured: {said.why}."}
+             for name, said in table.items()}  # fmt: skip
+    return taken | {name: {"description": "A note of the caller's; it changes nothing."} for name in sorted(NOTES)}

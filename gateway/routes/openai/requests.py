@@ -1,11 +1,14 @@
 """``/v1/requests``: what waits and runs, and cancelling by id. Our own routes beside OpenAI's. Gateway process."""
 
-from flask import Blueprint, Response, g, jsonify, request
+from flask import Blueprint, Response, g, request
 
 from gateway.access import own
 from gateway.access.address import require_local
 from gateway.errors import Forbidden, GatewayError
 from gateway.routes import gateway
+from gateway.routes.openai import shapes
+from gateway.routes.openapi.operation import GUARDED, describe
+from gateway.routes.shapes import reply
 
 blueprint = Blueprint("requests", __name__, url_prefix="/v1/requests")
 
@@ -15,6 +18,7 @@ class UnknownRequest(GatewayError):
 
 
 @blueprint.get("")
+@describe(tag="openai", answer=shapes.RequestList, statuses=GUARDED)
 def requests() -> Response:
     """Every request that waits or runs, the oldest first: with a key of the role user its own. Without keys it has
     everybody's ids, so it answers this machine only."""
@@ -32,13 +36,14 @@ def requests() -> Response:
          "age": round(ticket.age, 3), "tokens": ticket.tokens}
         for ticket in tickets
     ]  # fmt: skip
-    return jsonify(object="list", data=found)
+    return reply(shapes.RequestList, object="list", data=found)
 
 
 @blueprint.delete("/<request_id>")
+@describe(tag="openai", answer=shapes.CancelledRequest, statuses=GUARDED | {404})
 def cancel(request_id: str) -> Response:
     """Cancel a request by its ``X-Request-ID``, or by the id of its answer (``chatcmpl-…``)."""
     found = request_id.removeprefix("chatcmpl-").removeprefix("cmpl-")
     if any(not own(ticket) for ticket in gateway().named(found)) or not gateway().cancel(found):
         raise UnknownRequest(f"no request {request_id!r} waits or runs", param="id", code="request_not_found")
-    return jsonify(id=found, object="request", cancelled=True)
+    return reply(shapes.CancelledRequest, id=found, object="request", cancelled=True)

@@ -1,17 +1,22 @@
 """``POST /v1/apply_template``: what a model is shown of a conversation, as text and as tokens. Gateway process."""
 
-from typing import Any
+import json
+from typing import Annotated, ClassVar, Literal
 
-from flask import Blueprint, Response, jsonify, request
+from flask import Blueprint, Response, request
+from pydantic import Field
 
-from gateway.errors import BadRequest
 from gateway.routes import gateway
 from gateway.routes.exchange import Exchange
-from gateway.routes.fields import ALWAYS, Fields, parse, read_json
-from gateway.routes.openai.chat import check_template_options
-from gateway.routes.openai.messages import parse_messages
-from gateway.routes.openai.tools import parse_tools
+from gateway.routes.fields import ALWAYS, Fields, Takes, parse
+from gateway.routes.openai import shapes
+from gateway.routes.openai.chat import TemplateOptions, check_template_options
+from gateway.routes.openai.messages import Messages, parse_messages
+from gateway.routes.openai.tools import Choice, Tools, parse_tools
 from gateway.routes.openai.wire import find_model
+from gateway.routes.openapi.operation import GENERATES, describe
+from gateway.routes.reading import read_json
+from gateway.routes.shapes import reply
 from gateway.ticket import fold
 from models_registry.families.base import SAMPLING
 from models_registry.spec import ModelSpec
@@ -22,18 +27,20 @@ _ALWAYS = ALWAYS | {"model", "messages", "add_generation_prompt"}
 _NEEDS = {"tool_choice": "tools", "chat_template_kwargs": "tools"}
 _WITHOUT = (SAMPLING | {"response_format", "speech", "stream"}) & set(Fields.model_fields)
 """What changes the answer and not the prompt."""
-_EXAMPLE = '{"model": "deepseek", "messages": [{"role": "user", "content": "Hello"}]}'
+_EXAMPLE = {"model": "deepseek", "messages": [{"role": "user", "content": "Hello"}]}
 
 
 class TemplateFields(Fields):
     """The fields of ``POST /v1/apply_template``: those of a chat that change its prompt."""
 
-    model: str
-    messages: list[Any]
-    tools: list[Any] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    add_generation_prompt: bool = True
+    in_brackets: ClassVar[bool] = True
+
+    model: Annotated[str, Field(description="A model of the catalog, or an alias of one.")]
+    messages: Messages
+    tools: Tools | None = None
+    tool_choice: Choice | None = None
+    chat_template_kwargs: TemplateOptions | None = None
+    add_generation_prompt: Annotated[Literal[True], Field(description="A prompt ends where the answer begins.")] = True
 
     @property
     def most(self) -> tuple[str, int | None]:
@@ -42,18 +49,19 @@ class TemplateFields(Fields):
     def check(self, spec: ModelSpec, settings: Settings) -> None:
         super().check(spec, settings)
         check_template_options(self.chat_template_kwargs)
-        if not self.add_generation_prompt:
-            raise BadRequest("cannot honour 'add_generation_prompt': false; a prompt ends where the answer begins",
-                             param="add_generation_prompt")  # fmt: skip
+
+
+TAKES = Takes(TemplateFields, _ALWAYS, _NEEDS, _WITHOUT)
 
 
 @blueprint.post("/apply_template")
+@describe(tag="openai", answer=shapes.RenderedPrompt, statuses=GENERATES, body=TAKES, example=_EXAMPLE)
 def apply_template() -> Response:
     """Render a conversation and generate nothing. Loads the model: its runner has the template and the tokenizer."""
     settings = gateway().settings
-    data = read_json(request, settings.max_body, _EXAMPLE)
+    data = read_json(request, settings.max_body, json.dumps(_EXAMPLE))
     spec = find_model(data.get("model"))
-    fields = parse(TemplateFields, data, spec, settings, always=_ALWAYS, needs=_NEEDS, without=_WITHOUT)
+    fields = parse(TAKES, data, spec, settings)
     turns = parse_messages(fields.messages, spec)
     tools, choice = parse_tools(fields.tools, fields.tool_choice)
     options = fields.chat_template_kwargs or {}
@@ -61,5 +69,5 @@ def apply_template() -> Response:
                   render_only=True) as exchange:  # fmt: skip
         extras = fold(exchange.pieces).finished.extras
     tokens = extras["token_ids"]
-    return jsonify(object="rendered_prompt", model=spec.name, prompt=extras["prompt"], tokens=tokens,
-                   token_count=len(tokens))  # fmt: skip
+    return reply(shapes.RenderedPrompt, object="rendered_prompt", model=spec.name, prompt=extras["prompt"],
+                 tokens=tokens, token_count=len(tokens))  # fmt: skip

@@ -4,18 +4,23 @@ The model is asked in a chat, as it was trained to be; it gives text and no time
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from flask import Blueprint, Response, jsonify, request
+from flask import Blueprint, Response, request
 from pydantic import Field
 
 from gateway.conversation import Turn
-from gateway.errors import BadRequest, UnknownModel
+from gateway.errors import BadRequest, UnknownModel, UnsupportedType
 from gateway.routes import gateway
 from gateway.routes.exchange import Exchange, respond
-from gateway.routes.fields import ALWAYS, Fields, check_length, parse, wrong
+from gateway.routes.explain import wrong
+from gateway.routes.fields import ALWAYS, Fields, Takes, parse
+from gateway.routes.openai import shapes
 from gateway.routes.openai.envelope import failed
 from gateway.routes.openai.wire import DONE, find_model, reasons, usage
+from gateway.routes.openapi.operation import GENERATES, describe
+from gateway.routes.reading import MULTIPART, check_length
+from gateway.routes.shapes import reply
 from gateway.routes.sse import Heartbeat, event
 from gateway.ticket import Finished, Text, Waiting, fold
 from models_registry.catalog import Catalog
@@ -28,17 +33,22 @@ _UNTIMED = {
     "timestamp_granularities", "timestamp_granularities[]", "include", "include[]", "chunking_strategy",
     "known_speaker_names", "known_speaker_names[]", "known_speaker_references", "known_speaker_references[]",
 }  # fmt: skip
-_WITHOUT = frozenset({"fps", "frames", "use_audio_in_video", "speech", "logit_bias"})
+_WITHOUT = frozenset({"fps", "frames", "use_audio_in_video", "speech", "logit_bias", "response_format"})
 _ALWAYS = ALWAYS | {"model", "language", "prompt", "max_tokens"}
+
+
+Language = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z -]{0,31}$", description="Such as de or German.")]
 
 
 class TranscriptionFields(Fields):
     """The form of ``POST /v1/audio/transcriptions``, but for its file and its ``response_format``."""
 
-    model: str | None = None
-    language: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z -]{0,31}$")] | None = None
-    prompt: str | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    in_brackets: ClassVar[bool] = True
+
+    model: Annotated[str, Field(description="The first of the catalog that hears, by default.")] | None = None
+    language: Language | None = None
+    prompt: Annotated[str, Field(description="What else to tell the model.")] | None = None
+    max_tokens: Annotated[int, Field(ge=1, description="The most tokens to make.")] | None = None
 
     @property
     def most(self) -> tuple[str, int | None]:
@@ -60,13 +70,24 @@ _LANGUAGES = {
 }  # fmt: skip
 
 
+TAKES = Takes(TranscriptionFields, _ALWAYS, without=_WITHOUT, serves=lambda spec: "audio" in Catalog.inputs(spec))
+_FORM = {
+    "file": {"type": "string", "format": "binary", "description": "The recording."},
+    "response_format": {"enum": list(_FORMATS), "description": "The model gives no times."},
+}
+
+
 @blueprint.post("/transcriptions")
+@describe(tag="openai", answer=shapes.Transcript, statuses=GENERATES, body=TAKES, media_types=(MULTIPART,), form=_FORM,
+          needed=("file",), others={"text/plain": {"type": "string"}},
+          events={"message": (shapes.TranscriptDelta, shapes.TranscriptDone, shapes.ErrorEnvelope)})  # fmt: skip
 def transcriptions() -> Response:
     """Transcribe one uploaded file."""
     settings = gateway().settings
     check_length(request, settings.max_body)
-    if request.mimetype != "multipart/form-data":
-        raise BadRequest("send a form (multipart/form-data) with 'file', the recording", param="file")
+    if request.mimetype != MULTIPART:
+        kind = UnsupportedType if request.mimetype else BadRequest
+        raise kind("send a form (multipart/form-data) with 'file', the recording", param="file")
     data: dict[str, Any] = dict(request.form.items())
     wanted = data.pop("response_format", "json")
     if wanted not in _FORMATS:
@@ -76,10 +97,10 @@ def transcriptions() -> Response:
         raise BadRequest(f"cannot honour {refused[0]!r}: the model gives one text, without times or speakers",
                          param=refused[0])  # fmt: skip
     spec = find_model(data["model"]) if data.get("model") else _default()
-    if "audio" not in Catalog.inputs(spec):
+    if not TAKES.serves(spec):
         raise BadRequest(f"{spec.name} takes {', '.join(Catalog.inputs(spec))}; it cannot take audio", param="model")
     data.setdefault("temperature", "0")
-    fields = parse(TranscriptionFields, data, spec, settings, always=_ALWAYS, without=_WITHOUT, strict=False)
+    fields = parse(TAKES, data, spec, settings, strict=False)
     turn = Turn("user", (_file(), fields.instruction))
     exchange = Exchange(spec, fields, [turn])
     if fields.stream:
@@ -90,15 +111,15 @@ def transcriptions() -> Response:
     list(reasons(answer.finished))
     if wanted == "text":
         return Response(answer.text + "\n", mimetype="text/plain")
-    return jsonify(text=answer.text, usage=_usage(answer.finished), model=spec.name, device=answer.finished.device,
-                   timings=answer.finished.timings)  # fmt: skip
+    return reply(shapes.Transcript, text=answer.text, usage=_usage(answer.finished), model=spec.name,
+                 device=answer.finished.device, timings=answer.finished.timings)  # fmt: skip
 
 
 def _default() -> ModelSpec:
     """Return the catalog's first model that hears. :raises UnknownModel: if there is none."""
     service = gateway()
     for spec in service.catalog:
-        if "audio" in Catalog.inputs(spec):
+        if TAKES.serves(spec):
             return service.spec(spec.name)
     raise UnknownModel("no model of the catalog takes audio", available_models=service.catalog.names)
 
@@ -128,9 +149,10 @@ def _events(exchange: Exchange) -> Iterator[str]:
                     yield said
             case Text(text, False) if text:
                 whole += text
-                yield event({"type": "transcript.text.delta", "delta": text})
+                yield event(shapes.TranscriptDelta(type="transcript.text.delta", delta=text))
             case Finished():
                 list(reasons(piece))
                 beside = {"model": exchange.spec.name, "device": piece.device, "timings": piece.timings}
-                yield event({"type": "transcript.text.done", "text": whole, "usage": _usage(piece), **beside})
+                done: dict[str, Any] = {"type": "transcript.text.done", "text": whole, "usage": _usage(piece)}
+                yield event(shapes.TranscriptDone(**done, **beside))
                 yield DONE

@@ -1,15 +1,18 @@
 """Shapes that chat and completions share: reading a body, choices, usage, log probabilities, tails. Gateway process."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from flask import g, request
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.errors import BadRequest, Cancelled
 from gateway.routes import gateway
-from gateway.routes.fields import ALWAYS, Fields, parse, read_json, wrong
+from gateway.routes.explain import wrong
+from gateway.routes.fields import ALWAYS, Fields, Takes, parse
 from gateway.routes.openai.neutral import Neutral, strip
+from gateway.routes.reading import read_json
 from gateway.ticket import Finished
 from models_registry.spec import ModelSpec
 from protocol.messages import TokenLogprob
@@ -28,17 +31,21 @@ class StreamOptions(BaseModel):
 
     include_usage: bool = False
     include_progress: bool = False
-    include_obfuscation: bool = False
+    include_obfuscation: Literal[False] = False
 
 
 class OpenAIFields(Fields):
     """The fields that ``/v1/chat/completions`` and ``/v1/completions`` share."""
 
-    model: str
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
-    stream_options: StreamOptions | None = None
+    in_brackets: ClassVar[bool] = True
+
+    model: Annotated[str, Field(description="A model of the catalog, or an alias of one.")]
+    max_tokens: Annotated[int, Field(ge=1, description="The most tokens to make.")] | None = None
+    max_completion_tokens: Annotated[
+        int, Field(ge=1, description="Another name of max_tokens; not together with it.")
+    ] | None = None  # fmt: skip
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES, description="Independent answers.")] = 1
+    stream_options: Annotated[StreamOptions, Field(description="Only with stream: true.")] | None = None
 
     @property
     def most(self) -> tuple[str, int | None]:
@@ -60,30 +67,22 @@ class OpenAIFields(Fields):
             raise BadRequest("give max_tokens or max_completion_tokens, not both", param="max_tokens")
         if self.stream_options is not None and not self.stream:
             raise wrong("stream_options", "only with stream: true")
-        if self.options.include_obfuscation:
-            raise BadRequest("cannot honour 'stream_options.include_obfuscation': pieces are sent as they are",
-                             param="stream_options.include_obfuscation")  # fmt: skip
 
 
 Body = TypeVar("Body", bound=OpenAIFields)
 
 
-def read(
-    model: type[Body], always: Iterable[str], needs: Mapping[str, str], neutral: Mapping[str, Neutral], example: str
-) -> tuple[ModelSpec, Body]:
-    """Return the model and the checked body of the current request.
-
-    ``always`` and ``needs`` are as for :func:`gateway.routes.fields.parse`; ``neutral`` are parameters that must ask
-    for nothing.
+def read(takes: Takes[Body], neutral: Mapping[str, Neutral], example: Mapping[str, Any]) -> tuple[ModelSpec, Body]:
+    """Return the model and the checked body of the current request. ``neutral`` are parameters that must ask for
+    nothing.
 
     :raises UnknownModel: if there is no such model.
     :raises BadRequest: naming what is wrong.
     """
     settings = gateway().settings
-    data = read_json(request, settings.max_body, example)
+    data = read_json(request, settings.max_body, json.dumps(example))
     spec = find_model(data.get("model"))
-    taken = {*always, *ALWAYS_TAKEN}
-    return spec, parse(model, strip(data, neutral), spec, settings, always=taken, needs=needs)
+    return spec, parse(takes, strip(data, neutral), spec, settings)
 
 
 def find_model(name: object) -> ModelSpec:

@@ -1,0 +1,99 @@
+"""A request's body as JSON: its media type, its length, and what JSON can spell that nothing can take. Gateway process.
+
+Knows no fields.
+"""
+
+import json
+import math
+from typing import Any
+
+from flask import Request
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from gateway.errors import BadRequest, UnsupportedType
+
+FORM, MULTIPART = "application/x-www-form-urlencoded", "multipart/form-data"
+_DEEPEST = 100
+_CHARSETS = ("utf-8", "utf8", "us-ascii")
+
+
+def read_json(request: Request, limit: int, example: str) -> dict[str, Any]:
+    """Return the JSON object of a request's body.
+
+    :raises BadRequest: if it has none. :raises UnsupportedType: if it says that it is something else.
+    """
+    check_length(request, limit)
+    raw = request.get_data()
+    if not raw.strip():
+        raise BadRequest(f"the request has no body; send JSON such as {example}")
+    if not says_json(request):
+        raise UnsupportedType(f"a body of type {request.mimetype!r} is not taken; send application/json")
+    try:
+        data = json.loads(raw, object_pairs_hook=_each_key_once)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"the body is not valid JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise BadRequest(f"the body must be a JSON object, not {type(data).__name__}")
+    for name, value in data.items():
+        _check_value(value, name, 1)
+    return data
+
+
+def says_json(request: Request) -> bool:
+    """Return whether the body may be JSON: by its media type, for want of one, or because it is what ``curl -d`` sends
+    under the type of a form.
+
+    :raises UnsupportedType: for JSON in another character set than UTF-8.
+    """
+    kind = request.mimetype
+    if kind == FORM:
+        return request.get_data().lstrip().startswith(b"{")
+    if kind and kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        return False
+    charset = request.mimetype_params.get("charset", "utf-8")
+    if charset.lower() not in _CHARSETS:
+        raise UnsupportedType(f"JSON in the character set {charset!r} is not taken; send UTF-8")
+    return True
+
+
+def check_length(request: Request, limit: int) -> None:
+    """:raises RequestEntityTooLarge: for a body without a length, which is cut at the limit without a word.
+    :raises BadRequest: for one that ends before its length. (Of a form in parts the end is missing then.)"""
+    if request.content_length is None:
+        if len(request.get_data()) >= limit:
+            raise RequestEntityTooLarge
+    elif request.mimetype != MULTIPART and (came := len(request.get_data())) < request.content_length:
+        raise BadRequest(f"the body ends after {came} bytes; its Content-Length says {request.content_length}")
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """:raises ValueError: for a key that comes twice: one of its values would be ignored."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice[:100]!r} comes twice in one object")
+    return found
+
+
+def _check_value(value: object, at: str, depth: int) -> None:
+    """:raises BadRequest: for half a surrogate pair, which JSON can spell and no tokenizer can take; for numbers that
+    are none; and for nesting that whoever handles the value by recursion could not follow."""
+    if depth > _DEEPEST:
+        raise BadRequest(f"the body is JSON nested deeper than {_DEEPEST} levels", param=at.partition("[")[0])
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise BadRequest(f"field {at!r}: character {error.start} is half a surrogate pair", param=at) from None
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise BadRequest(f"field {at!r}: must be a finite number", param=at)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            _check_value(name, at, depth + 1)
+            if isinstance(item, str | float | dict | list):
+                _check_value(item, f"{at}.{name}", depth + 1)
+    elif isinstance(value, list):
+        for place, item in enumerate(value):
+            if isinstance(item, str | float | dict | list):
+                _check_value(item, f"{at}[{place}]", depth + 1)
