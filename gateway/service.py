@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from gateway.errors import BadRequest, Conflict, Unavailable, UnknownModel
@@ -17,6 +18,7 @@ from gateway.observe.metrics import Metrics
 from gateway.observe.standing import Standing
 from gateway.owner import Owner
 from gateway.placement import ON_CPU, Placement
+from gateway.readahead import ReadAhead
 from gateway.runner_handle import RunnerHandle
 from gateway.scheduler import Limits, Model, Phase, Slot, State, actions, events
 from gateway.spawner import Spawner
@@ -58,6 +60,7 @@ class Gateway:
         self.spawner = Spawner(modules(catalog), environment(settings))
         self.zygotes = Zygotes(self.spawner, settings.zygote_memory)
         self._handles: dict[str, RunnerHandle] = {}
+        self.readahead = ReadAhead()
         self.watchdog = Watchdog(lambda: list(self._handles.values()), self.owner.post, self.placement.cpu_budget,
                                  settings.memory_margin, settings.memory_floor)  # fmt: skip
         self._tickets: dict[str, Ticket] = {}
@@ -102,6 +105,7 @@ class Gateway:
         self.owner.start()
         self.spawner.start()
         self.watchdog.start()
+        self.readahead.start()
         if self.tracing is not None:
             self.tracing.start()
         for name in self.settings.preload:
@@ -124,6 +128,7 @@ class Gateway:
                 return
             self._stopped = True
             self.watchdog.stop()
+            self.readahead.stop()
             self.owner.post(events.Shutdown())
             deadline = time.monotonic() + 5.0
             for handle in list(self._handles.values()):
@@ -174,6 +179,7 @@ class Gateway:
         if not loaded:
             self.require_weights(spec)
             self._predict(spec)
+            self.readahead.want(self._weights(spec))
         counted, request_id = request_id is not None, request_id or request_ids.new()
         deadline = time.monotonic() + (timeout or self.settings.request_timeout)
         ticket = Ticket(self, spec, request_id, deadline, priority, retry, places, replica)
@@ -186,6 +192,12 @@ class Gateway:
             self.metrics.finished(ticket.course)
             raise
         return ticket
+
+    def _weights(self, spec: ModelSpec) -> list[Path]:
+        """Return the files a load of the model would read its weights from."""
+        path, kept = spec.path(self.settings.models_dir), quantized.root(self.settings.models_dir)
+        found = quantized.weights(kept, spec.name, spec.quant_bits) if spec.quant_bits < 16 else []
+        return found or ([path] if path.is_file() else sorted(path.glob("*.safetensors")))
 
     def _predict(self, spec: ModelSpec) -> None:
         """Tell the scheduler what the model would take on each slot, as far as is known now."""

@@ -127,6 +127,12 @@ def entries(base: Path) -> list[Entry]:
     return sorted(found, key=lambda entry: entry.used)
 
 
+def weights(base: Path, model: str, bits: int) -> list[Path]:
+    """Return the files kept of a model in these bits, those used last where there are several kinds; none if none."""
+    mine = [entry for entry in entries(base) if (entry.model, entry.bits) == (model, bits)]
+    return sorted(mine[-1].folder.glob("*.safetensors")) if mine else []
+
+
 def prune(base: Path, limit: int) -> list[Entry]:
     """Remove the least recently used until at most ``limit`` bytes are kept, and what was never finished or has no
     record that can be read.

@@ -1,0 +1,69 @@
+"""Reading ahead: what is asked for comes into the page cache, unless there is no memory for it."""
+
+import ctypes
+import mmap
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from gateway import readahead
+from gateway.readahead import ReadAhead, read
+from tests.support.gateway import PATIENCE
+
+SIZE = 8 * 2**20
+
+
+@pytest.fixture
+def cold(tmp_path: Path) -> Path:
+    """A file that is on the disk and not in memory."""
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(os.urandom(SIZE))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if in_memory(path) > 0.5:
+        pytest.skip("this file system keeps its files in memory whatever it is told")
+    return path
+
+
+def in_memory(path: Path) -> float:
+    """Return the share of a file's pages that the page cache has."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ | mmap.PROT_WRITE,
+                                            flags=mmap.MAP_PRIVATE) as mapped:  # fmt: skip
+        pages = -(-len(mapped) // mmap.PAGESIZE)
+        found = (ctypes.c_ubyte * pages)()
+        start = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+        assert ctypes.CDLL(None).mincore(ctypes.c_void_p(start), ctypes.c_size_t(len(mapped)), found) == 0
+        return sum(page & 1 for page in found) / pages
+
+
+def test_what_is_wanted_is_read(cold: Path) -> None:
+    ahead = ReadAhead()
+    ahead.start()
+    ahead.want([cold.with_name("gone.safetensors")])
+    ahead.want([cold])
+    ahead.stop()
+    deadline = time.monotonic() + PATIENCE  # the kernel reads after it was asked
+    while in_memory(cold) < 1.0:
+        assert time.monotonic() < deadline, f"{in_memory(cold):.0%} of the file is in memory"
+        time.sleep(0.01)
+
+
+def test_what_was_asked_for_a_moment_ago_is_not_asked_again(cold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(readahead, "read", asked.append)
+    ahead = ReadAhead()
+    for _ in range(3):
+        ahead.want([cold])
+    ahead.want([])
+    ahead.start()
+    ahead.stop()
+    assert asked == [(cold,)]
+
+
+def test_nothing_is_read_where_it_would_push_others_out(cold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readahead, "_SHARE", 0.0)
+    assert read([cold]) is False
+    assert in_memory(cold) < 0.5
