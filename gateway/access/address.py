@@ -6,7 +6,7 @@ Gateway process.
 import ipaddress
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from flask import Request
 
@@ -69,12 +69,20 @@ def require_local(request: Request, host: str) -> None:
     if not is_loopback(request.remote_addr or "") or any(name in request.headers for name in _FORWARDED):
         raise Forbidden("without API keys this answers only requests from this machine; "
                         "make a key: python main.py keys create NAME --role admin")  # fmt: skip
-    name = urlsplit(f"//{request.host}").hostname or ""
+    name = _split(f"//{request.host}").hostname or ""
     if name != "localhost" and not is_loopback(name) and name != host:
         raise Forbidden(f"without API keys this answers only to this machine's own names, not to {name}")
     origin = request.headers.get("Origin")
-    if origin and urlsplit(origin).netloc != request.host:
+    if origin and _split(origin).netloc != request.host:
         raise Forbidden(f"a page of {origin} may not administer this server")
+
+
+def _split(address: str) -> SplitResult:
+    """Return the parts of an address; of what is none, a part that is nobody's."""
+    try:
+        return urlsplit(address)
+    except ValueError:  # a bracket that is not closed, say
+        return SplitResult("", "", "", "", "")
 
 
 def is_local(request: Request, host: str) -> bool:

@@ -14,9 +14,10 @@ from typing import Any
 from flask import Flask, Response, g, request
 from flask_limiter import ApplicationLimit, Limiter, RateLimitExceeded
 from limits.errors import StorageError
+from limits.storage import storage_from_string
 
 from gateway.errors import GatewayError, Unavailable
-from utils.settings import Settings
+from utils.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
 _REDIS_SECONDS = 1  # how long a request may wait for the storage
@@ -110,6 +111,15 @@ class Rates:
         except Exception as error:  # whatever the storage's client raises: an answer does not fail for its headers
             log.debug("the rates' storage does not say what is left: %s", error)
         return response
+
+
+def check_storage(settings: Settings) -> None:
+    """:raises SettingsError: if ``rate_storage`` is no address of a storage. It need not answer yet."""
+    try:
+        storage_from_string(settings.rate_storage, **_storage_options(settings.rate_storage))
+    except Exception as error:  # whatever a storage's client raises of an address; which may have a password in it
+        raise SettingsError(f"setting 'rate_storage' cannot be used ({type(error).__name__}); "
+                            "write memory:// or redis://host:6379/0") from None  # fmt: skip
 
 
 def _storage_options(storage: str) -> dict[str, str | int]:

@@ -1,0 +1,92 @@
+"""What is decided about keys, addresses, usage and rates before any request: files, owners, settings, headers."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from flask import Flask, request
+
+from commands.doctor import network
+from commands.serve import check_configuration
+from gateway.access import keys
+from gateway.access.address import is_local
+from models_registry.catalog import load_catalog
+from utils.settings import Settings, SettingsError
+
+
+def settings_in(folder: Path, **given: object) -> Settings:
+    folders = {f"{name}_dir": folder / name for name in ("models", "logs", "tmp", "data")}
+    settings = Settings(profile="pocket", device="cpu", **folders, **given)  # type: ignore[arg-type]
+    settings.make_folders()
+    return settings
+
+
+def make_key(file: Path, **fields: object) -> None:
+    key_id, _, digest = keys.new_token()
+    with keys.changing(file) as found:
+        found.append(keys.Key(id=key_id, name=f"k{len(found)}", digest=digest, created=1.0, **fields))  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_root_makes_is_the_data_folder_s_owner_s(tmp_path: Path) -> None:
+    os.chown(tmp_path, 1234, 2345)
+    make_key(tmp_path / "keys.json")
+    for name in ("keys.json", "keys.lock"):
+        found = (tmp_path / name).stat()
+        assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (1234, 2345, 0o600), name
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_root_gives_no_other_file_away(tmp_path: Path) -> None:
+    (tmp_path / "secret").touch()
+    folder = tmp_path / "data"
+    folder.mkdir()
+    os.chown(folder, 1234, 2345)
+    os.link(tmp_path / "secret", folder / "keys.lock")
+    make_key(folder / "keys.json")
+    assert (tmp_path / "secret").stat().st_uid == 0
+
+
+def test_usage_that_cannot_be_kept_is_found_before_the_port(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path)
+    (settings.data_dir / "usage.db").write_bytes(b"this is no database" * 100)
+    with pytest.raises(SettingsError, match=r"usage cannot be recorded in .*usage\.db"):
+        check_configuration(settings, load_catalog(settings))
+
+
+@pytest.mark.parametrize("storage", ["redis://host:port/0", "redis://:secret@host:70000000x/0"])
+def test_rates_that_cannot_be_counted_are_found_before_the_port(tmp_path: Path, storage: str) -> None:
+    settings = settings_in(tmp_path, rate_storage=storage)
+    with pytest.raises(SettingsError, match="rate_storage") as raised:
+        check_configuration(settings, load_catalog(settings))
+    assert "secret" not in str(raised.value)
+
+
+def test_a_storage_need_not_answer_yet(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path, rate_storage="redis://127.0.0.1:1/0")
+    check_configuration(settings, load_catalog(settings))
+
+
+def test_doctor_reads_the_keys(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path, host="0.0.0.0")
+    file = keys.path(settings.data_dir)
+    assert network.find_keys(settings).status == "warning"
+    file.write_text(json.dumps({"version": 1, "keys": []}))
+    assert "anybody" in network.find_keys(settings).says
+    make_key(file, revoked=2.0)
+    found = network.find_keys(settings)
+    assert found.status == "warning" and "nobody" in found.says and found.do
+    make_key(file)
+    assert network.find_keys(settings).status == "ok"
+    file.write_text("garbage")
+    assert network.find_keys(settings).status == "failed"
+    file.unlink()
+    file.mkdir()
+    assert network.find_keys(settings).status == "failed"
+
+
+@pytest.mark.parametrize("headers", [{"Origin": "http://["}, {"Host": "["}, {"Host": "[x]"}])
+def test_an_address_that_is_none_is_not_this_machine_s(headers: dict[str, str]) -> None:
+    with Flask("test").test_request_context("/admin", headers=headers, environ_base={"REMOTE_ADDR": "127.0.0.1"}):
+        assert not is_local(request, "127.0.0.1")
