@@ -34,7 +34,7 @@ class TrustedProxies:
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if self._is_trusted(environ.get("REMOTE_ADDR", "")):
             for address in reversed(environ.get("HTTP_X_FORWARDED_FOR", "").split(",")):
-                if (parsed := _parse(address)) is None:
+                if (parsed := _parse(_without_port(address))) is None:
                     break  # nobody said who it was: it stays the proxy's
                 environ["REMOTE_ADDR"] = str(parsed)
                 if not self._is_trusted(str(parsed)):
@@ -44,6 +44,14 @@ class TrustedProxies:
     def _is_trusted(self, address: str) -> bool:
         parsed = _parse(address)
         return parsed is not None and any(parsed in network for network in self._trusted)
+
+
+def _without_port(entry: str) -> str:
+    """Return the address of an entry, of which some proxies write ``192.0.2.1:4711`` and ``[2001:db8::1]:4711``."""
+    entry = entry.strip()
+    if entry.startswith("["):
+        return entry[1:].partition("]")[0]
+    return entry.partition(":")[0] if entry.count(":") == 1 else entry
 
 
 def _parse(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -66,10 +66,10 @@ class Rates:
         lost = settings.rate_storage_lost
         self._settings = settings
         self._limiter = _Limiter(
-            _address,
+            whose_address,
             app=app,
             application_limits=[
-                ApplicationLimit(lambda: settings.rate_per_address or "", key_function=_address, scope="address",
+                ApplicationLimit(lambda: settings.rate_per_address or "", key_function=whose_address, scope="address",
                                  exempt_when=exempt),
                 ApplicationLimit(self._of_key, key_function=_key, scope="key", exempt_when=exempt),
             ],
@@ -129,8 +129,8 @@ def _storage_options(storage: str) -> dict[str, str | int]:
     return options
 
 
-def _address() -> str:
-    """Return whose rate it is: an address, or of IPv6 the network of 64 bits that one customer has all of."""
+def whose_address() -> str:
+    """Return whose rates and caps count: an address, or of IPv6 the network of 64 bits that one customer has all of."""
     try:
         address = ip_address(request.remote_addr or "")
     except ValueError:

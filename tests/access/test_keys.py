@@ -136,8 +136,14 @@ def test_requests_of_others(keys: Keys, alice: str) -> None:
     assert [one["id"] for one in keys.gateway.get("/v1/requests")["data"]] == [mine["id"]], "an admin sees all"
     assert keys.ask(bob, "DELETE", f"/v1/requests/{mine['id']}").status_code == 404
     assert not asked.done()
+    same = keys.gateway.later(lambda: keys.ask(bob, "POST", "/generate/deepseek", json=body,
+                                               headers={"X-Request-ID": mine["id"]}))  # fmt: skip
+    keys.gateway.until(lambda: listed(bob), "the request of the same id to be listed")
     assert keys.ask(alice, "DELETE", f"/v1/requests/{mine['id']}").json()["cancelled"]
     assert asked.result().status_code == 499
+    assert listed(bob) and not same.done(), "only her own"
+    assert keys.ask(bob, "DELETE", f"/v1/requests/{mine['id']}").json()["cancelled"]
+    assert same.result().status_code == 499
 
 
 def test_the_commands_that_ask(keys: Keys, alice: str, tmp_path: Path) -> None:

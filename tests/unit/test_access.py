@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 from flask import Flask, request
+from werkzeug.test import Client
+from werkzeug.wrappers import Request, Response
 
 from commands.doctor import network
 from commands.serve import check_configuration
 from gateway.access import keys
-from gateway.access.address import is_local
+from gateway.access.address import TrustedProxies, is_local, networks
+from gateway.routes.visits import _one_word
 from models_registry.catalog import load_catalog
 from utils.settings import Settings, SettingsError
 
@@ -90,3 +93,20 @@ def test_doctor_reads_the_keys(tmp_path: Path) -> None:
 def test_an_address_that_is_none_is_not_this_machine_s(headers: dict[str, str]) -> None:
     with Flask("test").test_request_context("/admin", headers=headers, environ_base={"REMOTE_ADDR": "127.0.0.1"}):
         assert not is_local(request, "127.0.0.1")
+
+
+@pytest.mark.parametrize(("said", "client"), [
+    ("192.0.2.7:4711", "192.0.2.7"), ("[2001:db8::7]:4711", "2001:db8::7"), ("[2001:db8::7]", "2001:db8::7"),
+    ("2001:db8::7", "2001:db8::7"), ("192.0.2.7, 127.0.0.1:80", "192.0.2.7"), ("nobody", "127.0.0.1"),
+])  # fmt: skip
+def test_a_forwarded_address_may_have_a_port(said: str, client: str) -> None:
+    application = TrustedProxies(Request.application(lambda request: Response(request.remote_addr)),
+                                 networks(["127.0.0.0/8"]))  # fmt: skip
+    answer = Client(application).get("/", headers={"X-Forwarded-For": said},
+                                     environ_overrides={"REMOTE_ADDR": "127.0.0.1"})  # fmt: skip
+    assert answer.text == client
+
+
+def test_a_path_is_one_word_of_a_log_line() -> None:
+    assert _one_word("/v1/models/größe") == "/v1/models/größe"
+    assert _one_word("/x 200 0.1s key=root\n\u2028%20") == "/x%20200%200.1s%20key=root%0A%E2%80%A8%2520"
