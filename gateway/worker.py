@@ -162,8 +162,8 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         if error.errno in _NO_FILES:
             self._make_room()
         if conn in self._arriving:
-            log.error("a request that arrives cannot be kept: %s", error)
-            self._refuse(conn, 503, "the request cannot be kept while it arrives; try again")
+            self._refuse(conn, 503, "the request cannot be kept while it arrives; try again",
+                         f"its request cannot be kept while it arrives: {error}", logging.ERROR)  # fmt: skip
 
     def _relieve(self) -> None:
         """Hold no more than a share of the disk for requests that arrive: drop the oldest of the address that holds
@@ -201,8 +201,10 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         self.nr_conns -= 1
         conn.close()
 
-    def _refuse(self, conn: TConn, status: int, details: str, logged: str | None = None) -> None:
-        log.info("dropped %s: %s", conn.client[0], logged or f"{status}, {details}")
+    def _refuse(
+        self, conn: TConn, status: int, details: str, logged: str | None = None, level: int = logging.INFO
+    ) -> None:
+        log.log(level, "dropped %s: %s", conn.client[0], logged or f"{status}, {details}")
         self._say(conn, refusal(status, details))
         self._leave(conn).forget()
         self._linger(conn, _LINGER_CUT)

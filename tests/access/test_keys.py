@@ -12,9 +12,11 @@ from typing import Any
 import openai
 import pytest
 
+from commands.doctor import network
 from tests.access.conftest import Keys, administered
 from tests.conftest import Start
 from tests.support.gateway import ONE_AT_ONCE, PARIS, ROOT, STORY, only
+from utils.settings import Settings
 
 ROUTES = ["/v1/models", "/v1/requests", "/admin/model_status", "/generate/deepseek", "/nothing/here", "/metrics"]
 
@@ -47,6 +49,8 @@ def test_health_is_for_everybody_and_says_little(keys: Keys, alice: str) -> None
     assert keys.ask(None, "GET", "/health").json() == {"status": "healthy"}
     assert keys.ask(None, "GET", "/health/ready").status_code == 200
     assert keys.ask(alice, "GET", "/health").json()["vlm_config"]
+    told = network.find_port(Settings(host="127.0.0.1", port=keys.gateway.port))
+    assert told.status == "ok" and "running Switchyard" in told.says, "the doctor knows it by that little"
 
 
 @pytest.mark.parametrize("spoil", [

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,11 @@ from commands.doctor import network
 from commands.serve import check_configuration
 from gateway.access import keys
 from gateway.access.address import TrustedProxies, is_local, networks
+from gateway.arriving import Arrival, Pace
 from gateway.routes.visits import _one_word
+from main import main
 from models_registry.catalog import load_catalog
+from tests.support.gateway import ROOT
 from utils.settings import Settings, SettingsError
 
 
@@ -110,3 +115,34 @@ def test_a_forwarded_address_may_have_a_port(said: str, client: str) -> None:
 def test_a_path_is_one_word_of_a_log_line() -> None:
     assert _one_word("/v1/models/größe") == "/v1/models/größe"
     assert _one_word("/x 200 0.1s key=root\n\u2028%20") == "/x%20200%200.1s%20key=root%0A%E2%80%A8%2520"
+
+
+def test_keys_are_listed_without_a_usage_that_can_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_in(tmp_path)
+    make_key(keys.path(settings.data_dir))
+    (settings.data_dir / "usage.db").write_bytes(b"this is no database" * 100)
+    monkeypatch.setenv("SWITCHYARD_DATA_DIR", str(settings.data_dir))
+    assert main(["keys", "list", "--json"]) == 0
+    said = capsys.readouterr()
+    assert [key["last_used"] for key in json.loads(said.out)] == [None]
+    assert "usage.db cannot be read" in said.err
+
+
+def test_a_long_body_has_no_more_time_than_the_longest(tmp_path: Path) -> None:
+    arrival = Arrival(0.0, Pace(head=20.0, body=30.0, rate=10.0, longest=600.0), 2**20, tmp_path)
+    arrival.feed(b"POST / HTTP/1.1\r\nContent-Length: 500000\r\n\r\n", 5.0)
+    assert arrival.deadline == 35.0
+    arrival.feed(b"x" * 1000, 6.0)
+    assert arrival.deadline == 135.0
+    arrival.feed(b"x" * 400_000, 7.0)
+    assert arrival.deadline == 605.0
+    arrival.forget()
+
+
+def test_files_may_be_open_up_to_the_bound() -> None:
+    script = ("import resource, gateway.server as s; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 1000));"
+              "s.raise_file_limit(); print(resource.getrlimit(resource.RLIMIT_NOFILE))")  # fmt: skip
+    told = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert told.stdout == "(1000, 1000)\n", told.stderr
