@@ -34,4 +34,5 @@ def read_by(spec: ModelSpec, models_dir: Path) -> list[Path]:
     """Return the files a load of the model would read its weights from."""
     path, kept = spec.path(models_dir), quantized.root(models_dir)
     found = quantized.weights(kept, spec.name, spec.quant_bits) if spec.quant_bits < 16 else []
+    found.sort(key=lambda file: not file.name.startswith("packed-"))  # those laid out are wanted first
     return found or ([path] if path.is_file() else sorted(path.glob("*.safetensors")))

@@ -141,6 +141,8 @@ class Runners:
                     self._owner.post(event)
                     self.predict(self._catalog[handle.load.name])  # a replica on another slot will take as much
                     return
+            case events.Recharge(load_id, size) if self._handles[load_id].load.level in ("normal", "cpu"):
+                self._record(self._handles[load_id], size)
             case events.LoadFailed(load_id, cause) if self._handles[load_id].failed_by == "out_of_memory":
                 self._owner.post(self._load_again(self._handles[load_id], cause))
                 self._owner.call(lambda: self._drop(load_id))

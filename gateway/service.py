@@ -59,8 +59,9 @@ class Gateway:
         self.runners = Runners(settings, catalog, self.placement, self.zygotes, self.owner, self.metrics)
         self._loads = Loads(self)
         self.readahead = ReadAhead()
+        cpu_slots = [place.name for place in self.placement.places.values() if place.gpu is None]
         self.watchdog = Watchdog(lambda: list(self.runners), self.owner.post, self.placement.cpu_budget,
-                                 settings.memory_margin, settings.memory_floor)  # fmt: skip
+                                 settings.memory_margin, settings.memory_floor, cpu_slots, self.zygotes.shrink)
         self._tickets: dict[str, Ticket] = {}
         self._stop_lock = threading.Lock()
         self.metrics.registry.register(Standing(self))
@@ -165,10 +166,10 @@ class Gateway:
             log.info("%s is loaded as it should be again, the next time", spec.name)
             self.runners.move(spec.name)
             spec = self.spec(spec.name)
-        if not any(handle.loaded for handle in self.runners.of(spec.name)):
+        cold = not any(handle.loaded for handle in self.runners.of(spec.name))
+        if cold:
             model_files.require(spec, self.settings.models_dir)
             self.runners.predict(spec)
-            self.readahead.want(model_files.read_by(spec, self.settings.models_dir))
         counted, request_id = request_id is not None, request_id or request_ids.new()
         deadline = time.monotonic() + (timeout or self.settings.request_timeout)
         ticket = Ticket(self, spec, request_id, deadline, priority, retry, places, replica)
@@ -180,6 +181,8 @@ class Gateway:
             self.forget(request_id)
             self.metrics.finished(ticket.course)
             raise
+        if cold:
+            self.readahead.want(model_files.read_by(spec, self.settings.models_dir))
         return ticket
 
     def reserve(self, ticket: Ticket) -> None:

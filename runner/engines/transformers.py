@@ -93,8 +93,9 @@ class Transformers:
         torch.seed()  # forked runners would otherwise all draw the same random numbers
         self._phases.lap("fork")
         model, self._ahead = self._ahead, None
-        if model is None and (self._device.type != "cpu" or self._load.max_memory):
+        if model is None:  # on a GPU; or they were kept since this was opened
             model = self._weights.read_kept()
+            self._mapped_bytes = mapped_bytes(model) if model is not None and self._device.type == "cpu" else 0
             self._phases.lap("quantized weights")
         if model is None:
             model = self._weights.read()
@@ -110,10 +111,12 @@ class Transformers:
         return Loaded(
             self._load.load_id, self._load.device, int(self._model.get_memory_footprint()), self._context,
             self._phases.seconds, self._weights.describe(), self._mapped_bytes,
+            self._weights.passing_bytes,
         )  # fmt: skip
 
-    def settle(self) -> None:
+    def settle(self) -> int:
         self._weights.settle(self._model)
+        return mapped_bytes(self._model) if self._device.type == "cpu" else 0
 
     def _prepare_batch(self) -> None:
         """See whether this model can decode in rows, and how much memory they may take."""

@@ -48,6 +48,7 @@ class Weights:
         self._progress = progress
         self._device = torch.device(load.device)
         self._to_keep: dict[str, Any] | None = None
+        self._laid_out = False
         self.kept = self._folder() if self._keeps else None
 
     def adopt(self, load: Load, progress: ProgressReport) -> None:
@@ -64,6 +65,12 @@ class Weights:
         if sum(sizes.values()) < _WORTH_KEEPING:
             return True
         return self._load.quant_bits == 16 and 2 * sizes[self._dtype] > sum(sizes.values())
+
+    @property
+    def passing_bytes(self) -> int:
+        """Bytes of quantized weights as they are kept, which go once they are: the model has its own, laid out."""
+        kept = self._to_keep or {}
+        return sum(value.nbytes for value in kept.values() if value.dtype == torch.uint8) if self._laid_out else 0
 
     def describe(self) -> str:
         named = {4: "bitsandbytes nf4, double quantization", 8: "bitsandbytes int8"}
@@ -87,7 +94,7 @@ class Weights:
             raise DamagedError(f"the checkpoint in {self._load.path} cannot be loaded: {error}") from error
         if self.kept is not None and _WORTH_KEEPING <= model.get_memory_footprint() <= self._load.quantized_limit:
             self._to_keep = model.state_dict()  # as bitsandbytes saves it: laid out, it would be saved with losses
-        packed4.pack(model)
+        self._laid_out = packed4.pack(model) > 0
         return model.eval()
 
     def read_kept(self) -> PreTrainedModel | None:
@@ -192,7 +199,7 @@ def mapped_bytes(model: PreTrainedModel) -> int:
     go that were read on the way."""
     found = mapped.ranges()
     mapped.release(found)
-    tensors = [*model.parameters(), *model.buffers()]
+    tensors = [*model.parameters(), *model.buffers(), *packed4.scales(model)]
     return mapped.bytes_within(found, ((tensor.data_ptr(), tensor.nbytes) for tensor in tensors))
 
 
