@@ -1,6 +1,6 @@
 """The blocks of code in the documentation's pages, and the shell scripts they make.
 
-A line that begins with ``# `` after a command says what comes back. A block that no test runs is followed by a paragraph
+A line that begins with ``# `` after a command says what comes back. After a block that no test runs there is a paragraph
 that begins with ``Not run by the tests:``.
 """
 
@@ -16,7 +16,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _REASON = re.compile(r"\n+\*Not run by the tests: ([^*]+)\*")
 _PYTHON = re.compile(r"(?<![\w/.-])(?:\.venv/bin/python|python3?)(?= )")
-_MARK = "@@@ back from the page's command"
+_MARK = "@@@ end of a command"
 
 
 @dataclass(frozen=True)
