@@ -1,7 +1,7 @@
 """The blocks of code in the documentation's pages, and the shell scripts they make.
 
-A line that begins with ``# `` after a command says what comes back. After a block that no test runs there is a paragraph
-that begins with ``Not run by the tests:``.
+A line that begins with ``# `` after a command says what comes back. A block that no test runs is followed by a
+paragraph that begins with ``Not run by the tests:``.
 """
 
 import re
