@@ -1,6 +1,6 @@
-"""A hook for tests: makes memory run out where they want it to, as the libraries report it.
+"""A hook for tests: makes memory run out where they want it to, as the libraries report it, or a step hang.
 
-Read from ``SWITCHYARD_INJECT_OOM`` by runners alone; without it nothing here is in any call's way. The variable holds
+Read from ``SWITCHYARD_INJECT_FAULT`` by runners alone; without it nothing here is in any call's way. The variable holds
 rules, separated by ``;``, each a place and its conditions:
 
     load model=a times=1; step above=2 kind=cpu; read level=normal times=3; step after=5 kind=kill
@@ -10,11 +10,13 @@ Places are ``load``, ``prepare``, ``read``, ``share``, ``step`` and ``apart``. C
 concerned, ``after`` that so many calls went well before, ``times`` that it happened less often in this process, and
 ``once`` that it did not happen in any: it names a file, which is then made. ``kind`` is what happens: ``cuda`` and
 ``cpu`` raise torch's errors, ``memory`` (the default) raises MemoryError, ``kill`` ends the process as the kernel's
-out-of-memory killer does, and ``grow:300MB`` takes that much memory and goes on. Runner process.
+out-of-memory killer does, ``grow:300MB`` takes that much memory and goes on, and ``hang:FILE`` waits while there is
+that file. Runner process.
 """
 
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +27,9 @@ import numpy as np
 from protocol.messages import Load
 from utils.units import parse_bytes
 
-VARIABLE = "SWITCHYARD_INJECT_OOM"
+VARIABLE = "SWITCHYARD_INJECT_FAULT"
 _PLACES = ("load", "prepare", "read", "share", "step", "apart")
+_LOOK = 0.05  # seconds
 _hoard: list[Any] = []
 
 
@@ -62,6 +65,9 @@ def _happen(kind: str) -> None:
     kind, _, size = kind.partition(":")
     if kind == "grow":
         _hoard.append(np.ones(int(parse_bytes(size)), dtype=np.uint8))
+    elif kind == "hang":
+        while Path(size).exists():
+            time.sleep(_LOOK)
     elif kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif kind == "cuda":

@@ -50,22 +50,19 @@ def usage() -> Response:
     since, until, log = asked.get("since"), asked.get("until"), access().usage
     if asked.get("records", "false") not in ("true", "false"):
         raise BadRequest("parameter 'records': must be true or false", param="records")
+    limit = _limit(asked["limit"]) if "limit" in asked else None
     if asked.get("records") == "true":
-        rows = log.records(filters, _limit(asked.get("limit")), since, until)
-    elif "limit" in asked:
-        raise BadRequest("parameter 'limit': only with records=true", param="limit")
+        rows = log.records(filters, limit or _LIMIT, since, until)
     else:
-        rows = log.sums(filters, since, until)
+        rows = log.sums(filters, since, until)[:limit]
     if _wants_csv(asked.get("format")):
         return _csv(RECORDS if asked.get("records") == "true" else SUMS, rows)
     now = time.time()
     return reply(UsageReport, data=rows, keys={key.name: log.quotas.used(key, now) for key in access().ring.valid()})
 
 
-def _limit(text: str | None) -> int:
-    if text is None:
-        return _LIMIT
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= _MOST:
+def _limit(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:7]) <= _MOST or len(text) > 6:
         raise BadRequest(f"parameter 'limit': must be 1 to {_MOST}", param="limit")
     return int(text)
 

@@ -131,31 +131,19 @@ def test_forkserver_killed_while_idle_comes_back_by_itself(start: Start) -> None
 # -- loads that hang ---------------------------------------------------------------------------------------------------
 
 
-def _hang(folder: Path) -> None:
-    """Make a checkpoint's weights a pipe nobody writes to: reading it never ends.
-
-    The gateway itself looks at the headers of the files in the folder, and finds a sound one; the index sends a
-    runner to the one below.
-    """
-    shutil.copytree(CHECKPOINT, folder)
-    weights = (folder / "model.safetensors").rename(folder / "sound.safetensors").read_bytes()
-    header = json.loads(weights[HEADER : HEADER + int.from_bytes(weights[:HEADER], "little")])
-    names = {name: "below/pipe.safetensors" for name in header if name != "__metadata__"}
-    index = {"metadata": {"total_size": len(weights)}, "weight_map": names}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "below").mkdir()
-    os.mkfifo(folder / "below" / "pipe.safetensors")
+SLOW = [f"slow{number}" for number in range(1, 5)]
 
 
 @pytest.fixture(scope="module")
 def hanging(start_for_module: Start, tmp_path_factory: pytest.TempPathFactory) -> GatewayProcess:
-    """A gateway with four models whose loads never end, one for each test, and the text model, loaded."""
+    """A gateway with four models whose loads hang while a file of the model's name is in its home, one model for each
+    test, and the text model, loaded."""
     home = tmp_path_factory.mktemp("hanging")
-    names = [f"slow{number}" for number in range(1, 5)]
-    for name in names:
-        _hang(home / name)
-    models = only("deepseek", **{name: reasoner_at(home / name) for name in names})
-    gateway = start_for_module(models=models, load_timeout="5s").preloaded()
+    for name in SLOW:
+        (home / name).touch()
+    models = only("deepseek", **dict.fromkeys(SLOW, reasoner_at(CHECKPOINT)))
+    rules = [f"load model={name} kind=hang:{home / name}" for name in SLOW]
+    gateway = start_for_module(models=models, load_timeout="5s", inject_fault=";".join(rules)).preloaded()
     gateway.load("deepseek")
     return gateway
 
@@ -188,7 +176,9 @@ def test_a_load_that_hangs(hanging: GatewayProcess) -> None:
     assert "Paris" in hanging.answer("deepseek", **PARIS)["response"]
 
 
-def test_unload_during_a_load_then_ask_again(hanging: GatewayProcess) -> None:
+def test_unload_during_a_load_then_ask_again(
+    hanging: GatewayProcess, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     load = hanging.later(hanging.post, "/admin/models/slow2/load")
     pid = reading(hanging, "slow2")
     assert hanging.post("/admin/models/slow2/unload").status_code == 409
@@ -197,9 +187,7 @@ def test_unload_during_a_load_then_ask_again(hanging: GatewayProcess) -> None:
     assert "unloaded" in load.result().json()["details"]
     assert pid not in hanging.runners()
 
-    folder = Path(hanging.model("slow2")["path"])
-    (folder / "below" / "pipe.safetensors").unlink()
-    shutil.copy(folder / "sound.safetensors", folder / "below" / "pipe.safetensors")
+    tmp_path_factory.getbasetemp().joinpath("hanging0", "slow2").unlink()
     assert "42" in hanging.answer("slow2", **SUM)["response"]
 
 

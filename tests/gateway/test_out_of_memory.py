@@ -46,7 +46,7 @@ def short(start_for_module: Start, tmp_path_factory: pytest.TempPathFactory) -> 
     text = ";".join(f"{place} model={name} {rest}" for name, rule in rules.items()
                     for place, _, rest in [rule.partition(" ")])  # fmt: skip
     models = {name: reasoner_at(CHECKPOINT, cache_tokens=2048) for name in (*rules, "bystander", "limited")}
-    return start_for_module(models=only(**models), inject_oom=text, slot_budget=BUDGET, memory_floor=0).preloaded()
+    return start_for_module(models=only(**models), inject_fault=text, slot_budget=BUDGET, memory_floor=0).preloaded()
 
 
 def steps(gateway: GatewayProcess, model: str) -> dict[str, int]:
@@ -207,10 +207,10 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
     with pytest.MonkeyPatch.context() as patched:
         for name in [name for name in os.environ if name.startswith("SWITCHYARD_")]:
             patched.delenv(name)
-        patched.setenv("SWITCHYARD_INJECT_OOM", "load model=falls level=normal,small_batch,offload kind=cuda;"
+        patched.setenv("SWITCHYARD_INJECT_FAULT", "load model=falls level=normal,small_batch,offload kind=cuda;"
                        f"step model=victim above=1 after=3 kind=kill; load model=young once={home}/killed kind=kill"
                        )  # fmt: skip
-        patched.setattr(devices, "gpus", lambda: [devices.Gpu(0, "none", 8 * 10**9, 8 * 10**9)])
+        patched.setattr(devices, "gpus", lambda: [devices.Gpu(0, 0, "GPU-0", "none", 8 * 10**9, 8 * 10**9)])
         patched.setattr(watchdog, "kernel_kills", itertools.count().__next__)
         app = create_app(Settings(profile="pocket", models_file=catalog, degraded_for=0.0, cpu_threads=1, **folders))
         yield app

@@ -64,10 +64,11 @@ class Prometheus:
         return told["data"]
 
     def up(self) -> bool:
-        try:
-            return self.query('up{job="switchyard"}') == [1]
+        try:  # until it has read its own files it says 503
+            ready = self.client.get("../../-/ready").status_code == 200
         except httpx.TransportError:
             return False
+        return ready and self.query('up{job="switchyard"}') == [1]
 
     def close(self) -> None:
         self.client.close()

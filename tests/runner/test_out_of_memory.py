@@ -25,7 +25,7 @@ ANSWERS = ["1 + 25 = 26", "17 + 25 = 42", "40 + 25 = 65"]
 
 def short(model: Any, text: str, monkeypatch: pytest.MonkeyPatch, **fields: Any) -> Crowd:
     """A batch over an engine that runs out of memory by these rules."""
-    monkeypatch.setenv("SWITCHYARD_INJECT_OOM", text)
+    monkeypatch.setenv("SWITCHYARD_INJECT_FAULT", text)
     load = load_of("transformers", "deepseek", CHECKPOINT, **fields)
     return Crowd(Watched(around(model, load)))
 
