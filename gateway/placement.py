@@ -7,13 +7,11 @@ import logging
 import os
 from dataclasses import dataclass
 
-import psutil
-
 from gateway import devices
 from gateway.devices import Gpu
 from gateway.footprint import LEAST_CACHE, Charge, Footprints, usual_bits
 from gateway.ladder import OFFLOAD_SHARE, Ladder
-from gateway.watchdog import available
+from gateway.watchdog import available, host_bytes
 from models_registry.catalog import Catalog, CatalogError
 from models_registry.spec import ModelSpec, QuantBits
 from utils.settings import Settings, SettingsError
@@ -193,7 +191,7 @@ def _cpu_names(settings: Settings) -> list[str]:
 
 def _cpu_places(settings: Settings, names: list[str], chosen: bool) -> list[Place]:
     """Divide the CPU's share of RAM. ``slot_budget`` is for the devices that were chosen, not for the CPU beside."""
-    total = psutil.virtual_memory().total
+    total = host_bytes()
     share = int(total * settings.cpu_utilization) // len(names)
     usual = settings.slot_budget if chosen and settings.slot_budget is not None else share
     places = [Place(name, "cpu", settings.slot_budgets.get(name, usual)) for name in names]

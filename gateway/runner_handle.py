@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 
@@ -165,7 +165,9 @@ class RunnerHandle:
 
     def starve(self, cause: str) -> None:
         """End the runner because it takes too much memory: its requests, or its load, ran out of memory."""
-        self._starved = self._starved or cause
+        if self._starved is not None:
+            return  # it is on its way
+        self._starved = cause
         self._count(self.load.name, "ended")
         if self.loaded is None:
             self.end("out_of_memory")
@@ -254,9 +256,7 @@ class RunnerHandle:
                 self.progress = message
             case messages.Loaded():
                 self.loaded = message
-                measured = self.measure()
-                if measured is not None and self.pid and (private := watchdog.private_bytes(self.pid)) is not None:
-                    self.baseline = (measured, private)
+                measured = self._weigh()
                 # The cache is not there yet: it grows with the requests, up to what is set aside for it.
                 taken = self.predicted if measured is None else measured + self.reserve
                 self.measured, self.size_at_load, self.charged = measured is not None, measured, taken
@@ -270,8 +270,8 @@ class RunnerHandle:
                 if kind != "out_of_memory":
                     self._zygotes.unfit(self.load, error)
                 self.end("load_failed")
-            case messages.Settled():
-                self._zygotes.prepare(self.load, self._needs)
+            case messages.Settled(_, mapped):
+                self._settled(mapped)
             case messages.Relief(step, error, batch, most):
                 log.warning("%s ran out of memory (%s): %s; up to %d of %d answers at once", self.load_id, error,
                             step.replace("_", " "), batch, most)  # fmt: skip
@@ -282,6 +282,29 @@ class RunnerHandle:
                     flight.mailbox.put(message)
             case messages.Done(request_id) | messages.Failed(request_id):
                 self._finish(request_id, message)
+
+    def _weigh(self) -> int | None:
+        """Measure the runner, less what it will not have for long, and have the watchdog reckon from that."""
+        measured = self.measure()
+        private = watchdog.private_bytes(self.pid) if self.pid else None
+        if measured is None or private is None:
+            return measured
+        passing = self.loaded.passing_bytes if self.loaded else 0
+        self.baseline = (measured - passing, private - passing)
+        return measured - passing
+
+    def _settled(self, mapped: int) -> None:
+        """Its weights may have been laid out anew: what it takes is measured again, and it gets a zygote."""
+        assert self.loaded is not None
+        self.loaded = replace(self.loaded, mapped_bytes=mapped, passing_bytes=0)
+        answering = bool(self._in_flight)  # then a cache is there too, which is charged already
+        if self.measured and not answering and (measured := self._weigh()) is not None:
+            self.size_at_load, self.charged = measured, measured + self.reserve
+            self._post(events.Recharge(self.load_id, self.charged))
+        try:
+            self._zygotes.prepare(self.load, self._needs)
+        except OSError as error:  # nothing depends on it
+            log.warning("%s gets no zygote: %s", self.load.name, error)
 
     def _finish(self, request_id: str, message: messages.Done | messages.Failed) -> None:
         if isinstance(message, messages.Done):
@@ -306,6 +329,8 @@ class RunnerHandle:
             log.warning("%s does not end by itself and is killed", self.load_id)
             child.kill(signal.SIGKILL)
             child.wait_ended()
+        if self.from_zygote and (not asked or self._ending == "load_timeout"):
+            self._zygotes.unfit(self.load, cause)  # whatever it was, the next one starts anew
         if not asked and child.ended.wait(_REAP_PATIENCE) and child.status is not None:
             cause += f" ({describe_status(child.status)})" if "unexpectedly" in cause else ""
         if child.pid is not None and self.loaded is not None:

@@ -304,7 +304,7 @@ class Ticket:
         if self._replays > _MOST_REPLAYS:
             raise Unavailable(f"{self.spec.name} ran out of memory {self._replays} times over this request: "
                               f"{failed.error}")  # fmt: skip
-        self._gateway.ran_out(handle, failed)
+        self._gateway.runners.ran_out(handle, failed)
         self._handle, self._sent, self._over, self.tokens = None, False, False, 0
         self.course.again()
         self._gateway.reserve(self)

@@ -10,7 +10,7 @@ decides nothing about slots.
 import logging
 import resource
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -65,17 +65,20 @@ class _Seen:
 
 class Watchdog:
     """``runners`` returns those there are; ``budget`` is the CPU slot's, None where there is none; ``margin`` is a
-    share of a runner's charge, ``floor`` bytes of the machine that must stay available."""
+    share of a runner's charge, ``floor`` bytes of the machine that must stay available. ``slots`` are the CPU's, whose
+    idle models go before anything worse, and ``shrink`` gives up what is only kept for speed, if there is any."""
 
     def __init__(
         self, runners: Callable[[], list[Watched]], post: Callable[[events.Event], None], budget: int | None,
-        margin: float, floor: int,
+        margin: float, floor: int, slots: Sequence[str] = ("cpu",), shrink: Callable[[], bool] = lambda: False,
     ) -> None:
         self._runners = runners
         self._post = post
         self._budget = budget
         self._margin = margin
         self._floor = floor
+        self._slots = slots
+        self._shrink = shrink
         self._raised: dict[str, int] = {}
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
@@ -108,8 +111,10 @@ class Watchdog:
         if self._budget is not None and (total := sum(one.taken for one in seen)) > self._budget:
             self._end(seen, f"the models on the CPU took {format_bytes(total)} of {format_bytes(self._budget)}")
         elif seen and (free := available()) < self._floor:
-            if not self._end(seen, f"the machine had only {format_bytes(free)} of memory left"):
-                self._post(events.Squeeze("cpu"))
+            if self._shrink() or self._end(seen, f"the machine had only {format_bytes(free)} of memory left"):
+                return
+            for slot in self._slots:
+                self._post(events.Squeeze(slot))
 
     def _charge(self, one: _Seen) -> None:
         """Have it charged for what it takes if that is by a margin more than was set aside, and no longer after."""
@@ -173,7 +178,18 @@ def available() -> int:
         stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
         return free
-    return free if limit == "max" else min(free, int(limit) - used + int(stat.get("inactive_file", 0)))
+    return free if limit == "max" else min(free, int(limit) - used + int(stat.get("inactive_file", 0))
+                                                   + int(stat.get("active_file", 0)))
+
+
+def host_bytes() -> int:
+    """Return the bytes of RAM there are, of the machine or within this container's limit."""
+    total = int(psutil.virtual_memory().total)
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+    except OSError:
+        return total
+    return total if limit == "max" else min(total, int(limit))
 
 
 def kernel_kills() -> int | None:

@@ -51,7 +51,7 @@ class Zygotes:
         self._limit = limit
         self._lock = threading.Lock()
         self._known: dict[str, Zygote] = {}
-        self._unfit: set[str] = set()
+        self._unfit: dict[str, dict[str, tuple[int, int]]] = {}  # by key, with the files as they were
 
     def fork(self, load: Load, needs: Sequence[str], channel: socket.socket) -> Child:
         """Ask for a runner of this load. See :meth:`Spawner.fork`."""
@@ -73,16 +73,16 @@ class Zygotes:
 
     def prepare(self, load: Load, needs: Sequence[str]) -> None:
         """See to it that the next load like this one finds a zygote. Does not wait."""
-        key = _key(load)
-        message = asdict(load)
+        key, files, message = _key(load), _files(load), asdict(load)
         with self._lock:
             too_long = len(json.dumps(message)) > BUFFER
-            if not self._limit or load.max_memory or too_long or key in self._known or key in self._unfit:
+            if not self._limit or load.max_memory or too_long or key in self._known or self._unfit.get(key) == files:
                 return
+            self._unfit.pop(key, None)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
                 process = self._spawner.fork(f"zygote-{load.name}-{uuid.uuid4().hex[:8]}", needs, theirs, role="zygote")
-            zygote = self._known[key] = Zygote(load, _files(load), process)
+            zygote = self._known[key] = Zygote(load, files, process)
             zygote.line = Line(f"zygote-{load.name}", ours, lambda message: self._hear(zygote, message),
                                lambda: self._ended(zygote))  # fmt: skip
         zygote.line.send(message)
@@ -93,11 +93,20 @@ class Zygotes:
             if zygote.opened and _is_stale(zygote):
                 self._give_up(zygote, "its files have changed")
 
+    def shrink(self) -> bool:
+        """Give up the one used least recently, as memory is short. Return whether there was one."""
+        with self._lock:
+            opened = [zygote for zygote in self._known.values() if zygote.opened]
+        if opened:
+            self._give_up(min(opened, key=lambda zygote: zygote.used), "memory is short")
+        return bool(opened)
+
     def unfit(self, load: Load, why: str) -> None:
         """A runner forked from this load's zygote could not load: the next ones start anew."""
         with self._lock:
             zygote = self._known.get(_key(load))
-            self._unfit.add(_key(load))
+            if zygote is not None:
+                self._unfit[_key(load)] = zygote.files
         if zygote is not None:
             self._give_up(zygote, why)
 
@@ -123,9 +132,9 @@ class Zygotes:
         """It is ready, or has said that it will not do."""
         with self._lock:
             if message["event"] == "unfit":
-                self._unfit.add(_key(zygote.load))
+                self._unfit[_key(zygote.load)] = zygote.files
                 return
-            zygote.opened = message
+            zygote.opened, zygote.used = message, time.monotonic()
             by_use = sorted(self._known.values(), key=lambda known: known.used)
             total = sum(known.private_bytes for known in by_use)
             surplus = []
@@ -135,8 +144,8 @@ class Zygotes:
                 if known.opened:
                     surplus.append(known)
                     total -= known.private_bytes
-            if zygote in surplus:
-                self._unfit.add(_key(zygote.load))
+            if zygote in surplus:  # the last one used: it has too much for itself alone
+                self._unfit[_key(zygote.load)] = zygote.files
         what = "with its weights" if message["weights"] else "without weights"
         log.info("%s has a zygote, %s, %.0f MB of its own", zygote.load.name, what, zygote.private_bytes / 1e6)
         for known in surplus:
@@ -162,7 +171,7 @@ def _key(load: Load) -> str:
 
 def _files(load: Load) -> dict[str, tuple[int, int]]:
     path = Path(load.path)
-    files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.json"), *path.glob("*.jinja")]
+    files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
     return {str(file): (found.st_size, found.st_mtime_ns) for file in files if (found := file.stat())}
 
 

@@ -172,9 +172,12 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Runner to gateway: ready. ``weight_bytes`` is the sum over tensors, ``mapped_bytes`` those of them that are used
-    where they lie in their file; ``phases`` are seconds by phase. ``peak_bytes`` is how much more of its
-    device the load had taken at its highest than it takes now."""
+    """Runner to gateway: ready.
+
+    ``weight_bytes`` is the sum over tensors, ``mapped_bytes`` those of them that are used where they lie in their file,
+    and ``passing_bytes`` what is there only until it has settled. ``phases`` are seconds by phase, and ``peak_bytes`` is
+    how much more of its device the load had taken at its highest than it takes now.
+    """
 
     load_id: str
     device: str
@@ -183,6 +186,7 @@ class Loaded:
     phases: dict[str, float]
     quantization: str
     mapped_bytes: int = 0
+    passing_bytes: int = 0
     peak_bytes: int = 0
 
 
@@ -195,9 +199,11 @@ class LoadFailed:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """Runner to gateway: what could wait until after the load is done too, and the next load may be faster for it."""
+    """Runner to gateway: what could wait until after the load is done too, and the next load may be faster for it.
+    ``mapped_bytes`` is as in Loaded, and may have changed."""
 
     load_id: str
+    mapped_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,21 +18,17 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
-from typing import TypeVar
 
-from protocol.messages import Failed, Relief, RunnerMessage, Step
+from protocol.messages import Failed, RunnerMessage
 from runner.engines.base import Engine, Logits, Sequence
 from runner.errors import OutOfMemory, classify, out_of_memory
 from runner.job import Job
-from runner.relief import release
+from runner.relief import Restraint, bare, release
 from utils.log_lines import about
-
-T = TypeVar("T")
 
 log = logging.getLogger("runner")
 _READING_SECONDS = 0.4  # that the next token of others, or a cancellation, may have to wait for prompts
 _LOOK = 0.05  # seconds between looks at the clock while waiting for company
-_CALM = 1024  # steps without want of memory after which more are answered at once again
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +74,7 @@ class Batch:
         self._waiting: deque[Sequence] = deque()
         self._reading: list[Sequence] = []
         self._active: list[Sequence] = []
-        self._bound = self._engine.rows
-        self._largest_piece = self._engine.piece_bounds[1]
-        self._strained_at = 0  # in the engine's steps
+        self._restraint = Restraint(engine, send)
 
     def __len__(self) -> int:
         """How many answers are being made."""
@@ -115,7 +109,7 @@ class Batch:
     def _company(self) -> Iterable[Prepared | Job]:
         """Wait for others to share the batch of an idle model from the beginning, as long as the spec says."""
         until, arrived = time.monotonic() + self._wait, 1
-        while arrived < self._bound and (left := until - time.monotonic()) > 0:
+        while arrived < self._restraint.rows and (left := until - time.monotonic()) > 0:
             try:
                 yield self._inbox.get(timeout=min(left, _LOOK))
                 arrived += 1
@@ -127,7 +121,7 @@ class Batch:
         if prepared.error is not None:
             self._fail([prepared.job], prepared.error, alone=not (self._active or self._reading))
         if prepared.job.relief:
-            self._note("retried", OutOfMemory("a request was prepared"), prepared.sequences)
+            self._restraint.note("retried", OutOfMemory("a request was prepared"), prepared.sequences)
         self._waiting.extend(prepared.sequences)
 
     def _drop_unwanted(self) -> None:
@@ -147,7 +141,7 @@ class Batch:
             started, before = time.monotonic(), sum(sequence.read for sequence in group)
             try:
                 with about(*{sequence.job.request.request_id: None for sequence in group}):
-                    scores = self._twice(partial(self._engine.read, group), group, group)
+                    scores = self._restraint.twice(partial(self._engine.read, group), group, group)
             except Exception as error:
                 self._reading = []
                 if self._relieve(error, group):
@@ -164,7 +158,7 @@ class Batch:
 
     def _pace(self, tokens: int, seconds: float) -> None:
         """Let the next piece be as large as may be read in the time others can be kept waiting."""
-        least, most = self._engine.piece_bounds[0], self._largest_piece
+        least, most = self._engine.piece_bounds[0], self._restraint.piece
         if tokens >= least:
             wanted = int(_READING_SECONDS * tokens / max(seconds, 1e-6))
             self._engine.piece = max(least, min(most, (self._engine.piece + wanted) // 2))
@@ -178,7 +172,7 @@ class Batch:
         while self._waiting:
             first = self._waiting[0]
             taken = [*self._active, *group]
-            if first.apart or len(taken) >= self._bound or (taken and not self._engine.fits(first, taken)):
+            if first.apart or len(taken) >= self._restraint.rows or (taken and not self._engine.fits(first, taken)):
                 break
             # A prompt that is read in pieces, or only as a whole, or after which siblings follow, is read alone. Others
             # count as long as the longest of them: an engine may have to pad them.
@@ -209,12 +203,12 @@ class Batch:
     def _share(self, sequence: Sequence, sibling: Sequence) -> bool:
         """Give a sibling a place. False if there is no memory for one more: then it has to wait."""
         try:
-            self._twice(partial(self._engine.share, sequence, sibling), [sibling], [sibling])
+            self._restraint.twice(partial(self._engine.share, sequence, sibling), [sibling], [sibling])
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            self._bound = max(1, len(self._active))
-            self._note("smaller_batch", error, [sibling])
+            self._restraint.rows = max(1, len(self._active))
+            self._restraint.note("smaller_batch", error, [sibling])
             return False
         self._active.append(sibling)
         return True
@@ -226,7 +220,7 @@ class Batch:
             return found
         while self._waiting and self._waiting[0].job is sequence.job and not self._waiting[0].made:
             taken = [*self._active, *found]
-            if len(taken) >= self._bound or not self._engine.fits(self._waiting[0], taken):
+            if len(taken) >= self._restraint.rows or not self._engine.fits(self._waiting[0], taken):
                 break
             found.append(self._waiting.popleft())
         return found
@@ -253,12 +247,12 @@ class Batch:
     def _step(self) -> None:
         sequences = list(self._active)
         try:
-            scores = self._twice(partial(self._engine.step, sequences), sequences)
+            scores = self._restraint.twice(partial(self._engine.step, sequences), sequences)
         except Exception as error:
             if not self._relieve(error):
                 self._fail({sequence.job: None for sequence in sequences}, error)
             return
-        self._recover()
+        self._restraint.recover()
         for sequence, logits in zip(sequences, scores, strict=True):
             if sequence not in self._active:
                 continue  # its job failed with a sibling a moment ago
@@ -269,7 +263,7 @@ class Batch:
                 self._fail([sequence.job], error)
 
     def _answer_apart(self) -> None:
-        group = list(takewhile(lambda sequence: sequence.apart, self._waiting))[: self._bound]
+        group = list(takewhile(lambda sequence: sequence.apart, self._waiting))[: self._restraint.rows]
         for sequence in group:
             self._waiting.remove(sequence)
         self._active = group
@@ -280,8 +274,9 @@ class Batch:
                      and not any(choice.tokens for choice in one.job.choices)]  # fmt: skip
             if again:
                 release()
-                self._bound = self._bound if alone else 1
-                self._note("retried" if alone else "smaller_batch", failed[again[0].job], again)
+                if not alone:
+                    self._restraint.rows = 1
+                self._restraint.note("retried" if alone else "smaller_batch", failed[again[0].job], again)
             for job in dict.fromkeys(one.job for one in again):
                 del failed[job]
                 failed |= self._apart([one for one in again if one.job is job])
@@ -289,7 +284,7 @@ class Batch:
                 self._fail([job], error, alone=alone or job in {one.job for one in again})
         finally:
             self._active = []
-        self._recover()
+        self._restraint.recover()
 
     def _apart(self, group: list[Sequence]) -> dict[Job, Exception]:
         """Answer these apart and return what failed, the errors without the tensors that their tracebacks hold."""
@@ -297,7 +292,7 @@ class Batch:
             failed = self._engine.answer_apart(group, self._look_at_others)
         except Exception as error:
             failed = {sequence.job: error for sequence in group}
-        return {job: _bare(error) for job, error in failed.items()}
+        return {job: bare(error) for job, error in failed.items()}
 
     def _look_at_others(self) -> None:
         """Let go of those who wait and are not wanted any more, while others are answered apart."""
@@ -308,29 +303,6 @@ class Batch:
             sequence.choice.finish("cancelled")
 
     # -- when memory runs out ------------------------------------------------------------------------------------------
-
-    def _twice(self, work: Callable[[], T], sequences: Iterable[Sequence], unread: Iterable[Sequence] = ()) -> T:
-        """Do it; if memory runs out, free what can be freed, let go of what is ``unread`` and do it once more."""
-        try:
-            return work()
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-            first = _bare(error)
-        if any(sequence.retried for sequence in unread):
-            raise first  # a prompt is read from its beginning again: the same piece would fail over and over
-        for sequence in unread:
-            sequence.retried = True
-            self._engine.rewind(sequence)
-        release()
-        self._note("retried", first, sequences)
-        try:
-            return work()
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-            second = _bare(error)
-        raise second
 
     def _relieve(self, error: Exception, group: Many[Sequence] = ()) -> bool:
         """Make do with less after memory ran out twice: in a step, or while ``group`` was read.
@@ -347,12 +319,12 @@ class Batch:
         many = len(self._active) + len(reading)
         if many == 1:
             return bool(group) and self._read_smaller(group[0], error)  # 3
-        self._bound = max(1, many // 2)
-        self._note("smaller_batch", error, [*self._active, *reading])
+        self._restraint.rows = max(1, many // 2)
+        self._restraint.note("smaller_batch", error, [*self._active, *reading])
         self._reading = []
         self._put_back(reading)
         moved = bool(reading)
-        while len(self._active) > self._bound and self._put_back_latest():  # 1
+        while len(self._active) > self._restraint.rows and self._put_back_latest():  # 1
             moved = True
         release()
         if not moved:
@@ -364,8 +336,8 @@ class Batch:
         piece = min(self._engine.piece, len(sequence.tokens)) // 2
         if sequence.whole or piece < least:
             return False
-        self._engine.piece = self._largest_piece = piece
-        self._note("smaller_piece", error, [sequence])
+        self._engine.piece = self._restraint.piece = piece
+        self._restraint.note("smaller_piece", error, [sequence])
         self._put_back([sequence])
         release()
         return True
@@ -374,24 +346,6 @@ class Batch:
         for sequence in reversed(sequences):
             self._engine.rewind(sequence)
             self._waiting.appendleft(sequence)
-
-    def _recover(self) -> None:
-        """After a while without want of memory try with more at once: what took so much may have gone."""
-        rows, largest = self._engine.rows, self._engine.piece_bounds[1]
-        if self._bound >= rows and self._largest_piece >= largest:
-            return
-        if self._engine.steps - self._strained_at >= _CALM:
-            self._strained_at = self._engine.steps
-            self._bound, self._largest_piece = min(rows, 2 * self._bound), min(largest, 2 * self._largest_piece)
-            self._send(Relief("larger_batch", "", self._bound, rows))
-
-    def _note(self, step: Step, error: Exception, sequences: Iterable[Sequence]) -> None:
-        """Tell the gateway what is done, and the answers that it was done for."""
-        self._strained_at = self._engine.steps
-        log.warning("memory ran out (%s): %s", classify(error), step.replace("_", " "))
-        for sequence in sequences:
-            sequence.job.relief[step] = None
-        self._send(Relief(step, str(classify(error)), self._bound, self._engine.rows))
 
     # -- failing -------------------------------------------------------------------------------------------------------
 
@@ -413,8 +367,3 @@ class Batch:
             if not job.over:
                 job.over = True
                 self._send(Failed(job.request.request_id, failure.kind, str(failure), alone))
-
-
-def _bare(error: Exception) -> Exception:
-    """Return what an error says without its traceback, whose frames keep the tensors of what ran out of memory."""
-    return OutOfMemory(str(classify(error))) if out_of_memory(error) else error

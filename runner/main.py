@@ -144,8 +144,7 @@ class Runner:
     def _settle(self, load_id: str, engine: Engine) -> None:
         """Let the engine do what can wait until after the load, while requests go first."""
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-        engine.settle()
-        self.send(messages.Settled(load_id))
+        self.send(messages.Settled(load_id, engine.settle()))
 
     @staticmethod
     def _look_at(error: Exception) -> None:

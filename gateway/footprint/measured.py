@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import tempfile
+import threading
 from pathlib import Path
 
 from pydantic import BaseModel, NonNegativeInt, PositiveInt, TypeAdapter
@@ -30,6 +31,7 @@ class Store:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._known = self._read()
+        self._lock = threading.Lock()  # loads on several slots end at the same time
 
     def get(self, key: str) -> Measured | None:
         return self._known.get(key)
@@ -37,12 +39,13 @@ class Store:
     def put(self, key: str, resident: int, more: int) -> None:
         """Remember a load: the latest resident figure, and the highest peak, since a load that quantizes takes more
         than one that reads what was kept."""
-        before = self._known.get(key)
-        self._known[key] = Measured(resident=resident, more=max(more, before.more if before else 0))
-        try:
-            self._write()
-        except OSError as error:
-            log.warning("%s cannot be written; measured sizes are forgotten at the end: %s", self._file, error)
+        with self._lock:
+            before = self._known.get(key)
+            self._known[key] = Measured(resident=resident, more=max(more, before.more if before else 0))
+            try:
+                self._write()
+            except OSError as error:
+                log.warning("%s cannot be written; measured sizes are forgotten at the end: %s", self._file, error)
 
     def _read(self) -> dict[str, Measured]:
         try:

@@ -150,6 +150,7 @@ def prune_quantized() -> Response:
     wanted = _options(shapes.PruneOptions).to
     to = settings.quantized_cache if wanted is None else wanted
     removed = quantized.prune(quantized.root(settings.models_dir), to)
+    gateway().zygotes.check()  # what they have mapped is not free before
     return reply(shapes.Pruned, status="success", removed=[entry.folder.name for entry in removed],
                  freed_bytes=sum(entry.bytes for entry in removed), **_kept())  # fmt: skip
 

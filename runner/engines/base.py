@@ -125,8 +125,9 @@ class Engine(Protocol):
         """Load the model once it was opened. :raises RunnerError: if it cannot be."""
         ...
 
-    def settle(self) -> None:
-        """Do what makes later answers, or the next load, faster. Called once after a load, in a thread of its own."""
+    def settle(self) -> int:
+        """Do what makes later answers, or the next load, faster. Called once after a load, in a thread of its own.
+        Return the bytes of weights that are used where they lie in their file from then on."""
         ...
 
     def prepare(self, job: Job) -> list[Sequence]:

@@ -19,7 +19,7 @@ from runner.engines.base import Logits, ProgressReport, Sequence, check_bias, ro
 from runner.engines.gguf import BATCH, Context, Fed, Gguf
 from runner.errors import RequestError
 from runner.job import Job
-from runner.machine import cpu_threads
+from runner.machine import cpu_threads, private_bytes
 from runner.phases import Phases
 from runner.template import as_template_takes, check_length
 from runner.text import ThinkSplitter
@@ -35,6 +35,7 @@ class LlamaCpp:
         self._progress = progress
         self._phases = Phases()
         self._mapped_bytes = 0
+        self._on_gpu = False
         self.steps = 0
         self.rows = load.max_batch_size
         self.piece = _PIECE
@@ -45,11 +46,13 @@ class LlamaCpp:
         self._free: list[int] = list(range(self.rows))  # least recently used first
 
     def open(self) -> str | None:
-        self._on_gpu = self._load.device.startswith("cuda") and llama_cpp.llama_supports_gpu_offload()
-        if self._on_gpu:
-            return None
+        if self._load.device.startswith("cuda"):
+            return None  # asking llama.cpp for GPUs initializes CUDA, and a zygote must not
+        before = private_bytes()
         self._map(None)
-        self._mapped_bytes = sum(one.end - one.start for one in mapped.ranges())
+        # Tensors of some types are copied into another layout, and their pages of the file not used again.
+        copied = max(0, private_bytes() - before)
+        self._mapped_bytes = max(0, sum(one.end - one.start for one in mapped.ranges()) - copied)
         return self._load.path
 
     def warm_up(self) -> None:
@@ -64,8 +67,10 @@ class LlamaCpp:
         """Make a context for the file, mapped first if it is to go to a GPU. :raises DamagedError: if llama.cpp cannot
         read it."""
         self._phases.lap("fork")
-        if self._on_gpu:
-            self._map(int(self._load.device.partition(":")[2] or 0))
+        if self._load.device.startswith("cuda"):
+            self._on_gpu = llama_cpp.llama_supports_gpu_offload()
+            gpu = int(self._load.device.partition(":")[2] or 0)
+            self._map(gpu if self._on_gpu else None)
         # All of it is taken now, so no more than the gateway set aside.
         self._window = min(self._load.context or _DEFAULT_CONTEXT, self._load.cache_tokens)
         self._context = Context(self._model, self._load.cache_tokens, self.rows, cpu_threads(self._load.threads))
@@ -85,8 +90,9 @@ class LlamaCpp:
         self._prompts = _Prompts(self._model, self._load.chat_template, self._window)
         self._phases.lap("weights")
 
-    def settle(self) -> None:
+    def settle(self) -> int:
         """A GGUF file is quantized already, and laid out as it is computed with."""
+        return self._mapped_bytes
 
     def prepare(self, job: Job) -> list[Sequence]:
         request = job.request

@@ -22,14 +22,23 @@ _SHARD = 256 * 2**20  # bytes written at a time: they are held in memory twice m
 _BLOCK = 32  # rows that are laid out together
 
 
-def pack(model: nn.Module) -> None:
-    """Lay out every 4-bit weight that is not yet. bitsandbytes would fail on those that cannot be: they are computed
-    with as they are."""
+def pack(model: nn.Module) -> int:
+    """Lay out every 4-bit weight that is not yet; return how many. bitsandbytes would fail on those that cannot be:
+    they are computed with as they are."""
+    count = 0
     for _, layer in _layers(model):
-        if layer.weight.quant_state.shape[0] % _BLOCK:
+        state = layer.weight.quant_state
+        if state.shape[0] % _BLOCK or state.shape[1] % state.blocksize:
             layer.support_avx512bf16_for_cpu = False
         else:
             _replace(layer, *_packed(layer))
+            count += 1
+    return count
+
+
+def scales(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield the scales of every 4-bit weight that is laid out."""
+    return (layer.weight.quant_state.absmax for _, layer in _layers(model, packed=True))
 
 
 def save(model: nn.Module, folder: Path) -> None:

@@ -1,52 +1,35 @@
-"""Checkpoints by Hugging Face transformers, unquantized or quantized by bitsandbytes. Runner process.
+"""Checkpoints by Hugging Face transformers. Runner process.
 
-Knows how a model is loaded and how a batch of sequences is read and decoded; what its inputs are is the family's
-business. Sequences decode together by plain calls of the model, each with a row of keys and values of its own; a model
-whose cache is not of that kind, and what a family wants for itself, goes by ``generate``.
+Knows how a batch of sequences is read and decoded. What its inputs are is the family's business; where its weights come
+from is that of :mod:`runner.engines.weights`. Sequences decode together by plain calls of the model, each with a row
+of keys and values of its own; a model whose cache is not of that kind, and what a family wants for itself, goes by
+``generate``.
 """
 
 import copy
 import importlib
 import inspect
-import logging
-import time
-from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from transformers import BitsAndBytesConfig, DynamicCache, GenerationConfig, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from protocol.messages import Generate, Load, Loaded
 from runner import mapped
 from runner.constraint import Grammars, Mask, from_transformers
-from runner.engines import packed4
 from runner.engines.apart import Chooser
 from runner.engines.base import Logits, ProgressReport, Sequence, check_bias, room, sampler_of, wanted_constraint
-from runner.engines.packed import pack
-from runner.engines.progress import watched_weights
 from runner.engines.rows import RowCache, can_batch
-from runner.errors import DamagedError, out_of_memory
+from runner.engines.weights import Weights, mapped_bytes
 from runner.job import Job
 from runner.machine import cpu_threads, trim
 from runner.phases import Phases
-from utils import quantized
 from utils.processor import fast_bfloat16
 
-if not torch.cuda.is_available():
-    # Where there is a GPU this import initializes CUDA, which must not happen before the fork; there it is left to the
-    # first quantized load of each runner.
-    import bitsandbytes  # noqa: F401
-
-log = logging.getLogger("runner")
-_WORTH_KEEPING = 32 * 2**20  # bytes; smaller models are quantized faster than they are written
-_LAYOUT = 2  # of what is kept; another number makes it anew
-_SHARD = "250MB"  # of what is kept; nothing else of this process runs while one is written
 _PIECE, _PIECE_ON_GPU = 256, 2048  # tokens of prompts between two looks at whether they are still wanted
 _TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 
@@ -66,7 +49,6 @@ class Transformers:
         self._phases = Phases()
         self._ahead: PreTrainedModel | None = None
         self._mapped_bytes = 0
-        self._to_keep: dict[str, Any] | None = None
 
     def open(self) -> str | None:
         torch.set_num_threads(1)  # threads would not survive a fork
@@ -76,30 +58,19 @@ class Transformers:
         self._progress("reading processor")
         self._family.load_processor()
         lap("processor")
-        self._kept = kept_for(self._load, self._quantization().to_diff_dict()) if self._keeps else None
+        self._weights = Weights(self._load, self._family, self._dtype, self._progress)
         if self._device.type != "cpu" or self._load.max_memory:
             return None
-        place: str | None = str(self._kept)
-        self._ahead = self._read_kept()
+        place = str(self._weights.kept)
+        self._ahead = self._weights.read_kept()
         lap("quantized weights")
-        if self._ahead is None and self._stay_mapped:
-            place, self._ahead = self._load.path, self._read_weights()
+        if self._ahead is None and self._weights.stay_mapped:
+            place, self._ahead = self._load.path, self._weights.read()
             lap("weights")
         if self._ahead is None:
             return None
-        self._mapped_bytes = _mapped_bytes(self._ahead)
+        self._mapped_bytes = mapped_bytes(self._ahead)
         return place
-
-    @property
-    def _stay_mapped(self) -> bool:
-        """Whether the checkpoint's weights can be used where they are, in their files; or are too few to matter."""
-        try:
-            sizes = tensor_bytes(self._family.path)
-        except (SafetensorError, OSError):
-            return False  # reading them in earnest says what is wrong
-        if sum(sizes.values()) < _WORTH_KEEPING:
-            return True
-        return self._load.quant_bits == 16 and 2 * sizes[self._dtype] > sum(sizes.values())
 
     def warm_up(self) -> None:
         if self._ahead is not None and self._family.batches:
@@ -109,6 +80,7 @@ class Transformers:
 
     def adopt(self, load: Load, progress: ProgressReport) -> None:
         self._load, self._progress, self._family.load = load, progress, load
+        self._weights.adopt(load, progress)
         self._phases = Phases()
 
     def load(self) -> Loaded:
@@ -121,14 +93,15 @@ class Transformers:
         torch.seed()  # forked runners would otherwise all draw the same random numbers
         self._phases.lap("fork")
         model, self._ahead = self._ahead, None
-        if model is None and (self._device.type != "cpu" or self._load.max_memory):
-            model = self._read_kept()
+        if model is None:  # on a GPU; or they were kept since this was opened
+            model = self._weights.read_kept()
+            self._mapped_bytes = mapped_bytes(model) if model is not None and self._device.type == "cpu" else 0
             self._phases.lap("quantized weights")
         if model is None:
-            model = self._read_weights()
+            model = self._weights.read()
             if self._device.type == "cpu":
                 trim()
-                self._mapped_bytes = _mapped_bytes(model)
+                self._mapped_bytes = mapped_bytes(model)
             self._phases.lap("weights")
         self._model = model
         self._defaults = self._model.generation_config or GenerationConfig()
@@ -137,82 +110,13 @@ class Transformers:
         self._phases.lap("preparing")
         return Loaded(
             self._load.load_id, self._load.device, int(self._model.get_memory_footprint()), self._context,
-            self._phases.seconds, _describe(self._load.quant_bits, self._dtype), self._mapped_bytes,
+            self._phases.seconds, self._weights.describe(), self._mapped_bytes,
+            self._weights.passing_bytes,
         )  # fmt: skip
 
-    @property
-    def _keeps(self) -> bool:
-        """Whether quantized weights are kept for the next load: not where some of them are offloaded."""
-        return self._load.quant_bits < 16 and bool(self._load.quantized_dir) and not self._load.max_memory
-
-    def _read_kept(self) -> PreTrainedModel | None:
-        """Read the weights that an earlier load quantized, if they are there and whole."""
-        if self._kept is None or (state := quantized.state(self._kept)) == "absent":
-            return None
-        if state == "damaged":
-            log.warning("the quantized weights in %s are not what was written and are made anew", self._kept)
-            quantized.discard(self._kept)
-            return None
-        self._progress("reading quantized weights")
-        try:
-            with watched_weights(lambda fraction: self._progress("reading quantized weights", fraction)):
-                model = self._family.load_model(self._kept, **self._options(quantize=False))
-            packed4.attach(model, self._kept)
-            return model.eval()
-        except Exception as error:  # whatever is wrong with them, the originals are there
-            if out_of_memory(error):
-                raise
-            log.warning("the quantized weights in %s are damaged and made anew: %s", self._kept, error)
-            quantized.discard(self._kept)
-            return None
-
-    def _read_weights(self) -> PreTrainedModel:
-        self._progress("reading weights")
-        try:
-            with watched_weights(lambda fraction: self._progress("reading weights", fraction)):
-                model = self._family.load_model(self._family.path, **self._options())
-        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-            if out_of_memory(error):
-                raise
-            raise DamagedError(f"the checkpoint in {self._load.path} cannot be loaded: {error}") from error
-        if self._kept is not None and _WORTH_KEEPING <= model.get_memory_footprint() <= self._load.quantized_limit:
-            self._to_keep = model.state_dict()  # as bitsandbytes saves it: laid out, it would be saved with losses
-        packed4.pack(model)
-        return model.eval()
-
-    def settle(self) -> None:
-        """Keep quantized weights for the next load; on a CPU, lay out plain ones as its kernels want them."""
-        if self._load.quant_bits == 16 and self._device.type == "cpu" and not self._load.max_memory:
-            try:
-                with torch.inference_mode():
-                    pack(self._model)
-            except MemoryError as error:
-                log.warning("no memory to lay out the weights of %s; it serves as it is: %s", self._load.name, error)
-            mapped.release(mapped.ranges())
-        if self._to_keep is not None:
-            self._keep(self._to_keep)
-            self._to_keep = None
-
-    def _keep(self, weights: dict[str, Any]) -> None:
-        assert self._kept is not None
-        if self._kept.exists():
-            return
-        started, unfinished = time.monotonic(), None
-        try:
-            unfinished = quantized.begin(self._kept, 2 * int(self._model.get_memory_footprint()))
-            _without_quantizer(self._model).save_pretrained(unfinished, state_dict=weights, max_shard_size=_SHARD)
-            packed4.save(self._model, unfinished)
-            variant = f"{self._device.type} {self._dtype}"
-            quantized.finish(unfinished, self._kept, self._load.name, self._load.quant_bits, variant)
-            for gone in quantized.prune(self._kept.parent, self._load.quantized_limit):
-                log.info("removed %s to keep quantized weights within their limit", gone.folder.name)
-        except Exception as error:  # a full disk, most likely; the model serves all the same
-            log.warning("the quantized weights of %s cannot be kept: %s", self._load.name, error)
-        else:
-            log.info("kept the quantized weights of %s in %.1f s", self._load.name, time.monotonic() - started)
-        finally:
-            if unfinished is not None:
-                quantized.discard(unfinished)
+    def settle(self) -> int:
+        self._weights.settle(self._model)
+        return mapped_bytes(self._model) if self._device.type == "cpu" else 0
 
     def _prepare_batch(self) -> None:
         """See whether this model can decode in rows, and how much memory they may take."""
@@ -231,30 +135,6 @@ class Transformers:
         tokenizer = self._family.tokenizer
         self._opening = self._family.opening
         self._grammars = Grammars(lambda: from_transformers(tokenizer), self.ends)
-
-    def _options(self, quantize: bool = True) -> dict[str, Any]:
-        options: dict[str, Any] = {"dtype": self._dtype}
-        if self._load.max_memory:
-            # JSON has no integer keys; accelerate wants GPU numbers as integers.
-            limits = {int(key) if key.isdigit() else key: value for key, value in self._load.max_memory.items()}
-            options |= {"device_map": "auto", "max_memory": limits}
-        else:
-            options |= {"device_map": {"": self._load.device}}
-        if quantize and self._load.quant_bits < 16:
-            options["quantization_config"] = self._quantization()
-        return options
-
-    def _quantization(self) -> BitsAndBytesConfig:
-        # A module is left alone wherever its name is a part of the path, as ``visual`` is in model.visual.blocks.0.
-        kept = [rf"(?:.*\.)?{name}" for name in self._family.declaration.keep_16bit]
-        # What does not fit the GPU stays unquantized in RAM; without this it is refused.
-        offloaded = {"llm_int8_enable_fp32_cpu_offload": True} if self._load.max_memory else {}
-        if self._load.quant_bits == 4:
-            return BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=self._dtype, llm_int8_skip_modules=kept, **offloaded,
-            )  # fmt: skip
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept, **offloaded)
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -437,51 +317,11 @@ def _scores(logits: torch.Tensor) -> "np.ndarray[Any, np.dtype[np.float32]]":
     return logits.float().cpu().numpy()
 
 
-def _without_quantizer(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the same model as one that saves the weights it is given. Otherwise it would ask its modules for theirs,
-    which bitsandbytes answers by undoing their layout, in the middle of their use."""
-    same: PreTrainedModel = object.__new__(type(model))
-    same.__dict__.update(model.__dict__, hf_quantizer=None)
-    same.__dict__.pop("hf_device_map", None)
-    return same
-
-
-def _mapped_bytes(model: PreTrainedModel) -> int:
-    """Return how many bytes of the model's tensors are used where they lie in their file. Lets the pages of those files
-    go that were read on the way."""
-    found = mapped.ranges()
-    mapped.release(found)
-    tensors = [*model.parameters(), *model.buffers()]
-    return mapped.bytes_within(found, ((tensor.data_ptr(), tensor.nbytes) for tensor in tensors))
-
-
-def tensor_bytes(folder: Path) -> "Counter[torch.dtype]":
-    """Return the bytes of a checkpoint's tensors by type, from the files' headers."""
-    found: Counter[torch.dtype] = Counter()
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():
-                tensor = opened.get_tensor(name)  # mapped; nothing is read
-                found[tensor.dtype] += tensor.nbytes
-    return found
-
-
-def kept_for(load: Load, settings: dict[str, Any]) -> Path:
-    """Return the folder for the quantized weights of this load."""
-    found = quantized.key(Path(load.path), {**settings, "bits": load.quant_bits, "layout": _LAYOUT})
-    return quantized.folder(Path(load.quantized_dir), load.name, load.quant_bits, found)
-
-
 def _decodes_plainly(defaults: GenerationConfig) -> bool:
     """Whether the checkpoint asks for nothing that only ``generate`` does."""
     special = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "no_repeat_ngram_size",
                "forced_bos_token_id", "forced_eos_token_id", "sequence_bias")  # fmt: skip
     return not any(getattr(defaults, name, None) for name in special)
-
-
-def _describe(bits: int, dtype: torch.dtype) -> str:
-    named = {4: "bitsandbytes nf4, double quantization", 8: "bitsandbytes int8"}
-    return named.get(bits, str(dtype).removeprefix("torch."))
 
 
 ENGINE = Transformers

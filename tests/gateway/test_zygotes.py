@@ -27,8 +27,8 @@ def gateway(start_for_module: Start, checkpoint: Path) -> Iterator[GatewayProces
     gateway = start_for_module(models=only("deepseek", reasoner=reasoner_at(checkpoint))).preloaded()
     for model in ("deepseek", "reasoner"):
         gateway.load(model)
-        gateway.unload(model)
         wait_for_zygote(gateway, model)
+        gateway.unload(model)
     yield gateway
 
 
@@ -71,8 +71,8 @@ def test_changed_files_are_opened_anew(gateway: GatewayProcess, checkpoint: Path
     assert runner.parent() == gateway.forkserver, "forked from a zygote of files that are no more"
     assert "42" in gateway.answer("reasoner", **SUM)["response"]
     gateway.until(lambda: not old.is_running(), "the zygote of the old files to go")
-    gateway.unload("reasoner")
     wait_for_zygote(gateway, "reasoner", opened)
+    gateway.unload("reasoner")
     gateway.load("reasoner")
     assert psutil.Process(gateway.model("reasoner")["pid"]).parent() == zygote_of(gateway, "reasoner")
     gateway.unload("reasoner")
@@ -102,8 +102,8 @@ def test_the_least_recently_used_goes_when_there_is_no_room_for_both(start: Star
     gateway = start(models=only("deepseek", "reasoner"), zygote_memory="30MB").preloaded()
     for model in ("deepseek", "reasoner"):
         gateway.load(model)
-        gateway.unload(model)
         wait_for_zygote(gateway, model)
+        gateway.unload(model)
     gateway.until(lambda: "the zygote of deepseek is given up" in gateway.log(), "deepseek's to go")
     gateway.load("reasoner")
     assert psutil.Process(gateway.model("reasoner")["pid"]).parent() == zygote_of(gateway, "reasoner")

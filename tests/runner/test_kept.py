@@ -16,7 +16,7 @@ FAMILIES = [("deepseek", 4), ("deepseek", 8), ("qwen_vl", 4), ("qwen_audio", 4),
 def small_ones_too(monkeypatch: pytest.MonkeyPatch, engine: Engines) -> None:
     """Keep weights however few they are."""
     engine()  # which makes the imports
-    import runner.engines.transformers as module
+    import runner.engines.weights as module
 
     monkeypatch.setattr(module, "_WORTH_KEEPING", 0)
 
@@ -44,7 +44,7 @@ def test_kept_weights_answer_as_those_that_were_quantized(
     (place,) = tmp_path.iterdir()
     written = (place / "model.safetensors").stat().st_mtime_ns
     second = load(family, bits, tmp_path)
-    assert second._kept == place and (place / "model.safetensors").stat().st_mtime_ns == written
+    assert second._weights.kept == place and (place / "model.safetensors").stat().st_mtime_ns == written
     assert second._model.get_memory_footprint() == first._model.get_memory_footprint()
     assert answer(second, family, media) == answer(first, family, media)
 

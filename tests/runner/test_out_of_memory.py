@@ -68,7 +68,7 @@ def test_then_half_of_them_go_on_and_the_others_are_read_again(
 def test_the_smaller_batch_lasts_and_grows_again_after_a_while(
     engine: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runner.batch._CALM", 100)
+    monkeypatch.setattr("runner.relief._CALM", 100)
     crowd = short(engine(), "step above=1 times=2", monkeypatch)
     jobs = crowd.ask(*(request("17 + 25", max_new_tokens=60, min_tokens=60) for _ in range(6)))
     crowd.finish()
