@@ -122,6 +122,7 @@ def test_rate_of_an_address_counts_what_is_refused(keys: Keys) -> None:
     assert listing(keys, "sy-none", "203.0.113.6").status_code == 401
     assert listing(keys, "sy-none", "203.0.113.5, 127.0.0.9").status_code == 429, "a second trusted proxy"
     assert keys.gateway.client.get("/health", headers={"X-Forwarded-For": "203.0.113.5"}).status_code == 200
+    assert keys.gateway.client.get("/openapi.json", headers={"X-Forwarded-For": "203.0.113.5"}).status_code == 429
     network = [listing(keys, "sy-none", f"2001:db8:5:5::{n + 1}") for n in range(PER_ADDRESS + 1)]
     assert [answer.status_code for answer in network] == [401] * PER_ADDRESS + [429]
 

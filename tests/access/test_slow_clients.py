@@ -146,11 +146,20 @@ def refused(connection: socket.socket, status: bytes) -> None:
 
 
 def test_whoever_fills_the_share_of_what_arrives_pays_for_it(patient: GatewayProcess) -> None:
-    """More long bodies that stall than are held at once: the oldest of their address go, and others are served."""
-    with connections(patient, 40, stalled(199_999)) as slow:
+    """More long bodies that stall than are held at once: the oldest of their address go, and others are served, also
+    one that began before them."""
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(patient.raw(WHOLE[:-1]))
+        slow = []
+        for _ in range(40):
+            slow.append(stack.enter_context(socket.create_connection(
+                ("127.0.0.1", patient.port), timeout=PATIENCE, source_address=("127.0.0.2", 0))))  # fmt: skip
+            slow[-1].sendall(stalled(199_999))
         serves(patient)
         refused(slow[0], b"503")
         assert still_open(slow[-1])
+        first.sendall(WHOLE[-1:])
+        assert first.recv(65536).startswith(b"HTTP/1.1 200")
 
 
 def test_a_request_that_cannot_be_kept_is_refused_alone(patient: GatewayProcess) -> None:
