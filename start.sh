@@ -12,6 +12,10 @@ if [ -z "${PYTHON:-}" ]; then
     fi
 fi
 
+# What is kept in it, keys among them, is for this user alone.
+# shellcheck disable=SC2174  # of that folder alone: those above it may be of others
+mkdir -p -m 700 "${SWITCHYARD_DATA_DIR:-data}" 2>/dev/null || true
+
 # A volume made by another user is the usual mistake; say it before a traceback would.
 for folder in "${SWITCHYARD_MODELS_DIR:-models}" "${SWITCHYARD_LOGS_DIR:-logs}" "${SWITCHYARD_TMP_DIR:-tmp}" \
     "${SWITCHYARD_DATA_DIR:-data}"; do

@@ -5,10 +5,12 @@ administer the gateway.
 """
 
 import json
+import sqlite3
 import sys
 import time
 from argparse import Namespace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -31,7 +33,7 @@ def run(settings: Settings, arguments: Namespace) -> int:
     """
     file = path(settings.data_dir)
     if arguments.action == "list":
-        _list(read(file), usage.last_used(usage.path(settings.data_dir)), arguments.json)
+        _list(read(file), _last_used(usage.path(settings.data_dir)), arguments.json)
         return 0
     token = None
     with changing(file) as keys:
@@ -71,6 +73,15 @@ def run(settings: Settings, arguments: Namespace) -> int:
             raise ValueError(f"{'.'.join(map(str, first['loc'])).replace('_', ' ')}: {what}") from None
     _tell(key, arguments.action, token, arguments.json)
     return 0
+
+
+def _last_used(file: Path) -> dict[str, float]:
+    """Return when each key was used last. Without it the keys can still be listed."""
+    try:
+        return usage.last_used(file)
+    except (OSError, sqlite3.Error) as error:
+        print(f"when keys were used last is not known: {file} cannot be read: {error}", file=sys.stderr)
+        return {}
 
 
 def _find(keys: list[Key], name: str) -> Key:

@@ -3,7 +3,7 @@
 import logging
 
 from app import create_app
-from gateway.access import keys
+from gateway.access import keys, limits, usage
 from gateway.placement import Placement
 from gateway.server import check_port, serve
 from models_registry.catalog import Catalog, load_catalog
@@ -39,8 +39,8 @@ def run(settings: Settings, *, download_only: bool = False, force_cleanup: bool 
 def check(settings: Settings, catalog: Catalog) -> None:
     """Find out now what would otherwise stop the server's own process, where nobody could say it in one line.
 
-    :raises SettingsError: if the log cannot be written, the keys cannot be read, a setting names an unknown model, a
-        device or a slot that is not there, or the port is in use.
+    :raises SettingsError: if the log or usage cannot be written, the keys cannot be read, rates cannot be counted where
+        the settings say, a setting names an unknown model, a device or a slot that is not there, or the port is in use.
     :raises CatalogError: if a model may use no slot that is there.
     """
     check_configuration(settings, catalog)
@@ -51,6 +51,8 @@ def check_configuration(settings: Settings, catalog: Catalog) -> None:
     """As :func:`check`, but for the port."""
     logs.check(settings.logs_dir)
     keys.read(keys.path(settings.data_dir))
+    usage.prepare(usage.path(settings.data_dir))
+    limits.check_storage(settings)
     Placement(settings, catalog)
     check_names(settings, catalog)
 

@@ -6,6 +6,7 @@ detail is gunicorn's parser to say, which reads the same bytes again; where the 
 and refuses. Gateway process; knows nothing of Flask, and no clock but what it is told.
 """
 
+import logging
 import re
 import socket
 import time
@@ -18,6 +19,7 @@ from typing import Any
 
 from gunicorn.http.unreader import SocketUnreader
 
+log = logging.getLogger("switchyard")
 _LONGEST_HEAD = 64 * 2**10
 _IN_MEMORY = 256 * 2**10
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,18})[ \t]*(?=\r\n)", re.IGNORECASE)
@@ -42,11 +44,12 @@ class Part(Enum):
 @dataclass(frozen=True, slots=True)
 class Pace:
     """How long a request may take to come: seconds for its head, seconds for its body, and for each ``rate`` bytes of
-    the body one second more."""
+    the body one second more, but no longer than ``longest``."""
 
     head: float
     body: float
     rate: float
+    longest: float
 
 
 class Arrival:
@@ -79,14 +82,24 @@ class Arrival:
         """When it should be here, if no more of it comes."""
         if self.part is Part.HEAD:
             return self._began + self._pace.head
-        return self._head_done + self._pace.body + self._body / self._pace.rate
+        return self._head_done + min(self._pace.body + self._body / self._pace.rate, self._pace.longest)
 
     @property
     def done(self) -> bool:
         return self.part not in (Part.HEAD, Part.BODY)
 
+    def forget(self) -> None:
+        """Let go of the bytes."""
+        try:
+            self.bytes.close()
+        except OSError as error:  # bytes that had not reached a full disk yet, and need not
+            log.debug("closing what was kept of a request: %s", error)
+
     def feed(self, data: bytes, now: float) -> None:
-        """Take more bytes. What comes after the request is kept with it."""
+        """Take more bytes. What comes after the request is kept with it.
+
+        :raises OSError: if they cannot be kept; they count as received all the same.
+        """
         self.received += len(data)
         self.bytes.write(data)
         if self.part is Part.BODY:
@@ -201,6 +214,7 @@ class Arrived(SocketUnreader):  # type: ignore[misc]
         return self.arrival.bytes.read(min(max(size_hint or 0, self.mxchunk), self.max_body_chunk))
 
     def give(self, arrival: Arrival) -> None:
+        """:raises OSError: if its bytes cannot be kept after all."""
         arrival.bytes.seek(0)
         self.arrival = arrival
 

@@ -6,6 +6,7 @@ under way finish, within ``drain_timeout``, then ends every runner. Gateway proc
 
 import errno
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from models_registry.catalog import Catalog, load_catalog
 from utils.settings import Settings, SettingsError
 
 log = logging.getLogger("switchyard")
+_FILES = 65536  # open at once: each connection is one, and each long body that arrives
 _MARGIN = 15  # seconds gunicorn leaves a worker after drain_timeout to end runners and threads
 
 
@@ -39,11 +41,16 @@ def options(settings: Settings) -> dict[str, Any]:
         "timeout": 120,
         "graceful_timeout": int(settings.drain_timeout) + _MARGIN,
         "keepalive": 30,
+        "on_starting": _prepare,
         "worker_exit": _stop_gateway,
         "logger_class": "gateway.server.GunicornLogger",
         "control_socket_disable": True,
         "proc_name": "switchyard",
     }
+
+
+def _prepare(_: Arbiter) -> None:
+    raise_file_limit()
 
 
 def _stop_gateway(_: Arbiter, worker: ThreadWorker) -> None:
@@ -104,6 +111,18 @@ def _serve_debug(app: Flask, settings: Settings) -> None:
         log.info("stopping")
     finally:
         app.extensions["switchyard"].stop()
+
+
+def raise_file_limit() -> None:
+    """Let this process and its children have as many files open as they may, up to :data:`_FILES`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError) as error:
+        log.warning("no more than %d files may be open at once: %s", soft, error)
 
 
 def check_port(settings: Settings) -> None:

@@ -22,6 +22,7 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from gateway.access import Access
 from gateway.arriving import Arrival, Arrived, ClientSocket, Pace, Part
+from gateway.refusals import refusal, status_of
 from gateway.service import Gateway
 
 log = logging.getLogger("switchyard")
@@ -33,7 +34,8 @@ _LOOK = 0.5  # seconds between looks at deadlines
 _STALLED = 1.0  # seconds of blocked sends after which a thread can be taken back
 _STOPPING = 2.0  # seconds in which a request that is arriving at a stopping worker must be whole
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_REFUSALS = {408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
+_LONGEST_BODY = 600.0  # seconds a body may take at most, however long it is and however slow ``min_body_rate``
+_NO_FILES = (errno.EMFILE, errno.ENFILE)
 
 
 class DrainingWorker(ThreadWorker):  # type: ignore[misc]
@@ -93,9 +95,9 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         try:
             accepted, address = listener.accept()
         except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EWOULDBLOCK, errno.EMFILE, errno.ENFILE):
+            if error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EWOULDBLOCK, *_NO_FILES):
                 raise
-            if error.errno in (errno.EMFILE, errno.ENFILE):
+            if error.errno in _NO_FILES:
                 self._make_room()
             return
         self.nr_conns += 1
@@ -110,17 +112,19 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
     def enqueue_req(self, conn: TConn) -> None:
         """Gather the next request of a connection, with what came of it behind the one before."""
         settings = self._gateway.settings
-        pace = Pace(settings.head_timeout, settings.body_timeout, max(1, settings.min_body_rate))
+        pace = Pace(settings.head_timeout, settings.body_timeout, max(1, settings.min_body_rate),
+                    max(_LONGEST_BODY, settings.body_timeout))  # fmt: skip
         arrival = Arrival(time.monotonic(), pace, settings.max_body, settings.tmp_dir, self._access.wants_body)
         conn.sock.setblocking(False)
         self._arriving[conn] = arrival
-        if rest := conn.parser.unreader.take_rest():
-            self._feed(arrival, rest)
         self.poller.register(conn.sock, 1, partial(self._readable, conn))  # 1: EVENT_READ
+        if (rest := conn.parser.unreader.take_rest()) and not self._feed(conn, arrival, rest):
+            return
         self._readable(conn, conn.sock)
 
     def _readable(self, conn: TConn, _: object) -> None:
-        arrival = self._arriving[conn]
+        if (arrival := self._arriving.get(conn)) is None:
+            return  # it made room for another in this turn of the loop
         data = None
         if not arrival.done:
             try:
@@ -132,26 +136,55 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         if data == b"":
             self._abandon(conn)
             return
-        if data:
-            self._feed(arrival, data)
+        if data and not self._feed(conn, arrival, data):
+            return
         if arrival.continues:
             arrival.continues = False
             self._say(conn, _CONTINUE)
         if arrival.part is Part.TOO_LONG:
-            self._refuse(conn, 431)
+            self._refuse(conn, 431, "the request's head is longer than 64 KiB")
         elif arrival.done:
             self._dispatch(conn)
-        elif data and self._held > _BODIES_AT_ONCE * self._gateway.settings.max_body:
-            self._refuse(conn, 503)
+        elif data:
+            self._relieve()
 
-    def _feed(self, arrival: Arrival, data: bytes) -> None:
-        arrival.feed(data, time.monotonic())
+    def _feed(self, conn: TConn, arrival: Arrival, data: bytes) -> bool:
+        """Keep what came; return whether it could be kept. Where it could not, the connection is refused."""
         self._held += len(data)
+        try:
+            arrival.feed(data, time.monotonic())
+        except OSError as error:  # the disk is full, or too many files are open
+            self._cannot_keep(conn, error)
+            return False
+        return True
+
+    def _cannot_keep(self, conn: TConn, error: OSError) -> None:
+        if error.errno in _NO_FILES:
+            self._make_room()
+        if conn in self._arriving:
+            self._refuse(conn, 503, "the request cannot be kept while it arrives; try again",
+                         f"its request cannot be kept while it arrives: {error}", logging.ERROR)  # fmt: skip
+
+    def _relieve(self) -> None:
+        """Hold no more than a share of the disk for requests that arrive: drop the oldest of the address that holds
+        most, so that whoever fills the share pays for it, and not who comes then."""
+        while self._held > _BODIES_AT_ONCE * self._gateway.settings.max_body:
+            held: dict[str, int] = {}
+            for conn, arrival in self._arriving.items():
+                held[conn.client[0]] = held.get(conn.client[0], 0) + arrival.received
+            most = max(held, key=lambda address: held[address])
+            self._refuse(next(conn for conn, arrival in self._arriving.items()
+                              if conn.client[0] == most and arrival.received),
+                         503, "too much is arriving at once, most of it from this address; try again")  # fmt: skip
 
     def _dispatch(self, conn: TConn) -> None:
         """Give a request a thread."""
-        arrival = self._leave(conn)
-        conn.parser.unreader.give(arrival)
+        try:
+            conn.parser.unreader.give(self._arriving[conn])
+        except OSError as error:  # its last bytes reach the disk only now
+            self._cannot_keep(conn, error)
+            return
+        self._leave(conn)
         conn.sock.begin()
         self._serving.add(conn)
         super().enqueue_req(conn)
@@ -164,14 +197,16 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
 
     def _abandon(self, conn: TConn) -> None:
         """Close a connection whose request will not be whole."""
-        self._leave(conn).bytes.close()
+        self._leave(conn).forget()
         self.nr_conns -= 1
         conn.close()
 
-    def _refuse(self, conn: TConn, status: int) -> None:
-        words = _REFUSALS[status]
-        self._say(conn, f"HTTP/1.1 {status} {words}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode())
-        self._leave(conn).bytes.close()
+    def _refuse(
+        self, conn: TConn, status: int, details: str, logged: str | None = None, level: int = logging.INFO
+    ) -> None:
+        log.log(level, "dropped %s: %s", conn.client[0], logged or f"{status}, {details}")
+        self._say(conn, refusal(status, details))
+        self._leave(conn).forget()
         self._linger(conn, _LINGER_CUT)
 
     @staticmethod
@@ -208,6 +243,8 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         self._lingering[conn] = time.monotonic() + seconds
 
     def _drop_input(self, conn: TConn, _: object) -> None:
+        if conn not in self._lingering:
+            return  # it made room for another in this turn of the loop
         try:
             if conn.sock.recv(_RECV):
                 return
@@ -236,8 +273,7 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
             if now < min(arrival.deadline, self._stop_at or arrival.deadline):
                 continue
             if arrival.received:
-                log.info("dropped %s: its request takes too long to arrive", conn.client[0])
-                self._refuse(conn, 408)
+                self._refuse(conn, 408, "the request took too long to arrive", "its request takes too long to arrive")
             else:
                 self._abandon(conn)
         for conn in [conn for conn, until in self._lingering.items() if now >= until]:
@@ -277,6 +313,17 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
                     log.debug("it had gone already: %s", error)
 
     # -- answering: a thread of the pool -------------------------------------------------------------------------------
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
+        """Answer what gunicorn's parser does not take, in the words of all other refusals."""
+        if (status := status_of(exc)) is None:
+            super().handle_error(req, client, addr, exc)
+            return
+        log.info("dropped %s: %d, %s", addr[0] if addr else "a client", status, exc)
+        try:
+            client.send(refusal(status, str(exc)))
+        except OSError as error:
+            log.debug("could not tell a client of it: %s", error)
 
     def handle_request(self, req: Any, conn: TConn) -> bool:
         """Answer one request. The kernel limits each send; the application's iterator is closed before this raises."""

@@ -4,11 +4,11 @@ Command line's process. Opens a connection to this machine at most.
 """
 
 import ipaddress
-from pathlib import Path
 
 import httpx
 
 from commands.doctor.finding import Finding, failed, ok, warning
+from gateway.access import keys
 from gateway.server import check_port
 from utils.settings import Settings, SettingsError
 
@@ -40,16 +40,25 @@ def _running(settings: Settings) -> str:
         url = httpx.URL(scheme="http", host=host, port=settings.port, path="/health")
         with httpx.Client(timeout=_SECONDS, trust_env=False) as client:
             said = client.get(url).json()
+        if set(said) == {"status"}:  # it has keys, and says no more to whoever shows none
+            return f"{said['status']}; it asks for an API key"
         return f"{said['status']}, profile {said['profile']} on {said['device']}"
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
         return ""
 
 
 def find_keys(settings: Settings) -> Finding:
-    """Say who may ask, where the address is open to others."""
-    keys = Path(getattr(settings, "data_dir", "data")) / "keys.json"
-    if keys.is_file():
-        return ok("keys", f"requests need an API key of {keys}")
+    """Say who may ask: whoever has a key, nobody, or anybody."""
+    file = keys.path(settings.data_dir)
+    try:
+        found = keys.read(file)
+    except SettingsError as error:
+        return failed("keys", str(error), f"give it to the user who runs the gateway, or put a good copy at {file}")
+    if valid := sum(key.valid for key in found):
+        return ok("keys", f"requests need an API key; {file} has {valid} that {'is' if valid == 1 else 'are'} valid")
+    if found:
+        return warning("keys", f"nobody may ask: every key in {file} is revoked or expired",
+                       "python main.py keys create NAME")  # fmt: skip
     if _is_loopback(settings.host):
         return ok("keys", f"none, and {settings.host} is open to this machine alone")
     return warning("keys", f"anybody who reaches {settings.host}:{settings.port} may ask, as there are no API keys; "

@@ -17,7 +17,7 @@ from flask_cors import CORS
 from gateway.access import keys, usage
 from gateway.access.address import TrustedProxies, is_local, networks, require_local
 from gateway.access.keys import Key, KeyRing
-from gateway.access.limits import Rates, UnderWay
+from gateway.access.limits import Rates, UnderWay, whose_address
 from gateway.access.record import Record, Unauthorized
 from gateway.access.usage import UsageLog
 from gateway.errors import Forbidden, GatewayError
@@ -32,8 +32,9 @@ _OPEN_FOLDER = "/docs/"  # a browser sends no key with the page that asks for on
 _METRICS = "/metrics"
 _AUTHORIZATION = re.compile(rb"\r\nauthorization:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _API_KEY = re.compile(rb"\r\nx-api-key:[ \t]*([^\r\n]*)", re.IGNORECASE)
-_CORS_HEADERS = ["Authorization", "Content-Type", "X-API-Key", "X-Priority"]
-_CORS_EXPOSED = ["Retry-After", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "X-Request-Id"]
+_UNRATED = ("/health", "/health/ready")
+_CORS_EXPOSED = ["Retry-After", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "X-Request-ID",
+                 "x-should-retry"]  # fmt: skip
 
 
 class Access:
@@ -51,18 +52,19 @@ class Access:
         if settings.trusted_proxies:
             app.wsgi_app = TrustedProxies(app.wsgi_app, networks(settings.trusted_proxies))  # type: ignore[method-assign]
         if settings.cors_origins:
-            CORS(app, origins=settings.cors_origins, allow_headers=_CORS_HEADERS, expose_headers=_CORS_EXPOSED,
+            CORS(app, origins=settings.cors_origins, expose_headers=_CORS_EXPOSED,
                  methods=["GET", "POST", "DELETE", "OPTIONS"], max_age=600, send_wildcard=True)  # fmt: skip
         app.after_request(self._finish)
         app.before_request(self._identify)
-        self.rates = Rates(app, settings, _is_open, answer)
+        self.rates = Rates(app, settings, _is_unrated, answer)
         app.before_request(self._require)
         app.teardown_request(_let_go)
         self._say()
 
     def _say(self) -> None:
         if self.ring.keyed:
-            log.info("API keys are asked for on every route but /health and /docs")
+            log.info("API keys are asked for on every route but /health, /health/ready, /docs and /openapi.json, "
+                     "which names the models%s", "" if self.settings.metrics_access != "open" else "; and /metrics")
         elif self.settings.host not in ("127.0.0.1", "localhost", "::1"):
             log.warning("listening on %s without API keys, where anybody may connect: /admin answers this machine only",
                         self.settings.host)  # fmt: skip
@@ -117,7 +119,7 @@ class Access:
     def _caps(self) -> dict[str, int]:
         settings, found = self.settings, {}
         if settings.concurrent_per_address:
-            found[f"the address {request.remote_addr}"] = settings.concurrent_per_address
+            found[f"the address {whose_address()}"] = settings.concurrent_per_address
         if g.key is not None and (cap := g.key.concurrent or settings.concurrent_per_key):
             found[f"the key {g.key.name}"] = cap
         return found
@@ -199,9 +201,18 @@ def hidden() -> bool:
 
 
 def _is_open() -> bool:
-    if request.method == "OPTIONS" and access().settings.cors_origins and "Origin" in request.headers:
-        return True  # a browser asks before it asks; it cannot send a key with that
-    return request.path in _OPEN or request.path.startswith(_OPEN_FOLDER)
+    """Whether the current request needs no key."""
+    return _is_preflight() or request.path in _OPEN or request.path.startswith(_OPEN_FOLDER)
+
+
+def _is_unrated() -> bool:
+    """Whether the current request counts for no rate: whoever watches the server must not be turned away."""
+    return _is_preflight() or request.path in _UNRATED
+
+
+def _is_preflight() -> bool:
+    """A browser asks before it asks; it cannot send a key with that."""
+    return request.method == "OPTIONS" and bool(access().settings.cors_origins) and "Origin" in request.headers
 
 
 def _is_admin() -> bool:

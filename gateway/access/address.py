@@ -6,7 +6,7 @@ Gateway process.
 import ipaddress
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from flask import Request
 
@@ -34,7 +34,7 @@ class TrustedProxies:
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if self._is_trusted(environ.get("REMOTE_ADDR", "")):
             for address in reversed(environ.get("HTTP_X_FORWARDED_FOR", "").split(",")):
-                if (parsed := _parse(address)) is None:
+                if (parsed := _parse(_without_port(address))) is None:
                     break  # nobody said who it was: it stays the proxy's
                 environ["REMOTE_ADDR"] = str(parsed)
                 if not self._is_trusted(str(parsed)):
@@ -44,6 +44,14 @@ class TrustedProxies:
     def _is_trusted(self, address: str) -> bool:
         parsed = _parse(address)
         return parsed is not None and any(parsed in network for network in self._trusted)
+
+
+def _without_port(entry: str) -> str:
+    """Return the address of an entry, of which some proxies write ``192.0.2.1:4711`` and ``[2001:db8::1]:4711``."""
+    entry = entry.strip()
+    if entry.startswith("["):
+        return entry[1:].partition("]")[0]
+    return entry.partition(":")[0] if entry.count(":") == 1 else entry
 
 
 def _parse(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -69,12 +77,20 @@ def require_local(request: Request, host: str) -> None:
     if not is_loopback(request.remote_addr or "") or any(name in request.headers for name in _FORWARDED):
         raise Forbidden("without API keys this answers only requests from this machine; "
                         "make a key: python main.py keys create NAME --role admin")  # fmt: skip
-    name = urlsplit(f"//{request.host}").hostname or ""
+    name = _split(f"//{request.host}").hostname or ""
     if name != "localhost" and not is_loopback(name) and name != host:
         raise Forbidden(f"without API keys this answers only to this machine's own names, not to {name}")
     origin = request.headers.get("Origin")
-    if origin and urlsplit(origin).netloc != request.host:
+    if origin and _split(origin).netloc != request.host:
         raise Forbidden(f"a page of {origin} may not administer this server")
+
+
+def _split(address: str) -> SplitResult:
+    """Return the parts of an address; of what is none, a part that is nobody's."""
+    try:
+        return urlsplit(address)
+    except ValueError:  # a bracket that is not closed, say
+        return SplitResult("", "", "", "", "")
 
 
 def is_local(request: Request, host: str) -> bool:

@@ -125,16 +125,33 @@ def changing(file: Path) -> Iterator[list[Key]]:
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = os.open(file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise SettingsError(f"cannot write {file}: {error.strerror}") from error
     try:
+        _hand_over(lock, file)
         fcntl.flock(lock, fcntl.LOCK_EX)
         keys = read(file)
         yield keys
         _write(file, keys)
     finally:
         os.close(lock)
+
+
+def _hand_over(descriptor: int, file: Path) -> None:
+    """Give an open file to the owner of the folder of ``file`` where root made it: the gateway, which runs as that
+    user, could not read it otherwise, and would ask for no key.
+
+    :raises SettingsError: if it cannot be given.
+    """
+    if os.geteuid() != 0:
+        return
+    try:
+        folder, made = file.parent.stat(), os.fstat(descriptor)
+        if made.st_uid == 0 and made.st_nlink == 1:  # no other file of root's that was linked there
+            os.fchown(descriptor, folder.st_uid, folder.st_gid)
+    except OSError as error:
+        raise SettingsError(f"cannot give {file} to the owner of its folder: {error.strerror}") from error
 
 
 def _write(file: Path, keys: list[Key]) -> None:
@@ -145,6 +162,7 @@ def _write(file: Path, keys: list[Key]) -> None:
             with os.fdopen(descriptor, "w", encoding="utf-8") as output:
                 output.write(text)
                 output.flush()
+                _hand_over(output.fileno(), file)
                 os.fsync(output.fileno())
             os.replace(name, file)
         except BaseException:

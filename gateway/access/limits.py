@@ -14,9 +14,10 @@ from typing import Any
 from flask import Flask, Response, g, request
 from flask_limiter import ApplicationLimit, Limiter, RateLimitExceeded
 from limits.errors import StorageError
+from limits.storage import storage_from_string
 
 from gateway.errors import GatewayError, Unavailable
-from utils.settings import Settings
+from utils.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
 _REDIS_SECONDS = 1  # how long a request may wait for the storage
@@ -65,10 +66,10 @@ class Rates:
         lost = settings.rate_storage_lost
         self._settings = settings
         self._limiter = _Limiter(
-            _address,
+            whose_address,
             app=app,
             application_limits=[
-                ApplicationLimit(lambda: settings.rate_per_address or "", key_function=_address, scope="address",
+                ApplicationLimit(lambda: settings.rate_per_address or "", key_function=whose_address, scope="address",
                                  exempt_when=exempt),
                 ApplicationLimit(self._of_key, key_function=_key, scope="key", exempt_when=exempt),
             ],
@@ -112,6 +113,15 @@ class Rates:
         return response
 
 
+def check_storage(settings: Settings) -> None:
+    """:raises SettingsError: if ``rate_storage`` is no address of a storage. It need not answer yet."""
+    try:
+        storage_from_string(settings.rate_storage, **_storage_options(settings.rate_storage))
+    except Exception as error:  # whatever a storage's client raises of an address; which may have a password in it
+        raise SettingsError(f"setting 'rate_storage' cannot be used ({type(error).__name__}); "
+                            "write memory:// or redis://host:6379/0") from None  # fmt: skip
+
+
 def _storage_options(storage: str) -> dict[str, str | int]:
     options: dict[str, str | int] = {"wrap_exceptions": True}
     if storage.startswith("redis"):
@@ -119,8 +129,8 @@ def _storage_options(storage: str) -> dict[str, str | int]:
     return options
 
 
-def _address() -> str:
-    """Return whose rate it is: an address, or of IPv6 the network of 64 bits that one customer has all of."""
+def whose_address() -> str:
+    """Return whose rates and caps count: an address, or of IPv6 the network of 64 bits that one customer has all of."""
     try:
         address = ip_address(request.remote_addr or "")
     except ValueError:

@@ -11,6 +11,7 @@ from gateway.access.keys import Key
 from gateway.access.usage import UsageLog, Used, day_of
 from gateway.errors import ClientGone, GatewayError
 from gateway.ticket import Finished, Piece, Ticket, Waiting
+from utils.request_ids import request_of
 
 CLIENT_GONE = 499
 
@@ -55,7 +56,7 @@ class Record:
         :raises Unauthorized: if the key was revoked before the answer began.
         """
         if not self._model:
-            self._model, self._request_id = ticket.spec.name, ticket.request_id
+            self._model, self._request_id = ticket.spec.name, request_of(ticket.request_id)
         self._open.add(ticket)
         return self._watched(ticket, pieces)
 

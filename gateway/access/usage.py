@@ -144,6 +144,26 @@ def path(data_dir: Path) -> Path:
     return data_dir / "usage.db"
 
 
+def prepare(file: Path) -> list[tuple[str, str, int, int]]:
+    """Make the records' file where there is none; return (key id, day, requests, tokens) of the month so far.
+
+    :raises SettingsError: if it cannot be used.
+    """
+    try:
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        with closing(sqlite3.connect(file, timeout=_PATIENCE)) as database:
+            if database.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+                log.warning("%s: no write-ahead log on this file system", file)
+            database.executescript(_SCHEMA)
+            month = day_of(time.time())[:7]
+            return database.execute(
+                "SELECT key_id, day, COUNT(*), SUM(prompt_tokens + completion_tokens) FROM usage"
+                " WHERE day >= ? AND key_id IS NOT NULL GROUP BY key_id, day", (month,),
+            ).fetchall()  # fmt: skip
+    except (OSError, sqlite3.Error) as error:
+        raise SettingsError(f"usage cannot be recorded in {file}: {error}") from error
+
+
 class UsageLog:
     """The records, kept for ``retention`` seconds.
 
@@ -154,19 +174,7 @@ class UsageLog:
         self._file, self._retention = file, retention
         self._queue: Queue[Used | threading.Event | None] = Queue(_WAITING)
         self._lost = 0
-        try:
-            os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            with closing(self._open()) as database:
-                if database.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
-                    log.warning("%s: no write-ahead log on this file system", file)
-                database.executescript(_SCHEMA)
-                month = day_of(time.time())[:7]
-                self.quotas = Quotas(database.execute(
-                    "SELECT key_id, day, COUNT(*), SUM(prompt_tokens + completion_tokens) FROM usage"
-                    " WHERE day >= ? AND key_id IS NOT NULL GROUP BY key_id, day", (month,),
-                ))  # fmt: skip
-        except (OSError, sqlite3.Error) as error:
-            raise SettingsError(f"usage cannot be recorded in {file}: {error}") from error
+        self.quotas = Quotas(prepare(file))
         self._thread = threading.Thread(target=self._write, name="usage", daemon=True)
         self._thread.start()
 

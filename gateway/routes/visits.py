@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
 from flask import Flask, Response, g, has_request_context, request
 
@@ -107,7 +108,7 @@ class _Told:
             fields |= {"client": self._client, "method": self._method, "path": self._path, "status": self._status,
                        "seconds": round(seconds, 4)}  # fmt: skip
         level = logging.DEBUG if self._path in _QUIET else logging.INFO
-        log.log(level, "%s %s %s %d %.3fs", self._client, self._method, self._path, self._status, seconds,
+        log.log(level, "%s %s %s %d %.3fs", self._client, self._method, _one_word(self._path), self._status, seconds,
                 extra={"fields": fields, "request_id": self._request_id})  # fmt: skip
 
     def _attributes(self) -> dict[str, Any]:
@@ -117,6 +118,12 @@ class _Told:
             "gen_ai.request.model": self._model, "switchyard.request_id": self._request_id, "switchyard.key": self._key,
         }  # fmt: skip
         return {name: value for name, value in said.items() if value not in (None, "")}
+
+
+def _one_word(path: str) -> str:
+    """Return a path without blanks and controls, which could pass for further fields of a line."""
+    return "".join(one if one.isprintable() and one not in " %" else quote(one, safe="", errors="replace")
+                   for one in path)  # fmt: skip
 
 
 def _named() -> str:

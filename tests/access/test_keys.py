@@ -12,9 +12,11 @@ from typing import Any
 import openai
 import pytest
 
+from commands.doctor import network
 from tests.access.conftest import Keys, administered
 from tests.conftest import Start
 from tests.support.gateway import ONE_AT_ONCE, PARIS, ROOT, STORY, only
+from utils.settings import Settings
 
 ROUTES = ["/v1/models", "/v1/requests", "/admin/model_status", "/generate/deepseek", "/nothing/here", "/metrics"]
 
@@ -47,6 +49,8 @@ def test_health_is_for_everybody_and_says_little(keys: Keys, alice: str) -> None
     assert keys.ask(None, "GET", "/health").json() == {"status": "healthy"}
     assert keys.ask(None, "GET", "/health/ready").status_code == 200
     assert keys.ask(alice, "GET", "/health").json()["vlm_config"]
+    told = network.find_port(Settings(host="127.0.0.1", port=keys.gateway.port))
+    assert told.status == "ok" and "running Switchyard" in told.says, "the doctor knows it by that little"
 
 
 @pytest.mark.parametrize("spoil", [
@@ -136,8 +140,14 @@ def test_requests_of_others(keys: Keys, alice: str) -> None:
     assert [one["id"] for one in keys.gateway.get("/v1/requests")["data"]] == [mine["id"]], "an admin sees all"
     assert keys.ask(bob, "DELETE", f"/v1/requests/{mine['id']}").status_code == 404
     assert not asked.done()
+    same = keys.gateway.later(lambda: keys.ask(bob, "POST", "/generate/deepseek", json=body,
+                                               headers={"X-Request-ID": mine["id"]}))  # fmt: skip
+    keys.gateway.until(lambda: listed(bob), "the request of the same id to be listed")
     assert keys.ask(alice, "DELETE", f"/v1/requests/{mine['id']}").json()["cancelled"]
     assert asked.result().status_code == 499
+    assert listed(bob) and not same.done(), "only her own"
+    assert keys.ask(bob, "DELETE", f"/v1/requests/{mine['id']}").json()["cancelled"]
+    assert same.result().status_code == 499
 
 
 def test_the_commands_that_ask(keys: Keys, alice: str, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Rates in Redis and in memory, requests at once, whose address counts, and web pages of other origins."""
 
-import shutil
 import subprocess
 import time
 import uuid
@@ -16,6 +15,7 @@ import redis
 from tests.access.conftest import Keys, administered
 from tests.conftest import Start
 from tests.support.gateway import PATIENCE, STORY, GatewayProcess, free_port, only
+from tests.support.programs import program
 
 ORIGIN = "https://chat.example.org"
 PER_ADDRESS = 20
@@ -25,13 +25,11 @@ class RedisServer:
     """A real redis-server on a free port, which keeps nothing on disk."""
 
     def __init__(self, folder: Path) -> None:
-        program = shutil.which("redis-server")
-        if program is None:
-            pytest.skip("needs redis-server, of Debian's package of that name")
+        found = program("redis-server", "redis-server")
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.client = redis.Redis(port=self.port)
-        self._command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+        self._command = [found, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -150,16 +148,19 @@ def test_requests_at_once(keys: Keys) -> None:
 
 def preflight(gateway: GatewayProcess, origin: str) -> httpx.Response:
     headers = {"Origin": origin, "Access-Control-Request-Method": "POST", "Authorization": "",
-               "Access-Control-Request-Headers": "authorization,content-type"}  # fmt: skip
+               "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang"}  # fmt: skip
     return gateway.client.options("/v1/chat/completions", headers=headers)
 
 
 def test_pages_of_the_named_origin(keys: Keys) -> None:
     asked = preflight(keys.gateway, ORIGIN)
     assert asked.status_code == 200 and asked.headers["access-control-allow-origin"] == ORIGIN
-    assert {"authorization", "content-type"} <= set(asked.headers["access-control-allow-headers"].lower().split(", "))
+    allowed = set(asked.headers["access-control-allow-headers"].lower().split(", "))
+    assert {"authorization", "content-type", "x-stainless-lang"} <= allowed
     answer = keys.ask(keys.tokens[0], "GET", "/v1/models", headers={"Origin": ORIGIN})
     assert answer.headers["access-control-allow-origin"] == ORIGIN
+    assert {"x-should-retry", "x-request-id"} <= set(
+        answer.headers["access-control-expose-headers"].lower().split(", "))  # fmt: skip
     assert "access-control-allow-credentials" not in answer.headers
     refused = keys.ask(None, "GET", "/v1/models", headers={"Origin": ORIGIN})
     assert refused.status_code == 401 and refused.headers["access-control-allow-origin"] == ORIGIN

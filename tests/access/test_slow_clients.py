@@ -4,9 +4,11 @@ The gateways here have few threads, and each test has more slow clients than tha
 """
 
 import contextlib
+import json
 import select
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -109,7 +111,11 @@ def test_what_cannot_be_taken_is_refused(patient: GatewayProcess, sent: bytes, s
     """At once: none of these is whole, and the client neither closes nor goes on."""
     with patient.raw(sent) as connection:
         answer = connection.recv(65536)
+        while not answer.endswith(b"}\n"):
+            assert (part := connection.recv(65536)), answer
+            answer += part
     assert answer.startswith(b"HTTP/1.1 " + status), answer[:200]
+    assert set(json.loads(answer.partition(b"\r\n\r\n")[2])) == {"error", "details"}
     serves(patient)
 
 
@@ -127,6 +133,35 @@ def test_more_connections_than_the_server_keeps(patient: GatewayProcess) -> None
         serves(patient)
         assert not all(still_open(connection) for connection in slow[:60])
         assert still_open(slow[-1])
+
+
+def stalled(size: int) -> bytes:
+    return WHOLE[:END].split(b"Content-Length")[0] + b"Content-Length: %d\r\n\r\n" % size + b"x" * (size - 1)
+
+
+def refused(connection: socket.socket, status: bytes) -> None:
+    head, _, body = read_all(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 " + status) and (status != b"503" or b"Retry-After: " in head), head
+    assert set(json.loads(body)) == {"error", "details"}
+
+
+def test_whoever_fills_the_share_of_what_arrives_pays_for_it(patient: GatewayProcess) -> None:
+    """More long bodies that stall than are held at once: the oldest of their address go, and others are served."""
+    with connections(patient, 40, stalled(199_999)) as slow:
+        serves(patient)
+        refused(slow[0], b"503")
+        assert still_open(slow[-1])
+
+
+def test_a_request_that_cannot_be_kept_is_refused_alone(patient: GatewayProcess) -> None:
+    folder = Path(patient.environment["SWITCHYARD_TMP_DIR"])
+    away = folder.rename(folder.with_name("tmp-away"))
+    try:  # longer than what is kept in memory, since a chunk of one byte takes six
+        with patient.raw(chunked(*[b"x"] * 60_000, end=b"")) as connection:
+            refused(connection, b"503")
+    finally:
+        away.rename(folder)
+    serves(patient)
 
 
 # -- slow readers ------------------------------------------------------------------------------------------------------

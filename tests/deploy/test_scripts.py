@@ -32,6 +32,12 @@ def test_packages_are_named_and_not_installed_where_that_is_not_allowed(tmp_path
         assert f" {package}" in done.stderr
 
 
+def test_start_makes_the_data_folder_for_its_user_alone(tmp_path: Path) -> None:
+    folders = {f"SWITCHYARD_{name.upper()}_DIR": str(tmp_path / name) for name in ("models", "logs", "tmp", "data")}
+    subprocess.run([ROOT / "start.sh"], env=os.environ | folders | {"PYTHON": "true"}, check=True, timeout=60)
+    assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
+
+
 def test_missing_program_fails_in_ci_and_skips_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.support.programs import program
 

@@ -92,6 +92,10 @@ def test_the_page_loads_nothing_from_elsewhere(pocket: GatewayProcess) -> None:
     for address in loaded:
         found = pocket.client.get(f"/{address}")
         assert found.status_code == 200 and found.content, address
+        plain = pocket.client.get(f"/{address}", headers={"Accept-Encoding": "identity"})
+        assert plain.content == found.content and "content-encoding" not in plain.headers
+        if "swagger" in address:
+            assert found.headers["content-encoding"] == "gzip" and "Accept-Encoding" in found.headers["vary"]
     assert 'url: "openapi.json"' in pocket.client.get("/docs/start.js").text
 
 

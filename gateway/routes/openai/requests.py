@@ -44,6 +44,9 @@ def requests() -> Response:
 def cancel(request_id: str) -> Response:
     """Cancel a request by its ``X-Request-ID``, or by the id of its answer (``chatcmpl-…``)."""
     found = request_id.removeprefix("chatcmpl-").removeprefix("cmpl-")
-    if any(not own(ticket) for ticket in gateway().named(found)) or not gateway().cancel(found):
+    tickets = [ticket for ticket in gateway().named(found) if own(ticket)]  # others may have made up the same id
+    if not tickets:
         raise UnknownRequest(f"no request {request_id!r} waits or runs", param="id", code="request_not_found")
+    for ticket in tickets:
+        ticket.cancel()
     return reply(shapes.CancelledRequest, id=found, object="request", cancelled=True)

@@ -3,10 +3,11 @@
 The page's files come from an installed package; it loads nothing from elsewhere, and its policy forbids it.
 """
 
+import gzip
+from functools import cache
 from importlib.resources import files
-from typing import Any
 
-from flask import Blueprint, Response, current_app, jsonify
+from flask import Blueprint, Response, current_app, jsonify, request
 from werkzeug.exceptions import NotFound
 
 from gateway.routes import gateway
@@ -24,6 +25,7 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_HEADERS = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"}
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -52,12 +54,12 @@ _START = """SwaggerUIBundle({
 @describe(tag="description", others={"application/json": {"type": "object"}})
 def openapi() -> Response:
     """This description, by OpenAPI 3.1: the models of this server's catalog, and its limits."""
-    made: dict[str, Any] | None = current_app.extensions.get("switchyard.openapi")
+    made: _Content | None = current_app.extensions.get("switchyard.openapi")
     if made is None:
         service = gateway()
-        made = Document(current_app, list(service.catalog), service.settings).render()
+        made = _Content(jsonify(Document(current_app, list(service.catalog), service.settings).render()).get_data())
         current_app.extensions["switchyard.openapi"] = made
-    return jsonify(made)
+    return made.response("application/json")
 
 
 @blueprint.get("/docs")
@@ -74,11 +76,30 @@ def asset(name: str) -> Response:
         return _sent(_START, "text/javascript")
     if name not in _ASSETS:
         raise NotFound
-    response = _sent(files("flask_swagger_ui").joinpath("dist", name).read_bytes(), _ASSETS[name])
+    response = _asset(name).response(_ASSETS[name], **_HEADERS)
     response.headers["Cache-Control"] = "max-age=86400"
     return response
 
 
-def _sent(content: str | bytes, kind: str) -> Response:
-    headers = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"}
-    return Response(content, mimetype=kind, headers=headers)
+class _Content:
+    """Something long that anybody may ask for, packed once and not for every request."""
+
+    def __init__(self, content: bytes) -> None:
+        self._plain, self._packed = content, gzip.compress(content, mtime=0)
+
+    def response(self, kind: str, **headers: str) -> Response:
+        packed = request.accept_encodings.quality("gzip") > 0 and len(self._packed) < len(self._plain)
+        response = Response(self._packed if packed else self._plain, mimetype=kind, headers=headers)
+        response.headers["Vary"] = "Accept-Encoding"
+        if packed:
+            response.headers["Content-Encoding"] = "gzip"
+        return response
+
+
+@cache
+def _asset(name: str) -> _Content:
+    return _Content(files("flask_swagger_ui").joinpath("dist", name).read_bytes())
+
+
+def _sent(content: str, kind: str) -> Response:
+    return Response(content, mimetype=kind, headers=_HEADERS)
