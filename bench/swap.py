@@ -239,7 +239,7 @@ def _summary(entry: dict[str, Any]) -> dict[str, float]:
     if "peer" in entry:
         peer = statistics.median(entry["peer"])
         figures |= {"peer": peer, "to_peer": swap / peer}
-    steady = held[len(held) // 10 :]
+    steady = held[len(held) // 2 :]  # by then libraries have done what they do once
     for name in ("server_uss", "server_fds", "processes", "available"):
         values = [one[name] for one in steady]
         slope = statistics.linear_regression(range(len(values)), values).slope if len(values) > 2 else 0.0
@@ -260,7 +260,7 @@ def _page(checkpoints: dict[str, Any]) -> list[str]:
                          [[label, *(figures.get(key) for figures in found)] for label, key in rows])  # fmt: skip
     small, count = found[0], len(next(iter(checkpoints.values()))["swaps"])
     lines += ["", *report.table(
-        [f"after a swap, {count} of {names[0]}", "first", "last", "slope per swap"],
+        [f"after a swap, of {count} of {names[0]} the second half", "first", "last", "slope per swap"],
         [["gateway, unique memory, MB", small["server_uss_first"] / 1e6, small["server_uss_last"] / 1e6,
           f"{small['server_uss_per_swap'] / 1e3:+.1f} kB"],
          ["memory available on the machine, MB", small["available_first"] / 1e6, small["available_last"] / 1e6,

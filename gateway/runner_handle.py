@@ -256,7 +256,7 @@ class RunnerHandle:
                 self.progress = message
             case messages.Loaded():
                 self.loaded = message
-                measured = self._weigh()
+                measured = self._weigh_loaded()
                 # The cache is not there yet: it grows with the requests, up to what is set aside for it.
                 taken = self.predicted if measured is None else measured + self.reserve
                 self.measured, self.size_at_load, self.charged = measured is not None, measured, taken
@@ -282,6 +282,18 @@ class RunnerHandle:
                     flight.mailbox.put(message)
             case messages.Done(request_id) | messages.Failed(request_id):
                 self._finish(request_id, message)
+
+    def _weigh_loaded(self) -> int | None:
+        """Measure the runner just loaded. That takes as long as the rest of such a load, so of those that are forked
+        from one zygote, which are all alike, the first is measured."""
+        known = self._zygotes.taken(self.load) if self.from_zygote else None
+        if known is not None and self.pid and (private := watchdog.private_bytes(self.pid)) is not None:
+            self.baseline = (known, private)
+            return known
+        measured = self._weigh()
+        if measured is not None and self.from_zygote:
+            self._zygotes.took(self.load, measured)
+        return measured
 
     def _weigh(self) -> int | None:
         """Measure the runner, less what it will not have for long, and have the watchdog reckon from that."""

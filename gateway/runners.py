@@ -144,9 +144,9 @@ class Runners:
             case events.Recharge(load_id, size) if self._handles[load_id].load.level in ("normal", "cpu"):
                 self._record(self._handles[load_id], size)
             case events.LoadFailed(load_id, cause) if (
-                (handle := self._handles.get(load_id)) is not None and handle.failed_by == "out_of_memory"
+                (failed := self._handles.get(load_id)) is not None and failed.failed_by == "out_of_memory"
             ):
-                self._owner.post(self._load_again(handle, cause))
+                self._owner.post(self._load_again(failed, cause))
                 self._owner.call(lambda: self._drop(load_id))
                 return
             case events.RunnerEnded(load_id) | events.RunnerLost(load_id) | events.LoadFailed(load_id):

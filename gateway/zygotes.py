@@ -28,7 +28,8 @@ _OF_ONE_LOAD = ("load_id", "threads", "batch_wait", "cache_tokens", "quantized_l
 
 @dataclass(eq=False)
 class Zygote:
-    """``files`` is how the checkpoint's looked, ``opened`` what the process said once it was ready."""
+    """``files`` is how the checkpoint's looked, ``opened`` what the process said once it was ready, ``taken`` what a
+    runner forked from it took when it was loaded."""
 
     load: Load
     files: dict[str, tuple[int, int]]
@@ -36,6 +37,7 @@ class Zygote:
     line: Line | None = None
     opened: dict[str, Any] | None = None
     used: float = field(default_factory=time.monotonic)
+    taken: int | None = None
 
     @property
     def private_bytes(self) -> int:
@@ -67,6 +69,16 @@ class Zygotes:
         child = zygote.line.fork({"token": load.load_id}, channel)
         child.from_zygote = True
         return child
+
+    def taken(self, load: Load) -> int | None:
+        """Return what runners of this load, forked from its zygote, were seen to take; None if none was measured."""
+        zygote = self._known.get(_key(load))
+        return zygote.taken if zygote else None
+
+    def took(self, load: Load, measured: int) -> None:
+        """A runner forked from this load's zygote took so much; the next one will, too."""
+        if zygote := self._known.get(_key(load)):
+            zygote.taken = measured
 
     def abort(self, why: str) -> None:
         self._spawner.abort(why)

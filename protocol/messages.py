@@ -175,7 +175,7 @@ class Loaded:
     """Runner to gateway: ready.
 
     ``weight_bytes`` is the sum over tensors, ``mapped_bytes`` those of them that are used where they lie in their file,
-    and ``passing_bytes`` what is there only until it has settled. ``phases`` are seconds by phase, and ``peak_bytes`` is
+    and ``passing_bytes`` what is there only until it has settled. ``phases`` are seconds by phase; ``peak_bytes`` is
     how much more of its device the load had taken at its highest than it takes now.
     """
 
