@@ -200,13 +200,6 @@ class Gateway:
         """Return every request that waits or runs, the oldest first."""
         return list(self._tickets.values())
 
-    def cancel(self, request_id: str) -> bool:
-        """Cancel a request that waits or runs. Return False if there is none of this id."""
-        found = self.named(request_id)
-        for ticket in found:
-            ticket.cancel()
-        return bool(found)
-
     def named(self, request_id: str) -> list[Ticket]:
         """Return the tickets of a request by its own id, which several may have in common, or the one of a ticket's id.
         """

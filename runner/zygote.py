@@ -15,7 +15,7 @@ import threading
 import time
 
 from protocol.messages import Load
-from runner import noise
+from runner import main, noise
 from runner.engines.base import Engine
 from runner.errors import classify
 from runner.forking import Parent
@@ -85,9 +85,7 @@ class Zygote(Parent):
                     self.fork(request["token"], descriptor, self._be_runner)
 
     def _be_runner(self, descriptor: int) -> None:
-        from runner.main import run
-
-        run(descriptor, self._engine)
+        main.run(descriptor, self._engine)
 
 
 def _alone() -> bool:
