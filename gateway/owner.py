@@ -28,6 +28,7 @@ class Owner:
         self._state = state
         self._perform = perform
         self._inbox: SimpleQueue[events.Event | Callable[[], None] | None] = SimpleQueue()
+        self._decided_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="owner", daemon=True)
 
     def start(self) -> None:
@@ -71,7 +72,8 @@ class Owner:
 
     def _run(self) -> None:
         while True:
-            wakeup = next_wakeup(self._state, time.monotonic())
+            # As of the last decision: what was worth waiting for then may not be by now, and nobody would act on it.
+            wakeup = next_wakeup(self._state, self._decided_at)
             try:
                 item = self._inbox.get(timeout=None if wakeup is None else _pause(wakeup))
             except Empty:
@@ -87,7 +89,8 @@ class Owner:
                 log.exception("the scheduler failed on %s", item)
 
     def _decide(self, state: State, event: events.Event) -> list[Action]:
-        actions = decide(state, event, time.monotonic())
+        self._decided_at = time.monotonic()
+        actions = decide(state, event, self._decided_at)
         for action in actions:
             try:
                 self._perform(action)

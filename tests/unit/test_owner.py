@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from gateway import owner as owner_module
 from gateway.owner import Owner
 from gateway.scheduler import Model, Slot, State, events
 from gateway.scheduler.actions import Action, EndRunner, Grant, Refuse
@@ -82,3 +83,27 @@ def test_an_event_that_fails_ends_nothing(owner: Owner, performed: Performed, ca
     lease(owner)
     performed.wait_for(Grant)
     assert "no such model" in caplog.text
+
+
+def test_it_asks_when_to_wake_up_as_of_its_last_decision(performed: Performed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was to be waited for when it decided, and no longer is a moment later, would else be acted on by nobody."""
+    told: list[tuple[str, float]] = []
+
+    def note(name: str, now: float) -> None:
+        told.append((name, now))
+
+    real_decide, real_wakeup = owner_module.decide, owner_module.next_wakeup
+    monkeypatch.setattr(owner_module, "decide", lambda *args: (note("decided", args[2]), real_decide(*args))[1])
+    monkeypatch.setattr(owner_module, "next_wakeup", lambda *args: (note("asked", args[1]), real_wakeup(*args))[1])
+    owner = Owner(State({"cpu": Slot("cpu", 100)}, {"a": Model("a", 30, ("cpu",))}), performed)
+    owner.start()
+    lease(owner)
+    owner.inspect(lambda state: None)
+    owner.stop()
+    assert [name for name, _ in told].count("decided") == 3
+    decided = None
+    for name, now in told:
+        if name == "decided":
+            decided = now
+        else:
+            assert decided is None or now == decided
