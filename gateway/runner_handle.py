@@ -310,7 +310,8 @@ class RunnerHandle:
         assert self.loaded is not None
         self.loaded = replace(self.loaded, mapped_bytes=mapped, passing_bytes=0)
         answering = bool(self._in_flight)  # then a cache is there too, which is charged already
-        if self.measured and not answering and (measured := self._weigh()) is not None:
+        measured = self._weigh() if self.measured and not answering else None
+        if measured is not None and measured + self.reserve < self.charged:  # more would be what answers left behind
             self.size_at_load, self.charged = measured, measured + self.reserve
             self._post(events.Recharge(self.load_id, self.charged))
         try:

@@ -20,9 +20,18 @@ def host_bytes_free() -> int:
 
 
 def private_bytes() -> int:
-    """Return the bytes of memory that only this process has and that no file backs."""
+    """Return the bytes of memory that only this process has, and that are not clean pages of files."""
+    return _rolled_up("Private_Dirty:")
+
+
+def anonymous_bytes() -> int:
+    """Return the bytes of memory that no file backs, also those still shared with the process this was forked from."""
+    return _rolled_up("Anonymous:")
+
+
+def _rolled_up(field: str) -> int:
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_Dirty:"))
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def trim() -> None:

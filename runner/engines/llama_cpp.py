@@ -19,7 +19,7 @@ from runner.engines.base import Logits, ProgressReport, Sequence, check_bias, ro
 from runner.engines.gguf import BATCH, Context, Fed, Gguf
 from runner.errors import RequestError
 from runner.job import Job
-from runner.machine import cpu_threads, private_bytes
+from runner.machine import anonymous_bytes, cpu_threads
 from runner.phases import Phases
 from runner.template import as_template_takes, check_length
 from runner.text import ThinkSplitter
@@ -48,11 +48,12 @@ class LlamaCpp:
     def open(self) -> str | None:
         if self._load.device.startswith("cuda"):
             return None  # asking llama.cpp for GPUs initializes CUDA, and a zygote must not
-        before = private_bytes()
+        before = anonymous_bytes()
         self._map(None)
-        # Tensors of some types are copied into another layout, and their pages of the file not used again.
-        copied = max(0, private_bytes() - before)
-        self._mapped_bytes = max(0, sum(one.end - one.start for one in mapped.ranges()) - copied)
+        file, copied = sum(one.end - one.start for one in mapped.ranges()), anonymous_bytes() - before
+        # Tensors of some types are copied into another layout, and their pages of the file not used again. A little is
+        # the vocabulary.
+        self._mapped_bytes = max(0, file - copied) if copied > file // 3 else file
         return self._load.path
 
     def warm_up(self) -> None:
