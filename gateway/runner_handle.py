@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 Mailbox = SimpleQueue[object]
 _END_GRACE = 2.0  # seconds a runner has to end by itself before it is killed
 _TICK = 1.0
+_CHANCE = 16 * 2**20  # bytes by which two measurements of one runner may differ
 _REAP_PATIENCE = 5.0  # seconds its parent may need to say how it ended
 _FORK_PATIENCE = 120.0  # seconds a forkserver may need for its imports on a slow disk
 
@@ -311,7 +312,8 @@ class RunnerHandle:
         self.loaded = replace(self.loaded, mapped_bytes=mapped, passing_bytes=0)
         answering = bool(self._in_flight)  # then a cache is there too, which is charged already
         measured = self._weigh() if self.measured and not answering else None
-        if measured is not None and measured + self.reserve < self.charged:  # more would be what answers left behind
+        # More would be what answers left behind, and a little less is chance.
+        if measured is not None and measured + self.reserve < self.charged - _CHANCE:
             self.size_at_load, self.charged = measured, measured + self.reserve
             self._post(events.Recharge(self.load_id, self.charged))
         try:
