@@ -203,14 +203,14 @@ class GatewayProcess:
         return parent
 
     def runners(self) -> set[int]:
-        """Pids of the living runners: children of the forkserver and of zygotes that are not zygotes themselves."""
+        """Pids of the living runners, children of the forkserver or of zygotes, by the name they give themselves."""
         forkserver = self.forkserver
         if forkserver is None:
             return set()
         with suppress(psutil.Error):
             return {
                 child.pid for child in forkserver.children(recursive=True)
-                if not child.name().startswith("zygote") and child.status() != psutil.STATUS_ZOMBIE
+                if child.name().startswith("runner") and child.status() != psutil.STATUS_ZOMBIE
             }  # fmt: skip
         return set()
 
