@@ -58,7 +58,7 @@ def test_a_request_that_waits_is_cancelled(served: GatewayProcess) -> None:
     def states() -> list[object]:
         return [one["state"] for one in listed(served)]
 
-    body = {"model": "deepseek", "messages": STORY, "max_tokens": 3500, "repetition_penalty": 1.0}
+    body = {"model": "deepseek", "messages": STORY, "max_tokens": 3500, "min_tokens": 3500, "repetition_penalty": 1.0}
     asked = [served.later(served.post, "/v1/chat/completions", **body) for _ in range(AT_ONCE + 1)]
     served.until(lambda: states().count("running") == AT_ONCE and "waiting" in states(), "one to wait")
     waiting = next(one["id"] for one in listed(served) if one["state"] == "waiting")
