@@ -46,6 +46,7 @@ class Runners:
         self._owner = owner
         self._metrics = metrics
         self._handles: dict[str, RunnerHandle] = {}
+        self._evicted: dict[str, list[str]] = {}  # by slot, since its last load began
         self._changed = threading.Condition()
 
     def __iter__(self) -> Iterator[RunnerHandle]:
@@ -113,13 +114,15 @@ class Runners:
         )  # fmt: skip
         handle = RunnerHandle(load, modules([spec]), self._zygotes, self._hear, self._settings.heartbeat_timeout,
                               needed.bytes, needed.reserve, slot, ON_CPU if slot in fallback else "",
-                              self._ladder.count)  # fmt: skip
+                              self._ladder.count, tuple(self._evicted.pop(slot, ())))  # fmt: skip
         self._handles[load_id] = handle
         log.info("loading %s on %s%s", load_id, slot, f": {handle.note}" if handle.note else "")
         handle.start()
 
     def end(self, load_id: str, reason: str) -> None:
         if handle := self._handles.get(load_id):
+            if reason == "evicted":
+                self._evicted.setdefault(handle.slot, []).append(handle.load.name)
             handle.end(reason)
 
     def _drop(self, load_id: str) -> None:
