@@ -213,7 +213,7 @@ function shell(place) {
     h('div', { class: 'pg-question' },
       h('h2', { class: 'visually-hidden' }, `Question ${place + 1}`),
       turn.media.length ? h('div', { class: 'pg-shown' }, turn.media.map((medium) => preview(medium, null))) : null,
-      turn.text ? h('p', null, turn.text) : null, edit),
+      h('div', { class: 'pg-said' }, edit, turn.text ? h('p', null, turn.text) : null)),
     h('div', { class: 'pg-answers' }));
 }
 
@@ -250,7 +250,7 @@ function empty() {
   const media = kinds.filter((kind) => kind !== 'text');
   replace($('#turns'), h('div', { class: 'pg-empty' },
     h('h2', null, now.length > 1 ? `Ask ${now.map((model) => model.id).join(' and ')}` : now[0] ? `Ask ${now[0].id}` : 'Ask a model'),
-    h('p', { class: 'lead' }, media.length ? `Drop ${media.join(', ').replace(/, ([^,]*)$/, ' or $1')} anywhere on this page, or paste one.` : 'It answers text. Nothing of what you ask is kept.'),
+    h('p', { class: 'lead' }, media.length ? `Drop ${media.join(', ').replace(/, ([^,]*)$/, ' or $1')} anywhere on this page, or paste one.` : 'Write a question, or begin with one of these.'),
     h('ul', { class: 'pg-ideas' }, ideas.map((idea) => h('li', null, h('button', {
       type: 'button', class: 'button small', onclick: () => { composer.put(idea, composer.media); composer.draft.focus(); },
     }, idea))))));

@@ -165,7 +165,7 @@ function figures({ timings, usage, swap, device }) {
   }
   found.push(['Total', short(timings.total)]);
   if (usage) found.push(['Tokens', `${usage.prompt_tokens} + ${usage.completion_tokens}`, 'Of the prompt, and of the answer with its reasoning']);
-  if (timings.queued >= 0.05) found.push(['Queued', short(timings.queued), 'Waited for its turn']);
+  if (timings.queued >= 0.05) found.push(['Waited', short(timings.queued), 'For its media to be read and for its turn, without the load']);
   const gone = swap?.evicted?.length ? `, evicted ${swap.evicted.join(', ')}` : '';
   found.push(['Swap', swap?.loaded ? `loaded in ${short(timings.load)}${gone}` : 'none', 'Whether the model had to be loaded for this answer, and which models had to go for it']);
   if (device) found.push(['On', device]);

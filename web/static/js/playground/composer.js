@@ -185,10 +185,9 @@ export class Composer {
     const kinds = taken(this.page.chosen());
     this.picker.accept = accepted(kinds);
     $('#attach').hidden = !kinds.length;
-    $('#attach-text').textContent = kinds.length ? `Attach ${choice(kinds)}` : '';
     $('#record').hidden = !kinds.includes('audio') || !canRecord();
     $('#camera').hidden = !(kinds.includes('image') || kinds.includes('video')) || !canRecord();
-    $('#limits').textContent = kinds.length ? limitsSaid(this.page.limits()) : '';
+    $('#limits').textContent = kinds.length ? `Takes ${choice(kinds)}: ${limitsSaid(this.page.limits())}` : 'Takes text alone';
   }
 
   grow() {

@@ -32,6 +32,7 @@ export function requestOf(turns, column, model, system, parameters) {
     for (const turn of turns.slice(0, -1)) {
       const answer = turn.answers[column];
       if (!answer || !answer.text) continue; // two questions in a row are more than some templates take
+      if (turn.media.some((medium) => !model.inputs.includes(medium.kind))) continue; // asked of another model
       messages.push({ role: 'user', content: content(turn) }, { role: 'assistant', content: answer.text });
     }
   }

@@ -111,7 +111,7 @@ export function preview(medium, remove) {
   /** @type {any} */
   const shown = kind === 'image' ? h('img', { src: address, alt: `Attached image ${name}` })
     : kind === 'audio' ? h('audio', { src: address, controls: true, 'aria-label': `Attached sound ${name}` })
-      : h('video', { src: address, controls: true, muted: true, playsinline: true, 'aria-label': `Attached video ${name}` });
+      : h('video', { src: address, controls: !remove, muted: true, playsinline: true, 'aria-label': `Attached video ${name}` });
   const size = h('span', { class: 'pg-size' }, bytes(medium.blob.size));
   const figure = h('figure', { class: `pg-medium pg-medium-${kind}` }, shown,
     h('figcaption', {}, h('span', { class: 'pg-name', title: name }, name), size));
