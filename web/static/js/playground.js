@@ -1,27 +1,28 @@
+// @ts-check
 // The playground: the page's state, and what its parts do to each other. Owns the conversation.
 
-import { toastError } from './dialog.js';
-import { $, h, replace } from './dom.js';
-import { live } from './live.js';
-import { AnswerCard } from './playground/answer.js';
-import { Announcer } from './playground/announce.js';
-import { ask, unanswered } from './playground/ask.js';
-import { codeDialog } from './playground/code.js';
-import { Composer } from './playground/composer.js';
-import { remembers, requestOf } from './playground/conversation.js';
-import { preview } from './playground/media.js';
-import { describe, load, offer, sharing } from './playground/models.js';
-import { Parameters } from './playground/parameters.js';
-import { keep, kept } from './playground/store.js';
+import { toastError } from "./dialog.js";
+import { $, h, replace } from "./dom.js";
+import { live } from "./live.js";
+import { AnswerCard } from "./playground/answer.js";
+import { Announcer } from "./playground/announce.js";
+import { ask, unanswered } from "./playground/ask.js";
+import { codeDialog } from "./playground/code.js";
+import { Composer } from "./playground/composer.js";
+import { remembers, requestOf } from "./playground/conversation.js";
+import { preview } from "./playground/media.js";
+import { describe, load, offer, sharing } from "./playground/models.js";
+import { Parameters } from "./playground/parameters.js";
+import { keep, kept } from "./playground/store.js";
 
 /** @typedef {import('./playground/conversation.js').Model} Model */
 /** @typedef {import('./playground/conversation.js').Turn} Turn */
 
 const EXAMPLES = {
-  text: ['What is 17 + 25?', 'What is the capital of France?', 'Explain in two sentences what an LRU cache does.'],
-  image: ['What color is the shape?', 'Describe this picture.'],
-  audio: ['Is the pitch rising or falling?', 'Transcribe the speech.'],
-  video: ['Which way does it move?'],
+  text: ["What is 17 + 25?", "What is the capital of France?", "Explain in two sentences what an LRU cache does."],
+  image: ["What color is the shape?", "Describe this picture."],
+  audio: ["Is the pitch rising or falling?", "Transcribe the speech."],
+  video: ["Which way does it move?"],
 };
 
 const before = kept();
@@ -35,11 +36,11 @@ let editing = -1;
 let plain = Boolean(before.plain);
 /** @type {Set<AbortController>} */
 const running = new Set();
-const selects = /** @type {HTMLSelectElement[]} */ ([$('#model-0'), $('#model-1')]);
-const system = /** @type {HTMLTextAreaElement} */ ($('#system'));
-const announcer = new Announcer($('#spoken'));
+const selects = /** @type {HTMLSelectElement[]} */ ([$("#model-0"), $("#model-1")]);
+const system = /** @type {HTMLTextAreaElement} */ ($("#system"));
+const announcer = new Announcer($("#spoken"));
 const showCode = codeDialog();
-const parameters = new Parameters($('#parameters'), before.parameters ?? {}, (values) => { keep({ parameters: values }); count(); });
+const parameters = new Parameters($("#parameters"), before.parameters ?? {}, (values) => { keep({ parameters: values }); count(); });
 
 const byId = (/** @type {string} */ id) => models.find((model) => model.id === id);
 const chosen = () => /** @type {Model[]} */ (selects.slice(0, comparing ? 2 : 1).map((select) => byId(select.value)).filter(Boolean));
@@ -49,11 +50,11 @@ const composer = new Composer({
   drafted: (text) => keep({ draft: text }),
   switchTo: (model) => {
     // The column that cannot take it gives way.
-    const place = comparing && chosen()[0].inputs.length > 1 && !chosen()[1].inputs.includes('image') ? 1 : 0;
+    const place = comparing && chosen()[0].inputs.length > 1 && !chosen()[1].inputs.includes("image") ? 1 : 0;
     selects[place].value = model.id;
     picked();
   },
-}, before.draft ?? '');
+}, before.draft ?? "");
 
 // -- models ------------------------------------------------------------------------------------------------------------
 
@@ -61,17 +62,17 @@ async function start() {
   try {
     ({ models, limits } = await load());
   } catch (error) {
-    $('#models-problem').hidden = false;
-    $('#models-problem-text').textContent = `The models could not be listed: ${/** @type {any} */ (error).message}`;
+    $("#models-problem").hidden = false;
+    $("#models-problem-text").textContent = `The models could not be listed: ${/** @type {any} */ (error).message}`;
     return;
   }
-  $('#models-problem').hidden = true;
+  $("#models-problem").hidden = true;
   const wanted = before.models ?? [];
-  const first = models.find((model) => model.state === 'ready')?.id ?? models[0]?.id ?? '';
+  const first = models.find((model) => model.state === "ready")?.id ?? models[0]?.id ?? "";
   offer(selects[0], models, wanted[0] ?? first);
-  offer(selects[1], models, wanted[1] ?? models.find((model) => model.id !== selects[0].value)?.id ?? '');
+  offer(selects[1], models, wanted[1] ?? models.find((model) => model.id !== selects[0].value)?.id ?? "");
   for (const select of selects) select.disabled = !models.length;
-  $('#playground').setAttribute('aria-busy', 'false');
+  $("#playground").setAttribute("aria-busy", "false");
   picked();
 }
 
@@ -79,16 +80,16 @@ async function start() {
 function picked() {
   const now = chosen();
   keep({ models: selects.map((select) => select.value), compare: comparing });
-  $('#column-1').hidden = !comparing;
-  $('#playground').classList.toggle('is-comparing', comparing);
-  $('#compare').setAttribute('aria-pressed', String(comparing));
+  $("#column-1").hidden = !comparing;
+  $("#playground").classList.toggle("is-comparing", comparing);
+  $("#compare").setAttribute("aria-pressed", String(comparing));
   selects.forEach((select, place) => describe($(`#about-${place}`), byId(select.value)));
-  const shared = comparing ? sharing(now) : '';
-  $('#sharing').hidden = !shared;
-  $('#sharing').textContent = shared;
+  const shared = comparing ? sharing(now) : "";
+  $("#sharing").hidden = !shared;
+  $("#sharing").textContent = shared;
   const forgetful = now.filter((model) => !remembers(model)).map((model) => model.id);
-  $('#forgetful').hidden = !forgetful.length;
-  $('#forgetful').textContent = `${forgetful.join(' and ')} answers one question at a time: it reads neither the system prompt nor what was said before.`;
+  $("#forgetful").hidden = !forgetful.length;
+  $("#forgetful").textContent = `${forgetful.join(" and ")} answers one question at a time: it reads neither the system prompt nor what was said before.`;
   parameters.fit(now, limits);
   composer.show();
   if (!turns.length) empty();
@@ -106,8 +107,8 @@ function heard(state) {
   }
   if (!changed) return;
   selects.forEach((select, place) => describe($(`#about-${place}`), byId(select.value)));
-  $('#sharing').textContent = comparing ? sharing(chosen()) : '';
-  $('#sharing').hidden = !$('#sharing').textContent;
+  $("#sharing").textContent = comparing ? sharing(chosen()) : "";
+  $("#sharing").hidden = !$("#sharing").textContent;
 }
 
 /** Ask how they are doing where nobody tells: after an answer. */
@@ -126,8 +127,8 @@ function send() {
   if (running.size || !models.length) return;
   const wrong = parameters.wrong();
   if (wrong) {
-    wrong.closest('details').open = true;
-    $('#settings').open = true;
+    wrong.closest("details").open = true;
+    $("#settings").open = true;
     wrong.reportValidity();
     return;
   }
@@ -135,8 +136,8 @@ function send() {
   if (missing.length) { composer.refuse(missing); composer.draft.focus(); return; }
   if (editing >= 0) { turns = turns.slice(0, editing); editing = -1; draw(); }
   turns.push({ ...composer.take(), answers: [] });
-  if (turns.length === 1) replace($('#turns'));
-  $('#turns').append(shell(turns.length - 1));
+  if (turns.length === 1) replace($("#turns"));
+  $("#turns").append(shell(turns.length - 1));
   chosen().forEach((model, column) => { void answer(turns.length - 1, column, model); });
   buttons();
 }
@@ -159,11 +160,11 @@ async function answer(place, column, model) {
   announcer.say(`${model.id} was asked.`);
   const follow = follower(card.element);
   let frame = 0;
-  let said = '';
+  let said = "";
   const changed = () => {
     if (!frame) frame = requestAnimationFrame(() => { frame = 0; card.update(); follow(); });
     announcer.follow(one, one.text, false);
-    const words = one.wait?.fraction === null ? one.wait.words : '';
+    const words = one.wait?.fraction === null ? one.wait.words : "";
     if (words && words !== said) announcer.say(said = words);
   };
   await ask(one, stop.signal, changed);
@@ -172,7 +173,7 @@ async function answer(place, column, model) {
   follow();
   running.delete(stop);
   announcer.follow(one, one.text, true);
-  announcer.say({ done: `${model.id} has answered.`, stopped: 'Stopped.', failed: one.error?.message ?? '' }[one.state] ?? '');
+  announcer.say({ done: `${model.id} has answered.`, stopped: "Stopped.", failed: one.error?.message ?? "" }[one.state] ?? "");
   buttons();
   if (!running.size) void refresh();
 }
@@ -180,12 +181,12 @@ async function answer(place, column, model) {
 /** Keep the end of what comes in view, for whoever is there already. @param {HTMLElement} element */
 function follower(element) {
   let bottom = true;
-  element.scrollIntoView({ block: 'nearest' });
+  element.scrollIntoView({ block: "nearest" });
   const seen = () => { bottom = element.getBoundingClientRect().bottom - innerHeight < 240; };
-  addEventListener('scroll', seen, { passive: true });
+  addEventListener("scroll", seen, { passive: true });
   return () => {
-    if (!element.isConnected || element.dataset.state !== 'answering') removeEventListener('scroll', seen);
-    const below = element.getBoundingClientRect().bottom + $('#composer').offsetHeight + 24 - innerHeight;
+    if (!element.isConnected || element.dataset.state !== "answering") removeEventListener("scroll", seen);
+    const below = element.getBoundingClientRect().bottom + $("#composer").offsetHeight + 24 - innerHeight;
     if (bottom && below > 0) scrollBy({ top: below });
   };
 }
@@ -195,7 +196,7 @@ function again(place, column) {
   const model = byId(turns[place].answers[column].model);
   if (running.size || !model) return;
   turns.length = place + 1; // what followed was said to another answer
-  for (const later of [...$('#turns').children].slice(place + 1)) later.remove();
+  for (const later of [...$("#turns").children].slice(place + 1)) later.remove();
   void answer(place, column, model);
 }
 
@@ -208,18 +209,18 @@ function stopAll() {
 /** A turn without its answers. @param {number} place */
 function shell(place) {
   const turn = turns[place];
-  const edit = h('button', { type: 'button', class: 'button quiet small', onclick: () => revise(place) }, 'Edit');
-  return h('section', { class: 'pg-turn', id: `turn-${place}`, 'aria-label': `Question ${place + 1}` },
-    h('div', { class: 'pg-question' },
-      h('h2', { class: 'visually-hidden' }, `Question ${place + 1}`),
-      turn.media.length ? h('div', { class: 'pg-shown' }, turn.media.map((medium) => preview(medium, null))) : null,
-      h('div', { class: 'pg-said' }, edit, turn.text ? h('p', null, turn.text) : null)),
-    h('div', { class: 'pg-answers' }));
+  const edit = h("button", { type: "button", class: "button quiet small", onclick: () => revise(place) }, "Edit");
+  return h("section", { class: "pg-turn", id: `turn-${place}`, "aria-label": `Question ${place + 1}` },
+    h("div", { class: "pg-question" },
+      h("h2", { class: "visually-hidden" }, `Question ${place + 1}`),
+      turn.media.length ? h("div", { class: "pg-shown" }, turn.media.map((medium) => preview(medium, null))) : null,
+      h("div", { class: "pg-said" }, edit, turn.text ? h("p", null, turn.text) : null)),
+    h("div", { class: "pg-answers" }));
 }
 
 /** Show the conversation anew, where turns went. */
 function draw() {
-  for (const later of [...$('#turns').children].slice(turns.length)) later.remove();
+  for (const later of [...$("#turns").children].slice(turns.length)) later.remove();
   if (!turns.length) empty();
   buttons();
 }
@@ -237,7 +238,7 @@ function clear() {
   stopAll();
   turns = [];
   editing = -1;
-  replace($('#turns'));
+  replace($("#turns"));
   draw();
   composer.draft.focus();
 }
@@ -245,66 +246,66 @@ function clear() {
 /** What is shown before anything was asked. */
 function empty() {
   const now = chosen();
-  const kinds = /** @type {('text'|'image'|'audio'|'video')[]} */ (now[0]?.requires.length ? now[0].requires : now[0]?.inputs ?? ['text']);
-  const ideas = [...new Set([...kinds].sort((one, other) => Number(one === 'text') - Number(other === 'text')).flatMap((kind) => EXAMPLES[kind] ?? []))].slice(0, 4);
-  const media = kinds.filter((kind) => kind !== 'text');
-  replace($('#turns'), h('div', { class: 'pg-empty' },
-    h('h2', null, now.length > 1 ? `Ask ${now.map((model) => model.id).join(' and ')}` : now[0] ? `Ask ${now[0].id}` : 'Ask a model'),
-    h('p', { class: 'lead' }, media.length ? `Drop ${media.join(', ').replace(/, ([^,]*)$/, ' or $1')} anywhere on this page, or paste one.` : 'Write a question, or begin with one of these.'),
-    h('ul', { class: 'pg-ideas' }, ideas.map((idea) => h('li', null, h('button', {
-      type: 'button', class: 'button small', onclick: () => { composer.put(idea, composer.media); composer.draft.focus(); },
+  const kinds = /** @type {('text'|'image'|'audio'|'video')[]} */ (now[0]?.requires.length ? now[0].requires : now[0]?.inputs ?? ["text"]);
+  const ideas = [...new Set([...kinds].sort((one, other) => Number(one === "text") - Number(other === "text")).flatMap((kind) => EXAMPLES[kind] ?? []))].slice(0, 4);
+  const media = kinds.filter((kind) => kind !== "text");
+  replace($("#turns"), h("div", { class: "pg-empty" },
+    h("h2", null, now.length > 1 ? `Ask ${now.map((model) => model.id).join(" and ")}` : now[0] ? `Ask ${now[0].id}` : "Ask a model"),
+    h("p", { class: "lead" }, media.length ? `Drop ${media.join(", ").replace(/, ([^,]*)$/, " or $1")} anywhere on this page, or paste one.` : "Write a question, or begin with one of these."),
+    h("ul", { class: "pg-ideas" }, ideas.map((idea) => h("li", null, h("button", {
+      type: "button", class: "button small", onclick: () => { composer.put(idea, composer.media); composer.draft.focus(); },
     }, idea))))));
 }
 
 /** What can be done now. */
 function buttons() {
   const busy = running.size > 0;
-  $('#send').hidden = busy;
-  $('#stop').hidden = !busy;
-  $('#send').disabled = !models.length;
-  $('#clear').disabled = !turns.length;
-  $('#compare').disabled = busy || models.length < 2;
+  $("#send").hidden = busy;
+  $("#stop").hidden = !busy;
+  $("#send").disabled = !models.length;
+  $("#clear").disabled = !turns.length;
+  $("#compare").disabled = busy || models.length < 2;
   for (const select of selects) select.disabled = busy || !models.length;
-  $('#editing').hidden = editing < 0;
-  if (editing >= 0) $('#editing-text').textContent = `Editing question ${editing + 1}: sending it replaces it and what came after it.`;
-  [...document.querySelectorAll('.pg-turn')].forEach((turn, place) => turn.classList.toggle('is-edited', editing >= 0 && place >= editing));
+  $("#editing").hidden = editing < 0;
+  if (editing >= 0) $("#editing-text").textContent = `Editing question ${editing + 1}: sending it replaces it and what came after it.`;
+  [...document.querySelectorAll(".pg-turn")].forEach((turn, place) => turn.classList.toggle("is-edited", editing >= 0 && place >= editing));
 }
 
 /** How many parameters were changed, for whoever has them folded away. */
 function count() {
   const changed = Object.keys(parameters.texts()).length + (system.value.trim() ? 1 : 0);
-  $('#changed').hidden = !changed;
-  $('#changed').textContent = `${changed} changed`;
-  $('#reset').disabled = !changed;
+  $("#changed").hidden = !changed;
+  $("#changed").textContent = `${changed} changed`;
+  $("#reset").disabled = !changed;
 }
 
 // -- wiring ------------------------------------------------------------------------------------------------------------
 
-system.value = before.system ?? '';
-system.addEventListener('input', () => { keep({ system: system.value }); count(); });
-for (const select of selects) select.addEventListener('change', picked);
-$('#compare').addEventListener('click', () => { comparing = !comparing; clear(); picked(); });
-$('#clear').addEventListener('click', clear);
-$('#reset').addEventListener('click', () => { system.value = ''; keep({ system: '' }); parameters.clear(); });
-$('#stop').addEventListener('click', stopAll);
-$('#models-again').addEventListener('click', () => void start());
-$('#editing-cancel').addEventListener('click', () => { editing = -1; composer.put('', []); buttons(); });
-$('#code').addEventListener('click', () => {
+system.value = before.system ?? "";
+system.addEventListener("input", () => { keep({ system: system.value }); count(); });
+for (const select of selects) select.addEventListener("change", picked);
+$("#compare").addEventListener("click", () => { comparing = !comparing; clear(); picked(); });
+$("#clear").addEventListener("click", clear);
+$("#reset").addEventListener("click", () => { system.value = ""; keep({ system: "" }); parameters.clear(); });
+$("#stop").addEventListener("click", stopAll);
+$("#models-again").addEventListener("click", () => void start());
+$("#editing-cancel").addEventListener("click", () => { editing = -1; composer.put("", []); buttons(); });
+$("#code").addEventListener("click", () => {
   const [model] = chosen();
   if (!model) return;
   const drafted = composer.draft.value.trim() || composer.media.length;
   const last = turns[turns.length - 1]?.answers[0]?.request;
   if (!drafted && last) { showCode(last); return; }
-  const turn = { text: composer.draft.value.trim() || 'Hello', media: composer.media, answers: [] };
+  const turn = { text: composer.draft.value.trim() || "Hello", media: composer.media, answers: [] };
   showCode(requestOf([...turns.slice(0, editing >= 0 ? editing : turns.length), turn], 0, model, system.value, parameters.values()));
 });
-document.addEventListener('keydown', (event) => {
-  if (event.key === 'Escape' && running.size && !document.querySelector('dialog[open]')) { event.preventDefault(); stopAll(); }
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && running.size && !document.querySelector("dialog[open]")) { event.preventDefault(); stopAll(); }
 });
-/** @type {HTMLDetailsElement} */ ($('#settings')).open = matchMedia('(min-width: 62rem)').matches;
-live.on('state', heard);
-live.on('status', (status) => { if (status === 'open' && !models.length) void start(); });
-addEventListener('unhandledrejection', (event) => toastError(event.reason));
+/** @type {HTMLDetailsElement} */ ($("#settings")).open = matchMedia("(min-width: 62rem)").matches;
+live.on("state", heard);
+live.on("status", (status) => { if (status === "open" && !models.length) void start(); });
+addEventListener("unhandledrejection", (event) => toastError(event.reason));
 count();
 buttons();
 void start();

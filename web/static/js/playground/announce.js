@@ -1,3 +1,4 @@
+// @ts-check
 // What a screen reader is told of an answer as it comes: whole sentences, not tokens. Owns the page's quiet live region.
 
 /** Beyond that many characters without a sentence's end, what is there is said at a blank. */
@@ -13,7 +14,7 @@ export class Announcer {
 
   /** Say something now. @param {string} words */
   say(words) {
-    const line = document.createElement('p');
+    const line = document.createElement("p");
     line.textContent = words;
     this.region.append(line);
     while (this.region.children.length > 6) this.region.firstElementChild?.remove();
@@ -28,11 +29,11 @@ export class Announcer {
   follow(whose, text, over) {
     const from = this.told.get(whose) ?? 0;
     const fresh = text.slice(from);
-    let end = over ? fresh.length : Math.max(...['. ', '! ', '? ', '\n'].map((mark) => fresh.lastIndexOf(mark) + 1));
-    if (!end && fresh.length > LONG) end = fresh.lastIndexOf(' ');
+    let end = over ? fresh.length : Math.max(...[". ", "! ", "? ", "\n"].map((mark) => fresh.lastIndexOf(mark) + 1));
+    if (!end && fresh.length > LONG) end = fresh.lastIndexOf(" ");
     if (end <= 0) return;
     this.told.set(whose, from + end);
-    const words = fresh.slice(0, end).replace(/[*_`#>|]+/g, ' ').trim();
+    const words = fresh.slice(0, end).replace(/[*_`#>|]+/g, " ").trim();
     if (words) this.say(words);
   }
 }

@@ -1,9 +1,10 @@
+// @ts-check
 // Where a question is written: its text, and the files that were dropped, pasted, chosen or recorded for it. Owns what is
 // attached, and says what a model does not take before anything is sent.
 
-import { $, h, replace } from '../dom.js';
-import { accepted, choice, kindOf, limitsSaid, mediumOf, preview, taken, tooMuch, words } from './media.js';
-import { camera, canRecord, microphone, nameOf } from './record.js';
+import { $, h, replace } from "../dom.js";
+import { accepted, choice, kindOf, limitsSaid, mediumOf, preview, taken, tooMuch, words } from "./media.js";
+import { camera, canRecord, microphone, nameOf } from "./record.js";
 
 /** @typedef {import('./conversation.js').Medium} Medium */
 /** @typedef {import('./conversation.js').Model} Model */
@@ -16,35 +17,35 @@ export class Composer {
     this.page = page;
     /** @type {Medium[]} */
     this.media = [];
-    this.form = $('#composer');
+    this.form = $("#composer");
     /** @type {HTMLTextAreaElement} */
-    this.draft = $('#draft');
-    this.picker = $('#file');
-    this.refused = $('#refused');
+    this.draft = $("#draft");
+    this.picker = $("#file");
+    this.refused = $("#refused");
     this.draft.value = draft;
-    this.draft.addEventListener('input', () => { page.drafted(this.draft.value); this.grow(); });
-    this.draft.addEventListener('keydown', (event) => {
-      if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) { event.preventDefault(); page.send(); }
+    this.draft.addEventListener("input", () => { page.drafted(this.draft.value); this.grow(); });
+    this.draft.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); page.send(); }
     });
-    this.form.addEventListener('submit', (/** @type {Event} */ event) => { event.preventDefault(); page.send(); });
-    $('#attach').addEventListener('click', () => this.picker.click());
-    this.picker.addEventListener('change', () => { void this.add([...this.picker.files]); this.picker.value = ''; });
-    this.form.addEventListener('paste', (/** @type {ClipboardEvent} */ event) => this.pasted(event));
-    $('#record').addEventListener('click', () => this.guarded(() => this.record()));
-    $('#camera').addEventListener('click', () => this.guarded(() => this.film()));
-    this.catchDrops($('#playground'));
+    this.form.addEventListener("submit", (/** @type {Event} */ event) => { event.preventDefault(); page.send(); });
+    $("#attach").addEventListener("click", () => this.picker.click());
+    this.picker.addEventListener("change", () => { void this.add([...this.picker.files]); this.picker.value = ""; });
+    this.form.addEventListener("paste", (/** @type {ClipboardEvent} */ event) => this.pasted(event));
+    $("#record").addEventListener("click", () => this.guarded(() => this.record()));
+    $("#camera").addEventListener("click", () => this.guarded(() => this.film()));
+    this.catchDrops($("#playground"));
     this.grow();
   }
 
   /** @param {HTMLElement} area */
   catchDrops(area) {
     let inside = 0;
-    const files = (/** @type {DragEvent} */ event) => event.dataTransfer?.types.includes('Files');
-    const over = (/** @type {number} */ step) => { inside = Math.max(0, inside + step); area.classList.toggle('is-over', inside > 0); };
-    area.addEventListener('dragenter', (event) => { if (files(event)) { event.preventDefault(); over(1); } });
-    area.addEventListener('dragleave', (event) => { if (files(event)) over(-1); });
-    area.addEventListener('dragover', (event) => { if (files(event)) event.preventDefault(); });
-    area.addEventListener('drop', (event) => {
+    const files = (/** @type {DragEvent} */ event) => event.dataTransfer?.types.includes("Files");
+    const over = (/** @type {number} */ step) => { inside = Math.max(0, inside + step); area.classList.toggle("is-over", inside > 0); };
+    area.addEventListener("dragenter", (event) => { if (files(event)) { event.preventDefault(); over(1); } });
+    area.addEventListener("dragleave", (event) => { if (files(event)) over(-1); });
+    area.addEventListener("dragover", (event) => { if (files(event)) event.preventDefault(); });
+    area.addEventListener("drop", (event) => {
       if (!files(event)) return;
       event.preventDefault();
       over(-inside);
@@ -57,7 +58,7 @@ export class Composer {
     const files = [...(event.clipboardData?.files ?? [])];
     if (!files.length) return;
     event.preventDefault();
-    const named = (/** @type {File} */ file) => (file.name === 'image.png' ? new File([file], nameOf('pasted', file.type), { type: file.type }) : file);
+    const named = (/** @type {File} */ file) => (file.name === "image.png" ? new File([file], nameOf("pasted", file.type), { type: file.type }) : file);
     void this.add(files.map(named), true);
   }
 
@@ -72,16 +73,16 @@ export class Composer {
 
   async record() {
     const most = Math.min(this.page.limits().max_audio_seconds ?? 600, 600);
-    const blob = await microphone($('#recording'), most);
-    if (blob) await this.attach(blob, 'audio', nameOf('recording', blob.type));
+    const blob = await microphone($("#recording"), most);
+    if (blob) await this.attach(blob, "audio", nameOf("recording", blob.type));
     this.draft.focus();
   }
 
   async film() {
     const kinds = taken(this.page.chosen());
     const most = Math.min(this.page.limits().max_video_seconds ?? 600, 600);
-    const made = await camera(kinds.includes('image'), kinds.includes('video'), most);
-    if (made) await this.attach(made.blob, made.kind, nameOf(made.kind === 'image' ? 'photo' : 'video', made.blob.type));
+    const made = await camera(kinds.includes("image"), kinds.includes("video"), most);
+    if (made) await this.attach(made.blob, made.kind, nameOf(made.kind === "image" ? "photo" : "video", made.blob.type));
     this.draft.focus();
   }
 
@@ -111,7 +112,7 @@ export class Composer {
   /** Two files of one name would be read from one. @param {string} name */
   apart(name) {
     const names = new Set(this.media.map((medium) => medium.name));
-    const dot = name.lastIndexOf('.') > 0 ? name.lastIndexOf('.') : name.length;
+    const dot = name.lastIndexOf(".") > 0 ? name.lastIndexOf(".") : name.length;
     let free = name;
     for (let number = 2; names.has(free); number += 1) free = `${name.slice(0, dot)}-${number}${name.slice(dot)}`;
     return free;
@@ -121,14 +122,14 @@ export class Composer {
   decline(blob, kind, name, made) {
     const deaf = this.page.chosen().filter((model) => !model.inputs.includes(kind));
     const able = this.page.all().filter((model) => model.inputs.includes(kind) && model.downloaded);
-    const who = deaf.map((model) => model.id).join(' and ') || 'The model';
+    const who = deaf.map((model) => model.id).join(" and ") || "The model";
     const takes = taken(deaf);
-    const offers = able.map((model) => h('button', {
-      type: 'button', class: 'button small',
+    const offers = able.map((model) => h("button", {
+      type: "button", class: "button small",
       onclick: () => { this.quiet(); this.page.switchTo(model); void this.attach(blob, kind, name, made); },
     }, `Ask ${model.id}`));
-    this.refuse([h('p', null, `${who} ${deaf.length > 1 ? 'do' : 'does'} not take ${words(kind)}${takes.length ? `, only ${choice(takes)}` : ''}. ${offers.length ? 'These do:' : 'No model here does.'}`),
-      offers.length ? h('div', { class: 'pg-row' }, offers) : null]);
+    this.refuse([h("p", null, `${who} ${deaf.length > 1 ? "do" : "does"} not take ${words(kind)}${takes.length ? `, only ${choice(takes)}` : ""}. ${offers.length ? "These do:" : "No model here does."}`),
+      offers.length ? h("div", { class: "pg-row" }, offers) : null]);
   }
 
   /** Return what keeps the question from being sent, as children of the alert; none if it can be. @returns {any[]} */
@@ -143,7 +144,7 @@ export class Composer {
       if (model.requires.length && this.media.length > 1) return [`${model.id} takes exactly one ${model.requires[0]} with a question.`];
       if (!model.downloaded) return [`The weights of ${model.id} are not here yet.`];
     }
-    return this.draft.value.trim() || this.media.length ? [] : ['Write a question first.'];
+    return this.draft.value.trim() || this.media.length ? [] : ["Write a question first."];
   }
 
   /** @param {any[]} why */
@@ -160,7 +161,7 @@ export class Composer {
   /** Hand over what was written, and begin anew. @returns {{text: string, media: Medium[]}} */
   take() {
     const said = { text: this.draft.value.trim(), media: this.media };
-    this.put('', []);
+    this.put("", []);
     return said;
   }
 
@@ -176,7 +177,7 @@ export class Composer {
 
   /** Show what is attached, and what may be. */
   show() {
-    replace($('#attached'), this.media.map((medium) => preview(medium, () => {
+    replace($("#attached"), this.media.map((medium) => preview(medium, () => {
       this.media = this.media.filter((other) => other !== medium);
       this.quiet();
       this.show();
@@ -184,14 +185,14 @@ export class Composer {
     })));
     const kinds = taken(this.page.chosen());
     this.picker.accept = accepted(kinds);
-    $('#attach').hidden = !kinds.length;
-    $('#record').hidden = !kinds.includes('audio') || !canRecord();
-    $('#camera').hidden = !(kinds.includes('image') || kinds.includes('video')) || !canRecord();
-    $('#limits').textContent = kinds.length ? `Takes ${choice(kinds)}: ${limitsSaid(this.page.limits())}` : 'Takes text alone';
+    $("#attach").hidden = !kinds.length;
+    $("#record").hidden = !kinds.includes("audio") || !canRecord();
+    $("#camera").hidden = !(kinds.includes("image") || kinds.includes("video")) || !canRecord();
+    $("#limits").textContent = kinds.length ? `Takes ${choice(kinds)}: ${limitsSaid(this.page.limits())}` : "Takes text alone";
   }
 
   grow() {
-    this.draft.style.height = 'auto';
+    this.draft.style.height = "auto";
     this.draft.style.height = `${Math.min(this.draft.scrollHeight + 2, 280)}px`;
   }
 }

@@ -1,7 +1,8 @@
+// @ts-check
 // Markdown as models write it, made into elements: headings, lists, quotes, tables, code, emphasis, links.
 // Everything is built as nodes, so no answer can bring markup of its own. What it does not know stays as it is written.
 
-import { h } from '../dom.js';
+import { h } from "../dom.js";
 
 /** @typedef {{kind: string, text: string, lines: string[], info?: string}} Block */
 
@@ -15,7 +16,7 @@ const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
 export function render(element, text) {
   const made = blocks(text);
   made.forEach((block, place) => {
-    const key = `${block.kind}\n${block.info ?? ''}\n${block.lines.join('\n')}`;
+    const key = `${block.kind}\n${block.info ?? ""}\n${block.lines.join("\n")}`;
     const old = /** @type {any} */ (element.children[place]);
     if (old?.markdown === key) return;
     const node = /** @type {any} */ (nodeOf(block));
@@ -30,28 +31,28 @@ export function render(element, text) {
 export function blocks(text) {
   /** @type {Block[]} */
   const found = [];
-  const lines = text.replace(/\r\n?/g, '\n').split('\n');
+  const lines = text.replace(/\r\n?/g, "\n").split("\n");
   for (let at = 0; at < lines.length;) {
     const line = lines[at];
     const fence = /^\s{0,3}(`{3,}|~{3,})\s*([^`]*)$/.exec(line);
     if (fence) {
       let end = at + 1;
       while (end < lines.length && !lines[end].trim().startsWith(fence[1])) end += 1;
-      found.push({ kind: 'code', text: '', info: fence[2].trim(), lines: lines.slice(at + 1, end) });
+      found.push({ kind: "code", text: "", info: fence[2].trim(), lines: lines.slice(at + 1, end) });
       at = end + 1;
     } else if (!line.trim()) {
       at += 1;
     } else if (/^#{1,6}\s/.test(line)) {
-      found.push({ kind: 'heading', text: '', lines: [line] });
+      found.push({ kind: "heading", text: "", lines: [line] });
       at += 1;
     } else if (/^\s{0,3}([-*_])(\s*\1){2,}\s*$/.test(line)) {
-      found.push({ kind: 'rule', text: '', lines: [line] });
+      found.push({ kind: "rule", text: "", lines: [line] });
       at += 1;
     } else {
-      const kind = ITEM.test(line) ? 'list' : /^\s{0,3}>/.test(line) ? 'quote' : isTable(lines, at) ? 'table' : 'text';
+      const kind = ITEM.test(line) ? "list" : /^\s{0,3}>/.test(line) ? "quote" : isTable(lines, at) ? "table" : "text";
       let end = at + 1;
       while (end < lines.length && goesOn(kind, lines, end)) end += 1;
-      found.push({ kind, text: '', lines: lines.slice(at, end) });
+      found.push({ kind, text: "", lines: lines.slice(at, end) });
       at = end;
     }
   }
@@ -61,61 +62,61 @@ export function blocks(text) {
 /** @param {string} kind @param {string[]} lines @param {number} at */
 function goesOn(kind, lines, at) {
   const line = lines[at];
-  if (kind === 'list' && !line.trim()) return ITEM.test(lines[at + 1] ?? ''); // a loose list
+  if (kind === "list" && !line.trim()) return ITEM.test(lines[at + 1] ?? ""); // a loose list
   if (!line.trim() || /^\s{0,3}(`{3,}|~{3,})/.test(line) || /^#{1,6}\s/.test(line)) return false;
-  if (kind === 'quote') return /^\s{0,3}>/.test(line);
-  if (kind === 'table') return line.includes('|');
-  return kind === 'list' || !(ITEM.test(line) || /^\s{0,3}>/.test(line) || isTable(lines, at));
+  if (kind === "quote") return /^\s{0,3}>/.test(line);
+  if (kind === "table") return line.includes("|");
+  return kind === "list" || !(ITEM.test(line) || /^\s{0,3}>/.test(line) || isTable(lines, at));
 }
 
 /** @param {string[]} lines @param {number} at */
 function isTable(lines, at) {
-  return lines[at].includes('|') && /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)+\|?\s*$/.test(lines[at + 1] ?? '');
+  return lines[at].includes("|") && /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)+\|?\s*$/.test(lines[at + 1] ?? "");
 }
 
 /** @param {Block} block @returns {HTMLElement} */
 function nodeOf(block) {
   const { kind, lines } = block;
-  if (kind === 'code') return code(lines.join('\n'), block.info ?? '');
-  if (kind === 'rule') return h('hr', {});
-  if (kind === 'heading') {
-    const [, marks, words] = /^(#{1,6})\s+(.*?)\s*#*$/.exec(lines[0]) ?? ['', '#', lines[0]];
+  if (kind === "code") return code(lines.join("\n"), block.info ?? "");
+  if (kind === "rule") return h("hr", {});
+  if (kind === "heading") {
+    const [, marks, words] = /^(#{1,6})\s+(.*?)\s*#*$/.exec(lines[0]) ?? ["", "#", lines[0]];
     return h(`h${Math.min(6, marks.length + 2)}`, {}, ...inline(words)); // below those of the page
   }
-  if (kind === 'quote') {
-    const quote = h('blockquote', {});
-    render(quote, lines.map((line) => line.replace(/^\s{0,3}>\s?/, '')).join('\n'));
+  if (kind === "quote") {
+    const quote = h("blockquote", {});
+    render(quote, lines.map((line) => line.replace(/^\s{0,3}>\s?/, "")).join("\n"));
     return quote;
   }
-  if (kind === 'table') return table(lines);
-  if (kind === 'list') return list(lines);
-  return h('p', {}, ...broken(lines));
+  if (kind === "table") return table(lines);
+  if (kind === "list") return list(lines);
+  return h("p", {}, ...broken(lines));
 }
 
 /** @param {string[]} lines */
 function broken(lines) {
-  return lines.flatMap((line, place) => [...(place ? [h('br', {})] : []), ...inline(line.trim())]);
+  return lines.flatMap((line, place) => [...(place ? [h("br", {})] : []), ...inline(line.trim())]);
 }
 
 /** @param {string} text @param {string} language */
 function code(text, language) {
-  const copy = h('button', { type: 'button', class: 'pg-copy', 'aria-label': 'Copy this code' }, 'Copy');
-  copy.addEventListener('click', async () => {
+  const copy = h("button", { type: "button", class: "pg-copy", "aria-label": "Copy this code" }, "Copy");
+  copy.addEventListener("click", async () => {
     await navigator.clipboard.writeText(text);
-    copy.textContent = 'Copied';
-    setTimeout(() => { copy.textContent = 'Copy'; }, 1500);
+    copy.textContent = "Copied";
+    setTimeout(() => { copy.textContent = "Copy"; }, 1500);
   });
-  const name = h('span', {}, language || 'code');
-  return h('figure', { class: 'pg-code' }, h('figcaption', {}, name, copy),
-    h('pre', { tabindex: '0' }, h('code', {}, text)));
+  const name = h("span", {}, language || "code");
+  return h("figure", { class: "pg-code" }, h("figcaption", {}, name, copy),
+    h("pre", { tabindex: "0" }, h("code", {}, text)));
 }
 
 /** @param {string[]} lines */
 function table(lines) {
-  const cells = (/** @type {string} */ line) => line.trim().replace(/^\||\|$/g, '').split('|').map((one) => one.trim());
-  const row = (/** @type {string} */ line, /** @type {string} */ tag) => h('tr', {}, ...cells(line).map((one) => h(tag, {}, ...inline(one))));
-  return h('div', { class: 'pg-table', tabindex: '0' }, h('table', {}, h('thead', {}, row(lines[0], 'th')),
-    h('tbody', {}, ...lines.slice(2).map((line) => row(line, 'td')))));
+  const cells = (/** @type {string} */ line) => line.trim().replace(/^\||\|$/g, "").split("|").map((one) => one.trim());
+  const row = (/** @type {string} */ line, /** @type {string} */ tag) => h("tr", {}, ...cells(line).map((one) => h(tag, {}, ...inline(one))));
+  return h("div", { class: "pg-table", tabindex: "0" }, h("table", {}, h("thead", {}, row(lines[0], "th")),
+    h("tbody", {}, ...lines.slice(2).map((line) => row(line, "td")))));
 }
 
 /** A list, with the lists inside it by their indentation. @param {string[]} lines */
@@ -123,7 +124,7 @@ function list(lines) {
   const first = /** @type {RegExpExecArray} */ (ITEM.exec(lines[0]));
   const margin = first[1].length;
   const ordered = /\d/.test(first[2]);
-  const whole = h(ordered ? 'ol' : 'ul', ordered && parseInt(first[2], 10) !== 1 ? { start: parseInt(first[2], 10) } : {});
+  const whole = h(ordered ? "ol" : "ul", ordered && parseInt(first[2], 10) !== 1 ? { start: parseInt(first[2], 10) } : {});
   /** @type {string[][]} */
   const items = [];
   for (const line of lines) {
@@ -134,7 +135,7 @@ function list(lines) {
   for (const [words, ...inner] of items) {
     const nested = inner.findIndex((line) => ITEM.test(line));
     const own = nested < 0 ? inner : inner.slice(0, nested);
-    const item = h('li', {}, ...broken([words, ...own]));
+    const item = h("li", {}, ...broken([words, ...own]));
     if (nested >= 0) item.append(list(inner.slice(nested)));
     whole.append(item);
   }
@@ -151,11 +152,11 @@ export function inline(text) {
   for (let found = INLINE.exec(rest); found; found = INLINE.exec(rest)) {
     if (found.index) nodes.push(rest.slice(0, found.index));
     const [all, , tick, strong, alsoStrong, em, alsoEm, gone, words, address, escaped] = found;
-    if (tick !== undefined) nodes.push(h('code', {}, tick.trim()));
-    else if (strong ?? alsoStrong) nodes.push(h('strong', {}, ...inline(strong ?? alsoStrong)));
-    else if (em ?? alsoEm) nodes.push(h('em', {}, ...inline(em ?? alsoEm)));
-    else if (gone) nodes.push(h('s', {}, ...inline(gone)));
-    else if (address) nodes.push(h('a', { href: address, target: '_blank', rel: 'noopener noreferrer nofollow' }, words));
+    if (tick !== undefined) nodes.push(h("code", {}, tick.trim()));
+    else if (strong ?? alsoStrong) nodes.push(h("strong", {}, ...inline(strong ?? alsoStrong)));
+    else if (em ?? alsoEm) nodes.push(h("em", {}, ...inline(em ?? alsoEm)));
+    else if (gone) nodes.push(h("s", {}, ...inline(gone)));
+    else if (address) nodes.push(h("a", { href: address, target: "_blank", rel: "noopener noreferrer nofollow" }, words));
     else nodes.push(escaped);
     rest = rest.slice(found.index + all.length);
   }

@@ -1,17 +1,18 @@
+// @ts-check
 // Microphone and camera: a recording as the browser makes it (WebM, Ogg or MP4, all of which the server reads), a photo
 // as JPEG. Owns the devices while they are used, and lets them go in any case.
 
-import { h } from '../dom.js';
-import { duration } from '../format.js';
+import { h } from "../dom.js";
+import { duration } from "../format.js";
 
 const FORMS = {
-  audio: ['audio/webm;codecs=opus', 'audio/ogg;codecs=opus', 'audio/mp4'],
-  video: ['video/webm;codecs=vp8,opus', 'video/webm', 'video/mp4'],
+  audio: ["audio/webm;codecs=opus", "audio/ogg;codecs=opus", "audio/mp4"],
+  video: ["video/webm;codecs=vp8,opus", "video/webm", "video/mp4"],
 };
 const REASONS = /** @type {Record<string, string>} */ ({
-  NotAllowedError: 'The browser was not allowed to use it. Permit it in the address bar and try again.',
-  NotFoundError: 'There is none on this machine.',
-  NotReadableError: 'Another program is using it.',
+  NotAllowedError: "The browser was not allowed to use it. Permit it in the address bar and try again.",
+  NotFoundError: "There is none on this machine.",
+  NotReadableError: "Another program is using it.",
 });
 
 /** Whether the browser can record at all. Browsers do not on http but for localhost. */
@@ -19,7 +20,7 @@ export const canRecord = () => Boolean(navigator.mediaDevices && window.MediaRec
 
 /** @param {unknown} error @param {string} device */
 const explained = (error, device) => new Error(
-  `The ${device} cannot be used. ${REASONS[/** @type {any} */ (error)?.name] ?? /** @type {any} */ (error)?.message ?? ''}`);
+  `The ${device} cannot be used. ${REASONS[/** @type {any} */ (error)?.name] ?? /** @type {any} */ (error)?.message ?? ""}`);
 
 /** @param {MediaStreamConstraints} wanted @param {string} device */
 async function open(wanted, device) {
@@ -55,9 +56,9 @@ class Recording {
 
 /** A name for what was made here. @param {string} what @param {string} mime */
 export function nameOf(what, mime) {
-  const ending = /** @type {Record<string, string>} */ ({ jpeg: 'jpg', 'x-matroska': 'mkv', 'svg+xml': 'svg' });
-  const kind = mime.split(';')[0].split('/')[1] ?? 'bin';
-  return `${what}-${new Date().toTimeString().slice(0, 8).replaceAll(':', '')}.${ending[kind] ?? kind}`;
+  const ending = /** @type {Record<string, string>} */ ({ jpeg: "jpg", "x-matroska": "mkv", "svg+xml": "svg" });
+  const kind = mime.split(";")[0].split("/")[1] ?? "bin";
+  return `${what}-${new Date().toTimeString().slice(0, 8).replaceAll(":", "")}.${ending[kind] ?? kind}`;
 }
 
 /**
@@ -66,19 +67,19 @@ export function nameOf(what, mime) {
  * @returns {Promise<Blob|null>}
  */
 export async function microphone(place, most) {
-  const stream = await open({ audio: true }, 'microphone');
-  const recording = new Recording(stream, 'audio');
-  const time = h('span', { class: 'pg-time' }, '0:00');
-  const done = h('button', { type: 'button', class: 'button small primary' }, 'Stop and attach');
-  const drop = h('button', { type: 'button', class: 'button small quiet' }, 'Discard');
-  const strip = h('div', { class: 'pg-recording', role: 'group', 'aria-label': 'Recording from the microphone' },
-    h('span', { class: 'pg-dot', 'aria-hidden': 'true' }), h('span', {}, 'Recording'), time, done, drop);
+  const stream = await open({ audio: true }, "microphone");
+  const recording = new Recording(stream, "audio");
+  const time = h("span", { class: "pg-time" }, "0:00");
+  const done = h("button", { type: "button", class: "button small primary" }, "Stop and attach");
+  const drop = h("button", { type: "button", class: "button small quiet" }, "Discard");
+  const strip = h("div", { class: "pg-recording", role: "group", "aria-label": "Recording from the microphone" },
+    h("span", { class: "pg-dot", "aria-hidden": "true" }), h("span", {}, "Recording"), time, done, drop);
   place.replaceChildren(strip);
   done.focus();
   const kept = await new Promise((resolve) => {
-    done.addEventListener('click', () => resolve(true));
-    drop.addEventListener('click', () => resolve(false));
-    strip.addEventListener('keydown', (event) => { if (event.key === 'Escape') { event.stopPropagation(); resolve(false); } });
+    done.addEventListener("click", () => resolve(true));
+    drop.addEventListener("click", () => resolve(false));
+    strip.addEventListener("keydown", (event) => { if (event.key === "Escape") { event.stopPropagation(); resolve(false); } });
     const tick = setInterval(() => {
       time.textContent = clock(recording.seconds);
       if (!strip.isConnected || recording.seconds >= most) { clearInterval(tick); resolve(strip.isConnected); }
@@ -91,7 +92,7 @@ export async function microphone(place, most) {
 }
 
 /** @param {number} seconds */
-const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, '0')}`;
+const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
 
 /**
  * Show the camera in a dialog; take a photo or a video. Returns null if the dialog was closed.
@@ -100,15 +101,15 @@ const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seco
  * @returns {Promise<{kind: 'image'|'video', blob: Blob}|null>}
  */
 export async function camera(photos, videos, most) {
-  const stream = await open({ video: true, audio: false }, 'camera');
-  const view = /** @type {HTMLVideoElement} */ (h('video', { autoplay: true, playsinline: true, muted: true, 'aria-label': 'What the camera sees' }));
+  const stream = await open({ video: true, audio: false }, "camera");
+  const view = /** @type {HTMLVideoElement} */ (h("video", { autoplay: true, playsinline: true, muted: true, "aria-label": "What the camera sees" }));
   view.muted = true;
   view.srcObject = stream;
-  const photo = h('button', { type: 'button', class: 'button primary', hidden: !photos }, 'Take a photo');
-  const film = h('button', { type: 'button', class: 'button', hidden: !videos }, 'Record a video');
-  const close = h('button', { type: 'button', class: 'button quiet' }, 'Cancel');
-  const dialog = /** @type {HTMLDialogElement} */ (h('dialog', { class: 'dialog pg-camera', 'aria-label': 'Camera' }, view,
-    h('div', { class: 'pg-row' }, photo, film, close)));
+  const photo = h("button", { type: "button", class: "button primary", hidden: !photos }, "Take a photo");
+  const film = h("button", { type: "button", class: "button", hidden: !videos }, "Record a video");
+  const close = h("button", { type: "button", class: "button quiet" }, "Cancel");
+  const dialog = /** @type {HTMLDialogElement} */ (h("dialog", { class: "dialog pg-camera", "aria-label": "Camera" }, view,
+    h("div", { class: "pg-row" }, photo, film, close)));
   document.body.append(dialog);
   dialog.showModal();
   /** @type {Recording|null} */
@@ -117,13 +118,13 @@ export async function camera(photos, videos, most) {
   let tick;
   try {
     return await new Promise((resolve, reject) => {
-      dialog.addEventListener('close', () => resolve(null));
-      close.addEventListener('click', () => resolve(null));
-      photo.addEventListener('click', () => still(view).then((blob) => resolve({ kind: 'image', blob }), reject));
-      const finish = async () => { if (recording) resolve({ kind: 'video', blob: await recording.stop() }); };
-      film.addEventListener('click', () => {
+      dialog.addEventListener("close", () => resolve(null));
+      close.addEventListener("click", () => resolve(null));
+      photo.addEventListener("click", () => still(view).then((blob) => resolve({ kind: "image", blob }), reject));
+      const finish = async () => { if (recording) resolve({ kind: "video", blob: await recording.stop() }); };
+      film.addEventListener("click", () => {
         if (recording) { void finish(); return; }
-        const begun = recording = new Recording(stream, 'video');
+        const begun = recording = new Recording(stream, "video");
         photo.hidden = true;
         tick = window.setInterval(() => {
           film.textContent = `Stop and attach · ${duration(Math.floor(begun.seconds))}`;
@@ -140,11 +141,11 @@ export async function camera(photos, videos, most) {
 
 /** @param {HTMLVideoElement} view @returns {Promise<Blob>} */
 async function still(view) {
-  const canvas = document.createElement('canvas');
+  const canvas = document.createElement("canvas");
   canvas.width = view.videoWidth;
   canvas.height = view.videoHeight;
-  canvas.getContext('2d')?.drawImage(view, 0, 0);
-  const blob = await new Promise((resolve) => { canvas.toBlob(resolve, 'image/jpeg', 0.92); });
-  if (!blob) throw new Error('The camera shows nothing yet.');
+  canvas.getContext("2d")?.drawImage(view, 0, 0);
+  const blob = await new Promise((resolve) => { canvas.toBlob(resolve, "image/jpeg", 0.92); });
+  if (!blob) throw new Error("The camera shows nothing yet.");
   return blob;
 }

@@ -1,6 +1,7 @@
+// @ts-check
 // What this browser keeps of the page between visits: draft, system prompt, parameters, models. Never media nor answers.
 
-const NAME = 'switchyard.playground';
+const NAME = "switchyard.playground";
 
 /** @typedef {{draft?: string, system?: string, parameters?: Record<string, string>, models?: string[], compare?: boolean,
  *   plain?: boolean}} Kept */
@@ -8,8 +9,8 @@ const NAME = 'switchyard.playground';
 /** @returns {Kept} */
 export function kept() {
   try {
-    const found = JSON.parse(localStorage.getItem(NAME) ?? '{}');
-    return found && typeof found === 'object' ? found : {};
+    const found = JSON.parse(localStorage.getItem(NAME) ?? "{}");
+    return found && typeof found === "object" ? found : {};
   } catch {
     return {}; // damaged, or the browser keeps nothing
   }
