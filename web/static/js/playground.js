@@ -4,10 +4,7 @@
 import { toastError } from "./dialog.js";
 import { $, h, replace } from "./dom.js";
 import { live } from "./live.js";
-import { AnswerCard } from "./playground/answer.js";
 import { Announcer } from "./playground/announce.js";
-import { ask, unanswered } from "./playground/ask.js";
-import { codeDialog } from "./playground/code.js";
 import { Composer } from "./playground/composer.js";
 import { remembers, requestOf } from "./playground/conversation.js";
 import { preview } from "./playground/media.js";
@@ -33,20 +30,23 @@ let limits = /** @type {any} */ ({});
 let turns = [];
 let comparing = Boolean(before.compare);
 let editing = -1;
+let sending = false;
 let plain = Boolean(before.plain);
 /** @type {Set<AbortController>} */
 const running = new Set();
 const selects = /** @type {HTMLSelectElement[]} */ ([$("#model-0"), $("#model-1")]);
 const system = /** @type {HTMLTextAreaElement} */ ($("#system"));
 const announcer = new Announcer($("#spoken"));
-const showCode = codeDialog();
+/** What is only needed once something is asked or shown as code comes then: the page is there sooner. */
+const asking = () => Promise.all([import("./playground/ask.js"), import("./playground/answer.js")]);
+const showCode = async (/** @type {any} */ request) => (await import("./playground/code.js")).codeDialog(request);
 const parameters = new Parameters($("#parameters"), before.parameters ?? {}, (values) => { keep({ parameters: values }); count(); });
 
 const byId = (/** @type {string} */ id) => models.find((model) => model.id === id);
 const chosen = () => /** @type {Model[]} */ (selects.slice(0, comparing ? 2 : 1).map((select) => byId(select.value)).filter(Boolean));
 
 const composer = new Composer({
-  chosen, all: () => models, limits: () => limits, send,
+  chosen, all: () => models, limits: () => limits, send: () => void send(),
   drafted: (text) => keep({ draft: text }),
   switchTo: (model) => {
     // The column that cannot take it gives way.
@@ -123,8 +123,8 @@ async function refresh() {
 
 // -- asking ------------------------------------------------------------------------------------------------------------
 
-function send() {
-  if (running.size || !models.length) return;
+async function send() {
+  if (running.size || sending || !models.length) return;
   const wrong = parameters.wrong();
   if (wrong) {
     wrong.closest("details").open = true;
@@ -134,23 +134,28 @@ function send() {
   }
   const missing = composer.missing();
   if (missing.length) { composer.refuse(missing); composer.draft.focus(); return; }
+  sending = true;
+  const parts = await asking().finally(() => { sending = false; });
   if (editing >= 0) { turns = turns.slice(0, editing); editing = -1; draw(); }
   turns.push({ ...composer.take(), answers: [] });
   if (turns.length === 1) replace($("#turns"));
   $("#turns").append(shell(turns.length - 1));
-  chosen().forEach((model, column) => { void answer(turns.length - 1, column, model); });
-  buttons();
+  chosen().forEach((model, column) => { void answer(turns.length - 1, column, model, parts); });
 }
 
-/** Have a turn answered by a model, in a column. @param {number} place @param {number} column @param {Model} model */
-async function answer(place, column, model) {
+/**
+ * Have a turn answered by a model, in a column.
+ * @param {number} place @param {number} column @param {Model} model @param {Awaited<ReturnType<typeof asking>>} parts
+ */
+async function answer(place, column, model, parts) {
+  const [{ ask, unanswered }, { AnswerCard }] = parts;
   const turn = turns[place];
   const request = requestOf(turns.slice(0, place + 1), column, model, system.value, parameters.values());
   const one = unanswered(model.id, request);
   turn.answers[column] = one;
   const stop = new AbortController();
   const card = new AnswerCard(one, {
-    again: () => again(place, column), code: () => showCode(request), stop: () => stop.abort(),
+    again: () => void again(place, column), code: () => void showCode(request), stop: () => stop.abort(),
   }, plain);
   const cell = $(`#turn-${place} .pg-answers`);
   if (cell.children[column]) cell.children[column].replaceWith(card.element);
@@ -192,12 +197,12 @@ function follower(element) {
 }
 
 /** @param {number} place @param {number} column */
-function again(place, column) {
+async function again(place, column) {
   const model = byId(turns[place].answers[column].model);
   if (running.size || !model) return;
   turns.length = place + 1; // what followed was said to another answer
   for (const later of [...$("#turns").children].slice(place + 1)) later.remove();
-  void answer(place, column, model);
+  void answer(place, column, model, await asking());
 }
 
 function stopAll() {
@@ -295,9 +300,9 @@ $("#code").addEventListener("click", () => {
   if (!model) return;
   const drafted = composer.draft.value.trim() || composer.media.length;
   const last = turns[turns.length - 1]?.answers[0]?.request;
-  if (!drafted && last) { showCode(last); return; }
+  if (!drafted && last) { void showCode(last); return; }
   const turn = { text: composer.draft.value.trim() || "Hello", media: composer.media, answers: [] };
-  showCode(requestOf([...turns.slice(0, editing >= 0 ? editing : turns.length), turn], 0, model, system.value, parameters.values()));
+  void showCode(requestOf([...turns.slice(0, editing >= 0 ? editing : turns.length), turn], 0, model, system.value, parameters.values()));
 });
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && running.size && !document.querySelector("dialog[open]")) { event.preventDefault(); stopAll(); }

@@ -7,10 +7,19 @@ import { curl, python } from "./snippets.js";
 
 const MADE = { curl, python };
 
-/** Make the dialog of the page work; returns what shows it for a request. */
-export function codeDialog() {
+/** @type {((request: any) => void)|null} */
+let shown = null;
+
+/** Show a request as code. @param {any} request of `requestOf` */
+export function codeDialog(request) {
+  shown ??= wired();
+  shown(request);
+}
+
+/** Make the dialog work; returns what shows it for a request. */
+function wired() {
   const dialog = /** @type {HTMLDialogElement} */ ($("#code-dialog"));
-  const shown = $("#code-text");
+  const listing = $("#code-text");
   const streamed = /** @type {HTMLInputElement} */ ($("#code-stream"));
   const files = $("#code-files");
   const tabs = /** @type {HTMLButtonElement[]} */ ([...dialog.querySelectorAll("[role=tab]")]);
@@ -20,7 +29,7 @@ export function codeDialog() {
   const name = () => /** @type {'curl'|'python'} */ (tabs.find((tab) => tab.ariaSelected === "true")?.dataset.code ?? "curl");
   const show = () => {
     const keyed = document.body.dataset.keyed === "true";
-    shown.textContent = MADE[name()](request, { origin: location.origin, keyed, stream: streamed.checked });
+    listing.textContent = MADE[name()](request, { origin: location.origin, keyed, stream: streamed.checked });
     $("#code-panel").setAttribute("aria-labelledby", `code-tab-${name()}`);
     $("#code-key").hidden = !keyed;
   };
@@ -43,7 +52,7 @@ export function codeDialog() {
   streamed.addEventListener("change", show);
   $("#code-close").addEventListener("click", () => dialog.close());
   $("#code-copy").addEventListener("click", async () => {
-    await navigator.clipboard.writeText(shown.textContent ?? "");
+    await navigator.clipboard.writeText(listing.textContent ?? "");
     $("#code-copied").textContent = "Copied.";
     setTimeout(() => { $("#code-copied").textContent = ""; }, 2000);
   });

@@ -4,12 +4,17 @@
 
 import { $, h, replace } from "../dom.js";
 import { accepted, choice, kindOf, limitsSaid, mediumOf, preview, taken, tooMuch, words } from "./media.js";
-import { camera, canRecord, microphone, nameOf } from "./record.js";
 
 /** @typedef {import('./conversation.js').Medium} Medium */
 /** @typedef {import('./conversation.js').Model} Model */
 /** @typedef {{chosen: () => Model[], all: () => Model[], limits: () => any, switchTo: (model: Model) => void,
  *   send: () => void, drafted: (text: string) => void}} Page */
+
+/** Devices are for few visits; their part comes when it is wanted. */
+const recording = () => import("./record.js");
+
+/** Whether the browser can record at all. Browsers do not on http but for localhost. */
+const canRecord = () => Boolean(navigator.mediaDevices && window.MediaRecorder);
 
 export class Composer {
   /** @param {Page} page @param {string} draft */
@@ -30,7 +35,7 @@ export class Composer {
     this.form.addEventListener("submit", (/** @type {Event} */ event) => { event.preventDefault(); page.send(); });
     $("#attach").addEventListener("click", () => this.picker.click());
     this.picker.addEventListener("change", () => { void this.add([...this.picker.files]); this.picker.value = ""; });
-    this.form.addEventListener("paste", (/** @type {ClipboardEvent} */ event) => this.pasted(event));
+    this.form.addEventListener("paste", (/** @type {ClipboardEvent} */ event) => void this.pasted(event));
     $("#record").addEventListener("click", () => this.guarded(() => this.record()));
     $("#camera").addEventListener("click", () => this.guarded(() => this.film()));
     this.catchDrops($("#playground"));
@@ -54,10 +59,11 @@ export class Composer {
   }
 
   /** @param {ClipboardEvent} event */
-  pasted(event) {
+  async pasted(event) {
     const files = [...(event.clipboardData?.files ?? [])];
     if (!files.length) return;
     event.preventDefault();
+    const { nameOf } = await recording();
     const named = (/** @type {File} */ file) => (file.name === "image.png" ? new File([file], nameOf("pasted", file.type), { type: file.type }) : file);
     void this.add(files.map(named), true);
   }
@@ -72,6 +78,7 @@ export class Composer {
   }
 
   async record() {
+    const { microphone, nameOf } = await recording();
     const most = Math.min(this.page.limits().max_audio_seconds ?? 600, 600);
     const blob = await microphone($("#recording"), most);
     if (blob) await this.attach(blob, "audio", nameOf("recording", blob.type));
@@ -79,6 +86,7 @@ export class Composer {
   }
 
   async film() {
+    const { camera, nameOf } = await recording();
     const kinds = taken(this.page.chosen());
     const most = Math.min(this.page.limits().max_video_seconds ?? 600, 600);
     const made = await camera(kinds.includes("image"), kinds.includes("video"), most);

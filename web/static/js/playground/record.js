@@ -15,9 +15,6 @@ const REASONS = /** @type {Record<string, string>} */ ({
   NotReadableError: "Another program is using it.",
 });
 
-/** Whether the browser can record at all. Browsers do not on http but for localhost. */
-export const canRecord = () => Boolean(navigator.mediaDevices && window.MediaRecorder);
-
 /** @param {unknown} error @param {string} device */
 const explained = (error, device) => new Error(
   `The ${device} cannot be used. ${REASONS[/** @type {any} */ (error)?.name] ?? /** @type {any} */ (error)?.message ?? ""}`);
