@@ -106,8 +106,8 @@ export class AnswerCard {
     this.note.textContent = answer.note;
     if (answer.state === "failed") this.fail(/** @type {any} */ (answer.error));
     else if (answer.state === "stopped") this.say("Stopped.");
-    else if (!answer.text && !answer.sound) this.say(answer.reasoning ? "It reasoned and then said nothing. A larger limit of tokens may help." : "The answer is empty.");
     else if (answer.finish === "length") this.say("Cut at the limit of tokens. Raise “Max tokens” for more.");
+    else if (!answer.text && !answer.sound) this.say(answer.reasoning ? "It reasoned and then said nothing." : "The answer is empty.");
   }
 
   /** @param {string} words */

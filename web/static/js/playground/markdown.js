@@ -4,7 +4,7 @@
 
 import { h } from "../dom.js";
 
-/** @typedef {{kind: string, text: string, lines: string[], info?: string}} Block */
+/** @typedef {{kind: string, lines: string[], info?: string}} Block */
 
 const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
 
@@ -38,36 +38,42 @@ export function blocks(text) {
     if (fence) {
       let end = at + 1;
       while (end < lines.length && !lines[end].trim().startsWith(fence[1])) end += 1;
-      found.push({ kind: "code", text: "", info: fence[2].trim(), lines: lines.slice(at + 1, end) });
+      const written = lines.slice(at + 1, end);
+      if (end === lines.length && written[written.length - 1] === "") written.pop(); // more may come
+      found.push({ kind: "code", info: fence[2].trim(), lines: written });
       at = end + 1;
     } else if (!line.trim()) {
       at += 1;
     } else if (/^#{1,6}\s/.test(line)) {
-      found.push({ kind: "heading", text: "", lines: [line] });
+      found.push({ kind: "heading", lines: [line] });
       at += 1;
     } else if (/^\s{0,3}([-*_])(\s*\1){2,}\s*$/.test(line)) {
-      found.push({ kind: "rule", text: "", lines: [line] });
+      found.push({ kind: "rule", lines: [line] });
       at += 1;
     } else {
       const kind = ITEM.test(line) ? "list" : /^\s{0,3}>/.test(line) ? "quote" : isTable(lines, at) ? "table" : "text";
       let end = at + 1;
-      while (end < lines.length && goesOn(kind, lines, end)) end += 1;
-      found.push({ kind, text: "", lines: lines.slice(at, end) });
+      while (end < lines.length && goesOn(kind, lines, at, end)) end += 1;
+      found.push({ kind, lines: lines.slice(at, end) });
       at = end;
     }
   }
   return found;
 }
 
-/** @param {string} kind @param {string[]} lines @param {number} at */
-function goesOn(kind, lines, at) {
+/** Whether a block that began at `from` has the line `at` too. @param {string} kind @param {string[]} lines @param {number} from @param {number} at */
+function goesOn(kind, lines, from, at) {
   const line = lines[at];
-  if (kind === "list" && !line.trim()) return ITEM.test(lines[at + 1] ?? ""); // a loose list
+  if (kind === "list" && !line.trim()) return ITEM.test(lines[at + 1] ?? "") && goesOn(kind, lines, from, at + 1); // a loose list
+  if (kind === "list" && /^\S/.test(line) && ITEM.test(line) && isOrdered(line) !== isOrdered(lines[from])) return false;
   if (!line.trim() || /^\s{0,3}(`{3,}|~{3,})/.test(line) || /^#{1,6}\s/.test(line)) return false;
   if (kind === "quote") return /^\s{0,3}>/.test(line);
   if (kind === "table") return line.includes("|");
   return kind === "list" || !(ITEM.test(line) || /^\s{0,3}>/.test(line) || isTable(lines, at));
 }
+
+/** @param {string} item */
+const isOrdered = (item) => /^\s*\d/.test(item);
 
 /** @param {string[]} lines @param {number} at */
 function isTable(lines, at) {
