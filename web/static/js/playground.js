@@ -156,6 +156,7 @@ async function answer(place, column, model, parts) {
   const stop = new AbortController();
   const card = new AnswerCard(one, {
     again: () => void again(place, column), code: () => void showCode(request), stop: () => stop.abort(),
+    formatted: (as) => { plain = as; keep({ plain }); },
   }, plain);
   const cell = $(`#turn-${place} .pg-answers`);
   if (cell.children[column]) cell.children[column].replaceWith(card.element);
@@ -191,7 +192,7 @@ function follower(element) {
   addEventListener("scroll", seen, { passive: true });
   return () => {
     if (!element.isConnected || element.dataset.state !== "answering") removeEventListener("scroll", seen);
-    const below = element.getBoundingClientRect().bottom + $("#composer").offsetHeight + 24 - innerHeight;
+    const below = element.getBoundingClientRect().bottom + $(".pg-foot").offsetHeight + 8 - innerHeight;
     if (bottom && below > 0) scrollBy({ top: below });
   };
 }

@@ -6,7 +6,7 @@ import { icon } from "../icons.js";
 import { render } from "./markdown.js";
 
 /** @typedef {import('./ask.js').Answer} Answer */
-/** @typedef {{again: () => void, code: () => void, stop: () => void}} Acts */
+/** @typedef {{again: () => void, code: () => void, stop: () => void, formatted: (plain: boolean) => void}} Acts */
 
 export class AnswerCard {
   /** @param {Answer} answer @param {Acts} acts @param {boolean} plain whether Markdown stays as it was written */
@@ -31,7 +31,7 @@ export class AnswerCard {
     this.again = button("refresh", "Ask again", acts.again);
     this.code = button("code", "Show as code", acts.code);
     this.format = h("button", { type: "button", class: "button quiet small" });
-    this.format.addEventListener("click", () => { this.plain = !this.plain; this.update(); });
+    this.format.addEventListener("click", () => { acts.formatted(this.plain = !this.plain); this.update(); });
     this.acts = h("div", { class: "pg-acts" }, this.copy, this.again, this.code, this.format);
     this.retry = h("button", { type: "button", class: "button small" }, "Try again");
     this.retry.addEventListener("click", acts.again);

@@ -16,6 +16,9 @@ const recording = () => import("./record.js");
 /** Whether the browser can record at all. Browsers do not on http but for localhost. */
 const canRecord = () => Boolean(navigator.mediaDevices && window.MediaRecorder);
 
+/** @param {string} text */
+const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
 export class Composer {
   /** @param {Page} page @param {string} draft */
   constructor(page, draft) {
@@ -196,7 +199,7 @@ export class Composer {
     $("#attach").hidden = !kinds.length;
     $("#record").hidden = !kinds.includes("audio") || !canRecord();
     $("#camera").hidden = !(kinds.includes("image") || kinds.includes("video")) || !canRecord();
-    $("#limits").textContent = kinds.length ? `Takes ${choice(kinds)}: ${limitsSaid(this.page.limits())}` : "Takes text alone";
+    $("#limits").textContent = kinds.length ? `${sentence(choice(kinds))}, ${limitsSaid(this.page.limits())}` : "Text alone";
   }
 
   grow() {

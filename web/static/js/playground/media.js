@@ -78,7 +78,7 @@ function duration(address, kind) {
 
 /** What the server takes, in a sentence. @param {any} limits */
 export function limitsSaid(limits) {
-  const most = limits.max_body_bytes ? `${bytes(Math.floor(limits.max_body_bytes * 0.75))} together` : "";
+  const most = limits.max_body_bytes ? bytes(Math.floor(limits.max_body_bytes * 0.75)) : "";
   const count = limits.max_media_per_request ? `up to ${limits.max_media_per_request} files` : "";
   return [count, most].filter(Boolean).join(", ");
 }
