@@ -52,8 +52,7 @@ def test_pages_lead_to_the_login_and_back(keys: Keys, browser: httpx.Client) -> 
 ])  # fmt: skip
 def test_only_its_own_pages_are_gone_back_to(keys: Keys, browser: httpx.Client, place: str) -> None:
     token = keys.tokens[0]
-    location = log_in(browser, token, next=place).headers["location"]
-    assert location == "/ui/" or place == "/ui/../admin" and location.startswith("/ui/")
+    assert log_in(browser, token, next=place).headers["location"] == "/ui/"
 
 
 def test_the_cookie(keys: Keys, browser: httpx.Client) -> None:
@@ -98,9 +97,8 @@ def test_a_user_sees_what_is_for_users(keys: Keys, browser: httpx.Client) -> Non
 ])  # fmt: skip
 def test_no_other_page_may_use_a_session(keys: Keys, browser: httpx.Client, headers: dict[str, str | None]) -> None:
     log_in(browser, keys.tokens[0])
-    said = {name: value for name, value in ({**browser.headers} | {}).items() if name not in ("origin", "sec-fetch-site")}
-    cookie = "; ".join(f"{one.name}={one.value}" for one in browser.cookies.jar)
-    said |= {"cookie": cookie} | {name: value for name, value in headers.items() if value}
+    given = {name: value for name, value in headers.items() if value}
+    said = given | {"Cookie": "; ".join(f"{one.name}={one.value}" for one in browser.cookies.jar)}
     for method, path in (("POST", "/admin/cleanup_temp"), ("POST", "/v1/chat/completions"),
                          ("DELETE", "/v1/requests/x"), ("POST", "/ui/logout")):  # fmt: skip
         answer = httpx.request(method, f"{keys.gateway.url}{path}", headers=said, trust_env=False)
@@ -108,7 +106,7 @@ def test_no_other_page_may_use_a_session(keys: Keys, browser: httpx.Client, head
     assert browser.get("/v1/models").status_code == 200
     if headers.get("Origin"):
         made = httpx.post(f"{keys.gateway.url}/ui/login", data={"key": keys.tokens[0]}, trust_env=False,
-                          headers={name: value for name, value in headers.items() if value})  # fmt: skip
+                          headers=given)  # fmt: skip
         assert made.status_code == 403 and "set-cookie" not in made.headers
 
 
@@ -132,7 +130,8 @@ def test_a_session_ends_with_its_key(keys: Keys, browser: httpx.Client, change: 
 
 def test_what_is_open_and_what_is_not(keys: Keys, browser: httpx.Client) -> None:
     form = browser.get("/ui/login", headers=PAGE)
-    assert form.headers["cache-control"] == "no-store" and "default-src 'none'" in form.headers["content-security-policy"]
+    assert form.headers["cache-control"] == "no-store"
+    assert "default-src 'none'" in form.headers["content-security-policy"]
     sheet = form.text.split('rel="stylesheet" href="')[1].split('"')[0]
     assert browser.get(sheet).status_code == 200
     assert browser.get("/ui/live").status_code == 401

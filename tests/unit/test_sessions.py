@@ -1,6 +1,5 @@
 """Sessions of browsers: how long, how many, whose; and what of a request's head counts."""
 
-import time
 from typing import Any
 
 import pytest
@@ -123,9 +122,3 @@ def test_whose_page_sent_it(headers: dict[str, str], strict: bool, lenient: bool
     request: Any = Request(EnvironBuilder(base_url="http://gate:5000", headers=headers).get_environ())
     assert of_same_origin(request, strict=True) is strict
     assert of_same_origin(request, strict=False) is lenient
-
-
-def test_the_clock_is_the_machine_s_where_none_is_given() -> None:
-    table = Sessions(lambda key: key)
-    token = table.begin(made())
-    assert table.find(token) and table._open and next(iter(table._open.values())).seen <= time.monotonic()

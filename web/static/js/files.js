@@ -65,7 +65,7 @@ class Keep {
       shown = () => [state({ title: error.title, text: error.message, wrong: true },
         h("button", { class: "button", type: "button", onclick: () => this.refresh() }, icon("refresh"), "Try again"))];
     }
-    if (key === this.seen) return;
+    if (key === this.seen || (document.activeElement?.tagName === "SELECT" && this.place.contains(document.activeElement))) return;
     this.seen = key;
     const held = this.place.contains(document.activeElement) ? document.activeElement?.id : "";
     replace(this.place, ...shown());
@@ -83,7 +83,7 @@ function temporary(data) {
   const used = data.files.filter((/** @type {any} */ file) => file.in_use).length;
   const rows = [...data.files].sort((a, b) => b.bytes - a.bytes).map((file) => h("tr", null,
     h("td", { class: "file-name" }, file.name), h("td", { class: "number" }, bytes(file.bytes)), h("td", { class: "number" }, duration(file.age_seconds)),
-    h("td", null, file.in_use ? h("span", { class: "badge accent" }, "in use") : h("span", { class: "badge" }, "left over"))));
+    h("td", null, badge(file))));
   return [
     h("div", { class: "keep-head" },
       figures([["Entries", number(data.file_count)], ["On the disk", bytes(data.total_bytes)], ["In use", number(used)]]),
@@ -92,6 +92,12 @@ function temporary(data) {
     h("p", { class: "hint files-foot" }, "In ", h("code", null, data.temp_dir),
       data.file_count > data.files.length ? `. The first ${number(data.files.length)} are listed.` : "."),
   ];
+}
+
+/** Files whose names begin with a dot are nobody's scratch: the gateway leaves them. @param {any} file */
+function badge(file) {
+  if (file.in_use) return h("span", { class: "badge accent" }, "in use");
+  return h("span", { class: "badge" }, file.name.startsWith(".") ? "stays" : "left over");
 }
 
 let age = "0";
