@@ -51,8 +51,7 @@ class StartLoad:
 @dataclass(frozen=True, slots=True)
 class EndRunner:
     """End a runner. ``reason`` is one of evicted, unloaded, expired, cleanup, load_timeout, cannot_fit, moved,
-    out_of_memory, shutdown. ``newcomer`` is the model it makes room for; ``why`` says more in words, where there is more.
-    """
+    out_of_memory, shutdown. ``newcomer`` is the model it makes room for; ``why`` says more in words."""
 
     model: str
     load_id: str
