@@ -1,7 +1,7 @@
 """``GET /ui/live``: how things stand and what happens, as server-sent events, for the pages of the dashboard.
 
 Each stream holds a thread of the worker, which has as many more as there may be streams. One ends when its client has
-left, when the gateway stops, and when its key is not what it was. Gateway process.
+left, when the gateway stops, when its key is not what it was or its session is over. Gateway process.
 """
 
 import threading
@@ -9,20 +9,18 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from flask import Blueprint, Response, current_app, g, request
+from flask import Response, current_app, g, request
 
 from gateway.access import Key, access
-from gateway.access.address import require_local
-from gateway.access.record import Unauthorized
 from gateway.errors import Unavailable
 from gateway.observe import picture
 from gateway.observe.journal import Entry, concerned
 from gateway.routes import gateway, sse
 from gateway.routes.client import gone_check
 from gateway.routes.openapi.document import VERSION
+from gateway.routes.ui.house import blueprint
 from gateway.service import Gateway
 
-blueprint = Blueprint("live", __name__, url_prefix="/ui")
 _BEAT = 10.0  # seconds between comments on a line with nothing to say
 _RETRY = "retry: 2000\n\n"
 _BACKLOG = 100  # entries of the journal for a page that has seen none
@@ -56,17 +54,19 @@ class Streams:
 
 @blueprint.get("/live")
 def live() -> Response:
-    """The last minutes at once, then a sample each second, the state whenever it changes, and the journal."""
+    """The last minutes at once, then a sample each second, the state whenever it changes, and the journal after the
+    entry that ``Last-Event-ID`` or ``after`` names. With ``probe`` only whether there would be any of it: a browser does
+    not tell a page why its stream was refused."""
     service = gateway()
-    if not g.keyed:
-        require_local(request, service.settings.host)
-    elif g.key is None:
-        raise Unauthorized("an API key is needed")
     if service.stopping:
         raise Unavailable("the server is stopping", retry_after=_AGAIN)
     streams: Streams = current_app.extensions.setdefault("live_streams", Streams())
     leave = streams.enter(service.settings.live_streams)
-    stream = Stream(service, g.key, gone_check(request.environ), _seen(service))
+    if "probe" in request.args:
+        leave()
+        return Response(status=204)
+    token = request.cookies.get(access().cookie) if g.by_cookie else None
+    stream = Stream(service, g.key, token, gone_check(request.environ), _seen(service))
 
     def text() -> Iterator[str]:
         try:
@@ -82,7 +82,7 @@ def live() -> Response:
 
 def _seen(service: Gateway) -> int | None:
     """Return the id of the last entry that the page has, if it had it from this very server."""
-    said = request.headers.get("Last-Event-ID") or request.args.get("last_event_id") or ""
+    said = request.headers.get("Last-Event-ID") or request.args.get("after") or ""
     server, _, number = said.partition("-")
     if server != _server(service) or not number.isascii() or not number.isdigit() or len(number) > 15:
         return None
@@ -95,11 +95,15 @@ def _server(service: Gateway) -> str:
 
 
 class Stream:
-    """What one page is told. ``key`` is its key, None where none are asked for; ``seen`` the entry it has already."""
+    """What one page is told. ``key`` is its key, None where none are asked for, ``token`` that of its session if it has
+    one, and ``seen`` the entry it has already."""
 
-    def __init__(self, service: Gateway, key: Key | None, gone: Callable[[], bool], seen: int | None) -> None:
+    def __init__(
+        self, service: Gateway, key: Key | None, token: str | None, gone: Callable[[], bool], seen: int | None
+    ) -> None:
         self._service = service
-        self._ring = access().ring
+        self._ring, self._sessions = access().ring, access().sessions
+        self._token = token
         self._key = key
         self._gone = gone
         self._admin = key is None or key.role == "admin"
@@ -131,9 +135,11 @@ class Stream:
             self._service.journal.wait(self._entry, max(0.0, due - time.monotonic()))
 
     def _allowed(self) -> bool:
-        """Whether the key is what it was when the page asked. A page whose key has changed asks again."""
+        """Whether the key is what it was when the page asked, and it is still logged in. If not, it asks again."""
         if self._key is None:
             return not self._ring.keyed
+        if self._token is not None:
+            return self._sessions.find(self._token) == self._key
         return self._ring.still(self._key) == self._key
 
     # -- what is told --------------------------------------------------------------------------------------------------
