@@ -66,7 +66,7 @@ HEADLINES = {
         Headline(("all",), "TTFT p50, s", "s", "to the first text, median"),
     ),
     "cycles": (
-        Headline(("gateway, unique memory",), "slope per cycle, after 10", "", "of memory more with each load and eviction"),
+        Headline(("gateway, unique memory",), "slope per cycle, after 10", "", "of memory more with each load"),
         Headline(("open descriptors of the gateway",), "slope per cycle, after 10", "", "open descriptors more"),
         Headline(("deepseek (SmolLM2-135M",), "in all", "s", "to load, answer and evict SmolLM2-135M"),
     ),
