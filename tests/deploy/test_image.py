@@ -115,6 +115,7 @@ def test_packages_of_the_system_cover_what_is_called(production: Stage) -> None:
 def test_entry_point_serves(container: GatewayProcess, app: Path) -> None:
     assert container.get("/health")["profile"] == "pocket"
     assert (app / "logs" / "main.log").is_file()
+    assert "/ui/benchmarks/swap" in container.client.get("/ui/benchmarks").text
     assert "Paris" in container.answer("deepseek", prompt="What is the capital of France?")["response"]
 
 
