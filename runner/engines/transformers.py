@@ -116,7 +116,7 @@ class Transformers:
         )  # fmt: skip
 
     def settle(self) -> int:
-        """Do what could wait. A model that came opened from its zygote is mostly as it stays: to look it all over beside
+        """Do what could wait. A model that came opened from its zygote is mostly as it stays: to look it over beside
         its first answer would only take the pages from it that it reads."""
         changed = self._weights.settle(self._model)
         if self._device.type == "cpu" and (changed or not self._came_open):

@@ -148,8 +148,9 @@ class Weights:
     # -- after the load ------------------------------------------------------------------------------------------------
 
     def settle(self, model: PreTrainedModel) -> bool:
-        """Keep quantized weights for the next load; on a CPU, lay out plain ones as its kernels want them. Return whether
-        any of that was to be done."""
+        """Keep quantized weights for the next load; on a CPU, lay out plain ones as its kernels want them.
+
+        Return whether any of that was to be done."""
         plain = self._load.quant_bits == 16 and self._device.type == "cpu" and not self._load.max_memory
         keep, self._to_keep = self._to_keep, None
         if plain:
