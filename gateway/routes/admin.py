@@ -188,6 +188,16 @@ def unload(name: str) -> Response:
     return reply(shapes.Unload, status="success", model=spec.name, **service.unload(spec, force))
 
 
+@blueprint.post("/models/<name>/pin")
+@describe(tag="admin", answer=shapes.Pinned, statuses=OPTIONS | {404}, body=shapes.PinOptions)
+def pin(name: str) -> Response:
+    """Keep a model from eviction, or let it go; whether it is loaded or not. Holds until it is unloaded by name."""
+    service = gateway()
+    spec = service.spec(name)
+    service.pin(spec, _options(shapes.PinOptions).pinned)
+    return reply(shapes.Pinned, status="success", model=service.model_status(spec))
+
+
 Given = TypeVar("Given", bound=shapes.Options)
 
 
@@ -195,7 +205,7 @@ def _options(model: type[Given]) -> Given:
     """Return the JSON body, which may be absent. :raises BadRequest: for anything but an object of known fields."""
     limit = gateway().settings.max_body
     check_length(request, limit)
-    if not request.get_data().strip():
+    if not request.get_data().strip() and not any(field.is_required() for field in model.model_fields.values()):
         return model()
     data = read_json(request, limit, "{}")
     if unknown := sorted(set(data) - set(model.model_fields)):
