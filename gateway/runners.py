@@ -49,7 +49,7 @@ class Runners:
         self._metrics = metrics
         self._reporter = reporter
         self._handles: dict[str, RunnerHandle] = {}
-        self._evicted: dict[str, list[str]] = {}  # by slot, since its last load began
+        self._evicted: dict[str, list[str]] = {}  # by slot, for its next load
         self._changed = threading.Condition()
 
     def __iter__(self) -> Iterator[RunnerHandle]:
@@ -125,7 +125,7 @@ class Runners:
 
     def end(self, action: actions.EndRunner) -> None:
         if handle := self._handles.get(action.load_id):
-            if action.reason == "evicted":
+            if action.newcomer:
                 self._evicted.setdefault(handle.slot, []).append(handle.load.name)
             self._reporter.ending(action, handle)
             handle.end(action.reason)
