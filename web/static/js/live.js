@@ -3,7 +3,8 @@
 //
 // A browser keeps few connections to a server, and the server a thread for each; so a page in the background gives its
 // own back after a while. `status` is connecting, open or lost; when it is lost, `why` tells: "away" (the server does
-// not answer), "denied" (it does not answer this to whoever asks), and `again` is when it is tried next.
+// not answer), "denied" (it does not answer this to whoever asks), "full" (it stops, or too many pages watch), and `again`
+// is when it is tried next.
 
 import { ApiError, send } from "./api.js";
 
@@ -17,7 +18,7 @@ class Live {
   constructor() {
     /** @type {"connecting" | "open" | "lost"} */
     this.status = "connecting";
-    /** @type {"" | "away" | "denied"} */
+    /** @type {"" | "away" | "denied" | "full"} */
     this.why = "";
     /** The time, by Date.now(), of the next attempt; 0 when none is due. */
     this.again = 0;
@@ -99,9 +100,10 @@ class Live {
     this.again = Date.now() + wait;
     this._set("lost", this.why || "away");
     try {
-      await send("GET", "/v1/requests"); // an EventSource does not tell the status; a session that is over leads to the login
+      await send("GET", "/ui/live?probe"); // an EventSource does not tell the status; a session that is over leads to the login
     } catch (error) {
-      if (this.status === "lost") this._set("lost", error instanceof ApiError && error.status === 403 ? "denied" : "away");
+      const why = error instanceof ApiError ? { 403: "denied", 503: "full" }[error.status] : "";
+      if (this.status === "lost") this._set("lost", why || "away");
     }
   }
 
