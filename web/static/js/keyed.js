@@ -16,6 +16,9 @@ const known = new WeakMap();
 export function keyed(parent, items, { key, make, update = () => {}, leave = (element) => element.remove() }) {
   const before = known.get(parent) ?? new Map();
   const now = new Map();
+  const wanted = new Set(items.map(key));
+  const gone = [...before].filter(([name]) => !wanted.has(name)).map(([, element]) => element);
+  for (const element of gone) element.setAttribute("data-leaving", "");
   let place = next(parent.firstElementChild);
   for (const item of items) {
     const name = key(item);
@@ -26,11 +29,7 @@ export function keyed(parent, items, { key, make, update = () => {}, leave = (el
     else parent.insertBefore(element, place);
   }
   known.set(parent, now);
-  for (const [name, element] of before) {
-    if (now.has(name)) continue;
-    element.setAttribute("data-leaving", "");
-    leave(element);
-  }
+  gone.forEach(leave);
 }
 
 /** The next one that is not leaving. @param {Element | null} element */

@@ -12,6 +12,7 @@ const EVENTS = ["state", "sample", "history", "journal"];
 const FIRST_WAIT = 1000;
 const LONGEST_WAIT = 15000;
 const HIDDEN = 20000;
+const MOST = 100; // entries that are kept for modules that come later
 const SILENCE = 10000; // a sample comes every second
 
 class Live {
@@ -24,6 +25,8 @@ class Live {
     this.again = 0;
     /** @type {Record<string, any>} What came last of each event. */
     this.last = {};
+    /** @type {any[]} The journal's entries that came lately. */
+    this.entries = [];
     this._listeners = new Map();
     this._wait = FIRST_WAIT;
     /** @type {EventSource | null} */
@@ -39,15 +42,16 @@ class Live {
   }
 
   /**
-   * Calls `listener` with the data of each such event, and at once with the last `state` or `history` that came; for
-   * "status" with the status. The first listener opens the line. Returns a function that ends it.
+   * Calls `listener` with the data of each such event, and at once with the last `state` or `history` that came, or all
+   * entries that the page was told lately: modules come when the line may be open already. For "status" with the status. The first listener opens the line. Returns a function that ends it.
    * @param {"state" | "sample" | "history" | "journal" | "status"} event @param {(data: any) => void} listener
    */
   on(event, listener) {
     if (!this._listeners.has(event)) this._listeners.set(event, new Set());
     this._listeners.get(event).add(listener);
     if (event === "status") listener(this.status);
-    else if (event !== "journal" && event in this.last) listener(this.last[event]);
+    else if (event === "journal") for (const entry of this.entries) listener(entry);
+    else if (event in this.last) listener(this.last[event]);
     if (!this._source && !this._timer && !document.hidden) this._open();
     return () => this._listeners.get(event).delete(listener);
   }
@@ -81,7 +85,8 @@ class Live {
     } catch {
       return; // cut off by the end of the line; it comes again with the next
     }
-    if (name !== "journal") this.last[name] = data;
+    if (name === "journal") this.entries = [...this.entries.slice(1 - MOST), data];
+    else this.last[name] = data;
     this._tell(name, data);
   }
 

@@ -43,8 +43,8 @@ function updateModel(row, model, state) {
 
 function tell(row) {
   const { model } = row;
-  const used = model.last_used ? `used ${ago(model.last_used)}` : "not used yet";
-  setText($(".cold-label", row), [model.inputs.join(", "), model.pinned ? "pinned" : "", used].filter(Boolean).join(" · "));
+  const used = model.last_used ? `used ${ago(model.last_used)}` : "";
+  setText($(".cold-label", row), [model.pinned ? "pinned" : "", used, model.inputs.join(", ")].filter(Boolean).join(" · "));
   const wait = model.retry_at === null ? 0 : model.retry_at - now();
   const why = model.weights_missing
     ? `Its weights are missing: ${model.weights_missing}`

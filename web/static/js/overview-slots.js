@@ -22,11 +22,11 @@ export function showSlots(place, state) {
 export function showLeaving(place, entry) {
   const card = [...place.children].find((one) => /** @type {HTMLElement} */ (one).dataset.slot === entry.device);
   if (!card) return;
-  const note = $(".slot-note", card);
-  setText(note, entry.text);
-  note.hidden = false;
-  clearTimeout(note.timer);
-  note.timer = setTimeout(() => (note.hidden = true), NOTE);
+  const note = h("p", { class: "slot-note" }, entry.text);
+  const notes = $(".slot-notes", card);
+  notes.prepend(note);
+  while (notes.children.length > 3) notes.lastElementChild.remove();
+  setTimeout(() => note.remove(), NOTE);
 }
 
 /** Moves on what only time changes: ages and countdowns. @param {Element} place */
@@ -40,7 +40,7 @@ function makeSlot(slot) {
     h("div", { class: "slot-head" }, h("h3", { id }, slot.device), h("p", { class: "slot-sum" })),
     h("div", { class: "track", role: "img" }),
     h("div", { class: "scale", "aria-hidden": "true" }, [0, 1, 2, 3, 4].map(() => h("span"))),
-    h("p", { class: "slot-note", hidden: true }),
+    h("div", { class: "slot-notes" }),
     h("ul", { class: "residents" }),
     h("p", { class: "slot-empty hint", hidden: true }, "Nothing is loaded here. The first request for a model loads it."));
 }
@@ -167,7 +167,7 @@ function memory(one) {
   const off = Math.abs(one.predicted_bytes - one.bytes) > one.bytes / 100;
   const parts = [off ? `predicted ${bytes(one.predicted_bytes)}` : one.measured_at_load_bytes ? "measured, as predicted" : "predicted"];
   if (one.cache_bytes) parts.push(`${percent(one.cache_bytes / Math.max(1, one.bytes))} cache`);
-  return parts.join(" · ");
+  return parts.join(" · ").replaceAll(/(\d) (?=\S)/g, "$1\u00a0");
 }
 
 /** What changes with time. */
