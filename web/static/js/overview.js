@@ -14,7 +14,7 @@ import * as slots from "./overview-slots.js";
 import { Samples } from "./samples.js";
 import { cold, heard, lineOf, mayChange } from "./standing.js";
 
-const LATEST = 4; // entries of the journal
+const LATEST = 3; // entries of the journal
 
 const samples = new Samples();
 const plots = new Plots($("#plots"), samples);
