@@ -300,6 +300,16 @@ def test_the_draft_and_the_parameters_are_kept(page: Page) -> None:
     text = shown(page)
     assert '"one",' in text and "Be brief." in text and "temperature" not in text
     page.press("#code-close", "Enter")
+    page.locator("summary", has_text="Shape and serving").click()
+    page.fill("#parameter-keep_alive", "soon")
+    page.press("#draft", "Control+Enter")
+    expect(page.locator(".pg-turn")).to_have_count(0)
+    page.fill("#parameter-keep_alive", "-1")
+    page.check("#parameter-response_format")
+    page.click("#code")
+    expect(page.locator("#code-text")).to_contain_text('"keep_alive": -1')
+    expect(page.locator("#code-text")).to_contain_text('"json_object"')
+    page.press("#code-close", "Enter")
     page.click("#reset")
     expect(page.locator("#changed")).to_be_hidden()
     expect(page.locator("#system")).to_have_value("")
@@ -368,7 +378,7 @@ def _text(printed: str, streamed: bool) -> str:
 
 
 MARKDOWN = """# Title
-Some **bold**, *slanted*, `code` and <img src=x onerror=a()> a [link](https://example.org/a) and [not](javascript:x).
+Some **bold**, *slanted*, 3*4 = 2*6, `code` and <img src=x onerror=a()> a [link](https://example.org/a) and [not](javascript:x).
 
 - one
   - inner

@@ -266,8 +266,10 @@ function empty() {
 /** What can be done now. */
 function buttons() {
   const busy = running.size > 0;
+  const focused = document.activeElement;
   $("#send").hidden = busy;
   $("#stop").hidden = !busy;
+  if (focused === $("#send") || focused === $("#stop")) composer.draft.focus({ preventScroll: true }); // its button is gone
   $("#send").disabled = !models.length;
   $("#clear").disabled = !turns.length;
   $("#compare").disabled = busy || models.length < 2;

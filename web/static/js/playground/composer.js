@@ -92,7 +92,7 @@ export class Composer {
     const { camera, nameOf } = await recording();
     const kinds = taken(this.page.chosen());
     const most = Math.min(this.page.limits().max_video_seconds ?? 600, 600);
-    const made = await camera(kinds.includes("image"), kinds.includes("video"), most);
+    const made = await camera(kinds.includes("image"), kinds.includes("video"), kinds.includes("audio"), most);
     if (made) await this.attach(made.blob, made.kind, nameOf(made.kind === "image" ? "photo" : "video", made.blob.type));
     this.draft.focus();
   }
