@@ -25,6 +25,7 @@ from gateway.spawner import Spawner
 from gateway.status import merged, status
 from gateway.ticket import Granted, Ticket, Waiting
 from gateway.watchdog import Watchdog
+from gateway.weights.house import Weights
 from gateway.zygotes import Zygotes
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec, QuantBits, replica_names
@@ -58,6 +59,7 @@ class Gateway:
         self.metrics = Metrics(catalog.names)
         self.runners = Runners(settings, catalog, self.placement, self.zygotes, self.owner, self.metrics)
         self._loads = Loads(self)
+        self.weights = Weights(self)
         self.readahead = ReadAhead()
         cpu_slots = [place.name for place in self.placement.places.values() if place.gpu is None]
         self.watchdog = Watchdog(lambda: list(self.runners), self.owner.post, self.placement.cpu_budget,
@@ -126,6 +128,7 @@ class Gateway:
             self._stopped = True
             self.watchdog.stop()
             self.readahead.stop()
+            self.weights.downloads.stop()
             self.owner.post(events.Shutdown())
             self.runners.join(5.0)
             self.zygotes.stop()
