@@ -24,7 +24,7 @@ from utils.units import format_bytes
 
 log = logging.getLogger(__name__)
 State = Literal["queued", "running", "done", "failed", "cancelled"]
-GRACE = 3.0
+GRACE = 1.0
 """Seconds a download has to end by itself; it could wait for a silent hub. Killing it loses no more than a block."""
 WINDOW = 5.0
 """Seconds over which the speed is measured."""

@@ -41,7 +41,8 @@ def main() -> int:
 
 def _await_end(stop: threading.Event) -> None:
     """Set ``stop`` when nobody holds the other end of the input any more."""
-    sys.stdin.buffer.read()
+    while os.read(0, 4096):  # not by sys.stdin, whose lock a thread that waits would keep from the interpreter's end
+        pass
     stop.set()
 
 
