@@ -31,7 +31,8 @@ def test_it_tells_how_far_it_is_and_how_it_ended(hub: Hub, models: Path) -> None
     assert process.stdout is not None
     *progress, last = said(process.stdout.read())  # until it has ended; its input stays open
     process.communicate()
-    assert process.returncode == 0 and last["event"] == "done" and last["fetched"] == last["total"] == progress[-1]["done"]
+    assert process.returncode == 0 and last["event"] == "done"
+    assert last["fetched"] == last["total"] == progress[-1]["done"]
     assert {line["event"] for line in progress} == {"progress"}
     assert {file["stage"] for file in progress[-1]["files"]} == {"done"}
 
