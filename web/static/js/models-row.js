@@ -139,12 +139,12 @@ function residence(name) {
 }
 
 function onDisk(model) {
-  const line = (lamp, words, size) => h("p", { class: "model-line" }, h("span", { class: `lamp ${lamp}`, "aria-hidden": "true" }), h("strong", null, words),
-    size && h("span", { class: "model-size" }, size));
+  const line = (lamp, words, size) => h("p", { class: "model-line" },
+    h("span", { class: "model-word" }, h("span", { class: `lamp ${lamp}`, "aria-hidden": "true" }), h("strong", null, words)), size && h("span", { class: "model-size" }, size));
   const hint = (text) => h("p", { class: "hint" }, text);
   switch (model.state) {
     case "complete": return [line("go", "Downloaded", bytes(model.bytes_here)), hint(model.source.repo)];
-    case "local": return [line("go", "On this machine", bytes(model.bytes_here)), hint(model.source.package ? `from the package ${model.source.package}` : "from a folder of its own")];
+    case "local": return [line("go", "Local", bytes(model.bytes_here)), hint(model.source.package ? `from the package ${model.source.package}` : "from a folder of its own")];
     case "missing": return [line("halt", "Missing", ""), hint(sentence(model.reason))];
     case "absent": return [line("none", "Not here", ""), hint(model.source.repo)];
     default: return [
