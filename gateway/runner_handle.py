@@ -175,6 +175,11 @@ class RunnerHandle:
         else:  # the scheduler ends it, and grants no more leases on it from then on
             self._post(events.Starve(self.load_id))
 
+    @property
+    def starved(self) -> str:
+        """Why it was ended because of its memory; "" if it was not."""
+        return self._starved or ""
+
     def join(self, timeout: float) -> bool:
         self._thread.join(timeout)
         return not self._thread.is_alive()

@@ -165,7 +165,8 @@ class Ticket:
         self.course = Course(request_id, spec.name, deadline)
         self.owner: str | None = None
         """The id of the key it came with."""
-        self.mailbox: Mailbox = CourseMailbox(self.course, gateway.metrics.gap_of(spec.name))
+        self.mailbox: Mailbox = CourseMailbox(self.course, gateway.metrics.gap_of(spec.name),
+                                              gateway.metrics.began)  # fmt: skip
         self.tokens = self.prompt_tokens = 0
         self._gateway = gateway
         self._handle: RunnerHandle | None = None

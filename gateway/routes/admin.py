@@ -183,3 +183,13 @@ def unload(name: str) -> Response:
     spec = service.spec(name)
     force = _options(shapes.Force).force
     return reply(shapes.Unload, status="success", model=spec.name, **service.unload(spec, force))
+
+
+@blueprint.post("/models/<name>/pin")
+@describe(tag="admin", answer=shapes.Pinned, statuses=OPTIONS | {404}, body=shapes.PinOptions)
+def pin(name: str) -> Response:
+    """Keep a model from eviction, or let it go; whether it is loaded or not. Holds until it is unloaded by name."""
+    service = gateway()
+    spec = service.spec(name)
+    service.pin(spec, _options(shapes.PinOptions).pinned)
+    return reply(shapes.Pinned, status="success", model=service.model_status(spec))

@@ -18,7 +18,8 @@ def options(model: type[Given]) -> Given:
     """Return the JSON body, which may be absent. :raises BadRequest: for anything but an object of known fields."""
     limit = gateway().settings.max_body
     check_length(request, limit)
-    if not request.get_data().strip():
+    needed = any(field.is_required() for field in model.model_fields.values())
+    if not needed and not request.get_data().strip():
         return model()
     data = read_json(request, limit, "{}")
     if unknown := sorted(set(data) - set(model.model_fields)):
