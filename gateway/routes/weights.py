@@ -75,7 +75,7 @@ def _force() -> bool:
     """Return the one parameter. :raises BadRequest: for any other, or another value."""
     if unknown := sorted(set(request.args) - set(_FORCE)):
         raise BadRequest(f"unknown parameter {unknown[0]!r}; known: force", param=unknown[0])
-    value = request.args.get("force", "false")
-    if value not in ("true", "false"):
-        raise BadRequest("parameter 'force': must be true or false", param="force")
-    return value == "true"
+    values = request.args.getlist("force") or ["false"]
+    if values not in (["true"], ["false"]):
+        raise BadRequest("parameter 'force': must be true or false, once", param="force")
+    return values == ["true"]

@@ -177,6 +177,14 @@ def test_what_is_used_is_not_deleted_unless_forced(gateway: GatewayProcess) -> N
     assert delete(gateway, "sums", force="true").json()["freed_bytes"] == 0
 
 
+def test_the_journal_tells_it(gateway: GatewayProcess) -> None:
+    told = [entry["text"] for kind in ("download", "deleted")
+            for entry in gateway.get(f"/admin/events?model=sums&kind={kind}")["data"]]  # fmt: skip
+    for words in ("Downloading sums from acme/reasoner", "cancelled at", "sums is downloaded", "as the hub has them",
+                  "were deleted"):  # fmt: skip
+        assert any(words in text for text in told), (words, told)
+
+
 def test_loaded_and_alone(gateway: GatewayProcess) -> None:
     ask(gateway, "next")
     assert ended(gateway, "next")["state"] == "done"
@@ -248,6 +256,7 @@ def test_another_process_s_download_is_not_deleted_under_it(hub: Hub, gateway: G
     ("DELETE", "/admin/models/nobody/download", 404),
     ("DELETE", "/admin/models/nobody/weights", 404),
     ("DELETE", "/admin/models/next/weights?force=perhaps", 400),
+    ("DELETE", "/admin/models/next/weights?force=true&force=false", 400),
     ("DELETE", "/admin/models/next/weights?also=all", 400),
 ])  # fmt: skip
 def test_what_nobody_can_mean(gateway: GatewayProcess, method: str, path: str, status: int) -> None:
@@ -263,6 +272,7 @@ def test_a_download_ends_with_the_gateway(hub: Hub, gateway: GatewayProcess) -> 
     hub.repos["acme/reasoner"].hold[WEIGHTS] = HELD
     ask(gateway, "next")
     hub.wait_held(1)
+    gateway.until(lambda: state(gateway, "next")["done"] > HELD, "the bytes before the hold")
     assert state(gateway, "next")["state"] == "running"
     assert gateway.stop() == 0
     assert gateway.gone()
