@@ -169,14 +169,18 @@ class Downloads:
                 download = self._queue.popleft()
                 download.state, download.started = "running", time.time()
                 try:
-                    download.process = self._spawn()
+                    process = download.process = self._spawn()
                 except OSError as error:
                     download.end("failed", f"its process cannot be started: {error.strerror or error}")
-            if download.process is not None:
-                self._began(download)
-                self._follow(download, download.process)
-            self._log(download)
-            self._told_end(download)
+            try:
+                if download.active:
+                    self._began(download)
+                    self._follow(download, process)
+                self._log(download)
+                self._told_end(download)
+            except Exception:  # those that wait are to have their turn
+                log.exception("the download of %s was not followed to its end", download.spec.name)
+                self._give_up(download)
 
     @staticmethod
     def _spawn() -> "subprocess.Popen[str]":
@@ -219,6 +223,15 @@ class Downloads:
                 case _:
                     download.end("failed", f"its process ended with status {status}; the log says more")
         self._close_input(process)
+
+    def _give_up(self, download: Download) -> None:
+        with self._changed:
+            process, over = download.process, not download.active
+            if not over:
+                download.end("failed", "a fault of the server; the log says more")
+        if process is not None:
+            process.kill()
+            process.wait()
 
     def _hear(self, download: Download, line: str) -> dict[str, Any] | None:
         """Take in a line: how far it is, or how it ended, which is returned."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from gateway.errors import Conflict
+from gateway.errors import Conflict, Unavailable
 from gateway.scheduler import Phase
 from gateway.weights.downloads import Download, Downloads
 from gateway.weights.remove import detach, discard, removal
@@ -41,13 +41,14 @@ class Weights:
         far that is.
 
         :raises Conflict: for a model that does not come from a hub.
+        :raises Unavailable: while the gateway stops.
         """
         if spec.source.hub is None:
             raise Conflict(f"{spec.name} does not come from a hub: its weights are {self._path(spec)}, and there is "
                            "nothing to download")  # fmt: skip
         self.downloads.start(self._gateway.catalog[spec.name], speech)
         if (told := self.downloads.report().get(spec.name)) is None:
-            raise Conflict("the server is stopping; nothing is downloaded any more")
+            raise Unavailable("the server is stopping; nothing is downloaded any more")
         return told
 
     def cancel(self, spec: ModelSpec) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The view of models in a browser: the catalog, a download from its button to its end, cancelled, refused; freeing disk.
+"""The view of models in a browser: the catalog; a download watched to its end, cancelled, refused; freeing the disk.
 
 The weights come from a hub on loopback, which stops in their middle where a test wants to look at that.
 """

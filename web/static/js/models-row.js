@@ -45,6 +45,7 @@ export class Row {
   update(model) {
     this._model = model;
     const active = isActive(model.download);
+    this.element.classList.toggle("busy", active);
     this._part("states", [model.model_state], () => replace(this._states, residence(model.model_state)));
     this._part("disk", [model.state, model.bytes_here, model.bytes_total, model.reason, active, model.download?.state], () => this._drawDisk(active));
     if (active) this._drawProgress(model.download);
@@ -171,7 +172,7 @@ function memory(fit) {
   const share = fit.budget ? fit.bytes / fit.budget : Infinity;
   return [
     label,
-    h("p", { class: "model-line" }, h("strong", null, `${fit.measured ? "" : "about "}${bytes(fit.bytes)}`),
+    h("p", { class: "model-line" }, h("span", null, !fit.measured && h("span", { class: "about" }, "about "), h("strong", null, bytes(fit.bytes))),
       fit.fits ? h("span", { class: "model-size" }, percent(share)) : h("span", { class: "badge halt" }, "does not fit")),
     h("div", { class: `bar own${fit.fits ? "" : " over"}`, "aria-hidden": "true" }, h("div", { style: { width: `${Math.min(100, Math.max(1, share * 100))}%` } })),
     h("p", { class: "hint" }, `of the slot's ${bytes(fit.budget)}${fit.measured ? "" : ", predicted"}`),
@@ -184,11 +185,11 @@ function details(model) {
     ["Family", `${model.family}, by ${model.engine}`],
     source.repo && ["From", `${source.repo} at ${source.revision}${source.file ? `: ${source.file}` : ""}`],
     ["Lies in", model.path],
-    ["State", sentence(model.reason) || "There, and not a download's business."],
+    ["State", model.state === "local" ? "It is there, and yours to change or delete: no download put it there." : sentence(model.reason)],
     fit.quant_bits !== model.quant_bits && ["Quantization", `${fit.quant_bits} bits here, ${model.quant_bits} in the catalog`],
     model.kept_bytes > 0 && ["Quantized weights kept", bytes(model.kept_bytes)],
     model.shared_with.length > 0 && ["Same files as", model.shared_with.join(", ")],
-    model.not_deletable && ["Cannot be deleted here", sentence(model.not_deletable)],
+    model.state !== "local" && model.not_deletable && ["Cannot be deleted here", sentence(model.not_deletable)],
   ].filter(Boolean);
   return [
     fit.parts && h("div", null, h("h4", null, fit.measured ? "Memory, as a load was measured" : "Memory, as predicted"),
