@@ -1,6 +1,6 @@
 """A browser that is held to what a page must not do, gateways for whole modules, and axe-core.
 
-One Chromium for all tests of a process; a page, with a context of its own, for each test. A page fails its test if its
+One Chromium for this folder; a page, with a context of its own, for each test. A page fails its test if its
 console says an error, a script throws, its policy is violated, or it asks for anything of another server.
 """
 
@@ -26,9 +26,12 @@ _REPORT_VIOLATIONS = """addEventListener("securitypolicyviolation", (event) =>
     console.error(`policy violated: ${event.violatedDirective} ${event.blockedURI} ${event.sourceFile}`))"""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def chromium() -> Iterator[Browser]:
-    """Debian's Chromium. As root it has no sandbox, which it would refuse to start with."""
+    """Debian's Chromium. As root it has no sandbox, which it would refuse to start with.
+
+    Not for the whole session: while Playwright runs, this thread has an event loop, and other tests could start none.
+    """
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(

@@ -4,7 +4,7 @@ Pages are rendered from ``web/templates`` and hold no data: what they show, thei
 same routes that everybody else asks. Who may see a page, :mod:`gateway.access` and :mod:`gateway.routes.ui.pages` say.
 """
 
-from gateway.routes.ui import assets, live, login, pages
+from gateway.routes.ui import assets, benchmarks, live, login, pages
 from gateway.routes.ui.house import blueprint
 
-__all__ = ["assets", "blueprint", "live", "login", "pages"]
+__all__ = ["assets", "benchmarks", "blueprint", "live", "login", "pages"]

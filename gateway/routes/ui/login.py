@@ -73,7 +73,7 @@ def _form(place: str, problem: str = "", status: int = 200) -> Response:
 
 def _place(wanted: str | None) -> str:
     """Return where to go on: only ever a page of ours."""
-    return wanted if wanted and _PLACE.fullmatch(wanted) and "//" not in wanted else _HOME
+    return wanted if wanted and _PLACE.fullmatch(wanted) and "//" not in wanted and ".." not in wanted else _HOME
 
 
 def _over_tls() -> bool:

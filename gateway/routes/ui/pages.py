@@ -68,12 +68,6 @@ def files() -> Response:
     return _view("files")
 
 
-@blueprint.get("/benchmarks")
-def benchmarks() -> Response:
-    """The figures that are kept with the code."""
-    return _view("benchmarks")
-
-
 @blueprint.get("/<path:rest>")
 def nothing(rest: str) -> Response:
     """A page that says that there is none."""
