@@ -272,7 +272,8 @@ def _evict(victim: Model, newcomer: Model, found: Plan, now: float) -> EndRunner
 
 
 def _idle_for(model: Model, now: float) -> str:
-    return f"it had been idle for {max(0.0, now - (model.last_used or now)):.0f} s"
+    seconds = now - (model.last_used or now)
+    return f"it had been idle for {seconds:.0f} s" if seconds >= 1 else "it was idle"
 
 
 def _cool(model: Model) -> None:

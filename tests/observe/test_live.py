@@ -55,7 +55,7 @@ def test_a_swap_is_told_with_its_reason(watched: Watched) -> None:
         watched.answer("reasoner", **SUM)
         evicted = page.entry("evicted", "deepseek", before)
         assert evicted["detail"]["newcomer"] == "reasoner" and evicted["detail"]["bytes"] > 0
-        assert evicted["text"].startswith("deepseek was evicted to make room for reasoner; it had been idle for ")
+        assert evicted["text"].startswith("deepseek was evicted to make room for reasoner; it ")
         loaded = page.entry("loaded", "reasoner", page.entry("load", "reasoner", before)["id"])
         assert loaded["id"] > evicted["id"] and loaded["detail"]["seconds"] > 0
         watched.until(lambda: page.state()["slots"][0]["models"] == ["reasoner"], "the newcomer to be shown")

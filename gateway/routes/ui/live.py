@@ -55,8 +55,8 @@ class Streams:
 @blueprint.get("/live")
 def live() -> Response:
     """The last minutes at once, then a sample each second, the state whenever it changes, and the journal after the
-    entry that ``Last-Event-ID`` or ``after`` names. With ``probe`` only whether there would be any of it: a browser does
-    not tell a page why its stream was refused."""
+    entry that ``Last-Event-ID`` or ``after`` names. With ``probe`` only whether there would be any of it: a browser
+    does not tell a page why its stream was refused."""
     service = gateway()
     if service.stopping:
         raise Unavailable("the server is stopping", retry_after=_AGAIN)

@@ -3,7 +3,8 @@
 //
 // A browser keeps few connections to a server, and the server a thread for each; so a page in the background gives its
 // own back after a while. `status` is connecting, open or lost; when it is lost, `why` tells: "away" (the server does
-// not answer), "denied" (it does not answer this to whoever asks), and `again` is when it is tried next.
+// not answer), "denied" (it does not answer this to whoever asks), "full" (it stops, or too many pages watch), and `again`
+// is when it is tried next.
 
 import { ApiError, send } from "./api.js";
 
@@ -11,18 +12,21 @@ const EVENTS = ["state", "sample", "history", "journal"];
 const FIRST_WAIT = 1000;
 const LONGEST_WAIT = 15000;
 const HIDDEN = 20000;
+const MOST = 100; // entries that are kept for modules that come later
 const SILENCE = 10000; // a sample comes every second
 
 class Live {
   constructor() {
     /** @type {"connecting" | "open" | "lost"} */
     this.status = "connecting";
-    /** @type {"" | "away" | "denied"} */
+    /** @type {"" | "away" | "denied" | "full"} */
     this.why = "";
     /** The time, by Date.now(), of the next attempt; 0 when none is due. */
     this.again = 0;
     /** @type {Record<string, any>} What came last of each event. */
     this.last = {};
+    /** @type {any[]} The journal's entries that came lately. */
+    this.entries = [];
     this._listeners = new Map();
     this._wait = FIRST_WAIT;
     /** @type {EventSource | null} */
@@ -38,15 +42,16 @@ class Live {
   }
 
   /**
-   * Calls `listener` with the data of each such event, and at once with the last `state` or `history` that came; for
-   * "status" with the status. The first listener opens the line. Returns a function that ends it.
+   * Calls `listener` with the data of each such event, and at once with the last `state` or `history` that came, or all
+   * entries that the page was told lately: modules come when the line may be open already. For "status" with the status. The first listener opens the line. Returns a function that ends it.
    * @param {"state" | "sample" | "history" | "journal" | "status"} event @param {(data: any) => void} listener
    */
   on(event, listener) {
     if (!this._listeners.has(event)) this._listeners.set(event, new Set());
     this._listeners.get(event).add(listener);
     if (event === "status") listener(this.status);
-    else if (event !== "journal" && event in this.last) listener(this.last[event]);
+    else if (event === "journal") for (const entry of this.entries) listener(entry);
+    else if (event in this.last) listener(this.last[event]);
     if (!this._source && !this._timer && !document.hidden) this._open();
     return () => this._listeners.get(event).delete(listener);
   }
@@ -80,7 +85,8 @@ class Live {
     } catch {
       return; // cut off by the end of the line; it comes again with the next
     }
-    if (name !== "journal") this.last[name] = data;
+    if (name === "journal") this.entries = [...this.entries.slice(1 - MOST), data];
+    else this.last[name] = data;
     this._tell(name, data);
   }
 
@@ -99,9 +105,10 @@ class Live {
     this.again = Date.now() + wait;
     this._set("lost", this.why || "away");
     try {
-      await send("GET", "/v1/requests"); // an EventSource does not tell the status; a session that is over leads to the login
+      await send("GET", "/ui/live?probe"); // an EventSource does not tell the status; a session that is over leads to the login
     } catch (error) {
-      if (this.status === "lost") this._set("lost", error instanceof ApiError && error.status === 403 ? "denied" : "away");
+      const why = error instanceof ApiError ? { 403: "denied", 503: "full" }[error.status] : "";
+      if (this.status === "lost") this._set("lost", why || "away");
     }
   }
 

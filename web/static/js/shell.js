@@ -66,7 +66,7 @@ function connection() {
     if (now === shown) return;
     shown = now;
     banner.hidden = !now;
-    banner.classList.toggle("caution", now === "denied");
+    banner.classList.toggle("caution", now === "denied" || now === "full");
     if (now) replace(banner, ...warning(now));
   });
 }
@@ -76,6 +76,11 @@ function warning(why) {
   if (why === "denied") {
     return [h("span", null, h("strong", null, "No live figures. "),
       "Without API keys this server shows them only on its own machine; its operator can make a key: main.py keys create NAME.")];
+  }
+  if (why === "full") {
+    return [h("span", null, h("strong", null, "No live figures for now. "),
+      "The server is stopping, or as many pages watch it as it allows (live_streams). It is being tried again."),
+      h("button", { class: "button small", type: "button", id: "retry", onclick: () => live.retry() }, "Try now")];
   }
   return [
     h("span", null, h("strong", null, "The server does not answer. "), "What you see is how it was; it is being tried again."),
