@@ -83,6 +83,12 @@ def ended(gateway: GatewayProcess, name: str) -> dict[str, Any]:
     return state(gateway, name)
 
 
+def zygotes(gateway: GatewayProcess) -> list[str]:
+    """The models that have a process kept ready for their next load."""
+    processes = gateway.get("/admin/memory_status")["host"]["processes"]
+    return [process["model"] for process in processes if process["role"] == "zygote"]
+
+
 def delete(gateway: GatewayProcess, name: str, **parameters: str) -> httpx.Response:
     return gateway.client.delete(f"/admin/models/{name}/weights", params=parameters)
 
@@ -164,6 +170,7 @@ def test_what_is_used_is_not_deleted_unless_forced(gateway: GatewayProcess) -> N
     (quantized / "switchyard.json").write_text(
         '{"model": "sums", "bits": 4, "variant": "cpu", "bytes": 5, "files": {}}')  # fmt: skip
     assert told(gateway, "sums")["kept_bytes"] == 5
+    gateway.until(lambda: "sums" in zygotes(gateway), "a zygote of sums")
     freed = delete(gateway, "sums", force="true")
     assert freed.status_code == 200, freed.text
     assert freed.json()["models"] == ["sums", "twin"] and freed.json()["unloaded"] == ["sums"]
@@ -172,6 +179,7 @@ def test_what_is_used_is_not_deleted_unless_forced(gateway: GatewayProcess) -> N
     assert not folder(gateway, "sums").exists() and not quantized.exists()
     assert not [name for name in left if name.startswith(".removed")]
     assert gateway.model("sums")["state"] == "cold"
+    gateway.until(lambda: "sums" not in zygotes(gateway), "its zygote to go")
     refused(gateway.generate("sums", **SUM), 503, "are missing", "python main.py download sums")
     assert told(gateway, "sums")["state"] == "absent" and told(gateway, "sums")["download"] is None
     assert delete(gateway, "sums", force="true").json()["freed_bytes"] == 0

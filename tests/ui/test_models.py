@@ -116,7 +116,7 @@ def test_what_cannot_be_fetched_says_why(page: Page) -> None:
 def test_the_disk_is_freed_by_keyboard(page: Page, gateway: GatewayProcess) -> None:
     """Of a model that is loaded, which is seen as it comes."""
     sums = row(page, "sums")
-    free = sums.get_by_role("button", name="Free disk sums")
+    free = sums.get_by_role("button", name="Free disk… sums")
     expect(free).to_be_visible()
     gateway.load("sums")
     expect(sums.get_by_text("loaded", exact=True)).to_be_visible()

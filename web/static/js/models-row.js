@@ -109,18 +109,18 @@ export class Row {
     const model = this._model;
     const had = this._buttons.contains(document.activeElement);
     const button = (action, name, words, kind) => h("button", {
-      class: `button small ${kind}`, type: "button", "aria-label": `${words} ${model.name}`,
+      class: `button small ${kind}`, type: "button",
       onclick: (event) => {
         event.currentTarget.setAttribute("aria-busy", String(action !== "free"));
         Promise.resolve(this._actions[action](this._model)).finally(() => event.target?.removeAttribute?.("aria-busy"));
       },
-    }, icon(name), words);
+    }, icon(name), words, h("span", { class: "visually-hidden" }, ` ${model.name}`));
     const made = [];
     if (active) made.push(button("cancel", "close", "Cancel", ""));
     else if (model.state === "absent") made.push(button("download", "download", model.download?.state === "failed" ? "Try again" : "Download", "primary"));
     else if (model.state === "partial") made.push(button("download", "download", "Resume", "primary"));
     else if (model.state === "complete") made.push(button("download", "refresh", "Check for updates", "quiet"));
-    if (!active && model.state !== "absent" && model.deletable_bytes > 0 && !model.not_deletable) made.push(button("free", "trash", "Free disk", "quiet"));
+    if (!active && model.state !== "absent" && model.deletable_bytes > 0 && !model.not_deletable) made.push(button("free", "trash", "Free disk…", "quiet"));
     replace(this._buttons, made);
     this._buttons.hidden = made.length === 0;
     if (had) (made[0] ?? this._name).focus();
