@@ -66,7 +66,7 @@ HEADLINES = {
         Headline(("all",), "TTFT p50, s", "s", "to the first text, median"),
     ),
     "cycles": (
-        Headline(("gateway, unique memory",), "slope per cycle, after 10", "", "memory gained by a load and an eviction"),
+        Headline(("gateway, unique memory",), "slope per cycle, after 10", "", "memory gained by a load and its end"),
         Headline(("open descriptors of the gateway",), "slope per cycle, after 10", "", "open files gained"),
         Headline(("deepseek (SmolLM2-135M",), "in all", "s", "to load, answer and evict SmolLM2-135M"),
     ),
