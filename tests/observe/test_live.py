@@ -139,6 +139,9 @@ def patient(start: Start) -> GatewayProcess:
 
 
 def test_pages_take_no_thread_from_requests_and_do_not_hold_up_a_stop(patient: GatewayProcess) -> None:
+    for _ in range(4):
+        assert patient.client.head("/ui/live").status_code == 200  # holds no place
+        assert patient.client.get("/ui/live?probe").status_code == 204
     with patient.raw(b"GET /ui/live HTTP/1.1\r\nHost: localhost\r\n\r\n"), watching(patient) as one:
         with watching(patient):
             refused = patient.client.get("/ui/live")
