@@ -49,6 +49,7 @@ class Runners:
         self._metrics = metrics
         self._reporter = reporter
         self._handles: dict[str, RunnerHandle] = {}
+        self._evicted: dict[str, list[str]] = {}  # by slot, for its next load
         self._changed = threading.Condition()
 
     def __iter__(self) -> Iterator[RunnerHandle]:
@@ -116,7 +117,7 @@ class Runners:
         )  # fmt: skip
         handle = RunnerHandle(load, modules([spec]), self._zygotes, self._hear, self._settings.heartbeat_timeout,
                               needed.bytes, needed.reserve, slot, ON_CPU if slot in fallback else "",
-                              self._ladder.count)  # fmt: skip
+                              self._ladder.count, tuple(self._evicted.pop(slot, ())))  # fmt: skip
         self._handles[load_id] = handle
         log.info("loading %s on %s%s", load_id, slot, f": {handle.note}" if handle.note else "")
         self._reporter.loading(handle)
@@ -124,6 +125,8 @@ class Runners:
 
     def end(self, action: actions.EndRunner) -> None:
         if handle := self._handles.get(action.load_id):
+            if action.newcomer:
+                self._evicted.setdefault(handle.slot, []).append(handle.load.name)
             self._reporter.ending(action, handle)
             handle.end(action.reason)
 

@@ -29,6 +29,7 @@ from gateway.spawner import Spawner
 from gateway.status import merged, status
 from gateway.ticket import Granted, Ticket, Waiting
 from gateway.watchdog import Watchdog
+from gateway.weights.house import Weights
 from gateway.zygotes import Zygotes
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec, QuantBits, replica_names
@@ -65,6 +66,7 @@ class Gateway:
         self.runners = Runners(settings, catalog, self.placement, self.zygotes, self.owner, self.metrics,
                                self.reporter)  # fmt: skip
         self._loads = Loads(self)
+        self.weights = Weights(self)
         self.readahead = ReadAhead()
         cpu_slots = [place.name for place in self.placement.places.values() if place.gpu is None]
         self.watchdog = Watchdog(lambda: list(self.runners), self.owner.post, self.placement.cpu_budget,
@@ -140,6 +142,7 @@ class Gateway:
             self.sampler.stop()
             self.watchdog.stop()
             self.readahead.stop()
+            self.weights.downloads.stop()
             self.owner.post(events.Shutdown())
             self.runners.join(5.0)
             self.zygotes.stop()

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 Kind = Literal[
     "start", "stop", "load", "loaded", "load_failed", "evicted", "expired", "unloaded", "cleanup", "moved",
-    "out_of_memory", "degraded", "crash", "restart", "pinned", "unpinned", "download",
+    "out_of_memory", "degraded", "crash", "restart", "pinned", "unpinned", "download", "deleted",
 ]  # fmt: skip
 KINDS: tuple[Kind, ...] = get_args(Kind)
 KEPT = 1000

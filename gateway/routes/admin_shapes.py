@@ -326,6 +326,9 @@ class Vision(Shape):
     max_video_frames: int
     max_new_tokens: int
     media_urls: bool
+    max_body_bytes: int
+    max_audio_seconds: float
+    max_video_seconds: float
 
 
 class Alive(Shape):

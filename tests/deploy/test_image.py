@@ -80,7 +80,8 @@ def test_image_has_the_program_and_nothing_else(app: Path) -> None:
     files = context()
     for needed in ("main.py", "app.py", "start.sh", "requirements.txt", "deploy/healthcheck.py", "LICENSE",
                    "models_registry/profiles/pocket.yaml", "pocket/checkpoints/reasoner/config.json",
-                   "web/templates/base.html", "web/static/js/shell.js", "docs/benchmarks/swap.md", "docs/benchmarks/swap.png"):  # fmt: skip
+                   "web/templates/base.html", "web/static/js/shell.js",
+                   "docs/benchmarks/swap.md", "docs/benchmarks/swap.png"):  # fmt: skip
         assert needed in files and (app / needed).is_file()
     roots = {Path(file).parts[0] for file in files}
     assert not roots & {"tests", "bench", "models", "logs", "tmp", "data", ".venv", ".git", ".env"}

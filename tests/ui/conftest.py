@@ -110,7 +110,7 @@ def visiting(browser: Browser, gateway: GatewayProcess) -> Iterator[Visitor]:
 @pytest.fixture(scope="module")
 def gateway(start_for_module: Start) -> GatewayProcess:
     """One gateway for a module's tests: two models of the pocket profile. A module that needs others has its own."""
-    return start_for_module(models=only("deepseek", "reasoner")).preloaded()
+    return start_for_module(models=only("deepseek", "reasoner"))
 
 
 @pytest.fixture

@@ -210,7 +210,7 @@ def test_a_user_s_house_has_fewer_rooms(keys: Keys, visitor: Visitor) -> None:
     expect(page.get_by_role("navigation").get_by_role("link")).to_have_text(["Overview", "Playground", "Benchmarks"])
     expect(page.locator("#connection-text")).to_have_text("Live")
     page.goto("/ui/files")
-    expect(page.get_by_role("heading", level=1)).to_have_text("Files is for administrators")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Files: for administrators")
     assert axe(page) == []
 
 

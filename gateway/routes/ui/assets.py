@@ -56,6 +56,7 @@ def _tell_templates(state: object) -> None:
     assert isinstance(app, Flask)
     app.jinja_env.globals["asset"] = asset_url
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
+    app.jinja_env.auto_reload = app.extensions["switchyard"].settings.debug
 
 
 @blueprint.get("/static/<tag>/<path:name>")

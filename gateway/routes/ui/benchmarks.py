@@ -53,9 +53,9 @@ HEADLINES = {
         Headline(("llama_cpp", "32"), "added, ms (95 % interval)", "ms", "on top of its time for 32 tokens"),
     ),
     "simulate": (
-        Headline(("mixed",), "Switchyard", "swaps", "on the mixed trace by this policy"),
+        Headline(("mixed",), "Switchyard", "swaps", "by this policy, on the mixed trace"),
         Headline(("mixed",), "optimum in order of arrival", "swaps", "the fewest possible in order of arrival"),
-        Headline(("mixed",), "told ÷ true, median", "×", "what Retry-After says, against the truth"),
+        Headline(("mixed",), "told ÷ true, median", "×", "the true wait is what Retry-After tells"),
     ),
     "overload": (
         Headline(("lost, hung or another status",), "measured", "", "lost or hung of 500, at 4 times capacity"),
@@ -66,8 +66,8 @@ HEADLINES = {
         Headline(("all",), "TTFT p50, s", "s", "to the first text, median"),
     ),
     "cycles": (
-        Headline(("gateway, unique memory",), "slope per cycle, after 10", "", "of memory more with each load"),
-        Headline(("open descriptors of the gateway",), "slope per cycle, after 10", "", "open descriptors more"),
+        Headline(("gateway, unique memory",), "slope per cycle, after 10", "", "memory gained by a load and its end"),
+        Headline(("open descriptors of the gateway",), "slope per cycle, after 10", "", "open files gained"),
         Headline(("deepseek (SmolLM2-135M",), "in all", "s", "to load, answer and evict SmolLM2-135M"),
     ),
 }  # fmt: skip

@@ -1,6 +1,6 @@
 // @ts-check
 // The icons of icons.svg, by name: menu close contrast key lock buffer check warning info trash refresh pin play stop
-// eject download upload copy send mic camera image file plus chevron external columns signal-off.
+// eject download upload copy send mic camera image file plus code chevron external columns signal-off.
 
 import { svg } from "./dom.js";
 

@@ -11,7 +11,7 @@ const KINDS = {
   load_failed: ["load failed", "warning", "halt"], evicted: ["evicted", "eject", "care"], expired: ["expired", "eject", ""],
   unloaded: ["unloaded", "eject", ""], cleanup: ["cleaned up", "trash", ""], moved: ["moved", "refresh", ""],
   out_of_memory: ["out of memory", "warning", "halt"], degraded: ["degraded", "warning", "care"], crash: ["crashed", "warning", "halt"],
-  restart: ["restarted", "refresh", "care"], pinned: ["pinned", "pin", "accent"], unpinned: ["unpinned", "pin", ""], download: ["download", "download", "accent"],
+  restart: ["restarted", "refresh", "care"], pinned: ["pinned", "pin", "accent"], unpinned: ["unpinned", "pin", ""], download: ["download", "download", "accent"], deleted: ["deleted", "trash", ""],
 };
 
 /** Groups of kinds that are looked for together. @type {[string, string[]][]} */
@@ -19,7 +19,7 @@ export const GROUPS = [
   ["Loads", ["load", "loaded", "load_failed", "restart"]],
   ["Unloads", ["evicted", "expired", "unloaded", "cleanup", "moved"]],
   ["Trouble", ["load_failed", "out_of_memory", "degraded", "crash", "restart"]],
-  ["By hand", ["unloaded", "cleanup", "pinned", "unpinned", "download"]],
+  ["By hand", ["unloaded", "cleanup", "pinned", "unpinned", "download", "deleted"]],
   ["Server", ["start", "stop"]],
 ];
 
