@@ -233,8 +233,9 @@ function nearest(times, wanted) {
   return best;
 }
 
-/** The next of 1, 2, 4, 6, 8 times a power of ten: half of each is easy to read too. */
+/** The next round number, of which half is easy to read too; for small counts a whole one. */
 function nice(value) {
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 4, 6, 8, 10].map((one) => one * power).find((one) => one >= value * 0.999) ?? value;
+  const steps = power === 1 ? [1, 2, 4, 6, 8, 10] : [1, 1.2, 1.6, 2, 3, 4, 5, 6, 8, 10];
+  return steps.map((one) => one * power).find((one) => one >= value * 0.999) ?? value;
 }
