@@ -37,7 +37,14 @@ export class Plot {
    *   `top` is the least that the axis reaches, for good if it is `fixed`.
    */
   constructor({ title, series, format, top = 1, fixed = false, hint = "" }) {
-    Object.assign(this, { title, series, format, top, fixed });
+    this.title = title;
+    this.series = series;
+    this.format = format;
+    this.top = top;
+    this.fixed = fixed;
+    /** @type {any} The samples, once there are some. */
+    this.samples = null;
+    this.span = 0;
     this.values = series.map((one) => h("b"));
     this.at = h("span", { class: "plot-at" });
     this.svg = svg("svg", { role: "img", tabindex: "0", class: "plot-image", height: HEIGHT, "aria-label": title });
