@@ -1,0 +1,64 @@
+"""``python main.py worker``: takes moderation jobs from a queue until it is told to stop.
+
+A process of its own beside the gateway, of which it is a client like any other. Here it is put together; what it does is
+in ``worker/``.
+"""
+
+import logging
+import sys
+import time
+
+from utils import logs
+from utils.settings import SettingsError
+from worker import health, settings
+from worker.aws.clients import AwsError, passing, told
+from worker.aws.queue import QueueError
+from worker.moderator import Moderator
+from worker.service import Service
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_PAUSE = 30.0
+
+
+def run(*, check: bool) -> int:
+    """Work until SIGTERM or SIGINT, or only look whether a worker is well. Return the exit status.
+
+    :raises SettingsError: if a setting or the policy cannot be used.
+    """
+    chosen = settings.load()
+    if check:
+        well, said = health.check(chosen.health_file, chosen.health_age)
+        print(said, file=sys.stdout if well else sys.stderr)
+        return 0 if well else 1
+    logs.to_stdout(chosen.log_level, chosen.log_format)
+    try:
+        chosen.tmp_dir.mkdir(parents=True, exist_ok=True)
+        health.write(chosen.health_file, {"state": "starting", "jobs": 0})
+    except OSError as error:
+        raise SettingsError(f"cannot write {error.filename}: {error.strerror}") from error
+    return start(chosen, _moderator(chosen))
+
+
+def start(chosen: settings.WorkerSettings, moderator: Moderator) -> int:
+    """Connect, waiting for AWS where it cannot be reached, and work. Return the exit status."""
+    pause = 1.0
+    while True:
+        try:
+            service = Service(chosen, moderator)
+            break
+        except (QueueError, ValueError) as error:
+            print(f"switchyard: {error}", file=sys.stderr)
+            return 2
+        except AwsError as error:
+            if not passing(error):
+                print(f"switchyard: AWS refuses: {told(error)}", file=sys.stderr)
+                return 2
+            logger.error("AWS cannot be reached, again in %.0f seconds: %s", pause, told(error))
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+    return service.run()
+
+
+def _moderator(chosen: settings.WorkerSettings) -> Moderator:
+    raise NotImplementedError
