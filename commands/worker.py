@@ -1,18 +1,20 @@
 """``python main.py worker``: takes moderation jobs from a queue until it is told to stop.
 
-A process of its own beside the gateway, of which it is a client like any other. Here it is put together; what it does is
-in ``worker/``.
+A process of its own beside the gateway, of which it is a client like any other. Here it is put together; what it does
+is in ``worker/``.
 """
 
 import logging
 import sys
 import time
+from contextlib import closing
 
 from utils import logs
 from utils.settings import SettingsError
 from worker import health, settings
 from worker.aws.clients import AwsError, passing, told
 from worker.aws.queue import QueueError
+from worker.judge import Judge
 from worker.moderator import Moderator
 from worker.service import Service
 
@@ -33,11 +35,11 @@ def run(*, check: bool) -> int:
         return 0 if well else 1
     logs.to_stdout(chosen.log_level, chosen.log_format)
     try:
-        chosen.tmp_dir.mkdir(parents=True, exist_ok=True)
         health.write(chosen.health_file, {"state": "starting", "jobs": 0})
     except OSError as error:
         raise SettingsError(f"cannot write {error.filename}: {error.strerror}") from error
-    return start(chosen, _moderator(chosen))
+    with closing(Judge(chosen)) as judge:
+        return start(chosen, judge)
 
 
 def start(chosen: settings.WorkerSettings, moderator: Moderator) -> int:
@@ -58,7 +60,3 @@ def start(chosen: settings.WorkerSettings, moderator: Moderator) -> int:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
     return service.run()
-
-
-def _moderator(chosen: settings.WorkerSettings) -> Moderator:
-    raise NotImplementedError

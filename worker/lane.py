@@ -5,6 +5,7 @@ that no job is lost and none is done twice: report, JSON, item, and only then th
 signals, threads other than the keeper's, or how a video is judged.
 """
 
+import io
 import logging
 import random
 import threading
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 _PERSISTING = 60.0
 """Seconds for which a write that decides something is tried again, beyond botocore's own tries."""
 _STOPPED_WITHIN = 5.0
+_BUFFER = 64 * 1024
 _LONGEST_BUSY = 300.0
 
 
@@ -183,10 +185,11 @@ class Lane:
                 blocks=self._settings.read_blocks, sleep=keeper.sleep,
             )  # fmt: skip
             try:
-                judgement = tools.moderator.judge(video, job.job_id, keeper.cancelled)
+                name = job.key.rpartition("/")[2] or job.key
+                with io.BufferedReader(video, _BUFFER) as file:
+                    judgement = tools.moderator.judge(file, job.job_id, name, keeper.cancelled)
             finally:
                 tools.metrics.fetched.inc(video.fetched)
-                video.close()
             if keeper.why in (LOST, TOO_LONG):
                 raise Cancelled(keeper.why)
             # From here on it is carried through, also where the worker is to stop: the answer is there.

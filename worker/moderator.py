@@ -5,7 +5,7 @@ Plain Python, the worker's process. ``judge.py`` implements it with the pipeline
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 
 class CannotBeJudged(Exception):
@@ -24,18 +24,6 @@ class Cancelled(Exception):
     """Somebody asked for an end, and it was heeded."""
 
 
-class Video(Protocol):
-    """A video as a file that is read as needed; ``size`` is in bytes."""
-
-    size: int
-
-    def read(self, size: int = -1, /) -> bytes | None: ...
-
-    def seek(self, offset: int, whence: int = 0, /) -> int: ...
-
-    def tell(self) -> int: ...
-
-
 @dataclass(frozen=True)
 class Judgement:
     """What came of a video: the result as JSON, the report as HTML, and short facts for the job's item."""
@@ -51,10 +39,11 @@ class Moderator(Protocol):
     def ready(self) -> str | None:
         """Return None if the model server can be asked now, else why not, in words. Must return within seconds."""
 
-    def judge(self, video: Video, job_id: str, cancelled: Callable[[], bool]) -> Judgement:
-        """Judge a video that is read as needed.
+    def judge(self, video: BinaryIO, job_id: str, name: str, cancelled: Callable[[], bool]) -> Judgement:
+        """Judge a video that is read as needed and can be sought in. ``name`` is what to call it.
 
         :raises CannotBeJudged: if the video is to blame for good.
         :raises ServerBusy: if the model server does not take requests for longer than is waited for here.
         :raises Cancelled: soon after ``cancelled`` has become true.
+        :raises Exception: whatever reading the video raises, as it is.
         """

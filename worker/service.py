@@ -27,7 +27,7 @@ from worker.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
 
-_BEAT = 5.0
+_BEAT = 2.0
 _READY_FOR = 10.0
 """Seconds for which the model server is believed to be ready once it said so."""
 _LONGEST_PAUSE = 15.0
@@ -74,6 +74,7 @@ class Service:
                         settings.server_url, settings.concurrency)  # fmt: skip
             for thread in threads:
                 thread.start()
+            self._sign()
             while not self._stop.wait(min(_BEAT, settings.health_age / 4)):
                 self._sign()
             return self._end(threads)
@@ -152,7 +153,8 @@ class Service:
             queue.hide(message, 0)
             metrics.messages.labels("returned").inc()
             return
-        self._lanes[index].handle(message)
+        if self._lanes[index].handle(message) == "busy":
+            self._gate.doubt()
 
     # -- signs of life -------------------------------------------------------------------------------------------------
 
@@ -182,6 +184,10 @@ class _Gate:
         self._failures = 0
         self.waiting_for: str | None = None
         self.told: Callable[[float], None] = lambda _: None
+
+    def doubt(self) -> None:
+        """Ask anew before the next job: it has just refused one."""
+        self._asked = float("-inf")
 
     def open(self) -> bool:
         """Return True if it is ready. If not, return False after a pause that grows, or once the worker is to end."""

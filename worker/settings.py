@@ -59,6 +59,19 @@ class WorkerSettings(BaseSettings):
         "ai-chaperone-video-moderation-jobs", alias="JOBS_TABLE", pattern=r"^[A-Za-z0-9_.-]{3,255}$",
         description="The table of jobs. Its key is the string `job_id`, without a sort key.")
 
+    policy: Path = Field(Path("policies/default.yaml"), description="The policy that videos are held to.")
+    model: str | None = Field(
+        None, description="The model to ask. Default: the first of the server's that sees, or its only one.")
+    fps: float = Field(1.0, gt=0, le=60, description="Frames per second that are looked at …")
+    max_frames: int = Field(
+        50, ge=1, le=1000, description="… and how many at most; they are spread over a video that has more.")
+    frame_side: int = Field(768, ge=32, le=4096, description="Pixels that a frame's longer side is reduced to.")
+    requests: int = Field(4, ge=1, le=64, description="Questions of one job that the model server has at a time.")
+    answer_timeout: Seconds = Field(120.0, gt=0, description="How long the model server may take for one answer.")
+    patience: Seconds = Field(
+        300.0, ge=0, description="How long a model server that is busy (429, 503) or gone is asked again, as often as "
+        "its Retry-After lets, before the job is given back.")
+
     concurrency: int = Field(1, ge=1, le=64, description="Jobs at the same time.")
     tries: int = Field(
         3, ge=1, le=100, description="How often a job is begun before it is given up. A worker that dies in the "
@@ -82,14 +95,15 @@ class WorkerSettings(BaseSettings):
         2 * 2**20, ge=64 * 2**10, le=64 * 2**20, description="Bytes of a video that are asked of S3 at once.")
     read_blocks: int = Field(
         8, ge=2, le=1024, description="Such blocks of a video that are held in memory at most.")
-    policy: Path = Field(Path("policies/default.yaml"), description="The policy that videos are held to.")
+    max_pixels: int = Field(50_000_000, ge=1, description="Pixels of a video's frame.")
+    decode_timeout: Seconds = Field(600.0, gt=0, description="How long decoding one video may take.")
+    decode_memory: Bytes = Field(2 * 2**30, ge=64 * 2**20, description="Memory that decoding one video may take.")
     health_file: Path = Field(
         Path("tmp/worker-health.json"), description="File that is written anew while all is well; "
         "`main.py worker --check` reads it.")
     health_age: Seconds = Field(60.0, gt=0, description="`--check` takes an older one for the sign of a stuck worker.")
     metrics_host: str = Field("127.0.0.1", min_length=1, description="Address of the metrics.")
     metrics_port: int = Field(9109, ge=0, le=65535, description="Port of the metrics. 0: none.")
-    tmp_dir: Path = Field(Path("tmp"), description="Scratch space of jobs.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What to log.")
     log_format: Literal["text", "json"] = Field("text", description="Log lines of text, or each a JSON object.")
 
@@ -155,7 +169,7 @@ def _default(field: FieldInfo) -> str:
     value: Any = field.default
     if value is None:
         return ""
-    if isinstance(value, int) and value >= 2**20:
+    if isinstance(value, int) and value >= 2**20 and value % 2**20 == 0:
         return f"`{value // 2**30}GiB`" if value % 2**30 == 0 else f"`{value // 2**20}MiB`"
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 

@@ -101,8 +101,8 @@ class Place:
             "AWS_ENDPOINT_URL": aws.url, "AWS_REGION": "us-east-2", "QUEUE_NAME": self.name,
             "RESULT_BUCKET": f"{self.name}-results", "JOBS_TABLE": f"{self.name}-jobs", "PYTHONUNBUFFERED": "1",
             "PYTHONPATH": str(ROOT), "WORKER_METRICS_PORT": "0", "WORKER_POLL_WAIT": "1", "WORKER_RETRY_DELAY": "1",
-            "WORKER_HEALTH_FILE": str(home / "health.json"), "WORKER_TMP_DIR": str(home / "tmp"),
-            "WORKER_GRACE": "0", "STAND_IN_HOME": str(home),
+            "WORKER_HEALTH_FILE": str(home / "health.json"), "WORKER_GRACE": "0",
+            "STAND_IN_HOME": str(home),
         } | {name: str(value) for name, value in settings.items()}  # fmt: skip
         with self._environment():
             self.settings = WorkerSettings()

@@ -16,11 +16,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from commands.worker import start
 from utils import logs
 from worker import settings
-from worker.moderator import Cancelled, CannotBeJudged, Judgement, ServerBusy, Video
+from worker.moderator import Cancelled, CannotBeJudged, Judgement, ServerBusy
 
 HOME = Path(os.environ["STAND_IN_HOME"])
 
@@ -42,12 +43,9 @@ class StandIn:
     def ready(self) -> str | None:
         return "the test says so" if (HOME / "not-ready").exists() else None
 
-    def judge(self, video: Video, job_id: str, cancelled: Callable[[], bool]) -> Judgement:
+    def judge(self, video: BinaryIO, job_id: str, name: str, cancelled: Callable[[], bool]) -> Judgement:
         note("begun", job_id)
-        parts = []
-        while part := video.read(1 << 16):
-            parts.append(part)
-        data = b"".join(parts)
+        data = video.read()
         said = json.loads(data[: data.index(b"}") + 1])
         do = said.get("do", "judge")
         if do in ("fail", "reject", "busy") and noted("begun", job_id) <= said.get("times", 1_000):

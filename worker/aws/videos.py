@@ -9,6 +9,7 @@ import logging
 import random
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -110,7 +111,7 @@ class S3Video(io.RawIOBase):
         end = min(start + self._block, self.size) - 1
         answer = self._s3.get_object(Bucket=self._job.bucket, Key=self._job.key, Range=f"bytes={start}-{end}",
                                      **self._version)  # fmt: skip
-        with answer["Body"] as body:
+        with closing(answer["Body"]) as body:  # itself as a context gives urllib3's answer, with other errors
             data: bytes = body.read()
         self.fetched += len(data)
         if len(data) != end - start + 1:
