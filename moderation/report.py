@@ -10,7 +10,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from moderation.result import CategoryVerdict, Interval, NotSeen, Result
+from moderation.policy import DECISIONS
+from moderation.result import CategoryVerdict, FrameFinding, Interval, NotSeen, Result
 
 _WORDS = {"allow": "Allow", "review": "Review", "block": "Block"}
 
@@ -22,15 +23,25 @@ def render(result: Result, thumbnails: Mapping[int, bytes]) -> str:
     def place(seconds: float) -> float:
         return round(1000 * min(seconds, length) / length, 2)
 
+    decisions = {category.id: category.decision for category in result.categories}
     return _template().render(
         result=result, words=_WORDS, length=length, clock=clock, spoken=_spoken, stretches=_stretches, place=place,
         width=lambda start, end: max(2.0, round(place(end) - place(start), 2)),
         pictures={index: base64.b64encode(data).decode() for index, data in thumbnails.items()},
         titles={category.id: category.title for category in result.categories},
-        decisions={category.id: category.decision for category in result.categories},
+        decisions=decisions, answers=_answers,
+        worst=lambda frame: max((decisions[name] for name in frame.violations), key=DECISIONS.index),
         hits=[frame for frame in result.frames if frame.violations],
         others=[frame for frame in result.frames if not frame.violations],
     )  # fmt: skip
+
+
+def _answers(frame: FrameFinding) -> list[tuple[str, str, bool]]:
+    """Return each question with its answer once, and whether that violates any category."""
+    found: dict[tuple[str, str], bool] = {}
+    for said in frame.answers:
+        found[said.question, said.answer] = found.get((said.question, said.answer), False) or said.violates
+    return [(question, answer, violates) for (question, answer), violates in found.items()]
 
 
 def clock(seconds: float) -> str:

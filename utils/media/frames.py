@@ -99,7 +99,7 @@ class Video:
         self._reformatter = VideoReformatter()
         self._bad = self._good = 0
         self._last = 0.0
-        self._base = self._stream.time_base or Fraction(1, 25)
+        self._base: Fraction = self._stream.time_base or Fraction(1, 25)
         self._first = self._stream.start_time or 0
         self.missing_tail = ""
         self.claimed = self._claimed()
@@ -136,8 +136,7 @@ class Video:
         """Return the seconds that the header claims of the video, or of the whole; 0 if it claims none."""
         stream = self._stream
         if stream.duration is not None and stream.duration > 0:
-            seconds: float = float(stream.duration * self._base)
-            return seconds
+            return float(cast(int, stream.duration) * self._base)
         return max(0.0, (self._container.duration or 0) / av.time_base)
 
     def _length(self) -> tuple[float, str]:
