@@ -1,6 +1,10 @@
-"""The whole of it: twenty films in S3, three workers, the pocket vision model behind a gateway. One worker is killed."""
+"""The whole of it: twenty films in S3, three workers of which one is killed, the pocket vision model behind a gateway.
+"""
 
 import random
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +14,8 @@ from pocket import drawings
 from pocket.drawings import Clip
 from tests.conftest import Start
 from tests.families.questions import video
-from tests.support.gateway import GatewayProcess, only
+from tests.support.gateway import ROOT, GatewayProcess, only
+from tests.support.pages import blocks
 from tests.worker.aws import Aws, Place, WorkerProcess, aws_server, place, until
 
 _RATE = 4
@@ -30,8 +35,8 @@ FILMS = {
     "forbidden": (film(("green", "star", 1), ("red", "circle", 2)), "block"),
     "doubtful": (film(("yellow", "triangle", 2)), "review"),
 }
-LONG = film(("blue", "square", 20))
-"""A job of twenty frames, in the middle of which its worker is killed."""
+LONG = film(("blue", "square", 12))
+"""A job of twelve frames, in the middle of which its worker is killed."""
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +104,23 @@ def test_twenty_jobs_over_three_workers_of_which_one_is_killed(here: Place) -> N
 def test_what_is_no_video_is_told_so(here: Place) -> None:
     here.send("text", here.video("text.mp4", b"these are words, not pictures" * 100))
     worker = here.worker("main.py", "worker")
-    assert "Unsupported media" in here.became("text", "failed")["error"] or here.item("text")["error"]
+    assert "text.mp4: it is" in here.became("text", "failed")["error"]
     (dead,) = until(here.dead_letters, "the dead letter", here.story)
     assert dead["reason"] == here.item("text")["error"] and dead["attempts"] == "1"
     assert worker.stop() == 0
+
+
+def test_the_page_s_commands(here: Place, aws: Aws, gateway: GatewayProcess) -> None:
+    (block,) = [block for block in blocks(ROOT / "docs" / "worker.md") if "worker.aws.create" in block.text]
+    script = block.text.replace("localhost:5566", f"127.0.0.1:{aws.port}").replace(
+        "localhost:5000", f"127.0.0.1:{gateway.port}"
+    )
+    script = re.sub(r"\bpython (?=main|-m)", f"{sys.executable} ", script)
+    # What is said to be there, and a worker that had no time to begin.
+    script = script.replace("examples/moves-left.mp4", str(ROOT / "examples/moves-left.mp4"))
+    environment = {name: value for name, value in here.environment.items() if name not in ("QUEUE_NAME", "VLLM_URL")}
+    done = subprocess.run(["bash", "-eu"], input=script, cwd=ROOT, env=environment, capture_output=True, text=True,
+                          timeout=200, check=False)  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert "there are ai-chaperone-image-processing-queue, " in done.stdout
+    assert '"status": "completed"' in done.stdout and "well 0 seconds ago: state working" in done.stdout

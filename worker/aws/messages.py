@@ -82,7 +82,7 @@ def _split(url: str, job_id: str) -> tuple[str, str]:
 def _shown(value: object) -> str:
     """Return a value as JSON in ASCII, short enough for a log line and an attribute."""
     text = json.dumps(value)
-    return text if len(text) <= 200 else text[:200] + "…"
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _kind(value: object) -> str:
