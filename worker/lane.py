@@ -100,9 +100,10 @@ class Lane:
         try:
             job = parse(message.body)
         except BadMessage as error:
-            if error.job_id is not None:
-                jobs.reject(error.job_id, error.reason, message.id)
-            return self._bury(message, error.reason, error.job_id)
+            if (job_id := error.job_id) is None:
+                return self._bury(message, error.reason, None)
+            jobs.reject(job_id, error.reason, message.id)
+            return self._bury(message, error.reason, job_id, noted=lambda: jobs.dead_lettered(job_id, message.id))
         claim: Claim = jobs.claim(job, message.id, message.receives)
         match claim:
             case Lease():
@@ -116,11 +117,10 @@ class Lane:
                 queue.hide(message, seconds)
                 return "held"
             case GivenUp(reason, dead_lettered):
-                if not dead_lettered:
-                    self._bury(message, reason, job.job_id)
-                    jobs.dead_lettered(job.job_id, message.id)
-                else:
-                    queue.delete(message)
+                if not dead_lettered:  # the worker that gave it up came no further
+                    return self._bury(message, reason, job.job_id,
+                                      noted=lambda: jobs.dead_lettered(job.job_id, message.id))  # fmt: skip
+                queue.delete(message)
                 return "dead_lettered"
             case Conflict(url):
                 return self._bury(message, f"job_id {job.job_id} was used before, for {url}", job.job_id)

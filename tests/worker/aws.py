@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -54,10 +55,10 @@ class Aws:
                 [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)], env=environment,
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
-        self.sqs, self.s3, self.dynamodb = (self._client(name) for name in ("sqs", "s3", "dynamodb"))
+        self.sqs, self.s3, self.dynamodb = (self.client(name) for name in ("sqs", "s3", "dynamodb"))
         until(self._answers, "moto's server", lambda: self.output.read_text(errors="replace")[-2000:])
 
-    def _client(self, name: str) -> Any:
+    def client(self, name: str) -> Any:
         return boto3.session.Session().client(
             name, endpoint_url=self.url, region_name="us-east-2", aws_access_key_id="testing",
             aws_secret_access_key="testing", config=Config(s3={"addressing_style": "path"}, connect_timeout=5),
@@ -69,6 +70,13 @@ class Aws:
             self.dynamodb.list_tables()
             return True
         return False
+
+    def held_to_rights(self, wanted: bool) -> None:
+        """Have the server refuse what a caller's policies do not allow, or take everything, as it does at first."""
+        body = b"0" if wanted else b"inf"
+        request = urllib.request.Request(f"{self.url}/moto-api/reset-auth", body, {"Content-Type": "text/plain"})
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
+            assert answer.status == 200
 
     def stop(self) -> None:
         self.process.terminate()
@@ -257,7 +265,14 @@ class WorkerProcess:
 
     def logged(self, words: str) -> "WorkerProcess":
         """Wait until it has said so."""
-        until(lambda: words in self.log(), repr(words), self.place.story)
+
+        def said() -> bool:
+            ended = self.process.poll() is not None
+            found = words in self.log()
+            assert found or not ended, f"it ended without saying {words!r}:\n{self.log()}"
+            return found
+
+        until(said, repr(words), self.place.story)
         return self
 
     def kill(self) -> None:

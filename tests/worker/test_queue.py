@@ -12,17 +12,12 @@ from typing import Any
 
 import pytest
 
-from tests.worker.aws import Aws, Place, aws_server, place, until
+from tests.support.gateway import ROOT
+from tests.worker.aws import Aws, Place, place, until
 from worker import health
 from worker.aws.clients import ServiceClock
 from worker.aws.jobs import MARGIN, Conflict, Finished, Held, Jobs, Lease, LeaseLost
 from worker.aws.messages import Job
-
-
-@pytest.fixture(scope="module")
-def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aws]:
-    with aws_server(tmp_path_factory.mktemp("aws")) as server:
-        yield server
 
 
 @pytest.fixture
@@ -74,7 +69,9 @@ def test_messages_that_ask_for_nothing_are_buried_with_the_reason(here: Place) -
     for body, words in bad.items():
         assert words in dead[body]["reason"], dead[body]
     assert here.item("y")["status"] == "failed" and "s3://" in here.item("y")["error"]
-    assert here.begun() == []
+    assert here.item("y")["dead_lettered"] is True and here.begun() == []
+    here.send("y", url)  # the producer has mended it
+    assert here.became("y", "completed")["attempts"] == 1
 
 
 def test_a_job_that_fails_is_tried_and_then_buried_and_may_be_sent_anew(here: Place) -> None:
@@ -99,6 +96,21 @@ def test_a_job_that_fails_is_tried_and_then_buried_and_may_be_sent_anew(here: Pl
     here.send_raw(dead["never"]["body"])
     item = here.became("never", "completed")
     assert item["attempts"] == 1 and "error" not in item and "dead_lettered" not in item
+
+
+def test_a_worker_that_died_while_it_buried_a_job_is_made_good(here: Place) -> None:
+    """The item says that the job is given up; its message is still in the queue, and not among the dead."""
+    message = here.send("half", f"s3://{here.videos}/half.mp4")
+    here.aws.dynamodb.put_item(TableName=here.settings.jobs_table, Item={
+        "job_id": {"S": "half"}, "status": {"S": "failed"}, "error": {"S": "it was no video"},
+        "message_id": {"S": message}, "attempts": {"N": "3"}, "lease_until": {"N": "0"},
+        "video_s3_url": {"S": f"s3://{here.videos}/half.mp4"},
+    })  # fmt: skip
+    here.worker()
+    here.empty()
+    (dead,) = here.dead_letters()
+    assert dead["reason"] == "it was no video" and here.item("half")["dead_lettered"] is True
+    assert here.begun() == [] and here.item("half")["status"] == "failed"
 
 
 def test_one_id_for_two_videos_is_refused(here: Place) -> None:
@@ -212,6 +224,38 @@ def test_what_stops_the_start_is_said_in_a_line(here: Place) -> None:
     for name, worker in started.items():
         assert worker.process.wait(60) == 2, worker.log()
         assert wrong[name][1] in worker.log() and "Traceback" not in worker.log(), worker.log()
+
+
+def test_a_worker_with_the_policy_s_rights_has_enough(here: Place) -> None:
+    """The local AWS holds its user to the actions that are allowed; which resources they are for, it cannot tell."""
+    policy = json.loads((ROOT / "deploy" / "iam" / "worker.json").read_text())
+    for statement in policy["Statement"]:
+        statement["Resource"] = "*"
+    # AWS knows no such action: it asks for s3:ListBucket there.
+    policy["Statement"].append({"Effect": "Allow", "Action": "s3:HeadBucket", "Resource": "*"})
+    iam = here.aws.client("iam")
+    iam.create_user(UserName=here.name)
+    key = iam.create_access_key(UserName=here.name)["AccessKey"]
+    credentials = {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
+    here.job("allowed")
+    here.job("slow", do="wait")
+    here.send_raw("nonsense")
+    here.send("gone", f"s3://{here.videos}/nobody.mp4")
+    (here.home / "go").touch()
+    here.aws.held_to_rights(True)
+    try:
+        refused = here.worker(**credentials)
+        assert refused.process.wait(60) == 2 and "is not authorized to perform: sqs:GetQueueUrl" in refused.log()
+        here.aws.held_to_rights(False)
+        iam.put_user_policy(UserName=here.name, PolicyName="worker", PolicyDocument=json.dumps(policy))
+        here.aws.held_to_rights(True)
+        worker = here.worker(**credentials, WORKER_TRIES="1", WORKER_VISIBILITY="3")
+        worker.logged("allowed: completed").logged("slow: completed").logged("gone: to the dead-letter queue")
+        worker.logged("the message is not JSON")
+    finally:
+        here.aws.held_to_rights(False)
+    here.empty()
+    assert "not authorized" not in worker.log() and "AccessDenied" not in worker.log()
 
 
 # -- leases ------------------------------------------------------------------------------------------------------------

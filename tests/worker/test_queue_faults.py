@@ -13,17 +13,11 @@ from typing import Any
 
 import pytest
 
-from tests.worker.aws import Aws, FaultProxy, Place, aws_server, place, until
+from tests.worker.aws import Aws, FaultProxy, Place, place, until
 from worker.aws.messages import Job, parse
 from worker.aws.videos import S3Video, VideoError, VideoTooLarge
 
 _UPDATE, _RECEIVE = "DynamoDB_20120810.UpdateItem", "AmazonSQS.ReceiveMessage"
-
-
-@pytest.fixture(scope="module")
-def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aws]:
-    with aws_server(tmp_path_factory.mktemp("aws")) as server:
-        yield server
 
 
 @pytest.fixture

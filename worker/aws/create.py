@@ -25,14 +25,15 @@ def create(settings: WorkerSettings) -> None:
     session = boto3.session.Session(region_name=settings.aws_region)
     sqs, dynamodb = session.client("sqs"), session.client("dynamodb")
     s3 = session.client("s3", config=Config(s3={"addressing_style": "path"}))
-    dead = settings.dead_letter_queue or f"{settings.queue_name}-dead"
+    name = settings.queue_name.rpartition("/")[2]  # of an address
+    dead = (settings.dead_letter_queue or _dead(name)).rpartition("/")[2]
     _queue(sqs, dead, {"MessageRetentionPeriod": str(_FOURTEEN_DAYS)})
     arn = sqs.get_queue_attributes(QueueUrl=sqs.get_queue_url(QueueName=dead)["QueueUrl"],
                                    AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]  # fmt: skip
     # The worker buries messages itself, with the reason. This is for those that no worker can even receive.
     redrive = {"deadLetterTargetArn": arn, "maxReceiveCount": str(2 * settings.max_receives)}
-    _queue(sqs, settings.queue_name, {"RedrivePolicy": json.dumps(redrive),
-                                      "VisibilityTimeout": str(int(settings.visibility))})  # fmt: skip
+    _queue(sqs, name, {"RedrivePolicy": json.dumps(redrive),
+                       "VisibilityTimeout": str(int(settings.visibility))})  # fmt: skip
     if settings.result_bucket not in {one["Name"] for one in s3.list_buckets()["Buckets"]}:
         place = {} if settings.aws_region == "us-east-1" else \
             {"CreateBucketConfiguration": {"LocationConstraint": settings.aws_region}}  # fmt: skip
@@ -41,6 +42,11 @@ def create(settings: WorkerSettings) -> None:
         dynamodb.create_table(TableName=settings.jobs_table, BillingMode="PAY_PER_REQUEST",
                               AttributeDefinitions=[{"AttributeName": "job_id", "AttributeType": "S"}],
                               KeySchema=[{"AttributeName": "job_id", "KeyType": "HASH"}])  # fmt: skip
+
+
+def _dead(name: str) -> str:
+    plain, dot, fifo = name.partition(".")
+    return f"{plain}-dead{dot}{fifo}"
 
 
 def _queue(sqs: Any, name: str, attributes: dict[str, str]) -> None:
