@@ -80,6 +80,8 @@ class Asker(Protocol):
     """A model that sees. May be asked by several threads at once.
 
     :ivar model: its name, for the result. :ivar server: where it is.
+    :ivar most_media: pictures that it takes in one request, None if nobody knows.
+    :ivar at_once: requests that it answers at once, likewise.
     """
 
     @property
@@ -87,6 +89,12 @@ class Asker(Protocol):
 
     @property
     def server(self) -> str: ...
+
+    @property
+    def most_media(self) -> int | None: ...
+
+    @property
+    def at_once(self) -> int | None: ...
 
     def ask(self, prompt: Prompt, cancelled: Callable[[], bool]) -> Reply:
         """:raises ModelError: if there is no reply. :raises FrameRefused: if that is because of the frames.
@@ -120,10 +128,14 @@ class Answers:
 
 
 class Questions:
-    """A policy's questions, each once, whichever categories share it, and the way in which they are asked."""
+    """A policy's questions, each once, whichever categories share it, and the way in which they are asked.
 
-    def __init__(self, policy: Policy) -> None:
+    :ivar together: frames shown in one request: what the policy says, but no more than ``most_media``.
+    """
+
+    def __init__(self, policy: Policy, most_media: int | None = None) -> None:
         self._policy = policy
+        self.together = min(policy.frames_per_request, most_media or policy.frames_per_request)
         found: dict[tuple[str, tuple[str, ...]], int] = {}
         self.of_category: dict[str, tuple[int, ...]] = {}
         self._keys: list[str] = []
@@ -142,9 +154,8 @@ class Questions:
     def requests(self, frames: Sequence[Frame]) -> Iterator[Request]:
         """Yield what is to be asked about some frames."""
         numbers = tuple(range(len(self._questions)))
-        size = self._policy.frames_per_request
-        for at in range(0, len(frames), size):
-            shown = tuple(frames[at : at + size])
+        for at in range(0, len(frames), self.together):
+            shown = tuple(frames[at : at + self.together])
             if self._policy.ask == "together":
                 yield Request(shown, numbers)
             else:
@@ -153,7 +164,7 @@ class Questions:
     @property
     def per_frame(self) -> float:
         """How many requests a frame takes."""
-        return len(self._questions) if self._policy.ask == "each" else 1 / self._policy.frames_per_request
+        return len(self._questions) if self._policy.ask == "each" else 1 / self.together
 
     def put(self, request: Request, asker: Asker, cancelled: Callable[[], bool]) -> Answers:
         """Ask, once more if the reply is malformed, and return what was answered.

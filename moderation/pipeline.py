@@ -7,6 +7,7 @@ is handed to it. Must not know where videos come from or results go.
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,8 +71,9 @@ class _Run:
         self._policy, self._client, self._name = policy, client, name
         self._sampling, self._bounds, self._progress = sampling, bounds, progress
         self._wanted_no_more = cancelled
-        self._questions = Questions(policy)
-        self._concurrency = max(1, concurrency)
+        _ = client.model  # whether there is one is known before anything is decoded, and what it takes at once
+        self._questions = Questions(policy, client.most_media)
+        self._concurrency = max(1, min(concurrency, client.at_once or concurrency))
         self._plan: Plan | None = None
         self._end: End | None = None
         self._judged: dict[int, Judged] = {}
@@ -88,11 +90,10 @@ class _Run:
         """Do it."""
         started, began = datetime.now(UTC), time.monotonic()
         decoding = 0.0
-        _ = self._client.model  # whether there is one is known before anything is decoded
         try:
-            with ThreadPoolExecutor(self._concurrency, thread_name_prefix="question") as pool:
+            found = sample(video, self._sampling, self._bounds, self._name, self._cancelled)
+            with ThreadPoolExecutor(self._concurrency, thread_name_prefix="question") as pool, closing(found):
                 try:
-                    found = sample(video, self._sampling, self._bounds, self._name, self._cancelled)
                     while True:
                         before = time.monotonic()
                         one = next(found, None)
@@ -129,7 +130,7 @@ class _Run:
         self._judged[frame.index] = Judged(Shown(frame.index, frame.time, frame.start, frame.end))
         self._thumbnails[frame.index] = frame.thumbnail
         self._group.append(frame)
-        if len(self._group) == self._policy.frames_per_request:
+        if len(self._group) == self._questions.together:
             self._flush(pool)
         self._tell()
         while len(self._under_way) > _AHEAD * self._concurrency * max(1.0, self._questions.per_frame):

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -129,7 +129,7 @@ class Stopped(Exception):
 
 def sample(
     source: Source, sampling: Sampling, bounds: Bounds, name: str = "video", cancelled: Callable[[], bool] = bool
-) -> Iterator[Sampled]:
+) -> Generator[Sampled]:
     """Yield the plan, then frames and stretches without one in order, then the end.
 
     If the decoder breaks down on the way, the rest of the video comes back as unseen. Leaving the iterator ends its

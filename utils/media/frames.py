@@ -136,8 +136,8 @@ class Video:
         """Return the seconds that the header claims of the video, or of the whole; 0 if it claims none."""
         stream = self._stream
         if stream.duration is not None and stream.duration > 0:
-            return float(cast(int, stream.duration) * self._base)
-        return max(0.0, (self._container.duration or 0) / av.time_base)
+            return float(stream.duration * self._base)
+        return max(0.0, float((self._container.duration or 0) / av.time_base))
 
     def _length(self) -> tuple[float, str]:
         """Return how long the video is and what tells so, by its last frames. 0 if nothing does."""
