@@ -51,10 +51,10 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class Message:
-    """One message: texts and JPEGs, in their order."""
+    """One message: texts and frames, in their order."""
 
     role: Literal["system", "user", "assistant"]
-    parts: tuple[str | bytes, ...]
+    parts: tuple[str | Frame, ...]
 
 
 @dataclass(frozen=True)
@@ -208,10 +208,10 @@ class Questions:
         before = [Message("system", (self._policy.instructions,))] if self._policy.instructions else []
         if self._policy.ask == "each":
             question = self._questions[request.numbers[0]].ask
-            return (*before, Message("user", (request.frames[0].jpeg, question)))
-        parts: list[str | bytes] = []
+            return (*before, Message("user", (request.frames[0], question)))
+        parts: list[str | Frame] = []
         for place, frame in enumerate(request.frames, 1):
-            parts += [frame.jpeg] if len(request.frames) == 1 else [f"Frame {place}:", frame.jpeg]
+            parts += [frame] if len(request.frames) == 1 else [f"Frame {place}:", frame]
         return (*before, Message("user", (*parts, shape.wording)))
 
 
@@ -259,6 +259,8 @@ class _Shape:
         """Return for each frame the answers in order, and the description. :raises ValueError: saying what is wrong."""
         if reply.cut:
             raise ValueError("it was cut off before its end")
+        if (plain := self._plain(reply.text)) is not None:
+            return [([plain], "")]
         fenced = _FENCE.match(reply.text)
         try:
             data = json.loads(fenced[1] if fenced else reply.text)
@@ -270,6 +272,13 @@ class _Shape:
                 raise ValueError(f"it must be an object with {', '.join(names)}")
             return [self._one(data[name], f"{name}.") for name in names]
         return [self._one(data, "")]
+
+    def _plain(self, text: str) -> str | None:
+        """Return the one answer that was wanted, if it was given without any JSON, as models do that know no schema."""
+        said = text.strip().strip("\"'.").lower()
+        if len(self._questions) == 1 == self._frames and not self._describe:
+            return next((answer for answer in self._questions[0][1].answers if answer.lower() == said), None)
+        return None
 
     def _one(self, data: Any, prefix: str) -> tuple[list[str], str]:
         try:

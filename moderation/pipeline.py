@@ -14,7 +14,7 @@ from pathlib import Path
 
 from moderation.asking import Answers, Asker, Cancelled, Questions, Request
 from moderation.policy import Policy
-from moderation.result import Counts, ModelUsed, PolicyUsed, Result, SamplingUsed, Timings, VideoSeen
+from moderation.result import ModelUsed, PolicyUsed, Result, SamplingUsed, Tally, TimesTaken, VideoSeen
 from moderation.sampling import Bounds, End, Frame, Plan, Sampling, Source, Stopped, Unseen, sample
 from moderation.verdict import Judged, Shown, decide
 
@@ -205,7 +205,7 @@ class _Run:
             ),
             categories=verdict.categories, frames=verdict.frames, not_seen=verdict.not_seen,
             coverage=verdict.coverage, counts=_counts(self._answers, len(judged), verdict.judged, end.damaged_packets),
-            timings=Timings(
+            timings=TimesTaken(
                 started=started.isoformat(timespec="milliseconds"),
                 finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
                 decoding=round(decoding, 3), total=round(total, 3),
@@ -214,8 +214,8 @@ class _Run:
         return Outcome(result, self._thumbnails)
 
 
-def _counts(answers: Sequence[Answers], frames: int, judged: int, damaged: int) -> Counts:
-    return Counts(
+def _counts(answers: Sequence[Answers], frames: int, judged: int, damaged: int) -> Tally:
+    return Tally(
         frames=frames, judged=judged, requests=sum(one.asked for one in answers),
         malformed=sum(one.malformed for one in answers), damaged_packets=damaged,
         prompt_tokens=sum(one.prompt_tokens for one in answers),

@@ -64,12 +64,14 @@ def load_policy(path: Path) -> Policy:
         raise PolicyError(str(path), [Problem("", "is no text in UTF-8")]) from None
 
 
-def find_policy(said: str, folder: Path) -> Policy:
+def find_policy(said: str, folder: Path, only_names: bool = False) -> Policy:
     """Return the policy in a file, or the one of this name in the folder. :raises PolicyError: if there is none."""
-    if Path(said).is_file() or not _NAME.fullmatch(said):
+    if not only_names and (Path(said).is_file() or not _NAME.fullmatch(said)):
         return load_policy(Path(said))
-    if not (found := folder / f"{said}.yaml").is_file():
-        raise PolicyError(said, [Problem("", f"there is no such file, nor such a policy; {names(folder)}")])
+    found = folder / f"{said}.yaml"
+    if not _NAME.fullmatch(said) or not found.is_file():
+        what = "there is no such policy" if only_names else "there is no such file, nor such a policy"
+        raise PolicyError(said, [Problem("", f"{what}; {names(folder)}")])
     return load_policy(found)
 
 

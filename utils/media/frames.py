@@ -44,12 +44,13 @@ _BAD_PACKETS = 2_000
 
 @dataclass(frozen=True)
 class Wanted:
-    """How many pictures, and how large: at most ``longest_side`` pixels."""
+    """How many pictures, and how large: at most ``longest_side`` pixels. ``raw`` wants no JPEGs of them."""
 
     fps: float
     max_frames: int
     longest_side: int
     quality: int
+    raw: bool
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,9 @@ class Video:
         self._first = self._stream.start_time or 0
         self.missing_tail = ""
         self.claimed = self._claimed()
+        self._check_seconds(self.claimed)
         self.duration, self.known = self._length() if isinstance(file, RemoteSeekable) else (0.0, "")
+        self._check_seconds(self.duration)
 
     def __enter__(self) -> Video:
         return self
@@ -401,6 +404,10 @@ class Video:
         if width * height > self._job.limits.max_pixels:
             value = f"{width} × {height} = {width * height} pixels"
             raise too_large(self._job.name, "a frame has", value, f"{self._job.limits.max_pixels} pixels")
+
+    def _check_seconds(self, seconds: float) -> None:
+        if 0 < (most := self._job.limits.max_video_seconds) < seconds:
+            raise too_large(self._job.name, "the video lasts", f"{seconds:.1f} s", f"{most:g} s")
 
     def _refused(self, reason: str) -> MediaError:
         return undecodable(self._job.name, self._job.looks_like, reason)

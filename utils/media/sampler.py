@@ -64,7 +64,8 @@ def _sample(link: socket.socket, file: Remote, job: dict[str, Any], limits: Medi
                 if found.image is None:
                     wire.send(link, wire.MISSED, [found.start, found.end, found.missing])
                 else:
-                    whole = _jpeg(found.image, about.wanted.quality)
+                    wanted = about.wanted
+                    whole = found.image.tobytes() if wanted.raw else _jpeg(found.image, wanted.quality)
                     small = found.image.copy()
                     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
                     said = [found.time, found.start, found.end, *found.image.size, len(whole)]
