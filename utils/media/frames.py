@@ -35,7 +35,7 @@ _DEMUXERS = {
 _OLDER = ("dvvideo", "flv", "gif", "h263p", "mpegvideo", "msmpeg4v1", "theora", "vc1", "wmv1", "wmv2", "wmv3")
 CODECS = (*containers.VIDEO_CODECS, *_OLDER)
 _OPTIONS = {"protocol_whitelist": "none", "codec_whitelist": ",".join(CODECS), "max_streams": "64"}
-_BUFFER = 256 * 2**10
+_BUFFER = 64 * 2**10
 _EXACT = 2.0  # seconds; in longer stretches the first frame that can be had stands for one
 _MOST_PACKETS = 20_000_000
 _STUCK = 4  # frames in a row whose times do not grow
@@ -224,14 +224,15 @@ class Video:
 
         :raises MediaError: if no frame at all can be decoded.
         """
-        any_seen = False
+        any_seen, why = False, ""
         for picture in self._spread():
             any_seen |= picture.image is not None
+            why = why or picture.missing
             if not any_seen and picture.end >= self.duration > 0:
                 break
             yield picture
         if not any_seen:
-            reason = self.missing_tail or ("it is damaged" if self._bad else "there are no frames in it")
+            reason = self.missing_tail or ("it is damaged" if self._bad else why or "there are no frames in it")
             if self._job.format in ("MP4", "MOV") and not isinstance(self._file, RemoteSeekable):
                 reason = "its index is behind its frames, which takes a source that can seek"
             raise self._refused(f"no frame could be decoded; {reason}")
