@@ -27,7 +27,8 @@ def test_those_that_come_along_are_good() -> None:
 
 
 def test_yes_and_no_are_texts() -> None:
-    question = parse_policy(GOOD + "        answers: [yes, no, on]\n        violates: [yes, on]\n").categories[0].questions[0]
+    policy = parse_policy(GOOD + "        answers: [yes, no, on]\n        violates: [yes, on]\n")
+    question = policy.categories[0].questions[0]
     assert question.answers == ("yes", "no", "on") and question.violates == ("yes", "on")
 
 
@@ -47,7 +48,7 @@ def test_the_digest_is_of_what_it_says() -> None:
 
 
 @pytest.mark.parametrize(("change", "to", "line", "words"), [
-    ("title: Weapons", "title: Weapons\n    severity: awful", 6, "categories[0].severity: must be one of 'low', 'medium'"),
+    ("title: Weapons", "title: Weapons\n    severity: awful", 6, "[0].severity: must be one of 'low', 'medium'"),
     ('version: "1"', "version: 1", 2, "version: must be a text; put it in quotes"),
     ("name: own", "name: My Policy", 1, "name: must be small letters, digits"),
     ("      - ask: Is there a weapon?", "      - aks: x", 7, "categories[0].questions[0].ask: is needed"),
@@ -57,8 +58,8 @@ def test_the_digest_is_of_what_it_says() -> None:
     ("title: Weapons", "title: Weapons\n    block: {frames: 0}", 6, "categories[0].block.frames: "),
     ("name: own", "name: own\nname: own", 2, "name: comes twice"),
     ("name: own", "name: own\nask: each\ndescribe: true", 1, "no describe and no frames_per_request"),
-    ("title: Weapons", "title: Weapons\n  - id: weapons\n    title: Again\n    questions: [{ask: What?}]", None, "comes twice"),
-    ("categories:", "categories: [\n", 4, "is not YAML"),
+    ("categories:", "categories:\n  - {id: weapons, title: Again, questions: [{ask: What}]}", 3, "'weapons' comes twice"),
+    ("categories:", "categories: [\n", 5, "is not YAML"),
     ("name: own", "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a]\n"
                   "c: &c [*b, *b, *b, *b, *b, *b, *b, *b, *b]\nd: &d [*c, *c, *c, *c, *c, *c, *c, *c, *c]\n"
                   "e: [*d, *d, *d, *d, *d, *d, *d, *d, *d]\nname: own", None, "has more than 20000 values"),
@@ -83,7 +84,7 @@ def test_many_mistakes_are_told_at_once() -> None:
 def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").write_text("")
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
-    for name, words in (("empty", "must be a mapping"), ("bytes", "no text in UTF-8"), ("none", "there are bytes, empty")):
+    for name, words in (("empty", "must be a mapping"), ("bytes", "no text in UTF-8"), ("none", "are bytes, empty")):
         with pytest.raises(PolicyError, match=words):
             find_policy(name, tmp_path)
     with pytest.raises(PolicyError, match="cannot be read: No such file"):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from moderation.sampling import Bounds, End, Frame, Plan, Sampled, Sampling, Source, Stopped, Unseen, sample
 from pocket.scenes import SHOWN
-from tests.media.samples import audio_only_mp4, audio_bytes, turned
+from tests.media.samples import audio_bytes, audio_only_mp4, turned
 from tests.worker import videos
 from utils.media.errors import MediaError
 

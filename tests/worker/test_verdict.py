@@ -14,9 +14,9 @@ def verdict(
     answers: str, *, spacing: float = 1.0, unseen: tuple[Unseen, ...] = (), policy: dict[str, Any] | None = None,
     **category: Any,
 ) -> Verdict:  # fmt: skip
-    """Return the verdict on frames of which each letter is one: ``x`` violates, ``.`` does not, ``?`` was not judged."""
-    own = check_policy({"name": "own", "version": "1", "categories": [
-        {"id": "red", "title": "Red", "questions": [{"ask": "Is it red?"}], **category}], **(policy or {})})  # fmt: skip
+    """Return the verdict on frames, of which each is a letter: ``x`` violates, ``.`` does not, ``?`` was not judged."""
+    red = {"id": "red", "title": "Red", "questions": [{"ask": "Is it red?"}], **category}
+    own = check_policy({"name": "own", "version": "1", "categories": [red], **(policy or {})})
     judged = []
     for index, letter in enumerate(answers):
         frame = Shown(index, (index + 0.5) * spacing, index * spacing, (index + 1) * spacing)
