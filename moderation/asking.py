@@ -51,10 +51,10 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class Message:
-    """One message: texts and JPEGs, in their order."""
+    """One message: texts and frames, in their order."""
 
     role: Literal["system", "user", "assistant"]
-    parts: tuple[str | bytes, ...]
+    parts: tuple[str | Frame, ...]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,8 @@ class Asker(Protocol):
     """A model that sees. May be asked by several threads at once.
 
     :ivar model: its name, for the result. :ivar server: where it is.
+    :ivar most_media: pictures that it takes in one request, None if nobody knows.
+    :ivar at_once: requests that it answers at once, likewise.
     """
 
     @property
@@ -87,6 +89,12 @@ class Asker(Protocol):
 
     @property
     def server(self) -> str: ...
+
+    @property
+    def most_media(self) -> int | None: ...
+
+    @property
+    def at_once(self) -> int | None: ...
 
     def ask(self, prompt: Prompt, cancelled: Callable[[], bool]) -> Reply:
         """:raises ModelError: if there is no reply. :raises FrameRefused: if that is because of the frames.
@@ -120,10 +128,14 @@ class Answers:
 
 
 class Questions:
-    """A policy's questions, each once, whichever categories share it, and the way in which they are asked."""
+    """A policy's questions, each once, whichever categories share it, and the way in which they are asked.
 
-    def __init__(self, policy: Policy) -> None:
+    :ivar together: frames shown in one request: what the policy says, but no more than ``most_media``.
+    """
+
+    def __init__(self, policy: Policy, most_media: int | None = None) -> None:
         self._policy = policy
+        self.together = min(policy.frames_per_request, most_media or policy.frames_per_request)
         found: dict[tuple[str, tuple[str, ...]], int] = {}
         self.of_category: dict[str, tuple[int, ...]] = {}
         self._keys: list[str] = []
@@ -142,9 +154,8 @@ class Questions:
     def requests(self, frames: Sequence[Frame]) -> Iterator[Request]:
         """Yield what is to be asked about some frames."""
         numbers = tuple(range(len(self._questions)))
-        size = self._policy.frames_per_request
-        for at in range(0, len(frames), size):
-            shown = tuple(frames[at : at + size])
+        for at in range(0, len(frames), self.together):
+            shown = tuple(frames[at : at + self.together])
             if self._policy.ask == "together":
                 yield Request(shown, numbers)
             else:
@@ -153,7 +164,7 @@ class Questions:
     @property
     def per_frame(self) -> float:
         """How many requests a frame takes."""
-        return len(self._questions) if self._policy.ask == "each" else 1 / self._policy.frames_per_request
+        return len(self._questions) if self._policy.ask == "each" else 1 / self.together
 
     def put(self, request: Request, asker: Asker, cancelled: Callable[[], bool]) -> Answers:
         """Ask, once more if the reply is malformed, and return what was answered.
@@ -197,10 +208,10 @@ class Questions:
         before = [Message("system", (self._policy.instructions,))] if self._policy.instructions else []
         if self._policy.ask == "each":
             question = self._questions[request.numbers[0]].ask
-            return (*before, Message("user", (request.frames[0].jpeg, question)))
-        parts: list[str | bytes] = []
+            return (*before, Message("user", (request.frames[0], question)))
+        parts: list[str | Frame] = []
         for place, frame in enumerate(request.frames, 1):
-            parts += [frame.jpeg] if len(request.frames) == 1 else [f"Frame {place}:", frame.jpeg]
+            parts += [frame] if len(request.frames) == 1 else [f"Frame {place}:", frame]
         return (*before, Message("user", (*parts, shape.wording)))
 
 
@@ -248,6 +259,8 @@ class _Shape:
         """Return for each frame the answers in order, and the description. :raises ValueError: saying what is wrong."""
         if reply.cut:
             raise ValueError("it was cut off before its end")
+        if (plain := self._plain(reply.text)) is not None:
+            return [([plain], "")]
         fenced = _FENCE.match(reply.text)
         try:
             data = json.loads(fenced[1] if fenced else reply.text)
@@ -259,6 +272,13 @@ class _Shape:
                 raise ValueError(f"it must be an object with {', '.join(names)}")
             return [self._one(data[name], f"{name}.") for name in names]
         return [self._one(data, "")]
+
+    def _plain(self, text: str) -> str | None:
+        """Return the one answer that was wanted, if it was given without any JSON, as models do that know no schema."""
+        said = text.strip().strip("\"'.").lower()
+        if len(self._questions) == 1 == self._frames and not self._describe:
+            return next((answer for answer in self._questions[0][1].answers if answer.lower() == said), None)
+        return None
 
     def _one(self, data: Any, prefix: str) -> tuple[list[str], str]:
         try:

@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from moderation.asking import Cancelled, FrameRefused, Message, ModelBusy, ModelRefused, Prompt, Reply
+from moderation.sampling import Frame
 
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _OF_THE_FRAME = (413, 415, 422)
@@ -214,10 +215,11 @@ def _message(message: Message) -> dict[str, Any]:
     return {"role": message.role, "content": [_part(part) for part in message.parts]}
 
 
-def _part(part: str | bytes) -> dict[str, Any]:
+def _part(part: str | Frame) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    return {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{base64.b64encode(part).decode()}"}}
+    url = f"data:image/jpeg;base64,{base64.b64encode(part.picture).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def _reason(answer: httpx.Response) -> str:

@@ -7,13 +7,14 @@ is handed to it. Must not know where videos come from or results go.
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from moderation.asking import Answers, Asker, Cancelled, Questions, Request
 from moderation.policy import Policy
-from moderation.result import Counts, ModelUsed, PolicyUsed, Result, SamplingUsed, Timings, VideoSeen
+from moderation.result import ModelUsed, PolicyUsed, Result, SamplingUsed, Tally, TimesTaken, VideoSeen
 from moderation.sampling import Bounds, End, Frame, Plan, Sampling, Source, Stopped, Unseen, sample
 from moderation.verdict import Judged, Shown, decide
 
@@ -70,8 +71,9 @@ class _Run:
         self._policy, self._client, self._name = policy, client, name
         self._sampling, self._bounds, self._progress = sampling, bounds, progress
         self._wanted_no_more = cancelled
-        self._questions = Questions(policy)
-        self._concurrency = max(1, concurrency)
+        _ = client.model  # whether there is one is known before anything is decoded, and what it takes at once
+        self._questions = Questions(policy, client.most_media)
+        self._concurrency = max(1, min(concurrency, client.at_once or concurrency))
         self._plan: Plan | None = None
         self._end: End | None = None
         self._judged: dict[int, Judged] = {}
@@ -88,11 +90,10 @@ class _Run:
         """Do it."""
         started, began = datetime.now(UTC), time.monotonic()
         decoding = 0.0
-        _ = self._client.model  # whether there is one is known before anything is decoded
         try:
-            with ThreadPoolExecutor(self._concurrency, thread_name_prefix="question") as pool:
+            found = sample(video, self._sampling, self._bounds, self._name, self._cancelled)
+            with ThreadPoolExecutor(self._concurrency, thread_name_prefix="question") as pool, closing(found):
                 try:
-                    found = sample(video, self._sampling, self._bounds, self._name, self._cancelled)
                     while True:
                         before = time.monotonic()
                         one = next(found, None)
@@ -129,7 +130,7 @@ class _Run:
         self._judged[frame.index] = Judged(Shown(frame.index, frame.time, frame.start, frame.end))
         self._thumbnails[frame.index] = frame.thumbnail
         self._group.append(frame)
-        if len(self._group) == self._policy.frames_per_request:
+        if len(self._group) == self._questions.together:
             self._flush(pool)
         self._tell()
         while len(self._under_way) > _AHEAD * self._concurrency * max(1.0, self._questions.per_frame):
@@ -204,7 +205,7 @@ class _Run:
             ),
             categories=verdict.categories, frames=verdict.frames, not_seen=verdict.not_seen,
             coverage=verdict.coverage, counts=_counts(self._answers, len(judged), verdict.judged, end.damaged_packets),
-            timings=Timings(
+            timings=TimesTaken(
                 started=started.isoformat(timespec="milliseconds"),
                 finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
                 decoding=round(decoding, 3), total=round(total, 3),
@@ -213,8 +214,8 @@ class _Run:
         return Outcome(result, self._thumbnails)
 
 
-def _counts(answers: Sequence[Answers], frames: int, judged: int, damaged: int) -> Counts:
-    return Counts(
+def _counts(answers: Sequence[Answers], frames: int, judged: int, damaged: int) -> Tally:
+    return Tally(
         frames=frames, judged=judged, requests=sum(one.asked for one in answers),
         malformed=sum(one.malformed for one in answers), damaged_packets=damaged,
         prompt_tokens=sum(one.prompt_tokens for one in answers),

@@ -4,6 +4,7 @@ Two things that YAML does with a word are left out here, because they bite in po
 as is everything that looks like a date. Knows nothing of what a policy is for.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 
 from moderation.policy import Policy
 
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 Place = tuple[str | int, ...]
 _MOST_BYTES = 2**20
 _MOST_NODES = 20_000
@@ -60,6 +62,23 @@ def load_policy(path: Path) -> Policy:
         raise PolicyError(str(path), [Problem("", f"cannot be read: {error.strerror or error}")]) from None
     except UnicodeDecodeError:
         raise PolicyError(str(path), [Problem("", "is no text in UTF-8")]) from None
+
+
+def find_policy(said: str, folder: Path, only_names: bool = False) -> Policy:
+    """Return the policy in a file, or the one of this name in the folder. :raises PolicyError: if there is none."""
+    if not only_names and (Path(said).is_file() or not _NAME.fullmatch(said)):
+        return load_policy(Path(said))
+    found = folder / f"{said}.yaml"
+    if not _NAME.fullmatch(said) or not found.is_file():
+        what = "there is no such policy" if only_names else "there is no such file, nor such a policy"
+        raise PolicyError(said, [Problem("", f"{what}; {names(folder)}")])
+    return load_policy(found)
+
+
+def names(folder: Path) -> str:
+    """Return which policies there are, for a message."""
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    return f"there are {', '.join(known)}" if known else f"there are none in {folder}"
 
 
 def parse_policy(text: str, source: str = "policy") -> Policy:

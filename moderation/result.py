@@ -116,7 +116,7 @@ class NotSeen(Shape):
     reason: str
 
 
-class Counts(Shape):
+class Tally(Shape):
     """How often what happened."""
 
     frames: Annotated[int, Field(description="Frames that were decoded.")]
@@ -128,7 +128,7 @@ class Counts(Shape):
     completion_tokens: int
 
 
-class Timings(Shape):
+class TimesTaken(Shape):
     """When, and how long it took, in seconds. Decoding and asking go on at the same time."""
 
     started: Annotated[str, Field(description="ISO 8601, UTC.")]
@@ -152,8 +152,8 @@ class Result(Shape):
     frames: list[FrameFinding]
     not_seen: list[NotSeen]
     coverage: Annotated[float, Field(description="Share of the video that a judged frame stands for, 0 to 1.")]
-    counts: Counts
-    timings: Timings
+    counts: Tally
+    timings: TimesTaken
 
     def to_json(self) -> str:
         """Return it as text, indented."""

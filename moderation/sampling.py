@@ -13,13 +13,13 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from utils.media import wire
-from utils.media.decode import decoder_process, turn
+from utils.media.decode import decoder_process
 from utils.media.errors import MediaError, undecodable
 from utils.media.limits import MediaLimits
 from utils.media.sniff import sniff
@@ -52,22 +52,25 @@ Source = Path | Readable
 @dataclass(frozen=True)
 class Sampling:
     """Which frames, and how large: one for each ``1 / fps`` seconds, spread over the whole where they would be more
-    than ``max_frames``. ``longest_side`` in pixels; ``quality`` is JPEG's, 1 to 95."""
+    than ``max_frames``. ``longest_side`` in pixels; ``quality`` is JPEG's, 1 to 95. With ``raw`` a frame's picture
+    comes as bare numbers."""
 
     fps: float = 1.0
     max_frames: int = 50
     longest_side: int = 768
     quality: int = 85
+    raw: bool = False
 
 
 @dataclass(frozen=True)
 class Bounds:
     """What decoding may cost: seconds (without those spent waiting for the source), bytes of memory, pixels of a
-    frame."""
+    frame; and how many seconds the video may last, None for any."""
 
     seconds: float = 600.0
     memory: int = 2 * 2**30
     pixels: int = 50_000_000
+    length: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame shown at ``time``, which stands for the video from ``start`` to ``end``, in seconds. ``jpeg`` is the
-    picture, ``thumbnail`` a small one; neither was looked into here."""
+    """A frame shown at ``time``, which stands for the video from ``start`` to ``end``, in seconds.
+
+    ``picture`` is a JPEG, or with ``Sampling.raw`` RGB, (height, width, 3) bytes; ``thumbnail`` is a small JPEG.
+    Neither was looked into here.
+    """
 
     index: int
     time: float
@@ -99,7 +105,7 @@ class Frame:
     end: float
     width: int
     height: int
-    jpeg: bytes
+    picture: bytes
     thumbnail: bytes
 
 
@@ -129,7 +135,7 @@ class Stopped(Exception):
 
 def sample(
     source: Source, sampling: Sampling, bounds: Bounds, name: str = "video", cancelled: Callable[[], bool] = bool
-) -> Iterator[Sampled]:
+) -> Generator[Sampled]:
     """Yield the plan, then frames and stretches without one in order, then the end.
 
     If the decoder breaks down on the way, the rest of the video comes back as unseen. Leaving the iterator ends its
@@ -148,15 +154,14 @@ def sample(
                 raise undecodable(name, found.text, "there is no video in it")
             status, error = (415, "Unsupported media") if found.format else (400, "Media could not be decoded")
             raise MediaError(status, error, f"{name}: it is {found.text}; {_TAKEN}")
-        stack.enter_context(turn(bounds.seconds))
         job = _job(found.format, found.text, name, sampling, bounds, reader.size)
         yield from _Sampler(stack, reader, job, bounds, name, found.text, cancelled).run()
 
 
 def _job(format: str, text: str, name: str, sampling: Sampling, bounds: Bounds, size: int | None) -> dict[str, Any]:
     limits = MediaLimits(
-        max_items=1, max_bytes=0, max_pixels=bounds.pixels, max_audio_seconds=0, max_video_seconds=0, video_frames=0,
-        max_video_frames=sampling.max_frames, timeout=bounds.seconds, memory=bounds.memory,
+        max_items=1, max_bytes=0, max_pixels=bounds.pixels, max_audio_seconds=0, max_video_seconds=bounds.length or 0,
+        video_frames=0, max_video_frames=sampling.max_frames, timeout=bounds.seconds, memory=bounds.memory,
     )  # fmt: skip
     return {"name": name, "looks_like": text, "format": format, "limits": asdict(limits),
             "wanted": asdict(sampling), "size": size}  # fmt: skip
@@ -202,7 +207,7 @@ class _Sampler:
         self._link, other = socket.socketpair()
         stack.enter_context(self._link)
         self._errors = stack.enter_context(tempfile.TemporaryFile())
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sample-")))
+        home = Path(tempfile.gettempdir())
         with other:
             self._process = stack.enter_context(
                 decoder_process(_START, str(other.fileno()), home, (other.fileno(),), self._errors)

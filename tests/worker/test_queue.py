@@ -212,12 +212,28 @@ def test_a_long_job_stays_hidden_and_its_worker_s(here: Place) -> None:
     assert other.stop() == 0 and here.judged() == ["slow"]
 
 
+def test_a_worker_whose_job_was_taken_writes_nothing(here: Place) -> None:
+    """As after a pause longer than the lease: another worker has begun, and this one comes back with an answer."""
+    here.job("taken", do="wait")
+    worker = here.worker()
+    until(here.begun, "the job to be begun", here.story)
+    theirs = {":lease": {"S": "another's"}, ":until": {"N": "99999999999"}}
+    here.aws.dynamodb.update_item(
+        TableName=here.settings.jobs_table, Key={"job_id": {"S": "taken"}},
+        UpdateExpression="SET lease = :lease, lease_until = :until", ExpressionAttributeValues=theirs,
+    )  # fmt: skip
+    here.go()
+    worker.logged("taken: nothing is written: job taken was taken over by another worker")
+    assert here.judged() == ["taken"] and here.results() == {} and here.waiting() == (0, 1)
+    assert here.item("taken")["lease"] == "another's" and worker.stop() == 0
+
+
 def test_what_stops_the_start_is_said_in_a_line(here: Place) -> None:
     wrong = {
         "QUEUE_NAME": ("nowhere", "there is no queue nowhere in us-east-2; see QUEUE_NAME and AWS_REGION"),
         "DEAD_LETTER_QUEUE": (here.name, "the queue is its own dead-letter queue"),
         "JOBS_TABLE": ("no-such-table", "DescribeTable: ResourceNotFoundException"),
-        "WORKER_TRIES": ("0", "WORKER_TRIES: Input should be greater than or equal to 1"),
+        "WORKER_POLICY": ("nowhere.yaml", "nowhere.yaml"),
         "WORKER_TRYS": ("3", "WORKER_TRYS is no setting of the worker; is it WORKER_TRIES?"),
     }
     started = {name: here.worker("main.py", "worker", **{name: value}) for name, (value, _) in wrong.items()}

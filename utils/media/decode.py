@@ -147,17 +147,10 @@ def _task(number: int, item: MediaItem, limits: MediaLimits) -> Task:
 def _run(folder: Path, items: Sequence[MediaItem], tasks: Sequence[Task], limits: MediaLimits) -> None:
     """Run the decoder to its end. :raises MediaError: 400 if it has to be killed, or dies by itself; 503 if it cannot
     begin in time, because others are at it."""
-    with turn(limits.timeout):
-        _run_now(folder, items, tasks, limits)
-
-
-@contextmanager
-def turn(patience: float) -> Iterator[None]:
-    """Wait until a decoder may run beside those that do. :raises MediaError: 503 after ``patience`` seconds."""
-    if not _TURNS.acquire(timeout=patience):
+    if not _TURNS.acquire(timeout=limits.timeout):
         raise MediaError(503, "Service unavailable", "too many media wait to be decoded; try again later")
     try:
-        yield
+        _run_now(folder, items, tasks, limits)
     finally:
         _TURNS.release()
 

@@ -35,7 +35,7 @@ _DEMUXERS = {
 _OLDER = ("dvvideo", "flv", "gif", "h263p", "mpegvideo", "msmpeg4v1", "theora", "vc1", "wmv1", "wmv2", "wmv3")
 CODECS = (*containers.VIDEO_CODECS, *_OLDER)
 _OPTIONS = {"protocol_whitelist": "none", "codec_whitelist": ",".join(CODECS), "max_streams": "64"}
-_BUFFER = 256 * 2**10
+_BUFFER = 64 * 2**10
 _EXACT = 2.0  # seconds; in longer stretches the first frame that can be had stands for one
 _MOST_PACKETS = 20_000_000
 _STUCK = 4  # frames in a row whose times do not grow
@@ -44,12 +44,13 @@ _BAD_PACKETS = 2_000
 
 @dataclass(frozen=True)
 class Wanted:
-    """How many pictures, and how large: at most ``longest_side`` pixels."""
+    """How many pictures, and how large: at most ``longest_side`` pixels. ``raw`` wants no JPEGs of them."""
 
     fps: float
     max_frames: int
     longest_side: int
     quality: int
+    raw: bool
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,9 @@ class Video:
         self._first = self._stream.start_time or 0
         self.missing_tail = ""
         self.claimed = self._claimed()
+        self._check_seconds(self.claimed)
         self.duration, self.known = self._length() if isinstance(file, RemoteSeekable) else (0.0, "")
+        self._check_seconds(self.duration)
 
     def __enter__(self) -> Video:
         return self
@@ -136,8 +139,8 @@ class Video:
         """Return the seconds that the header claims of the video, or of the whole; 0 if it claims none."""
         stream = self._stream
         if stream.duration is not None and stream.duration > 0:
-            return float(cast(int, stream.duration) * self._base)
-        return max(0.0, (self._container.duration or 0) / av.time_base)
+            return float(stream.duration * self._base)
+        return max(0.0, float((self._container.duration or 0) / av.time_base))
 
     def _length(self) -> tuple[float, str]:
         """Return how long the video is and what tells so, by its last frames. 0 if nothing does."""
@@ -221,14 +224,15 @@ class Video:
 
         :raises MediaError: if no frame at all can be decoded.
         """
-        any_seen = False
+        any_seen, why = False, ""
         for picture in self._spread():
             any_seen |= picture.image is not None
+            why = why or picture.missing
             if not any_seen and picture.end >= self.duration > 0:
                 break
             yield picture
         if not any_seen:
-            reason = self.missing_tail or ("it is damaged" if self._bad else "there are no frames in it")
+            reason = self.missing_tail or ("it is damaged" if self._bad else why or "there are no frames in it")
             if self._job.format in ("MP4", "MOV") and not isinstance(self._file, RemoteSeekable):
                 reason = "its index is behind its frames, which takes a source that can seek"
             raise self._refused(f"no frame could be decoded; {reason}")
@@ -401,6 +405,10 @@ class Video:
         if width * height > self._job.limits.max_pixels:
             value = f"{width} × {height} = {width * height} pixels"
             raise too_large(self._job.name, "a frame has", value, f"{self._job.limits.max_pixels} pixels")
+
+    def _check_seconds(self, seconds: float) -> None:
+        if 0 < (most := self._job.limits.max_video_seconds) < seconds:
+            raise too_large(self._job.name, "the video lasts", f"{seconds:.1f} s", f"{most:g} s")
 
     def _refused(self, reason: str) -> MediaError:
         return undecodable(self._job.name, self._job.looks_like, reason)

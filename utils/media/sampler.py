@@ -4,6 +4,7 @@ Owns nothing but the socket. It limits itself before it looks at a byte, as :mod
 only what it needs of the file. What it cannot show it says, with the reason. Must not know what the frames are for.
 """
 
+import errno
 import io
 import socket
 import sys
@@ -64,7 +65,8 @@ def _sample(link: socket.socket, file: Remote, job: dict[str, Any], limits: Medi
                 if found.image is None:
                     wire.send(link, wire.MISSED, [found.start, found.end, found.missing])
                 else:
-                    whole = _jpeg(found.image, about.wanted.quality)
+                    wanted = about.wanted
+                    whole = found.image.tobytes() if wanted.raw else _jpeg(found.image, wanted.quality)
                     small = found.image.copy()
                     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
                     said = [found.time, found.start, found.end, *found.image.size, len(whole)]
@@ -77,7 +79,7 @@ def _sample(link: socket.socket, file: Remote, job: dict[str, Any], limits: Medi
     except Exception as error:  # decoders raise a great many types for bytes that they do not like
         if file.failed:
             raise SourceFailed from None
-        if getattr(error, "errno", None) == 12:  # ENOMEM, as FFmpeg reports it
+        if getattr(error, "errno", None) in (errno.ENOMEM, errno.EAGAIN):  # the latter for want of a thread's stack
             raise undecodable(name, looks_like, out_of_memory(limits)) from None
         words = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise undecodable(name, looks_like, f"it could not be read ({words[:200]})") from None
