@@ -10,14 +10,14 @@ from typing import BinaryIO
 import httpx
 
 from moderation.asking import Cancelled as NoLongerWanted
-from moderation.asking import ModelBusy
+from moderation.asking import ModelBusy, ModelError
 from moderation.client import Client
 from moderation.pipeline import Outcome, moderate
 from moderation.policy_file import load_policy
 from moderation.report import render
 from moderation.sampling import Bounds, Sampling
 from utils.media.errors import MediaError
-from worker.moderator import Cancelled, CannotBeJudged, Judgement, ServerBusy
+from worker.moderator import Cancelled, CannotBeJudged, Judgement, ServerBusy, TryFailed
 from worker.settings import WorkerSettings
 
 _ASKING = 5.0
@@ -71,6 +71,8 @@ class Judge:
             raise CannotBeJudged(str(error)) from error
         except ModelBusy as error:
             raise ServerBusy(str(error), error.retry_after) from error
+        except ModelError as error:
+            raise TryFailed(str(error)) from error
         except NoLongerWanted as error:
             raise Cancelled(job_id) from error
         return _judgement(outcome)

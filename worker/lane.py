@@ -22,7 +22,7 @@ from worker.aws.results import REPORT, OtherVideo, Results
 from worker.aws.videos import S3Video, VideoError, VideoTooLarge
 from worker.keeper import LOST, STOPPING, TOO_LONG, Keeper
 from worker.metrics import Metrics
-from worker.moderator import Cancelled, CannotBeJudged, Moderator, ServerBusy
+from worker.moderator import Cancelled, CannotBeJudged, Moderator, ServerBusy, TryFailed
 from worker.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
@@ -164,6 +164,8 @@ class Lane:
         except VideoError as error:
             if not error.counts:
                 return self._back(keeper, str(error), "retried", counts=False)
+            return self._failed(keeper, str(error))
+        except TryFailed as error:
             return self._failed(keeper, str(error))
         except AwsError as error:
             self._tools.metrics.failures.inc()

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from tests.support.gateway import ROOT
+from tests.support.gateway import ROOT, free_port
 from tests.worker.aws import Aws, Place, place, until
 from worker import health
 from worker.aws.clients import ServiceClock
@@ -32,7 +33,8 @@ def here(aws: Aws, tmp_path: Path) -> Iterator[Place]:
 def test_a_job_is_done_once_whatever_is_sent_again(here: Place) -> None:
     here.keep_versions()
     here.job("clip-1")
-    worker = here.worker()
+    port = free_port()
+    worker = here.worker(WORKER_METRICS_PORT=port)
     item = here.became("clip-1", "completed")
     location = f"s3://{here.settings.result_bucket}/moderation-results/clip-1/image_llm_safety_result.json"
     assert item["result_location"] == location
@@ -48,6 +50,10 @@ def test_a_job_is_done_once_whatever_is_sent_again(here: Place) -> None:
     here.empty()
     assert again["decision"] == "allow" and again["result_location"] == location
     assert here.judged() == ["clip-1"] and set(here.results().values()) == {1} and here.dead_letters() == []
+    figures = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+    for outcome, count in {"completed": 1, "duplicate": 1, "adopted": 1, "retried": 0, "dead_lettered": 0}.items():
+        assert f'moderation_worker_messages_total{{outcome="{outcome}"}} {count}.0' in figures
+    assert "moderation_worker_model_server_ready 1.0" in figures and "moderation_worker_jobs_running 0.0" in figures
     assert worker.stop() == 0
 
 
@@ -78,17 +84,19 @@ def test_a_job_that_fails_is_tried_and_then_buried_and_may_be_sent_anew(here: Pl
     here.job("late", do="fail", times=1)
     here.job("never", do="fail")
     here.job("text", do="reject")
+    here.job("mistake", do="break")
     here.send("gone", f"s3://{here.videos}/nobody.mp4")
     here.worker(WORKER_TRIES=2, WORKER_RETRY_DELAY=0, WORKER_CONCURRENCY=4)
     assert here.became("late", "completed")["attempts"] == 2
     item = here.became("never", "failed")
-    assert item["attempts"] == 2 and "RuntimeError: it fails as it was told" in item["error"]
+    assert item["attempts"] == 2 and item["error"] == "it fails as it was told"
     assert here.became("text", "failed")["error"] == "it is no video"
+    assert here.became("mistake", "failed")["error"] == "RuntimeError: a mistake"
     assert "is not there" in here.became("gone", "failed")["error"]
     here.empty()
-    assert [here.begun().count(name) for name in ("late", "never", "text", "gone")] == [2, 2, 1, 0]
+    assert [here.begun().count(name) for name in ("late", "never", "text", "gone", "mistake")] == [2, 2, 1, 0, 2]
     dead = {one["job_id"]: one for one in here.dead_letters()}
-    assert dead.keys() == {"never", "text", "gone"}
+    assert dead.keys() == {"never", "text", "gone", "mistake"}
     assert dead["never"]["attempts"] == "2" and dead["never"]["reason"] == item["error"]
     assert here.item("never")["dead_lettered"] is True
     # The cause is mended, and the message comes back as a new one, as a redrive sends it.

@@ -111,7 +111,7 @@ def test_the_page_s_commands(here: Place, aws: Aws, gateway: GatewayProcess) -> 
     )
     script = re.sub(r"\bpython (?=main|-m)", f"{sys.executable} ", script)
     # What is said to be there, and a worker that had no time to begin.
-    script = script.replace("examples/moves-left.mp4", str(ROOT / "examples/moves-left.mp4"))
+    script = script.replace("examples/shapes.mp4", str(ROOT / "examples/moves-left.mp4"))
     environment = {name: value for name, value in here.environment.items() if name not in ("QUEUE_NAME", "VLLM_URL")}
     done = subprocess.run(["bash", "-eu"], input=script, cwd=ROOT, env=environment, capture_output=True, text=True,
                           timeout=200, check=False)  # fmt: skip

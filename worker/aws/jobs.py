@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from worker.aws.clients import Clients, code
+from worker.aws.clients import Clients
 from worker.aws.messages import Job
 
 MARGIN = 3.0
@@ -148,9 +148,14 @@ class Jobs:
 
     def renew(self, lease: Lease) -> None:
         """Say that the job is still worked on. :raises LeaseLost: if it is not ours any more."""
-        until = self._clock.now() + self._seconds
-        self._mine(lease, "SET lease_until = :until", {":until": until, ":processing": PROCESSING},
-                   " AND #status = :processing")  # fmt: skip
+        values = {":until": self._clock.now() + self._seconds, ":processing": PROCESSING, ":token": lease.token}
+        condition = "lease = :token AND #status = :processing"
+        try:
+            self._update(lease.job.job_id, "SET lease_until = :until", condition, values)
+        except _Refused as refusal:
+            if refusal.item.get("lease") != lease.token:
+                raise _lost(lease) from None
+            # Its end was written at the same moment, by ourselves.
 
     def complete(self, lease: Lease, facts: Mapping[str, Any]) -> None:
         """Write what came of it; ``facts`` are attributes by name. :raises LeaseLost: if it is not ours any more."""
@@ -203,7 +208,7 @@ class Jobs:
         try:
             self._update(lease.job.job_id, changes, "lease = :token" + further, values | {":token": lease.token}, names)
         except _Refused:
-            raise LeaseLost(f"job {lease.job.job_id} was taken over by another worker") from None
+            raise _lost(lease) from None
 
     def _update(
         self, job_id: str, changes: str, condition: str, values: dict[str, Any], names: dict[str, str] | None = None,
@@ -231,9 +236,8 @@ class _Refused(Exception):
         self.item = item
 
 
-def absent(error: Exception) -> bool:
-    """Return whether an error says that there is no such table."""
-    return code(error) == "ResourceNotFoundException"
+def _lost(lease: Lease) -> LeaseLost:
+    return LeaseLost(f"job {lease.job.job_id} was taken over by another worker")
 
 
 def _typed(value: object) -> dict[str, Any]:
