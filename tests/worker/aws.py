@@ -101,13 +101,14 @@ def aws_server(home: Path) -> Iterator[Aws]:
 class Place:
     """A queue, a dead-letter queue, a bucket and a table of one test, and the workers that use them."""
 
-    def __init__(self, aws: Aws, home: Path, **settings: object) -> None:
+    def __init__(self, aws: Aws, home: Path, *, fifo: bool = False, **settings: object) -> None:
         self.aws, self.home = aws, home
         self.name = f"t{uuid.uuid4().hex[:12]}"
+        queue = f"{self.name}.fifo" if fifo else self.name
         self.environment = {name: value for name, value in os.environ.items()
                             if not name.startswith(("AWS_", "SWITCHYARD_", "WORKER_"))}  # fmt: skip
         self.environment |= CREDENTIALS | {
-            "AWS_ENDPOINT_URL": aws.url, "AWS_REGION": "us-east-2", "QUEUE_NAME": self.name,
+            "AWS_ENDPOINT_URL": aws.url, "AWS_REGION": "us-east-2", "QUEUE_NAME": queue,
             "RESULT_BUCKET": f"{self.name}-results", "JOBS_TABLE": f"{self.name}-jobs", "PYTHONUNBUFFERED": "1",
             "PYTHONPATH": str(ROOT), "WORKER_METRICS_PORT": "0", "WORKER_POLL_WAIT": "1", "WORKER_RETRY_DELAY": "1",
             "WORKER_HEALTH_FILE": str(home / "health.json"), "WORKER_GRACE": "0",
@@ -115,11 +116,11 @@ class Place:
         } | {name: str(value) for name, value in settings.items()}  # fmt: skip
         with self._environment():
             self.settings = WorkerSettings()
-            create.create(self.settings)
+            create.create(self.settings, aws.clients())
         self.videos = f"{self.name}-videos"
         aws.s3.create_bucket(Bucket=self.videos, CreateBucketConfiguration={"LocationConstraint": "us-east-2"})
-        self.queue = aws.sqs.get_queue_url(QueueName=self.name)["QueueUrl"]
-        self.dead = aws.sqs.get_queue_url(QueueName=f"{self.name}-dead")["QueueUrl"]
+        self.queue = aws.sqs.get_queue_url(QueueName=queue)["QueueUrl"]
+        self.dead = aws.sqs.get_queue_url(QueueName=queue.replace(self.name, f"{self.name}-dead"))["QueueUrl"]
         self.workers: list[WorkerProcess] = []
 
     @contextmanager
@@ -145,7 +146,8 @@ class Place:
         return self.send_raw(json.dumps({"job_id": job_id, "video_s3_url": url}))
 
     def send_raw(self, body: str) -> str:
-        answer: dict[str, str] = self.aws.sqs.send_message(QueueUrl=self.queue, MessageBody=body)
+        fifo = {"MessageGroupId": "g", "MessageDeduplicationId": uuid.uuid4().hex} if ".fifo" in self.queue else {}
+        answer: dict[str, str] = self.aws.sqs.send_message(QueueUrl=self.queue, MessageBody=body, **fifo)
         return answer["MessageId"]
 
     def job(self, job_id: str, **do: Any) -> str:
@@ -241,8 +243,8 @@ class Place:
 
 
 @contextmanager
-def place(aws: Aws, home: Path, **settings: object) -> Iterator[Place]:
-    made = Place(aws, home, **settings)
+def place(aws: Aws, home: Path, *, fifo: bool = False, **settings: object) -> Iterator[Place]:
+    made = Place(aws, home, fifo=fifo, **settings)
     try:
         yield made
     finally:

@@ -136,6 +136,17 @@ def test_one_id_for_two_videos_is_refused(here: Place) -> None:
     assert here.item("same")["video_s3_url"] == other and here.result("same") and here.judged() == ["same"]
 
 
+def test_a_queue_that_keeps_the_order_does_as_well(aws: Aws, tmp_path: Path) -> None:
+    with place(aws, tmp_path, fifo=True) as here:
+        jobs = [here.job(f"n{number}") for number in range(3)]
+        here.send_raw("nonsense")
+        here.worker()
+        for job_id in jobs:
+            here.became(job_id, "completed")
+        here.empty()
+        assert here.judged() == jobs and [one["body"] for one in here.dead_letters()] == ["nonsense"]
+
+
 def test_a_busy_model_server_costs_no_try(here: Place) -> None:
     here.job("patient", do="busy", times=3, retry_after=1)
     here.worker(WORKER_TRIES=1)

@@ -9,22 +9,17 @@ import sys
 import time
 from typing import Any
 
-import boto3
-from botocore.config import Config
-
 from utils.settings import SettingsError
-from worker.aws.clients import AwsError, passing, told
+from worker.aws.clients import AwsError, Clients, connect, passing, told
 from worker.settings import WorkerSettings, load
 
 _PATIENCE = 60.0
 _FOURTEEN_DAYS = 14 * 86400
 
 
-def create(settings: WorkerSettings) -> None:
+def create(settings: WorkerSettings, clients: Clients) -> None:
     """Make what is missing. Raises what botocore raises."""
-    session = boto3.session.Session(region_name=settings.aws_region)
-    sqs, dynamodb = session.client("sqs"), session.client("dynamodb")
-    s3 = session.client("s3", config=Config(s3={"addressing_style": "path"}))
+    sqs, s3, dynamodb = clients.sqs, clients.s3, clients.dynamodb
     name = settings.queue_name.rpartition("/")[2]  # of an address
     dead = (settings.dead_letter_queue or _dead(name)).rpartition("/")[2]
     _queue(sqs, dead, {"MessageRetentionPeriod": str(_FOURTEEN_DAYS)})
@@ -67,10 +62,10 @@ def main() -> int:
     if settings.aws_endpoint_url is None:
         print("worker.aws.create: set AWS_ENDPOINT_URL; this is for a local stand-in of AWS", file=sys.stderr)
         return 2
-    end = time.monotonic() + _PATIENCE
+    clients, end = connect(settings), time.monotonic() + _PATIENCE
     while True:
         try:
-            create(settings)
+            create(settings, clients)
         except AwsError as error:
             if not passing(error) or time.monotonic() > end:
                 print(f"worker.aws.create: {told(error)}", file=sys.stderr)
