@@ -55,16 +55,18 @@ class RunnerHandle:
 
     ``predicted`` are the bytes it is charged for until they are measured, ``reserve`` those of them that its cache may
     come to take. ``note`` is what its answers say of the ``slot`` it was given. ``count`` is told the model and each
-    step that is taken because memory ran out.
+    step that is taken because memory ran out. ``made_room`` are the models that were evicted for this load.
     """
 
     def __init__(
         self, load: messages.Load, needs: Sequence[str], zygotes: Zygotes, post: Callable[[events.Event], None],
         heartbeat_timeout: float, predicted: int, reserve: int, slot: str, note: str, count: Callable[[str, str], None],
+        made_room: Sequence[str] = (),
     ) -> None:
         self.load = load
         self.slot = slot
         self.note = note
+        self.made_room = tuple(made_room)
         self.load_id = load.load_id
         self.loaded: messages.Loaded | None = None
         self.measured = False
@@ -176,6 +178,11 @@ class RunnerHandle:
             self.end("out_of_memory")
         else:  # the scheduler ends it, and grants no more leases on it from then on
             self._post(events.Starve(self.load_id))
+
+    @property
+    def starved(self) -> str:
+        """Why it was ended because of its memory; "" if it was not."""
+        return self._starved or ""
 
     def join(self, timeout: float) -> bool:
         self._thread.join(timeout)

@@ -35,6 +35,7 @@ ELSEWHERE = {
     (QUICKSTART, "main.py --profile pocket doctor"): DOCTOR,
     ("docs/memory.md", "models --fit"): "tests/gateway/test_command_line.py::test_what_fits_together",
     ("docs/monitoring.md", "/metrics | grep"): "tests/observe/test_page.py::test_the_figures_are_one_command_away",
+    ("docs/monitoring.md", "/admin/events"): "tests/observe/test_page.py::test_the_journal_is_one_command_away",
     ("docs/monitoring.md", "X-Request-ID"): "tests/observe/test_page.py::test_a_request_is_found_in_the_log",
     ("docs/monitoring.md", "promtool"):
         "tests/observe/test_page.py::test_prometheus_can_be_pointed_at_another_address",
