@@ -22,12 +22,14 @@ from tests.support.pages import PAGES, Block, blocks, here, prose, run_all
 from utils.settings import Settings
 
 QUICKSTART = "docs/quickstart.md"
-HERE = ("docs/api.md", "docs/batch.md", "docs/slots.md", "docs/tuning.md", "docs/troubleshooting.md", QUICKSTART)
+HERE = ("docs/api.md", "docs/batch.md", "docs/moderation.md", "docs/slots.md", "docs/tuning.md",
+        "docs/troubleshooting.md", QUICKSTART)  # fmt: skip
 START = "main.py --config switchyard.yaml\n"
 """How the quickstart's block ends by which the gateway here is started."""
 DOCTOR = "tests/doctor/test_doctor.py::test_a_machine_that_is_well"
 ELSEWHERE = {
     ("README.md", "/generate/"): "tests/docs/test_readme.py::test_example_answers_right",
+    ("README.md", "/v1/moderations/"): "tests/docs/test_readme.py::test_example_answers_right",
     ("README.md", "main.py chat"): "tests/docs/test_readme.py::test_example_answers_right",
     ("README.md", "from openai"): "tests/docs/test_readme.py::test_python_example_answers_right",
     ("README.md", "/admin/model_status"): "tests/docs/test_readme.py::test_look_and_steer",
