@@ -8,7 +8,7 @@ from playwright.sync_api import Browser, Page, Request, Route, expect
 
 from tests.access.conftest import Keys
 from tests.support.gateway import GatewayProcess
-from tests.ui.conftest import NARROW, VIEWS, Visitor, axe, visiting
+from tests.ui.conftest import NARROW, VIEWS, Visitor, axe, keep_copies, visiting
 
 HEAVIEST = 150_000
 DRAWN = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
@@ -129,6 +129,43 @@ def test_temporary_files_are_listed_and_removed(gateway: GatewayProcess, browser
     expect(page.locator("#toasts")).to_contain_text("2 removed, 300 kB freed")
     expect(page.locator("#temporary")).to_contain_text("Nothing lies about")
     assert not list(gateway.tmp.glob("*.bin"))
+
+
+def test_quantized_copies_are_listed_and_removed(gateway: GatewayProcess, browser_page: Page) -> None:
+    keep_copies(gateway.home / "models", {"reasoner": 1_300_000, "qwen_vl": 40_000})
+    browser_page.goto("/ui/files")
+    rows = browser_page.locator("#quantized-table tbody tr")
+    expect(rows).to_have_count(2)
+    expect(rows.filter(has_text="reasoner")).to_contain_text("1.30 MB")
+    assert axe(browser_page) == []
+    browser_page.get_by_role("button", name="Remove all…").click()
+    browser_page.get_by_role("dialog").get_by_role("button", name="Remove").click()
+    expect(browser_page.locator("#toasts")).to_contain_text("2 removed, 1.34 MB freed")
+    expect(browser_page.locator("#quantized")).to_contain_text("No copies are kept")
+
+
+def test_what_scripts_share(browser_page: Page) -> None:
+    """Figures as people read them; and what a server says is text, whatever it looks like."""
+    browser_page.goto("/ui/benchmarks")
+    said = browser_page.evaluate("""async () => {
+        const at = document.querySelector("script[type=module]").src;
+        const [f, { h }] = await Promise.all(["format.js", "dom.js"].map((name) =>
+            import(at.replace("shell.js", name))));
+        const now = Date.now() / 1000;
+        return [f.bytes(0), f.bytes(999), f.bytes(999_600), f.bytes(18_640_000_000), f.bytes(null), f.bytes(-1500),
+            f.duration(0.045), f.duration(3.21), f.duration(59.6), f.duration(250), f.duration(7500),
+            f.duration(273_600),
+            f.number(1234), f.number(1234567), f.number(0.256, 2), f.number(undefined), f.percent(0.256),
+            f.ago(now), f.ago(now - 7500), f.ago(null), f.clock(null), f.clock(now).length,
+            h("p", { title: "<b>" }, "<i>", ["a", [1, null, false]], h("b", null, 0)).outerHTML];
+    }""")
+    assert said == [
+        "0 B", "999 B", "1.00 MB", "18.6 GB", "–", "−1.50 kB",
+        "45 ms", "3.2 s", "1 min", "4 min 10 s", "2 h 5 min", "3 d 4 h",
+        "1234", "1\u202f234\u202f567", "0.26", "–", "26 %",
+        "just now", "2 h ago", "never", "–", 8,
+        '<p title="&lt;b&gt;">&lt;i&gt;a1<b>0</b></p>',
+    ]  # fmt: skip
 
 
 def test_benchmarks_are_those_of_the_folder(browser_page: Page) -> None:

@@ -38,7 +38,8 @@ class Headline:
 
 HEADLINES = {
     "swap": (
-        Headline(("swap, median",), "SmolLM2-135M", "s", "to the first token, another model unloaded for it"),
+        Headline(("swap, median",), "SmolLM2-135M", "s",
+                 "to the first token of a model that was not loaded, another one unloaded for it"),
         Headline(("transformers serve",), "SmolLM2-135M", "s", "for the same by transformers serve"),
         Headline(("swap ÷ floor",), "SmolLM2-135M", "×", "the least that such a swap could take"),
     ),
