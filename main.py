@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from commands import keys_arguments
+from commands import keys_arguments, moderate_arguments
 
 _DESCRIPTION = "Serve many models from one GPU, each loaded when it is first asked for."
 _EPILOG = """examples:
@@ -19,6 +19,7 @@ _EPILOG = """examples:
   python main.py doctor                    what is right on this machine, and what to do about the rest
   python main.py chat qwen_vl "What is it?" --file cat.jpg
   python main.py keys create alice         an API key, shown this once
+  python main.py moderate video.mp4 --policy policies/default.yaml
   python main.py batch --model deepseek --input prompts.jsonl --output results.jsonl
 
 Every setting is also an environment variable, SWITCHYARD_<NAME>, and a line of the --config file.
@@ -46,6 +47,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from utils.settings import SettingsError, load_settings
 
     try:
+        if arguments.verb == "worker":  # its settings are its own
+            from commands import worker
+
+            return worker.run(check=arguments.check)
         settings = load_settings(arguments.config, **_flags(arguments))
         match arguments.verb or "serve":
             case "download":
@@ -71,6 +76,13 @@ def _run(arguments: argparse.Namespace) -> int:
                     arguments.input, arguments.output, arguments.model, arguments.url, arguments.concurrency,
                     arguments.retries, arguments.fresh, arguments.timeout, arguments.retry_failed,
                     tuple(arguments.files),
+                ))  # fmt: skip
+            case "moderate":
+                from commands import moderate
+
+                return moderate.run(settings, moderate.Options(
+                    arguments.video, arguments.policy, arguments.url, arguments.model, arguments.out, arguments.fps,
+                    arguments.max_frames, arguments.longest_side, arguments.concurrency, arguments.patience,
                 ))  # fmt: skip
             case "cache":
                 from commands import cache
@@ -119,6 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--url", help="the server's address (default http://127.0.0.1:5000)")
     batch = verbs.add_parser("batch", help="answer a file of prompts, one result per line")
     _batch(batch)
+    moderate = verbs.add_parser("moderate", help="hold a video to a policy: a verdict, and a report")
+    moderate_arguments.add_arguments(moderate)
     cache = verbs.add_parser("cache", help="list or prune the quantized weights kept between loads")
     cache.add_argument("action", choices=["list", "prune"])
     cache.add_argument("--json", action="store_true", help="list as JSON")
@@ -128,7 +142,11 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--host", default=argparse.SUPPRESS, help="check for this address instead of the settings'")
     doctor.add_argument("--port", type=int, default=argparse.SUPPRESS, help="check for this port")
     keys = verbs.add_parser("keys", help="make, list and revoke API keys")
-    for verb in (serve, download, models, chat, batch, cache, doctor, keys, *keys_arguments.add_arguments(keys)):
+    worker = verbs.add_parser("worker", help="take video moderation jobs from a queue of AWS")
+    worker.description = "Take jobs until SIGTERM. Settings are environment variables: see docs/worker.md."
+    worker.add_argument("--check", action="store_true", help="only tell by the health file whether one is well")
+    verbs_of_keys = keys_arguments.add_arguments(keys)
+    for verb in (serve, download, models, chat, batch, moderate, cache, doctor, keys, *verbs_of_keys):
         _common(verb, argparse.SUPPRESS)
     _serving(serve, argparse.SUPPRESS)
     return parser

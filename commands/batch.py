@@ -26,7 +26,7 @@ from commands import credentials
 from commands.batch_files import Files
 from commands.batch_lines import Call, Line, LineError, describe, names_no_model, parse, read_lines
 from commands.batch_results import Results, ResultsError
-from commands.own_server import OwnServerError, own_server
+from commands.own_server import OwnServerError, running_or_own
 from utils.settings import Settings
 
 _RETRIED = (429, 503)
@@ -121,21 +121,8 @@ def _check(options: Options) -> int:
     return total
 
 
-@contextlib.contextmanager
-def _server(console: Console, settings: Settings) -> Iterator[str]:
-    """Give the address of the server of these settings, or of one started for this run if nobody answers there."""
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    url = f"http://{host}:{settings.port}"
-    try:
-        httpx.get(f"{url}/health", timeout=10, trust_env=False)
-    except httpx.ConnectError:
-        console.print(f"no server at {url}: starting one for this run, profile {settings.profile}", markup=False)
-        with own_server(settings) as own:
-            yield own
-        return
-    except httpx.HTTPError as error:
-        raise Stopped(f"the server at {url} does not answer: {error}") from error
-    yield url
+def _server(console: Console, settings: Settings) -> contextlib.AbstractContextManager[str]:
+    return running_or_own(settings, lambda text: console.print(text, markup=False))
 
 
 def _check_model(url: str, model: str | None) -> None:

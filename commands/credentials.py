@@ -5,7 +5,12 @@ import os
 VARIABLE = "SWITCHYARD_API_KEY"
 
 
+def key() -> str | None:
+    """Return the key, if there is one."""
+    return os.environ.get(VARIABLE, "").strip() or None
+
+
 def headers() -> dict[str, str]:
     """Return the headers that carry the key, if there is one."""
-    key = os.environ.get(VARIABLE, "").strip()
-    return {"Authorization": f"Bearer {key}"} if key else {}
+    found = key()
+    return {"Authorization": f"Bearer {found}"} if found else {}

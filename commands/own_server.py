@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import httpx
@@ -49,6 +49,27 @@ def own_server(settings: Settings) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             _stop(process, settings.drain_timeout)
+
+
+@contextlib.contextmanager
+def running_or_own(settings: Settings, tell: Callable[[str], None]) -> Iterator[str]:
+    """Give the address of the server of these settings, or of one started for this run if nobody answers there, which
+    is told.
+
+    :raises OwnServerError: if it does not answer, or does not start.
+    """
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{settings.port}"
+    try:
+        httpx.get(f"{url}/health", timeout=10, trust_env=False)
+    except httpx.ConnectError:
+        tell(f"no server at {url}: starting one for this run, profile {settings.profile}")
+        with own_server(settings) as own:
+            yield own
+        return
+    except httpx.HTTPError as error:
+        raise OwnServerError(f"the server at {url} does not answer: {error}") from error
+    yield url
 
 
 def variables(settings: Settings) -> dict[str, str]:

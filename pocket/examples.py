@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from pocket import drawings, sounds
+from pocket import drawings, scenes, sounds
 
 FOLDER = Path(__file__).resolve().parent.parent / "examples"
 SEED = 2026
@@ -52,6 +52,7 @@ def main() -> None:
     picture("red-circle.png", 1, "circle", "red")
     picture("three-squares.jpg", 3, "square", "blue")
     video("moves-left.mp4", "left")
+    scenes.film(FOLDER / "shapes.mp4")
     sound("rising.wav", "rising")
 
 

@@ -145,6 +145,13 @@ class Settings(BaseSettings):
     decode_memory: Bytes = Field(2 * 2**30, description="Memory a media decoder may use.")
     temp_max_age: Seconds = Field(3600.0, gt=0, description="Scratch older than this is swept.")
 
+    policies_dir: Path | None = Field(
+        None, description="Where policies for videos are looked for by name. Default: policies/ beside the code.")
+    moderation_concurrency: int = Field(
+        4, ge=1, le=64, description="Questions about one video under way at a time in POST /v1/moderations/video.")
+    moderation_seconds: Seconds = Field(
+        14_400.0, gt=0, description="Length of a video there. Only the frames looked at are decoded.")
+
     skip_download: bool = Field(False, description="Do not download missing weights at start.")
 
     @field_validator("preload", "trusted_proxies", "cors_origins", mode="before")

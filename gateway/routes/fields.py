@@ -211,7 +211,7 @@ class Takes(Generic[Body]):
     @property
     def flat(self) -> set[str]:
         """The fields that a form can say: all but objects."""
-        return self.fields - {"messages", "logit_bias", "response_format"}
+        return self.fields - {"messages", "logit_bias", "response_format", "policy"}
 
 
 def parse(

@@ -39,6 +39,7 @@ ELSEWHERE = {
     ("docs/monitoring.md", "X-Request-ID"): "tests/observe/test_page.py::test_a_request_is_found_in_the_log",
     ("docs/monitoring.md", "promtool"):
         "tests/observe/test_page.py::test_prometheus_can_be_pointed_at_another_address",
+    ("docs/worker.md", "worker.aws.create"): "tests/worker/test_queue_many.py::test_the_page_s_commands",
     ("docs/security.md", ""): "tests/access/test_page.py::test_the_page_s_commands",
 }  # fmt: skip
 """Page and words of a block, and the test that runs it."""

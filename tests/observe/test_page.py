@@ -25,6 +25,7 @@ def shell(command: str, watched: Watched, **options: object) -> str:
 
 
 def test_the_journal_is_one_command_away(watched: Watched) -> None:
+    watched.unload("deepseek")
     watched.load("deepseek")
     (block,) = [block for block in BLOCKS if "/admin/events" in block]
     told = json.loads(shell(block, watched))

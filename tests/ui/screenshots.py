@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.support.gateway import GatewayProcess
+from tests.support.gateway import ROOT, GatewayProcess
 from tests.ui.conftest import NARROW, VIEWS, WIDE, axe, keep_copies
 
 _SETTLED = 2.5  # seconds a view is given to fill
@@ -60,10 +60,25 @@ def _pictures(browser: Browser, url: str, arguments: Any, scheme: Any, size: str
 
 def _picture(page: Page, view: str, path: Path) -> None:
     page.goto(f"/ui/{view}")
+    if view == "playground":
+        _converse(page)
     page.wait_for_timeout(_SETTLED * 1000)
-    page.screenshot(path=path, full_page=True)
+    page.screenshot(path=path, full_page=view != "playground")
     width = page.evaluate("document.documentElement.scrollWidth - innerWidth")
     print(path.name, *([f"{width} px too wide"] if width > 0 else []), *axe(page), sep="\n  ")
+
+
+def _converse(page: Page) -> None:
+    """Ask one model about a picture, and another one something else."""
+    for model, text in (("qwen_vl", "What color is the circle?"), ("deepseek", "What is the capital of France?")):
+        page.locator("#model-0:enabled").select_option(model)
+        if model == "qwen_vl":
+            page.set_input_files("#file", ROOT / "examples" / "red-circle.png")
+            page.locator("#attached .pg-medium").wait_for()
+        page.fill("#draft", text)
+        page.press("#draft", "Control+Enter")
+        page.locator(".pg-answer[data-state=done]").last.wait_for(timeout=120_000)
+        page.locator("#send").wait_for(timeout=120_000)
 
 
 @contextmanager

@@ -38,6 +38,14 @@ RISING = """navigator.mediaDevices.getUserMedia = async () => {
     tone.start();
     return end.stream;
 }"""
+CAMERA = """navigator.mediaDevices.getUserMedia = async () => {
+    const canvas = document.createElement("canvas"), context = canvas.getContext("2d"), image = new Image();
+    image.src = "PICTURE";
+    await image.decode();
+    [canvas.width, canvas.height] = [image.width, image.height];
+    setInterval(() => context.drawImage(image, 0, 0), 50);
+    return canvas.captureStream(20);
+}"""
 LENGTH = """(player) => new Promise((found) => {
     if (player.duration) found(player.duration);
     player.addEventListener("loadedmetadata", () => found(player.duration));
@@ -180,10 +188,29 @@ def test_a_recording_is_heard(visitor: Visitor) -> None:
     opened(page)
     page.select_option("#model-0", "qwen_audio")
     page.click("#record")
-    expect(page.locator(".pg-recording .pg-time")).to_have_text("0:02")
+    expect(page.locator(".pg-recording .pg-time")).to_have_text(re.compile("0:0[2-9]"))
     page.get_by_role("button", name="Stop and attach").click()
     expect(attached(page)).to_contain_text(".webm")
     answered(ask(page, "Is the pitch rising or falling?"), "rising")
+
+
+def test_a_photo_and_a_video_are_taken(visitor: Visitor) -> None:
+    question = questions.about_pictures(random.Random(questions.SEED))
+    page = visitor.page()
+    shot = base64.b64encode(question.files["image"]).decode()
+    page.add_init_script(CAMERA.replace("PICTURE", f"data:;base64,{shot}"))
+    opened(page)
+    page.select_option("#model-0", "qwen_vl")
+    page.click("#camera")
+    page.get_by_role("button", name="Take a photo").click()
+    expect(attached(page)).to_contain_text(".jpg")
+    answered(ask(page, question.prompt), question.answer)
+    page.click("#camera")
+    page.get_by_role("button", name="Record a video").click()
+    page.get_by_role("button", name=re.compile("Stop and attach · [1-9]")).click()
+    expect(attached(page)).to_contain_text(".webm")
+    expect(ask(page, question.prompt)).to_have_attribute("data-state", "done")
+    expect(page.locator("video[autoplay]")).to_have_count(0)
 
 
 def test_omni_hears_sees_and_speaks(page: Page) -> None:
@@ -300,6 +327,16 @@ def test_the_draft_and_the_parameters_are_kept(page: Page) -> None:
     text = shown(page)
     assert '"one",' in text and "Be brief." in text and "temperature" not in text
     page.press("#code-close", "Enter")
+    page.locator("summary", has_text="Shape and serving").click()
+    page.fill("#parameter-keep_alive", "soon")
+    page.press("#draft", "Control+Enter")
+    expect(page.locator(".pg-turn")).to_have_count(0)
+    page.fill("#parameter-keep_alive", "-1")
+    page.check("#parameter-response_format")
+    page.click("#code")
+    expect(page.locator("#code-text")).to_contain_text('"keep_alive": -1')
+    expect(page.locator("#code-text")).to_contain_text('"json_object"')
+    page.press("#code-close", "Enter")
     page.click("#reset")
     expect(page.locator("#changed")).to_be_hidden()
     expect(page.locator("#system")).to_have_value("")
@@ -368,7 +405,8 @@ def _text(printed: str, streamed: bool) -> str:
 
 
 MARKDOWN = """# Title
-Some **bold**, *slanted*, `code` and <img src=x onerror=a()> a [link](https://example.org/a) and [not](javascript:x).
+Some **bold**, *slanted*, 3*4 = 2*6, `code` and <img src=x onerror=a()> a [link](https://example.org/a)
+and [not](javascript:x).
 
 - one
   - inner

@@ -32,14 +32,14 @@ _AUDIO_CODECS = (
     "pcm_f64be", "pcm_f64le", "pcm_mulaw", "pcm_s16be", "pcm_s16le", "pcm_s24be", "pcm_s24le",
     "pcm_s32be", "pcm_s32le", "pcm_s8", "pcm_u8", "vorbis",
 )  # fmt: skip
-_VIDEO_CODECS = (
+VIDEO_CODECS = (
     "av1", "cinepak", "dnxhd", "ffv1", "h263", "h264", "hevc", "huffyuv", "libaom-av1", "libdav1d",
     "libvpx", "libvpx-vp9", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "msmpeg4", "msmpeg4v2",
     "png", "prores", "qtrle", "rawvideo", "vp8", "vp9",
 )  # fmt: skip
 _OPTIONS = {
     "protocol_whitelist": "file",
-    "codec_whitelist": ",".join(_AUDIO_CODECS + _VIDEO_CODECS),
+    "codec_whitelist": ",".join(_AUDIO_CODECS + VIDEO_CODECS),
     "max_streams": "64",
 }
 THREADS = min(4, os.cpu_count() or 1)
@@ -72,7 +72,7 @@ def video_stream(container: InputContainer, task: Task) -> VideoStream:
     codec."""
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
-            _check_codec(stream, task, _VIDEO_CODECS)
+            _check_codec(stream, task, VIDEO_CODECS)
             return stream
     raise undecodable(task.field, task.looks_like, "there is no video in it")
 

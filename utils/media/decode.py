@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from utils.media.errors import MediaError, bad_request, too_large, undecodable
 from utils.media.incoming import RawMedia, check_count
@@ -157,7 +157,7 @@ def _run(folder: Path, items: Sequence[MediaItem], tasks: Sequence[Task], limits
 
 def _run_now(folder: Path, items: Sequence[MediaItem], tasks: Sequence[Task], limits: MediaLimits) -> None:
     deadline = time.monotonic() + limits.timeout
-    with _process(folder) as process:
+    with decoder_process(_START, str(folder), folder) as process:
         said = _listen(process, deadline)
         try:
             status = process.wait(max(0.0, deadline - time.monotonic()))
@@ -176,15 +176,18 @@ def _run_now(folder: Path, items: Sequence[MediaItem], tasks: Sequence[Task], li
 
 
 @contextmanager
-def _process(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A decoder in a session of its own, with next to no environment; killed and reaped on the way out."""
+def decoder_process(
+    program: str, argument: str, home: Path, pass_fds: Sequence[int] = (), errors: int | IO[bytes] = subprocess.PIPE
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Python that runs ``program`` in a session of its own, with next to no environment; killed and reaped on the way
+    out. The program finds its argument, then the module path, in ``sys.argv``."""
     environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    environment |= {**_ONE_THREAD, "LC_ALL": "C.UTF-8", "HOME": str(folder), "TMPDIR": str(folder)}
+    environment |= {**_ONE_THREAD, "LC_ALL": "C.UTF-8", "HOME": str(home), "TMPDIR": str(home)}
     modules = [str(_ROOT), *(path for path in sys.path if os.path.isabs(path))]
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-X", "faulthandler", "-c", _START, str(folder), *modules],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        cwd=folder, env=environment, start_new_session=True,
+        [sys.executable, "-I", "-S", "-X", "faulthandler", "-c", program, argument, *modules],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, pass_fds=pass_fds,
+        cwd=home, env=environment, start_new_session=True,
     )  # fmt: skip
     try:
         yield process

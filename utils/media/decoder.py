@@ -47,9 +47,9 @@ def main(folder: Path) -> int:
     return 0
 
 
-def limit_process(limits: MediaLimits) -> None:
+def limit_process(limits: MediaLimits, alarm: bool = True) -> None:
     """Give up what decoding does not need: memory, time, files, core dumps, new privileges. There is no way
-    back."""
+    back. Without ``alarm`` only time on processors is bounded: waiting for whoever brings the bytes is none."""
     seconds = int(limits.timeout) + 1
     cores = os.cpu_count() or 1
     for what, most in (
@@ -63,7 +63,8 @@ def limit_process(limits: MediaLimits) -> None:
         hard = resource.getrlimit(what)[1]
         value = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(what, (value, value))
-    signal.alarm(seconds + 5)  # should the parent be gone; it kills at ``timeout``
+    if alarm:
+        signal.alarm(seconds + 5)  # should the parent be gone; it kills at ``timeout``
     if sys.platform == "linux":
         from ctypes import CDLL
 

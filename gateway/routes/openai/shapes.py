@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from gateway.routes.shapes import Shape, Swap, Timings, Usage
+from moderation.result import Result
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -303,3 +304,22 @@ class RenderedPrompt(Shape):
     token_count: int
 
 
+# -- moderation --------------------------------------------------------------------------------------------------------
+
+
+class ModerationProgress(Shape):
+    """How far the moderation of a video is: an event named ``progress``."""
+
+    planned: Annotated[int, Field(description="Frames to look at; 0 while nobody knows.")]
+    decoded: int
+    judged: Annotated[int, Field(description="Frames of which every question is answered.")]
+    violations: Annotated[int, Field(description="Frames that violate, as far as is known.")]
+
+
+class VideoModeration(Result, Shape):
+    """What a policy says of a video. Times are seconds from its first frame."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    object: Literal["video.moderation"]
+    report: Annotated[str | None, Field(description="A page of HTML for people, where it was asked for.")] = None

@@ -12,7 +12,7 @@ from typing import Any
 from flask import Response, current_app, g, request
 
 from gateway.access import Key, access
-from gateway.errors import Unavailable
+from gateway.errors import GatewayError, Unavailable
 from gateway.observe import picture
 from gateway.observe.journal import Entry, concerned
 from gateway.routes import gateway, sse
@@ -24,7 +24,14 @@ from gateway.service import Gateway
 _BEAT = 10.0  # seconds between comments on a line with nothing to say
 _RETRY = "retry: 2000\n\n"
 _BACKLOG = 100  # entries of the journal for a page that has seen none
+_LISTED = 200  # requests that a state names, the oldest; of more it has the number
 _AGAIN = 5.0  # seconds until another try where too many watch
+
+
+class TooManyPages(GatewayError):
+    """As many pages watch as may."""
+
+    status, error = 429, "Too many pages"
 
 
 class Streams:
@@ -35,12 +42,12 @@ class Streams:
         self._open = 0
 
     def enter(self, most: int) -> Callable[[], None]:
-        """Take a place; return what gives it back, and may be called again. :raises Unavailable: if there is none."""
+        """Take a place; return what gives it back, and may be called again. :raises TooManyPages: if there is none."""
         with self._lock:
             if self._open >= most:
                 what = f"{most} dashboard pages watch already" if most else "live figures are turned off"
-                raise Unavailable(f"{what} (live_streams: {most}); close one, or raise the setting",
-                                  retry_after=_AGAIN)  # fmt: skip
+                raise TooManyPages(f"{what} (live_streams: {most}); close one, or raise the setting",
+                                   retry_after=_AGAIN)  # fmt: skip
             self._open += 1
         given = threading.Lock()
 
@@ -173,7 +180,8 @@ class Stream:
         slots = [slot | {"models": [name for name in slot["models"] if self._may(name.partition("#")[0])]}
                  for slot in found["slots"]]  # fmt: skip
         role = self._key.role if self._key else None
-        return found | {"version": VERSION, "role": role, "slots": slots, "models": models, "requests": requests}
+        return found | {"version": VERSION, "role": role, "slots": slots, "models": models,
+                        "requests": requests[:_LISTED], "requests_in_all": len(requests)}  # fmt: skip
 
     def _request(self, request: dict[str, Any]) -> dict[str, Any]:
         shown = {name: value for name, value in request.items() if name != "owner"}

@@ -36,7 +36,7 @@ export function entryElement(entry, line, more = false) {
   return h("li", { class: `entry ${colour} ${line}`, dataset: { kind: entry.kind, id: entry.id } },
     h("span", { class: "entry-sign", "aria-hidden": "true" }, icon(sign)),
     h("div", { class: "entry-body" },
-      h("p", { class: "entry-text" }, entry.text),
+      h("p", { class: "entry-text" }, entry.text.replaceAll(/(\d) (s|k?B|[MGT]B)\b/g, "$1\u00a0$2")),
       h("p", { class: "entry-meta hint" }, h("time", { datetime: new Date(entry.time * 1000).toISOString() }, clock(entry.time)),
         h("span", { class: `badge ${colour}` }, word),
         more && entry.model ? h("span", { class: "entry-model" }, h("span", { class: "swatch", "aria-hidden": "true" }), entry.model) : null,

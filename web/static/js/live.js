@@ -3,8 +3,8 @@
 //
 // A browser keeps few connections to a server, and the server a thread for each; so a page in the background gives its
 // own back after a while. `status` is connecting, open or lost; when it is lost, `why` tells: "away" (the server does
-// not answer), "denied" (it does not answer this to whoever asks), "full" (it stops, or too many pages watch), and `again`
-// is when it is tried next.
+// not answer), "denied" (it does not answer this to whoever asks), "full" (it stops, or too many pages watch; `said` has its
+// words), and `again` is when it is tried next.
 
 import { ApiError, send } from "./api.js";
 
@@ -21,6 +21,7 @@ class Live {
     this.status = "connecting";
     /** @type {"" | "away" | "denied" | "full"} */
     this.why = "";
+    this.said = "";
     /** The time, by Date.now(), of the next attempt; 0 when none is due. */
     this.again = 0;
     /** @type {Record<string, any>} What came last of each event. */
@@ -107,7 +108,8 @@ class Live {
     try {
       await send("GET", "/ui/live?probe"); // an EventSource does not tell the status; a session that is over leads to the login
     } catch (error) {
-      const why = error instanceof ApiError ? { 403: "denied", 503: "full" }[error.status] : "";
+      const why = error instanceof ApiError ? { 403: "denied", 429: "full", 503: "full" }[error.status] : "";
+      this.said = error instanceof ApiError ? error.message : "";
       if (this.status === "lost") this._set("lost", why || "away");
     }
   }

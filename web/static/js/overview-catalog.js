@@ -24,7 +24,8 @@ function makeModel(model, state) {
     h("div", { class: "cold-what" },
       h("p", { class: "resident-title" }, h("strong", { class: "truncate" }, model.name), h("span", { class: "cold-size faint" })),
       h("p", { class: "hint truncate cold-label" }),
-      h("p", { class: "hint cold-why", hidden: true })));
+      h("p", { class: "hint cold-why", hidden: true }),
+      mayChange(state) ? h("p", { class: "hint cold-get", hidden: true }, h("a", { href: "/ui/models" }, "Get them under Models")) : null));
   row.dataset.model = model.name;
   if (mayChange(state)) {
     row.append(h("button", { class: "button small", type: "button", dataset: { act: "load" }, "aria-label": `Load ${model.name}`,
@@ -47,7 +48,7 @@ function tell(row) {
   setText($(".cold-label", row), [model.pinned ? "pinned" : "", used, model.inputs.join(", ")].filter(Boolean).join(" · "));
   const wait = model.retry_at === null ? 0 : model.retry_at - now();
   const why = model.weights_missing
-    ? `Its weights are missing: ${model.weights_missing}`
+    ? `Its weights are not here: ${model.weights_missing}.`
     : wait > 0 ? `The last load failed: ${model.last_failure}. It is left alone for ${duration(Math.ceil(wait))}.` : "";
   const place = $(".cold-why", row);
   place.hidden = !why;
@@ -55,4 +56,6 @@ function tell(row) {
   place.title = why;
   const button = $("[data-act=load]", row);
   if (button) button.hidden = Boolean(model.weights_missing);
+  const get = $(".cold-get", row);
+  if (get) get.hidden = !model.weights_missing;
 }

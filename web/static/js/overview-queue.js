@@ -18,6 +18,9 @@ export function showQueue(table, empty, state) {
   let before = "";
   for (const one of asked) [one.head, before] = [one.model !== before, one.model];
   keyed($("tbody", table), asked, { key: (one) => one.id, make: (one) => makeRow(one, state), update: (row, one) => updateRow(row, one, state) });
+  const more = state.requests_in_all - state.requests.length;
+  setText($("#queue-more"), more > 0 ? `and ${number(more)} more` : "");
+  $("#queue-more").hidden = more <= 0;
   table.parentElement.hidden = !asked.length;
   /** @type {any} */ (empty).hidden = asked.length > 0;
 }

@@ -47,8 +47,9 @@ function showFigures() {
   const asked = state?.requests.filter((/** @type {any} */ one) => !one.by_hand) ?? [];
   const running = asked.filter((/** @type {any} */ one) => one.state === "running").length;
   setText($("#figure-loaded"), loaded === null ? "–" : `${loaded} of ${state.models.length}`);
+  const unlisted = state ? state.requests_in_all - state.requests.length : 0; // the oldest are listed: these wait
   setText($("#figure-running"), state ? running : "–");
-  setText($("#figure-waiting"), state ? asked.length - running : "–");
+  setText($("#figure-waiting"), state ? asked.length - running + unlisted : "–");
   const rate = samples.latest("tokens_per_second");
   setText($("#figure-tokens"), rate === null ? "–" : number(rate, rate < 100 && rate % 1 ? 1 : 0));
   const first = samples.over("first_token_seconds", "mean", samples.end - 60, samples.end);
@@ -75,6 +76,7 @@ function status(/** @type {string} */ now) {
   $("#as-of").hidden = !lost || !state;
   if (lost && state) setText($("#as-of"), `As of ${clock(state.time)}`);
   $("#no-state").hidden = !(lost && !state);
+  $("#overview").classList.toggle("unknown", lost && !state);
 }
 
 $("#cleanup").addEventListener("click", (/** @type {any} */ event) => perform(event.currentTarget, () => cleanup(state)));

@@ -48,10 +48,9 @@ const chosen = () => /** @type {Model[]} */ (selects.slice(0, comparing ? 2 : 1)
 const composer = new Composer({
   chosen, all: () => models, limits: () => limits, send: () => void send(),
   drafted: (text) => keep({ draft: text }),
-  switchTo: (model) => {
-    // The column that cannot take it gives way.
-    const place = comparing && chosen()[0].inputs.length > 1 && !chosen()[1].inputs.includes("image") ? 1 : 0;
-    selects[place].value = model.id;
+  switchTo: (model, kind) => {
+    const place = chosen().findIndex((one) => !one.inputs.includes(kind)); // who cannot take it gives way
+    selects[Math.max(0, place)].value = model.id;
     picked();
   },
 }, before.draft ?? "");
@@ -67,6 +66,7 @@ async function start() {
     return;
   }
   $("#models-problem").hidden = true;
+  comparing &&= models.length > 1;
   const wanted = before.models ?? [];
   const first = models.find((model) => model.state === "ready")?.id ?? models[0]?.id ?? "";
   offer(selects[0], models, wanted[0] ?? first);
@@ -266,8 +266,10 @@ function empty() {
 /** What can be done now. */
 function buttons() {
   const busy = running.size > 0;
+  const focused = document.activeElement;
   $("#send").hidden = busy;
   $("#stop").hidden = !busy;
+  if (focused === $("#send") || focused === $("#stop")) composer.draft.focus({ preventScroll: true }); // its button is gone
   $("#send").disabled = !models.length;
   $("#clear").disabled = !turns.length;
   $("#compare").disabled = busy || models.length < 2;

@@ -79,7 +79,7 @@ function warning(why) {
   }
   if (why === "full") {
     return [h("span", null, h("strong", null, "No live figures for now. "),
-      "The server is stopping, or as many pages watch it as it allows (live_streams). It is being tried again."),
+      `${live.said.replace(/^./, (letter) => letter.toUpperCase())}. It is being tried again.`),
       h("button", { class: "button small", type: "button", id: "retry", onclick: () => live.retry() }, "Try now")];
   }
   return [

@@ -26,7 +26,7 @@ function wired() {
   /** @type {any} */
   let request = null;
 
-  const name = () => /** @type {'curl'|'python'} */ (tabs.find((tab) => tab.ariaSelected === "true")?.dataset.code ?? "curl");
+  const name = () => /** @type {'curl'|'python'} */ (tabs.find((tab) => tab.getAttribute("aria-selected") === "true")?.dataset.code ?? "curl");
   const show = () => {
     const keyed = document.body.dataset.keyed === "true";
     listing.textContent = MADE[name()](request, { origin: location.origin, keyed, stream: streamed.checked });

@@ -7,7 +7,7 @@ import { accepted, choice, kindOf, limitsSaid, mediumOf, preview, taken, tooMuch
 
 /** @typedef {import('./conversation.js').Medium} Medium */
 /** @typedef {import('./conversation.js').Model} Model */
-/** @typedef {{chosen: () => Model[], all: () => Model[], limits: () => any, switchTo: (model: Model) => void,
+/** @typedef {{chosen: () => Model[], all: () => Model[], limits: () => any, switchTo: (model: Model, kind: string) => void,
  *   send: () => void, drafted: (text: string) => void}} Page */
 
 /** Devices are for few visits; their part comes when it is wanted. */
@@ -15,6 +15,10 @@ const recording = () => import("./record.js");
 
 /** Whether the browser can record at all. Browsers do not on http but for localhost. */
 const canRecord = () => Boolean(navigator.mediaDevices && window.MediaRecorder);
+
+/** What is said of a model without weights, to whoever may fetch them with the way there. @param {Model} model */
+const absent = (model) => h("p", null, `The weights of ${model.id} are not here yet. `,
+  document.body.dataset.role === "user" ? null : h("a", { href: "/ui/models" }, "Download them"));
 
 /** @param {string} text */
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
@@ -92,7 +96,7 @@ export class Composer {
     const { camera, nameOf } = await recording();
     const kinds = taken(this.page.chosen());
     const most = Math.min(this.page.limits().max_video_seconds ?? 600, 600);
-    const made = await camera(kinds.includes("image"), kinds.includes("video"), most);
+    const made = await camera(kinds.includes("image"), kinds.includes("video"), kinds.includes("audio"), most);
     if (made) await this.attach(made.blob, made.kind, nameOf(made.kind === "image" ? "photo" : "video", made.blob.type));
     this.draft.focus();
   }
@@ -137,7 +141,7 @@ export class Composer {
     const takes = taken(deaf);
     const offers = able.map((model) => h("button", {
       type: "button", class: "button small",
-      onclick: () => { this.quiet(); this.page.switchTo(model); void this.attach(blob, kind, name, made); },
+      onclick: () => { this.quiet(); this.page.switchTo(model, kind); void this.attach(blob, kind, name, made); },
     }, `Ask ${model.id}`));
     this.refuse([h("p", null, `${who} ${deaf.length > 1 ? "do" : "does"} not take ${words(kind)}${takes.length ? `, only ${choice(takes)}` : ""}. ${offers.length ? "These do:" : "No model here does."}`),
       offers.length ? h("div", { class: "pg-row" }, offers) : null]);
@@ -153,7 +157,7 @@ export class Composer {
         return [`${model.id} needs ${words(/** @type {any} */ (model.requires[0]))} with each question. Drop one here, or choose it.`];
       }
       if (model.requires.length && this.media.length > 1) return [`${model.id} takes exactly one ${model.requires[0]} with a question.`];
-      if (!model.downloaded) return [`The weights of ${model.id} are not here yet.`];
+      if (!model.downloaded) return [absent(model)];
     }
     return this.draft.value.trim() || this.media.length ? [] : ["Write a question first."];
   }

@@ -4,8 +4,8 @@
 import { h } from "../dom.js";
 
 /** @typedef {import('./conversation.js').Model} Model */
-/** @typedef {{name: string, label: string, kind: 'number'|'whole'|'text'|'switch', min?: number, max?: number,
- *   step?: number, from?: string, hint?: string, slider?: boolean, off?: number}} Field */
+/** @typedef {{name: string, label: string, kind: 'number'|'whole'|'text'|'word'|'switch', min?: number, max?: number,
+ *   step?: number, from?: string, value?: any, hint?: string, slider?: boolean, off?: number}} Field */
 
 /** @type {{title: string, open: boolean, fields: Field[]}[]} */
 const GROUPS = [
@@ -29,6 +29,11 @@ const GROUPS = [
     { name: "fps", label: "Frames a second", kind: "number", min: 0.01, max: 60, step: 0.01, hint: "Instead of a number of frames" },
     { name: "use_audio_in_video", label: "Listen to a video’s sound", kind: "switch" },
     { name: "speech", label: "Speak the answer", kind: "switch" },
+  ] },
+  { title: "Shape and serving", open: false, fields: [
+    { name: "response_format", label: "Answer in JSON", kind: "switch", value: { type: "json_object" } },
+    { name: "keep_alive", label: "Keep alive", kind: "word", hint: "How long the model stays loaded after it: 5m; 0 unloads at once, −1 never" },
+    { name: "timeout", label: "Timeout", kind: "word", hint: "How long the answer may take, waiting included: 30s" },
   ] },
 ];
 
@@ -65,6 +70,9 @@ export class Parameters {
     if (field.kind === "switch") {
       input = h("input", { type: "checkbox", id, ...about });
       input.checked = value === "true";
+    } else if (field.kind === "word") {
+      input = h("input", { type: "text", id, pattern: "[\\-\u2212]?[0-9.]+ *(ms|s|m|h|d)?", title: "Seconds, or a text such as 5m", ...about });
+      input.value = value;
     } else if (field.kind === "text") {
       input = h("textarea", { id, rows: "1", ...about });
       input.value = value;
@@ -118,7 +126,8 @@ export class Parameters {
     for (const [name, text] of Object.entries(this.texts())) {
       const { field, row } = /** @type {any} */ (this.rows.get(name));
       if (row.hidden) continue;
-      if (field.kind === "switch") found[name] = true;
+      if (field.kind === "switch") found[name] = field.value ?? true;
+      else if (field.kind === "word") found[name] = /^[-\u2212]?[0-9.]+$/.test(text.trim()) ? Number(text.trim().replace("\u2212", "-")) : text.trim();
       else if (field.kind === "text") found[name] = text.split("\n").filter((line) => line !== "");
       else found[name] = Number(text);
     }

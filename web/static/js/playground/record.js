@@ -94,11 +94,12 @@ const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seco
 /**
  * Show the camera in a dialog; take a photo or a video. Returns null if the dialog was closed.
  * @param {boolean} photos whether a photo may be taken @param {boolean} videos whether a video may be
- * @param {number} most seconds
+ * @param {boolean} sound whether a video is to have some @param {number} most seconds
  * @returns {Promise<{kind: 'image'|'video', blob: Blob}|null>}
  */
-export async function camera(photos, videos, most) {
-  const stream = await open({ video: true, audio: false }, "camera");
+export async function camera(photos, videos, sound, most) {
+  const stream = await open({ video: true, audio: videos && sound }, "camera")
+    .catch((error) => (videos && sound ? open({ video: true }, "camera") : Promise.reject(error)));
   const view = /** @type {HTMLVideoElement} */ (h("video", { autoplay: true, playsinline: true, muted: true, "aria-label": "What the camera sees" }));
   view.muted = true;
   view.srcObject = stream;

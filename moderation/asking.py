@@ -1,0 +1,301 @@
+"""How the questions of a policy are put to a model about frames, and what its replies say.
+
+Makes prompts with the JSON schema of their answers, reads replies by the same schema, asks once more where one is
+malformed. Who answers is an :class:`Asker`. Must not know HTTP, nor what answers come to.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import Field as PydanticField
+
+from moderation.policy import Policy, Question
+from moderation.sampling import Frame
+
+LONGEST_DESCRIPTION = 300
+_DESCRIPTION = "description"
+_TOKENS_PER_ANSWER, _TOKENS_PER_DESCRIPTION = 24, 160
+_FENCE = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*$", re.DOTALL)
+_TRIES = 2
+
+
+class ModelError(Exception):
+    """The model gave no answer, through no fault of the frame."""
+
+
+class ModelBusy(ModelError):
+    """It is busy or gone, for longer than was worth waiting. Later it may answer; ``retry_after`` says in how many
+    seconds, where that is known."""
+
+    def __init__(self, text: str, retry_after: float | None = None) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
+
+
+class ModelRefused(ModelError):
+    """It will not answer however often it is asked: a wrong key, an unknown model, a request that it cannot take."""
+
+
+class FrameRefused(Exception):
+    """It could not answer about just these frames."""
+
+
+class Cancelled(Exception):
+    """Nobody wants the answer any more."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message: texts and frames, in their order."""
+
+    role: Literal["system", "user", "assistant"]
+    parts: tuple[str | Frame, ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked: the messages, the schema that the reply must follow, and how long it may be, in tokens."""
+
+    messages: tuple[Message, ...]
+    schema: Mapping[str, Any]
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What was said. ``cut`` tells that it was ended by its length."""
+
+    text: str
+    cut: bool = False
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Asker(Protocol):
+    """A model that sees. May be asked by several threads at once.
+
+    :ivar model: its name, for the result. :ivar server: where it is.
+    :ivar most_media: pictures that it takes in one request, None if nobody knows.
+    :ivar at_once: requests that it answers at once, likewise.
+    """
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def server(self) -> str: ...
+
+    @property
+    def most_media(self) -> int | None: ...
+
+    @property
+    def at_once(self) -> int | None: ...
+
+    def ask(self, prompt: Prompt, cancelled: Callable[[], bool]) -> Reply:
+        """:raises ModelError: if there is no reply. :raises FrameRefused: if that is because of the frames.
+        :raises Cancelled: when ``cancelled()``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """One thing to ask: these questions, by their numbers in :class:`Questions`, about these frames."""
+
+    frames: tuple[Frame, ...]
+    numbers: tuple[int, ...]
+
+
+@dataclass
+class Answers:
+    """What was answered: for each frame's index each question's answer by its number, and a description.
+
+    ``failed`` says why there is none.
+    """
+
+    request: Request
+    answers: dict[int, dict[int, str]] = field(default_factory=dict)
+    descriptions: dict[int, str] = field(default_factory=dict)
+    failed: str = ""
+    asked: int = 0
+    malformed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Questions:
+    """A policy's questions, each once, whichever categories share it, and the way in which they are asked.
+
+    :ivar together: frames shown in one request: what the policy says, but no more than ``most_media``.
+    """
+
+    def __init__(self, policy: Policy, most_media: int | None = None) -> None:
+        self._policy = policy
+        self.together = min(policy.frames_per_request, most_media or policy.frames_per_request)
+        found: dict[tuple[str, tuple[str, ...]], int] = {}
+        self.of_category: dict[str, tuple[int, ...]] = {}
+        self._keys: list[str] = []
+        self._questions: list[Question] = []
+        for category in policy.categories:
+            numbers = []
+            for place, question in enumerate(category.questions, 1):
+                said = question.ask, question.answers
+                if said not in found:
+                    found[said] = len(found)
+                    self._questions.append(question)
+                    self._keys.append(category.id if len(category.questions) == 1 else f"{category.id}_{place}")
+                numbers.append(found[said])
+            self.of_category[category.id] = tuple(numbers)
+
+    def requests(self, frames: Sequence[Frame]) -> Iterator[Request]:
+        """Yield what is to be asked about some frames."""
+        numbers = tuple(range(len(self._questions)))
+        for at in range(0, len(frames), self.together):
+            shown = tuple(frames[at : at + self.together])
+            if self._policy.ask == "together":
+                yield Request(shown, numbers)
+            else:
+                yield from (Request(shown, (number,)) for number in numbers)
+
+    @property
+    def per_frame(self) -> float:
+        """How many requests a frame takes."""
+        return len(self._questions) if self._policy.ask == "each" else 1 / self.together
+
+    def put(self, request: Request, asker: Asker, cancelled: Callable[[], bool]) -> Answers:
+        """Ask, once more if the reply is malformed, and return what was answered.
+
+        :raises ModelError: if the model does not reply. :raises Cancelled: when ``cancelled()``.
+        """
+        result = Answers(request)
+        shape = _Shape(self._policy, [(self._key(number), self._questions[number]) for number in request.numbers],
+                       len(request.frames))  # fmt: skip
+        messages = self._messages(request, shape)
+        for _ in range(_TRIES):
+            try:
+                reply = asker.ask(Prompt(messages, shape.schema, shape.max_tokens), cancelled)
+            except FrameRefused as error:
+                result.failed = str(error)
+                return result
+            result.asked += 1
+            result.prompt_tokens += reply.prompt_tokens
+            result.completion_tokens += reply.completion_tokens
+            try:
+                said = shape.read(reply)
+            except ValueError as error:
+                result.malformed += 1
+                result.failed = f"the model's answer was malformed: {error}"
+                messages = (*messages, Message("assistant", (reply.text or "(nothing)",)),
+                            Message("user", (f"That cannot be used: {error}. Answer again, by nothing but the JSON "
+                                             "object that was asked for.",)))  # fmt: skip
+                continue
+            result.failed = ""
+            for frame, (answers, description) in zip(request.frames, said, strict=True):
+                result.answers[frame.index] = dict(zip(request.numbers, answers, strict=True))
+                if description:
+                    result.descriptions[frame.index] = description
+            return result
+        return result
+
+    def _key(self, number: int) -> str:
+        return "answer" if self._policy.ask == "each" else self._keys[number]
+
+    def _messages(self, request: Request, shape: "_Shape") -> tuple[Message, ...]:
+        before = [Message("system", (self._policy.instructions,))] if self._policy.instructions else []
+        if self._policy.ask == "each":
+            question = self._questions[request.numbers[0]].ask
+            return (*before, Message("user", (request.frames[0], question)))
+        parts: list[str | Frame] = []
+        for place, frame in enumerate(request.frames, 1):
+            parts += [frame] if len(request.frames) == 1 else [f"Frame {place}:", frame]
+        return (*before, Message("user", (*parts, shape.wording)))
+
+
+class _Shape:
+    """The answers to some questions about some frames as JSON: how to ask for it, and how to read it."""
+
+    def __init__(self, policy: Policy, questions: Sequence[tuple[str, Question]], frames: int) -> None:
+        self._describe, self._questions, self._frames = policy.describe, questions, frames
+
+    @cached_property
+    def schema(self) -> dict[str, Any]:
+        one = self._object({key: {"type": "string", "enum": list(question.answers)}
+                            for key, question in self._questions})  # fmt: skip
+        if self._describe:
+            said = {_DESCRIPTION: {"type": "string", "maxLength": LONGEST_DESCRIPTION}}
+            one = self._object(said | one["properties"])
+        if self._frames == 1:
+            return one
+        return self._object({f"frame_{place + 1}": one for place in range(self._frames)})
+
+    @staticmethod
+    def _object(properties: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+    @property
+    def max_tokens(self) -> int:
+        words = sum(_TOKENS_PER_ANSWER + max(map(len, question.answers)) for _, question in self._questions)
+        return self._frames * (16 + words + (_TOKENS_PER_DESCRIPTION if self._describe else 0))
+
+    @property
+    def wording(self) -> str:
+        """The questions as text."""
+        one = self._frames == 1
+        lines = ["Answer these questions about the picture." if one else
+                 f"Answer these questions about each of the {self._frames} frames, each by itself."]  # fmt: skip
+        lines += [f'- "{key}": {question.ask} ({" / ".join(question.answers)})' for key, question in self._questions]
+        if self._describe:
+            lines.append(f'First say in one short sentence what is to be seen, as "{_DESCRIPTION}".')
+        shape = "a JSON object with these keys"
+        if not one:
+            shape = f'a JSON object with the keys "frame_1" to "frame_{self._frames}", each an object with these keys'
+        return "\n".join([*lines, f"Answer by {shape}, and nothing else."])
+
+    def read(self, reply: Reply) -> list[tuple[list[str], str]]:
+        """Return for each frame the answers in order, and the description. :raises ValueError: saying what is wrong."""
+        if reply.cut:
+            raise ValueError("it was cut off before its end")
+        if (plain := self._plain(reply.text)) is not None:
+            return [([plain], "")]
+        fenced = _FENCE.match(reply.text)
+        try:
+            data = json.loads(fenced[1] if fenced else reply.text)
+        except (ValueError, RecursionError):
+            raise ValueError("it is not JSON") from None
+        if self._frames > 1:
+            names = [f"frame_{place + 1}" for place in range(self._frames)]
+            if not isinstance(data, dict) or sorted(data) != sorted(names):
+                raise ValueError(f"it must be an object with {', '.join(names)}")
+            return [self._one(data[name], f"{name}.") for name in names]
+        return [self._one(data, "")]
+
+    def _plain(self, text: str) -> str | None:
+        """Return the one answer that was wanted, if it was given without any JSON, as models do that know no schema."""
+        said = text.strip().strip("\"'.").lower()
+        if len(self._questions) == 1 == self._frames and not self._describe:
+            return next((answer for answer in self._questions[0][1].answers if answer.lower() == said), None)
+        return None
+
+    def _one(self, data: Any, prefix: str) -> tuple[list[str], str]:
+        try:
+            made = self._model.model_validate(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = prefix + ".".join(map(str, first["loc"]))
+            raise ValueError(f"{place or 'it'}: {first['msg']}") from None
+        said = made.model_dump(by_alias=True)
+        return [said[key] for key, _ in self._questions], str(said.get(_DESCRIPTION, "")).strip()
+
+    @cached_property
+    def _model(self) -> type[BaseModel]:
+        fields: dict[str, Any] = {
+            f"q{number}": (Literal[question.answers], PydanticField(alias=key))
+            for number, (key, question) in enumerate(self._questions)
+        }
+        if self._describe:
+            fields["seen"] = (str, PydanticField(alias=_DESCRIPTION, max_length=4 * LONGEST_DESCRIPTION))
+        return create_model("Answered", __config__=ConfigDict(extra="forbid", strict=True), **fields)

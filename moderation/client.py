@@ -1,0 +1,245 @@
+"""A model behind OpenAI's HTTP interface: Switchyard's own ``/v1``, vLLM, or any other. For the worker and the CLI.
+
+Requests run on an event loop of the client's own thread, so that one that nobody wants any more is dropped at once and
+its server can stop. Waits where the server is busy, as long as it says so and a bounded time in all. Knows no policy.
+"""
+
+import asyncio
+import base64
+import concurrent.futures
+import email.utils
+import random
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Self, TypeVar
+
+import httpx
+
+from moderation.asking import Cancelled, FrameRefused, Message, ModelBusy, ModelRefused, Prompt, Reply
+from moderation.sampling import Frame
+
+_BUSY = (408, 425, 429, 500, 502, 503, 504)
+_OF_THE_FRAME = (413, 415, 422)
+_CONNECTING = 10.0
+_LOOK = 0.1
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
+Made = TypeVar("Made")
+
+
+class Client:
+    """The model ``model`` of the server at ``url``; None is the first there that sees, or the only one.
+
+    :param timeout: seconds that one answer may take. :param patience: seconds for which a server that is busy or gone
+        is asked again, for each question.
+    :raises ModelError: from :meth:`connect` and :meth:`ask`. Use as a context manager, or :meth:`close` it.
+    """
+
+    def __init__(
+        self, url: str, model: str | None = None, api_key: str | None = None, *, timeout: float = 120.0,
+        patience: float = 300.0, priority: str | None = None,
+    ) -> None:  # fmt: skip
+        self.server = url.rstrip("/").removesuffix("/v1").rstrip("/")
+        self._model = model
+        self._timeout, self._patience = timeout, patience
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        if priority is not None:
+            self._headers["X-Priority"] = priority
+        self._lock = threading.Lock()
+        self._limits: dict[str, Any] = {}
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="model-client", daemon=True)
+        self._thread.start()
+        self._http = httpx.AsyncClient(
+            base_url=self.server, trust_env=False, headers=self._headers,
+            timeout=httpx.Timeout(timeout, connect=_CONNECTING),
+            limits=httpx.Limits(max_connections=None, keepalive_expiry=15),
+        )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop what is under way and every connection. May be called again."""
+        with self._lock:
+            if self._loop.is_closed():
+                return
+            asyncio.run_coroutine_threadsafe(self._finish(), self._loop).result(10)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(10)
+            self._loop.close()
+
+    async def _finish(self) -> None:
+        mine = asyncio.current_task()
+        others = [task for task in asyncio.all_tasks() if task is not mine]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._http.aclose()
+
+    # -- the server ----------------------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> str:
+        """The model's name. :raises ModelError: if it has to be asked for, and the server does not tell."""
+        self.connect()
+        assert self._model is not None
+        return self._model
+
+    @property
+    def at_once(self) -> int | None:
+        """How many requests the server answers at once for this model, where it tells."""
+        found = self._limits.get("max_batch_size")
+        size = found.get(self._model) if isinstance(found, dict) else None
+        return size if isinstance(size, int) and size > 0 else None
+
+    @property
+    def most_media(self) -> int | None:
+        """How many pictures the server takes in one request, where it tells."""
+        found = self._limits.get("max_media_per_request")
+        return found if isinstance(found, int) and found > 0 else None
+
+    def connect(self, cancelled: Callable[[], bool] = bool) -> None:
+        """Find out which model to ask, and the server's limits, unless that is known.
+
+        :raises ModelError: if the server does not answer, or has no such model.
+        """
+        with self._lock:
+            if self._limits.get("known"):
+                return
+        listed = self._wait(self._patiently(lambda: self._http.get("/v1/models")), cancelled)
+        limits = self._wait(self._vision(), cancelled)
+        try:
+            names = [str(entry["id"]) for entry in listed.json()["data"]]
+        except (ValueError, KeyError, TypeError):
+            raise ModelRefused(f"{self.server}/v1/models is no list of models; is it a model server?") from None
+        with self._lock:
+            self._limits = limits | {"known": True}
+            if self._model is None:
+                seeing = [name for name in limits.get("models", ()) if name in names]
+                if not names or (len(names) > 1 and not seeing):
+                    known = f"it has {', '.join(names)}" if names else "it has none"
+                    raise ModelRefused(f"name the model to ask at {self.server}: {known}")
+                self._model = (seeing or names)[0]
+
+    async def _vision(self) -> dict[str, Any]:
+        """Return what Switchyard tells of the models that see; nothing of another server."""
+        try:
+            said = (await self._http.get("/health")).json()["vlm_config"]
+            return dict(said) if isinstance(said, dict) else {}
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            return {}
+
+    # -- asking --------------------------------------------------------------------------------------------------------
+
+    def ask(self, prompt: Prompt, cancelled: Callable[[], bool] = bool) -> Reply:
+        """Return the model's reply. See :class:`moderation.asking.Asker`."""
+        body = {
+            "model": self.model,
+            "messages": [_message(message) for message in prompt.messages],
+            "temperature": 0,
+            "max_tokens": prompt.max_tokens,
+            "response_format": {
+                "type": "json_schema", "json_schema": {"name": "answers", "schema": prompt.schema, "strict": True},
+            },
+        }  # fmt: skip
+        answer = self._wait(self._patiently(lambda: self._http.post("/v1/chat/completions", json=body)), cancelled)
+        try:
+            data = answer.json()
+            choice = data["choices"][0]
+            usage = data.get("usage") or {}
+            return Reply(str(choice["message"]["content"] or ""), choice.get("finish_reason") == "length",
+                         int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))  # fmt: skip
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            return Reply(f"(no chat completion: {answer.text[:200]})")
+
+    async def _patiently(self, send: Callable[[], Coroutine[Any, Any, httpx.Response]]) -> httpx.Response:
+        """Return a good response, asking again while the server is busy or gone.
+
+        :raises ModelBusy: if it is for too long. :raises ModelRefused: if it will not answer.
+        :raises FrameRefused: if what was shown is the reason.
+        """
+        deadline, pause = time.monotonic() + self._patience, _FIRST_PAUSE
+        while True:
+            after: float | None = None
+            try:
+                answer = await send()
+            except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+                raise ModelRefused(f"{self.server!r} is no server's address: {error}") from None
+            except httpx.HTTPError as error:
+                problem = f"no answer from {self.server}: {str(error) or type(error).__name__}"
+            else:
+                if answer.status_code == 200:
+                    return answer
+                problem = f"{self.server} answered {answer.status_code}: {_reason(answer)}"
+                if answer.status_code in _OF_THE_FRAME:
+                    raise FrameRefused(problem)
+                ended = answer.headers.get("x-should-retry") == "false" and answer.status_code == 429  # a quota's end
+                if answer.status_code not in _BUSY or ended:
+                    raise (ModelBusy if ended else ModelRefused)(problem)
+                after = _retry_after(answer)
+            wait = (pause if after is None else after) * random.uniform(1.0, 1.2)  # not all at the same moment again
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            if time.monotonic() + wait > deadline:
+                raise ModelBusy(problem, after)
+            await asyncio.sleep(wait)
+
+    def _wait(self, work: Coroutine[Any, Any, Made], cancelled: Callable[[], bool]) -> Made:
+        """Return what comes of the work, on the client's own thread. :raises Cancelled: when ``cancelled()``."""
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:
+            work.close()
+            raise Cancelled from None
+        try:
+            while True:
+                try:
+                    return future.result(_LOOK)
+                except concurrent.futures.TimeoutError:
+                    if future.done():
+                        raise
+                    if cancelled():
+                        raise Cancelled from None
+                except concurrent.futures.CancelledError:
+                    raise Cancelled from None
+        finally:
+            future.cancel()
+
+
+def _message(message: Message) -> dict[str, Any]:
+    if all(isinstance(part, str) for part in message.parts):
+        return {"role": message.role, "content": "".join(str(part) for part in message.parts)}
+    return {"role": message.role, "content": [_part(part) for part in message.parts]}
+
+
+def _part(part: str | Frame) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    url = f"data:image/jpeg;base64,{base64.b64encode(part.picture).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def _reason(answer: httpx.Response) -> str:
+    """Return what a refusal says, in OpenAI's envelope, in vLLM's, or in none."""
+    try:
+        data = answer.json()
+        error = data.get("error", data)
+        return str(error["message"] if isinstance(error, dict) else data.get("details") or error)[:500]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return answer.text[:200] or "nothing more"
+
+
+def _retry_after(answer: httpx.Response) -> float | None:
+    """Return the seconds that ``Retry-After`` names, as a number or a date."""
+    said = answer.headers.get("Retry-After", "")
+    try:
+        return max(0.0, float(said))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None

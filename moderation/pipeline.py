@@ -1,0 +1,223 @@
+"""A video and a policy in, a result out: frames are taken, asked about while others are still decoded, and weighed.
+
+Runs wherever it is called, the worker's process, the command line's or a request's thread of the gateway; what it asks
+is handed to it. Must not know where videos come from or results go.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from moderation.asking import Answers, Asker, Cancelled, Questions, Request
+from moderation.policy import Policy
+from moderation.result import ModelUsed, PolicyUsed, Result, SamplingUsed, Tally, TimesTaken, VideoSeen
+from moderation.sampling import Bounds, End, Frame, Plan, Sampling, Source, Stopped, Unseen, sample
+from moderation.verdict import Judged, Shown, decide
+
+_LOOK = 0.2
+_AHEAD = 2
+"""For each request at a time, how many may wait with their frames."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far it is: ``planned`` frames are expected (0: nobody knows yet), ``decoded`` are there, ``judged`` are
+    answered; ``violations`` of them violate by what is known so far."""
+
+    planned: int
+    decoded: int
+    judged: int
+    violations: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A result, and a small JPEG of each frame by its index."""
+
+    result: Result
+    thumbnails: dict[int, bytes] = field(repr=False)
+
+
+def moderate(
+    video: Source, policy: Policy, client: Asker, *, name: str | None = None, sampling: Sampling = Sampling(),  # noqa: B008
+    bounds: Bounds = Bounds(), concurrency: int = 4, progress: Callable[[Progress], None] = lambda _: None,  # noqa: B008
+    cancelled: Callable[[], bool] = bool,
+) -> Outcome:  # fmt: skip
+    """Return what the policy says of the video.
+
+    :param name: how the result and messages call the video; by default a file's name.
+    :param concurrency: questions under way at a time.
+    :raises MediaError: if it is no video, or nothing of it can be seen.
+    :raises ModelError: if the model cannot be asked. A frame about which it gives no usable answer is no such reason:
+        it is among what was not seen.
+    :raises Cancelled: when ``cancelled()``.
+    :raises Exception: whatever the source raises when it is read.
+    """
+    name = name or (video.name if isinstance(video, Path) else "video")
+    return _Run(policy, client, name, sampling, bounds, concurrency, progress, cancelled).run(video)
+
+
+class _Run:
+    """One moderation under way. All but the questions themselves happens in the caller's thread."""
+
+    def __init__(
+        self, policy: Policy, client: Asker, name: str, sampling: Sampling, bounds: Bounds, concurrency: int,
+        progress: Callable[[Progress], None], cancelled: Callable[[], bool],
+    ) -> None:
+        self._policy, self._client, self._name = policy, client, name
+        self._sampling, self._bounds, self._progress = sampling, bounds, progress
+        self._wanted_no_more = cancelled
+        _ = client.model  # whether there is one is known before anything is decoded, and what it takes at once
+        self._questions = Questions(policy, client.most_media)
+        self._concurrency = max(1, min(concurrency, client.at_once or concurrency))
+        self._plan: Plan | None = None
+        self._end: End | None = None
+        self._judged: dict[int, Judged] = {}
+        self._left: dict[int, int] = {}
+        self._unseen: list[Unseen] = []
+        self._thumbnails: dict[int, bytes] = {}
+        self._group: list[Frame] = []
+        self._under_way: set[Future[Answers]] = set()
+        self._answers: list[Answers] = []
+        self._hits: set[int] = set()
+        self._over = False
+
+    def run(self, video: Source) -> Outcome:
+        """Do it."""
+        started, began = datetime.now(UTC), time.monotonic()
+        decoding = 0.0
+        try:
+            found = sample(video, self._sampling, self._bounds, self._name, self._cancelled)
+            with ThreadPoolExecutor(self._concurrency, thread_name_prefix="question") as pool, closing(found):
+                try:
+                    while True:
+                        before = time.monotonic()
+                        one = next(found, None)
+                        decoding += time.monotonic() - before
+                        if one is None:
+                            break
+                        match one:
+                            case Plan():
+                                self._plan = one
+                                self._tell()
+                            case Frame():
+                                self._take(one, pool)
+                            case Unseen():
+                                self._unseen.append(one)
+                            case End():
+                                self._end = one
+                    self._flush(pool)
+                    while self._under_way:
+                        self._collect()
+                finally:
+                    self._over = True  # questions that still wait or run see it and stop
+                    for future in self._under_way:
+                        future.cancel()
+        except Stopped:
+            raise Cancelled from None
+        return self._outcome(started, decoding, time.monotonic() - began)
+
+    def _cancelled(self) -> bool:
+        return self._over or self._wanted_no_more()
+
+    # -- on the way ----------------------------------------------------------------------------------------------------
+
+    def _take(self, frame: Frame, pool: ThreadPoolExecutor) -> None:
+        self._judged[frame.index] = Judged(Shown(frame.index, frame.time, frame.start, frame.end))
+        self._thumbnails[frame.index] = frame.thumbnail
+        self._group.append(frame)
+        if len(self._group) == self._questions.together:
+            self._flush(pool)
+        self._tell()
+        while len(self._under_way) > _AHEAD * self._concurrency * max(1.0, self._questions.per_frame):
+            self._collect()
+
+    def _flush(self, pool: ThreadPoolExecutor) -> None:
+        for request in self._questions.requests(self._group):
+            for frame in request.frames:
+                self._left[frame.index] = self._left.get(frame.index, 0) + 1
+            self._under_way.add(pool.submit(self._ask, request))
+        self._group = []
+
+    def _ask(self, request: Request) -> Answers:
+        if self._cancelled():
+            raise Cancelled
+        return self._questions.put(request, self._client, self._cancelled)
+
+    def _collect(self) -> None:
+        """Take in what was answered, waiting for it a moment. :raises Cancelled: when it is not wanted any more."""
+        if self._wanted_no_more():
+            raise Cancelled
+        done, self._under_way = wait(self._under_way, _LOOK, FIRST_COMPLETED)
+        for future in done:
+            answers = future.result()
+            self._answers.append(answers)
+            for frame in answers.request.frames:
+                judged = self._judged[frame.index]
+                judged.answers |= answers.answers.get(frame.index, {})
+                judged.description = answers.descriptions.get(frame.index, judged.description)
+                judged.failed = judged.failed or answers.failed
+                self._left[frame.index] -= 1
+                if self._violates(judged):
+                    self._hits.add(frame.index)
+        if done:
+            self._tell()
+
+    def _violates(self, judged: Judged) -> bool:
+        for category in self._policy.categories:
+            numbers = self._questions.of_category[category.id]
+            hits = [judged.answers.get(number) in question.violates
+                    for question, number in zip(category.questions, numbers, strict=True)]  # fmt: skip
+            if any(hits) if category.match == "any" else all(hits):
+                return True
+        return False
+
+    def _tell(self) -> None:
+        judged = sum(1 for left in self._left.values() if not left)
+        self._progress(Progress(self._plan.planned if self._plan else 0, len(self._judged), judged, len(self._hits)))
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def _outcome(self, started: datetime, decoding: float, total: float) -> Outcome:
+        plan, end = self._plan, self._end
+        assert plan is not None and end is not None  # sample() yields both or raises
+        judged = [self._judged[index] for index in sorted(self._judged)]
+        duration = end.duration or plan.duration
+        verdict = decide(self._policy, self._questions, judged, self._unseen, self._sampling.fps, duration)
+        policy, wanted = self._policy, self._sampling
+        result = Result(
+            decision=verdict.decision, severity=verdict.severity, summary=verdict.summary,
+            policy=PolicyUsed(name=policy.name, version=policy.version, digest=policy.digest),
+            model=ModelUsed(name=self._client.model, server=self._client.server),
+            video=VideoSeen(
+                name=self._name, container=plan.container, codec=plan.codec, width=plan.width, height=plan.height,
+                rate=plan.rate, duration=duration, claimed=plan.claimed,
+                known=plan.known or "reading it to its end",
+            ),
+            sampling=SamplingUsed(
+                fps=wanted.fps, max_frames=wanted.max_frames, longest_side=wanted.longest_side,
+                planned=plan.planned or len(judged),
+                spacing=plan.spacing or round(duration / max(1, len(judged)), 3),
+            ),
+            categories=verdict.categories, frames=verdict.frames, not_seen=verdict.not_seen,
+            coverage=verdict.coverage, counts=_counts(self._answers, len(judged), verdict.judged, end.damaged_packets),
+            timings=TimesTaken(
+                started=started.isoformat(timespec="milliseconds"),
+                finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
+                decoding=round(decoding, 3), total=round(total, 3),
+            ),
+        )  # fmt: skip
+        return Outcome(result, self._thumbnails)
+
+
+def _counts(answers: Sequence[Answers], frames: int, judged: int, damaged: int) -> Tally:
+    return Tally(
+        frames=frames, judged=judged, requests=sum(one.asked for one in answers),
+        malformed=sum(one.malformed for one in answers), damaged_packets=damaged,
+        prompt_tokens=sum(one.prompt_tokens for one in answers),
+        completion_tokens=sum(one.completion_tokens for one in answers),
+    )  # fmt: skip

@@ -1,0 +1,299 @@
+"""Frames of one video, evenly spread over it, as JPEGs: from a file, or from anything that can be read.
+
+The video is decoded in a process of its own (:mod:`utils.media.sampler`), limited in memory and time, to which its
+bytes are handed as it asks for them. So a video in a store far away is never held whole, and one that breaks its
+decoder breaks nothing else. What could not be seen comes back as such. Must not know what frames are for.
+"""
+
+import contextlib
+import io
+import logging
+import select
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from utils.media import wire
+from utils.media.decode import decoder_process
+from utils.media.errors import MediaError, undecodable
+from utils.media.limits import MediaLimits
+from utils.media.sniff import sniff
+from utils.media.tasks import CANNOT_START
+
+log = logging.getLogger(__name__)
+_START = """
+import sys
+sys.path[:] = sys.argv[2:]
+from utils.media.sampler import main
+sys.exit(main(int(sys.argv[1])))
+"""
+_HEAD = 4096  # bytes that tell what a file is
+_LOOK = 0.2  # seconds between looks at whether it is still wanted
+_GRACE = 5.0  # seconds after the limit that the process has to say so itself
+_MOST_READ = 4 * 2**20
+_VIDEO_FORMATS = ("AVI", "MP4", "MOV", "WEBM", "MATROSKA", "MPEGTS", "MPEG", "FLV", "ASF", "OGV", "GIF")
+_TAKEN = "a video must be MP4, MOV, WebM, Matroska, AVI, MPEG, Windows Media, Flash, Ogg or GIF"
+
+
+class Readable(Protocol):
+    """What a video may come from besides a file: something to read, and if it can be, to seek in."""
+
+    def read(self, count: int, /) -> bytes: ...
+
+
+Source = Path | Readable
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which frames, and how large: one for each ``1 / fps`` seconds, spread over the whole where they would be more
+    than ``max_frames``. ``longest_side`` in pixels; ``quality`` is JPEG's, 1 to 95. With ``raw`` a frame's picture
+    comes as bare numbers."""
+
+    fps: float = 1.0
+    max_frames: int = 50
+    longest_side: int = 768
+    quality: int = 85
+    raw: bool = False
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What decoding may cost: seconds (without those spent waiting for the source), bytes of memory, pixels of a
+    frame; and how many seconds the video may last, None for any."""
+
+    seconds: float = 600.0
+    memory: int = 2 * 2**30
+    pixels: int = 50_000_000
+    length: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the video is. ``duration`` is what is there, in seconds, ``claimed`` what its header says (0: nothing);
+    ``planned`` the number of frames to come. Both are 0 where only the end will tell."""
+
+    container: str
+    codec: str
+    width: int
+    height: int
+    rate: float
+    duration: float
+    claimed: float
+    known: str
+    planned: int
+    spacing: float
+    missing_tail: str
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame shown at ``time``, which stands for the video from ``start`` to ``end``, in seconds.
+
+    ``picture`` is a JPEG, or with ``Sampling.raw`` RGB, (height, width, 3) bytes; ``thumbnail`` is a small JPEG.
+    Neither was looked into here.
+    """
+
+    index: int
+    time: float
+    start: float
+    end: float
+    width: int
+    height: int
+    picture: bytes
+    thumbnail: bytes
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """A stretch of the video of which there is no frame, in seconds, and why."""
+
+    start: float
+    end: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class End:
+    """All was said."""
+
+    duration: float
+    damaged_packets: int
+
+
+Sampled = Plan | Frame | Unseen | End
+
+
+class Stopped(Exception):
+    """Nobody wants the frames any more."""
+
+
+def sample(
+    source: Source, sampling: Sampling, bounds: Bounds, name: str = "video", cancelled: Callable[[], bool] = bool
+) -> Generator[Sampled]:
+    """Yield the plan, then frames and stretches without one in order, then the end.
+
+    If the decoder breaks down on the way, the rest of the video comes back as unseen. Leaving the iterator ends its
+    process.
+
+    :raises MediaError: if the source is no video, or not one frame of it can be had.
+    :raises Stopped: when ``cancelled()``.
+    :raises Exception: whatever the source raises when it is read.
+    """
+    with contextlib.ExitStack() as stack:
+        opened: Readable = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
+        reader = _Reader(opened)
+        found = sniff(reader.head)
+        if found.format not in _VIDEO_FORMATS:
+            if found.kinds == frozenset({"audio"}):
+                raise undecodable(name, found.text, "there is no video in it")
+            status, error = (415, "Unsupported media") if found.format else (400, "Media could not be decoded")
+            raise MediaError(status, error, f"{name}: it is {found.text}; {_TAKEN}")
+        job = _job(found.format, found.text, name, sampling, bounds, reader.size)
+        yield from _Sampler(stack, reader, job, bounds, name, found.text, cancelled).run()
+
+
+def _job(format: str, text: str, name: str, sampling: Sampling, bounds: Bounds, size: int | None) -> dict[str, Any]:
+    limits = MediaLimits(
+        max_items=1, max_bytes=0, max_pixels=bounds.pixels, max_audio_seconds=0, max_video_seconds=bounds.length or 0,
+        video_frames=0, max_video_frames=sampling.max_frames, timeout=bounds.seconds, memory=bounds.memory,
+    )  # fmt: skip
+    return {"name": name, "looks_like": text, "format": format, "limits": asdict(limits),
+            "wanted": asdict(sampling), "size": size}  # fmt: skip
+
+
+class _Reader:
+    """The source by position, whether it can seek or not. ``head`` is how it begins, ``size`` None if it cannot."""
+
+    def __init__(self, source: Readable) -> None:
+        self._source = cast(Any, source)  # perhaps with seek()
+        seekable = getattr(source, "seekable", None)
+        self.size: int | None = None
+        if seekable is not None and seekable():
+            self.size = int(self._source.seek(0, io.SEEK_END))
+            self._source.seek(0)
+        self.head = b""
+        while len(self.head) < _HEAD and (part := source.read(_HEAD - len(self.head))):
+            self.head += part
+        self._at = len(self.head)
+
+    def read(self, at: int, count: int) -> bytes:
+        """Return bytes from a position; without a way to seek it has to be where the last read ended."""
+        if self.size is None:
+            if at < len(self.head):
+                return self.head[at : at + count]
+            if at != self._at:
+                raise ValueError("the decoder wants to go back in a source that cannot")
+        elif at != self._at:
+            self._at = int(self._source.seek(at))
+        data: bytes = self._source.read(count)
+        self._at += len(data)
+        return data
+
+
+class _Sampler:
+    """The process that decodes, and what it says."""
+
+    def __init__(
+        self, stack: contextlib.ExitStack, reader: _Reader, job: dict[str, Any], bounds: Bounds, name: str, text: str,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._reader, self._bounds, self._name, self._text, self._cancelled = reader, bounds, name, text, cancelled
+        self._link, other = socket.socketpair()
+        stack.enter_context(self._link)
+        self._errors = stack.enter_context(tempfile.TemporaryFile())
+        home = Path(tempfile.gettempdir())
+        with other:
+            self._process = stack.enter_context(
+                decoder_process(_START, str(other.fileno()), home, (other.fileno(),), self._errors)
+            )
+        self._reached, self._duration, self._frames = 0.0, 0.0, 0
+        with contextlib.suppress(wire.Closed):  # it ended already; listening tells why
+            wire.send(self._link, wire.JOB, job)
+
+    def run(self) -> Iterator[Sampled]:
+        spent = 0.0
+        while True:
+            began = time.monotonic()
+            try:
+                while not select.select([self._link], [], [], _LOOK)[0]:
+                    self._look(spent + time.monotonic() - began)
+                self._link.settimeout(_GRACE)
+                kind, about, data = wire.receive(self._link)
+            except (wire.Closed, TimeoutError, ValueError) as error:
+                yield from self._broken(error)
+                return
+            spent += time.monotonic() - began
+            if kind == wire.READ:
+                self._read(*about)
+                self._look(spent)
+                continue
+            if (said := self._understood(kind, about, data)) is not None:
+                yield said
+            if kind == wire.END:
+                return
+
+    def _look(self, spent: float) -> None:
+        """:raises Stopped: if the frames are not wanted any more."""
+        if self._cancelled():
+            raise Stopped
+        if spent > self._bounds.seconds + _GRACE:
+            self._process.kill()  # it is stuck in one call of a decoder; what it said before counts
+
+    def _read(self, at: Any, count: Any) -> None:
+        try:
+            data = self._reader.read(int(at), min(max(0, int(count)), _MOST_READ))
+        except BaseException:
+            with contextlib.suppress(wire.Closed):
+                wire.send(self._link, wire.BROKEN)
+            raise
+        with contextlib.suppress(wire.Closed):
+            wire.send(self._link, wire.DATA, None, data)
+
+    def _understood(self, kind: bytes, about: Any, data: bytes) -> Sampled | None:
+        """Return what a message says. :raises MediaError: if it is a refusal."""
+        match kind:
+            case wire.PLAN:
+                plan = Plan(**about)
+                self._duration = plan.duration
+                return plan
+            case wire.FRAME:
+                moment, start, end, width, height, size = about
+                self._frames, self._reached = self._frames + 1, float(end)
+                return Frame(self._frames - 1, float(moment), float(start), float(end), int(width), int(height),
+                             data[:size], data[size:])  # fmt: skip
+            case wire.MISSED:
+                start, end, reason = about
+                self._reached = float(end)
+                return Unseen(float(start), float(end), str(reason))
+            case wire.END:
+                return End(**about)
+            case wire.REFUSED:
+                status, error, details = about
+                if self._frames:
+                    return Unseen(self._reached, max(self._reached, self._duration), str(details))
+                raise MediaError(int(status), str(error), str(details))
+        return None
+
+    def _broken(self, error: Exception) -> Iterator[Sampled]:
+        """Say what the decoder's end means. :raises MediaError: if nothing was seen before it."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_GRACE)
+        status = self._process.poll()
+        self._errors.seek(0)
+        said = self._errors.read(2048).decode("utf-8", "replace").strip()
+        if status == CANNOT_START:
+            raise RuntimeError(f"the video sampler cannot be loaded: {said}")
+        log.warning("the video sampler ended with status %s (%s): %s", status, type(error).__name__, said)
+        reason = "the decoder ended unexpectedly"
+        if status is not None and -status == 9 or isinstance(error, TimeoutError):
+            reason = f"decoding took longer than {self._bounds.seconds:g} s, or more memory than it may have"
+        if not self._frames:
+            raise undecodable(self._name, self._text, reason)
+        yield Unseen(self._reached, max(self._reached, self._duration), reason)
+        yield End(max(self._reached, self._duration), 0)

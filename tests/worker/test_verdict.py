@@ -1,0 +1,85 @@
+"""From answers to a decision, with answers made up: runs, thresholds, what could not be seen."""
+
+from typing import Any
+
+import pytest
+
+from moderation.asking import Questions
+from moderation.policy_file import check_policy
+from moderation.sampling import Unseen
+from moderation.verdict import Judged, Shown, Verdict, decide
+
+
+def verdict(
+    answers: str, *, spacing: float = 1.0, unseen: tuple[Unseen, ...] = (), policy: dict[str, Any] | None = None,
+    **category: Any,
+) -> Verdict:  # fmt: skip
+    """Return the verdict on frames, of which each is a letter: ``x`` violates, ``.`` does not, ``?`` was not judged."""
+    red = {"id": "red", "title": "Red", "questions": [{"ask": "Is it red?"}], **category}
+    own = check_policy({"name": "own", "version": "1", "categories": [red], **(policy or {})})
+    judged = []
+    for index, letter in enumerate(answers):
+        frame = Shown(index, (index + 0.5) * spacing, index * spacing, (index + 1) * spacing)
+        said = {"x": {0: "yes"}, ".": {0: "no"}, "?": {}}[letter]
+        judged.append(Judged(frame, said, failed="malformed" if letter == "?" else ""))
+    return decide(own, Questions(own), judged, unseen, 1.0, len(answers) * spacing)
+
+
+def test_frames_in_a_row_are_an_interval() -> None:
+    (category,) = verdict("..xxx..x.").categories
+    found = [(one.start, one.end, one.first, one.last, one.frames) for one in category.intervals]
+    assert found == [(2, 5, 2.5, 4.5, [2, 3, 4]), (7, 8, 7.5, 7.5, [7])]
+    assert (category.frames, category.consecutive, category.seconds) == (4, 3, 4)
+
+
+@pytest.mark.parametrize(("answers", "thresholds", "decision"), [
+    ("....", {}, "allow"), ("..x.", {}, "review"), ("..x.", {"review": {"frames": 2}}, "allow"),
+    ("x.x.", {"block": {"frames": 2}}, "block"), ("x.x.", {"block": {"consecutive": 2}}, "review"),
+    ("xx..", {"block": {"consecutive": 2, "frames": 3}}, "review"),
+    ("xx.x", {"block": {"consecutive": 2, "frames": 3}}, "block"),
+    ("xxx.", {"block": {"seconds": 3}}, "block"), ("xx..", {"block": {"seconds": "3s"}}, "review"),
+    ("xxxx", {"review": "never"}, "allow"), ("xxxx", {"review": "never", "block": {"frames": 4}}, "block"),
+])  # fmt: skip
+def test_thresholds(answers: str, thresholds: dict[str, Any], decision: str) -> None:
+    found = verdict(answers, **thresholds)
+    assert found.decision == found.categories[0].decision == decision, found.summary
+
+
+def test_few_frames_of_a_long_video_are_no_minutes() -> None:
+    found = verdict("xx..", spacing=144, block={"seconds": 60})
+    assert found.decision == "review" and found.categories[0].seconds == 2
+    assert found.categories[0].intervals[0].end == 288
+
+
+def test_a_frame_that_could_not_be_judged_neither_ends_a_run_nor_counts() -> None:
+    found = verdict("x?x.", block={"consecutive": 2})
+    assert found.decision == "block" and found.categories[0].frames == 2
+    assert [(one.start, one.end, one.reason) for one in found.not_seen] == [(1, 2, "malformed")]
+    assert found.coverage == 0.75 and found.judged == 3
+
+
+def test_what_was_not_seen_is_for_a_person() -> None:
+    tail = (Unseen(4, 10, "the file ends early"),)
+    assert verdict("....", unseen=tail).decision == "review"
+    assert verdict("....", unseen=tail, policy={"unseen": "allow"}).decision == "allow"
+    assert verdict("....", unseen=tail, policy={"unseen": "block"}).decision == "block"
+    found = verdict("..?.", unseen=tail)
+    assert "could not be judged" in found.summary and found.coverage == 0.3
+
+
+def test_the_gravest_category_decides() -> None:
+    two = [{"id": name, "title": name, "severity": severity, "questions": [{"ask": f"{name}?"}], "block": block}
+           for name, severity, block in (("a", "low", {"frames": 1}), ("b", "critical", None))]  # fmt: skip
+    policy = check_policy({"name": "own", "version": "1", "categories": two})
+    judged = [Judged(Shown(0, 0.5, 0, 1), {0: "yes", 1: "yes"})]
+    found = decide(policy, Questions(policy), judged, (), 1.0, 1.0)
+    assert (found.decision, found.severity) == ("block", "low") and "a: " in found.summary
+
+
+def test_all_questions_or_any() -> None:
+    for match, answers, hit in (("all", {0: "yes", 1: "no"}, False), ("all", {0: "yes", 1: "yes"}, True),
+                                ("any", {0: "no", 1: "yes"}, True), ("all", {0: "yes"}, False)):  # fmt: skip
+        policy = check_policy({"name": "own", "version": "1", "categories": [
+            {"id": "a", "title": "A", "match": match, "questions": [{"ask": "1?"}, {"ask": "2?"}]}]})  # fmt: skip
+        found = decide(policy, Questions(policy), [Judged(Shown(0, 0.5, 0, 1), dict(answers))], (), 1.0, 1.0)
+        assert bool(found.frames[0].violations) == hit

@@ -1,0 +1,104 @@
+"""Videos that moderation is tried on: drawn, copied until they last hours, cut, damaged, turned."""
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import av
+
+from pocket.scenes import SHOWN, Scene, film
+
+
+def drawn(seconds: float = 6, color: str = "blue", kind: str = "square", **options: Any) -> bytes:
+    """Return a video of one shape."""
+    file = io.BytesIO()
+    film(file, [Scene(seconds, color, kind)], **({"size": (64, 48), "rate": 10} | options))
+    return file.getvalue()
+
+
+def scenes(**options: Any) -> bytes:
+    """Return the example's scenes."""
+    file = io.BytesIO()
+    film(file, SHOWN, **options)
+    return file.getvalue()
+
+
+def repeated(video: bytes, path: Path, container: str, hours: float) -> Path:
+    """Write a video's packets over and over, none of them decoded or encoded, until it lasts that long."""
+    with av.open(io.BytesIO(video)) as source, av.open(str(path), "w", format=container) as made:
+        stream = source.streams.video[0]
+        packets = [(bytes(one), one.pts, one.dts, one.is_keyframe, one.duration) for one in source.demux(stream)
+                   if one.size]  # fmt: skip
+        span = sum(duration for *_, duration in packets)
+        copy = made.add_stream_from_template(stream)
+        for turn in range(int(hours * 3600 / float(span * stream.time_base))):
+            for data, pts, dts, key, duration in packets:
+                packet = av.Packet(data)
+                packet.pts, packet.dts = pts + turn * span, dts + turn * span
+                packet.time_base, packet.duration, packet.stream = stream.time_base, duration, copy
+                packet.is_keyframe = key
+                made.mux(packet)
+    return path
+
+
+def index_first(video: bytes, path: Path) -> bytes:
+    """Return an MP4 whose index comes before its frames, as those for the web have it."""
+    with av.open(io.BytesIO(video)) as source, av.open(str(path), "w", options={"movflags": "faststart"}) as made:
+        copy = made.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.size:
+                packet.stream = copy
+                made.mux(packet)
+    return path.read_bytes()
+
+
+def retimed(video: bytes, container: str, times: dict[int, int]) -> bytes:
+    """Return the same packets with other times: ``times`` has each frame's milliseconds by its number."""
+    file = io.BytesIO()
+    with av.open(io.BytesIO(video)) as source, av.open(file, "w", format=container) as made:
+        stream = source.streams.video[0]
+        copy = made.add_stream_from_template(stream)
+        for number, packet in enumerate(one for one in source.demux(stream) if one.size):
+            packet.pts = packet.dts = int(times[number] / 1000 / packet.time_base)
+            packet.stream = copy
+            made.mux(packet)
+    return file.getvalue()
+
+
+class Counted(io.FileIO):
+    """A file that counts what is read of it."""
+
+    taken = 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = super().read(size)
+        self.taken += len(data)
+        return data
+
+
+class Pipe:
+    """What can be read once, from its beginning to its end."""
+
+    def __init__(self, data: bytes) -> None:
+        self._file = io.BytesIO(data)
+
+    def read(self, count: int, /) -> bytes:
+        return self._file.read(count)
+
+
+class Breaking(io.BytesIO):
+    """A source that fails after some bytes, as a store does whose connection breaks."""
+
+    left = 10_000
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self.left -= len(data)
+        if self.left < 0:
+            raise ConnectionResetError(104, "the store hung up")
+        return data
+
+
+def noise(count: int) -> bytes:
+    return os.urandom(count)
