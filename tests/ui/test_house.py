@@ -1,5 +1,6 @@
 """The house of the dashboard: every view opens and is light, the menu, the theme, the lost server, and logging in."""
 
+import re
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -59,6 +60,18 @@ def test_a_view_is_light_and_waits_for_nobody(visitor: Visitor, view: str) -> No
     assert 0 < sum(sizes.values()) < HEAVIEST, sizes
     assert len({urlsplit(url).path for url in sizes if "/static/" in url}) > 5
     page.unroute_all(behavior="ignoreErrors")
+
+
+def test_files_are_kept_for_good_under_their_hash_alone(gateway: GatewayProcess) -> None:
+    address = re.findall(r'href="(/ui/static/\w+/css/base.css)"', gateway.client.get("/ui/").text)[0]
+    today = gateway.client.get(address)
+    assert "immutable" in today.headers["cache-control"] and today.headers["content-encoding"] == "gzip"
+    other = gateway.client.get(re.sub(r"static/\w+", "static/yesterday", address))
+    assert other.text == today.text and other.headers["cache-control"] == "no-cache"
+    again = gateway.client.get(address, headers={"If-None-Match": today.headers["etag"]})
+    assert again.status_code == 304
+    for name in ("css/none.css", "../templates/base.html", "..%2ftemplates%2fbase.html", "", "css"):
+        assert gateway.client.get(f"/ui/static/x/{name}").status_code == 404, name
 
 
 def test_a_person_with_a_keyboard(browser_page: Page) -> None:
@@ -179,6 +192,9 @@ def test_benchmarks_are_those_of_the_folder(browser_page: Page) -> None:
     expect(plot).to_be_visible()
     assert plot.evaluate("image => image.decode().then(() => image.naturalWidth)") > 800
     assert sum(url.endswith(".png") for url in asked) == 1
+    assert browser_page.request.get("/ui/benchmarks/swap.json").ok
+    for name in ("none", "none.png", "README", "..%2f..%2fapp.py"):
+        assert browser_page.request.get(f"/ui/benchmarks/{name}").status == 404, name
     expect(browser_page.get_by_role("table").first).to_contain_text("swap, median")
 
 
