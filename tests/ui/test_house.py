@@ -15,6 +15,9 @@ HEAVIEST = 150_000
 DRAWN = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 """Waits until what was changed is drawn: axe-core reads colours, and those of the other scheme come with a frame."""
 
+ASKED = """async ([path, body]) => (await fetch(path, {method: "POST", body: JSON.stringify(body),
+    headers: {"Content-Type": "application/json"}})).status"""
+
 
 def is_data(request: Request) -> bool:
     return request.resource_type in ("fetch", "xhr", "eventsource")
@@ -235,7 +238,7 @@ def sign_in(page: Page, key: str) -> None:
 
 
 def test_signing_in_and_out(keys: Keys, visitor: Visitor) -> None:
-    visitor.expect("401")
+    visitor.expect("401", "/v1/chat/completions")
     page = visitor.page()
     addresses: list[Any] = []
     page.on("request", lambda request: addresses.append(request.url))
@@ -249,6 +252,8 @@ def test_signing_in_and_out(keys: Keys, visitor: Visitor) -> None:
     expect(page.locator("#temporary")).to_contain_text("Nothing lies about")
     expect(page.locator("#connection-text")).to_have_text("Live")
     assert page.evaluate("document.cookie") == ""
+    assert page.evaluate(ASKED, ["/v1/chat/completions", {"model": "nobody", "messages": []}]) in (400, 404)
+    assert page.evaluate(ASKED, ["/admin/cleanup_temp", {}]) == 200
     assert not [url for url in addresses if "sy-" in url]
     page.get_by_role("button", name="Sign out").click()
     expect(page.get_by_label("API key")).to_be_visible()
