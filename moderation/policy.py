@@ -35,6 +35,14 @@ Prose = Annotated[str, Field(min_length=1, max_length=2000)]
 Answer = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_unpadded)]
 
 
+def _listed(value: Any) -> Any:
+    """Values have tuples, files and requests have lists."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+_LIST = BeforeValidator(_listed)
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -73,8 +81,8 @@ class Question(_Part):
     """One question about one frame, with its possible answers and those that are a violation."""
 
     ask: Prose
-    answers: Annotated[tuple[Answer, ...], Field(min_length=2, max_length=32, strict=False)] = ("yes", "no")
-    violates: Annotated[tuple[Answer, ...], Field(min_length=1, strict=False)] = ("yes",)
+    answers: Annotated[tuple[Answer, ...], Field(min_length=2, max_length=32), _LIST] = ("yes", "no")
+    violates: Annotated[tuple[Answer, ...], Field(min_length=1), _LIST] = ("yes",)
 
     @model_validator(mode="after")
     def _can_tell(self) -> Self:
@@ -96,7 +104,7 @@ class Category(_Part):
     id: Identifier
     title: Words
     severity: Severity = "medium"
-    questions: Annotated[tuple[Question, ...], Field(min_length=1, max_length=16, strict=False)]
+    questions: Annotated[tuple[Question, ...], Field(min_length=1, max_length=16), _LIST]
     match: Literal["any", "all"] = "any"
     review: Annotated[Threshold | None, BeforeValidator(_never)] = Threshold(frames=1)
     block: Annotated[Threshold | None, BeforeValidator(_never)] = None
@@ -121,7 +129,7 @@ class Policy(_Part):
     describe: bool = False
     frames_per_request: Annotated[int, Field(ge=1, le=16)] = 1
     unseen: Decision = "review"
-    categories: Annotated[tuple[Category, ...], Field(min_length=1, max_length=32, strict=False)]
+    categories: Annotated[tuple[Category, ...], Field(min_length=1, max_length=32), _LIST]
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

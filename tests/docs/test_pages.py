@@ -22,12 +22,14 @@ from tests.support.pages import PAGES, Block, blocks, here, prose, run_all
 from utils.settings import Settings
 
 QUICKSTART = "docs/quickstart.md"
-HERE = ("docs/api.md", "docs/batch.md", "docs/slots.md", "docs/tuning.md", "docs/troubleshooting.md", QUICKSTART)
+HERE = ("docs/api.md", "docs/batch.md", "docs/moderation.md", "docs/slots.md", "docs/tuning.md",
+        "docs/troubleshooting.md", QUICKSTART)  # fmt: skip
 START = "main.py --config switchyard.yaml\n"
 """How the quickstart's block ends by which the gateway here is started."""
 DOCTOR = "tests/doctor/test_doctor.py::test_a_machine_that_is_well"
 ELSEWHERE = {
     ("README.md", "/generate/"): "tests/docs/test_readme.py::test_example_answers_right",
+    ("README.md", "/v1/moderations/"): "tests/docs/test_readme.py::test_example_answers_right",
     ("README.md", "main.py chat"): "tests/docs/test_readme.py::test_example_answers_right",
     ("README.md", "from openai"): "tests/docs/test_readme.py::test_python_example_answers_right",
     ("README.md", "/admin/model_status"): "tests/docs/test_readme.py::test_look_and_steer",
@@ -157,7 +159,7 @@ def test_what_the_tuning_page_sets_is_there() -> None:
 
 def test_messages_that_troubleshooting_quotes_are_the_program_s() -> None:
     """What stands between two ``…`` is in the source as it is quoted; pieces of a word or two say nothing."""
-    files = (file for folder in ("commands", "gateway", "models_registry", "protocol", "runner", "utils")
+    files = (file for folder in ("commands", "gateway", "models_registry", "protocol", "runner", "utils", "worker")
              for file in (ROOT / folder).rglob("*.py"))  # fmt: skip
     joined = "\n".join(re.sub(r'"\s*\n\s*f?"', "", file.read_text()) for file in files)
     rows = [line.split("|")[1] for line in (ROOT / "docs/troubleshooting.md").read_text().splitlines()

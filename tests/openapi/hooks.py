@@ -25,7 +25,9 @@ REASONS = (
     r"must be a string or a list of parts",  # an assistant's message with neither content nor calls
     r"should be a valid integer",  # 1.0, which a JSON schema calls an integer
     r"is a GGUF file|it cannot take|needs audio|cannot honour",
-    r"not base64|could not|looks like|it is (a|an) |URLs are off|a data: address must|it is empty",
+    r"it cannot look at frames|cannot answer by a schema|there is no such policy|neither the name of a policy",
+    r"policy.*(is none of the answers|comes twice|every answer would|needs frames|no describe|are more than|blanks)",
+    r"a video must be MP4|not base64|could not|looks like|it is (a|an) |URLs are off|a data: address must|it is empty",
 )  # fmt: skip
 
 

@@ -178,7 +178,9 @@ def test_a_form(eyes: GatewayProcess) -> None:
 def test_json_with_a_policy_of_its_own(eyes: GatewayProcess) -> None:
     body = {"video": "data:video/mp4;base64," + text(EXAMPLE.read_bytes()), "policy": INLINE, "max_frames": 6,
             "model": "qwen_vl", "timeout": "1m", "priority": "batch"}  # fmt: skip
-    result = eyes.post(ROUTE, **body).json()
+    response = eyes.post(ROUTE, **body)
+    assert response.status_code == 200, response.text
+    result = response.json()
     assert result["decision"] == "review" and result["policy"]["version"] == "2026-11", result
     assert stretches(result, "star") == [(6, 8)] and len(result["frames"]) == 6 and "report" not in result
     assert result["policy"]["digest"].startswith("sha256:")
@@ -297,7 +299,7 @@ def test_keys_are_asked_for_and_counted(eyes: GatewayProcess) -> None:
 
         def used() -> list[dict[str, Any]]:
             found = keys.ask(admin, "GET", "/admin/usage").json()
-            return [one for one in found["usage"] if one["key"] == "user"]
+            return [one for one in found["data"] if one["key"] == "user"]
 
         (row,) = eyes.until(used, "the record of usage")
         assert row["requests"] == 1 and row["prompt_tokens"] > 60

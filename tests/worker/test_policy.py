@@ -94,6 +94,15 @@ def test_files_that_are_none(tmp_path: Path) -> None:
             find_policy(name, FOLDER, only_names=True)
 
 
+def test_the_page_s_policy_and_its_mistake() -> None:
+    page = (ROOT / "docs" / "moderation.md").read_text()
+    text = page.partition("```yaml\n")[2].partition("```")[0]
+    assert parse_policy(text).categories[0].questions[1].violates == ("combat knife",)
+    with pytest.raises(PolicyError) as found:
+        parse_policy(text.replace("severity: high", "severity: awful"), "policies/office.yaml")
+    assert str(found.value) in page
+
+
 def test_it_is_a_value() -> None:
     assert isinstance(hash(parse_policy(GOOD)), int) and parse_policy(GOOD) == Policy.model_validate(
         {"name": "own", "version": "1", "categories": [

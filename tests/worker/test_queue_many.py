@@ -46,7 +46,7 @@ def gateway(start_for_module: Start) -> GatewayProcess:
 
 @pytest.fixture
 def here(aws: Aws, gateway: GatewayProcess, tmp_path: Path) -> Iterator[Place]:
-    settings = {"VLLM_URL": gateway.url, "WORKER_POLICY": "policies/shapes.yaml", "WORKER_VISIBILITY": 4,
+    settings = {"VLLM_URL": gateway.url, "WORKER_POLICY": "policies/shapes.yaml", "WORKER_VISIBILITY": 6,
                 "WORKER_CONCURRENCY": 2, "WORKER_FRAME_SIDE": 112, "WORKER_GRACE": 60}  # fmt: skip
     with place(aws, tmp_path, **settings) as made:
         yield made

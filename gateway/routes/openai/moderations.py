@@ -84,9 +84,11 @@ class ModerationFields(Fields):
     policy: Annotated[Held, Field(description="The name of one of the server's policies, or one as an object.")] = (
         "default"
     )
-    video: Annotated[str, Field(description="Base64 with or without data:…;base64, or a URL where those are on.")]
+    video: Annotated[str, Field(min_length=1, description="Base64 with or without data:…;base64, or a URL where those "
+                                                          "are on.")]  # fmt: skip
+    fps: Annotated[float, Field(ge=0.001, le=60, description="Frames a second to look at.")] = 1.0
     max_frames: Annotated[int, Field(ge=1, le=1000, description="The most frames to look at.")] = 50
-    longest_side: Annotated[int, Field(ge=56, le=4096, description="Pixels that frames are scaled down to.")] = 768
+    longest_side: Annotated[int, Field(ge=56, le=2048, description="Pixels that frames are scaled down to.")] = 768
     report: Annotated[bool, Field(description="Send the report for people too, as HTML.")] = False
 
     @property
@@ -98,13 +100,14 @@ TAKES = Takes(ModerationFields, ALWAYS | _OWN, without=frozenset(ModerationField
               serves=lambda spec: _why_not(spec) is None)  # fmt: skip
 _FORM = {
     "video": {"type": "string", "format": "binary", "description": "The video, as a file."},
-    "policy": {"type": "string", "description": "The name of a policy, or one as a JSON object."},
+    "policy": {"type": "string", "pattern": r"^([a-z][a-z0-9_]{0,39}$|\s*\{)",
+               "description": "The name of a policy, or one as a JSON object."},
 }
 
 
 @blueprint.post("/video")
 @describe(tag="openai", answer=shapes.VideoModeration, statuses=GENERATES, body=TAKES,
-          media_types=("application/json", MULTIPART), form=_FORM, needed=("video",),
+          media_types=("application/json", MULTIPART), form=_FORM,
           events={"message": (shapes.VideoModeration, shapes.ErrorEnvelope),
                   "progress": (shapes.ModerationProgress,)})  # fmt: skip
 def video() -> Response:
@@ -217,7 +220,7 @@ class _Run:
         """Do it. :raises ClientGone: when nobody wants it any more. :raises GatewayError: if the model cannot be asked.
         :raises MediaError: if the video cannot be looked at."""
         settings, fields = self._settings, self.fields
-        sampling = Sampling(fields.fps or 1.0, fields.max_frames, fields.longest_side, raw=True)
+        sampling = Sampling(fields.fps, fields.max_frames, fields.longest_side, raw=True)
         bounds = Bounds(settings.decode_timeout, settings.decode_memory, settings.max_pixels,
                         settings.moderation_seconds)  # fmt: skip
         try:
