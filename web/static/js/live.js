@@ -132,7 +132,7 @@ class Live {
   _set(status, why = "") {
     if (status !== "lost") this.again = 0;
     const same = this.status === status && this.why === why;
-    [this.status, this.why] = [status, why];
+    [this.status, this.why] = /** @type {any} */ ([status, why]);
     if (!same || status === "lost") this._tell("status", status);
   }
 
