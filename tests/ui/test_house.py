@@ -119,6 +119,18 @@ def test_the_theme_is_kept(visitor: Visitor) -> None:
     assert page.evaluate(ground) == "light"
 
 
+def test_without_keys_strangers_are_told_what_to_do(visitor: Visitor) -> None:
+    """They see no data, and not an accident instead of them. A proxy's header makes a stranger of anybody."""
+    visitor.expect("403")
+    page = visitor.page(extra_http_headers={"X-Forwarded-For": "203.0.113.7"})
+    page.goto("/ui/")
+    expect(page.locator("#banner")).to_contain_text("only on its own machine")
+    expect(page.get_by_role("navigation").get_by_role("link")).to_have_text(["Overview", "Playground", "Benchmarks"])
+    assert axe(page) == []
+    page.goto("/ui/models")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Models: on its own machine only")
+
+
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
