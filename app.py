@@ -10,7 +10,7 @@ from flask import Flask
 from flask_compress import Compress
 
 from gateway.access import Access
-from gateway.routes import admin, errors, generate, health, metrics, openai, usage, visits
+from gateway.routes import admin, errors, events, generate, health, metrics, openai, ui, usage, visits, weights
 from gateway.routes.openapi import page
 from gateway.service import Gateway
 from models_registry.catalog import load_catalog
@@ -40,8 +40,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["switchyard"] = service
     Compress(app)
     visits.register(app)
-    blueprints = (generate.blueprint, *openai.BLUEPRINTS, admin.blueprint, usage.blueprint, health.blueprint,
-                  metrics.blueprint, page.blueprint)  # fmt: skip
+    blueprints = (generate.blueprint, *openai.BLUEPRINTS, admin.blueprint, events.blueprint, usage.blueprint,
+                  health.blueprint, metrics.blueprint, page.blueprint, ui.blueprint, weights.blueprint)  # fmt: skip
     for blueprint in blueprints:
         app.register_blueprint(blueprint)
     errors.register(app)

@@ -47,6 +47,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from utils.settings import SettingsError, load_settings
 
     try:
+        if arguments.verb == "worker":  # its settings are its own
+            from commands import worker
+
+            return worker.run(check=arguments.check)
         settings = load_settings(arguments.config, **_flags(arguments))
         match arguments.verb or "serve":
             case "download":
@@ -138,6 +142,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--host", default=argparse.SUPPRESS, help="check for this address instead of the settings'")
     doctor.add_argument("--port", type=int, default=argparse.SUPPRESS, help="check for this port")
     keys = verbs.add_parser("keys", help="make, list and revoke API keys")
+    worker = verbs.add_parser("worker", help="take video moderation jobs from a queue of AWS")
+    worker.description = "Take jobs until SIGTERM. Settings are environment variables: see docs/worker.md."
+    worker.add_argument("--check", action="store_true", help="only tell by the health file whether one is well")
     verbs_of_keys = keys_arguments.add_arguments(keys)
     for verb in (serve, download, models, chat, batch, moderate, cache, doctor, keys, *verbs_of_keys):
         _common(verb, argparse.SUPPRESS)

@@ -44,7 +44,7 @@ PARTS = ("evict", "fork and load", "first token")
 SLOT = {"smollm2": "850MB", "middle": "1300MB"}
 """Room for one of two models with the cache it is charged for, loaded from scratch, and not for two forked ones."""
 CACHE_TOKENS = {"smollm2": 16_384, "middle": 32_768}
-FORKS, READS = 20, 5
+FORKS, READS, WARM = 20, 5, 20
 _LINE = re.compile(r"^(\S+ \S+) \w+ +\S+ (ended|loading|loaded) (\w+-\d+)")
 _FORK = """
 import os, sys, time
@@ -64,11 +64,10 @@ for _ in range(int(sys.argv[1])):
 
 @dataclass(frozen=True)
 class Swap:
-    """One request for an evicted model. Seconds; ``parts`` are where they went, ``warm`` is the same question again."""
+    """One request for an evicted model. Seconds; ``parts`` are where they went."""
 
     model: str
     first: float
-    warm: float
     parts: dict[str, float]
 
 
@@ -159,26 +158,27 @@ def _measure(gateway: GatewayProcess, client: Client, count: int) -> dict[str, A
         letter = "ab"[number % 2]
         _drop([file for file in files if file.parent.name.startswith(f"{letter}-")])
         cold.append(_swap(gateway, client, letter).first)
+    # Not after each swap: a model that was asked twice at once is kept for a moment, as it may be asked again.
+    warm = [_good(client.ask(_question(letter))).first for _ in range(WARM)]
     reading = statistics.median(_read(kept) for _ in range(READS))
     return {
         "swaps": [asdict(swap) for swap in swaps], "held": [asdict(one) for one in held], "from_disk": cold,
         "quantized_bytes": sum(file.stat().st_size for file in kept),
-        "floor": {"read": reading, "first token": statistics.median(swap.warm for swap in swaps)},
+        "floor": {"read": reading, "first token": statistics.median(warm)},
     }  # fmt: skip
 
 
 def _swap(gateway: GatewayProcess, client: Client, letter: str) -> Swap:
-    """Ask a model that is not loaded, then ask it again. :raises AssertionError: if it was, or does not answer."""
+    """Ask a model that is not loaded. :raises AssertionError: if it was, or does not answer."""
     assert gateway.model(letter)["state"] == "cold", f"{letter} is still loaded: the slot holds both"
     seen, offset = gateway.output.stat().st_size, time.time() - time.perf_counter()
     answer = _good(client.ask(_question(letter)))
-    warm = _good(client.ask(_question(letter)))
     with gateway.output.open() as log:
         log.seek(seen)
         times = {match[2]: datetime.strptime(match[1], "%Y-%m-%d %H:%M:%S,%f").timestamp() - offset
                  for line in log if (match := _LINE.match(line))}  # fmt: skip
     parts = (times["loading"] - answer.started, times["loaded"] - times["loading"], answer.pieces[0] - times["loaded"])
-    return Swap(letter, answer.first, warm.first, dict(zip(PARTS, parts, strict=True)))
+    return Swap(letter, answer.first, dict(zip(PARTS, parts, strict=True)))
 
 
 def _question(model: str) -> Question:

@@ -1,6 +1,6 @@
 """Which models fit on this machine, alone and together: what a gateway with these settings would charge each of them.
 
-Command line's process; starts nothing. Reads headers and budgets, and asks :mod:`gateway.footprint` for the rest.
+Gateway and command line; starts nothing. Reads headers and budgets, and asks :mod:`gateway.footprint` for the rest.
 """
 
 from collections.abc import Iterator, Sequence

@@ -22,12 +22,13 @@ BUFFER = 65536
 class Child:
     """One forked process. ``pid`` and ``status`` (negative: the signal that ended it) are set as they become known.
 
-    ``from_zygote`` tells that it has found its model opened."""
+    ``from_zygote`` tells that it has found its model opened, ``error`` why it never was."""
 
     token: str
     from_zygote: bool = False
     pid: int | None = None
     status: int | None = None
+    error: str = ""
     forked: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
     _pidfd: int = -1
@@ -98,7 +99,8 @@ class Line:
                     return child
                 except OSError:
                     self._children.pop(child.token, None)
-        child.buried()  # the other end died an instant ago: this child never was
+        child.error = "the process that was to fork it has ended"
+        child.buried()
         return child
 
     def send(self, message: dict[str, Any]) -> None:
@@ -127,6 +129,7 @@ class Line:
                         child.born(message["pid"])
                 case "ended":
                     if child := self._children.pop(message["token"], None):
+                        child.error = message.get("error", "")
                         child.buried(message["status"])
                 case _:
                     self._hear(message)

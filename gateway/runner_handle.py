@@ -30,6 +30,7 @@ _END_GRACE = 2.0  # seconds a runner has to end by itself before it is killed
 _TICK = 1.0
 _CHANCE = 16 * 2**20  # bytes by which two measurements of one runner may differ
 _REAP_PATIENCE = 5.0  # seconds its parent may need to say how it ended
+_ZYGOTE_PATIENCE = 10.0  # seconds a zygote may need for a fork, which takes it milliseconds
 _FORK_PATIENCE = 120.0  # seconds a forkserver may need for its imports on a slow disk
 
 
@@ -54,16 +55,18 @@ class RunnerHandle:
 
     ``predicted`` are the bytes it is charged for until they are measured, ``reserve`` those of them that its cache may
     come to take. ``note`` is what its answers say of the ``slot`` it was given. ``count`` is told the model and each
-    step that is taken because memory ran out.
+    step that is taken because memory ran out. ``made_room`` are the models that were evicted for this load.
     """
 
     def __init__(
         self, load: messages.Load, needs: Sequence[str], zygotes: Zygotes, post: Callable[[events.Event], None],
         heartbeat_timeout: float, predicted: int, reserve: int, slot: str, note: str, count: Callable[[str, str], None],
+        made_room: Sequence[str] = (),
     ) -> None:
         self.load = load
         self.slot = slot
         self.note = note
+        self.made_room = tuple(made_room)
         self.load_id = load.load_id
         self.loaded: messages.Loaded | None = None
         self.measured = False
@@ -83,6 +86,7 @@ class RunnerHandle:
         self.predicted = predicted
         self._count = count
         self._starved: str | None = None
+        self._stuck = False
         self._kills = watchdog.kernel_kills()
         self._lock = threading.Lock()
         self._send_lock = threading.Lock()
@@ -175,6 +179,11 @@ class RunnerHandle:
         else:  # the scheduler ends it, and grants no more leases on it from then on
             self._post(events.Starve(self.load_id))
 
+    @property
+    def starved(self) -> str:
+        """Why it was ended because of its memory; "" if it was not."""
+        return self._starved or ""
+
     def join(self, timeout: float) -> bool:
         self._thread.join(timeout)
         return not self._thread.is_alive()
@@ -214,7 +223,10 @@ class RunnerHandle:
                     if now - heard > self._heartbeat_timeout:
                         cause = f"it was silent for {self._heartbeat_timeout:g} s"
                         break
-                else:
+                elif self.from_zygote and now - heard > _ZYGOTE_PATIENCE:
+                    cause, self._stuck = "its zygote does not fork", True
+                    break
+                elif not self.from_zygote:
                     heard = now  # not forked yet: the forkserver is still importing
         except (EOFError, OSError):
             log.debug("pipe of %s closed", self.load_id)
@@ -337,16 +349,19 @@ class RunnerHandle:
         child = self._child
         assert child is not None
         asked = self._ending is not None
-        if not child.forked.wait(_FORK_PATIENCE):
-            self._zygotes.abort("it does not fork")
-            child.forked.wait()  # set in any case: by the fork, or by the forkserver's end
+        patience = _ZYGOTE_PATIENCE if self.from_zygote else _FORK_PATIENCE
+        if not child.forked.wait(0.0 if self._stuck else patience):
+            self._zygotes.abort(self.load, child)
+            child.forked.wait()  # set in any case: by the fork, or by the end of who was to fork
         if not child.wait_ended(0.5 if asked else 2.0):
             log.warning("%s does not end by itself and is killed", self.load_id)
             child.kill(signal.SIGKILL)
             child.wait_ended()
         if self.from_zygote and (not asked or self._ending == "load_timeout"):
             self._zygotes.unfit(self.load, cause)  # whatever it was, the next one starts anew
-        if not asked and child.ended.wait(_REAP_PATIENCE) and child.status is not None:
+        if child.error:
+            cause = child.error
+        elif not asked and child.ended.wait(_REAP_PATIENCE) and child.status is not None:
             cause += f" ({describe_status(child.status)})" if "unexpectedly" in cause else ""
         if child.pid is not None and self.loaded is not None:
             devices.wait_until_freed(child.pid, self.loaded.device)

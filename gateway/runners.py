@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from gateway.errors import Unavailable
 from gateway.needs import modules
 from gateway.observe.metrics import Metrics
+from gateway.observe.reporter import Reporter
 from gateway.owner import Owner
 from gateway.placement import ON_CPU, Placement
 from gateway.runner_handle import RunnerHandle
-from gateway.scheduler import events
+from gateway.scheduler import actions, events
 from gateway.zygotes import Zygotes
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec, QuantBits, spec_name
@@ -24,6 +25,7 @@ from utils import quantized
 from utils.settings import Settings
 
 log = logging.getLogger(__name__)
+_ENDS = events.LoadFailed | events.RunnerLost | events.RunnerEnded
 _SPENT = 2  # requests in a row that find no memory: libraries do not always recover from having found none
 
 
@@ -35,7 +37,7 @@ class Runners:
 
     def __init__(
         self, settings: Settings, catalog: Catalog, placement: Placement, zygotes: Zygotes, owner: Owner,
-        metrics: Metrics,
+        metrics: Metrics, reporter: Reporter,
     ) -> None:
         self.bits: dict[str, QuantBits] = {}
         self._settings = settings
@@ -45,7 +47,9 @@ class Runners:
         self._zygotes = zygotes
         self._owner = owner
         self._metrics = metrics
+        self._reporter = reporter
         self._handles: dict[str, RunnerHandle] = {}
+        self._evicted: dict[str, list[str]] = {}  # by slot, for its next load
         self._changed = threading.Condition()
 
     def __iter__(self) -> Iterator[RunnerHandle]:
@@ -113,14 +117,18 @@ class Runners:
         )  # fmt: skip
         handle = RunnerHandle(load, modules([spec]), self._zygotes, self._hear, self._settings.heartbeat_timeout,
                               needed.bytes, needed.reserve, slot, ON_CPU if slot in fallback else "",
-                              self._ladder.count)  # fmt: skip
+                              self._ladder.count, tuple(self._evicted.pop(slot, ())))  # fmt: skip
         self._handles[load_id] = handle
         log.info("loading %s on %s%s", load_id, slot, f": {handle.note}" if handle.note else "")
+        self._reporter.loading(handle)
         handle.start()
 
-    def end(self, load_id: str, reason: str) -> None:
-        if handle := self._handles.get(load_id):
-            handle.end(reason)
+    def end(self, action: actions.EndRunner) -> None:
+        if handle := self._handles.get(action.load_id):
+            if action.newcomer:
+                self._evicted.setdefault(handle.slot, []).append(handle.load.name)
+            self._reporter.ending(action, handle)
+            handle.end(action.reason)
 
     def _drop(self, load_id: str) -> None:
         with self._changed:
@@ -132,6 +140,8 @@ class Runners:
     def _hear(self, event: events.Event) -> None:
         """Pass on what a runner's handle reports."""
         self._metrics.heard(event, self._handles)
+        if isinstance(event, _ENDS | events.Loaded):
+            self._reporter.heard(event, self._handles.get(event.load_id))
         match event:
             case events.Loaded(load_id, size):
                 handle = self._handles[load_id]

@@ -5,6 +5,7 @@ under way finish, within ``drain_timeout``, then ends every runner. Gateway proc
 """
 
 import errno
+import gc
 import logging
 import resource
 import signal
@@ -42,6 +43,7 @@ def options(settings: Settings) -> dict[str, Any]:
         "graceful_timeout": int(settings.drain_timeout) + _MARGIN,
         "keepalive": 30,
         "on_starting": _prepare,
+        "pre_fork": _share_memory,
         "worker_exit": _stop_gateway,
         "logger_class": "gateway.server.GunicornLogger",
         "control_socket_disable": True,
@@ -51,6 +53,13 @@ def options(settings: Settings) -> dict[str, Any]:
 
 def _prepare(_: Arbiter) -> None:
     raise_file_limit()
+
+
+def _share_memory(_: Arbiter, __: ThreadWorker) -> None:
+    """Keep what is imported shared with the worker: its first full collection would write into every object, and so
+    copy all pages that the two have in common (18 MB)."""
+    gc.collect()
+    gc.freeze()
 
 
 def _stop_gateway(_: Arbiter, worker: ThreadWorker) -> None:

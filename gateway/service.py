@@ -14,7 +14,11 @@ from gateway.errors import Unavailable, UnknownModel
 from gateway.loads import Loads
 from gateway.needs import environment, modules
 from gateway.observe import traces
+from gateway.observe.journal import Journal
 from gateway.observe.metrics import Metrics
+from gateway.observe.picture import Picture
+from gateway.observe.reporter import Reporter
+from gateway.observe.sampler import Sampler
 from gateway.observe.standing import Standing
 from gateway.owner import Owner
 from gateway.placement import Placement
@@ -25,6 +29,7 @@ from gateway.spawner import Spawner
 from gateway.status import merged, status
 from gateway.ticket import Granted, Ticket, Waiting
 from gateway.watchdog import Watchdog
+from gateway.weights.house import Weights
 from gateway.zygotes import Zygotes
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec, QuantBits, replica_names
@@ -56,8 +61,12 @@ class Gateway:
         self.spawner = Spawner(modules(catalog), environment(settings))
         self.zygotes = Zygotes(self.spawner, settings.zygote_memory)
         self.metrics = Metrics(catalog.names)
-        self.runners = Runners(settings, catalog, self.placement, self.zygotes, self.owner, self.metrics)
+        self.journal = Journal()
+        self.reporter = Reporter(self.journal)
+        self.runners = Runners(settings, catalog, self.placement, self.zygotes, self.owner, self.metrics,
+                               self.reporter)  # fmt: skip
         self._loads = Loads(self)
+        self.weights = Weights(self)
         self.readahead = ReadAhead()
         cpu_slots = [place.name for place in self.placement.places.values() if place.gpu is None]
         self.watchdog = Watchdog(lambda: list(self.runners), self.owner.post, self.placement.cpu_budget,
@@ -65,7 +74,10 @@ class Gateway:
         self._tickets: dict[str, Ticket] = {}
         self._stop_lock = threading.Lock()
         self.metrics.registry.register(Standing(self))
-        self.ladder.listener = self.metrics.relieved
+        self.ladder.listener = self._relieved
+        self.spawner.listener = self.reporter.forkserver_replaced
+        self.sampler = Sampler(self)
+        self.picture = Picture(self)
         self.tracing = traces.configured(settings)
         self._stopping = self._stopped = False
 
@@ -99,8 +111,10 @@ class Gateway:
         removed, size = self.temp.clean(self.settings.temp_max_age)
         if removed:
             log.info("swept %d old temporary entries, %s", removed, format_bytes(size))
+        self.reporter.started(self.catalog.profile, len(self.catalog.names), list(self.placement.places))
         self.owner.start()
         self.spawner.start()
+        self.sampler.start()
         self.watchdog.start()
         self.readahead.start()
         if self.tracing is not None:
@@ -111,6 +125,7 @@ class Gateway:
     def drain(self) -> None:
         """Take no new requests; those under way go on."""
         self._stopping = True
+        self.reporter.stopping()
         self.owner.post(events.Drain())
 
     @property
@@ -124,8 +139,10 @@ class Gateway:
             if self._stopped:
                 return
             self._stopped = True
+            self.sampler.stop()
             self.watchdog.stop()
             self.readahead.stop()
+            self.weights.downloads.stop()
             self.owner.post(events.Shutdown())
             self.runners.join(5.0)
             self.zygotes.stop()
@@ -240,7 +257,11 @@ class Gateway:
         return self._loads.cleanup(force)
 
     def pin(self, spec: ModelSpec, pinned: bool) -> None:
+        """Keep a model from eviction, whether it is loaded or will be, or let it go."""
+        before = self.owner.inspect(lambda state: state.models[spec.name].pinned)
         self.owner.ask(events.Pin(spec.name, pinned))
+        if pinned is not before:
+            self.reporter.pinned(spec.name, pinned)
 
     def statuses(self) -> list[dict[str, Any]]:
         """Return the state of every model as the scheduler sees it now, its replicas in one."""
@@ -293,6 +314,10 @@ class Gateway:
         if not self.spawner.alive:
             raise Unavailable("no runner can be started: the forkserver is not running")
 
+    def _relieved(self, model: str, stage: str, step: str) -> None:
+        self.metrics.relieved(model, stage, step)
+        self.reporter.relieved(model, stage, step)
+
     # -- the owner's hands: called in the owner thread, never waiting --------------------------------------------------
 
     def _perform(self, action: actions.Action) -> None:
@@ -300,8 +325,8 @@ class Gateway:
         match action:
             case actions.StartLoad(model, load_id, slot):
                 self.runners.start(model, load_id, slot)
-            case actions.EndRunner(_, load_id, reason):
-                self.runners.end(load_id, reason)
+            case actions.EndRunner():
+                self.runners.end(action)
             case actions.Grant(request_id, _, load_id, cold):
                 ticket, granted = self._tickets.get(request_id), self.runners.get(load_id)
                 if ticket and granted:

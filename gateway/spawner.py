@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gateway.line import Child, Line
@@ -33,6 +33,8 @@ class Spawner:
         self._threads: list[threading.Thread] = []
         self._stopped = threading.Event()
         self.replaced = 0
+        self.listener: Callable[[int], None] = lambda status: None
+        """Told the status of a forkserver that ended, once another was started in its place."""
         self.ready = threading.Event()
 
     def start(self) -> None:
@@ -121,12 +123,15 @@ class Spawner:
             if self._process is not process:
                 return
             self.ready.clear()
-        log.error("the forkserver ended unexpectedly (status %s)", process.wait())
+        status = process.wait()
+        log.error("the forkserver ended unexpectedly (status %s)", status)
         self._stopped.wait(_REPLACE_PAUSE)
         with self._lock:
-            if not self._stopped.is_set():
-                self.replaced += 1
-                self._ensure()
+            if self._stopped.is_set():
+                return
+            self.replaced += 1
+            self._ensure()
+        self.listener(status)
 
     @staticmethod
     def _pump(process: "subprocess.Popen[bytes]") -> None:

@@ -102,6 +102,14 @@ class _Stopped:
         course.end(CANCELLED)
 
 
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """Whether a request waited for a load of its model, and the models that had to go for it."""
+
+    loaded: bool
+    evicted: tuple[str, ...] = ()
+
+
 @dataclass(slots=True)
 class Finished:
     """How an answer ended; ``finish_reasons`` has one for each choice. Times are seconds."""
@@ -112,6 +120,7 @@ class Finished:
     timings: dict[str, float]
     device: str
     extras: dict[str, Any] = field(default_factory=dict)
+    swap: "Swap" = field(default_factory=lambda: Swap(False))
 
     @property
     def finish_reason(self) -> str:
@@ -165,7 +174,8 @@ class Ticket:
         self.course = Course(request_id, spec.name, deadline)
         self.owner: str | None = None
         """The id of the key it came with."""
-        self.mailbox: Mailbox = CourseMailbox(self.course, gateway.metrics.gap_of(spec.name))
+        self.mailbox: Mailbox = CourseMailbox(self.course, gateway.metrics.gap_of(spec.name),
+                                              gateway.metrics.began)  # fmt: skip
         self.tokens = self.prompt_tokens = 0
         self._gateway = gateway
         self._handle: RunnerHandle | None = None
@@ -174,6 +184,7 @@ class Ticket:
         self._waiting, self._waiting_at = Waiting("waiting", "submitted"), 0.0
         self._granted_at = self._born
         self._load_seconds = 0.0
+        self._swap = Swap(False)
         self._replays = 0
 
     def __enter__(self) -> "Ticket":
@@ -279,7 +290,7 @@ class Ticket:
                     media = any(part.kind != "text" for message in request.messages for part in message.parts)
                     made = extras | visible(handle.load.level, relief, device, media)
                     yield Finished(reasons, prompt_tokens, completion_tokens, self._timings(first_token), device,
-                                   _noted(made, handle.note, media))  # fmt: skip
+                                   _noted(made, handle.note, media), self._swap)  # fmt: skip
                     return None
                 case messages.Failed(_, kind, error) as failed:
                     self._over = True
@@ -319,6 +330,8 @@ class Ticket:
                 case Granted(handle, cold):
                     self._handle = handle
                     self._granted_at = time.monotonic()
+                    if cold:
+                        self._swap = Swap(True, (*self._swap.evicted, *handle.made_room))
                     if cold and handle.loaded is not None:
                         self._load_seconds = min(sum(handle.loaded.phases.values()), self._granted_at - submitted)
                     return

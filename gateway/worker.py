@@ -35,6 +35,7 @@ _STALLED = 1.0  # seconds of blocked sends after which a thread can be taken bac
 _STOPPING = 2.0  # seconds in which a request that is arriving at a stopping worker must be whole
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LONGEST_BODY = 600.0  # seconds a body may take at most, however long it is and however slow ``min_body_rate``
+_LIVE = "/ui/live"
 _NO_FILES = (errno.EMFILE, errno.ENFILE)
 
 
@@ -49,6 +50,7 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         self._arriving: dict[TConn, Arrival] = {}
         self._lingering: dict[TConn, float] = {}
         self._serving: set[TConn] = set()
+        self._watching: set[TConn] = set()  # of those, pages that are told how things stand: no work to be finished
         self._held = 0  # bytes of requests that are arriving
         self._looked = 0.0
         self._starved: float | None = None
@@ -85,9 +87,21 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         gateway.drain()
         log.info("stopping: no new requests; those under way have %g s", gateway.settings.drain_timeout)
         deadline = time.monotonic() + gateway.settings.drain_timeout
-        while self._serving and time.monotonic() < deadline:
+        while self._serving - self._watching and time.monotonic() < deadline:
             time.sleep(0.05)
+        self._end_watching()
         gateway.stop()
+
+    def _end_watching(self) -> None:
+        """Pages that watch are told of the end and see it. One that does not read does not hold it up."""
+        deadline = time.monotonic() + _STALLED
+        while self._watching and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for conn in list(self._watching):
+            try:
+                conn.sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that sends to it
+            except OSError as error:
+                log.debug("it had gone already: %s", error)
 
     # -- requests come in: the accepting thread ------------------------------------------------------------------------
 
@@ -333,6 +347,8 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         req._expected_100_continue = False  # it was told when its head had come
         if conn.parser.unreader.arrival.part is not Part.WHOLE:
             req.force_close()  # where the next request begins is unknown
+        if req.path == _LIVE:
+            self._watching.add(conn)
         try:
             return bool(super().handle_request(req, conn))
         except BlockingIOError as error:
@@ -340,3 +356,5 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
             conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             conn.sock.shutdown(socket.SHUT_RDWR)  # nothing more is said or heard
             raise ConnectionResetError(errno.ECONNRESET, "the client reads nothing") from error
+        finally:
+            self._watching.discard(conn)

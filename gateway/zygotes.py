@@ -8,6 +8,7 @@ itself: nothing depends on a zygote being there.
 
 import json
 import logging
+import signal
 import socket
 import threading
 import time
@@ -67,6 +68,8 @@ class Zygotes:
             return self._spawner.fork(load.load_id, needs, channel)
         zygote.used = time.monotonic()
         child = zygote.line.fork({"token": load.load_id}, channel)
+        if child.error:  # the zygote died an instant ago
+            return self._spawner.fork(load.load_id, needs, channel)
         child.from_zygote = True
         return child
 
@@ -80,8 +83,15 @@ class Zygotes:
         if zygote := self._known.get(_key(load)):
             zygote.taken = measured
 
-    def abort(self, why: str) -> None:
-        self._spawner.abort(why)
+    def abort(self, load: Load, child: Child) -> None:
+        """End what was asked for a child and does not fork it: the load's zygote, or else the forkserver."""
+        zygote = self._known.get(_key(load))
+        if not child.from_zygote:
+            self._spawner.abort("it does not fork")
+        elif zygote is not None:
+            log.error("the zygote of %s is killed: it does not fork", load.name)
+            self.unfit(load, "it does not fork")
+            zygote.process.kill(signal.SIGKILL)
 
     def prepare(self, load: Load, needs: Sequence[str]) -> None:
         """See to it that the next load like this one finds a zygote. Does not wait."""

@@ -54,9 +54,14 @@ class Parent:
         return (json.loads(data), descriptors[0] if descriptors else -1) if data else None
 
     def fork(self, token: str, descriptor: int, become: Become) -> None:
-        """Fork a child that becomes what it should, and say so. Closes the descriptor here."""
-        pid = self._fork(descriptor, become) if forkable() else self._spawn(descriptor)
-        os.close(descriptor)
+        """Fork a child that becomes what it should, and say so, or why it cannot be. Closes the descriptor here."""
+        try:
+            pid = self._fork(descriptor, become) if forkable() else self._spawn(descriptor)
+        except OSError as error:  # no room for one more process; there may be later
+            self.say(event="ended", token=token, status=None, error=f"no process could be started for it: {error}")
+            return
+        finally:
+            os.close(descriptor)
         self.children[pid] = token
         self.say(event="forked", token=token, pid=pid)
 

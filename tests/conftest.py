@@ -16,7 +16,8 @@ WORKERS = 2
 """Processes that ``-n auto`` runs the tests in. Each keeps about one core busy."""
 LONGEST = ("families/test_answers.py", "openapi/test_conformance.py", "gateway/test_out_of_memory.py",
            "gateway/test_failures.py", "gateway/test_slots.py", "gateway/test_life.py", "gateway/test_many_slots.py",
-           "gateway/test_zygotes.py", "access/test_slow_clients.py")  # fmt: skip
+           "gateway/test_zygotes.py", "worker/test_queue_many.py", "worker/test_queue.py",
+           "access/test_slow_clients.py")  # fmt: skip
 """Files in ``tests`` that take tens of seconds, the longest first: what is begun last should be short."""
 WITHOUT = {"downloads", "media", "pocket", "runner", "scheduler", "unit"}
 """Folders whose tests start no gateway."""

@@ -189,7 +189,7 @@ def to_stdout(level: str, log_format: Format = "text") -> None:
     root.handlers = [_background]
     root.setLevel(level.upper())
     logging.getLogger("werkzeug").setLevel("WARNING")
-    for noisy in ("httpx", "httpcore", "urllib3", "filelock", "opentelemetry"):
+    for noisy in ("httpx", "httpcore", "urllib3", "filelock", "opentelemetry", "boto3", "botocore"):
         logging.getLogger(noisy).setLevel("WARNING")
 
 

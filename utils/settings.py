@@ -86,6 +86,8 @@ class Settings(BaseSettings):
     queue_total: int = Field(256, ge=1, description="Requests that may wait in all before 429.")
     threads: int = Field(
         0, ge=0, description="Request threads. 0: one for all that may wait or run at once, and some to spare.")
+    live_streams: int = Field(
+        8, ge=0, le=1000, description="Dashboard pages that may watch at once; each has a thread of its own besides.")
     request_timeout: Seconds = Field(300.0, gt=0, description="A request's deadline when it names none.")
     max_timeout: Seconds = Field(3600.0, gt=0, description="The longest deadline a request may ask for.")
     quantized_cache: Bytes = Field(
@@ -204,9 +206,9 @@ class Settings(BaseSettings):
         return init_settings, env_settings
 
     def thread_count(self, running: int) -> int:
-        """Return the number of request threads where ``running`` requests may run at once: enough that a full queue
-        behind them still leaves room for health checks and refusals."""
-        return self.threads or self.queue_total + running + _SPARE_THREADS
+        """Return the number of the server's threads where ``running`` requests may run at once: enough that a full
+        queue behind them still leaves room for health checks and refusals, and one for each page that watches."""
+        return (self.threads or self.queue_total + running + _SPARE_THREADS) + self.live_streams
 
     def make_folders(self) -> None:
         """Create models/, logs/, tmp/ and data/, which is for this user alone.

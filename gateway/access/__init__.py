@@ -10,15 +10,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import cast
+from urllib.parse import quote
 
-from flask import Flask, Response, current_app, g, request
+from flask import Flask, Response, current_app, g, redirect, request
 from flask_cors import CORS
+from werkzeug.wrappers import Response as AnyResponse
 
-from gateway.access import keys, usage
-from gateway.access.address import TrustedProxies, is_local, networks, require_local
+from gateway.access import keys, sessions, usage
+from gateway.access.address import TrustedProxies, is_local, networks, of_same_origin, require_local
 from gateway.access.keys import Key, KeyRing
 from gateway.access.limits import Rates, UnderWay, whose_address
 from gateway.access.record import Record, Unauthorized
+from gateway.access.sessions import Guesses, Sessions
 from gateway.access.usage import UsageLog
 from gateway.errors import Forbidden, GatewayError
 from gateway.ticket import Piece, Ticket
@@ -27,12 +30,16 @@ from models_registry.spec import ModelSpec
 from utils.settings import Settings
 
 log = logging.getLogger("switchyard")
-_OPEN = ("/health", "/health/ready", "/openapi.json", "/docs")
-_OPEN_FOLDER = "/docs/"  # a browser sends no key with the page that asks for one
+_OPEN = ("/health", "/health/ready", "/openapi.json", "/docs", "/ui/login")
+_UI_FILES = "/ui/static/"
+_OPEN_FOLDERS = ("/docs/", _UI_FILES)  # a browser sends no key with the page that asks for one
+_UI = "/ui/"
+_UI_DATA = "/ui/live"
 _METRICS = "/metrics"
 _AUTHORIZATION = re.compile(rb"\r\nauthorization:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _API_KEY = re.compile(rb"\r\nx-api-key:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _UNRATED = ("/health", "/health/ready")
+_SAFE = ("GET", "HEAD", "OPTIONS")
 _CORS_EXPOSED = ["Retry-After", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "X-Request-ID",
                  "x-should-retry"]  # fmt: skip
 
@@ -47,6 +54,9 @@ class Access:
         self.settings = settings
         self.ring = KeyRing(keys.path(settings.data_dir))
         self.usage = UsageLog(usage.path(settings.data_dir), settings.usage_retention)
+        self.sessions = Sessions(self.ring.still)
+        self.cookie = sessions.cookie_name(settings.port)
+        self.guesses = Guesses(whose_address)
         self._under_way = UnderWay()
         app.extensions["access"] = self
         if settings.trusted_proxies:
@@ -77,23 +87,31 @@ class Access:
 
     def _identify(self) -> None:
         """Find out whose request it is. Refusing comes later, so that rates count what is refused."""
-        g.key = None
+        g.key, g.by_cookie = None, False
         g.keyed = self.ring.keyed
-        if g.keyed:
-            tokens = keys.presented(request.headers.get("Authorization"), request.headers.get("X-API-Key"))
+        tokens = keys.presented(request.headers.get("Authorization"), request.headers.get("X-API-Key"))
+        if g.keyed and tokens:
             g.key = self.ring.find(tokens)
+        elif g.keyed:
+            g.key = self.sessions.find(request.cookies.get(self.cookie))
+            g.by_cookie = g.key is not None
         g.record = Record(self.usage, g.key, request.url_rule.rule if request.url_rule else request.path,
                           self.ring.still)  # fmt: skip
 
-    def _require(self) -> None:
-        """Refuse whoever may not go on."""
+    def _require(self) -> AnyResponse | None:
+        """Refuse whoever may not go on; show the door to a browser that asks for a page."""
         if _is_open():
-            return
+            return None
+        if g.by_cookie and request.method not in _SAFE and not self.same_origin():
+            raise Forbidden("a session counts only on this server's own pages; elsewhere, send a key in a header")
         if request.path == _METRICS:
             self._require_for_metrics()
+        elif g.keyed and g.key is None and _is_page():
+            where = request.full_path if request.query_string else request.path
+            return redirect(f"/ui/login?next={quote(where, safe='/')}", 303)
         elif g.keyed:
             self._require_key()
-        elif _is_admin():
+        elif _is_admin() or request.path == _UI_DATA:
             require_local(request, self.settings.host)
         if _asks_a_model():
             if g.key is not None:
@@ -101,6 +119,7 @@ class Access:
             caps = self._caps()
             self._under_way.take(caps)
             g.caps = caps
+        return None
 
     def _require_key(self) -> None:
         if g.key is None:
@@ -148,7 +167,14 @@ class Access:
             return True
         found = [match[1].decode("latin-1") if (match := wanted.search(head)) else None
                  for wanted in (_AUTHORIZATION, _API_KEY)]  # fmt: skip
-        return self.ring.find(keys.presented(*found)) is not None
+        if tokens := keys.presented(*found):
+            return self.ring.find(tokens) is not None
+        return sessions.is_login(head) or self.sessions.find(sessions.of_head(head, self.cookie)) is not None
+
+    def same_origin(self, strict: bool = True) -> bool:
+        """Whether a page of this server sent the current request. Browsers say which did; ``strict`` also takes it for
+        another's where nobody says anything."""
+        return of_same_origin(request, strict)
 
 
 def access() -> Access:
@@ -184,6 +210,19 @@ def allowed(catalog: Catalog) -> list[str]:
     return [name for name in catalog.names if g.key is None or g.key.may_use(name)]
 
 
+def reader() -> str | None:
+    """Return the role in which the current request is answered: ``admin``, ``user``, or None for whoever has no key,
+    or where there are no keys is not on this machine."""
+    if g.keyed:
+        return None if g.key is None else str(g.key.role)
+    return "admin" if is_local(request, access().settings.host) else None
+
+
+def takes_html() -> bool:
+    """Return whether the current request is a browser's for a page: others at most take anything."""
+    return "text/html" in request.headers.get("Accept", "")
+
+
 def own(ticket: Ticket) -> bool:
     """Return whether the current request may see and cancel another one."""
     return g.key is None or g.key.role == "admin" or ticket.owner == g.key.id
@@ -202,12 +241,13 @@ def hidden() -> bool:
 
 def _is_open() -> bool:
     """Whether the current request needs no key."""
-    return _is_preflight() or request.path in _OPEN or request.path.startswith(_OPEN_FOLDER)
+    return _is_preflight() or request.path in _OPEN or request.path.startswith(_OPEN_FOLDERS)
 
 
 def _is_unrated() -> bool:
-    """Whether the current request counts for no rate: whoever watches the server must not be turned away."""
-    return _is_preflight() or request.path in _UNRATED
+    """Whether the current request counts for no rate: whoever watches the server must not be turned away, and a page
+    has many files."""
+    return _is_preflight() or request.path in _UNRATED or request.path.startswith(_UI_FILES)
 
 
 def _is_preflight() -> bool:
@@ -217,6 +257,11 @@ def _is_preflight() -> bool:
 
 def _is_admin() -> bool:
     return request.path == "/admin" or request.path.startswith("/admin/")
+
+
+def _is_page() -> bool:
+    """Whether a browser asks for a page of the dashboard, and not a script of one for its data."""
+    return request.method == "GET" and f"{request.path}/".startswith(_UI) and takes_html()
 
 
 def _asks_a_model() -> bool:
@@ -233,4 +278,5 @@ def _let_go(_: BaseException | None) -> None:
         access().give_back(caps)
 
 
-__all__ = ["Access", "Key", "access", "allow", "allowed", "counted", "hidden", "own", "watch"]
+__all__ = ["Access", "Key", "access", "allow", "allowed", "counted", "hidden", "own", "reader", "takes_html",
+           "watch"]  # fmt: skip

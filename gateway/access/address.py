@@ -85,6 +85,17 @@ def require_local(request: Request, host: str) -> None:
         raise Forbidden(f"a page of {origin} may not administer this server")
 
 
+def of_same_origin(request: Request, strict: bool) -> bool:
+    """Return whether a page of this server sent a request, by what its browser says. Where it says nothing, it may have
+    been no browser: ``strict`` takes it for a foreign page's."""
+    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+    if site is not None:
+        return site == "same-origin"
+    if origin is not None:
+        return _split(origin).netloc == request.host
+    return not strict
+
+
 def _split(address: str) -> SplitResult:
     """Return the parts of an address; of what is none, a part that is nobody's."""
     try:

@@ -221,6 +221,11 @@ class KeyRing:
         """Return the keys that are good now."""
         return [key for key in self._current().values() if key.valid]
 
+    def name(self, key_id: str) -> str | None:
+        """Return what a key is called, be it valid or not."""
+        key = self._current().get(key_id)
+        return key.name if key else None
+
     def find(self, tokens: list[str]) -> Key | None:
         """Return the valid key among those that were presented."""
         keys = self._current()

@@ -16,6 +16,8 @@ from protocol import messages
 ANSWERED, CANCELLED, CLIENT_GONE = "answered", "cancelled", "client_gone"
 REFUSED, TOO_LATE, BAD_REQUEST, OUT_OF_MEMORY, FAILED = "refused", "too_late", "bad_request", "out_of_memory", "failed"
 OUTCOMES = (ANSWERED, CANCELLED, CLIENT_GONE, REFUSED, TOO_LATE, BAD_REQUEST, OUT_OF_MEMORY, FAILED)
+ERRORS = (REFUSED, TOO_LATE, OUT_OF_MEMORY, FAILED)
+"""Those that are no fault of the request."""
 _FAILURES = {"bad_request": BAD_REQUEST, "out_of_memory": OUT_OF_MEMORY}
 
 
@@ -91,12 +93,16 @@ class Noted(Protocol):
 
 
 class CourseMailbox(SimpleQueue[object]):
-    """A ticket's mailbox that notes what is put into it. ``gap`` is told the seconds between two tokens."""
+    """A ticket's mailbox that notes what is put into it. ``gap`` is told the seconds between two tokens, ``began`` that
+    the first piece has come."""
 
-    def __init__(self, course: Course, gap: Callable[[float], None]) -> None:
+    def __init__(
+        self, course: Course, gap: Callable[[float], None], began: Callable[[Course], None] = lambda course: None
+    ) -> None:
         super().__init__()
         self.course = course
         self._gap = gap
+        self._began = began
         self._pieces: dict[int, float] = {}
 
     def put(self, item: object, block: bool = True, timeout: float | None = None) -> None:
@@ -108,7 +114,9 @@ class CourseMailbox(SimpleQueue[object]):
         match item:
             case messages.Delta(_, _, _, tokens, index):
                 now = course.last = time.monotonic()
-                course.first = course.first or now
+                if course.first is None:
+                    course.first = now
+                    self._began(course)
                 course.completion_tokens += tokens
                 if tokens and (before := self._pieces.get(index)) is not None:
                     self._gap((now - before) / tokens)

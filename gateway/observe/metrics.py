@@ -16,6 +16,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from gateway.observe import course
+from gateway.observe.tally import Tally
 from gateway.scheduler import actions, events
 from models_registry.spec import spec_name
 
@@ -46,6 +47,7 @@ class Metrics:
 
     def __init__(self, models: Iterable[str]) -> None:
         self.registry = registry = CollectorRegistry()
+        self.tally = Tally()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
@@ -129,11 +131,17 @@ class Metrics:
         observe: Callable[[float], None] = self._gaps.labels(model).observe
         return observe
 
+    def began(self, over: course.Course) -> None:
+        """The first piece of an answer has come."""
+        if over.counted and over.first_token_seconds is not None:
+            self.tally.add(firsts=1, first_seconds=over.first_token_seconds)
+
     def finished(self, over: course.Course) -> None:
         """A request is over, whether it was answered or not. Loads by hand are no requests."""
         if not over.counted or over.outcome is None:
             return
         model = over.model
+        self.tally.add(requests=1, errors=over.outcome in course.ERRORS, tokens=over.completion_tokens)
         self._ended.labels(model, over.outcome).inc()
         if over.refusal is not None:
             self._refused.labels(model, str(over.refusal)).inc()
@@ -169,6 +177,7 @@ class Metrics:
                 if slot in self._evicted_on:
                     self._evicted_on.discard(slot)
                     self._swaps.labels(model).inc()
+                    self.tally.add(swaps=1)
                 if model in self._crashed:
                     self._crashed.discard(model)
                     self._restarts.labels(model).inc()
@@ -183,6 +192,7 @@ class Metrics:
             case events.Loaded(load_id):
                 if runner := self._runners.get(load_id):
                     runner.ready = True
+                    self.tally.add(loads=1)
                     self._loads.labels(runner.model, "loaded").inc()
                     self._load.labels(runner.model).observe(time.monotonic() - runner.since)
                     handle = handles.get(load_id)

@@ -1,19 +1,16 @@
 """``/admin``: memory, models, temporary files; loading and unloading by hand. Who may, :mod:`gateway.access` says."""
 
 import time
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
-from flask import Blueprint, Response, request
-from pydantic import ValidationError
+from flask import Blueprint, Response
 
 from gateway import memory
-from gateway.errors import BadRequest
 from gateway.routes import admin_shapes as shapes
 from gateway.routes import gateway
-from gateway.routes.explain import explain
 from gateway.routes.openapi.operation import GENERATES, GUARDED, OPTIONS, describe
-from gateway.routes.reading import check_length, read_json
+from gateway.routes.options import options as _options
 from gateway.routes.shapes import reply
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
@@ -188,20 +185,11 @@ def unload(name: str) -> Response:
     return reply(shapes.Unload, status="success", model=spec.name, **service.unload(spec, force))
 
 
-Given = TypeVar("Given", bound=shapes.Options)
-
-
-def _options(model: type[Given]) -> Given:
-    """Return the JSON body, which may be absent. :raises BadRequest: for anything but an object of known fields."""
-    limit = gateway().settings.max_body
-    check_length(request, limit)
-    if not request.get_data().strip():
-        return model()
-    data = read_json(request, limit, "{}")
-    if unknown := sorted(set(data) - set(model.model_fields)):
-        known = ", ".join(sorted(model.model_fields))
-        raise BadRequest(f"unknown field {unknown[0]!r}; known: {known}")
-    try:
-        return model.model_validate(data, strict=True)
-    except ValidationError as error:
-        raise explain(error) from None
+@blueprint.post("/models/<name>/pin")
+@describe(tag="admin", answer=shapes.Pinned, statuses=OPTIONS | {404}, body=shapes.PinOptions)
+def pin(name: str) -> Response:
+    """Keep a model from eviction, or let it go; whether it is loaded or not. Holds until it is unloaded by name."""
+    service = gateway()
+    spec = service.spec(name)
+    service.pin(spec, _options(shapes.PinOptions).pinned)
+    return reply(shapes.Pinned, status="success", model=service.model_status(spec))

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from gateway.observe.journal import Kind
 from gateway.routes.fields import Duration, either
 from gateway.routes.shapes import Shape
 from models_registry.spec import QuantBits
@@ -39,6 +40,12 @@ class LoadOptions(Options):
 
     pinned: bool | None = None
     quant_bits: QuantBits | None = None
+
+
+class PinOptions(Options):
+    """Whether the model is kept from eviction."""
+
+    pinned: bool
 
 
 class CleanupOptions(Options):
@@ -282,6 +289,33 @@ class Unload(Shape):
     freed_bytes: int
 
 
+class Pinned(Shape):
+    """A model that is pinned now, or is no longer."""
+
+    status: Literal["success"]
+    model: ModelState
+
+
+class Event(Shape):
+    """One entry of the journal."""
+
+    id: int
+    time: Annotated[float, Field(description="Seconds since 1970.")]
+    kind: Kind
+    model: str | None
+    device: str | None
+    text: Annotated[str, Field(description="What happened and why, in words.")]
+    detail: Annotated[dict[str, Any], Field(description="Further facts, by kind.")]
+
+
+class Events(Shape):
+    """Entries of the journal, the oldest first. Ids begin anew with the server: ``started`` tells one from another."""
+
+    started: float
+    last: Annotated[int, Field(description="The id of the latest entry, whether it is among these or not.")]
+    data: list[Event]
+
+
 class Vision(Shape):
     """Which models see, and what a request may send them."""
 
@@ -292,6 +326,9 @@ class Vision(Shape):
     max_video_frames: int
     max_new_tokens: int
     media_urls: bool
+    max_body_bytes: int
+    max_audio_seconds: float
+    max_video_seconds: float
 
 
 class Alive(Shape):

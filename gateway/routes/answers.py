@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from gateway.routes.shapes import Shape, Timings, Usage
+from gateway.routes.shapes import Shape, Swap, Timings, Usage
 
 
 class Ending(Shape):
@@ -17,6 +17,7 @@ class Ending(Shape):
     finish_reason: Annotated[str, Field(description="stop or length; cancelled where a stream was ended by its id")]
     usage: Usage
     timings: Timings
+    swap: Swap
 
 
 class Answered(Ending):

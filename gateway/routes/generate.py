@@ -1,6 +1,7 @@
 """``POST /generate/<model>`` and ``POST /generate``: one prompt, one answer, whole or as server-sent events."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from flask import Blueprint, Response, request
@@ -87,6 +88,7 @@ def _tail(spec: ModelSpec, finished: Finished) -> dict[str, Any]:
         "finish_reason": finished.finish_reason,
         "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
         "timings": finished.timings,
+        "swap": asdict(finished.swap),
         **finished.extras,
     }
 

@@ -49,6 +49,9 @@ def _vision() -> dict[str, Any]:
         "max_video_frames": settings.max_video_frames,
         "max_new_tokens": settings.max_new_tokens,
         "media_urls": settings.media_urls,
+        "max_body_bytes": settings.max_body,
+        "max_audio_seconds": settings.max_audio_seconds,
+        "max_video_seconds": settings.max_video_seconds,
     }
 
 

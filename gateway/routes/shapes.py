@@ -32,6 +32,13 @@ class Timings(Shape):
     total: float
 
 
+class Swap(Shape):
+    """What had to be loaded for an answer."""
+
+    loaded: Annotated[bool, Field(description="Whether the request waited for a load of its model.")]
+    evicted: Annotated[list[str], Field(description="The models that had to go for it.")]
+
+
 class Progress(Shape):
     """What a request waits for, whenever that has changed: an event named ``progress``."""
 

@@ -19,6 +19,7 @@ from utils import logs, request_ids
 
 log = logging.getLogger("switchyard")
 _QUIET = ("/health", "/health/ready", "/metrics")
+_QUIET_FOLDER = "/ui/static/"
 _UNMATCHED = ""
 _TRACE_HEADERS = ("traceparent", "tracestate")
 
@@ -75,6 +76,7 @@ class _Told:
         self._key = getattr(g.get("key"), "name", None)
         self._model = self._courses[0].model if self._courses else _named()
         self._carrier = {name: said for name in _TRACE_HEADERS if (said := request.headers.get(name))}
+        self._quiet = self._path in _QUIET or self._path.startswith(_QUIET_FOLDER)
         self._over = False
 
     def __call__(self) -> None:
@@ -85,7 +87,7 @@ class _Told:
         metrics.http_open.dec()
         metrics.responded(self._route, self._method, self._model, self._status, ended - self._started)
         self._write(ended - self._started)
-        if self._service.tracing is not None and self._path not in _QUIET:
+        if self._service.tracing is not None and not self._quiet:
             self._service.tracing.visited(Visit(
                 f"{self._method} {self._route}".rstrip(), self._started, ended, self._status, self._attributes(),
                 self._carrier, tuple(self._courses),
@@ -107,7 +109,7 @@ class _Told:
         if logs.as_json():
             fields |= {"client": self._client, "method": self._method, "path": self._path, "status": self._status,
                        "seconds": round(seconds, 4)}  # fmt: skip
-        level = logging.DEBUG if self._path in _QUIET else logging.INFO
+        level = logging.DEBUG if self._quiet else logging.INFO
         log.log(level, "%s %s %s %d %.3fs", self._client, self._method, _one_word(self._path), self._status, seconds,
                 extra={"fields": fields, "request_id": self._request_id})  # fmt: skip
 

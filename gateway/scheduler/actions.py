@@ -51,11 +51,13 @@ class StartLoad:
 @dataclass(frozen=True, slots=True)
 class EndRunner:
     """End a runner. ``reason`` is one of evicted, unloaded, expired, cleanup, load_timeout, cannot_fit, moved,
-    out_of_memory, shutdown."""
+    out_of_memory, shutdown. ``newcomer`` is the model it makes room for; ``why`` says more in words."""
 
     model: str
     load_id: str
     reason: str
+    newcomer: str = ""
+    why: str = ""
 
 
 Action = Admit | Grant | Refuse | StartLoad | EndRunner

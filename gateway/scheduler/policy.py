@@ -180,7 +180,7 @@ def _loaded(state: State, load_id: str, size: int, now: float) -> list[Action]:
     if size <= state.room(model.slot, model):
         return []
     refused = [] if state.usable(model) else _refuse_all(state, model, Why.CANNOT_FIT, cannot_fit(state, model))
-    return [_end(model, "cannot_fit", now), *refused]
+    return [_end(model, "cannot_fit", now, "it takes more than was predicted, and does not fit"), *refused]
 
 
 def _load_failed(state: State, load_id: str, cause: str, now: float, again: bool = False) -> list[Action]:
@@ -197,7 +197,7 @@ def _load_failed(state: State, load_id: str, cause: str, now: float, again: bool
 def _squeeze(state: State, slot: str, now: float) -> list[Action]:
     """End every idle model of a slot that nobody waits for and nobody pinned."""
     idle = [model for model in state.residents(slot) if model.idle and not model.pinned and not model.waiting]
-    return [_end(model, "evicted", now) for model in idle]
+    return [_end(model, "evicted", now, "memory was short, and it was idle") for model in idle]
 
 
 def _back_off(state: State, model: Model, cause: str, now: float) -> list[Action]:
@@ -259,10 +259,21 @@ def _shutdown(state: State, now: float) -> list[Action]:
     return actions
 
 
-def _end(model: Model, reason: str, now: float) -> EndRunner:
+def _end(model: Model, reason: str, now: float, why: str = "", newcomer: str = "") -> EndRunner:
     assert model.load_id is not None
     model.phase, model.end_since, model.moving = Phase.DRAINING, now, False
-    return EndRunner(model.name, model.load_id, reason)
+    return EndRunner(model.name, model.load_id, reason, newcomer, why)
+
+
+def _evict(victim: Model, newcomer: Model, found: Plan, now: float) -> EndRunner:
+    """End one that a newcomer's plan names."""
+    turn = any(model is victim for model in found.yielding)
+    return _end(victim, "evicted", now, "its turn was over" if turn else _idle_for(victim, now), newcomer.title)
+
+
+def _idle_for(model: Model, now: float) -> str:
+    seconds = now - (model.last_used or now)
+    return f"it had been idle for {seconds:.0f} s" if seconds >= 1 else "it was idle"
 
 
 def _cool(model: Model) -> None:
@@ -294,7 +305,8 @@ def _schedule(state: State, now: float) -> list[Action]:
     actions = _expire_requests(state, now) + _expire_models(state, now)
     replicas.gather(state)
     for slot in state.slots:
-        actions += [_end(other, "evicted", now) for other in overdraft(state, slot)]
+        actions += [_end(other, "evicted", now, "the slot's models take more than was predicted, and it was idle")
+                    for other in overdraft(state, slot)]  # fmt: skip
     yielding: set[str] = set()
     plans = _plans(state, now)
     for model, found in plans:
@@ -304,7 +316,7 @@ def _schedule(state: State, now: float) -> list[Action]:
         if found.ready:
             actions.append(_start(state, model, found.slot, now))
         for victim in found.evict:
-            actions.append(_end(victim, "evicted", now))
+            actions.append(_evict(victim, model, found, now))
             for request in victim.waiting:  # or the victim, whose waiters are older, would be back before the newcomer
                 request.since = now
         yielding.update(victim.name for victim in found.yielding)
@@ -317,7 +329,7 @@ def _schedule(state: State, now: float) -> list[Action]:
     for model, found in _more(state, plans, now):
         if found.ready:
             actions.append(_start(state, model, found.slot, now))
-        actions += [_end(victim, "evicted", now) for victim in found.evict]
+        actions += [_evict(victim, model, found, now) for victim in found.evict]
     return actions
 
 
@@ -368,10 +380,10 @@ def _expire_models(state: State, now: float) -> list[Action]:
     for model in state.models.values():
         if model.phase is Phase.LOADING and now >= model.load_deadline:
             cause = f"it was not loaded after {state.limits.load_timeout:g} s"
-            actions += [_end(model, "load_timeout", now), *_back_off(state, model, cause, now)]
+            actions += [_end(model, "load_timeout", now, cause), *_back_off(state, model, cause, now)]
         elif model.idle and not model.pinned and not model.waiting and model.expires_at is not None:
             if now >= model.expires_at:
-                actions.append(_end(model, "expired", now))
+                actions.append(_end(model, "expired", now, _idle_for(model, now)))
         if model.idle and model.moving:
             actions.append(_end(model, "moved", now))
     return actions

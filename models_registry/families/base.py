@@ -20,6 +20,7 @@ class Family:
     ``requires`` what it must carry besides the prompt (one of them is enough). ``options`` are the sampling fields and
     ``switches`` the family's own fields; any other is refused by name. ``keep_16bit`` maps the module names that
     quantization leaves alone to the reason. ``sampling_rate`` is what its audio encoder was trained on, in Hz.
+    ``remembers`` is whether it reads a conversation, and not its last question alone.
     ``batch_size`` is how many requests a runner answers at once unless the spec says otherwise. ``later`` names the
     parts of a checkpoint that a load leaves out and a request may have read, with the bytes of their numbers (0: as
     many as the others have), and ``later_needs`` the files without which they are not.
@@ -34,6 +35,7 @@ class Family:
     keep_16bit: dict[str, str] = field(default_factory=dict)
     sampling_rate: int = 16000
     thinks: bool = False
+    remembers: bool = True
     batch_size: int = 8
     later: dict[str, int] = field(default_factory=dict)
     later_needs: tuple[str, ...] = ()

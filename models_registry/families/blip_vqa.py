@@ -8,6 +8,7 @@ FAMILY = Family(
     inputs=frozenset({"text", "image"}),
     requires=frozenset({"image"}),
     options=SAMPLING,
+    remembers=False,
     keep_16bit={
         "cls": "the answer's output layer: its rounding errors go straight into the answer",
         "vision_model": "the vision tower loses fine detail first, and it is small",

@@ -93,6 +93,7 @@ class Transformers:
         torch.seed()  # forked runners would otherwise all draw the same random numbers
         self._phases.lap("fork")
         model, self._ahead = self._ahead, None
+        self._came_open = model is not None
         if model is None:  # on a GPU; or they were kept since this was opened
             model = self._weights.read_kept()
             self._mapped_bytes = mapped_bytes(model) if model is not None and self._device.type == "cpu" else 0
@@ -115,8 +116,12 @@ class Transformers:
         )  # fmt: skip
 
     def settle(self) -> int:
-        self._weights.settle(self._model)
-        return mapped_bytes(self._model) if self._device.type == "cpu" else 0
+        """Do what could wait. A model that came opened from its zygote is mostly as it stays: to look it over beside
+        its first answer would only take the pages from it that it reads."""
+        changed = self._weights.settle(self._model)
+        if self._device.type == "cpu" and (changed or not self._came_open):
+            self._mapped_bytes = mapped_bytes(self._model)
+        return self._mapped_bytes
 
     def _prepare_batch(self) -> None:
         """See whether this model can decode in rows, and how much memory they may take."""

@@ -147,18 +147,22 @@ class Weights:
 
     # -- after the load ------------------------------------------------------------------------------------------------
 
-    def settle(self, model: PreTrainedModel) -> None:
-        """Keep quantized weights for the next load; on a CPU, lay out plain ones as its kernels want them."""
-        if self._load.quant_bits == 16 and self._device.type == "cpu" and not self._load.max_memory:
+    def settle(self, model: PreTrainedModel) -> bool:
+        """Keep quantized weights for the next load; on a CPU, lay out plain ones as its kernels want them.
+
+        Return whether any of that was to be done."""
+        plain = self._load.quant_bits == 16 and self._device.type == "cpu" and not self._load.max_memory
+        keep, self._to_keep = self._to_keep, None
+        if plain:
             try:
                 with torch.inference_mode():
                     pack(model)
             except MemoryError as error:
                 log.warning("no memory to lay out the weights of %s; it serves as it is: %s", self._load.name, error)
             mapped.release(mapped.ranges())
-        if self._to_keep is not None:
-            self._keep(model, self._to_keep)
-            self._to_keep = None
+        if keep is not None:
+            self._keep(model, keep)
+        return plain or keep is not None
 
     @property
     def _keeps(self) -> bool:

@@ -15,7 +15,8 @@ import pytest
 from commands.doctor import network
 from tests.access.conftest import Keys, administered
 from tests.conftest import Start
-from tests.support.gateway import ONE_AT_ONCE, PARIS, ROOT, STORY, only
+from tests.support.gateway import ONE_AT_ONCE, PARIS, PATIENCE, ROOT, STORY, only
+from tests.support.live import watching
 from utils.settings import Settings
 
 ROUTES = ["/v1/models", "/v1/requests", "/admin/model_status", "/generate/deepseek", "/nothing/here", "/metrics"]
@@ -150,6 +151,38 @@ def test_requests_of_others(keys: Keys, alice: str) -> None:
     assert same.result().status_code == 499
 
 
+def test_what_a_page_is_told_is_what_its_key_may_see(keys: Keys) -> None:
+    assert keys.ask(None, "GET", "/ui/live").status_code == 401
+    token = keys.create("watcher", "--models", "reasoner")
+    assert keys.answer(token, "reasoner").status_code == 200
+    with keys.gateway.answering(max_new_tokens=3500) as others, watching(keys.gateway) as root, \
+            watching(keys.gateway, token) as page:  # fmt: skip
+        state = page.state()
+        assert state["role"] == "user" and state["requests"] == []
+        assert [model["name"] for model in state["models"]] == ["reasoner"]
+        assert state["slots"][0]["models"] == ["reasoner"] and len(root.state()["slots"][0]["models"]) == 2
+        (request,) = root.state()["requests"]
+        assert root.state()["role"] == "admin" and request["key"] == "root"
+        assert keys.gateway.post("/admin/models/deepseek/pin", pinned=True).status_code == 200
+        assert keys.gateway.post("/admin/models/deepseek/pin", pinned=False).status_code == 200
+        assert keys.gateway.post("/admin/models/reasoner/pin", pinned=True).status_code == 200
+        root.entry("pinned", "deepseek", root.last() - 5)
+        page.entry("pinned", "reasoner")
+        assert {entry["model"] for entry in page.of("journal")} <= {"reasoner", None}
+        assert keys.ask(token, "POST", "/admin/models/reasoner/pin", json={"pinned": False}).status_code == 403
+        keys.done("change", "watcher", "--models", "none")
+        assert page.ended.wait(PATIENCE), "what it may see has changed: it is to ask again"
+        with watching(keys.gateway, token) as again:
+            assert len(again.state()["models"]) == 2 and again.state()["requests"] == []
+            keys.done("revoke", "watcher")
+            assert again.ended.wait(PATIENCE)
+        assert keys.ask(token, "GET", "/ui/live").status_code == 401
+        assert not root.ended.is_set()
+        keys.gateway.client.delete(f"/v1/requests/{request['id']}")
+        assert others.result().status_code == 499
+    keys.gateway.unload("reasoner")
+
+
 def test_the_commands_that_ask(keys: Keys, alice: str, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Hello", "max_new_tokens": 4}\n')
     place = ["--url", keys.gateway.url]
@@ -223,7 +256,10 @@ def test_a_first_key_closes_the_door_of_a_gateway_that_runs(start: Start) -> Non
     gateway = start(models=only("deepseek"))
     made = Keys(gateway)
     assert made.ask(None, "GET", "/v1/models").status_code == 200
-    gateway.client.headers["Authorization"] = f"Bearer {made.create('first', '--role', 'admin')}"
+    with watching(gateway) as page:
+        page.first("state")
+        gateway.client.headers["Authorization"] = f"Bearer {made.create('first', '--role', 'admin')}"
+        assert page.ended.wait(PATIENCE), "it was let in without a key"
     assert made.ask(None, "GET", "/v1/models").status_code == 401
     made.done("revoke", "first")
     assert made.ask(None, "GET", "/v1/models").status_code == 401, "a revoked key does not open it again"

@@ -24,7 +24,7 @@ END = WHOLE.index(b"\r\n\r\n") + 4
 @pytest.fixture(scope="module")
 def patient(start_for_module: Start) -> GatewayProcess:
     """A gateway of few threads that gives up on nobody while a test lasts."""
-    return start_for_module(models=only("deepseek"), threads=THREADS, head_timeout="10m",
+    return start_for_module(models=only("deepseek"), threads=THREADS, live_streams=0, head_timeout="10m",
                             body_timeout="10m", send_timeout="10m", max_body="200kB")  # fmt: skip
 
 

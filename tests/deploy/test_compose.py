@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
+import main
 from tests.deploy.checks import DEPLOY, tool
 from tests.deploy.image import stages, words
 from tests.support.gateway import ROOT
+from worker.settings import WorkerSettings, variable
 
 CPU = ("-f", "docker-compose.yml", "-f", "docker-compose.cpu.yml")
 
@@ -49,16 +51,21 @@ def test_without_a_gpu(folder: Path) -> None:
     assert gateway["image"] != config(folder)["services"]["switchyard"]["image"]
 
 
-@pytest.mark.parametrize(("profile", "more"), [
-    ("monitoring", {"prometheus", "grafana"}), ("redis", {"redis"}), ("*", {"prometheus", "grafana", "redis"}),
-])  # fmt: skip
+PROFILES = {
+    "monitoring": {"prometheus", "grafana"}, "redis": {"redis"}, "moderation": {"worker", "aws", "aws-setup"},
+    "moderation-aws": {"worker-aws"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("profile", "more"), [*PROFILES.items(), ("*", set[str]().union(*PROFILES.values()))])
 def test_profiles(folder: Path, profile: str, more: set[str]) -> None:
     services = config(folder, profile=profile)["services"]
     assert set(services) == {"switchyard"} | more
     for name in more:
         for port in services[name].get("ports", []):
             assert port["host_ip"] == "127.0.0.1", name
-        assert re.search(r":v?\d+(\.\d+)+", services[name]["image"]), "a release, not what is latest today"
+        ours = services[name]["image"] == services["switchyard"]["image"] and services[name]["pull_policy"] == "never"
+        assert ours or re.search(r":v?\d+(\.\d+)+", services[name]["image"]), "a release, not what is latest today"
 
 
 def test_env_file_is_heeded_but_not_inside_addresses_and_folders(folder: Path) -> None:
@@ -89,3 +96,37 @@ def test_files_that_are_mounted_exist(folder: Path) -> None:
     assert mounted
     for source in mounted:
         assert (ROOT / os.path.relpath(source, folder)).exists(), source
+
+
+def test_workers_have_the_gateway_s_image_with_and_without_a_gpu(folder: Path) -> None:
+    for files in ((), CPU):
+        services = config(folder, *files, profile="*")["services"]
+        for name in ("worker", "worker-aws", "aws-setup"):
+            assert services[name]["image"] == services["switchyard"]["image"]
+
+
+def test_a_worker_s_variables_are_its_settings(folder: Path) -> None:
+    known = {variable(name, field) for name, field in WorkerSettings.model_fields.items()}
+    (folder / ".env").write_text("QUEUE_NAME=mine\nAWS_REGION=eu-west-1\nAWS_ACCESS_KEY_ID=real\n")
+    for name in ("worker", "worker-aws", "aws-setup"):
+        given = config(folder, profile="*")["services"][name]["environment"]
+        assert set(given) - {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} <= known
+        assert (given["QUEUE_NAME"], given["AWS_REGION"]) == ("mine", "eu-west-1")
+        # Real credentials never go to the local AWS, nor jobs for AWS to a local one.
+        here = name != "worker-aws"
+        assert given["AWS_ACCESS_KEY_ID"] == ("local" if here else "real")
+        assert given.get("AWS_ENDPOINT_URL") == ("http://aws:5000" if here else None)
+
+
+def test_a_worker_has_time_to_give_its_jobs_back(folder: Path) -> None:
+    for name in ("worker", "worker-aws"):
+        worker = config(folder, profile="*")["services"][name]
+        seconds = {"1m0s": 60}[worker["stop_grace_period"]]
+        assert seconds >= WorkerSettings().grace + WorkerSettings().poll_wait + 10
+        words = worker["healthcheck"]["test"]
+        assert words[:3] == ["CMD", "python", "main.py"] and main._parser().parse_args(words[3:]).check
+
+
+def test_the_local_aws_is_the_tests_one(folder: Path) -> None:
+    (pinned,) = re.findall(r"^moto\S*==(\S+)", (ROOT / "requirements-dev.txt").read_text(), re.MULTILINE)
+    assert config(folder, profile="moderation")["services"]["aws"]["image"] == f"motoserver/moto:{pinned}"

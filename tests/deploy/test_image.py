@@ -79,10 +79,13 @@ def test_every_requirement_file_that_is_used_is_copied(tmp_path: Path) -> None:
 def test_image_has_the_program_and_nothing_else(app: Path) -> None:
     files = context()
     for needed in ("main.py", "app.py", "start.sh", "requirements.txt", "deploy/healthcheck.py", "LICENSE",
-                   "models_registry/profiles/pocket.yaml", "pocket/checkpoints/reasoner/config.json"):  # fmt: skip
+                   "models_registry/profiles/pocket.yaml", "pocket/checkpoints/reasoner/config.json",
+                   "web/templates/base.html", "web/static/js/shell.js",
+                   "docs/benchmarks/swap.md", "docs/benchmarks/swap.png"):  # fmt: skip
         assert needed in files and (app / needed).is_file()
     roots = {Path(file).parts[0] for file in files}
-    assert not roots & {"tests", "bench", "docs", "models", "logs", "tmp", "data", ".venv", ".git", ".env"}
+    assert not roots & {"tests", "bench", "models", "logs", "tmp", "data", ".venv", ".git", ".env"}
+    assert {Path(file).parent.as_posix() for file in files if file.startswith("docs/")} == {"docs/benchmarks"}
     assert not [file for file in files if file.endswith((".pyc", ".pem", ".key"))]
     assert stat.S_IMODE((app / "start.sh").stat().st_mode) & 0o111
 
@@ -113,6 +116,7 @@ def test_packages_of_the_system_cover_what_is_called(production: Stage) -> None:
 def test_entry_point_serves(container: GatewayProcess, app: Path) -> None:
     assert container.get("/health")["profile"] == "pocket"
     assert (app / "logs" / "main.log").is_file()
+    assert "/ui/benchmarks/swap" in container.client.get("/ui/benchmarks").text
     assert "Paris" in container.answer("deepseek", prompt="What is the capital of France?")["response"]
 
 

@@ -37,9 +37,11 @@ ELSEWHERE = {
     (QUICKSTART, "main.py --profile pocket doctor"): DOCTOR,
     ("docs/memory.md", "models --fit"): "tests/gateway/test_command_line.py::test_what_fits_together",
     ("docs/monitoring.md", "/metrics | grep"): "tests/observe/test_page.py::test_the_figures_are_one_command_away",
+    ("docs/monitoring.md", "/admin/events"): "tests/observe/test_page.py::test_the_journal_is_one_command_away",
     ("docs/monitoring.md", "X-Request-ID"): "tests/observe/test_page.py::test_a_request_is_found_in_the_log",
     ("docs/monitoring.md", "promtool"):
         "tests/observe/test_page.py::test_prometheus_can_be_pointed_at_another_address",
+    ("docs/worker.md", "worker.aws.create"): "tests/worker/test_queue_many.py::test_the_page_s_commands",
     ("docs/security.md", ""): "tests/access/test_page.py::test_the_page_s_commands",
 }  # fmt: skip
 """Page and words of a block, and the test that runs it."""
@@ -157,7 +159,7 @@ def test_what_the_tuning_page_sets_is_there() -> None:
 
 def test_messages_that_troubleshooting_quotes_are_the_program_s() -> None:
     """What stands between two ``…`` is in the source as it is quoted; pieces of a word or two say nothing."""
-    files = (file for folder in ("commands", "gateway", "models_registry", "protocol", "runner", "utils")
+    files = (file for folder in ("commands", "gateway", "models_registry", "protocol", "runner", "utils", "worker")
              for file in (ROOT / folder).rglob("*.py"))  # fmt: skip
     joined = "\n".join(re.sub(r'"\s*\n\s*f?"', "", file.read_text()) for file in files)
     rows = [line.split("|")[1] for line in (ROOT / "docs/troubleshooting.md").read_text().splitlines()

@@ -37,6 +37,7 @@ class Repo:
     )  # stop after so many bytes of an answer, until released
     cut: dict[str, int] = field(default_factory=dict)  # end the connection after so many bytes, once
     fail: dict[str, list[int]] = field(default_factory=dict)  # answer these statuses first
+    announce: dict[str, int] = field(default_factory=dict)  # sizes that the listing tells instead of the true ones
     ignore_range: bool = False
 
     @property
@@ -152,8 +153,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         entries = []
         for name, content in repo.files.items():
-            lfs = {"sha256": _oid(content), "size": len(content), "pointerSize": 134}
-            entry: dict[str, Any] = {"size": len(content)}
+            size = repo.announce.get(name, len(content))
+            lfs = {"sha256": _oid(content), "size": size, "pointerSize": 134}
+            entry: dict[str, Any] = {"size": size}
             if len(content) >= LARGE:
                 entry["lfs"] = {"oid": lfs["sha256"], **lfs} if tree else lfs
             blob = _blob(content)

@@ -79,6 +79,8 @@ def test_idle_runner_killed(both: GatewayProcess) -> None:
     os.kill(both.model("reasoner")["pid"], signal.SIGKILL)
     both.until(lambda: both.model("reasoner")["state"] == "cold", "the loss to be noticed")
     assert "42" in both.answer("reasoner", **SUM)["response"]
+    kinds, texts = zip(*both.journal("reasoner")[-3:], strict=True)
+    assert kinds == ("crash", "restart", "loaded") and "SIGKILL" in texts[0]
 
 
 def test_runner_killed_again_and_again(both: GatewayProcess) -> None:
@@ -125,6 +127,8 @@ def test_forkserver_killed_while_idle_comes_back_by_itself(start: Start) -> None
     forkserver.kill()
     gateway.until(lambda: forkserver.pid not in {process.pid for process in gateway.processes()}, "its end")
     gateway.until(lambda: gateway.client.get("/health/ready").status_code == 200, "readiness", 20)
+    told = gateway.until(lambda: gateway.get("/admin/events?kind=restart")["data"], "the journal to tell of it")
+    assert "The process that starts runners ended unexpectedly" in told[0]["text"] and told[0]["model"] is None
     assert "Paris" in gateway.answer("deepseek", **PARIS)["response"]
 
 
@@ -313,6 +317,8 @@ def test_damaged_checkpoint(damaged: GatewayProcess, name: str) -> None:
     assert name in details and BROKEN[name][1] in details
     assert len(details) < 2000
     damaged.until(lambda: damaged.model(name)["state"] == "cold", "its runner to be gone", 20)
+    failures = [text for kind, text in damaged.journal(name) if kind == "load_failed"]
+    assert all(BROKEN[name][1] in text for text in failures) and len(failures) == len(damaged.loads(name))
     again = damaged.generate(name, **SUM)
     assert again.status_code == 503 and again.json()["details"]
     assert len(damaged.loads(name)) <= 1, "it backs off"

@@ -77,6 +77,9 @@ def test_a_load_is_tried_again_once_idle_models_have_gone(short: GatewayProcess)
     assert len(short.loads("load_once")) == 2
     assert short.model("bystander")["state"] == "cold", "it was idle, and its memory was wanted"
     assert steps(short, "load_once") == {"reloaded": 1}
+    kinds = [kind for kind, _ in short.journal("load_once")]
+    assert kinds == ["load", "load_failed", "out_of_memory", "load", "loaded"]
+    assert "memory was short" in dict(short.journal("bystander"))["evicted"]
 
 
 def test_a_load_that_never_finds_memory_is_refused(short: GatewayProcess) -> None:
@@ -140,6 +143,9 @@ def test_a_runner_that_takes_too_much_is_ended(short: GatewayProcess) -> None:
     assert "were set aside for it" in refused.json()["details"] and "hog ran out of memory" in refused.json()["details"]
     short.until(lambda: short.model("hog")["state"] == "cold", "it to be gone")
     assert steps(short, "hog") == {"ended": 1, "refused": 1}
+    ended, refused_words = [text for kind, text in short.journal("hog") if kind == "out_of_memory"]
+    assert "hog was ended: memory ran out" in ended and "were set aside for it" in ended
+    assert "nothing is left to be tried" in refused_words
     assert "42" in short.answer("bystander", **SUM)["response"]
 
 
@@ -230,6 +236,8 @@ def test_down_the_ladder_and_up_again(simulated: Flask) -> None:
         assert answer["generation_method"] == "text_cpu_fallback" and "GPU's memory ran out" in answer["note"]
         assert service.ladder.counted("falls") == {"cpu": turn, "offload": turn, "reloaded": turn}
     assert service.model_status(service.spec("falls"))["level"] == "cpu"
+    degraded = [entry.text for entry in service.journal.select(kinds=["degraded"], model="falls")]
+    assert ["RAM" in text for text in degraded] == [True, False] * 2 and "the CPU" in degraded[1]
 
 
 @pytest.mark.filterwarnings("ignore")

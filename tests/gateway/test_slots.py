@@ -44,10 +44,9 @@ def test_alternating_requests_swap_and_stay_right(narrow: GatewayProcess) -> Non
     for turn in range(6):
         model, other = ("reasoner", "deepseek") if turn % 2 else ("deepseek", "reasoner")
         before = narrow.model(other)["pid"]
-        if model == "deepseek":
-            assert "Paris" in narrow.answer(model, **PARIS)["response"]
-        else:
-            assert "42" in narrow.answer(model, **SUM)["response"]
+        answer = narrow.answer(model, **(PARIS if model == "deepseek" else SUM))
+        assert ("Paris" if model == "deepseek" else "42") in answer["response"]
+        assert answer["swap"] == {"loaded": True, "evicted": [other] if turn else []}
         here, there, slot = narrow.model(model), narrow.model(other), narrow.slot()
         assert here["state"] == "ready" and here["pid"] in narrow.runners()
         assert there["state"] == "cold" and there["pid"] is None and there["bytes"] == 0

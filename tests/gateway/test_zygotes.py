@@ -36,6 +36,14 @@ def wait_for_zygote(gateway: GatewayProcess, model: str, before: int = 0) -> Non
     gateway.until(lambda: gateway.log().count(f"{model}{_OPENED}") > before, f"{model}'s zygote")
 
 
+def gone(process: psutil.Process) -> bool:
+    """Whether it has ended; its parent may not have reaped it yet."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def zygote_of(gateway: GatewayProcess, model: str) -> psutil.Process:
     """The process itself, by the name it shows."""
     names = {process.pid: process.name() for process in gateway.processes()}
@@ -53,7 +61,7 @@ def test_a_model_loaded_before_is_forked_from_its_zygote_and_answers_right(gatew
     else:
         assert "Paris" in gateway.answer(model, prompt="What is the capital of France?")["response"]
     gateway.unload(model)
-    assert not runner.is_running()
+    assert gone(runner)
 
 
 def test_a_zygote_keeps_no_page_of_the_weights(gateway: GatewayProcess) -> None:
@@ -70,7 +78,7 @@ def test_changed_files_are_opened_anew(gateway: GatewayProcess, checkpoint: Path
     runner = psutil.Process(gateway.model("reasoner")["pid"])
     assert runner.parent() == gateway.forkserver, "forked from a zygote of files that are no more"
     assert "42" in gateway.answer("reasoner", **SUM)["response"]
-    gateway.until(lambda: not old.is_running(), "the zygote of the old files to go")
+    gateway.until(lambda: gone(old), "the zygote of the old files to go")
     wait_for_zygote(gateway, "reasoner", opened)
     gateway.unload("reasoner")
     gateway.load("reasoner")
@@ -82,10 +90,25 @@ def test_a_zygote_that_dies_takes_its_runner_along_and_the_next_load_does_withou
     gateway.load("deepseek")
     runner = psutil.Process(gateway.model("deepseek")["pid"])
     zygote_of(gateway, "deepseek").send_signal(signal.SIGKILL)
-    gateway.until(lambda: not runner.is_running() or runner.status() == psutil.STATUS_ZOMBIE, "the runner to follow")
+    gateway.until(lambda: gone(runner), "the runner to follow")
     gateway.until(lambda: gateway.model("deepseek")["state"] == "cold", "the scheduler to hear of it")
     assert "Paris" in gateway.answer("deepseek", prompt="What is the capital of France?")["response"]
     gateway.unload("deepseek")
+
+
+def test_a_zygote_that_is_stuck_is_given_up_and_nobody_else_suffers(gateway: GatewayProcess) -> None:
+    gateway.load("deepseek")
+    other, forkserver = gateway.model("deepseek")["pid"], gateway.forkserver
+    stuck = zygote_of(gateway, "reasoner")
+    stuck.suspend()
+    response = gateway.post("/admin/models/reasoner/load")
+    assert response.status_code == 503 and "its zygote does not fork" in response.text, response.text
+    gateway.until(lambda: gone(stuck), "the stuck process to go")
+    assert gateway.model("deepseek")["pid"] == other and gateway.forkserver == forkserver
+    gateway.load("reasoner")  # by hand, so without waiting for the pause after a failed load
+    assert "42" in gateway.answer("reasoner", **SUM)["response"]
+    gateway.unload("deepseek")
+    gateway.unload("reasoner")
 
 
 def test_without_memory_for_zygotes_there_are_none(start: Start) -> None:

@@ -4,6 +4,7 @@ Not run: ``docker compose``, which needs an engine, and lines that start a serve
 this folder start one with.
 """
 
+import json
 import re
 import subprocess
 
@@ -21,6 +22,15 @@ def shell(command: str, watched: Watched, **options: object) -> str:
                          **options)  # type: ignore[call-overload]  # fmt: skip
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return str(ran.stdout)
+
+
+def test_the_journal_is_one_command_away(watched: Watched) -> None:
+    watched.unload("deepseek")
+    watched.load("deepseek")
+    (block,) = [block for block in BLOCKS if "/admin/events" in block]
+    told = json.loads(shell(block, watched))
+    assert told["data"][-1]["id"] == told["last"] and 2 <= len(told["data"]) <= 20
+    assert "deepseek is ready on cpu after " in " ".join(entry["text"] for entry in told["data"])
 
 
 def test_the_figures_are_one_command_away(watched: Watched) -> None:

@@ -21,6 +21,7 @@ def test_an_answer_in_openai_s_shape(client: openai.OpenAI) -> None:
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
     extra = answer.model_extra or {}
     assert extra["device"] == "cpu" and extra["timings"]["total"] > 0
+    assert set(extra["swap"]) == {"loaded", "evicted"}
 
 
 def test_the_same_answer_as_from_the_native_route(client: openai.OpenAI, served: GatewayProcess) -> None:

@@ -23,7 +23,8 @@ def test_the_catalog(client: openai.OpenAI, served: GatewayProcess) -> None:
     assert {"vision", "video"} <= can["qwen_vl"] and "audio" not in can["qwen_vl"]
     assert {"audio", "transcription"} <= can["qwen_audio"]
     assert {"vision", "audio", "video", "speech"} <= can["qwen_omni"]
-    assert can["blip_vqa"] == {"chat", "vision"}
+    assert can["blip_vqa"] == {"chat", "vision"}, "it has no memory of a conversation"
+    assert "conversation" in can["qwen_vl"] & can["deepseek"]
     assert "tools" not in can["reasoner"] | can["qwen_vl"], "their templates have no place for them"
 
 
@@ -31,6 +32,11 @@ def test_one_model(client: openai.OpenAI, served: GatewayProcess) -> None:
     served.load("reasoner")
     reasoner = client.models.retrieve("reasoner").model_extra or {}
     assert reasoner["state"] == "ready" and reasoner["context"] == 2048
+    assert reasoner["downloaded"] and reasoner["requires"] == []
+    assert reasoner["defaults"]["max_new_tokens"] == 128 and reasoner["defaults"]["temperature"] == 0
+    assert {"temperature", "seed", "stop"} <= set(reasoner["parameters"]) and "speech" not in reasoner["parameters"]
+    assert "speech" in (client.models.retrieve("qwen_omni").model_extra or {})["parameters"]
+    assert (client.models.retrieve("blip_vqa").model_extra or {})["requires"] == ["image"]
     assert client.models.retrieve("smollm2").id == "deepseek"
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("gpt-9")

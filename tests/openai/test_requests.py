@@ -58,9 +58,11 @@ def test_a_request_that_waits_is_cancelled(served: GatewayProcess) -> None:
     def states() -> list[object]:
         return [one["state"] for one in listed(served)]
 
-    body = {"model": "deepseek", "messages": STORY, "max_tokens": 3500, "min_tokens": 3500, "repetition_penalty": 1.0}
-    asked = [served.later(served.post, "/v1/chat/completions", **body) for _ in range(AT_ONCE + 1)]
-    served.until(lambda: states().count("running") == AT_ONCE and "waiting" in states(), "one to wait")
+    body = {"model": "deepseek", "messages": STORY, "max_tokens": 3500, "repetition_penalty": 1.0}
+    asked = [served.later(served.post, "/v1/chat/completions", **body) for _ in range(AT_ONCE)]
+    served.until(lambda: states() == ["running"] * AT_ONCE, "the model to be full")  # all at once would fill its queue
+    asked.append(served.later(served.post, "/v1/chat/completions", **body))
+    served.until(lambda: "waiting" in states(), "one to wait")
     waiting = next(one["id"] for one in listed(served) if one["state"] == "waiting")
     cancel(served, waiting)
     served.until(lambda: "waiting" not in states(), "it to go")

@@ -88,6 +88,7 @@ def test_what_is_on_the_wire(served: GatewayProcess) -> None:
     first, last = json.loads(said[0][6:]), json.loads(said[-2][6:])
     assert first["choices"][0]["delta"]["role"] == "assistant" and "usage" not in first
     assert last["choices"][0]["finish_reason"] == "stop" and last["timings"]["total"] > 0
+    assert last["swap"]["loaded"] in (True, False) and last["swap"]["evicted"] == []
 
 
 def test_a_load_is_told_in_comments(served: GatewayProcess) -> None:

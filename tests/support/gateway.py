@@ -264,6 +264,10 @@ class GatewayProcess:
         """The model's entry of ``/admin/model_status``."""
         return self.get("/admin/model_status")["model_configs"][name]
 
+    def journal(self, model: str) -> list[tuple[str, str]]:
+        """Kind and text of all entries of the journal about a model, the oldest first."""
+        return [(entry["kind"], entry["text"]) for entry in self.get(f"/admin/events?model={model}")["data"]]
+
     def slot(self) -> dict[str, Any]:
         return self.get("/admin/model_status")["slot"]
 

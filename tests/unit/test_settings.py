@@ -158,7 +158,8 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 def test_there_are_always_threads_beyond_a_full_queue() -> None:
     """Whoever runs has a thread as well as whoever waits."""
     assert load_settings(queue_total=10).thread_count(50) > 60
-    assert load_settings(threads=7).thread_count(50) == 7
+    assert load_settings(threads=7, live_streams=0).thread_count(50) == 7
+    assert load_settings(threads=7, live_streams=5).thread_count(50) == 12  # pages that watch take none from requests
 
 
 def test_the_server_has_a_thread_for_every_place_of_the_catalog(tmp_path: Path) -> None:

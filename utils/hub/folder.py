@@ -139,6 +139,24 @@ class Journal:
         _write_atomically(path, {"version": _VERSION, **asdict(record)})
 
 
+def forget(folder: Path, names: set[str]) -> None:
+    """Take files that are to be deleted out of the record of a finished download, and drop an unfinished one of them.
+
+    A record that names nothing else goes.
+    """
+    marker, journal = read_marker(folder), read_journal(folder)
+    if journal and names & set(journal.wanted):
+        (folder / WORK / "journal.json").unlink(missing_ok=True)
+    if marker and names & {*marker.files, *marker.wanted}:
+        files = {name: entry for name, entry in marker.files.items() if name not in names}
+        wanted = {name: size for name, size in marker.wanted.items() if name not in names}
+        if files:
+            record = Record(marker.repo, marker.revision, marker.commit, wanted, files)
+            _write_atomically(folder / MARKER, {"version": _VERSION, **asdict(record)})
+        else:
+            (folder / MARKER).unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Hold a folder against other downloads, in this process or another. A killed holder lets go by itself.

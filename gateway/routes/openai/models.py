@@ -9,6 +9,7 @@ from flask import Blueprint, Response
 from gateway.access import allow, allowed
 from gateway.routes import gateway
 from gateway.routes.openai import shapes
+from gateway.routes.openai.chat import TAKES
 from gateway.routes.openapi.operation import GUARDED, describe
 from gateway.routes.shapes import reply
 from models_registry.catalog import Catalog
@@ -55,6 +56,10 @@ def _describe(spec: ModelSpec, status: dict[str, Any]) -> dict[str, Any]:
         "replicas": [{"state": replica["state"], "device": replica["device"]} for replica in status["replicas"]],
         "max_batch_size": Catalog.batch_size(spec),
         "quant_bits": spec.quant_bits,
+        "requires": sorted(Catalog.family(spec).requires),
+        "parameters": sorted(TAKES.offers(spec)),
+        "defaults": spec.generation.model_dump(),
+        "downloaded": not spec.missing(service.settings.models_dir),
     }
 
 
@@ -63,6 +68,7 @@ def abilities(spec: ModelSpec) -> list[str]:
     family, inputs = Catalog.family(spec), Catalog.inputs(spec)
     found = {
         "chat": True,
+        "conversation": family.remembers,
         "completion": not family.requires,
         "vision": "image" in inputs,
         "audio": "audio" in inputs,

@@ -1,10 +1,10 @@
 """What ``/v1`` answers, in OpenAI's shapes with our own fields beside them. Gateway process; pydantic."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from gateway.routes.shapes import Shape, Timings, Usage
+from gateway.routes.shapes import Shape, Swap, Timings, Usage
 from moderation.result import Result
 
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -101,6 +101,7 @@ class ChatCompletion(Shape):
     usage: Usage
     device: str
     timings: Timings
+    swap: Swap
 
 
 class Delta(Shape):
@@ -123,7 +124,8 @@ class ChunkChoice(Shape):
 
 
 class ChatChunk(Shape):
-    """An event of a stream. The last with a finish reason brings ``device``, ``timings`` and the family's fields."""
+    """An event of a stream. The last with a finish reason brings ``device``, ``timings``,
+    ``swap`` and the family's fields."""
 
     id: str
     object: Literal["chat.completion.chunk"]
@@ -134,6 +136,7 @@ class ChatChunk(Shape):
     usage: Usage | None = None
     device: str = ""
     timings: Timings | None = None
+    swap: Swap | None = None
 
 
 # -- completions -------------------------------------------------------------------------------------------------------
@@ -169,6 +172,7 @@ class Completion(Shape):
     usage: Usage
     device: str
     timings: Timings
+    swap: Swap
 
 
 class TextPiece(Shape):
@@ -192,6 +196,7 @@ class CompletionChunk(Shape):
     usage: Usage | None = None
     device: str = ""
     timings: Timings | None = None
+    swap: Swap | None = None
 
 
 # -- transcriptions ----------------------------------------------------------------------------------------------------
@@ -249,6 +254,10 @@ class Model(Shape):
     context: Annotated[int | None, Field(description="Its window in tokens; null until it is known.")]
     max_batch_size: int
     quant_bits: int
+    requires: Annotated[list[str], Field(description="Media of which each question must have one.")]
+    parameters: Annotated[list[str], Field(description="Fields of POST /v1/chat/completions that it honours.")]
+    defaults: Annotated[dict[str, Any], Field(description="How it samples unless a request says otherwise.")]
+    downloaded: Annotated[bool, Field(description="Whether its weights are here.")]
 
 
 class ModelList(Shape):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from flask import g, request
@@ -103,7 +104,7 @@ def usage(finished: Iterable[Finished]) -> dict[str, int]:
 
 def tail(finished: Finished) -> dict[str, Any]:
     """Return what stands beside OpenAI's fields: where the answer was made, how long it took, the family's extras."""
-    return {"device": finished.device, "timings": finished.timings, **finished.extras}
+    return {"device": finished.device, "timings": finished.timings, "swap": asdict(finished.swap), **finished.extras}
 
 
 def fingerprint(spec: ModelSpec) -> str:

@@ -167,7 +167,7 @@ class Document:
                 "required": ["data"], "anyOf": [*kinds, *end],
             }}  # fmt: skip
         content |= {kind: {"schema": schema} for kind, schema in operation.others.items()}
-        answers = {"200": {"description": "The answer", "content": content} | {"headers": headers}}
+        answers = {str(operation.success): {"description": "The answer", "content": content} | {"headers": headers}}
         shape = self._refs[ErrorEnvelope if openai else Error]
         return answers | {str(status): statuses.error(status, shape, headers) for status in sorted(operation.statuses)}
 

@@ -26,8 +26,8 @@ View = TypeVar("View", bound=Callable[..., Any])
 class Operation:
     """One route's description.
 
-    ``answer`` is what comes with 200 as JSON, or one of ``answers``; ``others`` are further media types of it with
-    their schemas. ``query`` are parameters of the address with theirs. ``events`` are
+    ``answer`` is what comes with the status ``success`` as JSON, or one of ``answers``; ``others`` are further media
+    types of it with their schemas. ``query`` are parameters of the address with theirs. ``events`` are
     the server-sent events of a stream by their names (``message`` for those without). ``body`` is what is read, and
     ``optional`` tells that it may be absent; ``media_types`` are those it comes in. ``form`` are fields that only a
     form has, with their schemas, of which some are ``needed``; ``neutral`` parameters are taken as long as they ask for
@@ -37,6 +37,7 @@ class Operation:
     tag: str
     answer: type[Shape] | None = None
     answers: tuple[type[Shape], ...] = ()
+    success: int = 200
     statuses: frozenset[int] = frozenset({500})
     body: Takes[Any] | type[BaseModel] | None = None
     optional: bool = False

@@ -3,16 +3,16 @@
 The page's files come from an installed package; it loads nothing from elsewhere, and its policy forbids it.
 """
 
-import gzip
 from functools import cache
 from importlib.resources import files
 
-from flask import Blueprint, Response, current_app, jsonify, request
+from flask import Blueprint, Response, current_app, jsonify
 from werkzeug.exceptions import NotFound
 
 from gateway.routes import gateway
 from gateway.routes.openapi.document import Document
 from gateway.routes.openapi.operation import describe
+from gateway.routes.packed import Packed
 
 blueprint = Blueprint("description", __name__)
 _ASSETS = {
@@ -54,12 +54,13 @@ _START = """SwaggerUIBundle({
 @describe(tag="description", others={"application/json": {"type": "object"}})
 def openapi() -> Response:
     """This description, by OpenAPI 3.1: the models of this server's catalog, and its limits."""
-    made: _Content | None = current_app.extensions.get("switchyard.openapi")
+    made: Packed | None = current_app.extensions.get("switchyard.openapi")
     if made is None:
         service = gateway()
-        made = _Content(jsonify(Document(current_app, list(service.catalog), service.settings).render()).get_data())
+        document = Document(current_app, list(service.catalog), service.settings).render()
+        made = Packed(jsonify(document).get_data(), "application/json")
         current_app.extensions["switchyard.openapi"] = made
-    return made.response("application/json")
+    return made.response()
 
 
 @blueprint.get("/docs")
@@ -76,29 +77,14 @@ def asset(name: str) -> Response:
         return _sent(_START, "text/javascript")
     if name not in _ASSETS:
         raise NotFound
-    response = _asset(name).response(_ASSETS[name], **_HEADERS)
+    response = _asset(name).response(**_HEADERS)
     response.headers["Cache-Control"] = "max-age=86400"
     return response
 
 
-class _Content:
-    """Something long that anybody may ask for, packed once and not for every request."""
-
-    def __init__(self, content: bytes) -> None:
-        self._plain, self._packed = content, gzip.compress(content, mtime=0)
-
-    def response(self, kind: str, **headers: str) -> Response:
-        packed = request.accept_encodings.quality("gzip") > 0 and len(self._packed) < len(self._plain)
-        response = Response(self._packed if packed else self._plain, mimetype=kind, headers=headers)
-        response.headers["Vary"] = "Accept-Encoding"
-        if packed:
-            response.headers["Content-Encoding"] = "gzip"
-        return response
-
-
 @cache
-def _asset(name: str) -> _Content:
-    return _Content(files("flask_swagger_ui").joinpath("dist", name).read_bytes())
+def _asset(name: str) -> Packed:
+    return Packed(files("flask_swagger_ui").joinpath("dist", name).read_bytes(), _ASSETS[name])
 
 
 def _sent(content: str, kind: str) -> Response:

@@ -8,7 +8,7 @@ ERRORS = {
     401: "No API key, or one that is not known, where keys are asked for",
     403: "What this key, this machine or this page may not do",
     404: "There is no such model or request",
-    409: "The model is in use",
+    409: "The model is in use, or not one that this can be done with; `details` says which",
     413: "A body or medium past a limit; both the limit and the value are named",
     415: "A body of another media type, or a medium of a known format that is not taken in this place",
     429: "Too many requests wait, or a key's limit is reached",

@@ -1,0 +1,87 @@
+"""The journal: what happened to models and runners lately, and why, in words a person understands.
+
+A ring of the last thousand entries in memory. Whoever knows a fact adds it (:mod:`gateway.observe.reporter` most of
+them), from any thread; whoever watches waits for the next. Gateway process; has no word of what requests say.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+Kind = Literal[
+    "start", "stop", "load", "loaded", "load_failed", "evicted", "expired", "unloaded", "cleanup", "moved",
+    "out_of_memory", "degraded", "crash", "restart", "pinned", "unpinned", "download", "deleted",
+]  # fmt: skip
+KINDS: tuple[Kind, ...] = get_args(Kind)
+KEPT = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One thing that happened. ``id`` counts from 1 and skips none, ``time`` is in seconds since 1970. ``model`` is a
+    name of the catalog and ``device`` a slot, None where it is about neither."""
+
+    id: int
+    time: float
+    kind: Kind
+    model: str | None
+    device: str | None
+    text: str
+    detail: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Journal:
+    """Keeps the last ``kept`` entries."""
+
+    def __init__(self, kept: int = KEPT) -> None:
+        self._entries: deque[Entry] = deque(maxlen=kept)
+        self._changed = threading.Condition()
+        self._last = 0
+
+    @property
+    def last(self) -> int:
+        """The id of the latest entry; 0 before the first."""
+        return self._last
+
+    def add(
+        self, kind: Kind, text: str, model: str | None = None, device: str | None = None, **detail: Any
+    ) -> Entry:
+        """Keep an entry; ``detail`` are further facts, as JSON has them."""
+        with self._changed:
+            self._last += 1
+            entry = Entry(self._last, round(time.time(), 3), kind, model, device, text, detail)
+            self._entries.append(entry)
+            self._changed.notify_all()
+            return entry
+
+    def after(self, last: int) -> list[Entry]:
+        """Return what was added after the entry of this id, the oldest first."""
+        with self._changed:
+            if last >= self._last:
+                return []
+            return [entry for entry in self._entries if entry.id > last]
+
+    def select(
+        self, after: int = 0, kinds: Collection[str] = (), model: str | None = None, limit: int = KEPT
+    ) -> list[Entry]:
+        """Return the latest ``limit`` entries of these kinds (any, if none is named) and about this model, the oldest
+        first. One that made room for the model is about it too."""
+        found = [entry for entry in self.after(after)
+                 if (not kinds or entry.kind in kinds) and (model is None or model in concerned(entry))]  # fmt: skip
+        return found[-limit:]
+
+    def wait(self, last: int, timeout: float) -> bool:
+        """Wait until there is an entry after this one, at most ``timeout`` seconds. Return whether there is."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._last > last, timeout)
+
+
+def concerned(entry: Entry) -> set[str]:
+    """Return the models that an entry names."""
+    return {name for name in (entry.model, entry.detail.get("newcomer")) if name}

@@ -1,0 +1,24 @@
+"""Content that anybody may ask for, packed once and not for every request. Gateway process."""
+
+import gzip
+import hashlib
+
+from flask import Response, request
+
+
+class Packed:
+    """Bytes of one media type, plain and by gzip."""
+
+    def __init__(self, content: bytes, kind: str) -> None:
+        self.kind, self._plain = kind, content
+        self._packed = gzip.compress(content, mtime=0)
+        self.digest = hashlib.sha256(content).hexdigest()
+
+    def response(self, **headers: str) -> Response:
+        """Return it as the current request takes it."""
+        packed = request.accept_encodings.quality("gzip") > 0 and len(self._packed) < len(self._plain)
+        response = Response(self._packed if packed else self._plain, mimetype=self.kind, headers=headers)
+        response.headers["Vary"] = "Accept-Encoding"
+        if packed:
+            response.headers["Content-Encoding"] = "gzip"
+        return response

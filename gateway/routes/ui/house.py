@@ -1,0 +1,43 @@
+"""The blueprint of ``/ui``: what every answer under it says to the browser, and the way there. Gateway process."""
+
+from pathlib import Path
+
+from flask import Blueprint, Response, redirect, request
+from werkzeug.wrappers import Response as AnyResponse
+
+from gateway.access import takes_html
+
+WEB = Path(__file__).resolve().parents[3] / "web"
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
+    "connect-src 'self'; font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    # With no-referrer a browser would send the origin "null" along with a form, and logging in could not tell whose.
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(self), microphone=(self), geolocation=()",
+}
+
+blueprint = Blueprint("ui", __name__, url_prefix="/ui", template_folder=str(WEB / "templates"))
+
+
+@blueprint.before_app_request
+def front_door() -> AnyResponse | None:
+    """Send a browser that asks for ``/`` to the dashboard. For everybody else there is nothing at ``/``."""
+    if request.path == "/" and request.method == "GET" and takes_html():
+        return redirect("/ui/")
+    return None
+
+
+@blueprint.after_request
+def guard(response: Response) -> Response:
+    """Say what a page may load and who may frame it; and that nobody keeps a page."""
+    for name, value in _HEADERS.items():
+        response.headers.setdefault(name, value)
+    response.headers.setdefault("Cache-Control", "no-store")
+    return response

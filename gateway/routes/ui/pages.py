@@ -1,0 +1,94 @@
+"""The six views and what a person sees instead of them. Gateway process.
+
+A page is the same for everybody of a role and holds no data, so it is there before any model or route has answered.
+"""
+
+from dataclasses import dataclass
+
+from flask import Response, g, make_response, render_template, request
+
+from gateway.access import reader
+from gateway.routes.ui.assets import assets
+from gateway.routes.ui.house import blueprint
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One page of the menu. ``restricted`` ones are for the role admin."""
+
+    name: str
+    title: str
+    path: str
+    restricted: bool = False
+
+    @property
+    def shown(self) -> bool:
+        """Whether whoever sends the current request may use it."""
+        return not self.restricted or not g.keyed or reader() == "admin"
+
+
+VIEWS = (
+    View("overview", "Overview", "/ui/"),
+    View("playground", "Playground", "/ui/playground"),
+    View("models", "Models", "/ui/models", restricted=True),
+    View("events", "Events", "/ui/events", restricted=True),
+    View("files", "Files", "/ui/files", restricted=True),
+    View("benchmarks", "Benchmarks", "/ui/benchmarks"),
+)
+_BY_NAME = {view.name: view for view in VIEWS}
+
+
+@blueprint.get("/")
+def overview() -> Response:
+    """Slots, queues and traffic, live."""
+    return _view("overview")
+
+
+@blueprint.get("/playground")
+def playground() -> Response:
+    """Ask a model, or two of them."""
+    return _view("playground")
+
+
+@blueprint.get("/models")
+def models() -> Response:
+    """The catalog: weights, downloads, what fits here."""
+    return _view("models")
+
+
+@blueprint.get("/events")
+def events() -> Response:
+    """Loads, evictions and failures, with their reasons."""
+    return _view("events")
+
+
+@blueprint.get("/files")
+def files() -> Response:
+    """Temporary files and kept quantized weights."""
+    return _view("files")
+
+
+@blueprint.get("/<path:rest>")
+def nothing(rest: str) -> Response:
+    """A page that says that there is none."""
+    return page("404.html", 404, title="Not found", view="", path=request.path)
+
+
+def _view(name: str) -> Response:
+    view = _BY_NAME[name]
+    if not view.shown:
+        return page("403.html", 403, title=view.title, view=name)
+    return page(f"{name}.html", title=view.title, view=name)
+
+
+def page(template: str, status: int = 200, **values: object) -> Response:
+    """Render a template that extends ``base.html``; ``title`` and ``view`` are wanted of each."""
+    assets(fresh=True)
+    key = g.get("key")
+    said = {
+        "views": [view for view in VIEWS if view.shown],
+        "role": reader() or "",
+        "keyed": g.keyed,
+        "who": key.name if key else "",
+    } | values
+    return make_response(render_template(template, **said), status)

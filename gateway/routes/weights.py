@@ -1,0 +1,81 @@
+"""``/admin``: models' weights on the disk, downloads of them, and deleting them. Gateway process."""
+
+import time
+
+from flask import Blueprint, Response, request
+
+from gateway.errors import BadRequest
+from gateway.routes import gateway
+from gateway.routes import weights_shapes as shapes
+from gateway.routes.openapi.operation import GUARDED, OPTIONS, describe
+from gateway.routes.options import options
+from gateway.routes.shapes import reply
+
+blueprint = Blueprint("weights", __name__, url_prefix="/admin")
+_FORCE = {"force": {"enum": ["true", "false"]}}
+
+
+@blueprint.get("/weights")
+@describe(tag="admin", answer=shapes.Weights, statuses=GUARDED)
+def weights() -> Response:
+    """Every model's weights: what of them is here, what it takes on this machine, which fit together; and the disk."""
+    service = gateway()
+    return reply(shapes.Weights, timestamp=time.time(), profile=service.catalog.profile, **service.weights.report())
+
+
+@blueprint.get("/downloads")
+@describe(tag="admin", answer=shapes.Downloads, statuses=GUARDED)
+def downloads() -> Response:
+    """How far downloads are: each model's last one since the start."""
+    return reply(shapes.Downloads, timestamp=time.time(), downloads=gateway().weights.downloads.report())
+
+
+@blueprint.post("/models/<name>/download")
+@describe(tag="admin", answer=shapes.DownloadAnswer, success=202, statuses=OPTIONS | {404, 409},
+          body=shapes.DownloadOptions, optional=True)  # fmt: skip
+def download(name: str) -> Response:
+    """Have a model's weights fetched, from where an earlier download stopped; or compared with the hub's where all are
+    here.
+
+    Answers at once; downloads run one after the other. A second asker gets the same download. 409 for a model that
+    does not come from a hub.
+    """
+    service = gateway()
+    spec = service.spec(name)
+    told = service.weights.download(spec, options(shapes.DownloadOptions).speech)
+    response = reply(shapes.DownloadAnswer, status="success", model=spec.name, download=told)
+    response.status_code = 202
+    return response
+
+
+@blueprint.delete("/models/<name>/download")
+@describe(tag="admin", answer=shapes.DownloadAnswer, statuses=GUARDED | {404})
+def cancel(name: str) -> Response:
+    """End a model's download, if one is under way. What was fetched stays: the next one goes on from there."""
+    service = gateway()
+    spec = service.spec(name)
+    return reply(shapes.DownloadAnswer, status="success", model=spec.name, download=service.weights.cancel(spec))
+
+
+@blueprint.delete("/models/<name>/weights")
+@describe(tag="admin", answer=shapes.Deleted, statuses=GUARDED | {400, 404, 409}, query=_FORCE)
+def delete(name: str) -> Response:
+    """Delete a model's weights from the disk, and the quantized ones kept of them.
+
+    409 while it is downloaded, and for weights that no download put there; also while it is loaded or where another
+    model reads the same files, unless ``force=true``.
+    """
+    service = gateway()
+    spec = service.spec(name)
+    freed = service.weights.delete(spec, _force())
+    return reply(shapes.Deleted, status="success", model=spec.name, **freed)
+
+
+def _force() -> bool:
+    """Return the one parameter. :raises BadRequest: for any other, or another value."""
+    if unknown := sorted(set(request.args) - set(_FORCE)):
+        raise BadRequest(f"unknown parameter {unknown[0]!r}; known: force", param=unknown[0])
+    values = request.args.getlist("force") or ["false"]
+    if values not in (["true"], ["false"]):
+        raise BadRequest("parameter 'force': must be true or false, once", param="force")
+    return values == ["true"]

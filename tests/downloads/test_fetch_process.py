@@ -1,0 +1,50 @@
+"""The process that fetches for a gateway: what it says, and that it ends with whoever holds its input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.downloads.conftest import ROOT, spec_of
+from tests.downloads.hub_server import Hub
+
+WEIGHTS = "model-00001-of-00002.safetensors"
+
+
+def begin(models: Path) -> "subprocess.Popen[str]":
+    process = subprocess.Popen([sys.executable, "-m", "gateway.weights.fetch"], cwd=ROOT, text=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    wanted = {"spec": spec_of().model_dump(mode="json"), "models_dir": str(models), "speech": False}
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(wanted) + "\n")
+    process.stdin.flush()
+    return process
+
+
+def said(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_it_tells_how_far_it_is_and_how_it_ended(hub: Hub, models: Path) -> None:
+    process = begin(models)
+    assert process.stdout is not None
+    *progress, last = said(process.stdout.read())  # until it has ended; its input stays open
+    process.communicate()
+    assert process.returncode == 0 and last["event"] == "done"
+    assert last["fetched"] == last["total"] == progress[-1]["done"]
+    assert {line["event"] for line in progress} == {"progress"}
+    assert {file["stage"] for file in progress[-1]["files"]} == {"done"}
+
+
+def test_it_ends_when_its_starter_does(hub: Hub, models: Path) -> None:
+    hub.repos["acme/tiny"].hold[WEIGHTS] = 100_000
+    process = begin(models)
+    hub.wait_held(1)
+    assert process.stdin is not None
+    process.stdin.close()
+    hub.release.set()  # so that the thread that reads goes on, and sees that it should not
+    process.stdin = None
+    out, errors = process.communicate(timeout=60)
+    assert said(out)[-1] == {"event": "stopped"} and errors == "" and process.returncode == 0
+    assert list(models.rglob("*.incomplete"))

@@ -1,0 +1,124 @@
+"""Sessions of browsers: how long, how many, whose; and what of a request's head counts."""
+
+from typing import Any
+
+import pytest
+from flask import Request
+from werkzeug.test import EnvironBuilder
+
+from gateway.access import sessions
+from gateway.access.address import of_same_origin
+from gateway.access.keys import Key, new_token
+from gateway.access.sessions import Guesses, Sessions
+
+
+def made(name: str = "alice") -> Key:
+    key_id, _, digest = new_token()
+    return Key(id=key_id, name=name, digest=digest, created=0.0)
+
+
+class Table:
+    """Sessions by a clock of the test's, over keys of which some are ``gone``."""
+
+    def __init__(self) -> None:
+        self.now, self.gone = 0.0, set[str]()
+        self.sessions = Sessions(lambda key: None if key.id in self.gone else key, lambda: self.now)
+
+
+@pytest.fixture
+def table() -> Table:
+    return Table()
+
+
+def test_a_session_stands_for_its_key_until_it_is_ended(table: Table) -> None:
+    key = made()
+    token = table.sessions.begin(key)
+    assert table.sessions.find(token) == key
+    for wrong in (None, "", token[:-1], token + "a", "a" * 43, "ä" * 43):
+        assert table.sessions.find(wrong) is None
+    table.sessions.end(token)
+    assert table.sessions.find(token) is None
+    table.sessions.end(token)
+
+
+def test_it_ends_with_its_key_for_good(table: Table) -> None:
+    key = made()
+    token = table.sessions.begin(key)
+    table.gone.add(key.id)
+    assert table.sessions.find(token) is None
+    table.gone.clear()
+    assert table.sessions.find(token) is None
+
+
+def test_it_ends_unused_and_at_last_in_any_case(table: Table) -> None:
+    token = table.sessions.begin(made())
+    for _ in range(13):
+        table.now += 11.9 * 3600
+        assert table.sessions.find(token)
+    table.now += 12.1 * 3600
+    assert table.sessions.find(token) is None
+    token, began = table.sessions.begin(made()), table.now
+    while table.now - began <= table.sessions.lifetime:
+        assert table.sessions.find(token)
+        table.now += 11 * 3600
+    assert table.sessions.find(token) is None
+
+
+def test_they_are_bounded_and_one_key_cannot_end_those_of_others(table: Table) -> None:
+    alice, bob = table.sessions.begin(made()), made("bob")
+    tokens = [table.sessions.begin(bob) for _ in range(300)]
+    assert table.sessions.find(alice)
+    assert [bool(table.sessions.find(token)) for token in tokens] == [False] * 200 + [True] * 100
+    others = [table.sessions.begin(made(str(count))) for count in range(1200)]
+    kept = sum(table.sessions.find(token) is not None for token in [alice, *tokens, *others])
+    assert kept == 1000 and table.sessions.find(others[-1])
+
+
+def test_wrong_keys_are_counted_by_address() -> None:
+    address = "192.0.2.1"
+    guesses = Guesses(lambda: address)
+    for _ in range(10):
+        assert guesses.wait() is None
+        guesses.count()
+    wait = guesses.wait()
+    assert wait is not None and 1 <= wait <= 61
+    address = "192.0.2.2"
+    assert guesses.wait() is None
+
+
+HEAD = b"%s HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n"
+
+
+@pytest.mark.parametrize(("fields", "token"), [
+    (b"Cookie: switchyard_5000=abc", "abc"), (b"cookie:a=b;switchyard_5000=abc ; c=d", "abc"),
+    (b"Cookie: switchyard_50001=abc", None), (b"X-Cookie: switchyard_5000=abc", None), (b"A: b", None),
+    (b"Cookie: ;;=; switchyard_5000", ""), (b"Cookie: switchyard_5000=\xff", "ÿ"),
+])  # fmt: skip
+def test_the_cookie_of_a_head(fields: bytes, token: str | None) -> None:
+    found = sessions.of_head(HEAD % (b"POST /generate/x", fields), sessions.cookie_name(5000))
+    assert found == token
+
+
+@pytest.mark.parametrize(("line", "fields", "wanted"), [
+    (b"POST /ui/login", b"Content-Length: 4096", True), (b"POST /ui/login", b"content-length:1", True),
+    (b"POST /ui/login", b"Content-Length: 4097", False), (b"POST /ui/login", b"A: b", False),
+    (b"POST /ui/login", b"Content-Length: 10\r\nTransfer-Encoding: chunked", False),
+    (b"POST /ui/login/x", b"Content-Length: 10", False), (b"GET /ui/login", b"Content-Length: 10", False),
+    (b"PUT /x\r\nPOST /ui/login", b"Content-Length: 10", False),
+])  # fmt: skip
+def test_of_strangers_only_a_short_login_is_read(line: bytes, fields: bytes, wanted: bool) -> None:
+    assert sessions.is_login(HEAD % (line, fields)) is wanted
+
+
+@pytest.mark.parametrize(("headers", "strict", "lenient"), [
+    ({"Sec-Fetch-Site": "same-origin"}, True, True), ({"Sec-Fetch-Site": "same-site"}, False, False),
+    ({"Sec-Fetch-Site": "cross-site", "Origin": "http://gate:5000"}, False, False),
+    ({"Sec-Fetch-Site": "none"}, False, False), ({"Origin": "http://gate:5000"}, True, True),
+    ({"Origin": "https://gate:5000"}, True, True), ({"Origin": "http://gate:5001"}, False, False),
+    ({"Origin": "http://gate"}, False, False), ({"Origin": "null"}, False, False),
+    ({"Origin": "http://[gate:5000"}, False, False), ({}, False, True),
+])  # fmt: skip
+def test_whose_page_sent_it(headers: dict[str, str], strict: bool, lenient: bool) -> None:
+    request: Any = Request(EnvironBuilder(base_url="http://gate:5000", headers=headers).get_environ())
+    assert of_same_origin(request, strict=True) is strict
+    assert of_same_origin(request, strict=False) is lenient

@@ -1,0 +1,58 @@
+// @ts-check
+// The requests that wait and run, by model, with their ages and a button that cancels each.
+
+import { $, h, setText } from "./dom.js";
+import { duration, number } from "./format.js";
+import { keyed } from "./keyed.js";
+import { cancel, perform } from "./overview-actions.js";
+import { lineOf, mayChange, now } from "./standing.js";
+
+/** Shows a state's requests in `place`, a table's body. @param {any} table @param {Element} empty @param {any} state */
+export function showQueue(table, empty, state) {
+  const order = new Map(state.models.map((/** @type {any} */ model, /** @type {number} */ at) => [model.name, at]));
+  const asked = state.requests.map((/** @type {any} */ one) => ({ ...one, began: state.time - one.age }));
+  asked.sort((/** @type {any} */ a, /** @type {any} */ b) => order.get(a.model) - order.get(b.model)
+    || Number(a.state === "waiting") - Number(b.state === "waiting") || a.began - b.began);
+  const keyedBy = asked.some((/** @type {any} */ one) => one.key);
+  table.classList.toggle("with-keys", keyedBy);
+  let before = "";
+  for (const one of asked) [one.head, before] = [one.model !== before, one.model];
+  keyed($("tbody", table), asked, { key: (one) => one.id, make: (one) => makeRow(one, state), update: (row, one) => updateRow(row, one, state) });
+  const more = state.requests_in_all - state.requests.length;
+  setText($("#queue-more"), more > 0 ? `and ${number(more)} more` : "");
+  $("#queue-more").hidden = more <= 0;
+  table.parentElement.hidden = !asked.length;
+  /** @type {any} */ (empty).hidden = asked.length > 0;
+}
+
+/** Moves on the ages. @param {Element} table */
+export function tick(table) {
+  for (const row of /** @type {any} */ ($("tbody", table).children)) setText($(".age", row), duration(Math.floor(now() - row.one.began)));
+}
+
+function makeRow(one, state) {
+  const row = h("tr", { dataset: { request: one.id } },
+    h("td", { class: "queue-model" }, h("span", { class: "swatch", "aria-hidden": "true" }), h("span", { class: "model" })),
+    h("td", null, h("span", { class: "badge" })),
+    h("td", { class: "number age" }), h("td", { class: "number tokens" }),
+    h("td", { class: "queue-key" }), h("td", { class: "queue-id" }, h("code", { class: "truncate", title: one.id }, one.id)),
+    h("td", { class: "queue-tools" }));
+  // A user's own requests are all that are shown to one: whoever sees a request may cancel it.
+  $(".queue-tools", row).append(h("button", { class: "button quiet small danger", type: "button", dataset: { act: "cancel" },
+    "aria-label": `Cancel the request ${one.id} to ${one.model}`,
+    onclick: (/** @type {any} */ event) => perform(event.currentTarget, () => cancel(row.one)) }, "Cancel"));
+  if (!mayChange(state)) row.dataset.own = "";
+  return row;
+}
+
+function updateRow(row, one, state) {
+  row.one = one;
+  row.className = `${lineOf(state, one.model)}${one.head ? " head" : ""}`;
+  setText($(".model", row), one.model);
+  const badge = $(".badge", row);
+  badge.className = `badge ${one.state === "running" ? "go" : "care"}`;
+  setText(badge, one.by_hand ? `load by hand, ${one.state}` : one.priority === "batch" ? `${one.state}, batch` : one.state);
+  setText($(".age", row), duration(Math.floor(now() - one.began)));
+  setText($(".tokens", row), one.state === "running" ? number(one.tokens) : "–");
+  setText($(".queue-key", row), one.key ?? "–");
+}

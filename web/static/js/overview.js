@@ -1,0 +1,101 @@
+// @ts-check
+// The overview: puts what the live line tells into its parts, and says what is shown while the line is lost.
+
+import { markStale } from "./stale.js";
+import { $, replace, setText } from "./dom.js";
+import { clock, duration, number } from "./format.js";
+import { entryElement } from "./journal.js";
+import { live } from "./live.js";
+import { cleanup, perform } from "./overview-actions.js";
+import * as catalog from "./overview-catalog.js";
+import { Plots } from "./overview-plots.js";
+import * as queue from "./overview-queue.js";
+import * as slots from "./overview-slots.js";
+import { Samples } from "./samples.js";
+import { cold, heard, lineOf, mayChange } from "./standing.js";
+
+const LATEST = 3; // entries of the journal
+
+const samples = new Samples();
+const plots = new Plots($("#plots"), samples);
+/** @type {any} */
+let state = null;
+let server = 0; // when it started: another time is another server, whose entries are counted anew
+/** @type {any[]} */
+let entries = [];
+
+function showState(/** @type {any} */ told) {
+  state = told;
+  heard(state);
+  $(".slot-skeleton")?.remove();
+  if (server !== state.started) [server, entries] = [state.started, entries.filter((entry) => entry.time >= state.started)];
+  slots.showSlots($("#slots"), state);
+  catalog.showCatalog($("#catalog"), state);
+  queue.showQueue($("#queue"), $("#queue-empty"), state);
+  $("#catalog-empty").hidden = cold(state).length > 0;
+  $("#cleanup").hidden = !mayChange(state);
+  setText($("#profile"), state.profile);
+  $("#stopping").hidden = !state.stopping;
+  showFigures();
+  showEntries();
+  $("#overview").setAttribute("aria-busy", "false");
+  $("#overview").classList.add("known");
+}
+
+function showFigures() {
+  const loaded = state ? state.models.filter((/** @type {any} */ one) => one.state === "ready").length : null;
+  const asked = state?.requests.filter((/** @type {any} */ one) => !one.by_hand) ?? [];
+  const running = asked.filter((/** @type {any} */ one) => one.state === "running").length;
+  setText($("#figure-loaded"), loaded === null ? "–" : `${loaded} of ${state.models.length}`);
+  const unlisted = state ? state.requests_in_all - state.requests.length : 0; // the oldest are listed: these wait
+  setText($("#figure-running"), state ? running : "–");
+  setText($("#figure-waiting"), state ? asked.length - running + unlisted : "–");
+  const rate = samples.latest("tokens_per_second");
+  setText($("#figure-tokens"), rate === null ? "–" : number(rate, rate < 100 && rate % 1 ? 1 : 0));
+  const first = samples.over("first_token_seconds", "mean", samples.end - 60, samples.end);
+  setText($("#figure-first"), first === null ? "–" : duration(first));
+  setText($("#figure-swaps"), samples.times.length ? number(samples.over("swaps", "sum", samples.end - 600, samples.end)) : "–");
+}
+
+function showEntries() {
+  const shown = entries.slice(-LATEST).reverse();
+  replace($("#latest"), shown.map((entry) => entryElement(entry, lineOf(state, entry.model))));
+  $("#latest-empty").hidden = shown.length > 0;
+}
+
+function journal(/** @type {any} */ entry) {
+  if (entries.some((one) => one.id === entry.id && one.time === entry.time)) return;
+  entries = [...entries, entry].slice(-50);
+  if (["evicted", "expired", "unloaded", "cleanup", "out_of_memory", "crash"].includes(entry.kind) && Date.now() / 1000 - entry.time < 30) slots.showLeaving($("#slots"), entry);
+  if (state) showEntries();
+}
+
+function status(/** @type {string} */ now) {
+  const lost = now === "lost";
+  markStale($("#overview"), lost && state !== null);
+  $("#as-of").hidden = !lost || !state;
+  if (lost && state) setText($("#as-of"), `As of ${clock(state.time)}`);
+  $("#no-state").hidden = !(lost && !state);
+  $("#overview").classList.toggle("unknown", lost && !state);
+}
+
+$("#cleanup").addEventListener("click", (/** @type {any} */ event) => perform(event.currentTarget, () => cleanup(state)));
+live.on("status", status);
+live.on("history", (history) => {
+  samples.begin(history);
+  plots.show();
+  showFigures();
+});
+live.on("sample", (sample) => {
+  samples.add(sample);
+  plots.show();
+  showFigures();
+});
+live.on("state", showState);
+live.on("journal", journal);
+setInterval(() => {
+  if (!state || live.status !== "open") return;
+  slots.tick($("#slots"));
+  catalog.tick($("#catalog"));
+  queue.tick($("#queue"));
+}, 1000);

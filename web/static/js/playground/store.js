@@ -1,0 +1,26 @@
+// @ts-check
+// What this browser keeps of the page between visits: draft, system prompt, parameters, models. Never media nor answers.
+
+const NAME = "switchyard.playground";
+
+/** @typedef {{draft?: string, system?: string, parameters?: Record<string, string>, models?: string[], compare?: boolean,
+ *   plain?: boolean}} Kept */
+
+/** @returns {Kept} */
+export function kept() {
+  try {
+    const found = JSON.parse(localStorage.getItem(NAME) ?? "{}");
+    return found && typeof found === "object" ? found : {};
+  } catch {
+    return {}; // damaged, or the browser keeps nothing
+  }
+}
+
+/** @param {Kept} changes */
+export function keep(changes) {
+  try {
+    localStorage.setItem(NAME, JSON.stringify({ ...kept(), ...changes }));
+  } catch {
+    // A private window may refuse; then it is forgotten with the page.
+  }
+}

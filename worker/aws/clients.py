@@ -1,0 +1,114 @@
+"""The clients of AWS: where it is, how patient they are, and which of their errors may pass.
+
+The worker's process, any thread: clients are thread-safe, sessions are not, so all are made at once. boto3 finds
+credentials as everywhere: environment, ``~/.aws``, the container's or the instance's role.
+"""
+
+import threading
+import time
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    IncompleteReadError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
+
+from worker.settings import WorkerSettings
+
+_ATTEMPTS = 4
+"""How often a call is made before its error is told, by botocore's own rules and pauses."""
+_PASSING_CODES = {
+    "InternalError", "InternalFailure", "InternalServerError", "ServiceUnavailable", "SlowDown", "RequestTimeout",
+    "RequestTimeoutException", "Throttling", "ThrottlingException", "ThrottledException", "TooManyRequestsException",
+    "RequestThrottled", "RequestThrottledException", "RequestLimitExceeded", "ProvisionedThroughputExceededException",
+    "LimitExceededException", "BandwidthLimitExceeded", "TransactionInProgressException", "OperationAborted",
+    "ConditionalRequestConflict", "ExpiredToken", "ExpiredTokenException", "RequestExpired",
+}  # fmt: skip
+AwsError = (ClientError, BotoCoreError)
+"""What a call of AWS may raise."""
+
+
+@dataclass(frozen=True)
+class Clients:
+    """One client of each service, and the time as the services tell it."""
+
+    sqs: Any
+    s3: Any
+    dynamodb: Any
+    clock: "ServiceClock"
+
+
+class ServiceClock:
+    """The time by the ``Date`` of DynamoDB's answers, so that workers whose clocks differ agree on when a lease ends.
+
+    Whole seconds: two workers may be apart by one and the time an answer takes. Before the first answer it is this
+    machine's time.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ahead = 0.0
+
+    def now(self) -> float:
+        """Return seconds since 1970."""
+        with self._lock:
+            return time.time() + self._ahead
+
+    def learn(self, parsed: dict[str, Any], **_: Any) -> None:
+        """Take the time of an answer; one without it is no news."""
+        date = parsed.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+        try:
+            told = parsedate_to_datetime(date).timestamp() if date else None
+        except ValueError:
+            return
+        if told is not None:
+            with self._lock:
+                self._ahead = told - time.time()
+
+
+def connect(settings: WorkerSettings) -> Clients:
+    """Return the clients. Asks nothing of AWS yet.
+
+    :raises BotoCoreError: if the configuration of AWS on this machine cannot be used.
+    """
+    retries = {"mode": "standard", "total_max_attempts": _ATTEMPTS}
+    common = Config(retries=retries, connect_timeout=5, read_timeout=20, user_agent_extra="switchyard-worker",
+                    max_pool_connections=4 * settings.concurrency + 8)  # fmt: skip
+    # A question for messages is held open by the service, and asked again by the loop.
+    polling = common.merge(Config(read_timeout=settings.poll_wait + 15))
+    # A stand-in has no host name for each bucket.
+    paths = common.merge(Config(s3={"addressing_style": "path"})) if settings.aws_endpoint_url else common
+    session = boto3.session.Session(region_name=settings.aws_region)
+    dynamodb, clock = session.client("dynamodb", config=common), ServiceClock()
+    dynamodb.meta.events.register("after-call.dynamodb", clock.learn)
+    return Clients(session.client("sqs", config=polling), session.client("s3", config=paths), dynamodb, clock)
+
+
+def passing(error: Exception) -> bool:
+    """Return whether the error is likely to pass by itself: an outage, throttling, a broken connection."""
+    if isinstance(error, ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return status >= 500 or status == 429 or code(error) in _PASSING_CODES
+    # Every failure to connect, a proxy's and TLS's among them, is an HTTPClientError.
+    return isinstance(error, HTTPClientError | ReadTimeoutError | IncompleteReadError | ResponseStreamingError)
+
+
+def code(error: Exception) -> str:
+    """Return the service's code of an error, such as ``NoSuchKey``; empty if it has none."""
+    return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
+
+
+def told(error: Exception) -> str:
+    """Return the error in one line for logs and items, without what could be a secret."""
+    if isinstance(error, ClientError):
+        said = error.response.get("Error", {}).get("Message") or ""
+        return f"{error.operation_name}: {code(error)}" + (f": {said}" if said else "")
+    return f"{type(error).__name__}: {error}"

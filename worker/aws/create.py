@@ -1,0 +1,80 @@
+"""Makes the queue, its dead-letter queue, the bucket and the table: ``python -m worker.aws.create``.
+
+A program of its own, for a local stand-in of AWS and for tests. What is there already is left as it is. It does
+nothing without ``AWS_ENDPOINT_URL``: in AWS itself such things belong to whoever describes your infrastructure.
+"""
+
+import json
+import sys
+import time
+from typing import Any
+
+from utils.settings import SettingsError
+from worker.aws.clients import AwsError, Clients, connect, passing, told
+from worker.settings import WorkerSettings, load
+
+_PATIENCE = 60.0
+_FOURTEEN_DAYS = 14 * 86400
+
+
+def create(settings: WorkerSettings, clients: Clients) -> None:
+    """Make what is missing. Raises what botocore raises."""
+    sqs, s3, dynamodb = clients.sqs, clients.s3, clients.dynamodb
+    name = settings.queue_name.rpartition("/")[2]  # of an address
+    dead = (settings.dead_letter_queue or _dead(name)).rpartition("/")[2]
+    _queue(sqs, dead, {"MessageRetentionPeriod": str(_FOURTEEN_DAYS)})
+    arn = sqs.get_queue_attributes(QueueUrl=sqs.get_queue_url(QueueName=dead)["QueueUrl"],
+                                   AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]  # fmt: skip
+    # The worker buries messages itself, with the reason. This is for those that no worker can even receive.
+    redrive = {"deadLetterTargetArn": arn, "maxReceiveCount": str(2 * settings.max_receives)}
+    _queue(sqs, name, {"RedrivePolicy": json.dumps(redrive),
+                       "VisibilityTimeout": str(int(settings.visibility))})  # fmt: skip
+    if settings.result_bucket not in {one["Name"] for one in s3.list_buckets()["Buckets"]}:
+        place = {} if settings.aws_region == "us-east-1" else \
+            {"CreateBucketConfiguration": {"LocationConstraint": settings.aws_region}}  # fmt: skip
+        s3.create_bucket(Bucket=settings.result_bucket, **place)
+    if settings.jobs_table not in dynamodb.list_tables()["TableNames"]:
+        dynamodb.create_table(TableName=settings.jobs_table, BillingMode="PAY_PER_REQUEST",
+                              AttributeDefinitions=[{"AttributeName": "job_id", "AttributeType": "S"}],
+                              KeySchema=[{"AttributeName": "job_id", "KeyType": "HASH"}])  # fmt: skip
+
+
+def _dead(name: str) -> str:
+    plain, dot, fifo = name.partition(".")
+    return f"{plain}-dead{dot}{fifo}"
+
+
+def _queue(sqs: Any, name: str, attributes: dict[str, str]) -> None:
+    try:
+        sqs.get_queue_url(QueueName=name)
+    except sqs.exceptions.QueueDoesNotExist:
+        fifo = {"FifoQueue": "true"} if name.endswith(".fifo") else {}
+        sqs.create_queue(QueueName=name, Attributes=attributes | fifo)
+
+
+def main() -> int:
+    """Make everything, waiting a minute for the stand-in to come up. Return the exit status."""
+    try:
+        settings = load()
+    except SettingsError as error:
+        print(f"worker.aws.create: {error}", file=sys.stderr)
+        return 2
+    if settings.aws_endpoint_url is None:
+        print("worker.aws.create: set AWS_ENDPOINT_URL; this is for a local stand-in of AWS", file=sys.stderr)
+        return 2
+    clients, end = connect(settings), time.monotonic() + _PATIENCE
+    while True:
+        try:
+            create(settings, clients)
+        except AwsError as error:
+            if not passing(error) or time.monotonic() > end:
+                print(f"worker.aws.create: {told(error)}", file=sys.stderr)
+                return 1
+            time.sleep(1)
+        else:
+            print(f"there are {settings.queue_name}, {settings.result_bucket} and {settings.jobs_table}")
+            return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

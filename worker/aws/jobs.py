@@ -1,0 +1,264 @@
+"""The table of jobs: who works on which, what became of it. Every change is conditional on the lease.
+
+The worker's process, any thread. A *lease* is a token and a time: whoever wrote the token last may change the item, and
+until that time nobody else may write theirs. The time is by DynamoDB's clock (see ``ServiceClock``), with a margin for
+what is left of the differences. Must not know queues or what a job does.
+"""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from worker.aws.clients import Clients
+from worker.aws.messages import Job
+
+MARGIN = 3.0
+"""Seconds by which a lease must be over before another takes it: two workers' times differ by a second and a delay."""
+_LONGEST_TEXT = 2_000
+PROCESSING, RETRYING, COMPLETED, FAILED = "processing", "retrying", "completed", "failed"
+
+
+class LeaseLost(Exception):
+    """The job is another worker's by now. Nothing may be written about it."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A job that is this worker's. ``attempts`` counts this try; ``error`` is what the one before failed of."""
+
+    job: Job
+    token: str
+    attempts: int
+    error: str | None
+    started: float
+    """By the clock of the services, seconds since 1970."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """Another worker has the job. It is not worth asking again for ``seconds``."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The job is done: nothing is left but to forget its message."""
+
+
+@dataclass(frozen=True)
+class GivenUp:
+    """This very message was given up before. ``dead_lettered`` says whether it has reached the dead-letter queue."""
+
+    reason: str
+    dead_lettered: bool
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """The ``job_id`` was used before, for another video."""
+
+    url: str
+
+
+Claim = Lease | Held | Finished | GivenUp | Conflict
+
+
+class Jobs:
+    """The table. Methods raise what botocore raises, and :class:`LeaseLost` where they say so."""
+
+    def __init__(self, clients: Clients, table: str, worker: str, seconds: float) -> None:
+        """``worker`` names this one in items; a lease is for ``seconds``."""
+        self._dynamodb = clients.dynamodb
+        self._clock = clients.clock
+        self._table = table
+        self._worker = worker
+        self._seconds = seconds
+
+    def check(self) -> None:
+        """:raises ClientError: if the table is not there or may not be read.
+        :raises ValueError: if its key is not the string ``job_id`` alone.
+        """
+        table = self._dynamodb.describe_table(TableName=self._table)["Table"]
+        types = {one["AttributeName"]: one["AttributeType"] for one in table["AttributeDefinitions"]}
+        keys = [(one["AttributeName"], types[one["AttributeName"]]) for one in table["KeySchema"]]
+        if keys != [("job_id", "S")]:
+            raise ValueError(f"the table {self._table} has the key {keys}; it must be the string job_id alone")
+
+    def claim(self, job: Job, message_id: str, receives: int) -> Claim:
+        """Take the job if it is to be had: it is new, was given back, or its worker has not been heard of for too long.
+
+        The decision, in this order:
+
+        1. another video under the same id: :class:`Conflict`
+        2. completed: :class:`Finished`
+        3. given up, and this is the message it was given up with: :class:`GivenUp`
+        4. somebody's lease is running: :class:`Held`
+        5. else a :class:`Lease`. A job that was given up and is sent anew begins with its first try.
+        """
+        token = uuid.uuid4().hex
+        failure = self._take(job, token, message_id, receives, anew=False)
+        if isinstance(failure, Lease):
+            return failure
+        status, url = failure.get("status"), failure.get("video_s3_url")
+        if "attempts" in failure and url != job.url:
+            return Conflict(str(url))
+        if status == COMPLETED:
+            return Finished()
+        if status == FAILED:
+            if failure.get("message_id") == message_id:
+                return GivenUp(str(failure.get("error", "")), bool(failure.get("dead_lettered")))
+            failure = self._take(job, token, message_id, receives, anew=True)
+            if isinstance(failure, Lease):
+                return failure
+        left = float(failure.get("lease_until", 0)) + MARGIN - self._clock.now()
+        return Held(min(max(left, 1.0), self._seconds + MARGIN))
+
+    def _take(self, job: Job, token: str, message_id: str, receives: int, *, anew: bool) -> Lease | dict[str, Any]:
+        """Write the lease; return it, or the item that forbade it."""
+        now = self._clock.now()
+        free = "(attribute_not_exists(lease_until) OR lease_until < :over)"
+        if anew:
+            which, attempts = "#status = :failed AND message_id <> :message", ":one"
+            which += " AND (attribute_not_exists(attempts) OR video_s3_url = :url)"
+        else:
+            which, attempts = (
+                "(attribute_not_exists(#status) OR NOT #status IN (:completed, :failed))"
+                " AND (attribute_not_exists(attempts) OR video_s3_url = :url)",
+                "if_not_exists(attempts, :zero) + :one",
+            )
+        values = {":url": job.url, ":over": now - MARGIN, ":token": token, ":until": now + self._seconds, ":one": 1,
+                  ":processing": PROCESSING, ":worker": self._worker, ":now": _time(now), ":receives": receives,
+                  ":failed": FAILED, ":message": message_id}  # fmt: skip
+        values |= {} if anew else {":zero": 0, ":completed": COMPLETED}
+        try:
+            answer = self._update(
+                job.job_id, f"SET #status = :processing, lease = :token, lease_until = :until, worker = :worker, "
+                f"video_s3_url = :url, started_at = :now, updated_at = :now, receives = :receives, "
+                f"message_id = :message, attempts = {attempts} REMOVE dead_lettered, finished_at",
+                f"{which} AND {free}", values, returns="ALL_NEW",
+            )  # fmt: skip
+        except _Refused as refusal:
+            if refusal.item.get("lease") != token:
+                return refusal.item
+            answer = refusal.item  # it was written, and the answer got lost on its way
+        return Lease(job, token, int(answer["attempts"]), answer.get("error"), now)
+
+    def renew(self, lease: Lease) -> None:
+        """Say that the job is still worked on. :raises LeaseLost: if it is not ours any more."""
+        values = {":until": self._clock.now() + self._seconds, ":processing": PROCESSING, ":token": lease.token}
+        condition = "lease = :token AND #status = :processing"
+        try:
+            self._update(lease.job.job_id, "SET lease_until = :until", condition, values)
+        except _Refused as refusal:
+            if refusal.item.get("lease") != lease.token:
+                raise _lost(lease) from None
+            # Its end was written at the same moment, by ourselves.
+
+    def complete(self, lease: Lease, facts: Mapping[str, Any]) -> None:
+        """Write what came of it; ``facts`` are attributes by name. :raises LeaseLost: if it is not ours any more."""
+        self._finish(lease, COMPLETED, dict(facts), ("error",))
+
+    def fail(self, lease: Lease, reason: str, message_id: str) -> None:
+        """Write that the job is given up. :raises LeaseLost: if it is not ours any more."""
+        self._finish(lease, FAILED, {"error": reason[:_LONGEST_TEXT], "message_id": message_id}, ())
+
+    def dead_lettered(self, job_id: str, message_id: str) -> None:
+        """Note that the message of a job given up has reached the dead-letter queue."""
+        values = {":yes": True, ":failed": FAILED, ":message": message_id}
+        try:
+            self._update(job_id, "SET dead_lettered = :yes", "#status = :failed AND message_id = :message", values)
+        except _Refused:
+            return  # it was sent anew meanwhile, and is somebody's again
+
+    def release(self, lease: Lease, *, error: str | None, counts: bool) -> None:
+        """Let another have the job. A try that does not count is taken back. :raises LeaseLost: if it is not ours."""
+        now = _time(self._clock.now())
+        values = {":retrying": RETRYING, ":zero": 0, ":now": now, ":attempts": lease.attempts - (not counts)}
+        changes = "SET #status = :retrying, lease_until = :zero, updated_at = :now, attempts = :attempts"
+        values |= {":processing": PROCESSING}
+        if error is not None:
+            changes, values = changes + ", #error = :error", values | {":error": error[:_LONGEST_TEXT]}
+        self._mine(lease, changes, values, " AND #status IN (:processing, :retrying)")
+
+    def reject(self, job_id: str, reason: str, message_id: str) -> None:
+        """Write what is wrong with a message of a job that nobody ever began. A job that is known is left as it is."""
+        now = _time(self._clock.now())
+        values = {":failed": FAILED, ":error": reason[:_LONGEST_TEXT], ":message": message_id, ":now": now}
+        changes = "SET #status = :failed, #error = :error, message_id = :message, updated_at = :now, finished_at = :now"
+        try:
+            self._update(job_id, changes, "attribute_not_exists(attempts)", values)
+        except _Refused:
+            return
+
+    def _finish(self, lease: Lease, status: str, facts: dict[str, Any], gone: tuple[str, ...]) -> None:
+        now = self._clock.now()
+        facts |= {"updated_at": _time(now), "finished_at": _time(now), "lease_until": 0, "status": status}
+        names = {f"#{name}": name for name in (*facts, *gone)}
+        changes = "SET " + ", ".join(f"#{name} = :{name}" for name in facts)
+        changes += " REMOVE " + ", ".join(f"#{name}" for name in gone) if gone else ""
+        self._mine(lease, changes, {f":{name}": value for name, value in facts.items()}, names=names)
+
+    def _mine(
+        self, lease: Lease, changes: str, values: dict[str, Any], further: str = "", names: dict[str, str] | None = None
+    ) -> None:
+        """Change the item where the last token is ours. Doing so twice, as a lost answer may ask for, is the same."""
+        try:
+            self._update(lease.job.job_id, changes, "lease = :token" + further, values | {":token": lease.token}, names)
+        except _Refused:
+            raise _lost(lease) from None
+
+    def _update(
+        self, job_id: str, changes: str, condition: str, values: dict[str, Any], names: dict[str, str] | None = None,
+        returns: str = "NONE",
+    ) -> dict[str, Any]:
+        if names is None:
+            names = {f"#{name}": name for name in ("status", "error") if f"#{name}" in changes + condition}
+        optional = {"ExpressionAttributeNames": names} if names else {}
+        try:
+            answer = self._dynamodb.update_item(
+                TableName=self._table, Key={"job_id": {"S": job_id}}, UpdateExpression=changes,
+                ConditionExpression=condition, ReturnValues=returns, ReturnValuesOnConditionCheckFailure="ALL_OLD",
+                ExpressionAttributeValues={name: _typed(value) for name, value in values.items()}, **optional,
+            )  # fmt: skip
+        except self._dynamodb.exceptions.ConditionalCheckFailedException as error:
+            raise _Refused(_plain(error.response.get("Item") or {})) from None
+        return _plain(answer.get("Attributes", {}))
+
+
+class _Refused(Exception):
+    """The condition did not hold. ``item`` is what stands in the table, empty if there is none."""
+
+    def __init__(self, item: dict[str, Any]) -> None:
+        super().__init__("condition not met")
+        self.item = item
+
+
+def _lost(lease: Lease) -> LeaseLost:
+    return LeaseLost(f"job {lease.job.job_id} was taken over by another worker")
+
+
+def _typed(value: object) -> dict[str, Any]:
+    if isinstance(value, bool):
+        return {"BOOL": value}
+    if isinstance(value, int | float):
+        return {"N": f"{value:.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)}
+    return {"S": str(value)}
+
+
+def _plain(item: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return an item's plain values; what other programs put there of other types is left out."""
+    found: dict[str, Any] = {}
+    for name, typed in item.items():
+        (kind, value), = typed.items()
+        if kind in ("S", "BOOL"):
+            found[name] = value
+        elif kind == "N":
+            found[name] = float(value)
+    return found
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

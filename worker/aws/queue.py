@@ -1,0 +1,118 @@
+"""The queue of jobs and the queue of those that cannot be done: receive, keep hidden, give back, delete, bury.
+
+The worker's process, any thread. A message received is *hidden* from other workers for a while, and comes back unless
+it is deleted. Must not know what a message asks for.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from worker.aws.clients import Clients, code
+
+_LONGEST_HIDDEN = 43_200
+_LONGEST_REASON = 1_000
+_GONE = {"ReceiptHandleIsInvalid", "InvalidParameterValue", "MessageNotInflight",
+         "AWS.SimpleQueueService.MessageNotInflight"}  # fmt: skip
+
+
+class QueueError(Exception):
+    """The queue cannot be used as it is. The message says what to do."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message that is ours until its time is over. ``receives`` counts this time, more or less."""
+
+    id: str
+    receipt: str
+    body: str
+    receives: int
+
+
+class Queue:
+    """The queue and its dead-letter queue. Methods raise what botocore raises."""
+
+    def __init__(self, clients: Clients, name: str, dead_letters: str | None, wait: float) -> None:
+        """Names or URLs; without ``dead_letters`` it is the one that the queue's redrive policy names.
+
+        :raises QueueError: if one is not there, or there is no dead-letter queue.
+        """
+        self._sqs = clients.sqs
+        self._wait = int(wait)
+        self.url = self._find(name, "QUEUE_NAME")
+        self._dead_url = self._find(dead_letters, "DEAD_LETTER_QUEUE") if dead_letters else self._redrive_target()
+        if self._dead_url == self.url:
+            raise QueueError("the queue is its own dead-letter queue; name another as DEAD_LETTER_QUEUE")
+
+    def receive(self, hidden: float) -> Message | None:
+        """Wait for a message; return it, hidden for that many seconds, or None if none came."""
+        answer = self._sqs.receive_message(
+            QueueUrl=self.url, MaxNumberOfMessages=1, WaitTimeSeconds=self._wait, VisibilityTimeout=int(hidden),
+            MessageSystemAttributeNames=["ApproximateReceiveCount"],
+        )  # fmt: skip
+        for one in answer.get("Messages", []):
+            receives = int(one.get("Attributes", {}).get("ApproximateReceiveCount", 1))
+            return Message(one["MessageId"], one["ReceiptHandle"], one["Body"], receives)
+        return None
+
+    def hide(self, message: Message, seconds: float) -> bool:
+        """Keep the message from others for that long from now on; 0 gives it back at once.
+
+        Return False if it is not ours to hide any more: deleted, given back, or hidden for as long as SQS lets.
+        """
+        return self._if_ours(self._sqs.change_message_visibility, message,
+                             VisibilityTimeout=min(round(seconds), _LONGEST_HIDDEN))  # fmt: skip
+
+    def delete(self, message: Message) -> None:
+        """Forget the message. One that is gone already is as it should be."""
+        self._if_ours(self._sqs.delete_message, message)
+
+    def bury(self, message: Message, reason: str, attributes: Mapping[str, str]) -> None:
+        """Send the body to the dead-letter queue, with the reason beside it. The message itself is still to be deleted.
+
+        A repetition, after an answer that got lost, may bury it twice.
+        """
+        told = {"reason": reason[:_LONGEST_REASON], "message_id": message.id, "receives": str(message.receives)}
+        typed = {name: {"DataType": "String", "StringValue": _printable(value)}
+                 for name, value in (told | dict(attributes)).items() if value}  # fmt: skip
+        group = {"MessageGroupId": "dead", "MessageDeduplicationId": message.id} if self._dead_url.endswith(".fifo") \
+            else {}  # fmt: skip
+        self._sqs.send_message(QueueUrl=self._dead_url, MessageBody=message.body, MessageAttributes=typed, **group)
+
+    def _if_ours(self, call: Any, message: Message, **arguments: Any) -> bool:
+        try:
+            call(QueueUrl=self.url, ReceiptHandle=message.receipt, **arguments)
+        except ClientError as error:
+            if code(error).rpartition("#")[2] not in _GONE:
+                raise
+            return False
+        return True
+
+    def _find(self, name: str, setting: str) -> str:
+        if name.startswith(("http://", "https://")):
+            self._sqs.get_queue_attributes(QueueUrl=name, AttributeNames=["QueueArn"])
+            return name
+        try:
+            return str(self._sqs.get_queue_url(QueueName=name)["QueueUrl"])
+        except self._sqs.exceptions.QueueDoesNotExist:
+            region = self._sqs.meta.region_name
+            raise QueueError(f"there is no queue {name} in {region}; see {setting} and AWS_REGION") from None
+
+    def _redrive_target(self) -> str:
+        answer = self._sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=["RedrivePolicy"])
+        policy = json.loads(answer.get("Attributes", {}).get("RedrivePolicy", "{}"))
+        arn = str(policy.get("deadLetterTargetArn", ""))
+        if not arn:
+            raise QueueError("the queue has no dead-letter queue; give it a redrive policy or set DEAD_LETTER_QUEUE")
+        *_, account, name = arn.split(":")
+        return str(self._sqs.get_queue_url(QueueName=name, QueueOwnerAWSAccountId=account)["QueueUrl"])
+
+
+def _printable(text: str) -> str:
+    """Return a text without the characters that an attribute must not have."""
+    return "".join(sign if sign in "\t\n\r" or " " <= sign <= "\ud7ff" or "\ue000" <= sign <= "\ufffd"
+                   or sign > "\uffff" else "\ufffd" for sign in text)  # fmt: skip

@@ -1,0 +1,90 @@
+"""Where results lie in S3. The JSON comes last: where it is, the report is too, and the job is done for good.
+
+The worker's process, any thread. The JSON is written only where there is none, so that of two workers that both
+believed a job theirs the first one counts. Must not know what is in a result beyond the few facts it is told.
+"""
+
+import hashlib
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from worker.aws.clients import Clients, code
+from worker.aws.messages import Job
+from worker.moderator import Judgement
+
+JSON, REPORT = "image_llm_safety_result.json", "image_llm_safety_report.html"
+_FACT = "fact-"
+_LONGEST_FACT = 200
+
+
+class OtherVideo(Exception):
+    """The result that lies there is of another video with the same ``job_id``."""
+
+
+class Results:
+    """Results in one bucket. Methods raise what botocore raises."""
+
+    def __init__(self, clients: Clients, bucket: str, prefix: str) -> None:
+        self._s3 = clients.s3
+        self._bucket = bucket
+        self._prefix = prefix
+
+    def location(self, job_id: str, name: str = JSON) -> str:
+        """Return the address of a job's result, or of its report."""
+        return f"s3://{self._bucket}/{self._key(job_id, name)}"
+
+    def check(self) -> None:
+        """:raises ClientError: if the bucket is not there or not ours to use."""
+        self._s3.head_bucket(Bucket=self._bucket)
+
+    def found(self, job: Job) -> dict[str, str] | None:
+        """Return the facts of the job's result if there is one.
+
+        :raises OtherVideo: if it is of another video.
+        """
+        try:
+            answer = self._s3.head_object(Bucket=self._bucket, Key=self._key(job.job_id, JSON))
+        except ClientError as error:
+            # Without the right to list the bucket S3 says 403 of what is not there.
+            if answer_status(error) in (403, 404):
+                return None
+            raise
+        metadata: dict[str, str] = answer.get("Metadata", {})
+        if metadata.get("video") != _digest(job):
+            raise OtherVideo(f"{self.location(job.job_id)} is the result of another video")
+        return {name.removeprefix(_FACT): value for name, value in metadata.items() if name.startswith(_FACT)}
+
+    def write(self, job: Job, judgement: Judgement) -> bool:
+        """Write the report and then the JSON, with the facts beside it. Return False if there was a result already."""
+        self._s3.put_object(Bucket=self._bucket, Key=self._key(job.job_id, REPORT), Body=judgement.report,
+                            ContentType="text/html; charset=utf-8")  # fmt: skip
+        facts = {f"{_FACT}{name}": _plain(value) for name, value in judgement.facts.items()}
+        try:
+            self._s3.put_object(Bucket=self._bucket, Key=self._key(job.job_id, JSON), Body=judgement.result,
+                                IfNoneMatch="*", ContentType="application/json",
+                                Metadata={"video": _digest(job)} | facts)  # fmt: skip
+        except ClientError as error:
+            if code(error) != "PreconditionFailed":
+                raise
+            return False
+        return True
+
+    def _key(self, job_id: str, name: str) -> str:
+        return f"{self._prefix}/{job_id}/{name}"
+
+
+def answer_status(error: ClientError) -> int:
+    """Return the HTTP status of S3's answer."""
+    status: Any = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return int(status)
+
+
+def _digest(job: Job) -> str:
+    return hashlib.sha256(job.url.encode(errors="surrogatepass")).hexdigest()
+
+
+def _plain(value: str) -> str:
+    """Return what a header can carry of a text."""
+    plain = "".join(sign if " " <= sign <= "~" else "?" for sign in value)
+    return plain[:_LONGEST_FACT].strip()

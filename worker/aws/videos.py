@@ -1,0 +1,146 @@
+"""A video in S3 as a file that can be read and sought, of which only a few blocks are in memory at a time.
+
+The worker's process; one thread per reader. Only what is read is fetched: a container whose index lies at its end costs
+one more request, not the whole file. Every block is of the very object that was opened. Must not know containers.
+"""
+
+import io
+import logging
+import random
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from worker.aws.clients import Clients, code, passing, told
+from worker.aws.messages import Job
+from worker.aws.results import answer_status
+
+logger = logging.getLogger(__name__)
+
+_TRIES = 6
+_LONGEST_PAUSE = 8.0
+
+
+class VideoError(Exception):
+    """The video cannot be read. ``counts`` says whether this is the job's own fault, as far as one can tell."""
+
+    def __init__(self, message: str, *, counts: bool) -> None:
+        super().__init__(message)
+        self.counts = counts
+
+
+class VideoTooLarge(VideoError):
+    """The video is larger than is taken, which another try does not change."""
+
+
+class S3Video(io.RawIOBase):
+    """A video, read by ranges. ``size`` is in bytes; ``fetched`` counts the bytes that came over the network.
+
+    ``sleep`` is asked to wait between tries, and raises to end them; ``open`` it by the class method.
+    """
+
+    def __init__(
+        self, s3: Any, job: Job, size: int, version: dict[str, str], block: int, blocks: int,
+        sleep: Callable[[float], None],
+    ) -> None:
+        self._s3, self._job, self._version, self._sleep = s3, job, version, sleep
+        self._block, self._blocks = block, blocks
+        self._cache: OrderedDict[int, bytes] = OrderedDict()
+        self._position = 0
+        self.size = size
+        self.fetched = 0
+
+    @classmethod
+    def open(
+        cls, clients: Clients, job: Job, *, most: int, block: int, blocks: int, sleep: Callable[[float], None]
+    ) -> "S3Video":
+        """Look the video up and return it.
+
+        :raises VideoTooLarge: if it has more than ``most`` bytes.
+        :raises VideoError: if it is not there, empty, or may not be read.
+        """
+        head = _tried(lambda: clients.s3.head_object(Bucket=job.bucket, Key=job.key), job, sleep)
+        size = int(head["ContentLength"])
+        if size > most:
+            raise VideoTooLarge(f"{job.url} has {size} bytes, more than the {most} of WORKER_MAX_VIDEO", counts=True)
+        if size == 0:
+            raise VideoError(f"{job.url} is empty", counts=True)
+        return cls(clients.s3, job, size, {"IfMatch": head["ETag"]}, block, blocks, sleep)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
+        if base + offset < 0:
+            raise ValueError("a position before the beginning")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer up to the end of a block. :raises VideoError: if S3 does not give it."""
+        if self._position >= self.size:
+            return 0
+        index, within = divmod(self._position, self._block)
+        part = memoryview(self._get(index))[within : within + len(buffer)]
+        buffer[: len(part)] = part
+        self._position += len(part)
+        return len(part)
+
+    def _get(self, index: int) -> bytes:
+        if index in self._cache:
+            self._cache.move_to_end(index)
+            return self._cache[index]
+        while len(self._cache) >= self._blocks:
+            self._cache.popitem(last=False)
+        block: bytes = _tried(lambda: self._fetch(index), self._job, self._sleep)
+        self._cache[index] = block
+        return block
+
+    def _fetch(self, index: int) -> bytes:
+        start = index * self._block
+        end = min(start + self._block, self.size) - 1
+        answer = self._s3.get_object(Bucket=self._job.bucket, Key=self._job.key, Range=f"bytes={start}-{end}",
+                                     **self._version)  # fmt: skip
+        with closing(answer["Body"]) as body:  # itself as a context gives urllib3's answer, with other errors
+            data: bytes = body.read()
+        self.fetched += len(data)
+        if len(data) != end - start + 1:
+            raise VideoError(f"S3 gave {len(data)} of {end - start + 1} bytes of {self._job.url}", counts=False)
+        return data
+
+
+def _tried(call: Callable[[], Any], job: Job, sleep: Callable[[float], None]) -> Any:
+    """Return what the call gives, asked again while its failures may pass: beyond botocore's own tries, which end where
+    an answer's body breaks off. :raises VideoError: if they do not pass."""
+    for attempt in range(1, _TRIES + 1):
+        try:
+            return call()
+        except (ClientError, BotoCoreError) as error:
+            if not passing(error):
+                raise _refused(error, job) from error
+            if attempt == _TRIES:
+                raise VideoError(f"S3 does not give {job.url}: {told(error)}", counts=False) from error
+            logger.warning("%s: S3 failed, try %d of %d: %s", job.job_id, attempt, _TRIES, told(error))
+            sleep(min(_LONGEST_PAUSE, 0.25 * 2**attempt) * random.uniform(0.5, 1))
+    raise AssertionError("unreachable")
+
+
+def _refused(error: Exception, job: Job) -> VideoError:
+    status = answer_status(error) if isinstance(error, ClientError) else 0
+    if status == 404 or code(error) in ("NoSuchKey", "NoSuchBucket"):
+        return VideoError(f"{job.url} is not there", counts=True)
+    if status == 403:
+        return VideoError(f"{job.url} may not be read, or is not there: S3 says access denied", counts=True)
+    if status == 412:
+        return VideoError(f"{job.url} was changed while it was read", counts=True)
+    return VideoError(f"{job.url} cannot be read: {told(error)}", counts=True)
