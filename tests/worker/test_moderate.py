@@ -4,6 +4,7 @@ One gateway and one load for all of them. What forbids red circles is ``policies
 """
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -262,6 +263,21 @@ def test_it_is_cancelled_by_its_id(eyes: GatewayProcess) -> None:
         assert "cancelled" in response.read().decode().split("\n\n")[-2]
 
     begun(eyes, cancel)
+
+
+def test_only_so_many_are_looked_at_at_once(eyes: GatewayProcess) -> None:
+    """Each may take a decoder's memory. One more is told to come again; when they are over, it may."""
+    body = {"video": text(videos.drawn(50, rate=4)), "policy": "shapes", "fps": 4, "max_frames": 200, "stream": True}
+    with contextlib.ExitStack() as stack:
+        for _ in range(2 * (os.cpu_count() or 1)):
+            response = stack.enter_context(eyes.client.stream("POST", ROUTE, json=body))
+            assert response.status_code == 200, response.read()
+        refused = eyes.post(ROUTE, **body)
+        assert refused.status_code == 429 and int(refused.headers["Retry-After"]) >= 1, refused.text
+        assert "as many videos" in refused.json()["error"]["message"]
+    eyes.until(lambda: not eyes.get("/v1/requests")["data"], "their questions to be withdrawn")
+    small = {"video": text(videos.drawn(1)), "policy": "shapes"}
+    eyes.until(lambda: eyes.post(ROUTE, **small).status_code == 200, "a place to be free")
 
 
 def test_its_deadline(eyes: GatewayProcess) -> None:
