@@ -17,6 +17,7 @@ from moderation.client import Client
 from moderation.pipeline import Outcome, moderate
 from moderation.policy import Policy
 from moderation.policy_file import check_policy
+from moderation.report import render
 from moderation.sampling import Sampling
 from tests.worker import videos
 
@@ -232,8 +233,10 @@ def test_several_frames_in_one_request_are_each_answered_for() -> None:
 
 def test_a_description_comes_first() -> None:
     with serving(lambda body, number: said('{"description": "A <b>square</b>.", "red": "no"}')) as server:
-        result = judge(server, own(describe=True)).result
-    assert result.frames[0].description == "A <b>square</b>."
+        outcome = judge(server, own(describe=True))
+    assert outcome.result.frames[0].description == "A <b>square</b>."
+    page = render(outcome.result, outcome.thumbnails)  # what a model says is text, whatever it is made to say
+    assert "A &lt;b&gt;square&lt;/b&gt;." in page and "<b>" not in page
     assert list(server.bodies[0]["response_format"]["json_schema"]["schema"]["properties"]) == ["description", "red"]
 
 

@@ -45,6 +45,7 @@ from moderation.policy_file import PolicyError, find_policy
 from moderation.report import render
 from moderation.sampling import Bounds, Sampling, Source
 from utils import request_ids
+from utils.media.errors import MediaError
 from utils.media.incoming import Sent, read_one
 from utils.media.limits import MediaLimits
 from utils.settings import ROOT, Settings
@@ -200,7 +201,9 @@ class _Run:
         deadline = time.monotonic() + (fields.timeout or settings.request_timeout)
         with counted(spec):
             first = stack.enter_context(admit(spec, fields))
-        record, request_id, courses, owner, priority = g.record, g.request_id, g.courses, first.owner, first.priority
+        record: Record = g.record
+        request_id, courses, owner, priority = g.request_id, g.courses, first.owner, first.priority
+        self._refused = record.refused
 
         def more(left: float) -> Ticket:
             ticket = service.admit(service.spec(spec.name), timeout=left, priority=priority,
@@ -210,7 +213,6 @@ class _Run:
             return ticket
 
         def watched(ticket: Ticket, pieces: Iterator[Piece]) -> Iterator[Piece]:
-            assert isinstance(record, Record)
             return record.watch(ticket, pieces)
 
         self._asker = GatewayAsker(spec, first, more, service.temp.request, watched, deadline,
@@ -231,6 +233,9 @@ class _Run:
             )  # fmt: skip
         except Cancelled:
             raise ClientGone from None
+        except MediaError:
+            self._refused()  # it counts for no quota, unless questions were asked
+            raise
 
     def answer(self, outcome: Outcome) -> dict[str, Any]:
         """Return the answer's fields."""
