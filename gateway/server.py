@@ -102,7 +102,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
 def serve(factory: Callable[[], Flask], settings: Settings) -> None:
     """Serve until told to stop. :raises SettingsError: if the port cannot be had."""
     check_port(settings)
-    log.info("Switchyard on http://%s:%d", settings.host, settings.port)
+    log.info("Switchyard on http://%s:%d; the dashboard is at /ui/", settings.host, settings.port)
     if settings.debug:
         _serve_debug(factory(), settings)
     else:

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from array import array
+from collections import deque
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ STEP = 1.0  # seconds
 KEPT = 600
 SERIES = ("tokens_per_second", "first_token_seconds", "requests", "errors", "swaps", "loads", "running", "waiting",
           "host_used_bytes")  # fmt: skip
+_LATEST = 60  # samples that are kept for those who are told each
 _PATIENCE = 0.5  # seconds for the scheduler to answer
 
 
@@ -58,7 +60,7 @@ class Sampler:
         self._slots = {place.name: place.budget for place in service.placement.places.values()}
         self._ring = Ring(("time", *SERIES, *(f"slot {name}" for name in self._slots)), kept)
         self._lock = threading.Lock()
-        self._latest: dict[str, float] = {}
+        self._latest: deque[dict[str, float]] = deque(maxlen=_LATEST)
         self._before = Totals()
         self._tokens = 0
         self._total_bytes = watchdog.host_bytes()
@@ -110,7 +112,7 @@ class Sampler:
         row |= self._used()
         with self._lock:
             self._ring.add(row)
-            self._latest = row
+            self._latest.append(row)
             self.number += 1
 
     def _under_way(self) -> tuple[int, int, int]:
@@ -130,7 +132,8 @@ class Sampler:
         try:
             return self._service.owner.inspect(look, _PATIENCE)
         except Unavailable:  # what it was is better than nothing
-            return {name: value for name, value in self._latest.items() if name.startswith("slot ")}
+            before = self._latest[-1] if self._latest else {}
+            return {name: value for name, value in before.items() if name.startswith("slot ")}
 
     # -- telling them --------------------------------------------------------------------------------------------------
 
@@ -146,13 +149,15 @@ class Sampler:
                 "host_total_bytes": self._total_bytes,
             }  # fmt: skip
 
-    def latest(self) -> tuple[int, dict[str, Any]]:
-        """Return the number of the latest sample and the sample; it is empty before the first."""
+    def after(self, number: int) -> tuple[int, list[dict[str, Any]]]:
+        """Return the number of the latest sample, and those taken after the one of this number, the oldest first; of
+        many only the last minute's."""
         with self._lock:
-            number, row = self.number, self._latest
-        if not row:
-            return number, {}
-        return number, {
+            rows = list(self._latest)[max(0, len(self._latest) - max(0, self.number - number)):]
+            return self.number, [self._told(row) for row in rows]
+
+    def _told(self, row: dict[str, float]) -> dict[str, Any]:
+        return {
             "time": row["time"],
             "series": {name: plain(row[name]) if name in row else None for name in SERIES},
             "slots": {name: {"used_bytes": plain(row[f"slot {name}"]), "budget_bytes": budget}

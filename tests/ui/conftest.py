@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, R
 from tests.conftest import Start
 from tests.support.gateway import GatewayProcess, only
 from tests.support.programs import program
+from utils import quantized
 
 WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 SERIOUS = ("serious", "critical")
@@ -132,7 +133,11 @@ def axe(page: Page) -> list[str]:
             for one in found if one["impact"] in SERIOUS for node in one["nodes"]]  # fmt: skip
 
 
-def picture(page: Page, folder: Path, name: str) -> None:
-    """Write a picture of a whole page."""
-    folder.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=folder / f"{name}.png", full_page=True)
+def keep_copies(models_dir: Path, sizes: dict[str, int]) -> None:
+    """Keep quantized copies of models, of so many bytes, as a runner keeps them."""
+    root = quantized.root(models_dir)
+    for model, size in sizes.items():
+        place = quantized.folder(root, model, 4, "0123456789abcdef")
+        unfinished = quantized.begin(place, size)
+        (unfinished / "model.safetensors").write_bytes(b"\0" * size)
+        quantized.finish(unfinished, place, model, 4, "cpu")

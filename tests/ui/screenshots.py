@@ -19,7 +19,7 @@ import httpx
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.support.gateway import ROOT, GatewayProcess
-from tests.ui.conftest import NARROW, VIEWS, WIDE, axe
+from tests.ui.conftest import NARROW, VIEWS, WIDE, axe, keep_copies
 
 _SETTLED = 2.5  # seconds a view is given to fill
 _QUESTIONS = ("deepseek", "reasoner", "qwen_vl", "deepseek", "qwen_audio", "reasoner")
@@ -87,12 +87,14 @@ def _gateway(url: str | None) -> Iterator[str]:
         yield url
         return
     with tempfile.TemporaryDirectory(prefix="screenshots-") as home:
-        gateway = GatewayProcess(Path(home), slot_budget="420MB").start().preloaded()
+        gateway = GatewayProcess(Path(home), slot_budget="420MB", quantized_cache="4MB")
+        gateway.start().preloaded()
         over = Event()
         with ThreadPoolExecutor(2) as pool:
             try:
                 pool.submit(_work, gateway.url, over)
                 time.sleep(15)
+                keep_copies(Path(home) / "models", {"reasoner": 1_310_000, "qwen_vl": 1_420_000})
                 (gateway.tmp / "upload-3f9c.mp4").write_bytes(b"\0" * 4_200_000)
                 (gateway.tmp / "upload-81d2.wav").write_bytes(b"\0" * 610_000)
                 yield gateway.url

@@ -1,5 +1,6 @@
 """The house of the dashboard: every view opens and is light, the menu, the theme, the lost server, and logging in."""
 
+import re
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -8,11 +9,14 @@ from playwright.sync_api import Browser, Page, Request, Route, expect
 
 from tests.access.conftest import Keys
 from tests.support.gateway import GatewayProcess
-from tests.ui.conftest import NARROW, VIEWS, Visitor, axe, visiting
+from tests.ui.conftest import NARROW, VIEWS, Visitor, axe, keep_copies, visiting
 
 HEAVIEST = 150_000
 DRAWN = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 """Waits until what was changed is drawn: axe-core reads colours, and those of the other scheme come with a frame."""
+
+ASKED = """async ([path, body]) => (await fetch(path, {method: "POST", body: JSON.stringify(body),
+    headers: {"Content-Type": "application/json"}})).status"""
 
 
 def is_data(request: Request) -> bool:
@@ -61,6 +65,18 @@ def test_a_view_is_light_and_waits_for_nobody(visitor: Visitor, view: str) -> No
     page.unroute_all(behavior="ignoreErrors")
 
 
+def test_files_are_kept_for_good_under_their_hash_alone(gateway: GatewayProcess) -> None:
+    address = re.findall(r'href="(/ui/static/\w+/css/base.css)"', gateway.client.get("/ui/").text)[0]
+    today = gateway.client.get(address)
+    assert "immutable" in today.headers["cache-control"] and today.headers["content-encoding"] == "gzip"
+    other = gateway.client.get(re.sub(r"static/\w+", "static/yesterday", address))
+    assert other.text == today.text and other.headers["cache-control"] == "no-cache"
+    again = gateway.client.get(address, headers={"If-None-Match": today.headers["etag"]})
+    assert again.status_code == 304
+    for name in ("css/none.css", "../templates/base.html", "..%2ftemplates%2fbase.html", "", "css"):
+        assert gateway.client.get(f"/ui/static/x/{name}").status_code == 404, name
+
+
 def test_a_person_with_a_keyboard(browser_page: Page) -> None:
     browser_page.goto("/ui/benchmarks")
     browser_page.keyboard.press("Tab")
@@ -103,6 +119,18 @@ def test_the_theme_is_kept(visitor: Visitor) -> None:
     assert page.evaluate(ground) == "light"
 
 
+def test_without_keys_strangers_are_told_what_to_do(visitor: Visitor) -> None:
+    """They see no data, and not an accident instead of them. A proxy's header makes a stranger of anybody."""
+    visitor.expect("403")
+    page = visitor.page(extra_http_headers={"X-Forwarded-For": "203.0.113.7"})
+    page.goto("/ui/")
+    expect(page.locator("#banner")).to_contain_text("only on its own machine")
+    expect(page.get_by_role("navigation").get_by_role("link")).to_have_text(["Overview", "Playground", "Benchmarks"])
+    assert axe(page) == []
+    page.goto("/ui/models")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Models: on its own machine only")
+
+
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
@@ -131,6 +159,43 @@ def test_temporary_files_are_listed_and_removed(gateway: GatewayProcess, browser
     assert not list(gateway.tmp.glob("*.bin"))
 
 
+def test_quantized_copies_are_listed_and_removed(gateway: GatewayProcess, browser_page: Page) -> None:
+    keep_copies(gateway.home / "models", {"reasoner": 1_300_000, "qwen_vl": 40_000})
+    browser_page.goto("/ui/files")
+    rows = browser_page.locator("#quantized-table tbody tr")
+    expect(rows).to_have_count(2)
+    expect(rows.filter(has_text="reasoner")).to_contain_text("1.30 MB")
+    assert axe(browser_page) == []
+    browser_page.get_by_role("button", name="Remove all…").click()
+    browser_page.get_by_role("dialog").get_by_role("button", name="Remove").click()
+    expect(browser_page.locator("#toasts")).to_contain_text("2 removed, 1.34 MB freed")
+    expect(browser_page.locator("#quantized")).to_contain_text("No copies are kept")
+
+
+def test_what_scripts_share(browser_page: Page) -> None:
+    """Figures as people read them; and what a server says is text, whatever it looks like."""
+    browser_page.goto("/ui/benchmarks")
+    said = browser_page.evaluate("""async () => {
+        const at = document.querySelector("script[type=module]").src;
+        const [f, { h }] = await Promise.all(["format.js", "dom.js"].map((name) =>
+            import(at.replace("shell.js", name))));
+        const now = Date.now() / 1000;
+        return [f.bytes(0), f.bytes(999), f.bytes(999_600), f.bytes(18_640_000_000), f.bytes(null), f.bytes(-1500),
+            f.duration(0.045), f.duration(3.21), f.duration(59.6), f.duration(250), f.duration(7500),
+            f.duration(273_600),
+            f.number(1234), f.number(1234567), f.number(0.256, 2), f.number(undefined), f.percent(0.256),
+            f.ago(now), f.ago(now - 7500), f.ago(null), f.clock(null), f.clock(now).length,
+            h("p", { title: "<b>" }, "<i>", ["a", [1, null, false]], h("b", null, 0)).outerHTML];
+    }""")
+    assert said == [
+        "0 B", "999 B", "1.00 MB", "18.6 GB", "–", "−1.50 kB",
+        "45 ms", "3.2 s", "1 min", "4 min 10 s", "2 h 5 min", "3 d 4 h",
+        "1234", "1\u202f234\u202f567", "0.26", "–", "26 %",
+        "just now", "2 h ago", "never", "–", 8,
+        '<p title="&lt;b&gt;">&lt;i&gt;a1<b>0</b></p>',
+    ]  # fmt: skip
+
+
 def test_benchmarks_are_those_of_the_folder(browser_page: Page) -> None:
     browser_page.goto("/ui/benchmarks")
     cards = browser_page.locator("#benchmarks > li")
@@ -142,6 +207,9 @@ def test_benchmarks_are_those_of_the_folder(browser_page: Page) -> None:
     expect(plot).to_be_visible()
     assert plot.evaluate("image => image.decode().then(() => image.naturalWidth)") > 800
     assert sum(url.endswith(".png") for url in asked) == 1
+    assert browser_page.request.get("/ui/benchmarks/swap.json").ok
+    for name in ("none", "none.png", "README", "..%2f..%2fapp.py"):
+        assert browser_page.request.get(f"/ui/benchmarks/{name}").status == 404, name
     expect(browser_page.get_by_role("table").first).to_contain_text("swap, median")
 
 
@@ -182,7 +250,7 @@ def sign_in(page: Page, key: str) -> None:
 
 
 def test_signing_in_and_out(keys: Keys, visitor: Visitor) -> None:
-    visitor.expect("401")
+    visitor.expect("401", "/v1/chat/completions")
     page = visitor.page()
     addresses: list[Any] = []
     page.on("request", lambda request: addresses.append(request.url))
@@ -196,6 +264,8 @@ def test_signing_in_and_out(keys: Keys, visitor: Visitor) -> None:
     expect(page.locator("#temporary")).to_contain_text("Nothing lies about")
     expect(page.locator("#connection-text")).to_have_text("Live")
     assert page.evaluate("document.cookie") == ""
+    assert page.evaluate(ASKED, ["/v1/chat/completions", {"model": "nobody", "messages": []}]) in (400, 404)
+    assert page.evaluate(ASKED, ["/admin/cleanup_temp", {}]) == 200
     assert not [url for url in addresses if "sy-" in url]
     page.get_by_role("button", name="Sign out").click()
     expect(page.get_by_label("API key")).to_be_visible()

@@ -8,7 +8,7 @@ import hashlib
 import threading
 from pathlib import Path
 
-from flask import Flask, Response, current_app, url_for
+from flask import Flask, Response, current_app, request, url_for
 from werkzeug.exceptions import NotFound
 
 from gateway.routes import gateway
@@ -69,4 +69,5 @@ def asset(tag: str, name: str) -> Response:
     response = file.response()
     response.headers["Cache-Control"] = _FOR_GOOD if tag == found.tag else "no-cache"
     response.set_etag(file.digest[:24])
+    response.make_conditional(request)
     return response

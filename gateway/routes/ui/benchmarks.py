@@ -15,10 +15,9 @@ from flask import Response, send_file
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup
-from werkzeug.exceptions import NotFound
 
 from gateway.routes.ui.house import blueprint
-from gateway.routes.ui.pages import page
+from gateway.routes.ui.pages import nothing, page
 
 FOLDER = Path(__file__).resolve().parents[3] / "docs" / "benchmarks"
 _RAW = re.compile(r"[a-z_]+\.(png|json)")
@@ -38,7 +37,8 @@ class Headline:
 
 HEADLINES = {
     "swap": (
-        Headline(("swap, median",), "SmolLM2-135M", "s", "to the first token, another model unloaded for it"),
+        Headline(("swap, median",), "SmolLM2-135M", "s",
+                 "to the first token of a model that was not loaded, another one unloaded for it"),
         Headline(("transformers serve",), "SmolLM2-135M", "s", "for the same by transformers serve"),
         Headline(("swap ÷ floor",), "SmolLM2-135M", "×", "the least that such a swap could take"),
     ),
@@ -214,5 +214,5 @@ def benchmark(name: str) -> Response:
     if found := _shelf.all().get(name):
         return page("benchmark.html", title=found.title, view="benchmarks", benchmark=found)
     if (path := _shelf.raw(name)) is None:
-        raise NotFound
+        return nothing(name)
     return send_file(path, max_age=3600)

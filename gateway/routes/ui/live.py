@@ -152,11 +152,8 @@ class Stream:
     # -- what is told --------------------------------------------------------------------------------------------------
 
     def _samples(self) -> str:
-        number, sample = self._service.sampler.latest()
-        if number == self._sample or not sample:
-            return ""
-        self._sample = number
-        return sse.event(sample, "sample")
+        self._sample, samples = self._service.sampler.after(self._sample)
+        return "".join(sse.event(sample, "sample") for sample in samples)
 
     def _state(self, fresh: bool = False) -> str:
         try:

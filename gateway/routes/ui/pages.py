@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from flask import Response, g, make_response, render_template, request
 
 from gateway.access import reader
+from gateway.routes import gateway
 from gateway.routes.ui.assets import assets
 from gateway.routes.ui.house import blueprint
 
@@ -23,8 +24,8 @@ class View:
 
     @property
     def shown(self) -> bool:
-        """Whether whoever sends the current request may use it."""
-        return not self.restricted or not g.keyed or reader() == "admin"
+        """Whether whoever sends the current request may use it: without keys, who is on this machine."""
+        return not self.restricted or reader() == "admin"
 
 
 VIEWS = (
@@ -90,5 +91,6 @@ def page(template: str, status: int = 200, **values: object) -> Response:
         "role": reader() or "",
         "keyed": g.keyed,
         "who": key.name if key else "",
+        "port": gateway().settings.port,
     } | values
     return make_response(render_template(template, **said), status)

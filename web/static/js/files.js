@@ -10,13 +10,13 @@ import { icon } from "./icons.js";
 const EVERY = 5000;
 const AGES = [["0", "any age"], ["600", "older than 10 min"], ["3600", "older than 1 h"], ["86400", "older than 1 day"]];
 
-/** @param {string} id @param {string} label @param {string[]} heads @param {any[]} rows */
+/** A head is a text, or a class of its column and a text: `number|Size`. @param {string} id @param {string} label @param {string[]} heads @param {any[]} rows */
 function table(id, label, heads, rows) {
   return h("div", { class: "table-scroll", tabindex: "0", role: "region", "aria-label": label },
     h("table", { class: "table", id },
       h("thead", null, h("tr", null, heads.map((head) => {
-        const right = head.startsWith(">");
-        return h("th", { scope: "col", class: right && "number" }, right ? head.slice(1) : head);
+        const [kind, text] = head.includes("|") ? head.split("|") : ["", head];
+        return h("th", { scope: "col", class: kind || null }, text);
       }))),
       h("tbody", null, rows)));
 }
@@ -82,13 +82,13 @@ function temporary(data) {
   }
   const used = data.files.filter((/** @type {any} */ file) => file.in_use).length;
   const rows = [...data.files].sort((a, b) => b.bytes - a.bytes).map((file) => h("tr", null,
-    h("td", { class: "file-name" }, file.name), h("td", { class: "number" }, bytes(file.bytes)), h("td", { class: "number" }, duration(file.age_seconds)),
-    h("td", null, badge(file))));
+    h("td", null, h("span", { class: "file-name" }, file.name), " ", badge(file)),
+    h("td", { class: "number" }, bytes(file.bytes)), h("td", { class: "number" }, duration(file.age_seconds))));
   return [
     h("div", { class: "keep-head" },
       figures([["Entries", number(data.file_count)], ["On the disk", bytes(data.total_bytes)], ["In use", number(used)]]),
       cleaner()),
-    table("temporary-table", "Temporary files", ["Name", ">Size", ">Age", "State"], rows),
+    table("temporary-table", "Temporary files", ["Name", "number|Size", "number|Age"], rows),
     h("p", { class: "hint files-foot" }, "In ", h("code", null, data.temp_dir),
       data.file_count > data.files.length ? `. The first ${number(data.files.length)} are listed.` : "."),
   ];
@@ -131,7 +131,7 @@ function quantized(data) {
   const over = data.total_bytes > data.limit_bytes;
   const rows = [...data.entries].sort((a, b) => b.last_used - a.last_used).map((entry) => h("tr", null,
     h("td", null, h("strong", null, entry.model)), h("td", { class: "number" }, `${entry.quant_bits} bit`), h("td", { class: "number" }, bytes(entry.bytes)),
-    h("td", { class: "number" }, ago(entry.last_used)), h("td", { class: "file-name faint" }, entry.folder)));
+    h("td", { class: "number" }, ago(entry.last_used)), h("td", { class: "file-name faint wide-only" }, entry.folder)));
   const size = `${bytes(data.total_bytes)} of ${bytes(data.limit_bytes)}`;
   return [
     h("div", { class: "keep-head" },
@@ -141,7 +141,7 @@ function quantized(data) {
       h("div", { class: "keep-actions" },
         over ? pruner("prune", "Prune to the limit…", null, `The copies unused for longest go until ${bytes(data.limit_bytes)} are kept.`) : null,
         pruner("prune-all", "Remove all…", 0, "All copies go. The next load of each model quantizes its weights again, which takes longer."))),
-    table("quantized-table", "Quantized copies", ["Model", ">Quantized to", ">Size", ">Last used", "Folder"], rows),
+    table("quantized-table", "Quantized copies", ["Model", "number|To", "number|Size", "number|Last used", "wide-only|Folder"], rows),
   ];
 }
 

@@ -108,6 +108,7 @@ class Live {
     try {
       await send("GET", "/ui/live?probe"); // an EventSource does not tell the status; a session that is over leads to the login
     } catch (error) {
+      /** @type {any} */
       const why = error instanceof ApiError ? { 403: "denied", 429: "full", 503: "full" }[error.status] : "";
       this.said = error instanceof ApiError ? error.message : "";
       if (this.status === "lost") this._set("lost", why || "away");
@@ -127,10 +128,11 @@ class Live {
     }
   }
 
+  /** @param {"connecting" | "open" | "lost"} status @param {"" | "away" | "denied" | "full"} [why] */
   _set(status, why = "") {
     if (status !== "lost") this.again = 0;
     const same = this.status === status && this.why === why;
-    [this.status, this.why] = [status, why];
+    [this.status, this.why] = /** @type {any} */ ([status, why]);
     if (!same || status === "lost") this._tell("status", status);
   }
 

@@ -27,7 +27,12 @@ export function showQueue(table, empty, state) {
 
 /** Moves on the ages. @param {Element} table */
 export function tick(table) {
-  for (const row of /** @type {any} */ ($("tbody", table).children)) setText($(".age", row), duration(Math.floor(now() - row.one.began)));
+  for (const row of /** @type {any} */ ($("tbody", table).children)) setText($(".age", row), age(row.one));
+}
+
+function age(one) {
+  const seconds = Math.floor(now() - one.began);
+  return seconds < 1 ? "0 s" : duration(seconds);
 }
 
 function makeRow(one, state) {
@@ -52,7 +57,7 @@ function updateRow(row, one, state) {
   const badge = $(".badge", row);
   badge.className = `badge ${one.state === "running" ? "go" : "care"}`;
   setText(badge, one.by_hand ? `load by hand, ${one.state}` : one.priority === "batch" ? `${one.state}, batch` : one.state);
-  setText($(".age", row), duration(Math.floor(now() - one.began)));
+  setText($(".age", row), age(one));
   setText($(".tokens", row), one.state === "running" ? number(one.tokens) : "–");
   setText($(".queue-key", row), one.key ?? "–");
 }

@@ -37,7 +37,14 @@ export class Plot {
    *   `top` is the least that the axis reaches, for good if it is `fixed`.
    */
   constructor({ title, series, format, top = 1, fixed = false, hint = "" }) {
-    Object.assign(this, { title, series, format, top, fixed });
+    this.title = title;
+    this.series = series;
+    this.format = format;
+    this.top = top;
+    this.fixed = fixed;
+    /** @type {any} The samples, once there are some. */
+    this.samples = null;
+    this.span = 0;
     this.values = series.map((one) => h("b"));
     this.at = h("span", { class: "plot-at" });
     this.svg = svg("svg", { role: "img", tabindex: "0", class: "plot-image", height: HEIGHT, "aria-label": title });
@@ -233,8 +240,9 @@ function nearest(times, wanted) {
   return best;
 }
 
-/** The next of 1, 2, 4, 6, 8 times a power of ten: half of each is easy to read too. */
+/** The next round number, of which half is easy to read too; for small counts a whole one. */
 function nice(value) {
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 4, 6, 8, 10].map((one) => one * power).find((one) => one >= value * 0.999) ?? value;
+  const steps = power === 1 ? [1, 2, 4, 6, 8, 10] : [1, 1.2, 1.6, 2, 3, 4, 5, 6, 8, 10];
+  return steps.map((one) => one * power).find((one) => one >= value * 0.999) ?? value;
 }
