@@ -109,4 +109,7 @@ class Keeper:
             self._metrics.failures.inc()
             logger.warning("%s: not renewed: %s", self.lease.job.job_id, told(error))
             return not passing(error)
+        except Exception:  # whatever it is, without a further sign of life the job is another's soon
+            logger.exception("%s: not renewed, which is tried again", self.lease.job.job_id)
+            return False
         return True

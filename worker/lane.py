@@ -14,15 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from worker.aws.clients import AwsError, Clients, passing, told
-from worker.aws.jobs import Claim, Conflict, Finished, GivenUp, Held, Jobs, Lease, LeaseLost
+from worker.aws.clients import AwsError, Clients, passing, refusing, told
+from worker.aws.jobs import Claim, Conflict, Finished, GivenUp, Held, Jobs, Lease, LeaseLost, OddItem, WrongTable
 from worker.aws.messages import BadMessage, parse
 from worker.aws.queue import Message, Queue
-from worker.aws.results import REPORT, OtherVideo, Results
+from worker.aws.results import OtherVideo, Results
 from worker.aws.videos import S3Video, VideoError, VideoTooLarge
+from worker.gate import LONGEST_SHUT, Gate
 from worker.keeper import LOST, STOPPING, TOO_LONG, Keeper
 from worker.metrics import Metrics
-from worker.moderator import Cancelled, CannotBeJudged, Moderator, ServerBusy, TryFailed
+from worker.moderator import Cancelled, CannotBeJudged, Moderator, NotSetUp, ServerBusy, TryFailed
 from worker.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
@@ -30,8 +31,8 @@ logger = logging.getLogger(__name__)
 _PERSISTING = 60.0
 """Seconds for which a write that decides something is tried again, beyond botocore's own tries."""
 _STOPPED_WITHIN = 5.0
+_ENDED = "its end is written; its message comes back, and is forgotten then"
 _BUFFER = 64 * 1024
-_LONGEST_BUSY = 300.0
 
 
 @dataclass
@@ -45,6 +46,7 @@ class Tools:
     results: Results
     moderator: Moderator
     metrics: Metrics
+    gate: Gate
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set once no time is left: jobs under way are given back."""
 
@@ -71,8 +73,16 @@ class Lane:
             outcome = self._handle(message)
         except AwsError as error:
             self._tools.metrics.failures.inc()
+            pause = self._pause(message.receives)
             logger.error("message %s comes back: %s", message.id, told(error))
-            self._hide(message, self._pause(message.receives))
+            self._hide(message, pause)
+            if refusing(error):
+                self._tools.gate.shut(told(error), pause, stores=True)
+            outcome = "retried"
+        except WrongTable as error:
+            pause = self._pause(message.receives)
+            self._hide(message, pause)
+            self._tools.gate.shut(str(error), pause, stores=True)
             outcome = "retried"
         self._tools.metrics.messages.labels(outcome).inc()
         return outcome
@@ -87,9 +97,10 @@ class Lane:
         if (keeper := self.keeper) is not None:
             keeper.cancel(LOST)  # the lane must write nothing any more
             try:
-                self._tools.jobs.release(keeper.lease, error=None, counts=False)
+                given = self._tools.jobs.release(keeper.lease, error=None, counts=False, excused=True)
                 self._tools.queue.hide(keeper.message, 0)
-                logger.warning("%s: given back while it was still worked on", keeper.lease.job.job_id)
+                logger.warning("%s: %s", keeper.lease.job.job_id,
+                               "given back while it was still worked on" if given else _ENDED)  # fmt: skip
             except (LeaseLost, *AwsError) as error:
                 logger.error("%s: not given back: %s", keeper.lease.job.job_id, error)
 
@@ -104,7 +115,10 @@ class Lane:
                 return self._bury(message, error.reason, None)
             jobs.reject(job_id, error.reason, message.id)
             return self._bury(message, error.reason, job_id, noted=lambda: jobs.dead_lettered(job_id, message.id))
-        claim: Claim = jobs.claim(job, message.id, message.receives)
+        try:
+            claim: Claim = jobs.claim(job, message.id, message.receives)
+        except OddItem as error:
+            return self._bury(message, str(error), job.job_id)
         match claim:
             case Lease():
                 return self._kept(message, claim)
@@ -146,7 +160,7 @@ class Lane:
             if lease.attempts > self._settings.tries:
                 return self._give_up(keeper, f"begun {lease.attempts - 1} times and not done: "
                                              f"{lease.error or 'the worker ended in the middle'}")  # fmt: skip
-            if message.receives > self._settings.max_receives:
+            if message.receives - lease.excused > self._settings.max_receives:
                 return self._give_up(keeper, f"received {message.receives} times and not done: "
                                              f"{lease.error or 'no error is known'}")  # fmt: skip
             return self._judge(keeper)
@@ -156,8 +170,9 @@ class Lane:
         except Cancelled:
             return self._cancelled(keeper)
         except ServerBusy as error:
-            pause = min(error.retry_after or self._settings.retry_delay, _LONGEST_BUSY)
-            return self._back(keeper, f"the model server is busy: {error}", "busy", counts=False, pause=pause)
+            return self._excused(keeper, f"the model server is busy: {error}", error.retry_after)
+        except NotSetUp as error:
+            return self._excused(keeper, f"the model server is not set up: {error}")
         except (CannotBeJudged, VideoTooLarge, OtherVideo) as error:
             reason = str(error)
             return self._settle(keeper, lambda: self._give_up(keeper, reason))
@@ -171,6 +186,8 @@ class Lane:
             self._tools.metrics.failures.inc()
             if passing(error):
                 return self._back(keeper, told(error), "retried", counts=False)
+            if refusing(error):
+                return self._excused(keeper, told(error), stores=True)
             return self._failed(keeper, told(error))
         except Exception as error:  # whatever it is, the job's next try may not meet it, and the worker goes on
             logger.exception("%s: failed in a way that is not foreseen", job.job_id)
@@ -196,19 +213,21 @@ class Lane:
                 raise Cancelled(keeper.why)
             # From here on it is carried through, also where the worker is to stop: the answer is there.
             self._persist(keeper, keeper.ensure)
-            facts = dict(judgement.facts)
-            if self._persist(keeper, lambda: tools.results.write(job, judgement)):
+            facts = self._persist(keeper, lambda: tools.results.write(job, judgement, lease.token))
+            if facts is not None:
                 outcome = "completed"
             else:
                 facts = tools.results.found(job) or {}
-        located = {"result_location": tools.results.location(job.job_id),
-                   "report_location": tools.results.location(job.job_id, REPORT)}  # fmt: skip
-        self._persist(keeper, lambda: tools.jobs.complete(lease, facts | located))
+        self._persist(keeper, lambda: tools.jobs.complete(lease, facts))
         keeper.close()
-        self._persist(keeper, lambda: tools.queue.delete(keeper.message))
+        try:
+            self._persist(keeper, lambda: tools.queue.delete(keeper.message))
+        except AwsError as error:
+            tools.metrics.failures.inc()
+            logger.warning("%s: %s: %s", job.job_id, _ENDED, told(error))
         seconds = time.monotonic() - begun
         tools.metrics.seconds.observe(seconds)
-        logger.info("%s: %s in %.1f seconds: %s", job.job_id, outcome, seconds, located["result_location"])
+        logger.info("%s: %s in %.1f seconds: %s", job.job_id, outcome, seconds, facts.get("result_location"))
         return outcome
 
     # -- ends ----------------------------------------------------------------------------------------------------------
@@ -219,7 +238,18 @@ class Lane:
             return "lost"
         if keeper.why == TOO_LONG:
             return self._failed(keeper, f"{TOO_LONG}, {self._settings.job_timeout:g} seconds")
-        return self._back(keeper, None, "returned", counts=False, pause=0)
+        return self._back(keeper, None, "returned", counts=False, excused=True, pause=0)
+
+    def _excused(self, keeper: Keeper, reason: str, seconds: float | None = None, *, stores: bool = False) -> str:
+        """Give a job back of whose failure it is not the cause, and take none until that is over, as far as is known:
+        others would fail as it did."""
+        pause = self._pause(keeper.lease.excused + 1)
+        if seconds is not None:
+            pause = min(max(seconds, 1.0), LONGEST_SHUT)
+        try:
+            return self._back(keeper, reason, "busy", counts=False, excused=True, pause=pause)
+        finally:
+            self._tools.gate.shut(reason, pause, stores=stores)
 
     def _failed(self, keeper: Keeper, reason: str) -> str:
         """End a try that counts."""
@@ -228,17 +258,22 @@ class Lane:
         return self._back(keeper, reason, "retried", counts=True)
 
     def _back(
-        self, keeper: Keeper, reason: str | None, outcome: str, *, counts: bool, pause: float | None = None
-    ) -> str:
+        self, keeper: Keeper, reason: str | None, outcome: str, *, counts: bool, excused: bool = False,
+        pause: float | None = None,
+    ) -> str:  # fmt: skip
         """Let the job be taken again, by whoever comes first, after a pause."""
         lease = keeper.lease
         if pause is None:
             pause = self._pause(lease.attempts if counts else keeper.message.receives)
 
         def give_back() -> str:
-            self._persist(keeper, lambda: self._tools.jobs.release(lease, error=reason, counts=counts))
+            given = self._persist(keeper, lambda: self._tools.jobs.release(lease, error=reason, counts=counts,
+                                                                           excused=excused))  # fmt: skip
             keeper.close()
             self._tools.queue.hide(keeper.message, pause)
+            if not given:  # as after a completion of which the answer got lost
+                logger.warning("%s: %s", lease.job.job_id, _ENDED)
+                return outcome
             logger.warning("%s: given back for %.0f seconds%s: %s", lease.job.job_id, pause,
                            "" if counts else ", which does not count as a try", reason or STOPPING)  # fmt: skip
             return outcome

@@ -20,6 +20,10 @@ class ServerBusy(Exception):
         self.retry_after = retry_after
 
 
+class NotSetUp(Exception):
+    """The model server refuses this worker: a wrong key, no such model. No fault of the job; somebody must mend it."""
+
+
 class TryFailed(Exception):
     """It did not work, and it may work another time. Says why, for the job's item."""
 
@@ -48,6 +52,7 @@ class Moderator(Protocol):
 
         :raises CannotBeJudged: if the video is to blame for good.
         :raises ServerBusy: if the model server does not take requests for longer than is waited for here.
+        :raises NotSetUp: if it refuses whatever this worker asks.
         :raises TryFailed: if something else than the video is in the way.
         :raises Cancelled: soon after ``cancelled`` has become true.
         :raises Exception: whatever reading the video raises, as it is.

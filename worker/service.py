@@ -20,6 +20,7 @@ from worker.aws.clients import AwsError, connect, told
 from worker.aws.jobs import Jobs
 from worker.aws.queue import Queue
 from worker.aws.results import Results
+from worker.gate import LONGEST_PAUSE, Gate
 from worker.lane import Lane, Tools
 from worker.metrics import Metrics
 from worker.moderator import Moderator
@@ -28,9 +29,6 @@ from worker.settings import WorkerSettings
 logger = logging.getLogger(__name__)
 
 _BEAT = 2.0
-_READY_FOR = 10.0
-"""Seconds for which the model server is believed to be ready once it said so."""
-_LONGEST_PAUSE = 15.0
 _ENDING = 5.0
 """Seconds that lanes have to end once they are told to."""
 
@@ -48,7 +46,6 @@ class Service:
         self._settings = settings
         self._stop = threading.Event()
         self._hurry = threading.Event()
-        self._gate = _Gate(moderator, self._stop)
         name = f"{socket.gethostname()}-{os.getpid()}"
         clients, metrics = connect(settings), Metrics()
         queue = Queue(clients, settings.queue_name, settings.dead_letter_queue, settings.poll_wait)
@@ -56,8 +53,11 @@ class Service:
         results = Results(clients, settings.result_bucket, settings.result_prefix)
         jobs.check()
         results.check()
-        self._tools = Tools(settings, clients, queue, jobs, results, moderator, metrics, self._hurry)
-        self._gate.told = metrics.ready.set
+        self._gate = Gate(moderator.ready, self._stores, self._stop, metrics.ready.set)
+        self._tools = Tools(settings, clients, queue, jobs, results, moderator, metrics, self._gate, self._hurry)
+        self._mute: str | None = None
+        """Why the queue cannot be asked, while it cannot."""
+        self._told_mute = False
         self._lanes = [Lane(self._tools) for _ in range(settings.concurrency)]
         self._beats = [time.monotonic()] * settings.concurrency
 
@@ -130,22 +130,26 @@ class Service:
             try:
                 if self._gate.open():
                     self._one(index)
+                else:
+                    self._mute = None  # nobody asks it now
                 failures = 0
             except AwsError as error:
+                self._mute = f"the queue cannot be asked: {told(error)}"
                 failures += 1
                 self._tools.metrics.failures.inc()
-                pause = min(_LONGEST_PAUSE, 0.5 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1)
+                pause = min(LONGEST_PAUSE, 0.5 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1)
                 logger.error("the queue cannot be asked, again in %.1f seconds: %s", pause, told(error))
                 self._stop.wait(pause)
             except Exception:
                 failures += 1
                 logger.exception("a message could not be dealt with; it comes back by itself")
-                self._stop.wait(min(_LONGEST_PAUSE, 2.0 ** min(failures, 10)))
+                self._stop.wait(min(LONGEST_PAUSE, 2.0 ** min(failures, 10)))
 
     def _one(self, index: int) -> None:
         queue, metrics = self._tools.queue, self._tools.metrics
         metrics.polled.set_to_current_time()
         message = queue.receive(self._settings.visibility)
+        self._mute = None
         self._beats[index] = time.monotonic()
         if message is None:
             return
@@ -153,59 +157,37 @@ class Service:
             queue.hide(message, 0)
             metrics.messages.labels("returned").inc()
             return
-        if self._lanes[index].handle(message) == "busy":
-            self._gate.doubt()
+        self._lanes[index].handle(message)
+
+    def _stores(self) -> str | None:
+        """Return why results cannot be stored, None if they can: what the gate asks once something was refused."""
+        try:
+            self._tools.jobs.check()
+            self._tools.results.probe()
+        except ValueError as error:
+            return str(error)
+        except AwsError as error:
+            return told(error)
+        return None
 
     # -- signs of life -------------------------------------------------------------------------------------------------
 
     def _sign(self) -> None:
-        """Write the health file, unless a lane that has no job has not come round: then its age tells."""
+        """Write the health file, unless a lane that has no job has not come round, or the queue cannot be asked: then
+        its age tells. The reason is written, once."""
         now = time.monotonic()
         late = [index for index, lane in enumerate(self._lanes)
                 if lane.keeper is None and now - self._beats[index] > max(self._settings.health_age, 60)]  # fmt: skip
         if late:
             logger.error("lanes %s do not come round", late)
             return
-        state = "stopping" if self._stop.is_set() else self._gate.waiting_for or "working"
+        mute = None if self._stop.is_set() else self._mute
+        if mute and self._told_mute:
+            return
+        self._told_mute = mute is not None
+        state = "stopping" if self._stop.is_set() else mute or self._gate.waiting_for or "working"
         running = sum(lane.keeper is not None for lane in self._lanes)
         try:
             health.write(self._settings.health_file, {"state": state, "jobs": running})
         except OSError as error:
             logger.error("cannot write %s: %s", self._settings.health_file, error.strerror)
-
-
-class _Gate:
-    """Whether the model server can be asked. All lanes ask here, so that it is asked by one of them."""
-
-    def __init__(self, moderator: Moderator, stop: threading.Event) -> None:
-        self._moderator, self._stop = moderator, stop
-        self._lock = threading.Lock()
-        self._asked = float("-inf")
-        self._failures = 0
-        self.waiting_for: str | None = None
-        self.told: Callable[[float], None] = lambda _: None
-
-    def doubt(self) -> None:
-        """Ask anew before the next job: it has just refused one."""
-        self._asked = float("-inf")
-
-    def open(self) -> bool:
-        """Return True if it is ready. If not, return False after a pause that grows, or once the worker is to end."""
-        with self._lock:
-            if self.waiting_for is None and time.monotonic() - self._asked < _READY_FOR:
-                return True
-            reason = self._moderator.ready()
-            self._asked = time.monotonic()
-            self.told(0 if reason else 1)
-            if reason is None:
-                if self.waiting_for:
-                    logger.info("the model server is ready")
-                self.waiting_for, self._failures = None, 0
-                return True
-            if reason != self.waiting_for:
-                logger.warning("no job is taken: the model server is not ready: %s", reason)
-            self.waiting_for = reason
-            pause = min(_LONGEST_PAUSE, 0.5 * 2.0 ** min(self._failures, 10)) * random.uniform(0.8, 1)
-            self._failures += 1
-        self._stop.wait(pause)
-        return False

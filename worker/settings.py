@@ -81,16 +81,18 @@ class WorkerSettings(BaseSettings):
     retry_delay_max: Seconds = Field(900.0, ge=0, le=_LONGEST_VISIBILITY, description="The longest such pause.")
     max_receives: int = Field(
         100, ge=1, le=10_000,
-        description="How often a message may be received in all, for whatever reason, before it is given up.")
+        description="How often a message may be received in all before it is given up. Not counted: a model server "
+        "that is busy or not set up, results that cannot be stored, a stopping worker.")
     visibility: Seconds = Field(
         120.0, ge=3, le=3_600, description="How long a job stays hidden from other workers, and is this worker's, "
         "after its last sign of life. It gives one every third of that.")
     job_timeout: Seconds = Field(3600.0, gt=0, le=39_600, description="A try that takes longer is stopped, and counts.")
     poll_wait: Seconds = Field(
-        10.0, ge=0, le=20, description="How long one question for messages waits for them, in whole seconds.")
+        10.0, ge=1, le=20, description="How long one question for messages waits for them, in whole seconds.")
     grace: Seconds = Field(
         30.0, ge=0, description="How long SIGTERM and SIGINT let jobs go on. What is not done then is given back.")
     max_video: Bytes = Field(10 * 2**30, ge=1, description="Size of the largest video that is taken.")
+    max_seconds: Seconds = Field(43_200.0, gt=0, description="Length of the longest video that is taken.")
     read_block: Bytes = Field(
         2 * 2**20, ge=64 * 2**10, le=64 * 2**20, description="Bytes of a video that are asked of S3 at once.")
     read_blocks: int = Field(

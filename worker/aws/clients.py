@@ -15,10 +15,14 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    CredentialRetrievalError,
     HTTPClientError,
     IncompleteReadError,
+    NoCredentialsError,
+    PartialCredentialsError,
     ReadTimeoutError,
     ResponseStreamingError,
+    SSOError,
 )
 
 from worker.settings import WorkerSettings
@@ -31,6 +35,12 @@ _PASSING_CODES = {
     "RequestThrottled", "RequestThrottledException", "RequestLimitExceeded", "ProvisionedThroughputExceededException",
     "LimitExceededException", "BandwidthLimitExceeded", "TransactionInProgressException", "OperationAborted",
     "ConditionalRequestConflict", "ExpiredToken", "ExpiredTokenException", "RequestExpired",
+}  # fmt: skip
+_REFUSED_CODES = {
+    "AccessDenied", "AccessDeniedException", "ResourceNotFoundException", "UnrecognizedClientException",
+    "MissingAuthenticationTokenException", "MissingAuthenticationToken", "InvalidClientTokenId",
+    "InvalidSignatureException", "IncompleteSignature", "SubscriptionRequiredException", "OptInRequired",
+    "QueueDoesNotExist", "AWS.SimpleQueueService.NonExistentQueue", "PermanentRedirect",
 }  # fmt: skip
 AwsError = (ClientError, BotoCoreError)
 """What a call of AWS may raise."""
@@ -55,12 +65,13 @@ class ServiceClock:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._ahead = 0.0
+        # Not this machine's time of day itself, which may be set anew between two answers.
+        self._start = time.time() - time.monotonic()
 
     def now(self) -> float:
         """Return seconds since 1970."""
         with self._lock:
-            return time.time() + self._ahead
+            return time.monotonic() + self._start
 
     def learn(self, parsed: dict[str, Any], **_: Any) -> None:
         """Take the time of an answer; one without it is no news."""
@@ -71,7 +82,7 @@ class ServiceClock:
             return
         if told is not None:
             with self._lock:
-                self._ahead = told - time.time()
+                self._start = told - time.monotonic()
 
 
 def connect(settings: WorkerSettings) -> Clients:
@@ -99,6 +110,18 @@ def passing(error: Exception) -> bool:
         return status >= 500 or status == 429 or code(error) in _PASSING_CODES
     # Every failure to connect, a proxy's and TLS's among them, is an HTTPClientError.
     return isinstance(error, HTTPClientError | ReadTimeoutError | IncompleteReadError | ResponseStreamingError)
+
+
+def refusing(error: Exception) -> bool:
+    """Return whether the service refuses this worker whatever the job: a right, a bucket, a table or a key is missing.
+
+    Only where the call is of what is the worker's own; a video's bucket is the job's.
+    """
+    if isinstance(error, ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        said = code(error).rpartition("#")[2]
+        return not passing(error) and (status in (401, 403, 404) or said in _REFUSED_CODES or "KMS" in said.upper())
+    return isinstance(error, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError | SSOError)
 
 
 def code(error: Exception) -> str:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from worker.aws.clients import Clients
+from botocore.exceptions import ClientError
+
+from worker.aws.clients import Clients, code, told
 from worker.aws.messages import Job
 
 MARGIN = 3.0
@@ -20,13 +22,24 @@ _LONGEST_TEXT = 2_000
 PROCESSING, RETRYING, COMPLETED, FAILED = "processing", "retrying", "completed", "failed"
 
 
+class WrongTable(ValueError):
+    """The table cannot be used for jobs. Says why."""
+
+
+class OddItem(Exception):
+    """The job's item is not as any worker writes it: it cannot be worked with. Says what is wrong."""
+
+
 class LeaseLost(Exception):
     """The job is another worker's by now. Nothing may be written about it."""
 
 
 @dataclass(frozen=True)
 class Lease:
-    """A job that is this worker's. ``attempts`` counts this try; ``error`` is what the one before failed of."""
+    """A job that is this worker's. ``attempts`` counts this try; ``error`` is what the one before failed of.
+
+    ``excused`` counts the receipts of this message that came to nothing by no fault of the job.
+    """
 
     job: Job
     token: str
@@ -34,6 +47,8 @@ class Lease:
     error: str | None
     started: float
     """By the clock of the services, seconds since 1970."""
+    message_id: str = ""
+    excused: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,13 +94,13 @@ class Jobs:
 
     def check(self) -> None:
         """:raises ClientError: if the table is not there or may not be read.
-        :raises ValueError: if its key is not the string ``job_id`` alone.
+        :raises WrongTable: if its key is not the string ``job_id`` alone.
         """
         table = self._dynamodb.describe_table(TableName=self._table)["Table"]
         types = {one["AttributeName"]: one["AttributeType"] for one in table["AttributeDefinitions"]}
         keys = [(one["AttributeName"], types[one["AttributeName"]]) for one in table["KeySchema"]]
         if keys != [("job_id", "S")]:
-            raise ValueError(f"the table {self._table} has the key {keys}; it must be the string job_id alone")
+            raise WrongTable(f"the table {self._table} has the key {keys}; it must be the string job_id alone")
 
     def claim(self, job: Job, message_id: str, receives: int) -> Claim:
         """Take the job if it is to be had: it is new, was given back, or its worker has not been heard of for too long.
@@ -97,6 +112,8 @@ class Jobs:
         3. given up, and this is the message it was given up with: :class:`GivenUp`
         4. somebody's lease is running: :class:`Held`
         5. else a :class:`Lease`. A job that was given up and is sent anew begins with its first try.
+
+        :raises OddItem: if others have put into the item what does not belong there.
         """
         token = uuid.uuid4().hex
         failure = self._take(job, token, message_id, receives, anew=False)
@@ -113,7 +130,10 @@ class Jobs:
             failure = self._take(job, token, message_id, receives, anew=True)
             if isinstance(failure, Lease):
                 return failure
-        left = float(failure.get("lease_until", 0)) + MARGIN - self._clock.now()
+        until = failure.get("lease_until")
+        if not isinstance(until, float):
+            raise OddItem(f"the item of job {job.job_id} has a lease_until that is no number")
+        left = until + MARGIN - self._clock.now()
         return Held(min(max(left, 1.0), self._seconds + MARGIN))
 
     def _take(self, job: Job, token: str, message_id: str, receives: int, *, anew: bool) -> Lease | dict[str, Any]:
@@ -144,7 +164,15 @@ class Jobs:
             if refusal.item.get("lease") != token:
                 return refusal.item
             answer = refusal.item  # it was written, and the answer got lost on its way
-        return Lease(job, token, int(answer["attempts"]), answer.get("error"), now)
+        except ClientError as error:
+            if code(error) != "ValidationException":
+                raise
+            self.check()  # else it is the table that is wrong
+            raise OddItem(f"the item of job {job.job_id} cannot be changed: {told(error)}") from error
+        excused = answer.get("excused") if answer.get("excused_message") == message_id else None
+        said = answer.get("error")
+        return Lease(job, token, int(answer["attempts"]), None if said is None else str(said), now, message_id,
+                     int(excused) if isinstance(excused, float) else 0)  # fmt: skip
 
     def renew(self, lease: Lease) -> None:
         """Say that the job is still worked on. :raises LeaseLost: if it is not ours any more."""
@@ -173,15 +201,29 @@ class Jobs:
         except _Refused:
             return  # it was sent anew meanwhile, and is somebody's again
 
-    def release(self, lease: Lease, *, error: str | None, counts: bool) -> None:
-        """Let another have the job. A try that does not count is taken back. :raises LeaseLost: if it is not ours."""
+    def release(self, lease: Lease, *, error: str | None, counts: bool, excused: bool = False) -> bool:
+        """Let another have the job. A try that does not count is taken back; nor is a receipt that is ``excused``
+        counted. Return False if its end was written already, by ourselves.
+
+        :raises LeaseLost: if it is not ours.
+        """
         now = _time(self._clock.now())
         values = {":retrying": RETRYING, ":zero": 0, ":now": now, ":attempts": lease.attempts - (not counts)}
         changes = "SET #status = :retrying, lease_until = :zero, updated_at = :now, attempts = :attempts"
         values |= {":processing": PROCESSING}
         if error is not None:
             changes, values = changes + ", #error = :error", values | {":error": error[:_LONGEST_TEXT]}
-        self._mine(lease, changes, values, " AND #status IN (:processing, :retrying)")
+        if excused:
+            changes += ", excused = :excused, excused_message = :message"
+            values |= {":excused": lease.excused + 1, ":message": lease.message_id}
+        try:
+            self._update(lease.job.job_id, changes, "lease = :token AND #status IN (:processing, :retrying)",
+                         values | {":token": lease.token})  # fmt: skip
+        except _Refused as refusal:
+            if refusal.item.get("lease") != lease.token:
+                raise _lost(lease) from None
+            return False
+        return True
 
     def reject(self, job_id: str, reason: str, message_id: str) -> None:
         """Write what is wrong with a message of a job that nobody ever began. A job that is known is left as it is."""
@@ -201,12 +243,10 @@ class Jobs:
         changes += " REMOVE " + ", ".join(f"#{name}" for name in gone) if gone else ""
         self._mine(lease, changes, {f":{name}": value for name, value in facts.items()}, names=names)
 
-    def _mine(
-        self, lease: Lease, changes: str, values: dict[str, Any], further: str = "", names: dict[str, str] | None = None
-    ) -> None:
+    def _mine(self, lease: Lease, changes: str, values: dict[str, Any], names: dict[str, str] | None = None) -> None:
         """Change the item where the last token is ours. Doing so twice, as a lost answer may ask for, is the same."""
         try:
-            self._update(lease.job.job_id, changes, "lease = :token" + further, values | {":token": lease.token}, names)
+            self._update(lease.job.job_id, changes, "lease = :token", values | {":token": lease.token}, names)
         except _Refused:
             raise _lost(lease) from None
 

@@ -5,15 +5,16 @@ it is deleted. Must not know what a message asks for.
 """
 
 import json
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from botocore.exceptions import ClientError
 
 from worker.aws.clients import Clients, code
 
-_LONGEST_HIDDEN = 43_200
+_LONGEST_HIDDEN = 43_200 - 60
 _LONGEST_REASON = 1_000
 _GONE = {"ReceiptHandleIsInvalid", "InvalidParameterValue", "MessageNotInflight",
          "AWS.SimpleQueueService.MessageNotInflight"}  # fmt: skip
@@ -31,6 +32,8 @@ class Message:
     receipt: str
     body: str
     receives: int
+    since: float = field(default_factory=time.monotonic)
+    """When it was received."""
 
 
 class Queue:
@@ -64,8 +67,9 @@ class Queue:
 
         Return False if it is not ours to hide any more: deleted, given back, or hidden for as long as SQS lets.
         """
+        longest = max(int(_LONGEST_HIDDEN - (time.monotonic() - message.since)), 0)  # counted from the receipt on
         return self._if_ours(self._sqs.change_message_visibility, message,
-                             VisibilityTimeout=min(round(seconds), _LONGEST_HIDDEN))  # fmt: skip
+                             VisibilityTimeout=min(round(seconds), longest))  # fmt: skip
 
     def delete(self, message: Message) -> None:
         """Forget the message. One that is gone already is as it should be."""

@@ -1,5 +1,8 @@
 """Where results lie in S3. The JSON comes last: where it is, the report is too, and the job is done for good.
 
+Each try's report has a name of its own, which the JSON's metadata tell: a worker that comes back after its time writes
+over nobody's.
+
 The worker's process, any thread. The JSON is written only where there is none, so that of two workers that both
 believed a job theirs the first one counts. Must not know what is in a result beyond the few facts it is told.
 """
@@ -13,8 +16,10 @@ from worker.aws.clients import Clients, code
 from worker.aws.messages import Job
 from worker.moderator import Judgement
 
-JSON, REPORT = "image_llm_safety_result.json", "image_llm_safety_report.html"
-_FACT = "fact-"
+JSON = "image_llm_safety_result.json"
+_REPORT, _OLD_REPORT = "image_llm_safety_report-{}.html", "image_llm_safety_report.html"
+_PROBE = "worker-check"
+_FACT, _REPORTED = "fact-", "report"
 _LONGEST_FACT = 200
 
 
@@ -31,15 +36,19 @@ class Results:
         self._prefix = prefix
 
     def location(self, job_id: str, name: str = JSON) -> str:
-        """Return the address of a job's result, or of its report."""
+        """Return the address of a job's result, or of what else lies beside it."""
         return f"s3://{self._bucket}/{self._key(job_id, name)}"
 
     def check(self) -> None:
         """:raises ClientError: if the bucket is not there or not ours to use."""
         self._s3.head_bucket(Bucket=self._bucket)
 
+    def probe(self) -> None:
+        """:raises ClientError: if nothing can be written. Leaves an empty object of its own."""
+        self._s3.put_object(Bucket=self._bucket, Key=f"{self._prefix}/{_PROBE}", Body=b"")
+
     def found(self, job: Job) -> dict[str, str] | None:
-        """Return the facts of the job's result if there is one.
+        """Return the facts of the job's result if there is one, and where it and its report are.
 
         :raises OtherVideo: if it is of another video.
         """
@@ -53,22 +62,30 @@ class Results:
         metadata: dict[str, str] = answer.get("Metadata", {})
         if metadata.get("video") != _digest(job):
             raise OtherVideo(f"{self.location(job.job_id)} is the result of another video")
-        return {name.removeprefix(_FACT): value for name, value in metadata.items() if name.startswith(_FACT)}
+        facts = {name.removeprefix(_FACT): value for name, value in metadata.items() if name.startswith(_FACT)}
+        return facts | self._located(job, metadata.get(_REPORTED, _OLD_REPORT))
 
-    def write(self, job: Job, judgement: Judgement) -> bool:
-        """Write the report and then the JSON, with the facts beside it. Return False if there was a result already."""
-        self._s3.put_object(Bucket=self._bucket, Key=self._key(job.job_id, REPORT), Body=judgement.report,
+    def write(self, job: Job, judgement: Judgement, token: str) -> dict[str, str] | None:
+        """Write the report of the try that ``token`` names, and then the JSON, with the facts beside it.
+
+        Return what :meth:`found` would, in full; None if there was a result already.
+        """
+        report = _REPORT.format(token[:12])
+        self._s3.put_object(Bucket=self._bucket, Key=self._key(job.job_id, report), Body=judgement.report,
                             ContentType="text/html; charset=utf-8")  # fmt: skip
         facts = {f"{_FACT}{name}": _plain(value) for name, value in judgement.facts.items()}
         try:
             self._s3.put_object(Bucket=self._bucket, Key=self._key(job.job_id, JSON), Body=judgement.result,
                                 IfNoneMatch="*", ContentType="application/json",
-                                Metadata={"video": _digest(job)} | facts)  # fmt: skip
+                                Metadata={"video": _digest(job), _REPORTED: report} | facts)  # fmt: skip
         except ClientError as error:
             if code(error) != "PreconditionFailed":
                 raise
-            return False
-        return True
+            return None
+        return dict(judgement.facts) | self._located(job, report)
+
+    def _located(self, job: Job, report: str) -> dict[str, str]:
+        return {"result_location": self.location(job.job_id), "report_location": self.location(job.job_id, report)}
 
     def _key(self, job_id: str, name: str) -> str:
         return f"{self._prefix}/{job_id}/{name}"
