@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from gateway.errors import ClientGone, GatewayError, RunnerFailed, TooLate, Unavailable
+from gateway.errors import ClientGone, GatewayError, QueueFull, RunnerFailed, TooLate, Unavailable
 from gateway.ticket import Piece, Ticket, fold
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
@@ -49,23 +49,31 @@ class GatewayAsker:
         self._lock = threading.Lock()
         self._first: Ticket | None = first
 
+    def connect(self, cancelled: Callable[[], bool]) -> None:
+        """All is known."""
+
     def ask(self, prompt: Prompt, cancelled: Callable[[], bool]) -> Reply:
-        """Return the model's reply. A full queue and a runner that failed are waited for, up to the deadline.
+        """Return the model's reply. A full queue is waited for, up to the deadline. A runner that failed is asked once
+        more: these frames may be what it fails of.
 
         :raises GatewayError: if there is none.
         """
-        for attempt in range(1, _MOST_TRIES + 1):
+        full = other = 0
+        while True:
             try:
                 with self._ticket() as ticket:
                     return self._answer(ticket, prompt, cancelled)
             except ClientGone:
                 raise Cancelled from None
             except GatewayError as error:
+                if isinstance(error, QueueFull):
+                    full += 1
+                else:
+                    other += 1
                 pause = error.retry_after
-                if pause is None or attempt == _MOST_TRIES or time.monotonic() + pause > self._deadline:
+                if pause is None or full >= _MOST_TRIES or other > 1 or time.monotonic() + pause > self._deadline:
                     raise
                 self._pause(pause, cancelled)
-        raise AssertionError("the last attempt returns or raises")
 
     def _ticket(self) -> Ticket:
         with self._lock:

@@ -37,8 +37,16 @@ class ModelBusy(ModelError):
         self.retry_after = retry_after
 
 
+class ModelFailed(ModelError):
+    """It failed at just this request, several times: an error of its own, or no answer in time. Others may go well."""
+
+
 class ModelRefused(ModelError):
-    """It will not answer however often it is asked: a wrong key, an unknown model, a request that it cannot take."""
+    """It will not answer however often it is asked: it cannot take the request, or is no model server."""
+
+
+class NotSetUp(ModelRefused):
+    """It would answer nobody here until a person changes something: a wrong key, or it does not have the model."""
 
 
 class FrameRefused(Exception):
@@ -95,6 +103,12 @@ class Asker(Protocol):
 
     @property
     def at_once(self) -> int | None: ...
+
+    def connect(self, cancelled: Callable[[], bool]) -> None:
+        """Find out the rest, which costs nothing where it is known. To be called before anything else.
+
+        :raises ModelError: if the model cannot be asked. :raises Cancelled: when ``cancelled()``."""
+        ...
 
     def ask(self, prompt: Prompt, cancelled: Callable[[], bool]) -> Reply:
         """:raises ModelError: if there is no reply. :raises FrameRefused: if that is because of the frames.

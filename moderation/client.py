@@ -16,14 +16,19 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from moderation.asking import Cancelled, FrameRefused, Message, ModelBusy, ModelRefused, Prompt, Reply
+from moderation.asking import (
+    Cancelled, FrameRefused, Message, ModelBusy, ModelFailed, ModelRefused, NotSetUp, Prompt, Reply,
+)  # fmt: skip
 from moderation.sampling import Frame
 
-_BUSY = (408, 425, 429, 500, 502, 503, 504)
+_BUSY = (408, 425, 429, 502, 503)
+_FAILED = (500, 504)
+_NOT_SET_UP = (401, 403, 404)
+_MOST_FAILURES = 3  # of one request; a busy server may be asked more often
 _OF_THE_FRAME = (413, 415, 422)
 _CONNECTING = 10.0
 _LOOK = 0.1
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
+_FIRST_PAUSE, _LONGEST_PAUSE, _LEAST_PAUSE = 0.5, 30.0, 0.5
 Made = TypeVar("Made")
 
 
@@ -40,7 +45,7 @@ class Client:
         patience: float = 300.0, priority: str | None = None,
     ) -> None:  # fmt: skip
         self.server = url.rstrip("/").removesuffix("/v1").rstrip("/")
-        self._model = model
+        self._wanted, self._model = model, model
         self._timeout, self._patience = timeout, patience
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         if priority is not None:
@@ -85,9 +90,7 @@ class Client:
     @property
     def model(self) -> str:
         """The model's name. :raises ModelError: if it has to be asked for, and the server does not tell."""
-        self.connect()
-        assert self._model is not None
-        return self._model
+        return self._known(bool)
 
     @property
     def at_once(self) -> int | None:
@@ -105,11 +108,22 @@ class Client:
     def connect(self, cancelled: Callable[[], bool] = bool) -> None:
         """Find out which model to ask, and the server's limits, unless that is known.
 
-        :raises ModelError: if the server does not answer, or has no such model.
+        :raises ModelError: if the server does not answer, or has no such model. :raises Cancelled: when
+            ``cancelled()``.
         """
+        self._known(cancelled)
+
+    def forget(self, model: str) -> None:
+        """Find out anew, the next time, what there is, as the server has ``model`` no longer."""
         with self._lock:
-            if self._limits.get("known"):
-                return
+            if self._model == model:
+                self._model, self._limits = self._wanted, {}
+
+    def _known(self, cancelled: Callable[[], bool]) -> str:
+        """Return the model's name."""
+        with self._lock:
+            if self._limits.get("known") and self._model is not None:
+                return self._model
         listed = self._wait(self._patiently(lambda: self._http.get("/v1/models")), cancelled)
         limits = self._wait(self._vision(), cancelled)
         try:
@@ -124,6 +138,7 @@ class Client:
                     known = f"it has {', '.join(names)}" if names else "it has none"
                     raise ModelRefused(f"name the model to ask at {self.server}: {known}")
                 self._model = (seeing or names)[0]
+            return self._model
 
     async def _vision(self) -> dict[str, Any]:
         """Return what Switchyard tells of the models that see; nothing of another server."""
@@ -137,8 +152,9 @@ class Client:
 
     def ask(self, prompt: Prompt, cancelled: Callable[[], bool] = bool) -> Reply:
         """Return the model's reply. See :class:`moderation.asking.Asker`."""
+        model = self._known(cancelled)
         body = {
-            "model": self.model,
+            "model": model,
             "messages": [_message(message) for message in prompt.messages],
             "temperature": 0,
             "max_tokens": prompt.max_tokens,
@@ -146,7 +162,11 @@ class Client:
                 "type": "json_schema", "json_schema": {"name": "answers", "schema": prompt.schema, "strict": True},
             },
         }  # fmt: skip
-        answer = self._wait(self._patiently(lambda: self._http.post("/v1/chat/completions", json=body)), cancelled)
+        try:
+            answer = self._wait(self._patiently(lambda: self._http.post("/v1/chat/completions", json=body)), cancelled)
+        except NotSetUp:
+            self.forget(model)
+            raise
         try:
             data = answer.json()
             choice = data["choices"][0]
@@ -157,20 +177,23 @@ class Client:
             return Reply(f"(no chat completion: {answer.text[:200]})")
 
     async def _patiently(self, send: Callable[[], Coroutine[Any, Any, httpx.Response]]) -> httpx.Response:
-        """Return a good response, asking again while the server is busy or gone.
+        """Return a good response, asking again while the server is busy or gone, and a few times where it fails.
 
-        :raises ModelBusy: if it is for too long. :raises ModelRefused: if it will not answer.
-        :raises FrameRefused: if what was shown is the reason.
+        :raises ModelBusy: if it is for too long, with the server's own ``Retry-After``. :raises ModelFailed: if it
+            fails again and again. :raises ModelRefused: if it will not answer. :raises FrameRefused: if what was shown
+            is the reason.
         """
-        deadline, pause = time.monotonic() + self._patience, _FIRST_PAUSE
+        deadline, pause, failures = time.monotonic() + self._patience, _FIRST_PAUSE, 0
         while True:
             after: float | None = None
+            failed = False
             try:
                 answer = await send()
             except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
                 raise ModelRefused(f"{self.server!r} is no server's address: {error}") from None
             except httpx.HTTPError as error:
                 problem = f"no answer from {self.server}: {str(error) or type(error).__name__}"
+                failed = isinstance(error, (httpx.ReadTimeout, httpx.WriteTimeout))
             else:
                 if answer.status_code == 200:
                     return answer
@@ -178,13 +201,22 @@ class Client:
                 if answer.status_code in _OF_THE_FRAME:
                     raise FrameRefused(problem)
                 ended = answer.headers.get("x-should-retry") == "false" and answer.status_code == 429  # a quota's end
-                if answer.status_code not in _BUSY or ended:
-                    raise (ModelBusy if ended else ModelRefused)(problem)
                 after = _retry_after(answer)
-            wait = (pause if after is None else after) * random.uniform(1.0, 1.2)  # not all at the same moment again
+                if ended:
+                    raise ModelBusy(problem, after)
+                if answer.status_code in _NOT_SET_UP:
+                    raise NotSetUp(problem)
+                failed = answer.status_code in _FAILED
+                if not failed and answer.status_code not in _BUSY:
+                    raise ModelRefused(problem)
+            failures += failed
+            if failures >= _MOST_FAILURES:
+                raise ModelFailed(f"asked {failures} times: {problem}")
+            wait = pause if after is None else max(after, _LEAST_PAUSE)
+            wait *= random.uniform(1.0, 1.2)  # not all at the same moment again
             pause = min(2 * pause, _LONGEST_PAUSE)
             if time.monotonic() + wait > deadline:
-                raise ModelBusy(problem, after)
+                raise ModelFailed(problem) if failed else ModelBusy(problem, after)
             await asyncio.sleep(wait)
 
     def _wait(self, work: Coroutine[Any, Any, Made], cancelled: Callable[[], bool]) -> Made:
