@@ -297,8 +297,9 @@ class FaultProxy:
     """Passes requests on, except that it fails those it is told to.
 
     ``fail(how, matching, times)``: the next ``times`` requests whose first line or target has the words. ``how`` is
-    "503" (an error of the service), "reset" (the connection breaks before the request is passed on), "lost" (it breaks
-    after, so that the answer is lost) or "cut" (the answer's body breaks off in the middle).
+    "503" (an error of the service), "403" (a right that is missing), "reset" (the connection breaks before the request
+    is passed on), "lost" (it breaks after, so that the answer is lost) or "cut" (the answer's body breaks off in the
+    middle).
     """
 
     def __init__(self, target: int) -> None:
@@ -315,6 +316,10 @@ class FaultProxy:
     def fail(self, how: str, matching: str, times: int) -> None:
         with self._lock:
             self._rules.append((how, matching, times))
+
+    def mend(self) -> None:
+        with self._lock:
+            self._rules.clear()
 
     def verdict(self, request: str) -> str:
         with self._lock:
@@ -354,8 +359,8 @@ def _handler(proxy: FaultProxy, target: int) -> type[BaseHTTPRequestHandler]:
             if how == "reset":
                 self.close_connection = True
                 return
-            if how == "503":
-                self._answer(503, [], b"")
+            if how in ("503", "403"):
+                self._answer(int(how), [], b"")
                 return
             connection = http.client.HTTPConnection("127.0.0.1", target, timeout=PATIENCE)
             # The signature is of the host it was made for; moto does not look at it.

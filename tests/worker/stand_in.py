@@ -5,7 +5,7 @@ Started as a program by the tests. A video is a JSON object: ``{"do": …}`` wit
 - "judge": read it all and be done (the default)
 - "wait": the same once the file ``go`` is there, or cancelled
 - "deaf": wait, and never heed a cancellation
-- "fail", "break", "reject", "busy": raise, ``times`` times
+- "fail", "break", "reject", "busy", "unset": raise, ``times`` times
 
 What it begins and what it judges goes into the file ``ledger``, one line each, in ``STAND_IN_HOME``.
 """
@@ -21,7 +21,7 @@ from typing import BinaryIO
 from commands.worker import start
 from utils import logs
 from worker import settings
-from worker.moderator import Cancelled, CannotBeJudged, Judgement, ServerBusy, TryFailed
+from worker.moderator import Cancelled, CannotBeJudged, Judgement, NotSetUp, ServerBusy, TryFailed
 
 HOME = Path(os.environ["STAND_IN_HOME"])
 
@@ -48,10 +48,11 @@ class StandIn:
         data = video.read()
         said = json.loads(data[: data.index(b"}") + 1])
         do = said.get("do", "judge")
-        if do in ("fail", "break", "reject", "busy") and noted("begun", job_id) <= said.get("times", 1_000):
+        if do in ("fail", "break", "reject", "busy", "unset") and noted("begun", job_id) <= said.get("times", 1_000):
             raise {
                 "fail": TryFailed("it fails as it was told"), "break": RuntimeError("a mistake"),
                 "reject": CannotBeJudged("it is no video"), "busy": ServerBusy("it is full", said.get("retry_after")),
+                "unset": NotSetUp("it has another key"),
             }[do]  # fmt: skip
         while do in ("wait", "deaf") and not (HOME / "go").exists():
             if cancelled() and do == "wait":

@@ -38,7 +38,9 @@ def test_a_job_is_done_once_whatever_is_sent_again(here: Place) -> None:
     item = here.became("clip-1", "completed")
     location = f"s3://{here.settings.result_bucket}/moderation-results/clip-1/image_llm_safety_result.json"
     assert item["result_location"] == location
-    assert item["report_location"] == location.replace("result.json", "report.html")
+    report = location.replace("result.json", f"report-{item['lease'][:12]}.html")
+    assert item["report_location"] == report
+    assert {f"s3://{here.settings.result_bucket}/{name}" for name in here.results()} == {location, report}
     assert (item["attempts"], item["decision"], item["lease_until"]) == (1, "allow", 0) and "error" not in item
     assert item["started_at"] <= item["finished_at"] == item["updated_at"]
     here.send("clip-1", item["video_s3_url"])
@@ -49,6 +51,7 @@ def test_a_job_is_done_once_whatever_is_sent_again(here: Place) -> None:
     again = here.became("clip-1", "completed")
     here.empty()
     assert again["decision"] == "allow" and again["result_location"] == location
+    assert again["report_location"] == report, "of the try that was done, not of the one that found it"
     assert here.judged() == ["clip-1"] and set(here.results().values()) == {1} and here.dead_letters() == []
     figures = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
     for outcome, count in {"completed": 1, "duplicate": 1, "adopted": 1, "retried": 0, "dead_lettered": 0}.items():
@@ -68,6 +71,15 @@ def test_messages_that_ask_for_nothing_are_buried_with_the_reason(here: Place) -
     }  # fmt: skip
     for body in bad:
         here.send_raw(body)
+    no_number = "lease_until that is no number"
+    odd: dict[str, Any] = {"attempts": ({"S": "1"}, "cannot be changed"), "lease_until": ({"S": "soon"}, no_number),
+                           "lease-list": ({"L": []}, no_number)}  # fmt: skip
+    for name, (value, words) in odd.items():  # items of others, with what no worker writes
+        attribute = "lease_until" if name.startswith("lease") else name
+        here.aws.dynamodb.put_item(TableName=here.settings.jobs_table,
+                                   Item={"job_id": {"S": name}, attribute: value})  # fmt: skip
+        here.send(name, url)
+        bad[json.dumps({"job_id": name, "video_s3_url": url})] = words
     here.worker()
     here.empty()
     dead = {one["body"]: one for one in here.dead_letters()}
@@ -148,11 +160,27 @@ def test_a_queue_that_keeps_the_order_does_as_well(aws: Aws, tmp_path: Path) -> 
 
 
 def test_a_busy_model_server_costs_no_try(here: Place) -> None:
+    """Nor does one that is not set up; and their receipts do not count."""
     here.job("patient", do="busy", times=3, retry_after=1)
-    here.worker(WORKER_TRIES=1)
+    here.job("patient-too", do="unset", times=2)
+    here.worker(WORKER_TRIES=1, WORKER_MAX_RECEIVES=1)
     item = here.became("patient", "completed")
     assert (item["attempts"], item["receives"]) == (1, 4)
-    assert here.begun() == ["patient"] * 4 and here.judged() == ["patient"]
+    other = here.became("patient-too", "completed")
+    assert (other["attempts"], other["receives"], other["excused"]) == (1, 3, 2)
+    assert here.begun().count("patient") == 4 and sorted(here.judged()) == ["patient", "patient-too"]
+    assert here.dead_letters() == []
+
+
+def test_a_model_server_that_says_when_is_left_alone_until_then(here: Place) -> None:
+    here.job("refused", do="busy", retry_after=5_000)
+    worker = here.worker().logged("refused: given back for 5000 seconds, which does not count as a try")
+    worker.logged("no job is taken for 5000 seconds: the model server is busy: it is full")
+    here.job("next")
+    path = here.settings.health_file
+    until(lambda: path.exists() and "it is full" in path.read_text(), "the health file to tell", here.story)
+    assert worker.stop() == 0
+    assert here.begun() == ["refused"] and here.item("next") == {} and here.waiting() == (1, 1)
 
 
 def test_while_the_model_server_is_not_ready_no_job_is_taken(here: Place) -> None:
@@ -299,7 +327,7 @@ class _Shifted(ServiceClock):
 
     def __init__(self, ahead: float) -> None:
         super().__init__()
-        self._ahead = ahead
+        self._start += ahead
 
 
 @pytest.fixture

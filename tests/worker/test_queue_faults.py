@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.worker.aws import Aws, FaultProxy, Place, place, until
+from worker import health
 from worker.aws.messages import Job, parse
 from worker.aws.videos import S3Video, VideoError, VideoTooLarge
 
@@ -51,7 +52,7 @@ def test_every_call_may_fail_and_the_job_is_done_once(here: Place, proxy: FaultP
         ("503", "GET /", 5),                 # the video: more often than botocore asks again
         ("cut", "GET /", 2),                 # and its body breaks off
         ("reset", "HEAD /", 1),
-        ("lost", "image_llm_safety_report.html", 1),
+        ("lost", "image_llm_safety_report", 1),
         ("503", "PUT /", 5),                 # the result
         ("lost", "image_llm_safety_result.json", 1),  # written, and the worker does not know
         ("lost", _UPDATE, 1),                # the claim: the lease is there, and the answer is not
@@ -82,6 +83,23 @@ def test_the_state_is_written_after_a_longer_failure(here: Place, proxy: FaultPr
     assert len(proxy.failed) == 11
 
 
+def test_what_is_refused_of_the_worker_costs_no_job_a_try(here: Place, proxy: FaultProxy) -> None:
+    """The right to write is lost, and comes back; then the right to delete is, after all else was done."""
+    here.keep_versions()
+    proxy.fail("403", "image_llm_safety_report", 1)
+    proxy.fail("403", "worker-check", 1)
+    proxy.fail("403", "AmazonSQS.DeleteMessage", 1)
+    here.job("refused")
+    worker = here.worker(WORKER_TRIES=1, WORKER_MAX_RECEIVES=1, WORKER_VISIBILITY=3)
+    worker.logged("no job is taken: what comes of a job cannot be stored: PutObject: 403")
+    assert here.became("refused", "completed")["attempts"] == 1
+    worker.logged("refused: its end is written; its message comes back, and is forgotten then")
+    worker.logged("refused: completed in ").logged("refused: was done already")
+    here.empty()
+    assert here.begun() == ["refused"] * 2 and here.dead_letters() == [] and len(proxy.failed) == 3
+    assert "another worker" not in worker.log() and worker.stop() == 0
+
+
 def test_a_claim_that_cannot_be_made_leaves_the_message(here: Place, proxy: FaultProxy) -> None:
     proxy.fail("503", _UPDATE, 4)
     here.job("again")
@@ -95,9 +113,18 @@ def test_a_claim_that_cannot_be_made_leaves_the_message(here: Place, proxy: Faul
 def test_a_worker_starts_before_its_services(here: Place, proxy: FaultProxy) -> None:
     proxy.fail("503", "AmazonSQS.GetQueueUrl", 4)
     here.job("early")
-    here.worker().logged("AWS cannot be reached, again in 1 seconds")
+    worker = here.worker().logged("AWS cannot be reached, again in 1 seconds")
     here.became("early", "completed")
     once(here, "early")
+    # And one that cannot ask its queue any more says so, and is not well.
+    proxy.fail("503", _RECEIVE, 1_000)
+    path = here.settings.health_file
+    words = "the queue cannot be asked: ReceiveMessage"
+    until(lambda: words in path.read_text(), "the health file to tell", here.story)
+    until(lambda: not health.check(path, 3)[0], "it to be silent", here.story)
+    proxy.mend()
+    until(lambda: "working" in health.check(path, 60)[1], "it to be well again", here.story)
+    assert worker.stop() == 0
 
 
 # -- the video ---------------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def test_defaults_are_those_of_the_system_before(monkeypatch: pytest.MonkeyPatch
     ("WORKER_VISIBILITY", "2", "WORKER_VISIBILITY: "), ("WORKER_VISIBILITY", "ten", "is not a duration"),
     ("VLLM_URL", "gpu:8000", "VLLM_URL: "), ("QUEUE_NAME", "a queue", "QUEUE_NAME: "),
     ("RESULT_PREFIX", "/up", "RESULT_PREFIX: "), ("WORKER_HEALTH_AGE", "5", "at least twice poll_wait"),
-    ("WORKER_POLL_WAIT", "1.5", "whole seconds"),
+    ("WORKER_POLL_WAIT", "1.5", "whole seconds"), ("WORKER_POLL_WAIT", "0", "WORKER_POLL_WAIT: "),
 ])  # fmt: skip
 def test_what_a_setting_cannot_be_is_said(
     name: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch
