@@ -93,8 +93,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame shown at ``time``, which stands for the video from ``start`` to ``end``, in seconds. ``stretches`` says for
-    how many of those that were each to have a frame: more than one where a picture stood still.
+    """A frame shown at ``time``, which stands for the video from ``start`` to ``end``, in seconds: for so many of the
+    ``stretches`` that were each to have a frame, more than one where a picture stood still.
 
     ``picture`` is a JPEG, or with ``Sampling.raw`` RGB, (height, width, 3) bytes; ``thumbnail`` is a small JPEG.
     Neither was looked into here.
