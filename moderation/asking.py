@@ -175,11 +175,6 @@ class Questions:
             else:
                 yield from (Request(shown, (number,)) for number in numbers)
 
-    @property
-    def per_frame(self) -> float:
-        """How many requests a frame takes."""
-        return len(self._questions) if self._policy.ask == "each" else 1 / self.together
-
     def put(self, request: Request, asker: Asker, cancelled: Callable[[], bool]) -> Answers:
         """Ask, once more if the reply is malformed, and return what was answered.
 

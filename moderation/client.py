@@ -17,7 +17,15 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from moderation.asking import (
-    Cancelled, FrameRefused, Message, ModelBusy, ModelFailed, ModelRefused, NotSetUp, Prompt, Reply,
+    Cancelled,
+    FrameRefused,
+    Message,
+    ModelBusy,
+    ModelFailed,
+    ModelRefused,
+    NotSetUp,
+    Prompt,
+    Reply,
 )  # fmt: skip
 from moderation.sampling import Frame
 

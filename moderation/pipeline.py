@@ -5,7 +5,7 @@ is handed to it. Must not know where videos come from or results go.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -16,11 +16,13 @@ from moderation.asking import Answers, Asker, Cancelled, Questions, Request
 from moderation.policy import Policy
 from moderation.result import ModelUsed, PolicyUsed, Result, SamplingUsed, Tally, TimesTaken, VideoSeen
 from moderation.sampling import Bounds, End, Frame, Plan, Sampling, Source, Stopped, Unseen, sample
-from moderation.verdict import Judged, Shown, decide
+from moderation.verdict import Judged, Shown, decide, violates
 
 _LOOK = 0.2
 _AHEAD = 2
-"""For each request at a time, how many may wait with their frames."""
+"""For each request at a time, the frames of how many may be there."""
+_MOST_BYTES = 128 * 2**20
+"""How many bytes the pictures of frames come to that are there at a time, unless one request has more."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class _Run:
         self._policy, self._client, self._name = policy, client, name
         self._sampling, self._bounds, self._progress = sampling, bounds, progress
         self._wanted_no_more = cancelled
-        _ = client.model  # whether there is one is known before anything is decoded, and what it takes at once
+        client.connect(cancelled)  # before anything is decoded
+        self._model = client.model
         self._questions = Questions(policy, client.most_media)
         self._concurrency = max(1, min(concurrency, client.at_once or concurrency))
         self._plan: Plan | None = None
@@ -82,7 +85,8 @@ class _Run:
         self._thumbnails: dict[int, bytes] = {}
         self._group: list[Frame] = []
         self._under_way: set[Future[Answers]] = set()
-        self._answers: list[Answers] = []
+        self._bytes: dict[int, int] = {}  # of the frames that are there
+        self._asked = self._malformed = self._prompt_tokens = self._completion_tokens = 0
         self._hits: set[int] = set()
         self._over = False
 
@@ -91,7 +95,7 @@ class _Run:
         started, began = datetime.now(UTC), time.monotonic()
         decoding = 0.0
         try:
-            found = sample(video, self._sampling, self._bounds, self._name, self._cancelled)
+            found = sample(video, self._sampling, self._bounds, self._name, self._stop)
             with ThreadPoolExecutor(self._concurrency, thread_name_prefix="question") as pool, closing(found):
                 try:
                     while True:
@@ -118,8 +122,17 @@ class _Run:
                     for future in self._under_way:
                         future.cancel()
         except Stopped:
-            raise Cancelled from None
+            raise self._failure() or Cancelled() from None
         return self._outcome(started, decoding, time.monotonic() - began)
+
+    def _stop(self) -> bool:
+        """Whether no more frames are wanted: nobody waits for them, or a question failed."""
+        return self._cancelled() or self._failure() is not None
+
+    def _failure(self) -> BaseException | None:
+        done = (future for future in self._under_way if future.done() and not future.cancelled())
+        errors = (future.exception() for future in done)
+        return next((error for error in errors if error is not None and not isinstance(error, Cancelled)), None)
 
     def _cancelled(self) -> bool:
         return self._over or self._wanted_no_more()
@@ -127,13 +140,18 @@ class _Run:
     # -- on the way ----------------------------------------------------------------------------------------------------
 
     def _take(self, frame: Frame, pool: ThreadPoolExecutor) -> None:
-        self._judged[frame.index] = Judged(Shown(frame.index, frame.time, frame.start, frame.end))
+        self._judged[frame.index] = Judged(
+            Shown(frame.index, frame.time, frame.start, frame.end, frame.stretches)
+        )
         self._thumbnails[frame.index] = frame.thumbnail
+        self._bytes[frame.index] = len(frame.picture)
         self._group.append(frame)
         if len(self._group) == self._questions.together:
             self._flush(pool)
         self._tell()
-        while len(self._under_way) > _AHEAD * self._concurrency * max(1.0, self._questions.per_frame):
+        self._collect(0)
+        most = _AHEAD * self._concurrency * self._questions.together
+        while self._under_way and (len(self._bytes) > most or sum(self._bytes.values()) > _MOST_BYTES):
             self._collect()
 
     def _flush(self, pool: ThreadPoolExecutor) -> None:
@@ -148,33 +166,35 @@ class _Run:
             raise Cancelled
         return self._questions.put(request, self._client, self._cancelled)
 
-    def _collect(self) -> None:
-        """Take in what was answered, waiting for it a moment. :raises Cancelled: when it is not wanted any more."""
+    def _collect(self, seconds: float = _LOOK) -> None:
+        """Take in what was answered, waiting for it a moment. Its pictures are let go.
+
+        :raises Cancelled: when it is not wanted any more."""
         if self._wanted_no_more():
             raise Cancelled
-        done, self._under_way = wait(self._under_way, _LOOK, FIRST_COMPLETED)
+        done, self._under_way = wait(self._under_way, seconds, FIRST_COMPLETED)
         for future in done:
             answers = future.result()
-            self._answers.append(answers)
+            self._asked += answers.asked
+            self._malformed += answers.malformed
+            self._prompt_tokens += answers.prompt_tokens
+            self._completion_tokens += answers.completion_tokens
             for frame in answers.request.frames:
                 judged = self._judged[frame.index]
                 judged.answers |= answers.answers.get(frame.index, {})
                 judged.description = answers.descriptions.get(frame.index, judged.description)
                 judged.failed = judged.failed or answers.failed
                 self._left[frame.index] -= 1
+                if not self._left[frame.index]:
+                    del self._bytes[frame.index]
                 if self._violates(judged):
                     self._hits.add(frame.index)
         if done:
             self._tell()
 
     def _violates(self, judged: Judged) -> bool:
-        for category in self._policy.categories:
-            numbers = self._questions.of_category[category.id]
-            hits = [judged.answers.get(number) in question.violates
-                    for question, number in zip(category.questions, numbers, strict=True)]  # fmt: skip
-            if any(hits) if category.match == "any" else all(hits):
-                return True
-        return False
+        return any(violates(category, judged.answers, self._questions.of_category[category.id])
+                   for category in self._policy.categories)  # fmt: skip
 
     def _tell(self) -> None:
         judged = sum(1 for left in self._left.values() if not left)
@@ -187,12 +207,13 @@ class _Run:
         assert plan is not None and end is not None  # sample() yields both or raises
         judged = [self._judged[index] for index in sorted(self._judged)]
         duration = end.duration or plan.duration
-        verdict = decide(self._policy, self._questions, judged, self._unseen, self._sampling.fps, duration)
+        verdict = decide(self._policy, self._questions, judged, self._unseen, self._sampling.fps, duration,
+                         self._sampling.max_frames)  # fmt: skip
         policy, wanted = self._policy, self._sampling
         result = Result(
             decision=verdict.decision, severity=verdict.severity, summary=verdict.summary,
             policy=PolicyUsed(name=policy.name, version=policy.version, digest=policy.digest),
-            model=ModelUsed(name=self._client.model, server=self._client.server),
+            model=ModelUsed(name=self._model, server=self._client.server),
             video=VideoSeen(
                 name=self._name, container=plan.container, codec=plan.codec, width=plan.width, height=plan.height,
                 rate=plan.rate, duration=duration, claimed=plan.claimed,
@@ -204,7 +225,7 @@ class _Run:
                 spacing=plan.spacing or round(duration / max(1, len(judged)), 3),
             ),
             categories=verdict.categories, frames=verdict.frames, not_seen=verdict.not_seen,
-            coverage=verdict.coverage, counts=_counts(self._answers, len(judged), verdict.judged, end.damaged_packets),
+            coverage=verdict.coverage, counts=self._counts(verdict.judged, end),
             timings=TimesTaken(
                 started=started.isoformat(timespec="milliseconds"),
                 finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -213,11 +234,9 @@ class _Run:
         )  # fmt: skip
         return Outcome(result, self._thumbnails)
 
-
-def _counts(answers: Sequence[Answers], frames: int, judged: int, damaged: int) -> Tally:
-    return Tally(
-        frames=frames, judged=judged, requests=sum(one.asked for one in answers),
-        malformed=sum(one.malformed for one in answers), damaged_packets=damaged,
-        prompt_tokens=sum(one.prompt_tokens for one in answers),
-        completion_tokens=sum(one.completion_tokens for one in answers),
-    )  # fmt: skip
+    def _counts(self, judged: int, end: End) -> Tally:
+        return Tally(
+            frames=len(self._judged), judged=judged, requests=self._asked, malformed=self._malformed,
+            damaged_packets=end.damaged_packets, prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._completion_tokens,
+        )  # fmt: skip

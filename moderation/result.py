@@ -81,9 +81,9 @@ class CategoryVerdict(Shape):
     severity: Severity
     decision: Decision
     reason: str
-    frames: Annotated[int, Field(description="Frames that violate.")]
+    frames: Annotated[int, Field(description="Frames that violate, each as often as it counts.")]
     consecutive: Annotated[int, Field(description="The most of them one after the other.")]
-    seconds: Annotated[float, Field(description="Seconds that they stand for, each 1 / fps at most.")]
+    seconds: Annotated[float, Field(description="Seconds that they stand for, 1 / fps at most each time.")]
     intervals: list[Interval]
 
 
@@ -103,6 +103,8 @@ class FrameFinding(Shape):
     time: float
     start: Annotated[float, Field(description="It stands for the video from here …")]
     end: Annotated[float, Field(description="… to here.")]
+    stretches: Annotated[int, Field(description="For how many frames it counts: more than one if it was shown all the "
+                                                "time where several were to be taken.")] = 1  # fmt: skip
     violations: Annotated[list[str], Field(description="Ids of the categories that it violates.")]
     answers: list[Said]
     description: str | None = None

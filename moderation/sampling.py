@@ -64,7 +64,8 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What decoding may cost: seconds (without those spent waiting for the source), bytes of memory, pixels of a
+    """What decoding may cost: seconds (without those spent waiting for the source, or
+    for whoever takes the frames), bytes of memory, pixels of a
     frame; and how many seconds the video may last, None for any."""
 
     seconds: float = 600.0
@@ -88,12 +89,12 @@ class Plan:
     known: str
     planned: int
     spacing: float
-    missing_tail: str
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame shown at ``time``, which stands for the video from ``start`` to ``end``, in seconds.
+    """A frame shown at ``time``, which stands for the video from ``start`` to ``end``, in seconds: for so many of the
+    ``stretches`` that were each to have a frame, more than one where a picture stood still.
 
     ``picture`` is a JPEG, or with ``Sampling.raw`` RGB, (height, width, 3) bytes; ``thumbnail`` is a small JPEG.
     Neither was looked into here.
@@ -107,6 +108,7 @@ class Frame:
     height: int
     picture: bytes
     thumbnail: bytes
+    stretches: int = 1
 
 
 @dataclass(frozen=True)
@@ -265,10 +267,10 @@ class _Sampler:
                 self._duration = plan.duration
                 return plan
             case wire.FRAME:
-                moment, start, end, width, height, size = about
+                moment, start, end, width, height, size, stretches = about
                 self._frames, self._reached = self._frames + 1, float(end)
                 return Frame(self._frames - 1, float(moment), float(start), float(end), int(width), int(height),
-                             data[:size], data[size:])  # fmt: skip
+                             data[:size], data[size:], int(stretches))  # fmt: skip
             case wire.MISSED:
                 start, end, reason = about
                 self._reached = float(end)

@@ -11,6 +11,8 @@ from moderation.policy import DECISIONS, SEVERITIES, Category, Decision, Policy,
 from moderation.result import CategoryVerdict, FrameFinding, Interval, NotSeen, Said
 from moderation.sampling import Unseen
 
+_NEAR = 1e-6
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -20,6 +22,7 @@ class Shown:
     time: float
     start: float
     end: float
+    stretches: int = 1
 
 
 @dataclass
@@ -48,15 +51,22 @@ class Verdict:
 
 def decide(
     policy: Policy, questions: Questions, judged: Sequence[Judged], unseen: Sequence[Unseen], fps: float,
-    duration: float,
+    duration: float, max_frames: int | None = None,
 ) -> Verdict:  # fmt: skip
     """Return the verdict on a video from its frames, in order, and the stretches that have none.
 
-    :param fps: the rate that was wanted: a frame counts for ``1 / fps`` seconds at most.
+    Of a video of which not one frame was judged it is review at least, whatever the policy says.
+
+    :param fps: the rate that was wanted: a frame counts for ``1 / fps`` seconds at most, and for as many times that as
+        stretches it stands for.
+    :param max_frames: the most frames that were wanted. In a video that has more at ``fps`` a threshold that all of
+        them together could not reach is reached if all violate.
     """
     frames = [_finding(policy, questions, one) for one in judged]
     whole = {one.frame.index for one in judged if not one.failed}
-    categories = [_category(category, frames, whole, 1 / fps) for category in policy.categories]
+    looked = [_Looked(one.frame, finding) for one, finding in zip(judged, frames, strict=True)]
+    most = _most(looked, fps, duration, max_frames)
+    categories = [_category(category, looked, whole, unseen, fps, most) for category in policy.categories]
     missing = [NotSeen(start=_round(one.start), end=_round(one.end), reason=one.reason) for one in unseen]
     missing += [NotSeen(start=_round(one.frame.start), end=_round(one.frame.end), reason=one.failed)
                 for one in judged if one.failed]  # fmt: skip
@@ -65,88 +75,134 @@ def decide(
     guilty = [one for one in categories if one.decision == decision and decision != "allow"]
     severity: Severity | None = max((one.severity for one in guilty), key=SEVERITIES.index, default=None)
     reasons = [f"{one.title}: {one.reason}" for one in guilty]
-    if missing and DECISIONS.index(policy.unseen) > DECISIONS.index(decision):
-        decision, severity, reasons = policy.unseen, None, ["a part of the video could not be judged"]
+    said = "a part of the video could not be judged" if whole else "nothing of the video could be judged"
+    least: Decision = "allow"
+    if not whole:
+        least = max(policy.unseen, "review", key=DECISIONS.index)
     elif missing:
-        reasons.append("a part of the video could not be judged")
+        least = policy.unseen
+    if DECISIONS.index(least) > DECISIONS.index(decision):
+        decision, severity, reasons = least, None, [said]
+    elif missing or not whole:
+        reasons.append(said)
     seen = sum(one.frame.end - one.frame.start for one in judged if not one.failed)
     end = max([duration, *(one.end for one in missing)])
     return Verdict(decision, severity, _sentence(decision, reasons), categories, frames, missing,
                    round(min(1.0, seen / end), 4) if end else 0.0, len(whole))  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Looked:
+    """A frame and what was found of it. ``frame`` has the times as they are, the finding has them rounded."""
+
+    frame: Shown
+    finding: FrameFinding
+
+
+def _most(looked: Sequence[_Looked], fps: float, duration: float, max_frames: int | None) -> int | None:
+    """Return how many frames there could be, if they were fewer than ``fps`` asks for: None if they were not."""
+    if max_frames is None or duration * fps < max_frames + 1:
+        return None
+    # What is read in one pass is thinned out by halves. Frames that could not be had make it no easier.
+    return max(1, max_frames // 2, min(max_frames, sum(one.frame.stretches for one in looked)))
+
+
+def violates(category: Category, answers: Mapping[int, str], numbers: Sequence[int]) -> bool:
+    """Return whether a frame is a finding. One that lacks answers can still be one by those that are there."""
+    hits = [answers.get(number) in question.violates
+            for question, number in zip(category.questions, numbers, strict=True)]  # fmt: skip
+    return any(hits) if category.match == "any" else all(hits)
+
+
 def _finding(policy: Policy, questions: Questions, judged: Judged) -> FrameFinding:
-    """Return what was said of a frame. One that lacks answers can still violate by those that are there."""
+    """Return what was said of a frame."""
     violations, said = [], []
     for category in policy.categories:
-        hits = []
-        for question, number in zip(category.questions, questions.of_category[category.id], strict=True):
+        numbers = questions.of_category[category.id]
+        for question, number in zip(category.questions, numbers, strict=True):
             answer = judged.answers.get(number)
-            hits.append(answer in question.violates)
             if answer is not None:
-                said.append(Said(category=category.id, question=question.ask, answer=answer, violates=hits[-1]))
-        if any(hits) if category.match == "any" else all(hits):
+                said.append(Said(category=category.id, question=question.ask, answer=answer,
+                                 violates=answer in question.violates))  # fmt: skip
+        if violates(category, judged.answers, numbers):
             violations.append(category.id)
     frame = judged.frame
     return FrameFinding(index=frame.index, time=_round(frame.time), start=_round(frame.start), end=_round(frame.end),
-                        violations=violations, answers=said, description=judged.description or None)  # fmt: skip
+                        stretches=frame.stretches, violations=violations, answers=said,
+                        description=judged.description or None)  # fmt: skip
 
 
 def _category(
-    category: Category, frames: Sequence[FrameFinding], whole: set[int], longest: float
-) -> CategoryVerdict:
-    runs = _runs(category.id, frames, whole)
-    hits = [frame for run in runs for frame in run]
+    category: Category, looked: Sequence[_Looked], whole: set[int], unseen: Sequence[Unseen], fps: float,
+    most: int | None,
+) -> CategoryVerdict:  # fmt: skip
+    runs = _runs(category.id, looked, whole, unseen)
+    hits = [one.frame for run in runs for one in run]
     figures: dict[str, float] = {
-        "frames": len(hits),
-        "consecutive": max(map(len, runs), default=0),
-        "seconds": _round(sum(min(frame.end - frame.start, longest) for frame in hits)),
+        "frames": sum(frame.stretches for frame in hits),
+        "consecutive": max((sum(one.frame.stretches for one in run) for run in runs), default=0),
+        "seconds": sum(min(frame.end - frame.start, frame.stretches / fps) for frame in hits),
     }
-    decision, reason = _weighed(category, figures)
+    limits = {} if most is None else {"frames": most, "consecutive": most, "seconds": most / fps}
+    decision, reason = _weighed(category, figures, limits)
     intervals = [
-        Interval(start=run[0].start, end=run[-1].end, first=run[0].time, last=run[-1].time,
-                 frames=[frame.index for frame in run])
+        Interval(start=run[0].finding.start, end=run[-1].finding.end, first=run[0].finding.time,
+                 last=run[-1].finding.time, frames=[one.frame.index for one in run])
         for run in runs
     ]  # fmt: skip
     return CategoryVerdict(
         id=category.id, title=category.title, severity=category.severity, decision=decision, reason=reason,
-        frames=len(hits), consecutive=int(figures["consecutive"]), seconds=figures["seconds"], intervals=intervals,
+        frames=int(figures["frames"]), consecutive=int(figures["consecutive"]), seconds=_round(figures["seconds"]),
+        intervals=intervals,
     )  # fmt: skip
 
 
-def _runs(category: str, frames: Sequence[FrameFinding], whole: set[int]) -> list[list[FrameFinding]]:
+def _runs(
+    category: str, looked: Sequence[_Looked], whole: set[int], unseen: Sequence[Unseen]
+) -> list[list[_Looked]]:
     """Return the frames that violate, those one after the other together. A frame that could not be judged neither
-    ends a run nor counts."""
-    runs: list[list[FrameFinding]] = []
-    going_on = False
-    for frame in frames:
-        if category in frame.violations:
+    ends a run nor counts. A stretch without any frame ends it: nobody knows what is there."""
+    runs: list[list[_Looked]] = []
+    going_on, before = False, 0.0
+    for one in looked:
+        if any(gap.start >= before - _NEAR and gap.end <= one.frame.start + _NEAR for gap in unseen):
+            going_on = False
+        before = one.frame.end
+        if category in one.finding.violations:
             if not going_on:
                 runs.append([])
-            runs[-1].append(frame)
+            runs[-1].append(one)
             going_on = True
-        elif frame.index in whole:
+        elif one.frame.index in whole:
             going_on = False
     return runs
 
 
-def _weighed(category: Category, figures: Mapping[str, float]) -> tuple[Decision, str]:
+def _weighed(
+    category: Category, figures: Mapping[str, float], limits: Mapping[str, float]
+) -> tuple[Decision, str]:
+    """Return the decision and its reason. ``limits`` has what can be reached at most, where that may be too little."""
     if not figures["frames"]:
         return "allow", "not seen"
-    said = f"in {_frames(figures['frames'])}, {_frames(figures['consecutive'])} in a row, {figures['seconds']:g} s"
-    for decision, threshold in (("block", category.block), ("review", category.review)):
-        if threshold is not None and all(figures[name] >= least for name, least in threshold.given.items()):
-            return decision, f"{said}; {decision} from {_spelled(threshold)}"  # type: ignore[return-value]
+    said = f"in {_frames(figures['frames'])}, {_frames(figures['consecutive'])} in a row, {figures['seconds']:.6g} s"
+    decisions: tuple[tuple[Decision, Threshold | None], ...] = (("block", category.block), ("review", category.review))
+    for decision, threshold in decisions:
+        if threshold is not None and all(figures[name] >= min(least, limits.get(name, least)) - _NEAR
+                                         for name, least in threshold.given.items()):  # fmt: skip
+            return decision, f"{said}; {decision} from {_spelled(threshold, limits)}"
     least = category.review or category.block
-    return "allow", f"{said}; " + (f"less than {_spelled(least)}" if least else "the policy never acts on it")
+    return "allow", f"{said}; " + (f"less than {_spelled(least, limits)}" if least else "the policy never acts on it")
 
 
-def _spelled(threshold: Threshold) -> str:
+def _spelled(threshold: Threshold, limits: Mapping[str, float]) -> str:
     words = {"frames": "{}", "consecutive": "{} in a row", "seconds": "{} s"}
-    return " and ".join(
+    said = " and ".join(
         words[name].format(_frames(least) if name == "frames" else f"{least:g}")
         for name, least in threshold.given.items()
     )
+    if any(least > limits.get(name, least) for name, least in threshold.given.items()):
+        said += f", or all of the {_frames(limits['frames'])} looked at, which come to less"
+    return said
 
 
 def _frames(count: float) -> str:

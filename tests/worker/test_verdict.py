@@ -12,17 +12,17 @@ from moderation.verdict import Judged, Shown, Verdict, decide
 
 def verdict(
     answers: str, *, spacing: float = 1.0, unseen: tuple[Unseen, ...] = (), policy: dict[str, Any] | None = None,
-    **category: Any,
+    fps: float = 1.0, stretches: int = 1, most: int | None = None, **category: Any,
 ) -> Verdict:  # fmt: skip
     """Return the verdict on frames, of which each is a letter: ``x`` violates, ``.`` does not, ``?`` was not judged."""
     red = {"id": "red", "title": "Red", "questions": [{"ask": "Is it red?"}], **category}
     own = check_policy({"name": "own", "version": "1", "categories": [red], **(policy or {})})
     judged = []
     for index, letter in enumerate(answers):
-        frame = Shown(index, (index + 0.5) * spacing, index * spacing, (index + 1) * spacing)
+        frame = Shown(index, (index + 0.5) * spacing, index * spacing, (index + 1) * spacing, stretches)
         said = {"x": {0: "yes"}, ".": {0: "no"}, "?": {}}[letter]
         judged.append(Judged(frame, said, failed="malformed" if letter == "?" else ""))
-    return decide(own, Questions(own), judged, unseen, 1.0, len(answers) * spacing)
+    return decide(own, Questions(own), judged, unseen, fps, len(answers) * spacing, most)
 
 
 def test_frames_in_a_row_are_an_interval() -> None:
@@ -56,6 +56,48 @@ def test_a_frame_that_could_not_be_judged_neither_ends_a_run_nor_counts() -> Non
     assert found.decision == "block" and found.categories[0].frames == 2
     assert [(one.start, one.end, one.reason) for one in found.not_seen] == [(1, 2, "malformed")]
     assert found.coverage == 0.75 and found.judged == 3
+
+
+def test_a_stretch_without_frames_ends_a_run() -> None:
+    """Two frames with minutes of damage between them are not two in a row. A track beside them is nothing between."""
+    policy = check_policy({"name": "own", "version": "1", "categories": [
+        {"id": "red", "title": "Red", "questions": [{"ask": "?"}], "block": {"consecutive": 2}}]})  # fmt: skip
+    judged = [Judged(Shown(0, 0.5, 0, 1), {0: "yes"}), Judged(Shown(1, 600.5, 600, 601), {0: "yes"})]
+    gap, beside = Unseen(1, 600, "it is damaged there"), Unseen(0, 601, "a track that was not looked at")
+    found = decide(policy, Questions(policy), judged, (gap,), 1.0, 601.0)
+    assert found.decision == "review" and found.categories[0].consecutive == 1
+    assert len(found.categories[0].intervals) == 2
+    assert decide(policy, Questions(policy), judged, (beside,), 1.0, 601.0).decision == "block"
+
+
+def test_a_still_picture_counts_as_long_as_it_is_shown() -> None:
+    """As one frame that stands for twenty stretches."""
+    for threshold in ({"frames": 20}, {"consecutive": 20}, {"seconds": 20}):
+        found = verdict("x", spacing=20, stretches=20, block=threshold)
+        assert found.decision == "block" and found.frames[0].stretches == 20, threshold
+    assert verdict("x", spacing=20, stretches=20, block={"seconds": 21}).decision == "review"
+
+
+def test_a_threshold_that_is_met_exactly() -> None:
+    """A third of a second is no round number, and three of them are a second."""
+    assert verdict("xxx.", spacing=1 / 3, fps=3, block={"seconds": 1}).decision == "block"
+    assert verdict("x" * 30, spacing=1 / 30, fps=30, block={"seconds": 1}).decision == "block"
+    assert verdict("x" * 29, spacing=1 / 30, fps=30, block={"seconds": 1}).decision == "review"
+
+
+def test_a_threshold_that_so_few_frames_cannot_reach() -> None:
+    """Two hours in ten frames: if all violate it is a minute as well. Short videos are what they are."""
+    found = verdict("x" * 10, spacing=720, most=10, block={"seconds": 60})
+    assert found.decision == "block" and "or all of the 10 frames looked at" in found.summary
+    assert verdict("x" * 9 + ".", spacing=720, most=10, block={"seconds": 60}).decision == "review"
+    assert verdict("x???", spacing=720, most=10, block={"seconds": 60}).decision == "review"
+    assert verdict("x" * 10, most=10, block={"seconds": 60}).decision == "review"
+
+
+@pytest.mark.parametrize(("unseen", "decision"), [("allow", "review"), ("review", "review"), ("block", "block")])
+def test_nothing_judged_at_all_is_never_allowed(unseen: str, decision: str) -> None:
+    found = verdict("???", policy={"unseen": unseen})
+    assert found.decision == decision and found.judged == 0 and "nothing of the video" in found.summary
 
 
 def test_what_was_not_seen_is_for_a_person() -> None:

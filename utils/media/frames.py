@@ -67,13 +67,17 @@ class Job:
 
 @dataclass
 class Picture:
-    """One stretch of the video, in seconds, and the frame that stands for it; or why there is none."""
+    """One stretch of the video, in seconds, and the frame that stands for it; or why there is none.
+
+    ``stretches`` counts those that were joined to it as the same frame was shown all the time.
+    """
 
     start: float
     end: float
     time: float = 0.0
     image: Image.Image | None = None
     missing: str = ""
+    stretches: int = 1
 
 
 Timed = tuple[float, VideoFrame]
@@ -104,6 +108,7 @@ class Video:
         self._base: Fraction = self._stream.time_base or Fraction(1, 25)
         self._first = self._stream.start_time or 0
         self.missing_tail = ""
+        self._heard = 0.0  # until when there is anything, sound as well
         self.claimed = self._claimed()
         self._check_seconds(self.claimed)
         self.duration, self.known = self._length() if isinstance(file, RemoteSeekable) else (0.0, "")
@@ -172,7 +177,7 @@ class Video:
         """Return the end of the last frame from here on, in seconds from the video's beginning; 0 if none says."""
         last = None
         try:
-            for count, packet in enumerate(self._container.demux(self._stream)):
+            for count, packet in enumerate(self._packets()):
                 stamp = packet.pts if packet.pts is not None else packet.dts
                 if packet.size and stamp is not None and not packet.is_discard:
                     end = stamp + (packet.duration or 0)
@@ -182,6 +187,15 @@ class Video:
         except av.FFmpegError:
             pass  # damaged there; what came before counts
         return max(0.0, float((last - self._first) * self._base)) if last is not None else 0.0
+
+    def _packets(self) -> Iterator[av.Packet]:
+        """Yield the video's packets from here on, and note how far the others go."""
+        for packet in self._container.demux():
+            if packet.stream.index == self._stream.index:
+                yield packet
+            elif packet.pts is not None and packet.time_base is not None:
+                stamp = packet.pts + (packet.duration or 0) - (packet.stream.start_time or 0)
+                self._heard = max(self._heard, float(stamp * packet.time_base))
 
     def _reopen(self) -> None:
         assert isinstance(self._file, RemoteSeekable)
@@ -202,7 +216,6 @@ class Video:
             "width": context.width, "height": context.height, "rate": round(self._rate(), 3),
             "duration": round(self.duration, 3), "claimed": round(self.claimed, 3), "known": self.known,
             "planned": self._count(), "spacing": round(self._spacing(), 3) if self.duration else 0.0,
-            "missing_tail": self.missing_tail,
         }  # fmt: skip
 
     def seen(self) -> dict[str, Any]:
@@ -239,8 +252,14 @@ class Video:
                 reason = "its index is behind its frames, which takes a source that can seek"
             raise self._refused(f"no frame could be decoded; {reason}")
         self.duration = max(self.duration, reached)
-        if self.missing_tail and self.claimed > self.duration + 1e-3:
-            yield Picture(self.duration, self.claimed, missing=self.missing_tail)
+        if self.claimed > self.duration + (1e-3 if self.missing_tail else self._tolerance()):
+            reason = self.missing_tail or f"it ends early: its header says that it lasts {self.claimed:.1f} s"
+            yield Picture(self.duration, self.claimed, missing=reason)
+
+    def _tolerance(self) -> float:
+        """Return by how many seconds a header may be wrong without anything missing. Where it claims a length for the
+        whole only, sound may go on after the last frame."""
+        return max(1.0, 2 / self._rate(), self._heard - self.duration + 1.0)
 
     def _spread(self) -> Iterator[Picture]:
         reached = 0.0
@@ -263,6 +282,7 @@ class Video:
         for picture in found:
             if held is not None and held.image is not None and picture.image is held.image:
                 held.end = picture.end
+                held.stretches += 1
                 continue
             if held is not None:
                 yield held
@@ -353,7 +373,8 @@ class Video:
         for place, slot in enumerate(slots):
             start = 0.0 if place == 0 else slot * spacing
             end = self.duration if place + 1 == len(slots) else slots[place + 1] * spacing
-            yield Picture(start, end, round(kept[slot][0], 3), kept[slot][1])
+            yield Picture(start, end, round(kept[slot][0], 3), kept[slot][1],
+                          stretches=max(1, round((end - start) / spacing)))  # fmt: skip
         if late:
             yield Picture(self.duration, max(self.claimed, self.duration),
                           missing=f"decoding took longer than {self._job.limits.timeout:g} s")  # fmt: skip
@@ -381,7 +402,7 @@ class Video:
 
     def _decoded(self) -> Iterator[VideoFrame]:
         """Yield frames, passing over packets that do not decode."""
-        packets = self._container.demux(self._stream)
+        packets = self._packets()
         context = self._stream.codec_context
         while True:
             try:

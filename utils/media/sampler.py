@@ -53,24 +53,30 @@ def _sample(link: socket.socket, file: Remote, job: dict[str, Any], limits: Medi
         from utils.media.frames import Job, Video, Wanted
 
         about = Job(name, looks_like, job["format"], limits, Wanted(**job["wanted"]))
-        began = time.monotonic()
+        began, sending = time.monotonic(), 0.0
 
         def late() -> bool:
-            return time.monotonic() - began - file.waited > limits.timeout
+            return time.monotonic() - began - file.waited - sending > limits.timeout
+
+        def tell(kind: bytes, said: list[Any], data: bytes = b"") -> None:
+            nonlocal sending  # whoever takes the frames may be slow, which is no fault of the file either
+            before = time.monotonic()
+            wire.send(link, kind, said, data)
+            sending += time.monotonic() - before
 
         video = Video(file, about, late)
         with video:
             wire.send(link, wire.PLAN, video.plan())
             for found in video.pictures():
                 if found.image is None:
-                    wire.send(link, wire.MISSED, [found.start, found.end, found.missing])
+                    tell(wire.MISSED, [found.start, found.end, found.missing])
                 else:
                     wanted = about.wanted
                     whole = found.image.tobytes() if wanted.raw else _jpeg(found.image, wanted.quality)
                     small = found.image.copy()
                     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-                    said = [found.time, found.start, found.end, *found.image.size, len(whole)]
-                    wire.send(link, wire.FRAME, said, whole + _jpeg(small, _THUMBNAIL_QUALITY))
+                    said = [found.time, found.start, found.end, *found.image.size, len(whole), found.stretches]
+                    tell(wire.FRAME, said, whole + _jpeg(small, _THUMBNAIL_QUALITY))
             wire.send(link, wire.END, video.seen())
     except (MediaError, ImportError, SourceFailed, wire.Closed):
         raise
