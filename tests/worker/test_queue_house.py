@@ -2,15 +2,25 @@
 
 import json
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ParamValidationError
+from botocore.stub import Stubber
 
 from tests.support.gateway import ROOT
 from utils.settings import SettingsError
 from worker import settings
-from worker.aws.messages import BadMessage, parse
-from worker.aws.queue import _printable
+from worker.aws.clients import Clients, ServiceClock, passing, refusing
+from worker.aws.jobs import Jobs, Lease, OddItem, WrongTable
+from worker.aws.messages import BadMessage, Job, parse
+from worker.aws.queue import Message, _printable
+from worker.keeper import Keeper
 from worker.metrics import OUTCOMES, Metrics
 
 PAGE = settings.PAGE.read_text()
@@ -85,6 +95,83 @@ def test_a_message_is_taken_as_it_stands() -> None:
     url = "s3://my.bucket-1/a folder/película %20+?x=1#2.mp4"
     job = parse(json.dumps({"job_id": "A-1_b.c", "video_s3_url": url, "more": 1}))
     assert (job.job_id, job.bucket, job.key) == ("A-1_b.c", "my.bucket-1", "a folder/película %20+?x=1#2.mp4")
+
+
+@pytest.mark.parametrize("until", [{"S": "soon"}, {"S": "5"}, {"L": []}, None])
+def test_an_item_whose_lease_is_no_time_is_nobody_s(until: Any) -> None:
+    """By answers made up: the local AWS does not compare values of different types as the real one does."""
+    item = {"status": {"S": "processing"}} | ({} if until is None else {"lease_until": until})
+    with stubbed() as (jobs, answers):
+        answers.add_client_error("update_item", "ConditionalCheckFailedException", modeled_fields={"Item": item})
+        with pytest.raises(OddItem, match="the item of job a has a lease_until that is no number"):
+            jobs.claim(Job("a", "s3://abc/d", "abc", "d"), "m", 1)
+
+
+def test_an_item_that_cannot_be_changed_is_told_from_a_table_that_cannot_be_used() -> None:
+    table = {"AttributeDefinitions": [{"AttributeName": "job_id", "AttributeType": "S"}],
+             "KeySchema": [{"AttributeName": "job_id", "KeyType": "HASH"}]}  # fmt: skip
+    other = {"AttributeDefinitions": [{"AttributeName": "id", "AttributeType": "S"}],
+             "KeySchema": [{"AttributeName": "id", "KeyType": "HASH"}]}  # fmt: skip
+    for found, kind in ((table, OddItem), (other, WrongTable)):
+        with stubbed() as (jobs, answers):
+            answers.add_client_error("update_item", "ValidationException", "it does not fit", 400)
+            answers.add_response("describe_table", {"Table": found})
+            with pytest.raises(kind):
+                jobs.claim(Job("a", "s3://abc/d", "abc", "d"), "m", 1)
+
+
+@contextmanager
+def stubbed() -> Iterator[tuple[Jobs, Stubber]]:
+    client = boto3.session.Session().client("dynamodb", region_name="us-east-2", aws_access_key_id="testing",
+                                            aws_secret_access_key="testing")  # fmt: skip
+    with Stubber(client) as answers:
+        yield Jobs(Clients(None, None, client, ServiceClock()), "table", "worker", 30), answers
+        answers.assert_no_pending_responses()
+    client.close()
+
+
+def refusal(code: str, status: int = 400) -> ClientError:
+    return ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject")
+
+
+@pytest.mark.parametrize(("error", "whose"), [
+    (refusal("AccessDenied", 403), "ours"), (refusal("NoSuchBucket", 404), "ours"),
+    (refusal("ResourceNotFoundException"), "ours"), (refusal("AccessDeniedException"), "ours"),
+    (refusal("KMS.DisabledException"), "ours"), (NoCredentialsError(), "ours"),
+    (refusal("ExpiredToken", 403), "passing"), (EndpointConnectionError(endpoint_url="x"), "passing"),
+    (refusal("EntityTooLarge"), "the job's"), (refusal("ValidationException"), "the job's"),
+    (ParamValidationError(report="wrong"), "the job's"),
+])  # fmt: skip
+def test_whose_fault_an_error_of_aws_is(error: Exception, whose: str) -> None:
+    assert (refusing(error), passing(error)) == (whose == "ours", whose == "passing")
+
+
+def test_what_goes_wrong_in_a_sign_of_life_does_not_end_them() -> None:
+    """A failure that nobody foresaw is tried again; the job stays the worker's."""
+    renewals: list[int] = []
+    done = threading.Event()
+
+    class Stores:
+        def renew(self, lease: Lease) -> None:
+            renewals.append(len(renewals))
+            if len(renewals) == 1:
+                raise RuntimeError("a mistake")
+            done.set()
+
+        def hide(self, message: Message, seconds: float) -> bool:
+            return True
+
+    stores: Any = Stores()
+    lease = Lease(Job("a", "s3://abc/d", "abc", "d"), "token", 1, None, 0)
+    with Keeper(stores, stores, Message("m", "r", "", 1), lease, seconds=3, longest=60, metrics=Metrics()) as keeper:
+        assert done.wait(60) and not keeper.cancelled()
+
+
+def test_the_time_of_day_of_the_machine_does_not_matter_between_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = ServiceClock()
+    before = clock.now()
+    monkeypatch.setattr("time.time", lambda: before + 86_400)
+    assert abs(clock.now() - before) < 3_600
 
 
 def test_an_attribute_has_no_character_that_sqs_refuses() -> None:

@@ -15,12 +15,12 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectionError,
     CredentialRetrievalError,
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
     PartialCredentialsError,
-    ReadTimeoutError,
     ResponseStreamingError,
     SSOError,
 )
@@ -108,8 +108,8 @@ def passing(error: Exception) -> bool:
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return status >= 500 or status == 429 or code(error) in _PASSING_CODES
-    # Every failure to connect, a proxy's and TLS's among them, is an HTTPClientError.
-    return isinstance(error, HTTPClientError | ReadTimeoutError | IncompleteReadError | ResponseStreamingError)
+    # Failures to connect, a proxy's and TLS's among them, are ConnectionErrors; those after that HTTPClientErrors.
+    return isinstance(error, ConnectionError | HTTPClientError | IncompleteReadError | ResponseStreamingError)
 
 
 def refusing(error: Exception) -> bool:
