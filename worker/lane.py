@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 _PERSISTING = 60.0
 """Seconds for which a write that decides something is tried again, beyond botocore's own tries."""
 _STOPPED_WITHIN = 5.0
+_LEAST_EXCUSED = 1.0
 _ENDED = "its end is written; its message comes back, and is forgotten then"
 _BUFFER = 64 * 1024
 
@@ -243,9 +244,8 @@ class Lane:
     def _excused(self, keeper: Keeper, reason: str, seconds: float | None = None, *, stores: bool = False) -> str:
         """Give a job back of whose failure it is not the cause, and take none until that is over, as far as is known:
         others would fail as it did."""
-        pause = self._pause(keeper.lease.excused + 1)
-        if seconds is not None:
-            pause = min(max(seconds, 1.0), LONGEST_SHUT)
+        pause = self._pause(keeper.lease.excused + 1) if seconds is None else min(seconds, LONGEST_SHUT)
+        pause = max(pause, _LEAST_EXCUSED)
         try:
             return self._back(keeper, reason, "busy", counts=False, excused=True, pause=pause)
         finally:

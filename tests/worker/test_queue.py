@@ -19,6 +19,8 @@ from worker import health
 from worker.aws.clients import ServiceClock
 from worker.aws.jobs import MARGIN, Conflict, Finished, Held, Jobs, Lease, LeaseLost
 from worker.aws.messages import Job
+from worker.aws.results import Results
+from worker.moderator import Judgement
 
 
 @pytest.fixture
@@ -356,9 +358,22 @@ def test_a_lease_is_one_worker_s_until_it_is_over(table: Any) -> None:
             write(lease)
     late.complete(taken, {"decision": "allow"})
     late.complete(taken, {"decision": "allow"})  # as after a lost answer
+    assert late.release(taken, error=None, counts=False) is False, "its own end, and nobody took it over"
     assert isinstance(one.claim(job, "m", 4), Finished)
     other = Job(job.job_id, "s3://bucket/other.mp4", "bucket", "other.mp4")
     assert one.claim(other, "m", 1) == Conflict(job.url)
+
+
+def test_a_worker_that_comes_back_late_writes_over_nobody_s_report(here: Place) -> None:
+    results = Results(here.aws.clients(), here.settings.result_bucket, "moderation-results")
+    job = new_job()
+    first = results.write(job, Judgement(b"{}", b"the first", {"decision": "allow"}), "1" * 32)
+    assert first is not None and first == results.found(job) and first["decision"] == "allow"
+    assert results.write(job, Judgement(b"{}", b"the late one", {"decision": "block"}), "2" * 32) is None
+    assert results.found(job) == first
+    key = first["report_location"].removeprefix(f"s3://{here.settings.result_bucket}/")
+    with here.aws.s3.get_object(Bucket=here.settings.result_bucket, Key=key)["Body"] as body:
+        assert body.read() == b"the first"
 
 
 def test_a_job_given_back_is_to_be_had_and_what_does_not_count_is_taken_back(table: Any) -> None:

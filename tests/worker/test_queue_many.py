@@ -84,12 +84,12 @@ def test_twenty_jobs_over_three_workers_of_which_one_is_killed(here: Place) -> N
     for worker in here.workers:
         assert worker is victim or worker.stop() == 0
     assert here.dead_letters() == []
-    # Each result was written once, and no job was completed twice. One whose worker died may have been so without a word.
+    # Each result was written once, and no job was completed twice. A worker that dies may have done so without a word.
     written = {name.split("/")[1]: count for name, count in here.results().items() if name.endswith("_result.json")}
     assert written == dict.fromkeys([*wanted, "long"], 1)
     logs = "\n".join(worker.log() for worker in here.workers)
     completed = re.findall(r": (\S+): (?:completed|adopted) in ", logs)
-    assert len(completed) == len(set(completed)) and {*wanted, "long"} - set(completed) <= set(wanted)
+    assert len(completed) == len(set(completed)) and "long" in completed
     assert len(completed) >= len(wanted), "the killed worker had at most one other job"
     result = here.result("forbidden-0")
     (red,) = [category for category in result["categories"] if category["id"] == "red_circle"]
