@@ -36,6 +36,7 @@ _DEMUXERS = {
 _OLDER = ("dvvideo", "flv", "gif", "h263p", "mpegvideo", "msmpeg4v1", "theora", "vc1", "wmv1", "wmv2", "wmv3")
 CODECS = (*containers.VIDEO_CODECS, *_OLDER)
 _OPTIONS = {"protocol_whitelist": "none", "codec_whitelist": ",".join(CODECS), "max_streams": "64"}
+_STILL = Disposition.attached_pic | Disposition.timed_thumbnails
 _BUFFER = 64 * 2**10
 _EXACT = 2.0  # seconds; in longer stretches the first frame that can be had stands for one
 _MOST_PACKETS = 20_000_000
@@ -131,15 +132,18 @@ class Video:
         return cast(InputContainer, opened)
 
     def _video_stream(self) -> VideoStream:
-        for stream in self._container.streams.video:
-            if not stream.disposition & Disposition.attached_pic:
-                codec = stream.codec_context.name if stream.codec_context else "unknown"
-                if codec not in CODECS:
-                    raise unsupported(self._job.name, self._job.looks_like, f"its codec {codec!r} is not supported")
-                stream.codec_context.thread_count = containers.THREADS
-                stream.codec_context.thread_type = "AUTO"
-                return stream
-        raise self._refused("there is no video in it")
+        """Return the track that players show: the one that is flagged as the default, else the first."""
+        moving = [stream for stream in self._container.streams.video if not stream.disposition & _STILL]
+        if not moving:
+            raise self._refused("there is no video in it")
+        stream = next((one for one in moving if one.disposition & Disposition.default), moving[0])
+        codec = stream.codec_context.name if stream.codec_context else "unknown"
+        if codec not in CODECS:
+            raise unsupported(self._job.name, self._job.looks_like, f"its codec {codec!r} is not supported")
+        stream.codec_context.thread_count = containers.THREADS
+        stream.codec_context.thread_type = "AUTO"
+        self._beside = len(moving) - 1
+        return stream
 
     def _claimed(self) -> float:
         """Return the seconds that the header claims of the video, or of the whole; 0 if it claims none."""
@@ -255,6 +259,9 @@ class Video:
         if self.claimed > self.duration + (1e-3 if self.missing_tail else self._tolerance()):
             reason = self.missing_tail or f"it ends early: its header says that it lasts {self.claimed:.1f} s"
             yield Picture(self.duration, self.claimed, missing=reason)
+        if self._beside:
+            tracks = "track was" if self._beside == 1 else "tracks were"
+            yield Picture(0.0, self.duration, missing=f"{self._beside} more video {tracks} not looked at")
 
     def _tolerance(self) -> float:
         """Return by how many seconds a header may be wrong without anything missing. Where it claims a length for the
