@@ -175,6 +175,15 @@ def test_a_still_picture_stands_for_all_the_time_that_it_is_shown() -> None:
         assert len(frames) == 2 and frames[0].stretches == 10 and not unseen
 
 
+def test_a_late_frame_does_not_hide_the_others() -> None:
+    """Eight seconds that pass for two hundred, so that one frame of them is looked at."""
+    times = {number: 1000 * number for number in range(9)} | {9: 200_000}
+    video = videos.retimed(videos.drawn(1, gop=1, bf="0"), "matroska", times)
+    _, _, unseen, _ = run(io.BytesIO(video), Sampling(max_frames=20))
+    assert "stands still for" in unseen[0].reason and unseen[0].start == 0
+    assert not run(io.BytesIO(video), Sampling(max_frames=250))[2]  # all of it was looked at
+
+
 @pytest.mark.parametrize("default", [0, 1])
 def test_the_track_that_players_show_is_looked_at_and_others_are_told(default: int) -> None:
     video = videos.tracks([videos.drawn(2, "blue"), videos.drawn(2, "red")], "matroska", default)
