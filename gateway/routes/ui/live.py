@@ -146,7 +146,7 @@ class Stream:
         if self._key is None:
             return not self._ring.keyed
         if self._token is not None:
-            return self._sessions.find(self._token) == self._key
+            return self._sessions.find(self._token, touch=False) == self._key
         return self._ring.still(self._key) == self._key
 
     # -- what is told --------------------------------------------------------------------------------------------------
