@@ -91,6 +91,25 @@ def test_a_user_sees_what_is_for_users(keys: Keys, browser: httpx.Client) -> Non
     assert browser.get("/admin/model_status").status_code == 403
 
 
+def test_a_browser_is_shown_its_errors(keys: Keys, browser: httpx.Client) -> None:
+    log_in(browser, keys.tokens[0])
+    for method, path, status in (("GET", "/ui/nowhere", 404), ("GET", "/ui/benchmarks/nope", 404),
+                                 ("GET", "/ui/static/x/none.css", 404), ("POST", "/ui/benchmarks", 405)):  # fmt: skip
+        shown = browser.request(method, path, headers=PAGE)
+        assert shown.status_code == status and shown.headers["content-type"].startswith("text/html"), (path, shown.text)
+        assert "<h1" in shown.text and "default-src 'none'" in shown.headers["content-security-policy"]
+    assert shown.headers["allow"] == "GET, HEAD, OPTIONS"
+    assert browser.post("/ui/benchmarks").json()["error"] == "Method Not Allowed", "scripts are told as ever"
+    long = browser.post("/ui/login", data={"key": "x" * 5000}, headers=PAGE)
+    assert long.status_code == 413 and "A login has 4096 bytes at most" in long.text and "<h1" in long.text
+    foreign = httpx.post(f"{keys.gateway.url}/ui/login", data={"key": "x"}, trust_env=False,
+                         headers=PAGE | {"Origin": "http://elsewhere.example"})  # fmt: skip
+    assert foreign.status_code == 403 and "own page" in foreign.text and "<h1" in foreign.text
+    assert "masthead" not in foreign.text, "whoever is not signed in sees no menu, whose scripts would lead away"
+    stranger = httpx.head(f"{keys.gateway.url}/ui/", headers=PAGE, trust_env=False)
+    assert stranger.status_code == 303, "as GET"
+
+
 @pytest.mark.parametrize("headers", [
     {"Sec-Fetch-Site": "cross-site", "Origin": "https://elsewhere.example"}, {"Sec-Fetch-Site": "same-site"},
     {"Sec-Fetch-Site": None, "Origin": "http://127.0.0.1:1"}, {"Sec-Fetch-Site": None, "Origin": None},
@@ -137,7 +156,8 @@ def test_what_is_open_and_what_is_not(keys: Keys, browser: httpx.Client) -> None
     assert browser.get("/ui/live").status_code == 401
     assert browser.get("/ui/live", headers=PAGE).status_code in (303, 401)
     for path in ("/ui/static/../../app.py", "/ui/static/x/../../../app.py", "/ui/static/x/%2e%2e/%2e%2e/%2e%2e/app.py",
-                 "/ui/static/x/..%2f..%2f..%2fapp.py", "/docs/../app.py", "/docs/%2e%2e/admin/model_status"):  # fmt: skip
+                 "/ui/static/x/..%2f..%2f..%2fapp.py", "/docs/../app.py",
+                 "/docs/%2e%2e/admin/model_status"):  # fmt: skip
         head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         with keys.gateway.raw(head.encode()) as connection, connection.makefile("rb") as answer:  # httpx would tidy it
             said = answer.read()

@@ -12,7 +12,6 @@ from gateway.access.address import of_same_origin
 from gateway.access.keys import Key, new_token
 from gateway.access.sessions import Guesses, Sessions
 
-
 KEYS: dict[str, Key] = {}
 
 
