@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from tests.conftest import Start
 from tests.support.gateway import GatewayProcess, only
@@ -21,6 +21,7 @@ from tests.support.programs import program
 from utils import quantized
 
 WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+expect.set_options(timeout=60_000)  # five seconds by default, which a machine with other work may need for a load
 SERIOUS = ("serious", "critical")
 VIEWS = ("", "playground", "models", "events", "files", "benchmarks")
 _REPORT_VIOLATIONS = """addEventListener("securitypolicyviolation", (event) =>
