@@ -1,4 +1,4 @@
-"""How things stand, for those who watch: slots, models, requests, made anew at most four times a second for all.
+"""How things stand, for those who watch: slots, models, requests, made anew four times a second for all.
 
 A picture has a number that changes with what is in it, so that whoever has seen one knows whether to show the next.
 Gateway process; in the thread of whoever asks. Knows nothing of HTTP and of who may see what.
