@@ -274,7 +274,7 @@ def test_signing_in_and_out(keys: Keys, visitor: Visitor) -> None:
 
 
 def test_a_user_s_house_has_fewer_rooms(keys: Keys, visitor: Visitor) -> None:
-    visitor.expect("403")
+    visitor.expect("403", "404")
     page = visitor.page()
     page.goto("/ui/")
     sign_in(page, keys.create("alice"))
@@ -282,6 +282,10 @@ def test_a_user_s_house_has_fewer_rooms(keys: Keys, visitor: Visitor) -> None:
     expect(page.locator("#connection-text")).to_have_text("Live")
     page.goto("/ui/files")
     expect(page.get_by_role("heading", level=1)).to_have_text("Files: for administrators")
+    assert axe(page) == []
+    page.goto("/ui/static/x/none.css")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Not Found")
+    expect(page.locator("#connection-text")).to_have_text("Live")
     assert axe(page) == []
 
 
