@@ -8,7 +8,7 @@ import { events } from "./sse.js";
 
 /** @typedef {{model: string, request: any, state: 'waiting'|'answering'|'done'|'stopped'|'failed', text: string,
  *   reasoning: string, wait: {words: string, fraction: number|null}|null, error: Error|null, usage: any, timings: any,
- *   swap: any, device: string, note: string, finish: string, sound: Blob|null, soundUrl?: string, began: number,
+ *   swap: any, device: string, note: string, finish: string, sound: Blob|null, soundUrl?: string, left?: number, began: number,
  *   thought: number|null, id: string}} Answer */
 
 /** Return an answer of which nothing has come yet. @param {string} model @param {any} request @returns {Answer} */
