@@ -13,13 +13,14 @@ from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from tests.conftest import Start
 from tests.support.gateway import GatewayProcess, only
 from tests.support.programs import program
 from utils import quantized
 
+expect.set_options(timeout=60_000)  # a loaded machine is slow, and what comes is taken at once
 WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 SERIOUS = ("serious", "critical")
 VIEWS = ("", "playground", "models", "events", "files", "benchmarks")

@@ -27,7 +27,6 @@ from tests.ui.conftest import NARROW, Visitor, axe, visiting
 
 EXAMPLES = ROOT / "examples"
 KINDS = {"image": ("shape.png", "image/png"), "video": ("clip.mp4", "video/mp4"), "audio": ("sound.flac", "audio/flac")}
-expect.set_options(timeout=60_000)
 
 # A microphone that hears a tone rise, as an oscillator makes it: Chromium's own fake one beeps.
 RISING = """navigator.mediaDevices.getUserMedia = async () => {

@@ -279,7 +279,7 @@ function empty() {
   const ideas = [...new Set([...kinds].sort((one, other) => Number(one === "text") - Number(other === "text")).flatMap((kind) => EXAMPLES[kind] ?? []))].slice(0, 4);
   const media = kinds.filter((kind) => kind !== "text");
   if (listed && !models.length) {
-    replace($("#turns"), state({ title: "No model to ask", boxed: false, text: document.body.dataset.keyed === "true"
+    replace($("#turns"), state({ title: "No model to ask", boxed: false, text: document.body.dataset.role === "user"
       ? "Your key may use none of this server's models. Whoever runs the server can allow it some."
       : "The catalog of this server is empty: models.yaml says which models there are." }));
     return;
