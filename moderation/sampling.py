@@ -235,7 +235,9 @@ class _Sampler:
                 continue
             if (said := self._understood(kind, about, data)) is not None:
                 yield said
-            if kind == wire.END:
+            if kind == wire.REFUSED:  # what came before it counts
+                yield End(max(self._reached, self._duration), 0)
+            if kind in (wire.END, wire.REFUSED):
                 return
 
     def _look(self, spent: float) -> None:
@@ -276,7 +278,8 @@ class _Sampler:
             case wire.REFUSED:
                 status, error, details = about
                 if self._frames:
-                    return Unseen(self._reached, max(self._reached, self._duration), str(details))
+                    reason = str(details).rpartition(", but ")[2]
+                    return Unseen(self._reached, max(self._reached, self._duration), reason)
                 raise MediaError(int(status), str(error), str(details))
         return None
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import random
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,23 @@ def test_damage_in_the_middle_is_passed_over() -> None:
     plan, frames, unseen, _ = run(io.BytesIO(bytes(video)))
     assert len(frames) >= 5
     covers(frames, unseen, plan.duration)
+
+
+@pytest.mark.parametrize(("codec", "container", "options"), [KINDS[0], KINDS[7], KINDS[13]], ids=["mp4", "webm", "gif"])
+def test_bytes_that_were_changed_at_random(codec: str, container: str, options: dict[str, str]) -> None:
+    """Either there is nothing to be seen, or what was seen and what was not come to the whole, each moment once."""
+    video = videos.drawn(codec=codec, container=container, **options)
+    for seed in range(6):
+        rng, data = random.Random(seed), bytearray(video)
+        for _ in range(rng.choice((1, 5, 40))):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        try:
+            _, frames, unseen, _ = run(io.BytesIO(bytes(data)), bounds=Bounds(seconds=20))
+        except MediaError:
+            continue
+        stretches = sorted((one.start, one.end) for one in [*frames, *unseen])
+        assert stretches[0][0] == 0
+        assert all(before[1] <= after[0] + 0.01 for before, after in zip(stretches, stretches[1:], strict=False)), seed
 
 
 @pytest.mark.parametrize(("matrix", "size"), [((0, 1, -1, 0), (48, 64)), ((-1, 0, 0, -1), (64, 48))])

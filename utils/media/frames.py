@@ -8,6 +8,7 @@ where pictures go.
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -224,29 +225,37 @@ class Video:
 
         :raises MediaError: if no frame at all can be decoded.
         """
-        any_seen, why = False, ""
+        any_seen, why, reached = False, "", 0.0
         for picture in self._spread():
             any_seen |= picture.image is not None
             why = why or picture.missing
             if not any_seen and picture.end >= self.duration > 0:
                 break
+            reached = picture.end
             yield picture
         if not any_seen:
             reason = self.missing_tail or ("it is damaged" if self._bad else why or "there are no frames in it")
             if self._job.format in ("MP4", "MOV") and not isinstance(self._file, RemoteSeekable):
                 reason = "its index is behind its frames, which takes a source that can seek"
             raise self._refused(f"no frame could be decoded; {reason}")
+        self.duration = max(self.duration, reached)
         if self.missing_tail and self.claimed > self.duration + 1e-3:
             yield Picture(self.duration, self.claimed, missing=self.missing_tail)
 
     def _spread(self) -> Iterator[Picture]:
+        reached = 0.0
         if self.duration:
             try:
-                yield from self._merged(self._entered())
+                for picture in self._merged(self._entered()):
+                    yield picture
+                    reached = picture.end
                 return
             except _Untimed:
                 self._reopen()
-        yield from self._thinned()
+        for picture in self._thinned():
+            if picture.end > reached:
+                picture.start = max(picture.start, reached)
+                yield picture
 
     def _merged(self, found: Iterator[Picture]) -> Iterator[Picture]:
         """Join stretches that one frame stands for: it was shown all the time."""
@@ -380,7 +389,9 @@ class Video:
                 if packet is None:
                     return
                 found = context.decode(packet if packet.size else None)
-            except (av.error.InvalidDataError, av.error.EOFError) as error:
+            except av.FFmpegError as error:
+                if error.errno in (errno.ENOMEM, errno.EAGAIN):
+                    raise
                 if isinstance(error, av.error.EOFError) or self._bad > _BAD_PACKETS:
                     return
                 self._bad += 1
