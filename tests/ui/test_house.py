@@ -203,6 +203,25 @@ def test_what_scripts_share(browser_page: Page) -> None:
     ]  # fmt: skip
 
 
+def test_figures_follow_the_server_s_clock_and_slots(browser_page: Page) -> None:
+    """A clock that is set back begins the plots anew; and room is looked for where a model may go."""
+    browser_page.goto("/ui/benchmarks")
+    said = browser_page.evaluate("""async () => {
+        const at = document.querySelector("script[type=module]").src;
+        const [{ Samples }, { lacking }] = await Promise.all(["samples.js", "standing.js"].map((name) =>
+            import(at.replace("shell.js", name))));
+        const samples = new Samples(), kept = [];
+        for (const [time, swaps] of [[1000, 1], [1001, 1], [1001.1, 9], [1000.5, 9], [400, 4], [401, 2]]) {
+            samples.add({ time, series: { swaps }, slots: {} });
+            kept.push(samples.over("swaps", "sum", 0, samples.end));
+        }
+        const slots = [{ device: "cpu", free_bytes: 50 }, { device: "cuda:0", free_bytes: 5 }];
+        const lack = (names) => lacking({ slots }, { slots: names, predicted_bytes: 20 });
+        return [kept, samples.times, lack(["cuda:0"]), lack(["cuda:0", "cpu"])];
+    }""")
+    assert said == [[1, 2, 2, 2, 4, 6], [400, 401], 15, 0]
+
+
 def test_benchmarks_are_those_of_the_folder(browser_page: Page) -> None:
     browser_page.goto("/ui/benchmarks")
     cards = browser_page.locator("#benchmarks > li")
