@@ -78,11 +78,12 @@ class Picture:
                 status[field] = before
             else:
                 self._times[name, field] = value
+        slots, otherwise = service.placement.allowed(spec)
         keep_alive = service.settings.keep_alive if spec.keep_alive is None else spec.keep_alive
         return status | {
             "label": spec.label or spec.name, "family": spec.family, "inputs": Catalog.inputs(spec),
             "aliases": spec.aliases, "quant_bits": spec.quant_bits, "keep_alive": keep_alive,
-            "weights_missing": self._missing.get(name),
+            "weights_missing": self._missing.get(name), "slots": [*slots, *otherwise],
         }  # fmt: skip
 
     def _requests(self) -> list[dict[str, Any]]:
