@@ -65,8 +65,11 @@ def run(settings: Settings, options: Options) -> int:
         with contextlib.ExitStack() as stack:
             video, name = _video(stack, options.video)
             folder = options.out or Path(re.sub(r"[^\w.-]", "_", Path(name).stem) + ".moderation")
-            folder.mkdir(parents=True, exist_ok=True)
+            _check_writable(folder)
             outcome = _moderate(settings, options, policy, video, name, sampling, console)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "result.json", outcome.result.to_json())
+        _write(folder / "report.html", render(outcome.result, outcome.thumbnails))
     except (PolicyError, _UsageError) as error:
         print(f"switchyard: {error}", file=sys.stderr)
         return _USAGE
@@ -76,8 +79,6 @@ def run(settings: Settings, options: Options) -> int:
     except OSError as error:
         print(f"switchyard: {error.filename or options.video}: {error.strerror or error}", file=sys.stderr)
         return _FAILED
-    _write(folder / "result.json", outcome.result.to_json())
-    _write(folder / "report.html", render(outcome.result, outcome.thumbnails))
     _show(outcome, folder)
     return STATUS[outcome.result.decision]
 
@@ -106,6 +107,13 @@ def _video(stack: contextlib.ExitStack, said: str) -> tuple[Source, str]:
     if not path.is_file():
         raise _UsageError(f"cannot read {said}: {'it is no regular file' if path.exists() else 'it is not there'}")
     return stack.enter_context(path.open("rb")), path.name
+
+
+def _check_writable(folder: Path) -> None:
+    """Tell now and not after all the work. :raises _UsageError: if results cannot go there."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise _UsageError(f"cannot write to {folder}: {'no right to' if there.is_dir() else f'{there} is no folder'}")
 
 
 def _moderate(

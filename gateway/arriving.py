@@ -246,6 +246,12 @@ class ClientSocket(socket.socket):
         since = self._since
         return self._blocked + (time.monotonic() - since if since is not None else 0.0)
 
+    @property
+    def stuck(self) -> float:
+        """Seconds that the send under way has taken."""
+        since = self._since
+        return time.monotonic() - since if since is not None else 0.0
+
     def sendall(self, *arguments: Any) -> None:
         self._since = time.monotonic()
         try:

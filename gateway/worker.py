@@ -36,6 +36,8 @@ _STOPPING = 2.0  # seconds in which a request that is arriving at a stopping wor
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LONGEST_BODY = 600.0  # seconds a body may take at most, however long it is and however slow ``min_body_rate``
 _LIVE = "/ui/live"
+_LIVE_BUFFER = 64 * 2**10  # bytes of figures that the kernel keeps for a page that does not read them
+_LIVE_PATIENCE = 30_000  # milliseconds after which a page that has taken nothing is gone: a machine that sleeps, say
 _NO_FILES = (errno.EMFILE, errno.ENFILE)
 
 
@@ -349,6 +351,9 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
             req.force_close()  # where the next request begins is unknown
         if req.path == _LIVE:
             self._watching.add(conn)
+            req.force_close()  # for another request its buffer would be small
+            conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LIVE_BUFFER)
+            conn.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _LIVE_PATIENCE)
         try:
             return bool(super().handle_request(req, conn))
         except BlockingIOError as error:

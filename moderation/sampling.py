@@ -273,7 +273,7 @@ class _Sampler:
                              data[:size], data[size:], int(stretches))  # fmt: skip
             case wire.MISSED:
                 start, end, reason = about
-                self._reached = float(end)
+                self._reached = max(self._reached, float(end))
                 return Unseen(float(start), float(end), str(reason))
             case wire.END:
                 return End(**about)

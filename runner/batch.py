@@ -362,7 +362,9 @@ class Batch:
                 for sequence in [sequence for sequence in here if sequence.job is job]:
                     here.remove(sequence)
                     self._engine.drop(sequence)
-            if failure.kind == "internal":
+            if failure.kind == "internal" and not job.wanted:  # what it was about may be gone already, its files too
+                log.info("the request was cancelled", extra={"request_id": job.request.request_id})
+            elif failure.kind == "internal":
                 log.error("the request failed", exc_info=error, extra={"request_id": job.request.request_id})
             if not job.over:
                 job.over = True

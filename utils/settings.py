@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     models_dir: Path = Field(Path("models"), description="Where weights are kept.")
     logs_dir: Path = Field(Path("logs"), description="Where main.log is written.")
     tmp_dir: Path = Field(Path("tmp"), description="Scratch space of requests.")
-    data_dir: Path = Field(Path("data"), description="Where API keys and records of usage are kept.")
+    data_dir: Path = Field(Path("data"), description="Where API keys, sessions and records of usage are kept.")
 
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)( *, *(cpu|cuda(:\d{1,3})?))*$",

@@ -16,7 +16,7 @@ from flask import Flask, Response, current_app, g, redirect, request
 from flask_cors import CORS
 from werkzeug.wrappers import Response as AnyResponse
 
-from gateway.access import keys, sessions, usage
+from gateway.access import keys, session_file, sessions, usage
 from gateway.access.address import TrustedProxies, is_local, networks, of_same_origin, require_local
 from gateway.access.keys import Key, KeyRing
 from gateway.access.limits import Rates, UnderWay, whose_address
@@ -54,7 +54,7 @@ class Access:
         self.settings = settings
         self.ring = KeyRing(keys.path(settings.data_dir))
         self.usage = UsageLog(usage.path(settings.data_dir), settings.usage_retention)
-        self.sessions = Sessions(self.ring.still)
+        self.sessions = Sessions(self.ring.good, file=session_file.path(settings.data_dir))
         self.cookie = sessions.cookie_name(settings.port)
         self.guesses = Guesses(whose_address)
         self._under_way = UnderWay()
@@ -81,6 +81,7 @@ class Access:
 
     def close(self) -> None:
         """Write what is still to be written. May be called again."""
+        self.sessions.keep(at_once=True)
         self.usage.close()
 
     # -- hooks, in the order in which they run -------------------------------------------------------------------------
@@ -95,6 +96,7 @@ class Access:
         elif g.keyed:
             g.key = self.sessions.find(request.cookies.get(self.cookie))
             g.by_cookie = g.key is not None
+            self.sessions.keep()
         g.record = Record(self.usage, g.key, request.url_rule.rule if request.url_rule else request.path,
                           self.ring.still)  # fmt: skip
 
@@ -246,8 +248,11 @@ def _is_open() -> bool:
 
 def _is_unrated() -> bool:
     """Whether the current request counts for no rate: whoever watches the server must not be turned away, and a page
-    has many files."""
-    return _is_preflight() or request.path in _UNRATED or request.path.startswith(_UI_FILES)
+    has many files. Nor do the dashboard's pages and its line for whoever may see them: they are no use of the API."""
+    if _is_preflight() or request.path in _UNRATED or request.path.startswith(_UI_FILES):
+        return True
+    seeing = g.by_cookie if g.keyed else is_local(request, access().settings.host)
+    return bool(seeing and request.method in _SAFE and f"{request.path}/".startswith(_UI))
 
 
 def _is_preflight() -> bool:
@@ -261,7 +266,7 @@ def _is_admin() -> bool:
 
 def _is_page() -> bool:
     """Whether a browser asks for a page of the dashboard, and not a script of one for its data."""
-    return request.method == "GET" and f"{request.path}/".startswith(_UI) and takes_html()
+    return request.method in ("GET", "HEAD") and f"{request.path}/".startswith(_UI) and takes_html()
 
 
 def _asks_a_model() -> bool:

@@ -239,8 +239,12 @@ class KeyRing:
 
     def still(self, key: Key) -> Key | None:
         """Return the key as it is now, if it is still good for what it was good for with this secret."""
-        now = self._current().get(key.id)
-        return now if now is not None and now.digest == key.digest and now.valid else None
+        return self.good(key.id, key.digest)
+
+    def good(self, key_id: str, digest: str) -> Key | None:
+        """Return a key by its id as it is now, if it is valid and still has the secret of this digest."""
+        now = self._current().get(key_id)
+        return now if now is not None and now.digest == digest and now.valid else None
 
 
 def presented(authorization: str | None, api_key: str | None) -> list[str]:

@@ -1,7 +1,7 @@
 """Sessions of the dashboard: a random token in a browser's cookie stands for the key that its user logged in with.
 
-They are in memory alone, so that a restart ends them all, and there are never more than a bounded number. The browser
-gets the token, the table has its SHA-256. Gateway process; knows HTTP only by the name of a cookie in a request's head.
+There are never more than a bounded number. The browser gets the token, the table has its SHA-256, and so has a file, so
+that a restart signs nobody out. Gateway process; knows HTTP only by the name of a cookie in a request's head.
 """
 
 import hashlib
@@ -12,18 +12,22 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from pathlib import Path
 
 from limits import parse
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
+from gateway.access import session_file
 from gateway.access.keys import Key
+from gateway.access.session_file import Session
 
 LONGEST_LOGIN = 4096
 """Bytes of a login's form at most. It is the only body that is read without a key."""
 _MOST, _MOST_OF_KEY = 1000, 100
 _IDLE, _LIFETIME = 12 * 3600.0, 7 * 86400.0
+_SET_BACK = 3600.0  # seconds by which the clock may be set back; a session that begins later than that is nobody's
+_KEEP = 600.0  # seconds between two writes that only tell when sessions were used
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
 _COOKIE = re.compile(rb"\r\ncookie:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _LOGIN = re.compile(rb"POST /ui/login HTTP/1\.[01]\r\n")
@@ -32,22 +36,22 @@ _CHUNKED = re.compile(rb"\r\ntransfer-encoding:", re.IGNORECASE)
 _GUESSES = parse("10/minute")
 
 
-@dataclass(frozen=True, slots=True)
-class _Session:
-    key: Key
-    began: float
-    seen: float
-
-
 class Sessions:
-    """Who is logged in. ``still`` tells whether a key is good, ``clock`` the seconds; of any thread."""
+    """Who is logged in, of any thread. ``good`` returns a key by its id and digest as it is now, if it is still good;
+    ``clock`` tells seconds since the epoch. With a ``file`` they outlive the process."""
 
     lifetime = _LIFETIME
 
-    def __init__(self, still: Callable[[Key], Key | None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._still, self._clock = still, clock
-        self._lock = threading.Lock()
-        self._open: OrderedDict[str, _Session] = OrderedDict()  # that unused for longest comes first
+    def __init__(
+        self, good: Callable[[str, str], Key | None], clock: Callable[[], float] = time.time, file: Path | None = None
+    ) -> None:
+        self._good, self._clock, self._file = good, clock, file
+        self._lock, self._writing = threading.Lock(), threading.Lock()
+        self._kept, self._changed = clock(), False
+        now = clock()
+        found = session_file.read(file) if file else []
+        self._open: OrderedDict[str, Session] = OrderedDict(  # that unused for longest comes first
+            (one.token, one) for one in found[-_MOST:] if not self._over(one, now))
 
     def begin(self, key: Key) -> str:
         """Return the token of a new session. Where there are too many, that unused for longest ends: of the same key
@@ -56,16 +60,20 @@ class Sessions:
         with self._lock:
             for digest in [digest for digest, one in self._open.items() if self._over(one, now)]:
                 del self._open[digest]
-            of_key = [digest for digest, one in self._open.items() if one.key.id == key.id]
+            of_key = [digest for digest, one in self._open.items() if one.key_id == key.id]
             if len(of_key) >= _MOST_OF_KEY:
                 del self._open[of_key[0]]
             elif len(self._open) >= _MOST:
                 self._open.popitem(last=False)
-            self._open[_digest(token)] = _Session(key, now, now)
+            digest = _digest(token)
+            self._open[digest] = Session(token=digest, key_id=key.id, key=key.digest, began=now, seen=now)
+            self._changed = True
+        self.keep(at_once=True)
         return token
 
-    def find(self, token: str | None) -> Key | None:
-        """Return the key of a session as it is now; a key that is no longer good ends its sessions."""
+    def find(self, token: str | None, touch: bool = True) -> Key | None:
+        """Return the key of a session as it is now; a key that is no longer good ends its sessions. Without ``touch``
+        this does not count as use of the session."""
         if not token or not _TOKEN.fullmatch(token):
             return None
         digest, now = _digest(token), self._clock()
@@ -73,27 +81,43 @@ class Sessions:
             session = self._open.get(digest)
             if session is None:
                 return None
-            key = None if self._over(session, now) else self._still(session.key)
+            key = None if self._over(session, now) else self._good(session.key_id, session.key)
             if key is None:
                 del self._open[digest]
-            else:
-                self._open[digest] = replace(session, seen=now)
+                self._changed = True
+            elif touch:
+                self._open[digest] = session.model_copy(update={"seen": now})
                 self._open.move_to_end(digest)
+                self._changed = True
             return key
 
     def end(self, token: str | None) -> None:
         """End a session, if there is such a one."""
         if token:
             with self._lock:
-                self._open.pop(_digest(token), None)
+                ended = self._open.pop(_digest(token), None)
+                self._changed |= ended is not None
+            if ended is not None:
+                self.keep(at_once=True)
+
+    def keep(self, at_once: bool = False) -> None:
+        """Write what has changed, if the last time is long enough ago: logins and their ends at once, as they must not
+        come back, and uses now and then."""
+        if self._file is None or not self._changed or not (at_once or self._clock() - self._kept > _KEEP):
+            return
+        with self._writing:  # never by who holds the other lock: looking up a session waits for no disk
+            with self._lock:
+                sessions, self._changed, self._kept = list(self._open.values()), False, self._clock()
+            session_file.write(self._file, sessions)
 
     @staticmethod
-    def _over(session: _Session, now: float) -> bool:
-        return now - session.seen > _IDLE or now - session.began > _LIFETIME
+    def _over(session: Session, now: float) -> bool:
+        began, seen = now - session.began, now - session.seen
+        return seen > _IDLE or not -_SET_BACK <= began <= _LIFETIME
 
 
 class Guesses:
-    """Wrong keys by the address they came from: after some in a minute, further ones are not looked at."""
+    """Wrong keys by the address they came from: after some in a minute, further wrong ones are told to wait."""
 
     def __init__(self, whose: Callable[[], str]) -> None:
         self._whose = whose
@@ -103,7 +127,7 @@ class Guesses:
         self._limiter.hit(_GUESSES, self._whose())
 
     def wait(self) -> int | None:
-        """Return for how many seconds no key is taken from the current request's address; None where one is."""
+        """Return for how many seconds the current request's address has had its wrong keys; None where it has not."""
         if self._limiter.test(_GUESSES, self._whose()):
             return None
         reset = self._limiter.get_window_stats(_GUESSES, self._whose()).reset_time

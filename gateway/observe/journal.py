@@ -7,7 +7,7 @@ them), from any thread; whoever watches waits for the next. Gateway process; has
 import threading
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -17,12 +17,15 @@ Kind = Literal[
 ]  # fmt: skip
 KINDS: tuple[Kind, ...] = get_args(Kind)
 KEPT = 1000
+_FOR_ALL = ("bytes", "predicted_bytes", "seconds", "phases", "reason", "stage", "step", "state", "profile", "slots")
+"""Facts that are for everybody who may use the model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One thing that happened. ``id`` counts from 1 and skips none, ``time`` is in seconds since 1970. ``model`` is a
-    name of the catalog and ``device`` a slot, None where it is about neither."""
+    name of the catalog and ``device`` a slot, None where it is about neither. ``text`` says why too, and may name files
+    and other models; ``brief`` is what happened alone, empty where ``text`` is no more than that."""
 
     id: int
     time: float
@@ -31,9 +34,23 @@ class Entry:
     device: str | None
     text: str
     detail: dict[str, Any] = field(default_factory=dict)
+    brief: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return what is told to administrators."""
+        return {name: value for name, value in asdict(self).items() if name != "brief"}
+
+    def for_user(self, may: Callable[[str], bool]) -> dict[str, Any] | None:
+        """Return what is told to somebody who ``may`` use some models: without causes, and without the names of other
+        models. None where it is about one of those."""
+        if self.model is not None and not may(self.model):
+            return None
+        text, newcomer = self.brief or self.text, self.detail.get("newcomer")
+        detail = {name: value for name, value in self.detail.items() if name in _FOR_ALL}
+        if newcomer:
+            text += f" to make room for {newcomer if may(newcomer) else 'another model'}"
+            detail |= {"newcomer": newcomer} if may(newcomer) else {}
+        return self.as_dict() | {"text": text if text.endswith(".") else f"{text}.", "detail": detail}
 
 
 class Journal:
@@ -50,12 +67,13 @@ class Journal:
         return self._last
 
     def add(
-        self, kind: Kind, text: str, model: str | None = None, device: str | None = None, **detail: Any
+        self, kind: Kind, text: str, model: str | None = None, device: str | None = None, brief: str = "", **detail: Any
     ) -> Entry:
-        """Keep an entry; ``detail`` are further facts, as JSON has them."""
+        """Keep an entry; ``detail`` are further facts, as JSON has them: ``newcomer`` the model that room was made for,
+        ``models`` all that it is about where they are several."""
         with self._changed:
             self._last += 1
-            entry = Entry(self._last, round(time.time(), 3), kind, model, device, text, detail)
+            entry = Entry(self._last, round(time.time(), 3), kind, model, device, text, detail, brief)
             self._entries.append(entry)
             self._changed.notify_all()
             return entry
@@ -84,4 +102,4 @@ class Journal:
 
 def concerned(entry: Entry) -> set[str]:
     """Return the models that an entry names."""
-    return {name for name in (entry.model, entry.detail.get("newcomer")) if name}
+    return {name for name in (entry.model, entry.detail.get("newcomer"), *entry.detail.get("models", ())) if name}

@@ -1,4 +1,4 @@
-"""How things stand, for those who watch: slots, models, requests, made anew at most four times a second for all.
+"""How things stand, for those who watch: slots, models, requests, made anew four times a second for all.
 
 A picture has a number that changes with what is in it, so that whoever has seen one knows whether to show the next.
 Gateway process; in the thread of whoever asks. Knows nothing of HTTP and of who may see what.
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gateway.service import Gateway
 
 LEAST = 0.25  # seconds between two pictures
+_LEAST_OF_ENTRIES = 0.05  # the same where something has happened: a load may take less than a quarter of a second
 _FILES = 5.0  # seconds between looks at the weights on the disk
 _CHANCE = 0.5  # seconds by which a time may differ that is the same
 _TIMES = ("last_used", "expires_at", "retry_at")
@@ -28,19 +29,22 @@ class Picture:
         self._service = service
         self._lock = threading.Lock()
         self._made = self._looked = float("-inf")
-        self._number = 0
+        self._number = self._entry = 0
         self._compared: Any = None
         self._picture: dict[str, Any] = {}
         self._missing: dict[str, str | None] = {}
         self._times: dict[tuple[str, str], float] = {}
 
-    def take(self, fresh: bool = False) -> tuple[int, dict[str, Any]]:
-        """Return the number of the picture and the picture; nobody may change it. ``fresh`` asks for one of now.
+    def take(self, fresh: bool = False, entry: int = 0) -> tuple[int, dict[str, Any]]:
+        """Return the number of the picture and the picture; nobody may change it. ``fresh`` asks for one of now, and
+        ``entry`` for one that is not older than this entry of the journal: what it tells may soon be over.
 
         :raises Unavailable: if the scheduler does not answer.
         """
         with self._lock:
-            if (now := time.monotonic()) - self._made >= LEAST or fresh:
+            passed = (now := time.monotonic()) - self._made
+            if passed >= LEAST or fresh or (entry > self._entry and passed >= _LEAST_OF_ENTRIES):
+                self._entry = self._service.journal.last
                 self._make(now)
                 self._made = now
             return self._number, self._picture
@@ -74,11 +78,12 @@ class Picture:
                 status[field] = before
             else:
                 self._times[name, field] = value
+        slots, otherwise = service.placement.allowed(spec)
         keep_alive = service.settings.keep_alive if spec.keep_alive is None else spec.keep_alive
         return status | {
             "label": spec.label or spec.name, "family": spec.family, "inputs": Catalog.inputs(spec),
             "aliases": spec.aliases, "quant_bits": spec.quant_bits, "keep_alive": keep_alive,
-            "weights_missing": self._missing.get(name),
+            "weights_missing": self._missing.get(name), "slots": [*slots, *otherwise],
         }  # fmt: skip
 
     def _requests(self) -> list[dict[str, Any]]:

@@ -59,19 +59,20 @@ class Reporter:
         text = f"Loading {handle.load.name} on {handle.slot}"
         text += ", in place of a runner that was lost" if again else ""
         self.journal.add("restart" if again else "load", _sentence(text, handle.note), handle.load.name, handle.slot,
-                         load_id=handle.load_id, predicted_bytes=handle.predicted)  # fmt: skip
+                         brief=text, load_id=handle.load_id, predicted_bytes=handle.predicted)  # fmt: skip
 
     def ending(self, action: actions.EndRunner, handle: "RunnerHandle") -> None:
         """A runner is ended on purpose."""
         if action.reason not in _ENDINGS:
             return
         kind, words = _ENDINGS[action.reason]
-        text = words.format(name=handle.load.name)
+        text = brief = words.format(name=handle.load.name)
         if action.newcomer:
             text += f" to make room for {action.newcomer}"
         facts = {"newcomer": action.newcomer} if action.newcomer else {}
         self.journal.add(kind, _sentence(text, handle.starved or action.why), handle.load.name, handle.slot,
-                         reason=action.reason, load_id=handle.load_id, bytes=handle.charged, **facts)  # fmt: skip
+                         brief=brief, reason=action.reason, load_id=handle.load_id, bytes=handle.charged,
+                         **facts)  # fmt: skip
 
     # -- a handle's thread ---------------------------------------------------------------------------------------------
 
@@ -89,13 +90,15 @@ class Reporter:
                 )  # fmt: skip
             case events.LoadFailed(load_id, cause):
                 name = handle.load.name if handle else spec_name(load_id.rpartition("-")[0])
-                self.journal.add("load_failed", _sentence(f"Loading {name} failed", cause), name,
-                                 handle.slot if handle else None, load_id=load_id, cause=cause)  # fmt: skip
+                text = f"Loading {name} failed"
+                self.journal.add("load_failed", _sentence(text, cause), name, handle.slot if handle else None,
+                                 brief=text, load_id=load_id, cause=cause)  # fmt: skip
                 self._begun.pop(load_id, None)
             case events.RunnerLost(load_id, cause) if handle is not None:
                 self._crashed.add(handle.load.name)
-                self.journal.add("crash", _sentence(f"The runner of {handle.load.name} was lost", cause),
-                                 handle.load.name, handle.slot, load_id=load_id, cause=cause)  # fmt: skip
+                text = f"The runner of {handle.load.name} was lost"
+                self.journal.add("crash", _sentence(text, cause), handle.load.name, handle.slot,
+                                 brief=text, load_id=load_id, cause=cause)  # fmt: skip
                 self._begun.pop(load_id, None)
             case events.RunnerEnded(load_id):
                 self._begun.pop(load_id, None)

@@ -128,7 +128,7 @@ def temp_status() -> Response:
 @describe(tag="admin", answer=shapes.TempCleanup, statuses=OPTIONS, body=shapes.CleanupOptions, optional=True)
 def cleanup_temp() -> Response:
     """Remove temporary files that no request uses; ``older_than`` spares younger ones."""
-    count, size = gateway().temp.clean(max(0.0, _options(shapes.CleanupOptions).older_than))
+    count, size = gateway().temp.clean(_options(shapes.CleanupOptions).older_than)
     return reply(shapes.TempCleanup, status="success", removed=count, freed_bytes=size)
 
 

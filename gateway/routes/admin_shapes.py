@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from gateway.observe.journal import Kind
-from gateway.routes.fields import Duration, either
+from gateway.routes.fields import Age, either
 from gateway.routes.shapes import Shape
 from models_registry.spec import QuantBits
 from utils.units import parse_bytes
@@ -51,7 +51,7 @@ class PinOptions(Options):
 class CleanupOptions(Options):
     """``older_than`` spares younger files: seconds, or a text such as 10m."""
 
-    older_than: Duration = 0.0
+    older_than: Age = 0.0
 
 
 class PruneOptions(Options):

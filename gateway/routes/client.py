@@ -3,7 +3,10 @@
 import select
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
+
+from gateway.arriving import ClientSocket
 
 
 def gone_check(environ: dict[str, Any]) -> Callable[[], bool]:
@@ -26,3 +29,22 @@ def gone_check(environ: dict[str, Any]) -> Callable[[], bool]:
             return True  # reset, or closed under us
 
     return gone
+
+
+class Client:
+    """The client of the current request, as a thread that is not its own may ask of it."""
+
+    def __init__(self, environ: dict[str, Any]) -> None:
+        found = environ.get("gunicorn.socket")
+        self._socket = found if isinstance(found, ClientSocket) else None
+        self.gone = gone_check(environ)
+
+    def stuck(self) -> float:
+        """Return for how many seconds it has taken nothing of what is sent to it."""
+        return self._socket.stuck if self._socket else 0.0
+
+    def end(self) -> None:
+        """Cut its connection, which wakes the thread that sends to it."""
+        if self._socket:
+            with suppress(OSError):  # it has gone already
+                self._socket.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,5 @@
-"""Where errors become HTTP: ``{"error", "details"}``, or OpenAI's envelope under ``/v1``.
+"""Where errors become HTTP: ``{"error", "details"}``, OpenAI's envelope under ``/v1``, a page for a browser under
+``/ui``.
 
 ``Retry-After`` comes with them where trying again makes sense, ``x-should-retry: false`` where it does not.
 """
@@ -12,14 +13,16 @@ from flask import Flask, Response, current_app, jsonify, request
 from gunicorn.http.errors import NoMoreData, ParseException
 from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge
 
+from gateway.access import takes_html
 from gateway.errors import ClientGone, GatewayError
 from gateway.routes import gateway
 from gateway.routes.openai.envelope import envelope, media_param
+from gateway.routes.ui.pages import error_page
 from utils.media.errors import MediaError
 
 log = logging.getLogger(__name__)
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; the access log does
-_OPENAI = "/v1/"
+_OPENAI, _PAGES = "/v1/", "/ui/"
 _ASKED_ONCE = (CLIENT_CLOSED_REQUEST, 504)
 """OpenAI's client tries any 5xx again: after a deadline that would be the same work over and over."""
 _READ_SECONDS, _READ_BYTES = 5.0, 256 * 2**20
@@ -38,6 +41,8 @@ def register(app: Flask) -> None:
 def answer(status: int, error: str, details: str, retry_after: float | None = None, **fields: Any) -> Response:
     if request.path.startswith(_OPENAI):
         response = jsonify(envelope(status, details, **fields))
+    elif f"{request.path}/".startswith(_PAGES) and takes_html():
+        response = error_page(status, error, details, retry_after)
     else:
         response = jsonify({"error": error, "details": details, **fields})
     response.status_code = status

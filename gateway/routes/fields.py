@@ -45,6 +45,10 @@ Duration = Annotated[float, BeforeValidator(parse_seconds), Field(json_schema_ex
     {"type": "number", "exclusiveMinimum": -1e30, "exclusiveMaximum": 1e30},
     {"type": "string", "pattern": rf"^\s*-?[0-9]{{1,30}}{_UNITS}"},
 ))]  # fmt: skip
+Age = Annotated[float, Field(ge=0), BeforeValidator(parse_seconds), Field(json_schema_extra=either(
+    {"type": "number", "minimum": 0, "exclusiveMaximum": 1e30},
+    {"type": "string", "pattern": rf"^\s*[0-9]{{1,30}}{_UNITS}"},
+))]  # fmt: skip
 Deadline = Annotated[float, BeforeValidator(parse_seconds), Field(json_schema_extra=either(
     {"type": "number", "exclusiveMinimum": 0},
     {"type": "string", "pattern": rf"^\s*0*[1-9][0-9]{{0,20}}{_UNITS}"},

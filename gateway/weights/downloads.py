@@ -190,7 +190,7 @@ class Downloads:
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,  # what is no line of ours is for the log
+            stderr=subprocess.PIPE,  # not among the lines of ours: half a line of it would spoil one
             text=True,
             start_new_session=True,  # Ctrl-C in the terminal is the gateway's to handle
         )
@@ -198,6 +198,8 @@ class Downloads:
     def _follow(self, download: Download, process: "subprocess.Popen[str]") -> None:
         """Tell the process what to do and take in what it says, until it ends."""
         assert process.stdin is not None and process.stdout is not None
+        complaints = threading.Thread(target=self._complain, args=(download, process), name="download-log", daemon=True)
+        complaints.start()
         wanted = {"spec": download.spec.model_dump(mode="json"), "models_dir": str(self._models_dir),
                   "speech": download.speech}  # fmt: skip
         last: dict[str, Any] = {}
@@ -210,6 +212,7 @@ class Downloads:
             log.debug("the line to the download of %s broke: %s", download.spec.name, error)
         status = process.wait()
         process.stdout.close()
+        complaints.join(GRACE)
         with self._changed:
             match last.get("event"):
                 case "done":
@@ -223,6 +226,14 @@ class Downloads:
                 case _:
                     download.end("failed", f"its process ended with status {status}; the log says more")
         self._close_input(process)
+
+    @staticmethod
+    def _complain(download: Download, process: "subprocess.Popen[str]") -> None:
+        """Put into the log what libraries and the interpreter say."""
+        assert process.stderr is not None
+        with process.stderr as stream:
+            for line in stream:
+                log.warning("the download of %s: %s", download.spec.name, line.rstrip())
 
     def _give_up(self, download: Download) -> None:
         with self._changed:

@@ -95,7 +95,8 @@ class Weights:
         log.info("deleted the weights of %s: %s, and %s of quantized ones", ", ".join(names),
                  format_bytes(found.bytes), format_bytes(kept))  # fmt: skip
         text = f"The weights of {', '.join(names)} were deleted; {format_bytes(found.bytes + kept)} are free again."
-        gateway.journal.add("deleted", text, spec.name, bytes=found.bytes + kept)
+        gateway.journal.add("deleted", text, spec.name, brief=f"The weights of {spec.name} were deleted",
+                            models=names, bytes=found.bytes + kept)  # fmt: skip
         return {"freed_bytes": found.bytes, "quantized_bytes": kept, "models": names, "unloaded": loaded}
 
     @contextmanager
@@ -130,21 +131,22 @@ class Weights:
         spec = download.spec
         log.info("downloading %s from %s", spec.name, spec.source.hub)
         self._gateway.journal.add("download", f"Downloading {spec.name} from {spec.source.hub}.", spec.name,
-                                  state="running")  # fmt: skip
+                                  brief=f"Downloading {spec.name}", state="running")  # fmt: skip
 
     def _ended(self, download: Download) -> None:
         """Have the next load know what it takes; it finds the files by itself."""
-        name = download.spec.name
+        name, brief = download.spec.name, ""
         match download.state:
             case "done" if download.fetched:
                 text = f"{name} is downloaded, {format_bytes(download.done)}."
             case "done":
                 text = f"The weights of {name} are as the hub has them."
             case "failed":
-                text = f"The download of {name} failed: {download.error}."
+                brief = f"The download of {name} failed"
+                text = f"{brief}: {download.error}."
             case _:
                 text = f"The download of {name} was cancelled at {format_bytes(download.done)}; what is there is kept."
-        self._gateway.journal.add("download", text, name, state=download.state, bytes=download.done)
+        self._gateway.journal.add("download", text, name, brief=brief, state=download.state, bytes=download.done)
         if download.state == "done":
             self._gateway.runners.predict(download.spec)
             self._gateway.zygotes.check()

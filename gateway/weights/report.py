@@ -102,10 +102,16 @@ def _slots(gateway: "Gateway", fits: list[fit.Fit]) -> list[dict[str, Any]]:
 
 
 def _disk(models_dir: Path, kept: int, limit: int) -> dict[str, Any]:
-    usage = shutil.disk_usage(models_dir)
+    usage = shutil.disk_usage(_nearest(models_dir))
     return {"path": str(models_dir), "total": usage.total, "free": usage.free,
             "models_bytes": max(0, _below(models_dir) - kept), "quantized_bytes": kept,
             "quantized_limit": limit}  # fmt: skip
+
+
+def _nearest(folder: Path) -> Path:
+    """Return a folder, or of one that is gone the nearest above it that is there: a download would make it there."""
+    folder = folder.absolute()
+    return next(place for place in (folder, *folder.parents) if place.is_dir())
 
 
 def _below(folder: Path) -> int:

@@ -160,6 +160,8 @@ def test_what_a_page_is_told_is_what_its_key_may_see(keys: Keys) -> None:
         state = page.state()
         assert state["role"] == "user" and state["requests"] == []
         assert [model["name"] for model in state["models"]] == ["reasoner"]
+        assert state["models"][0]["pid"] is None and state["models"][0]["replicas"][0]["pid"] is None
+        assert root.model("reasoner")["pid"] > 0
         assert state["slots"][0]["models"] == ["reasoner"] and len(root.state()["slots"][0]["models"]) == 2
         (request,) = root.state()["requests"]
         assert root.state()["role"] == "admin" and request["key"] == "root"

@@ -127,6 +127,16 @@ def test_rate_of_an_address_counts_what_is_refused(keys: Keys) -> None:
     assert [answer.status_code for answer in network] == [401] * PER_ADDRESS + [429]
 
 
+def test_looking_at_the_dashboard_takes_nothing_of_the_rate(keys: Keys) -> None:
+    token = keys.create("viewer")
+    said = {"X-Forwarded-For": "203.0.113.77", "Sec-Fetch-Site": "same-origin"}
+    with httpx.Client(base_url=keys.gateway.url, headers=said, trust_env=False, timeout=60) as browser:
+        assert browser.post("/ui/login", data={"key": token}).status_code == 303
+        pages = [browser.get(path).status_code for path in ("/ui/", "/ui/live?probe") for _ in range(PER_ADDRESS)]
+        assert pages == [200] * PER_ADDRESS + [204] * PER_ADDRESS
+        assert browser.get("/v1/models").headers["x-ratelimit-remaining"] == "3", "this is use of the API"
+
+
 def test_requests_at_once(keys: Keys) -> None:
     token, other = (keys.create(name, "--concurrent", "1", "--rate", "1000/hour") for name in ("single", "double"))
     body = STORY | {"max_new_tokens": 3500, "stream": True}

@@ -4,8 +4,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
+import pytest
+
+from gateway.weights.downloads import Download, Downloads
 from tests.downloads.conftest import ROOT, spec_of
 from tests.downloads.hub_server import Hub
 
@@ -48,3 +52,23 @@ def test_it_ends_when_its_starter_does(hub: Hub, models: Path) -> None:
     out, errors = process.communicate(timeout=60)
     assert said(out)[-1] == {"event": "stopped"} and errors == "" and process.returncode == 0
     assert list(models.rglob("*.incomplete"))
+
+
+class Complaining(Downloads):
+    """Downloads by a process whose libraries complain, without an end of the line, before it says how it ended."""
+
+    @staticmethod
+    def _spawn() -> "subprocess.Popen[str]":
+        code = ("import sys; sys.stdin.readline(); sys.stderr.write('a warning without end'); sys.stderr.flush();"
+                """print('{"event": "done", "total": 5, "fetched": 5, "note": ""}', flush=True)""")
+        return subprocess.Popen([sys.executable, "-c", code], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE)  # fmt: skip
+
+
+def test_what_its_libraries_say_spoils_no_line(models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ended: Queue[Download] = Queue()
+    downloads = Complaining(models, lambda _: None, ended.put)
+    downloads.start(spec_of())
+    assert ended.get(timeout=60).state == "done"
+    downloads.stop()
+    assert "a warning without end" in caplog.text

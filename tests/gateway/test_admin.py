@@ -146,7 +146,8 @@ def test_unknown_model(both: GatewayProcess) -> None:
     ("models/reasoner/load", b'{"pinned": "yes"}'), ("models/reasoner/load", b'{"pin": true}'),
     ("models/reasoner/load", b"[]"), ("models/reasoner/load", b"{"), ("models/reasoner/unload", b'{"force": 1}'),
     ("emergency_cleanup", b'{"force": "no"}'), ("cleanup_temp", b'{"older_than": "soon"}'),
-    ("cleanup_temp", b'{"older_than": null}'),
+    ("cleanup_temp", b'{"older_than": null}'), ("cleanup_temp", b'{"older_than": -1}'),
+    ("cleanup_temp", b'{"older_than": "-1h"}'),
 ])  # fmt: skip
 def test_wrong_options_change_nothing(both: GatewayProcess, path: str, body: bytes) -> None:
     both.unload("reasoner")

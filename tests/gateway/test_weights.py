@@ -110,6 +110,12 @@ def test_absent(gateway: GatewayProcess) -> None:
     whole = gateway.get("/admin/weights")
     assert whole["slots"][0]["sets"] == [["here"]] and 0 < whole["disk"]["free"] < whole["disk"]["total"]
     assert gateway.get("/admin/downloads")["downloads"] == {}
+    (gateway.home / "models").rename(gateway.home / "elsewhere")
+    try:
+        gone = gateway.get("/admin/weights")
+    finally:
+        (gateway.home / "elsewhere").rename(gateway.home / "models")
+    assert gone["disk"]["models_bytes"] == 0 and 0 < gone["disk"]["free"], "the disk that they would be on"
 
 
 def test_progress_is_seen_and_a_cancelled_download_is_kept(hub: Hub, gateway: GatewayProcess) -> None:

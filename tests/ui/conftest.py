@@ -13,14 +13,16 @@ from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from tests.conftest import Start
-from tests.support.gateway import GatewayProcess, only
+from tests.support.gateway import CHECKPOINT, GatewayProcess, only, reasoner_at
 from tests.support.programs import program
 from utils import quantized
 
+expect.set_options(timeout=60_000)  # a loaded machine is slow, and what comes is taken at once
 WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+LONG = "a_name_" + "w" * 57
 SERIOUS = ("serious", "critical")
 VIEWS = ("", "playground", "models", "events", "files", "benchmarks")
 _REPORT_VIOLATIONS = """addEventListener("securitypolicyviolation", (event) =>
@@ -110,8 +112,9 @@ def visiting(browser: Browser, gateway: GatewayProcess) -> Iterator[Visitor]:
 
 @pytest.fixture(scope="module")
 def gateway(start_for_module: Start) -> GatewayProcess:
-    """One gateway for a module's tests: two models of the pocket profile. A module that needs others has its own."""
-    return start_for_module(models=only("deepseek", "reasoner"))
+    """One gateway for a module's tests: two models of the pocket profile, and one whose name is as long as one may be.
+    A module that needs others has its own."""
+    return start_for_module(models=only("deepseek", "reasoner", **{LONG: reasoner_at(CHECKPOINT)}))
 
 
 @pytest.fixture

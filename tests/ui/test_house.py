@@ -9,11 +9,15 @@ from playwright.sync_api import Browser, Page, Request, Route, expect
 
 from tests.access.conftest import Keys
 from tests.support.gateway import GatewayProcess
-from tests.ui.conftest import NARROW, VIEWS, Visitor, axe, keep_copies, visiting
+from tests.ui.conftest import LONG, NARROW, VIEWS, Visitor, axe, keep_copies, visiting
 
 HEAVIEST = 150_000
 DRAWN = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 """Waits until what was changed is drawn: axe-core reads colours, and those of the other scheme come with a frame."""
+
+PAINTED = """new Promise((done) => new PerformanceObserver((list) => {
+    if (list.getEntriesByName("first-contentful-paint").length) done(true);
+}).observe({type: "paint", buffered: true}))"""
 
 ASKED = """async ([path, body]) => (await fetch(path, {method: "POST", body: JSON.stringify(body),
     headers: {"Content-Type": "application/json"}})).status"""
@@ -36,6 +40,9 @@ def test_a_view_opens_for_everybody(visitor: Visitor, view: str) -> None:
     assert axe(page) == []
     page.emulate_media(color_scheme="dark")
     page.set_viewport_size({"width": 360, "height": 740})
+    if view == "playground":
+        page.select_option("#model-0", LONG)
+        expect(page.get_by_role("heading", name=f"Ask {LONG}")).to_be_visible()
     page.evaluate(DRAWN)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert axe(page) == []
@@ -58,7 +65,7 @@ def test_a_view_is_light_and_waits_for_nobody(visitor: Visitor, view: str) -> No
     page.goto(f"/ui/{view}")
     expect(page.locator("h1")).to_be_visible()
     expect(page.locator("nav [aria-current=page]")).to_be_visible()
-    assert page.evaluate("performance.getEntriesByType('paint').map((one) => one.name)").count("first-contentful-paint")
+    assert page.evaluate(PAINTED)
     assert "/ui/live" in held
     assert 0 < sum(sizes.values()) < HEAVIEST, sizes
     assert len({urlsplit(url).path for url in sizes if "/static/" in url}) > 5
@@ -196,6 +203,25 @@ def test_what_scripts_share(browser_page: Page) -> None:
     ]  # fmt: skip
 
 
+def test_figures_follow_the_server_s_clock_and_slots(browser_page: Page) -> None:
+    """A clock that is set back begins the plots anew; and room is looked for where a model may go."""
+    browser_page.goto("/ui/benchmarks")
+    said = browser_page.evaluate("""async () => {
+        const at = document.querySelector("script[type=module]").src;
+        const [{ Samples }, { lacking }] = await Promise.all(["samples.js", "standing.js"].map((name) =>
+            import(at.replace("shell.js", name))));
+        const samples = new Samples(), kept = [];
+        for (const [time, swaps] of [[1000, 1], [1001, 1], [1001.1, 9], [1000.5, 9], [400, 4], [401, 2]]) {
+            samples.add({ time, series: { swaps }, slots: {} });
+            kept.push(samples.over("swaps", "sum", 0, samples.end));
+        }
+        const slots = [{ device: "cpu", free_bytes: 50 }, { device: "cuda:0", free_bytes: 5 }];
+        const lack = (names) => lacking({ slots }, { slots: names, predicted_bytes: 20 });
+        return [kept, samples.times, lack(["cuda:0"]), lack(["cuda:0", "cpu"])];
+    }""")
+    assert said == [[1, 2, 2, 2, 4, 6], [400, 401], 15, 0]
+
+
 def test_benchmarks_are_those_of_the_folder(browser_page: Page) -> None:
     browser_page.goto("/ui/benchmarks")
     cards = browser_page.locator("#benchmarks > li")
@@ -229,7 +255,7 @@ def test_a_lost_server_is_told_and_found_again(gateway: GatewayProcess, visitor:
     assert axe(page) == []
     expect(page.locator("#temporary")).to_contain_text("Nothing lies about")
     gateway.start()
-    page.get_by_role("button", name="Try now").click()
+    expect(page.get_by_role("button", name="Try now")).to_be_visible()  # and nobody clicks it
     expect(page.locator("#connection-text")).to_have_text("Live")
     expect(page.locator("#banner")).to_be_hidden()
 
@@ -274,7 +300,7 @@ def test_signing_in_and_out(keys: Keys, visitor: Visitor) -> None:
 
 
 def test_a_user_s_house_has_fewer_rooms(keys: Keys, visitor: Visitor) -> None:
-    visitor.expect("403")
+    visitor.expect("403", "404")
     page = visitor.page()
     page.goto("/ui/")
     sign_in(page, keys.create("alice"))
@@ -282,6 +308,10 @@ def test_a_user_s_house_has_fewer_rooms(keys: Keys, visitor: Visitor) -> None:
     expect(page.locator("#connection-text")).to_have_text("Live")
     page.goto("/ui/files")
     expect(page.get_by_role("heading", level=1)).to_have_text("Files: for administrators")
+    assert axe(page) == []
+    page.goto("/ui/static/x/none.css")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Not Found")
+    expect(page.locator("#connection-text")).to_have_text("Live")
     assert axe(page) == []
 
 
@@ -293,5 +323,16 @@ def test_a_key_that_ends_takes_its_pages_along(keys: Keys, chromium: Browser, ga
         sign_in(page, keys.create("brief", "--role", "admin"))
         expect(page.locator("#temporary")).to_contain_text("Nothing lies about")
         keys.done("revoke", "brief")
-        page.wait_for_url("**/ui/login?next=%2Fui%2Ffiles")
-        expect(page.get_by_label("API key")).to_be_visible()
+        banner = page.locator("#banner")
+        expect(banner).to_contain_text("Signed out")
+        expect(page.locator("#connection-text")).to_have_text("Signed out")
+        expect(page.locator("#temporary")).to_contain_text("Nothing lies about"), "what was there stays"
+        assert axe(page) == []
+        with page.expect_popup() as opened:
+            banner.get_by_role("link", name="Sign in").click()
+        visitor.watch.follow(opened.value)
+        expect(opened.value).to_have_url(re.compile("/ui/login\\?next=%2Fui%2Ffiles$"))
+        sign_in(opened.value, keys.tokens[0])
+        expect(opened.value.get_by_role("heading", level=1)).to_have_text("Files")
+        expect(page.locator("#connection-text")).to_have_text("Live")
+        expect(banner).to_be_hidden()

@@ -72,6 +72,8 @@ def test_the_plots_show_it_and_are_a_table_too(overview: Page) -> None:
     expect(page.locator(".plot")).to_have_count(6)
     loads = page.locator(".plot", has_text="of them swaps")
     expect(loads.locator(".plot-bars rect").first).to_be_attached()
+    expect(loads.locator(".plot-at")).to_have_text("in 5 min")
+    expect(loads.locator(".plot-value b").first).to_have_text("2")
     tokens = page.get_by_role("img", name="Tokens per second")
     expect(tokens).to_have_attribute("aria-label", re.compile("the last 5 minutes: now .*; the axis ends at"))
     tokens.focus()
@@ -102,6 +104,7 @@ def test_a_request_is_cancelled_from_the_page(overview: Page, gateway: GatewayPr
         first = rows.filter(has_text="running")
         expect(first).to_contain_text("deepseek")
         expect(rows.filter(has_text="waiting")).to_have_count(1)
+        expect(page.locator("#queue-sum")).to_have_text("1 running, 1 waiting")
         expect(page.locator(".resident[data-model=deepseek] .fact.activity")).to_contain_text("1 running, 1 waiting")
         first.get_by_role("button", name="Cancel").click()
         assert running.result().status_code == 499

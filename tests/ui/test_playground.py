@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from pocket import drawings
@@ -27,7 +28,6 @@ from tests.ui.conftest import NARROW, Visitor, axe, visiting
 
 EXAMPLES = ROOT / "examples"
 KINDS = {"image": ("shape.png", "image/png"), "video": ("clip.mp4", "video/mp4"), "audio": ("sound.flac", "audio/flac")}
-expect.set_options(timeout=60_000)
 
 # A microphone that hears a tone rise, as an oscillator makes it: Chromium's own fake one beeps.
 RISING = """navigator.mediaDevices.getUserMedia = async () => {
@@ -115,6 +115,12 @@ def attached(page: Page) -> Locator:
     return page.locator("#attached .pg-medium")
 
 
+def sure(page: Page, action: str) -> None:
+    """Say yes to a question that comes before something is gone."""
+    page.get_by_role("dialog").get_by_role("button", name=action).click()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+
 def test_a_text_model_s_reasoning_is_folded_away(page: Page) -> None:
     answer = ask(page, "What is 17 + 25?", "reasoner")
     answered(answer, "17 + 25 = 42")
@@ -143,10 +149,21 @@ def test_edit_and_ask_again(page: Page) -> None:
     page.press("#draft", "Control+Enter")
     expect(page.locator(".pg-turn")).to_have_count(1)
     answered(page.locator(".pg-answer"), "4 + 4 = 8")
-    page.get_by_role("button", name="Ask again").click()
+    answered(ask(page, "What is 1 + 2?"), "1 + 2 = 3")
+    again = page.get_by_role("button", name="Ask again")
+    again.first.click()
+    expect(page.get_by_role("dialog")).to_contain_text("the question after this one")
+    page.keyboard.press("Escape")
+    expect(page.locator(".pg-turn")).to_have_count(2)
+    again.first.click()
+    sure(page, "Ask again")
+    expect(page.locator(".pg-turn")).to_have_count(1)
     answered(page.locator(".pg-answer"), "4 + 4 = 8")
-    expect(page.locator(".pg-answer")).to_have_count(1)
     page.click("#clear")
+    page.keyboard.press("Enter")  # Cancel has the focus
+    expect(page.locator(".pg-turn")).to_have_count(1)
+    page.click("#clear")
+    sure(page, "Clear")
     expect(page.locator(".pg-turn")).to_have_count(0)
     expect(page.locator(".pg-empty")).to_contain_text("Ask reasoner")
 
@@ -252,6 +269,45 @@ def test_what_a_model_does_not_take_is_refused(page: Page) -> None:
     expect(refused).to_contain_text("is the limit")
 
 
+def test_of_several_files_none_is_lost(page: Page) -> None:
+    page.select_option("#model-0", "reasoner")
+    picture = questions.picture(drawings.draw(random.Random(3)).image)
+    page.set_input_files("#file", [{"name": name, "mimeType": "image/png", "buffer": picture}
+                                   for name in ("one.png", "two.png", "three.png")])  # fmt: skip
+    refused = page.locator("#refused")
+    expect(refused).to_contain_text("reasoner does not take an image")
+    expect(refused.get_by_role("button", name="Ask qwen_vl")).to_have_count(1)
+    refused.get_by_role("button", name="Ask qwen_vl").click()
+    expect(attached(page).locator(".pg-name")).to_have_text(["one.png", "two.png", "three.png"])
+    expect(refused).to_be_hidden()
+
+
+def test_the_oldest_files_give_way_to_the_limit(page: Page) -> None:
+    """Two pictures of which a request holds one: the second question is answered, and says what was left out."""
+    page.select_option("#model-0", "qwen_vl")
+    noise = Image.frombytes("RGB", (200, 200), random.Random(4).randbytes(200 * 200 * 3))
+    for left, name in ((False, "first.png"), (True, "second.png")):
+        drop(page, "image", questions.picture(noise), name)
+        expect(attached(page)).to_have_count(1)
+        answer = ask(page, "What color is the shape?")
+        expect(answer).to_have_attribute("data-state", "done")
+        expect(answer.locator("header + .pg-note")).to_have_count(int(left))
+    expect(answer).to_contain_text("A file of an earlier question was left out")
+    answer.get_by_role("button", name="Show as code").click()
+    expect(page.locator("#code-text")).to_contain_text("second.png")
+    expect(page.locator("#code-text")).not_to_contain_text("first.png")
+
+
+def test_without_a_model_it_says_so(visitor: Visitor) -> None:
+    page = visitor.page()
+    page.route("**/v1/models", lambda route: route.fulfill(json={"object": "list", "data": []}))
+    page.goto("/ui/playground")
+    expect(page.get_by_role("heading", name="No model to ask")).to_be_visible()
+    for button in ("#send", "#code", "#compare", "#model-0"):
+        expect(page.locator(button)).to_be_disabled()
+    assert axe(page) == []
+
+
 def test_stop(page: Page, gateway: GatewayProcess) -> None:
     page.select_option("#model-0", "deepseek")
     more = page.locator("summary", has_text="More sampling")
@@ -272,19 +328,22 @@ def test_two_models_side_by_side(page: Page) -> None:
     page.select_option("#model-0", "reasoner")
     answered(ask(page, "What is 1 + 1?"), "1 + 1 = 2")
     page.click("#compare")
+    expect(page.locator(".pg-turn")).to_have_count(1), "what was asked before stays"
     page.select_option("#model-0", "deepseek")
     page.select_option("#model-1", "reasoner")
     expect(page.locator("#sharing")).to_contain_text("deepseek and reasoner share the slot cpu")
     page.fill("#draft", "What is 17 + 25?")
     page.click("#send")
-    columns = page.locator(".pg-answer")
+    columns = page.locator(".pg-turn").last.locator(".pg-answer")
     expect(columns).to_have_count(2)
     for place, name in enumerate(("deepseek", "reasoner")):
         expect(columns.nth(place).locator(".pg-who")).to_have_text(name)
         expect(columns.nth(place)).to_have_attribute("data-state", "done")
     expect(columns.nth(1).locator(".pg-text")).to_have_text("17 + 25 = 42")
     assert columns.nth(0).locator(".pg-text").inner_text().strip()
-    expect(page.locator(".pg-answers")).to_contain_text("evicted")
+    expect(page.locator(".pg-answers").last).to_contain_text("evicted")
+    page.click("#compare")
+    expect(page.locator(".pg-answer")).to_have_count(3)
 
 
 def test_what_went_wrong_is_said(page: Page, visitor: Visitor, gateway: GatewayProcess) -> None:
@@ -372,6 +431,7 @@ def test_the_code_shown_runs_and_answers_the_same(page: Page, tmp_path: Path) ->
         assert run([sys.executable, "-"], shown(page), tmp_path).strip() == said
     page.press("#code-tab-python", "Escape")
     page.click("#clear")
+    sure(page, "Clear")
     page.fill("#draft", NASTY)
     page.click("#code")
     page.click("#code-tab-curl")
@@ -434,7 +494,12 @@ def test_markdown_becomes_elements_and_nothing_else(page: Page) -> None:
         render(place, text);
         const found = (what) => [...place.querySelectorAll(what)].map((one) => one.textContent);
         const links = [...place.querySelectorAll('a')].map((one) => one.href);
-        return { html: place.innerHTML, title: found('h3'), bold: found('strong'), slanted: found('em'),
+        const mad = (answer) => { const own = document.createElement('div'); render(own, answer); return own; };
+        const quotes = mad('>'.repeat(3000)), ticks = mad('a' + '`'.repeat(5000));
+        const list = mad(Array.from({ length: 60 }, (_, at) => ' '.repeat(2 * at) + '- x').join('\\n'));
+        const nasty = [quotes.querySelectorAll('blockquote').length, 20 + quotes.textContent.length,
+                       list.querySelectorAll('ul').length, ticks.textContent.length];
+        return { nasty, html: place.innerHTML, title: found('h3'), bold: found('strong'), slanted: found('em'),
                  items: found('li'), links, start: place.querySelector('ol')?.start, cells: found('th, td'),
                  code: found('pre'), quote: found('blockquote'), images: found('img').length };
     }""", MARKDOWN)  # fmt: skip
@@ -442,6 +507,7 @@ def test_markdown_becomes_elements_and_nothing_else(page: Page) -> None:
     assert made["items"] == ["oneinner", "inner", "two", "third"] and made["start"] == 3
     assert made["links"] == ["https://example.org/a"] and made["images"] == 0
     assert "&lt;img src=x onerror=a()&gt;" in made["html"] and "[not](javascript:x)" in made["html"]
+    assert made["nasty"] == [20, 3000, 21, 5001], "what models that went mad repeat: it stays, but not as deep"
     assert made["cells"] == ["a", "b", "1", "2"] and made["quote"] == ["quoted"]
     assert made["code"] == ['print("<b>")']
 

@@ -34,6 +34,29 @@ def test_entries_are_chosen_by_kind_and_model_also_by_the_one_that_came() -> Non
     assert journal.select(after=1, kinds=["evicted"]) == []
 
 
+def test_a_user_is_told_no_causes_and_no_models_of_others() -> None:
+    journal = Journal()
+    journal.add("load_failed", "Loading a failed; /secret/a is gone.", "a", "cpu", "Loading a failed",
+                cause="/secret/a is gone", load_id="a-1")  # fmt: skip
+    journal.add("evicted", "a was evicted to make room for b; b needs 1 GB.", "a", "cpu", "a was evicted",
+                newcomer="b", bytes=5)  # fmt: skip
+    journal.add("deleted", "The weights of a, b were deleted.", "a", None, "The weights of a were deleted",
+                models=["a", "b"])  # fmt: skip
+    journal.add("pinned", "a is pinned: it stays loaded.", "a")
+
+    def told(*models: str) -> list[tuple[str, dict[str, Any]]]:
+        shown = [entry.for_user(lambda name: name in models) for entry in journal.after(0)]
+        return [(one["text"], one["detail"]) for one in shown if one is not None]
+
+    assert told("a") == [("Loading a failed.", {}), ("a was evicted to make room for another model.", {"bytes": 5}),
+                         ("The weights of a were deleted.", {}), ("a is pinned: it stays loaded.", {})]  # fmt: skip
+    assert told("a", "b")[1] == ("a was evicted to make room for b.", {"bytes": 5, "newcomer": "b"})
+    assert told("b") == []
+    assert all(set(entry.as_dict()) == {"id", "time", "kind", "model", "device", "text", "detail"}
+               for entry in journal.after(0))  # fmt: skip
+    assert [entry.id for entry in journal.select(model="b")] == [2, 3]
+
+
 def test_whoever_waits_is_woken() -> None:
     journal = Journal()
     woken: list[bool] = []

@@ -1,5 +1,6 @@
 """Sessions of browsers: how long, how many, whose; and what of a request's head counts."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,18 +12,27 @@ from gateway.access.address import of_same_origin
 from gateway.access.keys import Key, new_token
 from gateway.access.sessions import Guesses, Sessions
 
+KEYS: dict[str, Key] = {}
+
 
 def made(name: str = "alice") -> Key:
     key_id, _, digest = new_token()
-    return Key(id=key_id, name=name, digest=digest, created=0.0)
+    return KEYS.setdefault(key_id, Key(id=key_id, name=name, digest=digest, created=0.0))
 
 
 class Table:
     """Sessions by a clock of the test's, over keys of which some are ``gone``."""
 
     def __init__(self) -> None:
-        self.now, self.gone = 0.0, set[str]()
-        self.sessions = Sessions(lambda key: None if key.id in self.gone else key, lambda: self.now)
+        self.now, self.gone = 1e9, set[str]()
+        self.sessions = self.restarted(None)
+
+    def restarted(self, file: Path | None) -> Sessions:
+        return Sessions(self._good, lambda: self.now, file)
+
+    def _good(self, key_id: str, digest: str) -> Key | None:
+        key = KEYS[key_id]
+        return None if key_id in self.gone or key.digest != digest else key
 
 
 @pytest.fixture
@@ -72,6 +82,60 @@ def test_they_are_bounded_and_one_key_cannot_end_those_of_others(table: Table) -
     others = [table.sessions.begin(made(str(count))) for count in range(1200)]
     kept = sum(table.sessions.find(token) is not None for token in [alice, *tokens, *others])
     assert kept == 1000 and table.sessions.find(others[-1])
+
+
+def test_a_look_is_no_use(table: Table) -> None:
+    token = table.sessions.begin(made())
+    table.now += 11.9 * 3600
+    assert table.sessions.find(token, touch=False)
+    table.now += 0.2 * 3600
+    assert table.sessions.find(token) is None
+
+
+def test_they_outlive_a_restart_and_their_ends_do_too(table: Table, tmp_path: Path) -> None:
+    file, gone, rotated = tmp_path / "sessions.json", made("gone"), made("rotated")
+    before = table.restarted(file)
+    stays, ended, *lost = [before.begin(key) for key in (made(), made(), gone, rotated)]
+    before.end(ended)
+    assert file.stat().st_mode & 0o777 == 0o600 and list(tmp_path.iterdir()) == [file]
+    assert not any(token in file.read_text() for token in (stays, ended, *lost))
+    table.gone.add(gone.id)
+    KEYS[rotated.id] = rotated.model_copy(update={"digest": "0" * 64})
+    after = table.restarted(file)
+    assert after.find(stays) and [after.find(token) for token in (ended, *lost)] == [None] * 3
+    table.now += 13 * 3600
+    assert table.restarted(file).find(stays) is None
+
+
+def test_uses_are_written_now_and_then(table: Table, tmp_path: Path) -> None:
+    file = tmp_path / "sessions.json"
+    kept = table.restarted(file)
+    token, written = kept.begin(made()), file.read_bytes()
+    for passed in (1, 500):
+        table.now += passed
+        assert kept.find(token)
+        kept.keep()
+        assert file.read_bytes() == written
+    table.now += 200
+    assert kept.find(token)
+    kept.keep()
+    assert file.read_bytes() != written
+    table.now += 11.9 * 3600
+    assert table.restarted(file).find(token), "it is known when it was used"
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"version": 2, "sessions": []}', b"\xff", b" " * 2**21,
+                                  b'{"version": 1, "sessions": [{"token": "x"}]}'])  # fmt: skip
+def test_a_damaged_file_signs_everybody_out_and_no_more(table: Table, tmp_path: Path, text: bytes) -> None:
+    file = tmp_path / "sessions.json"
+    file.write_bytes(text)
+    token = table.restarted(file).begin(made())
+    assert table.restarted(file).find(token)
+
+
+def test_where_nothing_can_be_written_they_last_as_long_as_the_process(table: Table, tmp_path: Path) -> None:
+    kept = table.restarted(tmp_path / "none" / "sessions.json")
+    assert kept.find(kept.begin(made()))
 
 
 def test_wrong_keys_are_counted_by_address() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from moderation.asking import Cancelled, ModelBusy, ModelRefused
+from moderation.asking import Cancelled, ModelBusy, ModelFailed, ModelRefused, NotSetUp
 from moderation.client import Client
 from moderation.pipeline import Outcome, moderate
 from moderation.policy import Policy
@@ -170,18 +170,60 @@ def test_longer_than_it_is_worth_waiting() -> None:
 
 
 def test_a_quota_s_end_is_not_waited_for() -> None:
-    with serving(lambda body, number: (429, {"Retry-After": "1", "x-should-retry": "false"}, {})) as server:
-        with pytest.raises(ModelBusy):
+    """And how long it lasts is told."""
+    with serving(lambda body, number: (429, {"Retry-After": "86000", "x-should-retry": "false"}, {})) as server:
+        with pytest.raises(ModelBusy) as busy:
             judge(server)
-    assert len(server.bodies) == 1
+    assert len(server.bodies) == 1 and busy.value.retry_after == 86000
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404])
-def test_a_server_that_will_not_answer_is_asked_once(status: int) -> None:
+@pytest.mark.parametrize("again", ["0", "-5", "Thu, 01 Jan 1970 00:00:00 GMT"])
+def test_a_busy_server_that_names_no_pause_is_not_asked_without_one(again: str) -> None:
+    with serving(lambda body, number: (429, {"Retry-After": again}, {}) if number < 2 else no(body, number)) as server:
+        assert judge(server).result.decision == "allow"
+    assert all(after - before >= 0.5 for before, after in zip(server.times, server.times[1:], strict=False))
+
+
+@pytest.mark.parametrize("status", [500, 504])
+def test_a_server_that_fails_at_a_request_is_asked_a_few_times(status: int) -> None:
+    """It is not busy: the request is what it fails at."""
+    answer = status, {"Retry-After": "0"}, {"error": {"message": "oh no"}}
+    with serving(lambda body, number: answer) as server:
+        with pytest.raises(ModelFailed, match=f"asked 3 times: .* answered {status}: oh no"):
+            judge(server)
+    assert len(server.bodies) == 3
+    with serving(lambda body, number: answer if number < 2 else no(body, number)) as server:
+        assert judge(server).result.decision == "allow"
+
+
+def test_no_answer_in_time_is_a_failure_too() -> None:
+    with serving(lambda body, number: (0, {}, {})) as server:
+        with pytest.raises(ModelFailed, match="no answer from .*ReadTimeout"):
+            judge(server, timeout=0.2, patience=0.1)
+
+
+@pytest.mark.parametrize(("status", "kind"), [(400, ModelRefused), (401, NotSetUp), (403, NotSetUp), (404, NotSetUp)])
+def test_a_server_that_will_not_answer_is_asked_once(status: int, kind: type[ModelRefused]) -> None:
     with serving(lambda body, number: (status, {}, {"error": {"message": "go away"}})) as server:
-        with pytest.raises(ModelRefused, match=f"answered {status}: go away"):
+        with pytest.raises(kind, match=f"answered {status}: go away"):
             judge(server)
     assert len(server.bodies) == 1
+
+
+def test_a_model_that_is_gone_is_forgotten() -> None:
+    """Another one took its place: the next video is judged by that."""
+    with serving(no) as server, Client(server.url) as client:
+        assert client.model == "eyes"
+        server.models = {"data": [{"id": "others"}]}
+        server.answer = lambda body, number: no(body, number) if body["model"] == "others" else (404, {}, {})
+        with pytest.raises(NotSetUp):
+            moderate(io.BytesIO(videos.drawn(1)), own(), client)
+        assert moderate(io.BytesIO(videos.drawn(1)), own(), client).result.model.name == "others"
+
+
+def test_looking_for_the_model_can_be_cancelled() -> None:
+    with Client("http://127.0.0.1:9") as client, pytest.raises(Cancelled):
+        moderate(io.BytesIO(videos.drawn(1)), own(), client, cancelled=lambda: True)
 
 
 def test_frames_that_it_cannot_take_are_not_seen() -> None:

@@ -153,6 +153,46 @@ def test_a_file_that_ends_early(tmp_path: Path, container: str) -> None:
     covers(frames, unseen, plan.claimed)
 
 
+@pytest.mark.parametrize(("codec", "container", "pipe"), [
+    ("libx264", "flv", False), ("libx264", "flv", True), ("libvpx", "webm", True), ("libx264", "matroska", True),
+    ("wmv2", "asf", True),
+])  # fmt: skip
+def test_a_file_that_ends_early_by_its_header_alone(codec: str, container: str, pipe: bool) -> None:
+    """Its container does not say how many bytes it should have, or nobody can look ahead."""
+    whole = videos.scenes(codec=codec, container=container, size=(96, 64), rate=10)
+    data = whole[: len(whole) // 2]
+    plan, frames, unseen, end = run(videos.Pipe(data) if pipe else io.BytesIO(data))
+    assert plan.claimed == pytest.approx(12, abs=0.3) and end.duration < 11
+    assert "its header says that it lasts 12" in unseen[-1].reason and unseen[-1].end == pytest.approx(plan.claimed)
+    covers(frames, unseen, plan.claimed)
+
+
+def test_a_still_picture_stands_for_all_the_time_that_it_is_shown() -> None:
+    times = {0: 0, 1: 100, 2: 200, 3: 10_000, 4: 10_100, 5: 10_200, 6: 10_300, 7: 10_400, 8: 10_500, 9: 10_600}
+    video = videos.retimed(videos.drawn(1, gop=1, bf="0"), "matroska", times)
+    for source in (io.BytesIO(video), videos.Pipe(video)):
+        _, frames, unseen, _ = run(source)
+        assert len(frames) == 2 and frames[0].stretches == 10 and not unseen
+
+
+def test_a_late_frame_does_not_hide_the_others() -> None:
+    """Eight seconds that pass for two hundred, so that one frame of them is looked at."""
+    times = {number: 1000 * number for number in range(9)} | {9: 200_000}
+    video = videos.retimed(videos.drawn(1, gop=1, bf="0"), "matroska", times)
+    _, _, unseen, _ = run(io.BytesIO(video), Sampling(max_frames=20))
+    assert "stands still for" in unseen[0].reason and unseen[0].start == 0
+    assert not run(io.BytesIO(video), Sampling(max_frames=250))[2]  # all of it was looked at
+
+
+@pytest.mark.parametrize("default", [0, 1])
+def test_the_track_that_players_show_is_looked_at_and_others_are_told(default: int) -> None:
+    video = videos.tracks([videos.drawn(2, "blue"), videos.drawn(2, "red")], "matroska", default)
+    _, frames, unseen, _ = run(io.BytesIO(video))
+    assert [(one.start, one.end) for one in unseen] == [(0, 2)] and "1 more video track" in unseen[0].reason
+    red, _, blue = pixel(frames[0])
+    assert (red > blue) == (default == 1)
+
+
 def test_an_mp4_that_ends_before_its_index() -> None:
     whole = videos.drawn()
     with pytest.raises(MediaError, match=r"ends early: \d+ of \d+ bytes are missing"):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+from av.stream import Disposition
 
 from pocket.scenes import SHOWN, Scene, film
 
@@ -40,6 +41,24 @@ def repeated(video: bytes, path: Path, container: str, hours: float) -> Path:
                 packet.is_keyframe = key
                 made.mux(packet)
     return path
+
+
+def tracks(videos: list[bytes], container: str, default: int) -> bytes:
+    """Return one file that has the videos as its tracks, one of them flagged as the default."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as made:
+        packets = []
+        for number, video in enumerate(videos):
+            with av.open(io.BytesIO(video)) as source:
+                copy = made.add_stream_from_template(source.streams.video[0])
+                copy.disposition = Disposition.default if number == default else Disposition(0)
+                for packet in source.demux(source.streams.video[0]):
+                    if packet.size:
+                        packet.stream = copy
+                        packets.append(packet)
+        for packet in sorted(packets, key=lambda one: float(one.dts * one.time_base)):
+            made.mux(packet)
+    return file.getvalue()
 
 
 def index_first(video: bytes, path: Path) -> bytes:
@@ -102,3 +121,14 @@ class Breaking(io.BytesIO):
 
 def noise(count: int) -> bytes:
     return os.urandom(count)
+
+
+class Slow(Pipe):
+    """A pipe out of which little comes at a time."""
+
+    def __init__(self, data: bytes, most: int) -> None:
+        super().__init__(data)
+        self._most = most
+
+    def read(self, count: int, /) -> bytes:
+        return super().read(min(count, self._most))

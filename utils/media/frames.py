@@ -36,6 +36,8 @@ _DEMUXERS = {
 _OLDER = ("dvvideo", "flv", "gif", "h263p", "mpegvideo", "msmpeg4v1", "theora", "vc1", "wmv1", "wmv2", "wmv3")
 CODECS = (*containers.VIDEO_CODECS, *_OLDER)
 _OPTIONS = {"protocol_whitelist": "none", "codec_whitelist": ",".join(CODECS), "max_streams": "64"}
+_STILL = Disposition.attached_pic | Disposition.timed_thumbnails
+_STILL_SHARE = 0.75  # of a video, from which on its other pictures come off badly
 _BUFFER = 64 * 2**10
 _EXACT = 2.0  # seconds; in longer stretches the first frame that can be had stands for one
 _MOST_PACKETS = 20_000_000
@@ -131,15 +133,18 @@ class Video:
         return cast(InputContainer, opened)
 
     def _video_stream(self) -> VideoStream:
-        for stream in self._container.streams.video:
-            if not stream.disposition & Disposition.attached_pic:
-                codec = stream.codec_context.name if stream.codec_context else "unknown"
-                if codec not in CODECS:
-                    raise unsupported(self._job.name, self._job.looks_like, f"its codec {codec!r} is not supported")
-                stream.codec_context.thread_count = containers.THREADS
-                stream.codec_context.thread_type = "AUTO"
-                return stream
-        raise self._refused("there is no video in it")
+        """Return the track that players show: the one that is flagged as the default, else the first."""
+        moving = [stream for stream in self._container.streams.video if not stream.disposition & _STILL]
+        if not moving:
+            raise self._refused("there is no video in it")
+        stream = next((one for one in moving if one.disposition & Disposition.default), moving[0])
+        codec = stream.codec_context.name if stream.codec_context else "unknown"
+        if codec not in CODECS:
+            raise unsupported(self._job.name, self._job.looks_like, f"its codec {codec!r} is not supported")
+        stream.codec_context.thread_count = containers.THREADS
+        stream.codec_context.thread_type = "AUTO"
+        self._beside = len(moving) - 1
+        return stream
 
     def _claimed(self) -> float:
         """Return the seconds that the header claims of the video, or of the whole; 0 if it claims none."""
@@ -238,13 +243,14 @@ class Video:
 
         :raises MediaError: if no frame at all can be decoded.
         """
-        any_seen, why, reached = False, "", 0.0
+        any_seen, why, reached, still = False, "", 0.0, 0.0
         for picture in self._spread():
             any_seen |= picture.image is not None
             why = why or picture.missing
             if not any_seen and picture.end >= self.duration > 0:
                 break
             reached = picture.end
+            still += picture.end - picture.start if picture.stretches > 1 else 0.0
             yield picture
         if not any_seen:
             reason = self.missing_tail or ("it is damaged" if self._bad else why or "there are no frames in it")
@@ -255,6 +261,13 @@ class Video:
         if self.claimed > self.duration + (1e-3 if self.missing_tail else self._tolerance()):
             reason = self.missing_tail or f"it ends early: its header says that it lasts {self.claimed:.1f} s"
             yield Picture(self.duration, self.claimed, missing=reason)
+        if still > _STILL_SHARE * self.duration and self._spacing() > 1.5 / self._job.wanted.fps:
+            # One frame far behind the others makes a short video a long one, of which little is looked at.
+            yield Picture(0.0, self.duration, missing=f"its picture stands still for {still:.0f} s, and so the rest "
+                                                      f"was looked at only every {self._spacing():.1f} s")  # fmt: skip
+        if self._beside:
+            tracks = "track was" if self._beside == 1 else "tracks were"
+            yield Picture(0.0, self.duration, missing=f"{self._beside} more video {tracks} not looked at")
 
     def _tolerance(self) -> float:
         """Return by how many seconds a header may be wrong without anything missing. Where it claims a length for the

@@ -19,6 +19,7 @@ from pydantic import BeforeValidator, Field, Tag
 from pydantic import Discriminator as By
 
 from gateway.access import counted
+from gateway.access.limits import TooManyAtOnce, UnderWay
 from gateway.access.record import Record
 from gateway.errors import BadRequest, ClientGone, QueueFull, UnsupportedType
 from gateway.moderating import GatewayAsker
@@ -32,7 +33,7 @@ from gateway.routes.openai import shapes
 from gateway.routes.openai.envelope import failed
 from gateway.routes.openai.wire import DONE, find_model
 from gateway.routes.openapi.operation import GENERATES, describe
-from gateway.routes.reading import MULTIPART, check_length, read_json
+from gateway.routes.reading import FORM, MULTIPART, check_length, read_json, says_json
 from gateway.routes.shapes import dumped, reply
 from gateway.routes.sse import event
 from gateway.ticket import Piece, Ticket
@@ -54,7 +55,9 @@ blueprint = Blueprint("moderations", __name__, url_prefix="/v1/moderations")
 _OWN = frozenset({"model", "policy", "video", "fps", "max_frames", "longest_side", "report"})
 _EXAMPLE = '{"video": "<base64>", "policy": "default"}'
 _BEAT = 1.0  # seconds between comments in a stream that has nothing to say
-_VIDEOS = threading.BoundedSemaphore(2 * (os.cpu_count() or 1))  # each may take a decoder's memory
+_MOST = 2 * (os.cpu_count() or 1)
+_VIDEOS = threading.BoundedSemaphore(_MOST)  # each may take a decoder's memory
+_OF_KEYS = UnderWay()
 _LATER = 5.0
 
 
@@ -137,6 +140,8 @@ def _read(settings: Settings) -> tuple[ModelSpec, ModerationFields, Source, str]
         data: dict[str, Any] = dict(request.form.items())
     elif request.mimetype.startswith("multipart/"):
         raise UnsupportedType(f"a body of type {request.mimetype!r} is not taken; send JSON or a form")
+    elif request.mimetype == FORM and not says_json(request):
+        raise UnsupportedType(f"a form of type {FORM} has no place for a video; send one of type {MULTIPART}, or JSON")
     else:
         data = read_json(request, settings.max_body, _EXAMPLE)
     said = data.get("model")
@@ -177,13 +182,25 @@ def _policy(said: str | Policy, settings: Settings) -> Policy:
 
 @contextmanager
 def _turn() -> Iterator[None]:
-    """One of the videos that may be looked at at a time. :raises QueueFull: if there are as many already."""
-    if not _VIDEOS.acquire(blocking=False):
-        raise QueueFull("as many videos as this machine can decode at once are being looked at", retry_after=_LATER)
+    """One of the videos that may be looked at at a time, of which a key may have half.
+
+    :raises QueueFull: if there are as many already."""
+    key = g.get("key")
+    caps = {} if key is None else {str(key.id): _MOST // 2}
     try:
-        yield
+        _OF_KEYS.take(caps)
+    except TooManyAtOnce:
+        raise QueueFull(f"{_MOST // 2} videos of this key are being looked at, as many as one may have at a time",
+                        retry_after=_LATER) from None  # fmt: skip
+    try:
+        if not _VIDEOS.acquire(blocking=False):
+            raise QueueFull("as many videos as this machine can decode at once are being looked at", retry_after=_LATER)
+        try:
+            yield
+        finally:
+            _VIDEOS.release()
     finally:
-        _VIDEOS.release()
+        _OF_KEYS.give_back(caps)
 
 
 class _Run:
@@ -233,9 +250,12 @@ class _Run:
             )  # fmt: skip
         except Cancelled:
             raise ClientGone from None
-        except MediaError:
+        except MediaError as error:
             self._refused()  # it counts for no quota, unless questions were asked
-            raise
+            if error.details.startswith("video: "):
+                raise
+            details = f"video: {error.details}"  # the field, before the client's own name of the file
+            raise MediaError(error.status, error.error, details) from None
 
     def answer(self, outcome: Outcome) -> dict[str, Any]:
         """Return the answer's fields."""

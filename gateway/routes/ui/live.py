@@ -7,6 +7,7 @@ left, when the gateway stops, when its key is not what it was or its session is 
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from flask import Response, current_app, g, request
@@ -14,9 +15,8 @@ from flask import Response, current_app, g, request
 from gateway.access import Key, access
 from gateway.errors import GatewayError, Unavailable
 from gateway.observe import picture
-from gateway.observe.journal import Entry, concerned
 from gateway.routes import gateway, sse
-from gateway.routes.client import gone_check
+from gateway.routes.client import Client
 from gateway.routes.openapi.document import VERSION
 from gateway.routes.ui.house import blueprint
 from gateway.service import Gateway
@@ -25,6 +25,8 @@ _BEAT = 10.0  # seconds between comments on a line with nothing to say
 _RETRY = "retry: 2000\n\n"
 _BACKLOG = 100  # entries of the journal for a page that has seen none
 _LISTED = 200  # requests that a state names, the oldest; of more it has the number
+_ASK = "ask whoever runs this server"
+_STUCK = 3.0  # seconds for which a client has taken nothing, when its place is another's
 _AGAIN = 5.0  # seconds until another try where too many watch
 
 
@@ -34,29 +36,50 @@ class TooManyPages(GatewayError):
     status, error = 429, "Too many pages"
 
 
+@dataclass(eq=False, frozen=True, slots=True)
+class _Place:
+    """One open stream, and whose it is."""
+
+    whose: str
+    client: Client
+
+
 class Streams:
-    """Counts the streams that are open."""
+    """Has the streams that are open. No key takes more than half of the places, and a client that does not read keeps
+    none that another wants."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._open = 0
+        self._open: list[_Place] = []  # the oldest first
 
-    def enter(self, most: int) -> Callable[[], None]:
+    def enter(self, most: int, key: Key | None, client: Client) -> Callable[[], None]:
         """Take a place; return what gives it back, and may be called again. :raises TooManyPages: if there is none."""
+        place = _Place(key.id if key else "", client)
+        share = most if key is None else (most + 1) // 2
         with self._lock:
-            if self._open >= most:
+            own = [one for one in self._open if one.whose == place.whose]
+            if len(own) >= share and key is not None and most:
+                self._end_one(own, f"the key {key.name} has {share} dashboard pages open already, half of all that "
+                                   f"may watch (live_streams: {most}); close one")  # fmt: skip
+            elif len(self._open) >= most:
                 what = f"{most} dashboard pages watch already" if most else "live figures are turned off"
-                raise TooManyPages(f"{what} (live_streams: {most}); close one, or raise the setting",
-                                   retry_after=_AGAIN)  # fmt: skip
-            self._open += 1
-        given = threading.Lock()
+                self._end_one(self._open, f"{what} (live_streams: {most}); close one, or raise the setting")
+            self._open.append(place)
 
         def leave() -> None:
-            if given.acquire(blocking=False):
-                with self._lock:
-                    self._open -= 1
+            with self._lock:
+                if place in self._open:
+                    self._open.remove(place)
 
         return leave
+
+    def _end_one(self, places: list[_Place], words: str) -> None:
+        """End the stream whose client has read nothing for longest. Those that read stay: they would come back."""
+        stuck = max(places, key=lambda one: one.client.stuck(), default=None)
+        if stuck is None or stuck.client.stuck() < _STUCK:
+            raise TooManyPages(words, retry_after=_AGAIN)
+        stuck.client.end()
+        self._open.remove(stuck)
 
 
 @blueprint.get("/live")
@@ -68,12 +91,13 @@ def live() -> Response:
     if service.stopping:
         raise Unavailable("the server is stopping", retry_after=_AGAIN)
     streams: Streams = current_app.extensions.setdefault("live_streams", Streams())
-    leave = streams.enter(service.settings.live_streams)
+    client = Client(request.environ)
+    leave = streams.enter(service.settings.live_streams, g.key, client)
     if "probe" in request.args:
         leave()
         return Response(status=204)
     token = request.cookies.get(access().cookie) if g.by_cookie else None
-    stream = Stream(service, g.key, token, gone_check(request.environ), _seen(service))
+    stream = Stream(service, g.key, token, client.gone, _seen(service))
 
     def text() -> Iterator[str]:
         try:
@@ -132,6 +156,8 @@ class Stream:
                 said = self._state() + self._samples()
                 if self._gone() or not self._allowed():
                     return
+            elif self._service.journal.last > self._entry:
+                said = self._state()
             said += "".join(self._journal())
             if said or now - self._spoke >= _BEAT:
                 self._spoke = now
@@ -146,7 +172,7 @@ class Stream:
         if self._key is None:
             return not self._ring.keyed
         if self._token is not None:
-            return self._sessions.find(self._token) == self._key
+            return self._sessions.find(self._token, touch=False) == self._key
         return self._ring.still(self._key) == self._key
 
     # -- what is told --------------------------------------------------------------------------------------------------
@@ -157,7 +183,7 @@ class Stream:
 
     def _state(self, fresh: bool = False) -> str:
         try:
-            number, found = self._service.picture.take(fresh)
+            number, found = self._service.picture.take(fresh, self._service.journal.last)
         except Unavailable:
             return ""  # the page sees that nothing changes, and the next look may succeed
         if number == self._number:
@@ -173,7 +199,7 @@ class Stream:
         """Return of a picture what the page's key may see."""
         requests = [self._request(request) for request in found["requests"]
                     if self._admin or (self._key is not None and request["owner"] == self._key.id)]  # fmt: skip
-        models = [model for model in found["models"] if self._may(model["name"])]
+        models = [model if self._admin else _for_user(model) for model in found["models"] if self._may(model["name"])]
         slots = [slot | {"models": [name for name in slot["models"] if self._may(name.partition("#")[0])]}
                  for slot in found["slots"]]  # fmt: skip
         role = self._key.role if self._key else None
@@ -190,11 +216,19 @@ class Stream:
     def _journal(self) -> Iterator[str]:
         for entry in self._service.journal.after(self._entry):
             self._entry = entry.id
-            if self._may_read(entry):
-                yield f"id: {_server(self._service)}-{entry.id}\n" + sse.event(entry.as_dict(), "journal")
+            told = entry.as_dict() if self._admin else entry.for_user(self._may)
+            if told is not None:
+                yield f"id: {_server(self._service)}-{entry.id}\n" + sse.event(told, "journal")
 
-    def _may_read(self, entry: Entry) -> bool:
-        return all(self._may(name) for name in concerned(entry))
+
+def _for_user(model: dict[str, Any]) -> dict[str, Any]:
+    """Return of a model's state what is not for administrators alone, who see causes, files and processes."""
+    kept = model | {"pid": None, "last_failure": model["last_failure"] and _ASK}
+    if "weights_missing" in kept:
+        kept["weights_missing"] = model["weights_missing"] and _ASK
+    if "replicas" in kept:
+        kept["replicas"] = [_for_user(replica) for replica in model["replicas"]]
+    return kept
 
 
 def _lasting(shown: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 A page is the same for everybody of a role and holds no data, so it is there before any model or route has answered.
 """
 
+import math
 from dataclasses import dataclass
 
 from flask import Response, g, make_response, render_template, request
@@ -10,7 +11,7 @@ from flask import Response, g, make_response, render_template, request
 from gateway.access import reader
 from gateway.routes import gateway
 from gateway.routes.ui.assets import assets
-from gateway.routes.ui.house import blueprint
+from gateway.routes.ui.house import blueprint, guard
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,13 @@ def nothing(rest: str) -> Response:
     return page("404.html", 404, title="Not found", view="", path=request.path)
 
 
+def error_page(status: int, error: str, details: str, retry_after: float | None) -> Response:
+    """Say to a browser what went wrong, wherever that was found: the rules of the house hold here too."""
+    wait = None if retry_after is None else max(1, math.ceil(retry_after))
+    sentence = f"{details[:1].upper()}{details[1:].rstrip('.')}."
+    return guard(page("error.html", status, title=error, view="", details=sentence, wait=wait))
+
+
 def _view(name: str) -> Response:
     view = _BY_NAME[name]
     if not view.shown:
@@ -89,7 +97,7 @@ def page(template: str, status: int = 200, **values: object) -> Response:
     said = {
         "views": [view for view in VIEWS if view.shown],
         "role": reader() or "",
-        "keyed": g.keyed,
+        "keyed": g.get("keyed", False),
         "who": key.name if key else "",
         "port": gateway().settings.port,
     } | values

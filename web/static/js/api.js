@@ -1,5 +1,5 @@
 // @ts-check
-// Asks the gateway. Every error has one shape, and a session that is over leads to the login.
+// Asks the gateway. Every error has one shape; that a session is over is told to the page, which stays as it is.
 
 /** What the gateway refused, or that it could not be reached (`status` 0). `retryAfter` is in seconds, or null. */
 export class ApiError extends Error {
@@ -45,21 +45,16 @@ export async function send(method, path, body, { signal, headers = {} } = {}) {
     if (error instanceof DOMException && error.name === "AbortError") throw error;
     throw new ApiError(0, "Not reached", "The server does not answer. Is it still running?");
   }
-  if (response.status === 401) toLogin();
+  if (response.status === 401) dispatchEvent(new Event("signedout"));
   if (!response.ok) throw await refusal(response);
   return response;
-}
-
-/** Goes to the login, and comes back here after it. */
-export function toLogin() {
-  location.assign(`/ui/login?next=${encodeURIComponent(location.pathname + location.search)}`);
 }
 
 /** @param {Response} response */
 async function refusal(response) {
   const wait = Number(response.headers.get("Retry-After"));
   let title = response.statusText || `Status ${response.status}`;
-  let message = "The server did not say why.";
+  let message = `The server, or what stands before it, answered ${[response.status, response.statusText].join(" ").trim()} and did not say why.`;
   try {
     const said = await response.json();
     if (typeof said.error === "string") [title, message] = [said.error, said.details ?? message];

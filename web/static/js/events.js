@@ -59,7 +59,8 @@ function choose() {
 function wanted(/** @type {any} */ entry) {
   const group = GROUPS.find(([name]) => name === chosen.group);
   return (!group || group[1].includes(entry.kind)) && (!chosen.kind || entry.kind === chosen.kind)
-    && (!chosen.model || entry.model === chosen.model || entry.detail.newcomer === chosen.model);
+    && (!chosen.model || entry.model === chosen.model || entry.detail.newcomer === chosen.model
+      || (entry.detail.models ?? []).includes(chosen.model));
 }
 
 function show() {

@@ -3,7 +3,7 @@
 //
 // A browser keeps few connections to a server, and the server a thread for each; so a page in the background gives its
 // own back after a while. `status` is connecting, open or lost; when it is lost, `why` tells: "away" (the server does
-// not answer), "denied" (it does not answer this to whoever asks), "full" (it stops, or too many pages watch; `said` has its
+// not answer), "denied" (it does not answer this to whoever asks), "out" (the session is over), "full" (it stops, or too many pages watch; `said` has its
 // words), and `again` is when it is tried next.
 
 import { ApiError, send } from "./api.js";
@@ -11,7 +11,7 @@ import { ApiError, send } from "./api.js";
 const EVENTS = ["state", "sample", "history", "journal"];
 const FIRST_WAIT = 1000;
 const LONGEST_WAIT = 15000;
-const HIDDEN = 20000;
+const HIDDEN = 2000;
 const MOST = 100; // entries that are kept for modules that come later
 const SILENCE = 10000; // a sample comes every second
 
@@ -19,7 +19,7 @@ class Live {
   constructor() {
     /** @type {"connecting" | "open" | "lost"} */
     this.status = "connecting";
-    /** @type {"" | "away" | "denied" | "full"} */
+    /** @type {"" | "away" | "denied" | "out" | "full"} */
     this.why = "";
     this.said = "";
     /** The time, by Date.now(), of the next attempt; 0 when none is due. */
@@ -37,6 +37,7 @@ class Live {
     this._heard = 0;
     document.addEventListener("visibilitychange", () => this._visible());
     addEventListener("online", () => this.retry());
+    addEventListener("signedout", () => this.status === "open" && this._lost());
     addEventListener("pagehide", () => this._close());
     addEventListener("pageshow", (event) => event.persisted && this._listeners.size && this._open());
     setInterval(() => this._check(), 2000);
@@ -106,10 +107,10 @@ class Live {
     this.again = Date.now() + wait;
     this._set("lost", this.why || "away");
     try {
-      await send("GET", "/ui/live?probe"); // an EventSource does not tell the status; a session that is over leads to the login
+      await send("GET", "/ui/live?probe"); // an EventSource does not tell the status; nor that the session is over
     } catch (error) {
       /** @type {any} */
-      const why = error instanceof ApiError ? { 403: "denied", 429: "full", 503: "full" }[error.status] : "";
+      const why = error instanceof ApiError ? { 401: "out", 403: "denied", 429: "full", 503: "full" }[error.status] : "";
       this.said = error instanceof ApiError ? error.message : "";
       if (this.status === "lost") this._set("lost", why || "away");
     }
@@ -128,7 +129,7 @@ class Live {
     }
   }
 
-  /** @param {"connecting" | "open" | "lost"} status @param {"" | "away" | "denied" | "full"} [why] */
+  /** @param {"connecting" | "open" | "lost"} status @param {"" | "away" | "denied" | "out" | "full"} [why] */
   _set(status, why = "") {
     if (status !== "lost") this.again = 0;
     const same = this.status === status && this.why === why;

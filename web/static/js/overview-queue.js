@@ -18,6 +18,8 @@ export function showQueue(table, empty, state) {
   let before = "";
   for (const one of asked) [one.head, before] = [one.model !== before, one.model];
   keyed($("tbody", table), asked, { key: (one) => one.id, make: (one) => makeRow(one, state), update: (row, one) => updateRow(row, one, state) });
+  const running = asked.filter((/** @type {any} */ one) => one.state === "running").length;
+  setText($("#queue-sum"), asked.length ? `${number(running)} running, ${number(state.requests_in_all - running)} waiting` : "");
   const more = state.requests_in_all - state.requests.length;
   setText($("#queue-more"), more > 0 ? `and ${number(more)} more` : "");
   $("#queue-more").hidden = more <= 0;

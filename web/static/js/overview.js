@@ -48,8 +48,10 @@ function showFigures() {
   const running = asked.filter((/** @type {any} */ one) => one.state === "running").length;
   setText($("#figure-loaded"), loaded === null ? "–" : `${loaded} of ${state.models.length}`);
   const unlisted = state ? state.requests_in_all - state.requests.length : 0; // the oldest are listed: these wait
-  setText($("#figure-running"), state ? running : "–");
-  setText($("#figure-waiting"), state ? asked.length - running + unlisted : "–");
+  // Who sees only their own requests is told of all in numbers, as by the slots and the plots.
+  const own = state && !mayChange(state);
+  setText($("#figure-running"), !state ? "–" : own ? samples.latest("running") ?? "–" : running);
+  setText($("#figure-waiting"), !state ? "–" : own ? samples.latest("waiting") ?? "–" : asked.length - running + unlisted);
   const rate = samples.latest("tokens_per_second");
   setText($("#figure-tokens"), rate === null ? "–" : number(rate, rate < 100 && rate % 1 ? 1 : 0));
   const first = samples.over("first_token_seconds", "mean", samples.end - 60, samples.end);

@@ -1,13 +1,13 @@
 // @ts-check
 // The playground: the page's state, and what its parts do to each other. Owns the conversation.
 
-import { toastError } from "./dialog.js";
+import { confirm, state, toastError } from "./dialog.js";
 import { $, h, replace } from "./dom.js";
 import { live } from "./live.js";
 import { Announcer } from "./playground/announce.js";
 import { Composer } from "./playground/composer.js";
-import { remembers, requestOf } from "./playground/conversation.js";
-import { preview } from "./playground/media.js";
+import { leftOut, remembers, requestOf } from "./playground/conversation.js";
+import { preview, release } from "./playground/media.js";
 import { describe, load, offer, sharing } from "./playground/models.js";
 import { Parameters } from "./playground/parameters.js";
 import { keep, kept } from "./playground/store.js";
@@ -25,6 +25,7 @@ const EXAMPLES = {
 const before = kept();
 /** @type {Model[]} */
 let models = [];
+let listed = false; // whether the models are known, be it that there are none
 let limits = /** @type {any} */ ({});
 /** @type {Turn[]} */
 let turns = [];
@@ -38,8 +39,12 @@ const selects = /** @type {HTMLSelectElement[]} */ ([$("#model-0"), $("#model-1"
 const system = /** @type {HTMLTextAreaElement} */ ($("#system"));
 const announcer = new Announcer($("#spoken"));
 /** What is only needed once something is asked or shown as code comes then: the page is there sooner. */
-const asking = () => Promise.all([import("./playground/ask.js"), import("./playground/answer.js")]);
-const showCode = async (/** @type {any} */ request) => (await import("./playground/code.js")).codeDialog(request);
+const asking = () => Promise.all([import("./playground/ask.js"), import("./playground/answer.js")]).catch(unloaded);
+const showCode = async (/** @type {any} */ request) => (await import("./playground/code.js").catch(unloaded)).codeDialog(request);
+/** @returns {never} */
+function unloaded() {
+  throw new Error("A part of this page could not be loaded. Try again once the server answers.");
+}
 const parameters = new Parameters($("#parameters"), before.parameters ?? {}, (values) => { keep({ parameters: values }); count(); });
 
 const byId = (/** @type {string} */ id) => models.find((model) => model.id === id);
@@ -48,8 +53,8 @@ const chosen = () => /** @type {Model[]} */ (selects.slice(0, comparing ? 2 : 1)
 const composer = new Composer({
   chosen, all: () => models, limits: () => limits, send: () => void send(),
   drafted: (text) => keep({ draft: text }),
-  switchTo: (model, kind) => {
-    const place = chosen().findIndex((one) => !one.inputs.includes(kind)); // who cannot take it gives way
+  switchTo: (model, kinds) => {
+    const place = chosen().findIndex((one) => kinds.some((kind) => !one.inputs.includes(kind))); // who cannot take it gives way
     selects[Math.max(0, place)].value = model.id;
     picked();
   },
@@ -65,6 +70,7 @@ async function start() {
     $("#models-problem-text").textContent = `The models could not be listed: ${/** @type {any} */ (error).message}`;
     return;
   }
+  listed = true;
   $("#models-problem").hidden = true;
   comparing &&= models.length > 1;
   const wanted = before.models ?? [];
@@ -150,8 +156,9 @@ async function send() {
 async function answer(place, column, model, parts) {
   const [{ ask, unanswered }, { AnswerCard }] = parts;
   const turn = turns[place];
-  const request = requestOf(turns.slice(0, place + 1), column, model, system.value, parameters.values());
+  const request = requestOf(turns.slice(0, place + 1), column, model, system.value, parameters.values(), limits);
   const one = unanswered(model.id, request);
+  one.left = leftOut(request, turns.slice(0, place + 1), column, model);
   turn.answers[column] = one;
   const stop = new AbortController();
   const card = new AnswerCard(one, {
@@ -159,6 +166,7 @@ async function answer(place, column, model, parts) {
     formatted: (as) => { plain = as; keep({ plain }); },
   }, plain);
   const cell = $(`#turn-${place} .pg-answers`);
+  if (cell.children[column]) release(cell.children[column]);
   if (cell.children[column]) cell.children[column].replaceWith(card.element);
   else cell.append(card.element);
   running.add(stop);
@@ -173,14 +181,17 @@ async function answer(place, column, model, parts) {
     const words = one.wait?.fraction === null ? one.wait.words : "";
     if (words && words !== said) announcer.say(said = words);
   };
-  await ask(one, stop.signal, changed);
-  cancelAnimationFrame(frame);
-  card.update();
-  follow();
-  running.delete(stop);
+  try {
+    await ask(one, stop.signal, changed);
+    cancelAnimationFrame(frame);
+    card.update();
+    follow();
+  } finally {
+    running.delete(stop);
+    buttons(); // whatever the answer was, the next question can be asked
+  }
   announcer.follow(one, one.text, true);
   announcer.say({ done: `${model.id} has answered.`, stopped: "Stopped.", failed: one.error?.message ?? "" }[one.state] ?? "");
-  buttons();
   if (!running.size) void refresh();
 }
 
@@ -200,11 +211,19 @@ function follower(element) {
 /** @param {number} place @param {number} column */
 async function again(place, column) {
   const model = byId(turns[place].answers[column].model);
+  const after = turns.length - place - 1;
   if (running.size || !model) return;
-  turns.length = place + 1; // what followed was said to another answer
-  for (const later of [...$("#turns").children].slice(place + 1)) later.remove();
-  void answer(place, column, model, await asking());
+  if (after && !await confirm({ title: "Ask this once more?", action: "Ask again", danger: true,
+    text: `What follows was said to another answer: ${many(after)} after this one, with the answers, will be gone.` })) return;
+  const parts = await asking();
+  if (running.size || !turns[place]) return;
+  turns.length = place + 1;
+  draw();
+  void answer(place, column, model, parts);
 }
+
+/** @param {number} questions */
+const many = (questions) => (questions === 1 ? "the question" : `the ${questions} questions`);
 
 function stopAll() {
   for (const one of running) one.abort();
@@ -226,7 +245,10 @@ function shell(place) {
 
 /** Show the conversation anew, where turns went. */
 function draw() {
-  for (const later of [...$("#turns").children].slice(turns.length)) later.remove();
+  for (const later of [...$("#turns").children].slice(turns.length)) {
+    release(later);
+    later.remove();
+  }
   if (!turns.length) empty();
   buttons();
 }
@@ -240,11 +262,12 @@ function revise(place) {
   buttons();
 }
 
-function clear() {
+async function clear() {
+  if (!await confirm({ title: "Clear the conversation?", action: "Clear", danger: true,
+    text: "Its questions, files and answers are kept nowhere else." })) return;
   stopAll();
   turns = [];
   editing = -1;
-  replace($("#turns"));
   draw();
   composer.draft.focus();
 }
@@ -255,6 +278,12 @@ function empty() {
   const kinds = /** @type {('text'|'image'|'audio'|'video')[]} */ (now[0]?.requires.length ? now[0].requires : now[0]?.inputs ?? ["text"]);
   const ideas = [...new Set([...kinds].sort((one, other) => Number(one === "text") - Number(other === "text")).flatMap((kind) => EXAMPLES[kind] ?? []))].slice(0, 4);
   const media = kinds.filter((kind) => kind !== "text");
+  if (listed && !models.length) {
+    replace($("#turns"), state({ title: "No model to ask", boxed: false, text: document.body.dataset.role === "user"
+      ? "Your key may use none of this server's models. Whoever runs the server can allow it some."
+      : "The catalog of this server is empty: models.yaml says which models there are." }));
+    return;
+  }
   replace($("#turns"), h("div", { class: "pg-empty" },
     h("h2", null, now.length > 1 ? `Ask ${now.map((model) => model.id).join(" and ")}` : now[0] ? `Ask ${now[0].id}` : "Ask a model"),
     h("p", { class: "lead" }, media.length ? `Drop ${media.join(", ").replace(/, ([^,]*)$/, " or $1")} anywhere on this page, or paste one.` : "Write a question, or begin with one of these."),
@@ -272,6 +301,7 @@ function buttons() {
   if (focused === $("#send") || focused === $("#stop")) composer.draft.focus({ preventScroll: true }); // its button is gone
   $("#send").disabled = !models.length;
   $("#clear").disabled = !turns.length;
+  $("#code").disabled = !models.length;
   $("#compare").disabled = busy || models.length < 2;
   for (const select of selects) select.disabled = busy || !models.length;
   $("#editing").hidden = editing < 0;
@@ -292,8 +322,8 @@ function count() {
 system.value = before.system ?? "";
 system.addEventListener("input", () => { keep({ system: system.value }); count(); });
 for (const select of selects) select.addEventListener("change", picked);
-$("#compare").addEventListener("click", () => { comparing = !comparing; clear(); picked(); });
-$("#clear").addEventListener("click", clear);
+$("#compare").addEventListener("click", () => { comparing = !comparing; picked(); });
+$("#clear").addEventListener("click", () => void clear());
 $("#reset").addEventListener("click", () => { system.value = ""; keep({ system: "" }); parameters.clear(); });
 $("#stop").addEventListener("click", stopAll);
 $("#models-again").addEventListener("click", () => void start());
@@ -305,7 +335,7 @@ $("#code").addEventListener("click", () => {
   const last = turns[turns.length - 1]?.answers[0]?.request;
   if (!drafted && last) { void showCode(last); return; }
   const turn = { text: composer.draft.value.trim() || "Hello", media: composer.media, answers: [] };
-  void showCode(requestOf([...turns.slice(0, editing >= 0 ? editing : turns.length), turn], 0, model, system.value, parameters.values()));
+  void showCode(requestOf([...turns.slice(0, editing >= 0 ? editing : turns.length), turn], 0, model, system.value, parameters.values(), limits));
 });
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && running.size && !document.querySelector("dialog[open]")) { event.preventDefault(); stopAll(); }

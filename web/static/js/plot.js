@@ -13,7 +13,7 @@ const BOTTOM = 22;
 const GAP = 3.5; // seconds without a sample after which a line breaks
 
 /** Where the cursor is, for all plots together: a time, or null. */
-export const cursor = {
+const cursor = {
   /** @type {number | null} */
   time: null,
   /** @type {Set<() => void>} */
@@ -178,16 +178,31 @@ export class Plot {
 
   // -- reading out ----------------------------------------------------------------------------------------------------
 
-  /** The value at the cursor, or the latest: of bars that of the bar. */
+  /** The value at the cursor: of bars that of the bar. Without one the latest, and of bars the sum of all that are shown. */
   _at(at) {
     const points = this.points[at];
     const time = cursor.time;
     if (this.series[at].kind === "bars") {
-      const begin = Math.floor((time ?? this.samples.end) / this.bin) * this.bin;
+      if (time === null) return this.samples.over(this.series[at].column, "sum", this.samples.end - this.span, this.samples.end);
+      const begin = Math.floor(time / this.bin) * this.bin;
       return points.find(([start]) => start === begin)?.[1] ?? 0;
     }
-    if (time === null) return this.series[at].kind === "dots" ? points.findLast(([, value]) => value !== null)?.[1] ?? null : points.at(-1)?.[1] ?? null;
+    if (time === null) return this.series[at].kind === "dots" ? this._lastDot()?.[1] ?? null : points.at(-1)?.[1] ?? null;
     return points.find(([one]) => one === time)?.[1] ?? null;
+  }
+
+  /** The latest dot that is shown, with its time. */
+  _lastDot() {
+    return this.points[0].findLast(([time, value]) => value !== null && time >= this.samples.end - this.span);
+  }
+
+  /** Of when the figures are: of the cursor's time, of all that is shown, of the last dot, or (where it is "now") "". */
+  _when() {
+    const { kind } = this.series[0];
+    if (cursor.time !== null) return `${clock(cursor.time)}${kind === "bars" && this.bin > 1 ? `, ${Math.round(this.bin)} s` : ""}`;
+    if (kind === "bars") return `in ${this.span / 60} min`;
+    const dot = kind === "dots" ? this._lastDot() : null;
+    return dot ? `last at ${clock(dot[0])}` : "";
   }
 
   _say() {
@@ -196,10 +211,10 @@ export class Plot {
       return one.say ? one.say(value) : value === null ? "–" : this.format(value);
     });
     said.forEach((text, at) => setText(this.values[at], text));
-    const per = this.series[0].kind === "bars" && this.bin > 1 ? `, ${Math.round(this.bin)} s` : "";
-    setText(this.at, cursor.time === null ? "" : `${clock(cursor.time)}${per}`);
+    const when = this._when();
+    setText(this.at, when);
     const now = this.series.map((one, at) => (this.series.length > 1 ? `${one.name} ${said[at]}` : said[at])).join(", ");
-    this.svg.setAttribute("aria-label", `${this.title}, the last ${this.span / 60} minutes: ${cursor.time === null ? "now" : `at ${clock(cursor.time)}`} ${now}; the axis ends at ${this.format(this.most)}`);
+    this.svg.setAttribute("aria-label", `${this.title}, the last ${this.span / 60} minutes: ${cursor.time !== null ? `at ${when}` : when || "now"} ${now}; the axis ends at ${this.format(this.most)}`);
   }
 
   _point(clientX) {

@@ -2,6 +2,7 @@
 // The samples of the last ten minutes, in columns: the history as it came, and each sample added to it.
 
 const KEPT = 605;
+const SET_BACK = 3; // seconds by which no sample is late
 const SAME = 0.4; // seconds within which two samples are the same one
 
 export class Samples {
@@ -28,6 +29,10 @@ export class Samples {
 
   /** Adds a `sample`. @param {any} sample */
   add(sample) {
+    if (sample.time < this.end - SET_BACK) { // the server's clock was set back: what was kept lies in its future
+      this.times = [];
+      this.columns = {};
+    }
     if (this.times.length && sample.time - this.end < SAME) return;
     this.times.push(sample.time);
     const values = { ...sample.series };

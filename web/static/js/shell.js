@@ -61,12 +61,12 @@ function connection() {
     const place = $("#connection");
     place.dataset.status = status;
     document.body.dataset.connection = status;
-    setText($("#connection-text"), live.why === "denied" ? "Not live" : words[status]);
+    setText($("#connection-text"), live.why === "denied" ? "Not live" : live.why === "out" ? "Signed out" : words[status]);
     const now = status === "lost" ? live.why : status === "open" ? "" : shown;
     if (now === shown) return;
     shown = now;
     banner.hidden = !now;
-    banner.classList.toggle("caution", now === "denied" || now === "full");
+    banner.classList.toggle("caution", now !== "away");
     if (now) replace(banner, ...warning(now));
   });
 }
@@ -76,6 +76,12 @@ function warning(why) {
   if (why === "denied") {
     return [h("span", null, h("strong", null, "No live figures. "),
       "Without API keys this server shows them only on its own machine; its operator can make a key: main.py keys create NAME.")];
+  }
+  if (why === "out") {
+    // Another page for it: what is written and answered here would be gone with this one.
+    const there = `/ui/login?next=${encodeURIComponent(location.pathname + location.search)}`;
+    return [h("span", null, h("strong", null, "Signed out. "), "The session is over. This page stays as it is, and goes on once you are signed in."),
+      h("a", { class: "button small", href: there, target: "_blank" }, "Sign in")];
   }
   if (why === "full") {
     return [h("span", null, h("strong", null, "No live figures for now. "),

@@ -20,9 +20,6 @@ export function lineOf(state, name) {
   return place < 0 ? "line-none" : `line-${(place % 8) + 1}`;
 }
 
-/** The model of a name, if it may be seen. @param {any} state @param {string} name */
-export const modelOf = (state, name) => state?.models.find((/** @type {any} */ model) => model.name === name);
-
 /**
  * What takes memory of a slot: each replica of a model that is not cold, with its `model`.
  * @param {any} state @param {string} slot @returns {any[]}
@@ -36,9 +33,9 @@ export function residents(state, slot) {
 /** The models of which nothing is in any slot. @param {any} state @returns {any[]} */
 export const cold = (state) => state.models.filter((/** @type {any} */ model) => model.state === "cold");
 
-/** The bytes that would have to go from the roomiest slot so that a model fits; 0 if it does. @param {any} state @param {any} model */
+/** The bytes that would have to go from the roomiest of its slots so that a model fits; 0 if it does. @param {any} state @param {any} model */
 export function lacking(state, model) {
-  const free = Math.max(0, ...state.slots.map((/** @type {any} */ slot) => slot.free_bytes));
+  const free = Math.max(0, ...state.slots.filter((/** @type {any} */ slot) => model.slots.includes(slot.device)).map((/** @type {any} */ slot) => slot.free_bytes));
   return Math.max(0, model.predicted_bytes - free);
 }
 

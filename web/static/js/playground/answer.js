@@ -26,6 +26,8 @@ export class AnswerCard {
     this.problem = h("div", { class: "pg-problem", hidden: true });
     this.stats = h("dl", { class: "pg-stats" });
     this.note = h("p", { class: "pg-note", hidden: true });
+    this.left = answer.left ? h("p", { class: "pg-note" }, answer.left === 1 ? "A file of an earlier question was left out: a request has no room for all of them."
+      : `${answer.left} files of earlier questions were left out: a request has no room for all of them.`) : "";
     this.stop = button("stop", "Stop this answer", acts.stop);
     this.copy = button("copy", "Copy the answer", () => this.copied());
     this.again = button("refresh", "Ask again", acts.again);
@@ -36,7 +38,7 @@ export class AnswerCard {
     this.retry = h("button", { type: "button", class: "button small" }, "Try again");
     this.retry.addEventListener("click", acts.again);
     this.element = h("article", { class: "pg-answer", "aria-label": `Answer of ${answer.model}` },
-      h("header", {}, h("span", { class: "pg-who" }, answer.model), this.stop),
+      h("header", {}, h("span", { class: "pg-who" }, answer.model), this.stop), this.left,
       this.wait, this.thinking, this.text, this.sound, this.problem, this.note, h("footer", {}, this.stats, this.acts));
     this.clock = window.setInterval(() => this.tick(), 1000);
     this.update();
@@ -53,13 +55,26 @@ export class AnswerCard {
     this.thinkingText.textContent = answer.reasoning.trim();
     this.thinkingTitle.textContent = this.thoughtFor(over);
     this.text.classList.toggle("is-plain", this.plain);
-    if (this.plain) this.text.textContent = answer.text;
-    else render(this.cleared(), answer.text);
+    this.showText();
     this.format.textContent = this.plain ? "Markdown" : "Plain text";
     this.stop.hidden = over;
     this.acts.hidden = !over;
     this.copy.hidden = this.format.hidden = !answer.text;
     if (over) this.finish();
+  }
+
+  /** As Markdown, or as it was written: also where no page can be made of it, for an answer may be anything. */
+  showText() {
+    const { text } = this.answer;
+    if (!this.plain) {
+      try {
+        render(this.cleared(), text);
+        return;
+      } catch (error) {
+        console.warn("not shown as Markdown:", error);
+      }
+    }
+    this.text.textContent = text;
   }
 
   /** The text's element, without plain text that may be in it. */

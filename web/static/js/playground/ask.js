@@ -4,11 +4,11 @@
 
 import { ApiError, api, send } from "../api.js";
 import { base64, mediaOf, withMedia } from "./conversation.js";
-import { events } from "./sse.js";
+import { Cut, events } from "./sse.js";
 
 /** @typedef {{model: string, request: any, state: 'waiting'|'answering'|'done'|'stopped'|'failed', text: string,
  *   reasoning: string, wait: {words: string, fraction: number|null}|null, error: Error|null, usage: any, timings: any,
- *   swap: any, device: string, note: string, finish: string, sound: Blob|null, soundUrl?: string, began: number,
+ *   swap: any, device: string, note: string, finish: string, sound: Blob|null, soundUrl?: string, left?: number, began: number,
  *   thought: number|null, id: string}} Answer */
 
 /** Return an answer of which nothing has come yet. @param {string} model @param {any} request @returns {Answer} */
@@ -42,12 +42,12 @@ export async function ask(answer, signal, changed) {
     let whole = false;
     for await (const { event, data } of events(/** @type {any} */ (response.body))) {
       if (event === "comment") waits(answer, data);
-      else if (event === "progress") progress(answer, JSON.parse(data));
+      else if (event === "progress") progress(answer, parsed(data));
       else if (data === "[DONE]") whole = true;
-      else take(answer, JSON.parse(data));
+      else take(answer, parsed(data));
       changed();
     }
-    if (!whole) throw new TypeError("the stream ended early");
+    if (!whole) throw new Cut("The answer ended before it was whole.");
     answer.state = "done";
   } catch (error) {
     if (signal.aborted) {
@@ -55,11 +55,20 @@ export async function ask(answer, signal, changed) {
       api("DELETE", `/v1/requests/${answer.id}`).catch(() => {}); // by its id too, should a proxy keep the line open
     } else {
       answer.state = "failed";
-      answer.error = error instanceof TypeError ? new Error("The connection was lost in the middle of the answer.") : /** @type {Error} */ (error);
+      answer.error = /** @type {Error} */ (error);
     }
   }
   answer.wait = null;
   changed();
+}
+
+/** @param {string} data */
+function parsed(data) {
+  try {
+    return JSON.parse(data);
+  } catch {
+    throw new ApiError(0, "Answer not understood", "What came as the answer is not what the server's API says. Is there a proxy before it?");
+  }
 }
 
 /** @param {Answer} answer @param {any} chunk */

@@ -3,6 +3,7 @@
 
 import { $, h } from "../dom.js";
 import { mediaOf } from "./conversation.js";
+import { release } from "./media.js";
 import { curl, python } from "./snippets.js";
 
 const MADE = { curl, python };
@@ -50,6 +51,7 @@ function wired() {
     });
   });
   streamed.addEventListener("change", show);
+  dialog.addEventListener("close", () => { release(files); files.replaceChildren(); });
   $("#code-close").addEventListener("click", () => dialog.close());
   $("#code-copy").addEventListener("click", async () => {
     await navigator.clipboard.writeText(listing.textContent ?? "");

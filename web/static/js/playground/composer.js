@@ -3,11 +3,11 @@
 // attached, and says what a model does not take before anything is sent.
 
 import { $, h, replace } from "../dom.js";
-import { accepted, choice, kindOf, limitsSaid, mediumOf, preview, taken, tooMuch, words } from "./media.js";
+import { accepted, choice, kindOf, limitsSaid, mediumOf, preview, release, taken, tooMuch, words } from "./media.js";
 
 /** @typedef {import('./conversation.js').Medium} Medium */
 /** @typedef {import('./conversation.js').Model} Model */
-/** @typedef {{chosen: () => Model[], all: () => Model[], limits: () => any, switchTo: (model: Model, kind: string) => void,
+/** @typedef {{chosen: () => Model[], all: () => Model[], limits: () => any, switchTo: (model: Model, kinds: string[]) => void,
  *   send: () => void, drafted: (text: string) => void}} Page */
 
 /** Devices are for few visits; their part comes when it is wanted. */
@@ -29,6 +29,8 @@ export class Composer {
     this.page = page;
     /** @type {Medium[]} */
     this.media = [];
+    /** What was offered and is not taken, until something else is said. @type {{blob: Blob, kind: import('./conversation.js').Kind, name: string, made: boolean}[]} */
+    this.declined = [];
     this.form = $("#composer");
     /** @type {HTMLTextAreaElement} */
     this.draft = $("#draft");
@@ -88,6 +90,7 @@ export class Composer {
     const { microphone, nameOf } = await recording();
     const most = Math.min(this.page.limits().max_audio_seconds ?? 600, 600);
     const blob = await microphone($("#recording"), most);
+    this.quiet();
     if (blob) await this.attach(blob, "audio", nameOf("recording", blob.type));
     this.draft.focus();
   }
@@ -97,6 +100,7 @@ export class Composer {
     const kinds = taken(this.page.chosen());
     const most = Math.min(this.page.limits().max_video_seconds ?? 600, 600);
     const made = await camera(kinds.includes("image"), kinds.includes("video"), kinds.includes("audio"), most);
+    this.quiet();
     if (made) await this.attach(made.blob, made.kind, nameOf(made.kind === "image" ? "photo" : "video", made.blob.type));
     this.draft.focus();
   }
@@ -107,7 +111,7 @@ export class Composer {
     for (const file of files) {
       const kind = kindOf(file);
       if (!kind) {
-        this.refuse([`${file.name} is neither an image nor a sound nor a video.`]);
+        this.also(h("p", null, `${file.name} is neither an image nor a sound nor a video.`));
       } else {
         await this.attach(file, kind, file.name, made);
       }
@@ -119,7 +123,7 @@ export class Composer {
     if (!taken(this.page.chosen()).includes(kind)) { this.decline(blob, kind, name, made); return; }
     const medium = await mediumOf(blob, kind, this.apart(name), made);
     const reason = tooMuch(medium, this.media, this.page.limits());
-    if (reason) { this.refuse([reason]); return; }
+    if (reason) { this.also(h("p", null, reason)); return; }
     this.media.push(medium);
     this.show();
   }
@@ -133,18 +137,28 @@ export class Composer {
     return free;
   }
 
-  /** Say that a model does not take a medium, and who does. @param {Blob} blob @param {import('./conversation.js').Kind} kind @param {string} name @param {boolean} made */
+  /** Say that a model does not take a medium, nor those declined before it, and who does. @param {Blob} blob @param {import('./conversation.js').Kind} kind @param {string} name @param {boolean} made */
   decline(blob, kind, name, made) {
-    const deaf = this.page.chosen().filter((model) => !model.inputs.includes(kind));
-    const able = this.page.all().filter((model) => model.inputs.includes(kind) && model.downloaded);
+    this.declined.push({ blob, kind, name, made });
+    const all = [...this.declined];
+    const kinds = [...new Set(all.map((one) => one.kind))];
+    const takesAll = (/** @type {Model} */ model) => kinds.every((one) => model.inputs.includes(one));
+    const deaf = this.page.chosen().filter((model) => !takesAll(model));
+    const able = this.page.all().filter((model) => takesAll(model) && model.downloaded);
     const who = deaf.map((model) => model.id).join(" and ") || "The model";
     const takes = taken(deaf);
     const offers = able.map((model) => h("button", {
       type: "button", class: "button small",
-      onclick: () => { this.quiet(); this.page.switchTo(model, kind); void this.attach(blob, kind, name, made); },
+      onclick: async () => {
+        this.quiet();
+        this.page.switchTo(model, kinds);
+        for (const one of all) await this.attach(one.blob, one.kind, one.name, one.made);
+      },
     }, `Ask ${model.id}`));
-    this.refuse([h("p", null, `${who} ${deaf.length > 1 ? "do" : "does"} not take ${words(kind)}${takes.length ? `, only ${choice(takes)}` : ""}. ${offers.length ? "These do:" : "No model here does."}`),
-      offers.length ? h("div", { class: "pg-row" }, offers) : null]);
+    const box = h("div", { class: "pg-declined" }, h("p", null, `${who} ${deaf.length > 1 ? "do" : "does"} not take ${choice(kinds.map(words))}${takes.length ? `, only ${choice(takes)}` : ""}. ${offers.length ? "These do:" : "No model here does."}`),
+      offers.length ? h("div", { class: "pg-row" }, offers) : null);
+    $(".pg-declined", this.refused)?.remove();
+    this.also(box);
   }
 
   /** Return what keeps the question from being sent, as children of the alert; none if it can be. @returns {any[]} */
@@ -162,13 +176,21 @@ export class Composer {
     return this.draft.value.trim() || this.media.length ? [] : ["Write a question first."];
   }
 
-  /** @param {any[]} why */
+  /** Say one more reason. @param {any} why */
+  also(why) {
+    this.refused.append(why);
+    this.refused.hidden = false;
+  }
+
+  /** Say these reasons alone. @param {any[]} why */
   refuse(why) {
+    this.declined = [];
     replace(this.refused, why);
     this.refused.hidden = false;
   }
 
   quiet() {
+    this.declined = [];
     replace(this.refused);
     this.refused.hidden = true;
   }
@@ -192,6 +214,7 @@ export class Composer {
 
   /** Show what is attached, and what may be. */
   show() {
+    release($("#attached"));
     replace($("#attached"), this.media.map((medium) => preview(medium, () => {
       this.media = this.media.filter((other) => other !== medium);
       this.quiet();

@@ -8,6 +8,7 @@
  *   device: string, requires: string[], parameters: string[], defaults: Record<string, any>, downloaded: boolean,
  *   quant_bits: number}} Model */
 
+export const ROOM = 4096; // bytes of a request beside words and media
 const FORMATS = /** @type {Record<string, string>} */ ({
   "audio/wav": "wav", "audio/x-wav": "wav", "audio/wave": "wav", "audio/vnd.wave": "wav", "audio/mpeg": "mp3",
   "audio/mp3": "mp3", "audio/flac": "flac", "audio/x-flac": "flac", "audio/ogg": "ogg", "audio/opus": "opus",
@@ -24,22 +25,59 @@ export const remembers = (model) => model.abilities.includes("conversation");
  * @param {Model} model
  * @param {string} system
  * @param {Record<string, any>} parameters what was changed; those the model does not honour are left out
+ * @param {any} [limits] of the server's /health: the oldest media that are beyond them are left out
  */
-export function requestOf(turns, column, model, system, parameters) {
+export function requestOf(turns, column, model, system, parameters, limits = {}) {
   const messages = [];
   const last = turns[turns.length - 1];
   if (remembers(model)) {
     if (system.trim()) messages.push({ role: "system", content: system });
-    for (const turn of turns.slice(0, -1)) {
-      const answer = turn.answers[column];
-      if (!answer || !answer.text) continue; // two questions in a row are more than some templates take
-      if (turn.media.some((medium) => !model.inputs.includes(medium.kind))) continue; // asked of another model
-      messages.push({ role: "user", content: content(turn) }, { role: "assistant", content: answer.text });
+    const said = earlier(turns, column, model);
+    const shown = affordable([...said, last], limits);
+    for (const turn of said) {
+      if (!turn.text && !shown.has(turn)) continue; // nothing is left to ask
+      const asked = shown.has(turn) ? content(turn) : turn.text;
+      messages.push({ role: "user", content: asked }, { role: "assistant", content: turn.answers[column].text });
     }
   }
   messages.push({ role: "user", content: content(last) });
   const honoured = Object.entries(parameters).filter(([name]) => model.parameters.includes(name));
   return { model: model.id, messages, ...Object.fromEntries(honoured) };
+}
+
+/** The turns before the last that a model is told. @param {Turn[]} turns @param {number} column @param {Model} model */
+function earlier(turns, column, model) {
+  return turns.slice(0, -1).filter((turn) => turn.answers[column]?.text // two questions in a row are more than some templates take
+    && turn.media.every((medium) => model.inputs.includes(medium.kind))); // else it was asked of another model
+}
+
+/** The turns whose media a request has room for: the latest ones. @param {Turn[]} turns @param {any} limits */
+function affordable(turns, { max_media_per_request: most = Infinity, max_body_bytes: body = Infinity }) {
+  const found = new Set();
+  let room = body - ROOM - turns.reduce((sum, turn) => sum + said(turn), 0);
+  let count = 0;
+  for (const turn of [...turns].reverse()) {
+    count += turn.media.length;
+    room -= turn.media.reduce((sum, medium) => sum + encodedSize(medium.blob), 0);
+    if ((count > most || room < 0) && turn !== turns.at(-1)) break;
+    found.add(turn);
+  }
+  return found;
+}
+
+/** About how much the words of a turn are of a body. @param {Turn} turn */
+const said = (turn) => 3 * (turn.text.length + Math.max(0, ...turn.answers.map((answer) => answer?.text.length ?? 0)));
+
+/** The bytes of a blob as base64. @param {Blob} blob */
+export const encodedSize = (blob) => Math.ceil(blob.size / 3) * 4;
+
+/**
+ * Return how many files of earlier questions a request leaves out, since there was no room for them.
+ * @param {any} request of {@link requestOf} @param {Turn[]} turns @param {number} column @param {Model} model
+ */
+export function leftOut(request, turns, column, model) {
+  const sent = new Set(mediaOf(request));
+  return remembers(model) ? earlier(turns, column, model).flatMap((turn) => turn.media).filter((medium) => !sent.has(medium)).length : 0;
 }
 
 /** @param {Turn} turn */

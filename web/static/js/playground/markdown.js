@@ -6,20 +6,22 @@ import { h } from "../dom.js";
 
 /** @typedef {{kind: string, lines: string[], info?: string}} Block */
 
+const DEEPEST = 20; // quotes in quotes and lists in lists; what is deeper stays as it is written
 const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
 
 /**
  * Show Markdown in an element. Called again with more of the same text, it leaves the blocks that did not change.
  * @param {HTMLElement} element
  * @param {string} text
+ * @param {number} [depth] in how many quotes it is
  */
-export function render(element, text) {
+export function render(element, text, depth = 0) {
   const made = blocks(text);
   made.forEach((block, place) => {
     const key = `${block.kind}\n${block.info ?? ""}\n${block.lines.join("\n")}`;
     const old = /** @type {any} */ (element.children[place]);
     if (old?.markdown === key) return;
-    const node = /** @type {any} */ (nodeOf(block));
+    const node = /** @type {any} */ (nodeOf(block, depth));
     node.markdown = key;
     if (old) old.replaceWith(node);
     else element.append(node);
@@ -80,8 +82,8 @@ function isTable(lines, at) {
   return lines[at].includes("|") && /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)+\|?\s*$/.test(lines[at + 1] ?? "");
 }
 
-/** @param {Block} block @returns {HTMLElement} */
-function nodeOf(block) {
+/** @param {Block} block @param {number} depth @returns {HTMLElement} */
+function nodeOf(block, depth) {
   const { kind, lines } = block;
   if (kind === "code") return code(lines.join("\n"), block.info ?? "");
   if (kind === "rule") return h("hr", {});
@@ -89,9 +91,9 @@ function nodeOf(block) {
     const [, marks, words] = /^(#{1,6})\s+(.*?)\s*#*$/.exec(lines[0]) ?? ["", "#", lines[0]];
     return h(`h${Math.min(6, marks.length + 2)}`, {}, ...inline(words)); // below those of the page
   }
-  if (kind === "quote") {
+  if (kind === "quote" && depth < DEEPEST) {
     const quote = h("blockquote", {});
-    render(quote, lines.map((line) => line.replace(/^\s{0,3}>\s?/, "")).join("\n"));
+    render(quote, lines.map((line) => line.replace(/^\s{0,3}>\s?/, "")).join("\n"), depth + 1);
     return quote;
   }
   if (kind === "table") return table(lines);
@@ -125,8 +127,8 @@ function table(lines) {
     h("tbody", {}, ...lines.slice(2).map((line) => row(line, "td")))));
 }
 
-/** A list, with the lists inside it by their indentation. @param {string[]} lines */
-function list(lines) {
+/** A list, with the lists inside it by their indentation. @param {string[]} lines @param {number} [depth] */
+function list(lines, depth = 0) {
   const first = /** @type {RegExpExecArray} */ (ITEM.exec(lines[0]));
   const margin = first[1].length;
   const ordered = /\d/.test(first[2]);
@@ -139,19 +141,19 @@ function list(lines) {
     else if (line.trim()) items[items.length - 1].push(line);
   }
   for (const [words, ...inner] of items) {
-    const nested = inner.findIndex((line) => ITEM.test(line));
+    const nested = depth < DEEPEST ? inner.findIndex((line) => ITEM.test(line)) : -1;
     const own = nested < 0 ? inner : inner.slice(0, nested);
     const item = h("li", {}, ...broken([words, ...own]));
-    if (nested >= 0) item.append(list(inner.slice(nested)));
+    if (nested >= 0) item.append(list(inner.slice(nested), depth + 1));
     whole.append(item);
   }
   return whole;
 }
 
-const INLINE = /(`+)([\s\S]*?[^`])\1(?!`)|\*\*(?=\S)(.+?)\*\*|__(?=\S)(.+?)__|(?<![\w*])\*(?=\S)([^*]+?)(?<=\S)\*(?![\w*])|(?<![\w])_(?=\S)([^_]+?)_(?!\w)|~~(.+?)~~|\[([^\]]+)\]\((https?:\/\/[^\s)]+)\)|\\([\\`*_{}[\]()#+.!~>|-])/;
+const INLINE = /(?<!`)(`+)(?!`)([\s\S]*?[^`])\1(?!`)|\*\*(?=\S)(.+?)\*\*|__(?=\S)(.+?)__|(?<![\w*])\*(?=\S)([^*]+?)(?<=\S)\*(?![\w*])|(?<![\w])_(?=\S)([^_]+?)_(?!\w)|~~(.+?)~~|\[([^\]]+)\]\((https?:\/\/[^\s)]+)\)|\\([\\`*_{}[\]()#+.!~>|-])/;
 
 /** Return the nodes of a line. @param {string} text @returns {(Node|string)[]} */
-export function inline(text) {
+function inline(text) {
   /** @type {(Node|string)[]} */
   const nodes = [];
   let rest = text;

@@ -4,6 +4,7 @@
 import { h } from "../dom.js";
 import { bytes } from "../format.js";
 import { icon } from "../icons.js";
+import { ROOM, encodedSize } from "./conversation.js";
 
 /** @typedef {import('./conversation.js').Medium} Medium */
 /** @typedef {import('./conversation.js').Kind} Kind */
@@ -30,7 +31,7 @@ export const accepted = (kinds) => kinds.map((kind) => ACCEPT[kind]).join(",");
 /** "an image", "a sound", "a video". @param {Kind} kind */
 export const words = (kind) => ({ image: "an image", audio: "a sound", video: "a video" })[kind];
 
-/** "image, audio or video". @param {Kind[]} kinds */
+/** "image, audio or video". @param {string[]} kinds */
 export const choice = (kinds) => kinds.join(", ").replace(/, ([^,]*)$/, " or $1");
 
 /** Which media all of these models take. @param {Model[]} models @returns {Kind[]} */
@@ -84,7 +85,7 @@ export function limitsSaid(limits) {
 }
 
 /**
- * Return why one more medium cannot be sent, or "".
+ * Return why one more medium cannot be sent with the question, or "". What earlier questions had gives way: `requestOf`.
  * @param {Medium} medium @param {Medium[]} beside @param {any} limits of the server's /health
  */
 export function tooMuch(medium, beside, limits) {
@@ -93,7 +94,7 @@ export function tooMuch(medium, beside, limits) {
   const longest = kind === "audio" ? limits.max_audio_seconds : limits.max_video_seconds;
   if (medium.blob.size === 0) return `${name} is empty.`;
   if (count && beside.length >= count) return `A request may have ${count} files; ${name} is one more.`;
-  const size = [...beside, medium].reduce((sum, one) => sum + Math.ceil(one.blob.size / 3) * 4, 4096);
+  const size = [...beside, medium].reduce((sum, one) => sum + encodedSize(one.blob), ROOM);
   if (body && size > body) {
     return `${name} is too large: with it the request would have ${bytes(size)} as base64, and ${bytes(body)} is the limit.`;
   }
@@ -102,8 +103,15 @@ export function tooMuch(medium, beside, limits) {
   return "";
 }
 
+/** Let go of what the media shown in an element hold. To be called before it is removed. @param {Element} element */
+export function release(element) {
+  for (const shown of element.querySelectorAll("[src^='blob:'], [href^='blob:']")) {
+    URL.revokeObjectURL(shown.getAttribute("src") ?? shown.getAttribute("href") ?? "");
+  }
+}
+
 /**
- * Return what a medium looks or sounds like.
+ * Return what a medium looks or sounds like, until {@link release}.
  * @param {Medium} medium @param {(() => void)|null} remove
  */
 export function preview(medium, remove) {
@@ -118,7 +126,7 @@ export function preview(medium, remove) {
     h("figcaption", {}, h("span", { class: "pg-name", title: name }, name), size));
   if (remove) {
     const button = h("button", { type: "button", class: "pg-remove", "aria-label": `Remove ${name}`, title: `Remove ${name}` }, icon("close"));
-    button.addEventListener("click", () => { URL.revokeObjectURL(address); remove(); });
+    button.addEventListener("click", remove);
     figure.append(button);
   }
   return figure;

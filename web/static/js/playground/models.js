@@ -22,7 +22,7 @@ export async function load() {
  * @param {HTMLSelectElement} select @param {Model[]} models @param {string} chosen
  */
 export function offer(select, models, chosen) {
-  replace(select, models.map((model) => h("option", { value: model.id }, title(model))));
+  replace(select, models.length ? models.map((model) => h("option", { value: model.id }, title(model))) : h("option", { value: "" }, "No model"));
   select.value = models.some((model) => model.id === chosen) ? chosen : models[0]?.id ?? "";
 }
 

@@ -45,7 +45,9 @@ class Recording {
   /** @returns {Promise<Blob>} */
   stop() {
     return new Promise((resolve) => {
-      this.recorder.onstop = () => resolve(new Blob(this.pieces, { type: this.recorder.mimeType }));
+      const whole = () => resolve(new Blob(this.pieces, { type: this.recorder.mimeType }));
+      if (this.recorder.state === "inactive") { whole(); return; } // its device went away
+      this.recorder.onstop = whole;
       this.recorder.stop();
     });
   }
@@ -119,9 +121,14 @@ export async function camera(photos, videos, sound, most) {
       dialog.addEventListener("close", () => resolve(null));
       close.addEventListener("click", () => resolve(null));
       photo.addEventListener("click", () => still(view).then((blob) => resolve({ kind: "image", blob }), reject));
-      const finish = async () => { if (recording) resolve({ kind: "video", blob: await recording.stop() }); };
+      const finish = async () => {
+        clearInterval(tick);
+        const whole = recording;
+        recording = null; // once is enough
+        if (whole) resolve({ kind: "video", blob: await whole.stop() });
+      };
       film.addEventListener("click", () => {
-        if (recording) { void finish(); return; }
+        if (tick) { void finish(); return; }
         const begun = recording = new Recording(stream, "video");
         photo.hidden = true;
         tick = window.setInterval(() => {

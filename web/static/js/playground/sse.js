@@ -2,9 +2,13 @@
 // Server-sent events of a response that was fetched: EventSource can neither POST nor be stopped half way.
 // Owns the parsing alone; knows nothing of what the events say.
 
+/** The line went away in the middle of a stream. */
+export class Cut extends Error {}
+
 /**
  * Yield a stream's events as they come, and its comments as events named "comment".
  * @param {ReadableStream<Uint8Array>} stream
+ * @throws {Cut} or, when it was stopped here, an AbortError
  * @returns {AsyncGenerator<{event: string, data: string}>}
  */
 export async function* events(stream) {
@@ -16,7 +20,9 @@ export async function* events(stream) {
   let data = [];
   try {
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await reader.read().catch((error) => {
+        throw error.name === "AbortError" ? error : new Cut("The connection was lost in the middle of the answer.");
+      });
       rest += done ? decoder.decode() : decoder.decode(value, { stream: true });
       const lines = rest.split("\n");
       rest = lines.pop() ?? "";

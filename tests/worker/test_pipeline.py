@@ -1,0 +1,78 @@
+"""Videos judged by an asker of a few lines: what is held on the way, how soon its errors are noticed."""
+
+import io
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from moderation.asking import ModelRefused, Prompt, Reply
+from moderation.pipeline import Progress, moderate
+from moderation.policy_file import check_policy
+from moderation.sampling import Bounds, Frame, Sampling
+from tests.worker import videos
+
+
+@dataclass
+class Asked:
+    """Answers no, after ``work`` has been done with the number of the question."""
+
+    work: Callable[[int], Any] = lambda number: None
+    seen: list["weakref.ref[Frame]"] = field(default_factory=list)
+    model, server, most_media, at_once = "eyes", "nowhere", None, None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def connect(self, cancelled: Callable[[], bool]) -> None:
+        pass
+
+    def ask(self, prompt: Prompt, cancelled: Callable[[], bool]) -> Reply:
+        with self.lock:
+            number = len(self.seen)
+            self.seen += [weakref.ref(part) for message in prompt.messages for part in message.parts
+                          if isinstance(part, Frame)]  # fmt: skip
+        self.work(number)
+        return Reply('{"red": "no"}')
+
+
+POLICY = check_policy({"name": "own", "version": "1", "categories": [
+    {"id": "red", "title": "Red", "questions": [{"ask": "Is it red?"}]}]})  # fmt: skip
+RAW = Sampling(longest_side=320, raw=True)
+"""A frame is more than the socket from the decoder holds."""
+
+
+def test_a_slow_model_costs_no_decoding_time() -> None:
+    """The decoder is idle while nobody takes its frames, far longer than it may work."""
+    asked = Asked(lambda number: time.sleep(6 if number == 1 else 0))
+    video = io.BytesIO(videos.drawn(12, size=(320, 240)))
+    result = moderate(video, POLICY, asked, sampling=RAW, bounds=Bounds(seconds=5), concurrency=1).result
+    assert not result.not_seen and result.coverage == 1 and result.counts.judged == 12
+
+
+def test_pictures_are_let_go_once_they_are_judged() -> None:
+    most, asked = 0, Asked()
+
+    def look(progress: Progress) -> None:
+        nonlocal most
+        most = max(most, sum(one() is not None for one in list(asked.seen)))
+
+    video = io.BytesIO(videos.drawn(60, rate=2, size=(64, 48)))
+    result = moderate(video, POLICY, asked, sampling=Sampling(max_frames=60), concurrency=2, progress=look).result
+    assert len(asked.seen) == result.counts.judged == result.counts.requests == 60
+    assert most <= 8
+
+
+def test_an_error_of_the_model_is_noticed_at_once() -> None:
+    """Not when as many questions wait as may: of 30 frames few were decoded."""
+    told: list[Progress] = []
+
+    def refuse(number: int) -> None:
+        raise ModelRefused("no such model")
+
+    with pytest.raises(ModelRefused):
+        moderate(videos.Slow(videos.drawn(30, rate=5, container="mpegts", size=(320, 240)), 2**14), POLICY,
+                 Asked(refuse), progress=told.append, concurrency=16)  # fmt: skip
+    assert max(one.decoded for one in told) < 30
