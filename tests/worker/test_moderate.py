@@ -326,5 +326,15 @@ def test_keys_are_asked_for_and_counted(eyes: GatewayProcess) -> None:
 
         (row,) = eyes.until(used, "the record of usage")
         assert row["requests"] == 1 and row["prompt_tokens"] > 60
+        long = {"video": text(videos.drawn(50, rate=4)), "policy": "shapes", "fps": 4, "max_frames": 200}
+        with contextlib.ExitStack() as stack:
+            for _ in range(os.cpu_count() or 1):  # half of the places
+                response = stack.enter_context(eyes.client.stream(
+                    "POST", ROUTE, json=long | {"stream": True}, headers={"Authorization": f"Bearer {user}"}
+                ))  # fmt: skip
+                assert response.status_code == 200, response.read()
+            refused = keys.ask(user, "POST", ROUTE, json=body)
+            assert refused.status_code == 429 and "videos of this key" in refused.text
+            assert keys.ask(admin, "POST", ROUTE, json=body).status_code == 200
     finally:
         eyes.client.headers["Authorization"] = f"Bearer {admin}"

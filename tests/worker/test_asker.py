@@ -1,0 +1,76 @@
+"""How often the gateway's own model is asked again about one frame, with a gateway of a few lines."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.errors import GatewayError, QueueFull, RunnerFailed
+from gateway.moderating import GatewayAsker
+from models_registry.spec import ModelSpec
+from moderation.asking import Cancelled, Prompt
+
+
+class Refuses:
+    """A ticket whose answer is an error."""
+
+    request_id = "one"
+
+    def __init__(self, error: GatewayError) -> None:
+        self._error = error
+
+    def __enter__(self) -> "Refuses":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def run(self, *_: object, **__: object) -> Iterator[Any]:
+        raise self._error
+
+
+def asked(tmp_path: Path, error: GatewayError, seconds: float = 60) -> tuple[GatewayAsker, list[float]]:
+    """Return an asker, and the list of when a ticket was reserved."""
+    times: list[float] = []
+
+    def admit(left: float) -> Any:
+        times.append(left)
+        return Refuses(error)
+
+    @contextlib.contextmanager
+    def scratch(name: str) -> Iterator[Path]:
+        yield tmp_path
+
+    spec = ModelSpec(name="a", family="qwen_omni", source={"path": "x"})
+    first: Any = None
+    return GatewayAsker(spec, first, admit, scratch, lambda ticket, pieces: pieces, time.monotonic() + seconds, 8,
+                        None), times  # fmt: skip
+
+
+PROMPT = Prompt((), {}, 8)
+
+
+@pytest.mark.parametrize(("error", "times"), [
+    (RunnerFailed("it died", retry_after=0.0), 2), (RunnerFailed("it died"), 1),
+    (QueueFull("full", retry_after=0.0), 8),
+])  # fmt: skip
+def test_frames_that_kill_the_model_are_not_shown_to_it_over_and_over(
+    tmp_path: Path, error: GatewayError, times: int
+) -> None:  # fmt: skip
+    asker, reserved = asked(tmp_path, error)
+    with pytest.raises(type(error)):
+        asker.ask(PROMPT, bool)
+    assert len(reserved) == times
+
+
+def test_nobody_waits_beyond_the_deadline_or_a_cancellation(tmp_path: Path) -> None:
+    asker, reserved = asked(tmp_path, QueueFull("full", retry_after=100.0))
+    with pytest.raises(QueueFull):
+        asker.ask(PROMPT, bool)
+    asker, reserved = asked(tmp_path, QueueFull("full", retry_after=1.0))
+    with pytest.raises(Cancelled):
+        asker.ask(PROMPT, lambda: True)
+    assert len(reserved) == 1
