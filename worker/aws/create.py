@@ -25,8 +25,8 @@ def create(settings: WorkerSettings, clients: Clients) -> None:
     _queue(sqs, dead, {"MessageRetentionPeriod": str(_FOURTEEN_DAYS)})
     arn = sqs.get_queue_attributes(QueueUrl=sqs.get_queue_url(QueueName=dead)["QueueUrl"],
                                    AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]  # fmt: skip
-    # The worker buries messages itself, with the reason, and does not count receipts that are nobody's fault. This is for
-    # those that no worker can even deal with; SQS takes 1000 at most.
+    # The worker buries messages itself, with the reason, and does not count every receipt. This is for those that no
+    # worker can even deal with; SQS takes 1000 at most.
     redrive = {"deadLetterTargetArn": arn, "maxReceiveCount": str(min(5 * settings.max_receives, 1_000))}
     _queue(sqs, name, {"RedrivePolicy": json.dumps(redrive),
                        "VisibilityTimeout": str(int(settings.visibility))})  # fmt: skip
