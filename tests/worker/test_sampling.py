@@ -219,7 +219,9 @@ def test_bytes_that_were_changed_at_random(codec: str, container: str, options: 
             _, frames, unseen, _ = run(io.BytesIO(bytes(data)), bounds=Bounds(seconds=20))
         except MediaError:
             continue
-        stretches = sorted((one.start, one.end) for one in [*frames, *unseen])
+        beside = ("not looked at", "stands still")  # these are told of the whole, beside what was seen of it
+        missed = [one for one in unseen if not any(words in one.reason for words in beside)]
+        stretches = sorted((one.start, one.end) for one in [*frames, *missed])
         assert stretches[0][0] == 0
         assert all(before[1] <= after[0] + 0.01 for before, after in zip(stretches, stretches[1:], strict=False)), seed
 
