@@ -148,9 +148,12 @@ def test_a_known_model_is_told_with_a_bad_request(watched: Watched) -> None:
 
 
 def test_a_load_by_hand_is_told_with_its_model_and_is_no_generation(watched: Watched) -> None:
-    generations = watched.value(OUTCOMES, model="reasoner")
+    def loads() -> float:
+        return watched.value("switchyard_http_requests_total", route="/admin/models/<name>/load", model="reasoner")
+
+    generations, before = watched.value(OUTCOMES, model="reasoner"), loads()
     watched.load("reasoner")
-    assert watched.value("switchyard_http_requests_total", route="/admin/models/<name>/load", model="reasoner") == 1
+    assert loads() == before + 1
     assert watched.value(OUTCOMES, model="reasoner") == generations
 
 

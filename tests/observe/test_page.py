@@ -53,6 +53,6 @@ def test_prometheus_can_be_pointed_at_another_address(watched: Watched, tmp_path
 
 
 def test_no_command_is_forgotten() -> None:
-    known = ("/metrics", "X-Request-ID", "promtool")
+    known = ("/admin/events", "/metrics", "X-Request-ID", "promtool")
     for block in BLOCKS:
         assert any(word in block for word in known) or block.startswith(NOT_RUN), block
