@@ -87,6 +87,8 @@ class RunnerHandle:
         self._count = count
         self._starved: str | None = None
         self._stuck = False
+        self._asked = 0.0
+        self.load_seconds = 0.0  # from asking for its process until its model was ready
         self._kills = watchdog.kernel_kills()
         self._lock = threading.Lock()
         self._send_lock = threading.Lock()
@@ -111,6 +113,7 @@ class RunnerHandle:
 
     def start(self) -> None:
         """Ask for the fork and begin to listen. Does not wait."""
+        self._asked = time.monotonic()
         self._child = self._zygotes.fork(self.load, self._needs, self._theirs)
         self._theirs.close()
         self._thread.start()
@@ -268,7 +271,7 @@ class RunnerHandle:
                     log.debug("%s: %s", self.load_id, message.phase)
                 self.progress = message
             case messages.Loaded():
-                self.loaded = message
+                self.loaded, self.load_seconds = message, time.monotonic() - self._asked
                 measured = self._weigh_loaded()
                 # The cache is not there yet: it grows with the requests, up to what is set aside for it.
                 taken = self.predicted if measured is None else measured + self.reserve

@@ -51,7 +51,7 @@ class Granted:
 
     def note(self, course: Course) -> None:
         if loaded := self.handle.loaded:
-            course.leased(loaded.device, sum(loaded.phases.values()), self.cold)
+            course.leased(loaded.device, self.handle.load_seconds, self.cold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +333,7 @@ class Ticket:
                     if cold:
                         self._swap = Swap(True, (*self._swap.evicted, *handle.made_room))
                     if cold and handle.loaded is not None:
-                        self._load_seconds = min(sum(handle.loaded.phases.values()), self._granted_at - submitted)
+                        self._load_seconds = min(handle.load_seconds, self._granted_at - submitted)
                     return
                 case actions.Refuse() as refused:
                     raise _refusal(refused)

@@ -15,8 +15,8 @@ from protocol import messages
 
 
 def granted(cold: bool = False, seconds: float = 0.0) -> Granted:
-    loaded = SimpleNamespace(device="cpu", phases={"weights": seconds})
-    return Granted(SimpleNamespace(loaded=loaded), cold)  # type: ignore[arg-type]
+    loaded = SimpleNamespace(device="cpu")
+    return Granted(SimpleNamespace(loaded=loaded, load_seconds=seconds), cold)  # type: ignore[arg-type]
 
 
 def course_of(*said: object, deadline: float = 1e9, submitted: bool = True) -> Course:
