@@ -407,6 +407,17 @@ def test_the_draft_and_the_parameters_are_kept(page: Page) -> None:
 NASTY = "It's \"quoted\", costs $5 `echo no` and \\n ends; what color is the circle?\nSay it — 'now'."
 
 
+def test_a_list_of_models_that_comes_late_is_asked_for_once(visitor: Visitor) -> None:
+    """A second one would come after the visitor has picked a model, and pick another."""
+    page, held = visitor.page(), []
+    page.route("**/v1/models", lambda route: held.append(route))
+    page.goto("/ui/playground")
+    expect(page.locator("#connection-text")).to_have_text("Live")
+    (late,) = held
+    late.continue_()
+    expect(page.locator("#model-0")).to_be_enabled()
+
+
 def test_the_code_shown_runs_and_answers_the_same(page: Page, tmp_path: Path) -> None:
     """With a text and a name that shells and Python must not read as anything else."""
     name = "it's $a `file`.png"

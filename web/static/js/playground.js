@@ -62,7 +62,16 @@ const composer = new Composer({
 
 // -- models ------------------------------------------------------------------------------------------------------------
 
-async function start() {
+/** @type {Promise<void>|null} */
+let starting = null;
+
+/** Learn the models, once at a time: a second list that comes late would undo what was picked from the first. */
+function start() {
+  starting ??= list().finally(() => { starting = null; });
+  return starting;
+}
+
+async function list() {
   try {
     ({ models, limits } = await load());
   } catch (error) {
