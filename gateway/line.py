@@ -22,10 +22,10 @@ BUFFER = 65536
 class Child:
     """One forked process. ``pid`` and ``status`` (negative: the signal that ended it) are set as they become known.
 
-    ``from_zygote`` tells that it has found its model opened, ``error`` why it never was."""
+    ``zygote`` is the process it is forked from if it finds its model opened there, ``error`` why it never was."""
 
     token: str
-    from_zygote: bool = False
+    zygote: "Child | None" = None
     pid: int | None = None
     status: int | None = None
     error: str = ""

@@ -109,7 +109,7 @@ class RunnerHandle:
 
     @property
     def from_zygote(self) -> bool:
-        return self._child is not None and self._child.from_zygote
+        return self._child is not None and self._child.zygote is not None
 
     def start(self) -> None:
         """Ask for the fork and begin to listen. Does not wait."""

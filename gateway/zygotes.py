@@ -70,7 +70,7 @@ class Zygotes:
         child = zygote.line.fork({"token": load.load_id}, channel)
         if child.error:  # the zygote died an instant ago
             return self._spawner.fork(load.load_id, needs, channel)
-        child.from_zygote = True
+        child.zygote = zygote.process
         return child
 
     def taken(self, load: Load) -> int | None:
@@ -85,13 +85,12 @@ class Zygotes:
 
     def abort(self, load: Load, child: Child) -> None:
         """End what was asked for a child and does not fork it: the load's zygote, or else the forkserver."""
-        zygote = self._known.get(_key(load))
-        if not child.from_zygote:
+        if child.zygote is None:
             self._spawner.abort("it does not fork")
-        elif zygote is not None:
+        else:  # that very process: it may have been given up meanwhile, and another be known
             log.error("the zygote of %s is killed: it does not fork", load.name)
             self.unfit(load, "it does not fork")
-            zygote.process.kill(signal.SIGKILL)
+            child.zygote.kill(signal.SIGKILL)
 
     def prepare(self, load: Load, needs: Sequence[str]) -> None:
         """See to it that the next load like this one finds a zygote. Does not wait."""

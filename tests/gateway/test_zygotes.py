@@ -111,6 +111,28 @@ def test_a_zygote_that_is_stuck_is_given_up_and_nobody_else_suffers(gateway: Gat
     gateway.unload("reasoner")
 
 
+def test_a_stuck_zygote_that_is_given_up_meanwhile_holds_nobody_up(
+    gateway: GatewayProcess, checkpoint: Path
+) -> None:
+    opened = gateway.log().count(f"reasoner{_OPENED}")
+    os.utime(checkpoint / "config.json")  # what one of the old files did does not count for the new
+    gateway.load("reasoner")
+    wait_for_zygote(gateway, "reasoner", opened)
+    gateway.unload("reasoner")
+    stuck, loads = zygote_of(gateway, "reasoner"), len(gateway.loads("reasoner"))
+    stuck.suspend()
+    asked = gateway.later(gateway.post, "/admin/models/reasoner/load")
+    gateway.until(lambda: len(gateway.loads("reasoner")) > loads, "the load to begin")
+    os.utime(checkpoint / "config.json")
+    assert gateway.post("/admin/quantized/prune").status_code == 200
+    assert "the zygote of reasoner is given up: its files have changed" in gateway.log()
+    response = asked.result()
+    assert response.status_code == 503 and "its zygote does not fork" in response.text, response.text
+    gateway.until(lambda: gone(stuck), "the stuck process to go")
+    gateway.load("reasoner")
+    gateway.unload("reasoner")
+
+
 def test_without_memory_for_zygotes_there_are_none(start: Start) -> None:
     gateway = start(models=only("deepseek"), zygote_memory=0)
     for _ in range(2):
