@@ -50,11 +50,17 @@ def reserve(state: State, event: Reserve, now: float) -> list[Action]:
 
 
 def cannot_fit(state: State, model: Model) -> str:
-    """Say how much is missing on the slot where the least is."""
-    slot = max(model.allowed, key=lambda slot: state.room(slot, model) - model.size(slot))
+    """Say how much is missing on the slot where the least is, or where what it offloads from there has no room."""
+
+    def left(slot: str) -> tuple[int, str, int]:
+        return min((state.room(one, model) - size, one, size) for one, size in model.needs(slot).items())
+
+    chosen = max(model.allowed, key=left)
+    _, slot, size = left(chosen)
     where = "the slot" if len(state.slots) == 1 else f"slot {slot}"
+    what = "" if slot == chosen else f" for what it offloads from {chosen}"
     return (
-        f"{model.title} needs about {model.size(slot) / 1e6:,.0f} MB and {where} can give it "
+        f"{model.title} needs about {size / 1e6:,.0f} MB{what} and {where} can give it "
         f"{state.room(slot, model) / 1e6:,.0f} MB; "
         "load it with fewer bits, unpin a model or raise the slot's budget"
     )

@@ -7,6 +7,8 @@ What is learnt, per model: when it has answered all it had, how long until it is
 that was sooner than it could have been loaded again (``returns``).
 """
 
+from collections.abc import Iterable
+
 from gateway.scheduler.state import Model, Phase, State
 
 _SLACK = 0.05  # seconds a client's next request may be later than usual, however regular it was
@@ -50,13 +52,15 @@ def asked(model: Model, now: float) -> None:
         model.gap.add(gap)
 
 
-def replaced(state: State, slot: str) -> None:
-    """Learn that models which had to go were not asked for before the one they went for was there.
+def replaced(state: State, slots: Iterable[str]) -> None:
+    """Learn that models which had to go from these slots were not asked for before the one they went for was there.
 
     Should they be asked for later, that tells nothing about how long to wait for them: the same client may have waited
     for the other's answer first, and would not have come however long its model was kept.
     """
     for model in state.models.values():
-        if model.idle_since is not None and model.phase in (Phase.COLD, Phase.DRAINING) and slot in model.allowed:
+        if model.idle_since is None or model.phase not in (Phase.COLD, Phase.DRAINING):
+            continue
+        if model.reach.intersection(slots):
             model.idle_since = None
             model.returns -= _WEIGHT * model.returns

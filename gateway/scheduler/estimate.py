@@ -54,7 +54,7 @@ def _queue(state: State, model: Model, now: float) -> list[Model]:
     """The cold models with waiters that share a slot with ``model``, in the order in which they will be loaded."""
     cold = [
         other for other in state.models.values()
-        if other.waiting and other.phase in (Phase.COLD, Phase.DRAINING) and set(other.allowed) & set(model.allowed)
+        if other.waiting and other.phase in (Phase.COLD, Phase.DRAINING) and other.reach & model.reach
     ]  # fmt: skip
     return sorted(cold, key=lambda other: other.turn(now, state.limits))
 
@@ -69,18 +69,20 @@ def _in_the_way(state: State, model: Model, other: Model) -> bool:
 
 def _room(state: State, newcomer: Model, now: float) -> float:
     """Seconds until there is room for the next one to be loaded, on the slot where that is soonest."""
-    return min(_room_on(state, slot, newcomer, now) for slot in state.usable(newcomer) or newcomer.slots[:1])
+    return min(max(_room_on(state, one, newcomer, size, now) for one, size in newcomer.needs(slot).items())
+               for slot in state.usable(newcomer) or newcomer.slots[:1])  # fmt: skip
 
 
-def _room_on(state: State, slot: str, newcomer: Model, now: float) -> float:
+def _room_on(state: State, slot: str, newcomer: Model, size: int, now: float) -> float:
     """Seconds until enough residents have left, those that leave first counted first."""
     residents = state.residents(slot)
-    need = state.used(slot) + newcomer.size(slot) - state.slots[slot].budget
+    need = state.used(slot) + size - state.slots[slot].budget
     wait = max((_load_left(state, other, now) for other in residents if other.phase is Phase.LOADING), default=0.0)
-    leaving = sorted((_leaves(state, other, newcomer, now), other.bytes) for other in residents if not other.pinned)
-    for seconds, size in leaving:
+    leaving = sorted((_leaves(state, other, newcomer, now), other.charged(slot))
+                     for other in residents if not other.pinned)  # fmt: skip
+    for seconds, freed in leaving:
         if need > 0:
-            wait, need = max(wait, seconds), need - size
+            wait, need = max(wait, seconds), need - freed
     return wait
 
 

@@ -42,8 +42,11 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
+    """A load is done. ``offloaded`` are the bytes that it took of other slots, by slot."""
+
     load_id: str
     bytes: int
+    offloaded: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,31 +99,35 @@ class Pin:
 
 @dataclass(frozen=True, slots=True)
 class Predict:
-    """A better prediction of the bytes of a model and its replicas is known; ``sizes`` where slots differ."""
+    """A better prediction of the bytes of a model and its replicas is known; ``sizes`` where slots differ, ``offloads``
+    what loads on a slot take of others."""
 
     model: str
     bytes: int
     sizes: Mapping[str, int] = field(default_factory=dict)
+    offloads: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A model is to be loaded in another way: on these slots, with so many bytes on each, for so many answers at once.
-    A runner that is there gets no new lease and goes as soon as it has answered."""
+    """A model is to be loaded in another way: on these slots, with so many bytes on each and of others, for so many
+    answers at once. A runner that is there gets no new lease and goes as soon as it has answered."""
 
     model: str
     slots: tuple[str, ...]
     fallback: tuple[str, ...]
     sizes: Mapping[str, int]
     concurrency: int
+    offloads: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Recharge:
-    """A runner takes another amount of memory than it is charged for."""
+    """A runner takes another amount of memory than it is charged for: of its own slot, or of another one."""
 
     load_id: str
     bytes: int
+    slot: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from types import MappingProxyType
 
+from gateway.scheduler import replicas
 from gateway.scheduler.anticipation import expected_until
 from gateway.scheduler.state import Model, Phase, State, akin
 
@@ -42,6 +43,33 @@ class Plan:
         return self.prospect is Prospect.NOW
 
 
+def plans_of(state: State, now: float) -> list[tuple[Model, Plan]]:
+    """For each slot, the plan of the model whose first request has waited longest. Others wait behind it, so that a
+    stream of small newcomers cannot keep a large one out. One that needs several slots keeps its place on all of them.
+    """
+    cold = [model for model in state.models.values() if model.phase is Phase.COLD and model.waiting]
+    plans: list[tuple[Model, Plan]] = []
+    promised: dict[str, int] = {}
+    for model in sorted(cold, key=lambda model: model.turn(now, state.limits)):
+        found = plan(state, model, now, promised)
+        needs = model.needs(found.slot)
+        if not promised.keys() & needs.keys():
+            plans.append((model, found))
+        promised = needs | promised
+    return plans
+
+
+def more_plans(state: State, plans: list[tuple[Model, Plan]], now: float) -> list[tuple[Model, Plan]]:
+    """The plans of replicas that are to be loaded besides, each on a slot of its own."""
+    taken = {slot for model, found in plans for slot in model.needs(found.slot)}
+    more: list[tuple[Model, Plan]] = []
+    for model in replicas.wanted(state):
+        found = plan_beside(state, model, now, taken)
+        taken |= model.needs(found.slot).keys()
+        more.append((model, found))
+    return more
+
+
 def plan(state: State, newcomer: Model, now: float, promised: Mapping[str, int] = MappingProxyType({})) -> Plan:
     """Plan on one of the slots that can hold it, by these in turn:
 
@@ -54,7 +82,7 @@ def plan(state: State, newcomer: Model, now: float, promised: Mapping[str, int] 
 
     ``promised`` are bytes of slots that a model before this one will take.
     """
-    plans = [_plan_on(state, slot, newcomer, now, promised.get(slot)) for slot in state.usable(newcomer)]
+    plans = [_plan_on(state, slot, newcomer, now, promised) for slot in state.usable(newcomer)]
     return _best(state, newcomer, plans or [Plan(newcomer.slots[0])])
 
 
@@ -64,7 +92,7 @@ def plan_beside(state: State, newcomer: Model, now: float, taken: Collection[str
     """
     if newcomer.retry_at > now:
         return Plan(newcomer.slots[0], wait_until=newcomer.retry_at)
-    usable = [slot for slot in state.usable(newcomer) if slot not in taken]
+    usable = [slot for slot in state.usable(newcomer) if not newcomer.needs(slot).keys() & set(taken)]
     plans = [_plan_beside_on(state, slot, newcomer, now) for slot in usable]
     return _best(state, newcomer, plans or [Plan(newcomer.slots[0])])
 
@@ -82,12 +110,41 @@ def _best(state: State, newcomer: Model, plans: list[Plan]) -> Plan:
 def overdraft(state: State, slot: str) -> list[Model]:
     """Idle models to end because the slot's models measured larger than predicted; least recently used first."""
     residents = state.residents(slot)
-    over = state.used(slot) - sum(m.bytes for m in residents if m.phase is Phase.DRAINING) - state.slots[slot].budget
-    return _take(_least_recent(model for model in residents if _evictable(model) and not model.waiting), over)
+    over = state.used(slot) - _leaving(residents, slot) - state.slots[slot].budget
+    return _take(_least_recent(model for model in residents if _evictable(model) and not model.waiting), over, slot)
 
 
-def _plan_on(state: State, slot: str, newcomer: Model, now: float, promised: int | None) -> Plan:
-    """Decide on one slot, in this order:
+def _plan_on(state: State, slot: str, newcomer: Model, now: float, promised: Mapping[str, int]) -> Plan:
+    """Decide on a slot, and on those that take what is offloaded from it: a load begins when all of them have room."""
+    plans: list[Plan] = []
+    going: list[Model] = []
+    for one, size in newcomer.needs(slot).items():
+        found, go = _room_on(state, one, newcomer, size, now, promised.get(one), going)
+        plans.append(found)
+        going += go
+    return _all_of(slot, plans)
+
+
+def _all_of(slot: str, plans: list[Plan]) -> Plan:
+    """Put together what it takes on every slot that a load needs. Nobody goes or yields for one that has to wait for
+    something else to happen, and nobody goes before all may."""
+    if len(plans) == 1:
+        return plans[0]
+    prospect = max(found.prospect for found in plans)
+    if prospect is Prospect.UNKNOWN:
+        return Plan(slot)
+    evict = {model.name: model for found in plans for model in found.evict if prospect is Prospect.EVICT}
+    yielding = {model.name: model for found in plans for model in found.yielding}
+    waits = [found.wait_until for found in plans if found.wait_until is not None]
+    return Plan(slot, prospect, tuple(evict.values()), tuple(yielding.values()), min(waits, default=None),
+                max(found.due for found in plans))  # fmt: skip
+
+
+def _room_on(
+    state: State, slot: str, newcomer: Model, size: int, now: float, promised: int | None, going: list[Model]
+) -> tuple[Plan, list[Model]]:
+    """Decide how to make room for ``size`` bytes on one slot, where those ``going`` have to go for the newcomer
+    already. Return the plan and who else has to go. In this order:
 
     1. it fits as things are: ready, unless another model is loading there;
     2. candidates to go are, in this order: idle models, least recently used first; idle ones whose next request is
@@ -99,42 +156,43 @@ def _plan_on(state: State, slot: str, newcomer: Model, now: float, promised: int
     5. once nobody may keep it and no lease is open, all who are needed go at once.
     """
     residents = state.residents(slot)
-    need = state.used(slot) + (promised or 0) + newcomer.size(slot) - state.slots[slot].budget
+    need = state.used(slot) + (promised or 0) + size - state.slots[slot].budget
     if need <= 0:  # 1
         # One load at a time on a slot: two at once could run it out of memory at their peaks.
         free = promised is None and all(model.phase is not Phase.LOADING for model in residents)
-        return Plan(slot, Prospect.NOW if free else Prospect.SOON)
-    need -= sum(model.bytes for model in residents if model.phase is Phase.DRAINING)
+        return Plan(slot, Prospect.NOW if free else Prospect.SOON), []
+    need -= _leaving(residents, slot) + sum(model.charged(slot) for model in going)
     if need <= 0:
-        return Plan(slot, Prospect.SOON)
+        return Plan(slot, Prospect.SOON), []
 
+    staying = [model for model in residents if model not in going]
     until: dict[str, float] = {}  # when each that may keep the slot for a while has to give way
-    idle = _least_recent(model for model in residents
+    idle = _least_recent(model for model in staying
                          if _evictable(model) and not model.waiting and not akin(model, newcomer))  # fmt: skip  # 2
     waiters = sum(len(model.waiting) for model in state.models.values()
-                  if slot in model.allowed and model.phase in (Phase.COLD, Phase.DRAINING))  # fmt: skip
+                  if slot in model.reach and model.phase in (Phase.COLD, Phase.DRAINING))  # fmt: skip
     for model in idle:
         expected = expected_until(state, model, waiters, now)
         if expected is not None:
             until[model.name] = min(expected, turn_ends(state, model, newcomer, now))
     idle.sort(key=lambda model: until.get(model.name, now) > now)
     busy = _longest_ready(
-        model for model in residents
+        model for model in staying
         if model.phase is Phase.READY and not model.pinned and (model.leases or model.waiting)
         and not akin(model, newcomer) and not _comes_first(model, newcomer, now, state)
     )  # fmt: skip
     until |= {model.name: turn_ends(state, model, newcomer, now) for model in busy}
-    go = _take(idle + busy, need)
-    if sum(model.bytes for model in go) < need:  # 3
-        return Plan(slot)
+    go = _take(idle + busy, need, slot)
+    if sum(model.charged(slot) for model in go) < need:  # 3
+        return Plan(slot), []
     pending = [until[model.name] for model in go if until.get(model.name, now) > now]  # 4
     yielding = tuple(model for model in go if _gives_way(state, model, newcomer, until, now))
     due = max((until[model.name] for model in go if model.name in until), default=0.0)
     if pending:
-        return Plan(slot, Prospect.TURN, yielding=yielding, wait_until=min(pending), due=due)
+        return Plan(slot, Prospect.TURN, yielding=yielding, wait_until=min(pending), due=due), go
     if any(model.leases for model in yielding):
-        return Plan(slot, Prospect.YIELD, yielding=yielding, due=due)
-    return Plan(slot, Prospect.EVICT, evict=tuple(go), yielding=yielding)  # 5
+        return Plan(slot, Prospect.YIELD, yielding=yielding, due=due), go
+    return Plan(slot, Prospect.EVICT, evict=tuple(go), yielding=yielding), go  # 5
 
 
 def _gives_way(state: State, model: Model, newcomer: Model, until: dict[str, float], now: float) -> bool:
@@ -147,12 +205,17 @@ def _gives_way(state: State, model: Model, newcomer: Model, until: dict[str, flo
 
 
 def _plan_beside_on(state: State, slot: str, newcomer: Model, now: float) -> Plan:
+    return _all_of(slot, [_room_beside_on(state, one, newcomer, size, now)
+                          for one, size in newcomer.needs(slot).items()])  # fmt: skip
+
+
+def _room_beside_on(state: State, slot: str, newcomer: Model, size: int, now: float) -> Plan:
     residents = state.residents(slot)
-    need = state.used(slot) + newcomer.size(slot) - state.slots[slot].budget
+    need = state.used(slot) + size - state.slots[slot].budget
     if need <= 0:
         free = all(model.phase is not Phase.LOADING for model in residents)
         return Plan(slot, Prospect.NOW if free else Prospect.SOON)
-    need -= sum(model.bytes for model in residents if model.phase is Phase.DRAINING)
+    need -= _leaving(residents, slot)
     if need <= 0:
         return Plan(slot, Prospect.SOON)
     limits = state.limits
@@ -160,8 +223,8 @@ def _plan_beside_on(state: State, slot: str, newcomer: Model, now: float) -> Pla
     unused = {model.name: (model.last_used or 0.0) + max(limits.quantum, limits.quantum_loads * model.load.value)
               for model in idle}  # fmt: skip
     idle.sort(key=lambda model: unused[model.name])
-    go = _take(idle, need)
-    if sum(model.bytes for model in go) < need:
+    go = _take(idle, need, slot)
+    if sum(model.charged(slot) for model in go) < need:
         return Plan(slot)
     last = max(unused[model.name] for model in go)
     if last > now:
@@ -218,12 +281,17 @@ def _least_recent(models: Iterable[Model]) -> list[Model]:
     return sorted(models, key=lambda model: (model.last_used or 0.0, model.name))
 
 
-def _take(models: list[Model], need: int) -> list[Model]:
-    """The first models of the list that together have ``need`` bytes, or all of them."""
+def _leaving(residents: Iterable[Model], slot: str) -> int:
+    """Bytes of a slot that are about to be free: their runners are ending."""
+    return sum(model.charged(slot) for model in residents if model.phase is Phase.DRAINING)
+
+
+def _take(models: list[Model], need: int, slot: str) -> list[Model]:
+    """The first models of the list that together have ``need`` bytes of the slot, or all of them."""
     taken: list[Model] = []
     for model in models:
         if need <= 0:
             break
         taken.append(model)
-        need -= model.bytes
+        need -= model.charged(slot)
     return taken

@@ -4,13 +4,13 @@ Pure but for the state it is given: no clock, no thread, no I/O, no log. The sam
 thread, in tests and in a simulator. Times are seconds of one monotonic clock.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import assert_never
 
 from gateway.scheduler import anticipation, events, replicas
 from gateway.scheduler.actions import Action, EndRunner, Grant, Refuse, StartLoad, Why
 from gateway.scheduler.admission import cannot_fit, reserve
-from gateway.scheduler.eviction import Plan, overdraft, plan, plan_beside
+from gateway.scheduler.eviction import Plan, more_plans, overdraft, plans_of
 from gateway.scheduler.state import Model, Phase, Request, State
 
 
@@ -33,8 +33,8 @@ def next_wakeup(state: State, now: float) -> float | None:
         # Whoever has waited for long enough ranks higher, which may decide who comes first or who has to give way.
         ripe = (request.asked + state.limits.batch_patience for request in model.waiting if request.priority)
         times += [at for at in ripe if at > now]
-    plans = _plans(state, now)
-    for _, found in (*plans, *_more(state, plans, now)):
+    plans = plans_of(state, now)
+    for _, found in (*plans, *more_plans(state, plans, now)):
         if found.wait_until is not None:
             times.append(found.wait_until)
     return min(times, default=None)
@@ -55,8 +55,8 @@ def _apply(state: State, event: events.Event, now: float) -> list[Action]:
                 _rest(state.models[request.model], now)
         case events.Release(request_id, keep_alive):
             return _release(state, request_id, keep_alive, now)
-        case events.Loaded(load_id, size):
-            return _loaded(state, load_id, size, now)
+        case events.Loaded():
+            return _loaded(state, event, now)
         case events.LoadFailed(load_id, cause, again):
             return _load_failed(state, load_id, cause, now, again)
         case events.RunnerLost(load_id, cause):
@@ -78,19 +78,23 @@ def _apply(state: State, event: events.Event, now: float) -> list[Action]:
             for model in state.group(state.models[name]):
                 model.pinned = pinned
                 _rest(model, now)
-        case events.Predict(name, size, sizes):
+        case events.Predict(name, size, sizes, offloads):
             for model in state.group(state.models[name]):
-                model.predicted, model.sizes = size, dict(sizes)
-        case events.Move(name, slots, fallback, sizes, concurrency):
+                model.predicted, model.sizes, model.offloads = size, dict(sizes), _copied(offloads)
+        case events.Move(name, slots, fallback, sizes, concurrency, offloads):
             for model in state.group(state.models[name]):
                 model.slots, model.fallback, model.sizes, model.concurrency = slots, fallback, dict(sizes), concurrency
+                model.offloads = _copied(offloads)
                 model.predicted = next(iter(sizes.values()))
                 model.moving = model.phase is Phase.READY
                 for request in (*model.waiting, *model.reserved.values()):
                     request.places = min(request.places, concurrency)
-        case events.Recharge(load_id, size):
+        case events.Recharge(load_id, size, slot):
             if (charged := state.by_load(load_id)) and charged.phase in (Phase.LOADING, Phase.READY):
-                charged.bytes = size
+                if slot in ("", charged.slot):
+                    charged.bytes = size
+                else:
+                    charged.offloaded[slot] = size
         case events.Starve(load_id):
             if (starved := state.by_load(load_id)) and starved.phase in (Phase.LOADING, Phase.READY):
                 return [_end(starved, "out_of_memory", now)]
@@ -162,22 +166,26 @@ def _rest(model: Model, now: float, keep_alive: float | None = None) -> None:
     model.expires_at = None if seconds < 0 else now + seconds
 
 
-def _loaded(state: State, load_id: str, size: int, now: float) -> list[Action]:
-    model = state.by_load(load_id)
+def _loaded(state: State, event: events.Loaded, now: float) -> list[Action]:
+    model, size = state.by_load(event.load_id), event.bytes
     if model is None or model.phase is not Phase.LOADING:
         return []  # the news of a load that was given up meanwhile
     assert model.slot is not None
     model.phase, model.bytes, model.ready_since, model.last_used = Phase.READY, size, now, now
+    model.offloaded |= event.offloaded
     model.failures, model.retry_at = 0, 0.0
     for member in state.group(model):
         if member.sizes:
             member.sizes[model.slot] = size
         else:
             member.predicted = size
+        if model.offloaded:
+            member.offloads[model.slot] = dict(model.offloaded)
     model.load.add(now - model.load_since)
     _rest(model, now)
-    anticipation.replaced(state, model.slot)
-    if size <= state.room(model.slot, model):
+    taken = {model.slot: size, **model.offloaded}
+    anticipation.replaced(state, taken)
+    if state.has_room(model, taken):
         return []
     refused = [] if state.usable(model) else _refuse_all(state, model, Why.CANNOT_FIT, cannot_fit(state, model))
     return [_end(model, "cannot_fit", now, "it takes more than was predicted, and does not fit"), *refused]
@@ -278,7 +286,11 @@ def _idle_for(model: Model, now: float) -> str:
 
 def _cool(model: Model) -> None:
     model.phase, model.slot, model.load_id, model.bytes, model.expires_at = Phase.COLD, None, None, 0, None
-    model.moving = False
+    model.moving, model.offloaded = False, {}
+
+
+def _copied(offloads: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    return {slot: dict(sizes) for slot, sizes in offloads.items()}
 
 
 def _refuse_all(state: State, model: Model, why: Why, detail: str, retry_after: float | None = None) -> list[Action]:
@@ -308,7 +320,7 @@ def _schedule(state: State, now: float) -> list[Action]:
         actions += [_end(other, "evicted", now, "the slot's models take more than was predicted, and it was idle")
                     for other in overdraft(state, slot)]  # fmt: skip
     yielding: set[str] = set()
-    plans = _plans(state, now)
+    plans = plans_of(state, now)
     for model, found in plans:
         if not state.usable(model):
             actions += _refuse_all(state, model, Why.CANNOT_FIT, cannot_fit(state, model))
@@ -316,7 +328,8 @@ def _schedule(state: State, now: float) -> list[Action]:
         if found.ready:
             actions.append(_start(state, model, found.slot, now))
         for victim in found.evict:
-            actions.append(_evict(victim, model, found, now))
+            if victim.phase is Phase.READY:  # it may have gone for another already, who waits for another slot
+                actions.append(_evict(victim, model, found, now))
             for request in victim.waiting:  # or the victim, whose waiters are older, would be back before the newcomer
                 request.since = now
         yielding.update(victim.name for victim in found.yielding)
@@ -326,36 +339,11 @@ def _schedule(state: State, now: float) -> list[Action]:
         if model.group and model.phase is Phase.READY and model.name not in yielding:
             while replicas.take(state, model, now):
                 actions.append(_grant(state, model, now))
-    for model, found in _more(state, plans, now):
+    for model, found in more_plans(state, plans, now):
         if found.ready:
             actions.append(_start(state, model, found.slot, now))
-        actions += [_evict(victim, model, found, now) for victim in found.evict]
+        actions += [_evict(victim, model, found, now) for victim in found.evict if victim.phase is Phase.READY]
     return actions
-
-
-def _plans(state: State, now: float) -> list[tuple[Model, Plan]]:
-    """For each slot, the plan of the model whose first request has waited longest. Others wait behind it, so that a
-    stream of small newcomers cannot keep a large one out."""
-    cold = [model for model in state.models.values() if model.phase is Phase.COLD and model.waiting]
-    plans: list[tuple[Model, Plan]] = []
-    promised: dict[str, int] = {}
-    for model in sorted(cold, key=lambda model: model.turn(now, state.limits)):
-        found = plan(state, model, now, promised)
-        if found.slot not in promised:
-            promised[found.slot] = model.size(found.slot)
-            plans.append((model, found))
-    return plans
-
-
-def _more(state: State, plans: list[tuple[Model, Plan]], now: float) -> list[tuple[Model, Plan]]:
-    """The plans of replicas that are to be loaded besides, each on a slot of its own."""
-    taken = {found.slot for _, found in plans}
-    more: list[tuple[Model, Plan]] = []
-    for model in replicas.wanted(state):
-        found = plan_beside(state, model, now, taken)
-        taken.add(found.slot)
-        more.append((model, found))
-    return more
 
 
 def _expire_requests(state: State, now: float) -> list[Action]:
@@ -392,6 +380,7 @@ def _expire_models(state: State, now: float) -> list[Action]:
 def _start(state: State, model: Model, slot: str, now: float) -> StartLoad:
     state.loads += 1
     model.phase, model.slot, model.bytes = Phase.LOADING, slot, model.size(slot)
+    model.offloaded = dict(model.offloads.get(slot, {}))
     model.load_id = f"{model.name}-{state.loads}"
     model.load_since, model.load_deadline = now, now + state.limits.load_timeout
     for request in model.waiting:

@@ -1,7 +1,7 @@
 """The scheduler's state: slots, models, who waits and who holds a lease. Owned by one thread; plain data."""
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -65,7 +65,8 @@ class Model:
 
     ``predicted`` are the bytes a load is expected to take, ``sizes`` the same for slots where that is another figure,
     ``bytes`` what it is charged for while it is not cold. ``fallback`` are slots for when it can fit none of ``slots``.
-    ``concurrency`` is how many answers its runner makes at once.
+    ``offloads`` are, for a slot on which only a part of it would be, the bytes expected to be taken of other slots, and
+    ``offloaded`` those it is charged for there. ``concurrency`` is how many answers its runner makes at once.
 
     What was measured: ``load`` from StartLoad to Loaded, ``end`` from EndRunner to the memory being back, ``service``
     from a request's grant to its release, among as many others as there were, and ``gap`` from when the model had
@@ -83,10 +84,12 @@ class Model:
     group: str = ""
     fallback: tuple[str, ...] = ()
     sizes: dict[str, int] = field(default_factory=dict)
+    offloads: dict[str, dict[str, int]] = field(default_factory=dict)
     phase: Phase = Phase.COLD
     slot: str | None = None
     load_id: str | None = None
     bytes: int = 0
+    offloaded: dict[str, int] = field(default_factory=dict)
     waiting: deque[Request] = field(default_factory=deque)
     reserved: dict[str, Request] = field(default_factory=dict)
     leases: dict[str, Request] = field(default_factory=dict)
@@ -124,6 +127,11 @@ class Model:
         return (*self.slots, *self.fallback)
 
     @property
+    def reach(self) -> set[str]:
+        """Every slot it may take memory of."""
+        return {one for slot in self.allowed for one in self.needs(slot)}
+
+    @property
     def free(self) -> int:
         """Places for answers that no lease takes."""
         return self.concurrency - sum(request.places for request in self.leases.values())
@@ -131,6 +139,14 @@ class Model:
     def size(self, slot: str) -> int:
         """Bytes that a load on this slot is expected to take."""
         return self.sizes.get(slot, self.predicted)
+
+    def needs(self, slot: str) -> dict[str, int]:
+        """Bytes that a load on this slot is expected to take, of it and of others."""
+        return {slot: self.size(slot), **self.offloads.get(slot, {})}
+
+    def charged(self, slot: str) -> int:
+        """Bytes of this slot that it is charged for."""
+        return self.bytes if slot == self.slot else self.offloaded.get(slot, 0)
 
     def first(self, now: float, limits: "Limits") -> Request:
         """The waiter whose turn it is: the best rank, then the earliest. Somebody has to wait."""
@@ -206,11 +222,12 @@ class State:
 
     def residents(self, slot: str) -> list[Model]:
         """Models that take memory of the slot, in any phase."""
-        return [model for model in self.models.values() if model.slot == slot and model.phase is not Phase.COLD]
+        return [model for model in self.models.values()
+                if model.phase is not Phase.COLD and (model.slot == slot or slot in model.offloaded)]  # fmt: skip
 
     def used(self, slot: str) -> int:
         """Bytes charged to the slot, those of runners still ending included."""
-        return sum(model.bytes for model in self.residents(slot))
+        return sum(model.charged(slot) for model in self.residents(slot))
 
     def group(self, model: Model) -> list[Model]:
         """The model and its replicas."""
@@ -219,14 +236,19 @@ class State:
     def room(self, slot: str, model: Model) -> int:
         """Bytes the model could have on the slot if, of the others, only its own replicas and pinned models stayed."""
         others = (other for other in self.residents(slot) if other is not model and other.phase is not Phase.DRAINING)
-        return self.slots[slot].budget - sum(other.bytes for other in others if other.pinned or akin(other, model))
+        stay = sum(other.charged(slot) for other in others if other.pinned or akin(other, model))
+        return self.slots[slot].budget - stay
 
     def usable(self, model: Model) -> list[str]:
         """The slots that can hold the model: those of its choice, or where none of them can, of its fallback."""
         for slots in (model.slots, model.fallback):
-            if fit := [slot for slot in slots if self.room(slot, model) >= model.size(slot)]:
+            if fit := [slot for slot in slots if self.has_room(model, model.needs(slot))]:
                 return fit
         return []
+
+    def has_room(self, model: Model, needs: Mapping[str, int]) -> bool:
+        """Whether the model could have so many bytes of these slots."""
+        return all(self.room(slot, model) >= size for slot, size in needs.items())
 
     def by_load(self, load_id: str) -> Model | None:
         """The model a load id belongs to now; None for an id of the past."""

@@ -3,6 +3,7 @@
 After every step the world checks what must always hold; at the end it is let run, and nobody may be left waiting.
 """
 
+from copy import deepcopy
 from typing import Any
 
 import hypothesis.strategies as st
@@ -34,6 +35,7 @@ class OneSlot(RuleBasedStateMachine):
     replicas: dict[str, int] = {}
     fallback: dict[str, tuple[str, ...]] = {}
     sizes: dict[str, dict[str, int]] = {}
+    offloads: dict[str, dict[str, dict[str, int]]] = {}
     world: World
 
     @initialize(
@@ -49,7 +51,8 @@ class OneSlot(RuleBasedStateMachine):
                 one = name if number == 1 else f"{name}#{number}"
                 models[one] = Model(one, size, self.place[name], keep_alive=ttl[place], concurrency=concurrency[place],
                                     group=name if count > 1 else "", fallback=self.fallback.get(name, ()),
-                                    sizes=dict(self.sizes.get(name, {})))  # fmt: skip
+                                    sizes=dict(self.sizes.get(name, {})), offloads=deepcopy(self.offloads.get(name, {}))
+                                    )  # fmt: skip
         slots = {name: Slot(name, budget) for name, budget in self.slots.items()}
         self.world = World(State(slots, models, LIMITS))
         self.stops = stops
@@ -108,7 +111,8 @@ class OneSlot(RuleBasedStateMachine):
     @rule(number=pick, share=st.sampled_from([1.0, 1.0, 0.5]))
     def load_is_done(self, number: int, share: float) -> None:
         runner = self.world.runners[self._choose(self._loading(), number)]
-        self.world.loaded(runner.load_id, int(runner.charge * share))
+        less = {slot: int(size * share) for slot, size in runner.offloaded.items()}
+        self.world.loaded(runner.load_id, int(runner.charge * share), less)
 
     @rule()
     def a_second_passes_and_all_goes_well(self) -> None:
@@ -151,7 +155,7 @@ class OneSlot(RuleBasedStateMachine):
     @rule(model=some_model, size=st.sampled_from([10, 40, 100, 101]))
     def predict(self, model: str, size: int) -> None:
         if not {model, f"{model}#2", f"{model}#3"} & self.world.living():
-            self.world.send(events.Predict(model, size))
+            self.world.send(events.Predict(model, size, offloads=self.offloads.get(model, {})))
 
     @rule(seconds=st.sampled_from([0.5, 3.0, 10.0, 40.0]))
     def time_passes(self, seconds: float) -> None:
@@ -231,9 +235,21 @@ class ManySlots(OneSlot):
     sizes = {"b": {"cpu": 40}, "c": {"cpu": 70}}
 
 
+class Offloading(OneSlot):
+    """Two models on the GPU have a part of them in RAM, where others live; one of them may go there as a whole."""
+
+    slots = {"gpu": 100, "cpu": 90}
+    place = {"a": ("gpu", "cpu"), "b": ("gpu",), "c": ("cpu",), "d": ("gpu",)}
+    replicas = {"b": 2}
+    fallback = {"d": ("cpu",)}
+    offloads = {"b": {"gpu": {"cpu": 40}}, "d": {"gpu": {"cpu": 60}}}
+
+
 TestOneSlot = OneSlot.TestCase
 TestOneSlot.settings = settings(max_examples=70, **PROFILE)
 TestTwoSlots = TwoSlots.TestCase
 TestTwoSlots.settings = settings(max_examples=30, **PROFILE)
 TestManySlots = ManySlots.TestCase
 TestManySlots.settings = settings(max_examples=40, **PROFILE)
+TestOffloading = Offloading.TestCase
+TestOffloading.settings = settings(max_examples=40, **PROFILE)

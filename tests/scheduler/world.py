@@ -54,9 +54,14 @@ class Runner:
     slot: str
     charge: int
     since: float
+    offloaded: dict[str, int] = field(default_factory=dict)
     loading: bool = True
     asked: str | None = None
     forever: bool = False
+
+    def charged(self, slot: str) -> int | None:
+        """Bytes of this slot; None if it takes none."""
+        return self.charge if slot == self.slot else self.offloaded.get(slot)
 
 
 @dataclass
@@ -125,15 +130,16 @@ class World:
         client.stage = Stage.OVER
         return self.send(events.Release(request_id, keep_alive))
 
-    def loaded(self, load_id: str, size: int | None = None) -> list[Action]:
+    def loaded(self, load_id: str, size: int | None = None, offloaded: dict[str, int] | None = None) -> list[Action]:
         """A runner reports that its load is done, perhaps not knowing yet that it is no longer wanted."""
         runner = self.runners[load_id]
         runner.loading = False
         if runner.asked is None:
             self.longest_load = max(self.longest_load, self.now - runner.since)
             runner.charge = runner.charge if size is None else size
+            runner.offloaded |= offloaded or {}
             self.trouble.pop(runner.model, None)
-        return self.send(events.Loaded(load_id, runner.charge))
+        return self.send(events.Loaded(load_id, runner.charge, dict(runner.offloaded)))
 
     def load_failed(self, load_id: str, cause: str = "bad weights") -> list[Action]:
         runner = self.runners[load_id]
@@ -272,7 +278,8 @@ class World:
     def _blocked_on(self, slot: str) -> list[str]:
         """Requests for models that are not there and could only go to this slot."""
         living = {spec_of(name) for name in self.living()}
-        cold = {name for name, model in self.state.models.items() if model.allowed == (slot,)} - living
+        cold = {name for name, model in self.state.models.items()
+                if model.allowed == (slot,) and spec_of(name) not in living}  # fmt: skip
         return [client.request_id for client in self._waiting() if client.model in cold]
 
     def turn(self) -> float:
@@ -282,18 +289,25 @@ class World:
     def _check_stalls(self) -> None:
         """Nobody waits for long for the place of models that nobody uses, however soon they are expected to be used."""
         stalled: dict[str, float] = {}
-        for slot in self.state.slots:
-            here = [runner for runner in self.runners.values() if runner.slot == slot]
-            wanted = {spec_of(client.model) for client in self._waiting()}
-            if all(
-                not runner.loading and runner.asked is None and not self.leases(runner.load_id)
-                and spec_of(runner.model) not in wanted and not self.state.models[runner.model].pinned
-                for runner in here
-            ):  # fmt: skip
-                stalled |= {name: self.stalled.get(name, self.now) for name in self._blocked_on(slot)}
+        wanted = {spec_of(client.model) for client in self._waiting()}
+        busy = {slot for slot in self.state.slots if any(
+            runner.loading or runner.asked is not None or self.leases(runner.load_id)
+            or spec_of(runner.model) in wanted or self.state.models[runner.model].pinned
+            for runner in self.runners.values() if runner.charged(slot) is not None
+        )}  # fmt: skip
+        for client in self._waiting():  # one that needs several slots keeps its place on all while it waits for one
+            if (reach := self._reach(client.model)) & busy:
+                busy |= reach if self.state.models[client.model].offloads else set()
+        for slot in self.state.slots.keys() - busy:
+            stalled |= {name: self.stalled.get(name, self.now) for name in self._blocked_on(slot)}
         self.stalled = stalled
         for request_id, since in stalled.items():
             assert self.now - since <= 3 * self.turn(), f"{request_id} waits for the place of idle models"
+
+    def _reach(self, name: str) -> set[str]:
+        """The slots that a model may take memory of."""
+        model = self.state.models[name]
+        return {*model.allowed, *(slot for sizes in model.offloads.values() for slot in sizes)}
 
     def _start(self, model: str, load_id: str, slot: str) -> None:
         assert not self.shut, f"{model} is loaded after the shutdown"
@@ -307,19 +321,20 @@ class World:
         left, those = self.gave_way.pop(model, ("", []))
         still = [request_id for request_id in those if self.stage(request_id) is Stage.WAITING]
         assert left != slot or not still, f"{model} gave way to {still} and is loaded again before any of them"
-        self.gave_way = {name: given for name, given in self.gave_way.items() if given[0] != slot}
+        offloaded = dict(self.state.models[model].offloads.get(slot, {}))
+        self.gave_way = {name: given for name, given in self.gave_way.items() if given[0] not in (slot, *offloaded)}
         forever = self.state.models[model].keep_alive < 0
         charge = self.state.models[model].size(slot)
-        self.runners[load_id] = Runner(load_id, model, slot, charge, self.now, forever=forever)
+        self.runners[load_id] = Runner(load_id, model, slot, charge, self.now, offloaded, forever=forever)
 
     def check(self) -> None:
         """What must hold after every step."""
         state = self.state
         for slot in state.slots.values():
-            here = [runner for runner in self.runners.values() if runner.slot == slot.name]
+            here = [runner for runner in self.runners.values() if runner.charged(slot.name) is not None]
             loading = [runner.model for runner in here if runner.loading and runner.asked is None]
             assert len(loading) <= 1, f"{loading} load at the same time on {slot.name}"
-            charged = sum(runner.charge for runner in here)
+            charged = sum(runner.charged(slot.name) or 0 for runner in here)
             assert not self.strict or charged <= slot.budget, f"{charged} bytes of {slot.budget} on {slot.name}"
             assert charged == state.used(slot.name), "the policy's books and the world's differ"
         for runner in self.runners.values():
@@ -346,7 +361,7 @@ class World:
             for client in self._waiting():
                 if spec_of(client.model) == spec_of(runner.model):
                     mine.add(client.request_id)
-                elif runner.slot in self.state.models[client.model].allowed:
+                elif runner.slot in self._reach(client.model) or runner.offloaded.keys() & self._reach(client.model):
                     others.add(client.request_id)
             mine -= {request_id for request_id in mine if self.state.requests[request_id].bound}
             assert others or not mine, f"{mine} wait although {runner.load_id} is idle"

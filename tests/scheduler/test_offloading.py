@@ -1,0 +1,153 @@
+"""Models on a GPU that have a part of them in RAM: the CPU's slot is charged for it, and both must have room."""
+
+from gateway.scheduler import Model, Slot, State, events
+from gateway.scheduler.actions import EndRunner, StartLoad, Why
+from tests.scheduler.world import Stage, World, kinds, why
+
+
+def machine(*, cpu: int = 100, gpu: int = 100) -> World:
+    """``large`` takes 80 of the GPU and 60 of RAM, ``small`` 30 of the GPU, ``a`` and ``b`` 40 of RAM each."""
+    models = [Model("large", 80, ("gpu",), offloads={"gpu": {"cpu": 60}}), Model("small", 30, ("gpu",)),
+              Model("a", 40, ("cpu",)), Model("b", 40, ("cpu",))]  # fmt: skip
+    slots = {"gpu": Slot("gpu", gpu), "cpu": Slot("cpu", cpu)}
+    return World(State(slots, {model.name: model for model in models}))
+
+
+def test_a_load_is_charged_to_both_slots() -> None:
+    world = machine()
+    world.resident("large", "a")
+    assert (world.state.used("gpu"), world.state.used("cpu")) == (80, 100)
+    assert {model.name for model in world.state.residents("cpu")} == {"large", "a"}
+    world.unload("large")
+    assert world.state.used("cpu") == 100, "it is ending, and its memory is not back yet"
+    world.ended(world.runner("large").load_id)
+    assert (world.state.used("gpu"), world.state.used("cpu")) == (0, 40)
+
+
+def test_idle_models_on_the_cpu_go_for_what_is_offloaded() -> None:
+    world = machine()
+    world.resident("a", "b")
+    world.ask("large")
+    assert world.log[-1] == EndRunner("a", "a-1", "evicted", "large", "it had been idle for 1 s")
+    assert "large" not in world.living(), "not before the RAM is back"
+    assert kinds(world.ended("a-1")) == [("StartLoad", "large")]
+
+
+def test_an_offloaded_model_goes_for_one_on_the_cpu() -> None:
+    world = machine()
+    world.resident("large", "a")
+    world.ask("b")
+    assert kinds(world.log[-1:]) == [("EndRunner", "large")], "the one used longest ago, wherever its runner is"
+    assert kinds(world.ended("large-1")) == [("StartLoad", "b")]
+
+
+def test_one_eviction_that_frees_both_slots_is_enough() -> None:
+    world = machine(cpu=120)
+    world.state.models["larger"] = Model("larger", 90, ("gpu",), offloads={"gpu": {"cpu": 60}})
+    world.resident("a", "large")
+    world.ask("larger")
+    assert kinds(world.log[-1:]) == [("EndRunner", "large")]
+    assert kinds(world.ended("large-2")) == [("StartLoad", "larger")] and world.living() == {"a", "larger"}
+
+
+def test_one_that_two_newcomers_want_gone_on_different_slots_goes_once() -> None:
+    world = machine()
+    request = world.ask("large")
+    world.loaded(world.runner("large").load_id)
+    world.ask("a")
+    world.loaded(world.runner("a").load_id)
+    late = [world.ask(name) for name in ("small", "b")]
+    world.wait(world.turn() + 1)
+    assert all(world.stage(one) is Stage.WAITING for one in late)
+    world.release(request)
+    assert [runner.model for runner in world.runners.values() if runner.asked] == ["large"]
+    world.ended(world.runner("large").load_id)
+    assert world.living() == {"a", "small", "b"}
+
+
+def test_nobody_goes_on_one_slot_before_the_other_can_have_room() -> None:
+    world = machine()
+    world.resident("small")
+    busy = [world.ask(name) for name in ("a", "b")]
+    for name in ("a", "b"):
+        world.loaded(world.runner(name).load_id)
+    world.ask("large")
+    assert world.living() == {"small", "a", "b"}
+    world.release(busy[0])
+    assert {runner.model for runner in world.runners.values() if runner.asked} == {"small", "a"}
+
+
+def test_a_model_that_waits_for_two_slots_is_not_overtaken_on_either() -> None:
+    world = machine()
+    busy = [world.ask(name) for name in ("a", "b")]
+    for name in ("a", "b"):
+        world.loaded(world.runner(name).load_id)
+    world.ask("large")
+    world.now += 1
+    late = world.ask("small")
+    assert world.stage(late) is Stage.WAITING and "small" not in world.living(), "there would be no room for the first"
+    world.release(busy[0])
+    world.ended(world.runner("a").load_id)
+    assert kinds(world.log[-1:]) == [("StartLoad", "large")]
+
+
+def test_a_load_on_the_cpu_and_one_that_offloads_take_turns() -> None:
+    world = machine()
+    world.ask("a")
+    world.ask("large")
+    assert world.living() == {"a"}, "two loads at once could run the RAM out at their peaks"
+    world.loaded(world.runner("a").load_id)
+    assert world.living() == {"a", "large"}
+
+
+def test_what_has_no_room_in_ram_is_refused_before_anything_goes() -> None:
+    world = machine(cpu=50)
+    world.resident("small")
+    request = world.ask("large")
+    assert why(world, request) is Why.CANNOT_FIT and world.living() == {"small"}
+    assert "for what it offloads from gpu and slot cpu can give it" in world.refusal(request).detail
+    world = machine(cpu=90)
+    world.resident("a")
+    world.send(events.Pin("a", True))
+    assert why(world, world.ask("large")) is Why.CANNOT_FIT
+
+
+def test_what_a_load_measured_replaces_what_was_predicted() -> None:
+    world = machine()
+    world.resident("a")
+    world.strict = False
+    request = world.ask("large")
+    world.loaded(world.runner("large").load_id, 70, {"cpu": 75})
+    assert world.stage(request) is Stage.GRANTED
+    assert [action for action in world.log if isinstance(action, EndRunner)] == [
+        EndRunner("a", "a-1", "evicted", "", "the slot's models take more than was predicted, and it was idle")]
+    assert world.state.models["large"].offloads == {"gpu": {"cpu": 75}}, "the next load is expected to take as much"
+
+
+def test_a_charge_that_rises_in_ram_costs_idle_models_there_their_place() -> None:
+    world = machine()
+    world.strict = False
+    world.resident("a", "large")
+    world.ask("large")
+    runner = world.runner("large")
+    runner.offloaded["cpu"] = 70
+    assert kinds(world.send(events.Recharge(runner.load_id, 70, "cpu"))) == [("EndRunner", "a")]
+    assert (world.state.used("gpu"), world.state.models["large"].bytes) == (80, 80)
+
+
+def test_short_of_ram_idle_models_that_have_some_of_it_go() -> None:
+    world = machine(gpu=110)
+    world.resident("large", "small", "a")
+    assert kinds(world.send(events.Squeeze("cpu"))) == [("EndRunner", "large"), ("EndRunner", "a")]
+
+
+def test_a_model_that_is_offloaded_from_now_on_waits_for_ram() -> None:
+    world = machine()
+    world.resident("a", "b", "small")
+    offloads = {"gpu": {"cpu": 30}}
+    world.send(events.Move("small", ("gpu",), (), {"gpu": 20}, 1, offloads))
+    world.ended("small-3")
+    world.ask("small")
+    assert kinds(world.log[-1:]) == [("EndRunner", "a")]
+    assert world.ended("a-1") == [StartLoad("small", "small-4", "gpu")]
+    assert world.runner("small").charged("cpu") == 30 == world.state.models["small"].charged("cpu")
