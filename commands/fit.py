@@ -34,12 +34,12 @@ def run(settings: Settings, catalog: Catalog, *, as_json: bool = False) -> int:
     if as_json:
         print(json.dumps({
             "profile": catalog.profile,
-            "models": [_model(one, slots[one.slot]) for one in models],
+            "models": [_model(one, slots) for one in models],
             "slots": [{"device": one.slot, "budget_bytes": one.budget, "sets": one.sets, "more": one.more}
                       for one in sets],
         }, indent=2))  # fmt: skip
         return 0
-    rows = [_cells(one, slots[one.slot]) for one in models]
+    rows = [_cells(one, slots) for one in models]
     sizes = {one.name: one.bytes for one in models}
     if not sys.stdout.isatty():
         for cells in (_HEADS, *rows):
@@ -53,6 +53,8 @@ def run(settings: Settings, catalog: Catalog, *, as_json: bool = False) -> int:
     for one in models:
         if one.parts is None:
             print(f"{one.name}: {one.reason}")
+        elif one.offloaded:
+            print(f"{one.name}: {format_bytes(one.offloaded)} of slot {one.ram} besides, for what it offloads to RAM")
     return 0
 
 
@@ -70,7 +72,11 @@ def _tables(profile: str, rows: list[tuple[str, ...]], sets: list[fit.Together],
         console.print(table)
 
 
-def _model(one: fit.Fit, budget: int) -> dict[str, Any]:
+def _fits(one: fit.Fit, budgets: dict[str, int]) -> bool:
+    return one.bytes <= budgets[one.slot] and one.offloaded <= budgets.get(one.ram, 0)
+
+
+def _model(one: fit.Fit, budgets: dict[str, int]) -> dict[str, Any]:
     head = {"name": one.name, "bits": one.bits, "device": one.slot}
     if one.parts is None:
         return head | {"known": "no", "reason": one.reason, "fits": None}
@@ -85,11 +91,12 @@ def _model(one: fit.Fit, budget: int) -> dict[str, Any]:
         "later_bytes": parts.later,
         "peak_bytes": parts.loading(one.tokens),
         "bytes": one.bytes,
-        "fits": one.bytes <= budget,
+        "offloaded_bytes": one.offloaded,
+        "fits": _fits(one, budgets),
     }
 
 
-def _cells(one: fit.Fit, budget: int) -> tuple[str, ...]:
+def _cells(one: fit.Fit, budgets: dict[str, int]) -> tuple[str, ...]:
     if one.parts is None:
         return (one.name, str(one.bits), one.slot, *["-"] * 6)
     parts = one.parts
@@ -98,7 +105,7 @@ def _cells(one: fit.Fit, budget: int) -> tuple[str, ...]:
     return (
         one.name, str(one.bits), one.slot, format_bytes(parts.weights), format_bytes(parts.resident - parts.weights),
         format_bytes(parts.cache(one.tokens)), format_bytes(answering), sure + format_bytes(one.bytes),
-        "yes" if one.bytes <= budget else "no",
+        "yes" if _fits(one, budgets) else "no",
     )  # fmt: skip
 
 

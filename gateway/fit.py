@@ -14,8 +14,8 @@ from models_registry.spec import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """One model on its slot. ``tokens`` is how large a cache it would get. ``parts`` is None and ``bytes`` 0 where its
-    weights are not here or damaged, as ``reason`` says."""
+    """One model on its slot. ``tokens`` is how large a cache it would get, ``offloaded`` what the slot ``ram`` would be
+    charged besides. ``parts`` is None and ``bytes`` 0 where its weights are not here or damaged, as ``reason`` says."""
 
     name: str
     bits: int
@@ -24,6 +24,8 @@ class Fit:
     tokens: int
     parts: Parts | None
     reason: str = ""
+    offloaded: int = 0
+    ram: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,8 @@ def _fit(spec: ModelSpec, placement: Placement) -> Fit:
         parts = placement.footprints.parts(spec, placement.places[slot].device)
     except (HeaderError, OSError) as error:
         return Fit(spec.name, spec.quant_bits, slot, 0, 0, None, str(error))
-    return Fit(spec.name, spec.quant_bits, slot, charge.bytes, charge.tokens, parts)
+    return Fit(spec.name, spec.quant_bits, slot, charge.bytes, charge.tokens, parts,
+               offloaded=charge.offloaded, ram=placement.ram or "" if charge.offloaded else "")  # fmt: skip
 
 
 def together(slot: str, budget: int, models: Sequence[Fit], most: int = 20) -> Together:

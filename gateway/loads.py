@@ -83,7 +83,8 @@ class Loads:
             ticket.acquire()
 
     def unload(self, spec: ModelSpec, force: bool = False) -> dict[str, Any]:
-        """Unload a model and return what that freed, once its process has ended. A pin set at load goes with it.
+        """Unload a model and return what slots were charged for it, once its process has ended. A pin set at load goes
+        with it.
 
         :raises Conflict: if it is in use and ``force`` is not given.
         """
@@ -96,7 +97,7 @@ class Loads:
                            f"{before['waiting']} waiting; try again later or send force: true")  # fmt: skip
         self._gateway.pin(spec, spec.pinned)
         self._gateway.runners.wait_ended([action.load_id for action in ended])
-        return {"unloaded": bool(ended), "freed_bytes": before["bytes"] if ended else 0}
+        return {"unloaded": bool(ended), "freed_bytes": _charged(before) if ended else 0}
 
     def cleanup(self, force: bool = False) -> dict[str, Any]:
         """Evict every idle model and clear scratch nobody uses. Return what was freed."""
@@ -112,8 +113,13 @@ class Loads:
         ))  # fmt: skip
         return {
             "evicted": list(dict.fromkeys(map(spec_name, names))),
-            "freed_bytes": sum(replicas[name]["bytes"] for name in names),
+            "freed_bytes": sum(_charged(replicas[name]) for name in names),
             "in_use": in_use,
             "temp_entries_removed": entries,
             "temp_bytes_removed": size,
         }
+
+
+def _charged(status: dict[str, Any]) -> int:
+    """Return what all slots together are charged for a model or a replica."""
+    return int(status["bytes"] + sum(status["offloaded"].values()))

@@ -1,7 +1,8 @@
 """What takes memory, measured when it is asked for: slots, models, processes, and the driver's own view of the GPUs.
 
 Three kinds of figures, never mixed: what a slot is *charged* (``bytes``: measured at the load, and what its cache may
-grow to), what was *predicted* before, and what is *measured* now. On the CPU a runner's measured bytes are what its end
+grow to; ``offloaded_bytes`` for what a runner on a GPU has in RAM), what was *predicted* before, and what is *measured*
+now. On the CPU a runner's measured bytes are what its end
 would give back: its private pages, and its share of the weights file it maps, so that replicas that map the same file
 add up to what is there once. Gateway process; knows nothing of HTTP.
 """
@@ -18,6 +19,7 @@ import psutil
 from gateway import devices
 from gateway.devices import HostUse
 from gateway.placement import Place
+from gateway.watchdog import available, host_bytes
 
 _PATIENCE = 2.0  # seconds; a process that cannot be read by then is told as not measured
 _READERS = 8
@@ -101,6 +103,7 @@ def _replica(replica: dict[str, Any], place: Place, seen: Measured) -> dict[str,
         measured = 0  # not forked yet, nothing taken yet, or gone
     fields = ("name", "state", "device", "pid", "bytes", "predicted_bytes", "measured_at_load_bytes", "cache_bytes")
     return {field: replica[field] for field in fields} | {
+        "offloaded_bytes": sum(replica["offloaded"].values()),
         "measured_bytes": measured,
         "host_bytes": host.own if host else None if replica["state"] == "ready" else 0,
     }
@@ -110,13 +113,14 @@ def _model(status: dict[str, Any], now: dict[str, dict[str, Any]]) -> dict[str, 
     """A model's figures are the sums over its runners; ``unload`` is what unloading it would give back."""
     mine = [now[replica["name"]] for replica in status["replicas"] if replica["name"] in now]
     sums = {field: _sum(mine, field) for field in
-            ("bytes", "predicted_bytes", "measured_at_load_bytes", "measured_bytes", "host_bytes")}  # fmt: skip
+            ("bytes", "offloaded_bytes", "predicted_bytes", "measured_at_load_bytes", "measured_bytes", "host_bytes")}
     busy = status["leases"] or status["waiting"] or any(one["state"] == "loading" for one in mine)
     return {
         "state": status["state"],
         **sums,
-        "unload": {"budget_bytes": sums["bytes"], "device_bytes": sums["measured_bytes"],
-                   "host_bytes": sums["host_bytes"], "needs_force": bool(busy)},
+        "unload": {"budget_bytes": sums["bytes"], "offloaded_bytes": sums["offloaded_bytes"],
+                   "device_bytes": sums["measured_bytes"], "host_bytes": sums["host_bytes"],
+                   "needs_force": bool(busy)},
         "replicas": mine,
     }  # fmt: skip
 
@@ -124,13 +128,20 @@ def _model(status: dict[str, Any], now: dict[str, dict[str, Any]]) -> dict[str, 
 def _slot(
     slot: dict[str, Any], place: Place, replicas: list[dict[str, Any]], now: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
+    """A slot's figures: of runners on it, and of what runners on GPUs have in RAM where it is charged for that."""
     here = [replica for replica in replicas if replica["device"] == place.name]
-    idle = [one for one in here if one["state"] == "ready" and not (one["leases"] or one["waiting"] or one["pinned"])]
+    parts = [replica for replica in replicas if place.name in replica["offloaded"]]
+    idle = [one for one in (*here, *parts)
+            if one["state"] == "ready" and not (one["leases"] or one["waiting"] or one["pinned"])]  # fmt: skip
+    predicted = [*(one["predicted_bytes"] for one in here), *(one["offloaded_predicted_bytes"] for one in parts)]
+    measured = [*(now[one["name"]]["measured_bytes"] for one in here),
+                *(now[one["name"]]["host_bytes"] for one in parts)]  # fmt: skip
     gpu = {"gpu": place.gpu.name, "others_at_start_bytes": place.others} if place.gpu else {}
     return slot | {
-        "predicted_bytes": _sum(here, "predicted_bytes"),
-        "measured_bytes": _sum([now[replica["name"]] for replica in here], "measured_bytes"),
-        "evictable_bytes": sum(replica["bytes"] for replica in idle),
+        "predicted_bytes": _total(predicted),
+        "measured_bytes": _total(measured),
+        "offloaded_bytes": sum(replica["offloaded"][place.name] for replica in parts),
+        "evictable_bytes": sum(charged(replica, place.name) for replica in idle),
         **gpu,
     }
 
@@ -146,14 +157,14 @@ def _gpu(gpu: devices.Gpu, processes: Mapping[int, int | None], runners: Mapping
 
 
 def _host(host: Mapping[int, HostUse], processes: Mapping[int, tuple[str, str | None]]) -> dict[str, Any]:
-    """RAM, and every process of this gateway. Their proportional bytes add up to what all of it takes."""
-    memory = psutil.virtual_memory()
+    """RAM, within this container's limit if it has one, and every process of this gateway. Their proportional bytes
+    add up to what all of it takes."""
     by_role: Counter[str] = Counter()
     for pid, use in host.items():
         by_role[processes[pid][0]] += use.own
     return {
-        "total_bytes": memory.total,
-        "available_bytes": memory.available,
+        "total_bytes": host_bytes(),
+        "available_bytes": available(),
         "product_bytes": sum(use.proportional for use in host.values()),
         "by_role_bytes": dict(by_role),
         "processes": [
@@ -165,6 +176,16 @@ def _host(host: Mapping[int, HostUse], processes: Mapping[int, tuple[str, str | 
 
 
 def _sum(entries: list[dict[str, Any]], field: str) -> int | None:
+    """Add up a field."""
+    return _total([entry[field] for entry in entries])
+
+
+def _total(values: list[int | None]) -> int | None:
     """Add up what is known; None if something there is was not measured."""
-    values = [entry[field] for entry in entries]
-    return None if None in values else sum(values)
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def charged(replica: dict[str, Any], slot: str) -> int:
+    """Return what a slot is charged for a replica."""
+    return int(replica["bytes"] if replica["device"] == slot else replica["offloaded"].get(slot, 0))

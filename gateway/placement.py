@@ -4,18 +4,20 @@ Gateway process. Knows settings, specs and devices; nothing of requests, runners
 """
 
 import logging
+import math
 import os
 from dataclasses import dataclass
 
 from gateway import devices
 from gateway.devices import Gpu
-from gateway.footprint import LEAST_CACHE, Charge, Footprints, usual_bits
-from gateway.ladder import OFFLOAD_SHARE, Ladder
+from gateway.footprint import LEAST_CACHE, Charge, Footprints, HeaderError, Offloads, usual_bits
+from gateway.ladder import OFFLOAD_SHARE, Ladder, possible
 from gateway.watchdog import available, host_bytes
 from models_registry.catalog import Catalog, CatalogError
 from models_registry.spec import ModelSpec, QuantBits
+from protocol.messages import Load
 from utils.settings import Settings, SettingsError
-from utils.units import format_bytes
+from utils.units import format_bytes, parse_bytes
 
 log = logging.getLogger(__name__)
 ON_CPU = "it fits no GPU, so it runs on the CPU"
@@ -50,6 +52,7 @@ class Placement:
         self._settings = settings
         self.ladder = Ladder(settings.fallback, settings.degraded_for)
         self._footprints = Footprints(settings.models_dir)
+        self._offloads = Offloads(settings.models_dir)
         self.places = {place.name: place for place in slots(settings, catalog)}
         self._allowed = {spec.name: _allowed(spec, self.places) for spec in catalog}
         for spec in catalog:
@@ -58,6 +61,10 @@ class Placement:
                 field, named = ("max_memory", limits) if limits else ("device", list(spec.device))
                 raise CatalogError(f"model {spec.name!r}: field {field}: {', '.join(named)} is not there; "
                                    f"this gateway's slots are {', '.join(self.places)}")  # fmt: skip
+
+        cpus = [place for place in self.places.values() if place.gpu is None]
+        self.ram = max(cpus, key=lambda place: place.budget).name if cpus else None
+        """The slot that is charged for what lies in RAM of models on GPUs: the CPU's, of several the largest."""
 
     @property
     def footprints(self) -> Footprints:
@@ -87,7 +94,9 @@ class Placement:
         """Return the slot a load is likely to use: the first that could hold it."""
         first, fallback = self.allowed(spec)
         for slot in (*first, *fallback) if len(first) + len(fallback) > 1 else ():
-            if self.needs(self.on(spec, slot, bits), slot).bytes <= self.places[slot].budget:
+            needed = self.needs(self.on(spec, slot, bits), slot)
+            ram = self.places[self.ram].budget if self.ram else 0
+            if needed.bytes <= self.places[slot].budget and needed.offloaded <= ram:
                 return slot
         return first[0]
 
@@ -108,9 +117,13 @@ class Placement:
         if level == "small_batch":
             wanted = max(LEAST_CACHE, spec.context or 0)
         charge = self._footprints.charge(spec, place.device, wanted, place.budget)
-        if level == "offload":
-            moved = int(self._footprints.predict(spec, place.device) * (1 - OFFLOAD_SHARE))
+        limits = self.offload(spec, slot)
+        if level == "offload" and limits and charge.bytes:
+            moved = self._footprints.parts(spec, place.device).weights - _on_gpu(limits)
             charge = charge._replace(bytes=max(0, charge.bytes - moved))
+        if limits and "cpu" in limits:
+            most = parse_bytes(limits["cpu"]) if spec.max_memory else math.inf  # else what is free now, whoever goes
+            charge = charge._replace(offloaded=self._offloads.charge(spec, _on_gpu(limits), most))
         return charge
 
     def sizes(self, spec: ModelSpec, bits: QuantBits | None = None) -> dict[str, int]:
@@ -118,16 +131,31 @@ class Placement:
         first, fallback = self.allowed(spec)
         return {slot: self.needs(self.on(spec, slot, bits), slot).bytes for slot in (*first, *fallback)}
 
+    def offloads(self, spec: ModelSpec, bits: QuantBits | None = None) -> dict[str, dict[str, int]]:
+        """Return for each slot from which a part of a model goes elsewhere what it is charged for there."""
+        first, fallback = self.allowed(spec)
+        charged = {slot: self.needs(self.on(spec, slot, bits), slot).offloaded for slot in (*first, *fallback)}
+        return {slot: {self.ram: size} for slot, size in charged.items() if size and self.ram is not None}
+
+    def record_offloaded(self, load: Load, measured: int) -> None:
+        """Remember what a load on a GPU really took of RAM."""
+        if load.max_memory:
+            self._offloads.record(load.name, load.quant_bits, _on_gpu(load.max_memory), measured)
+
     def offload(self, spec: ModelSpec, slot: str) -> dict[str, str] | None:
-        """Return the limits beyond which layers go to the CPU: the spec's, or some where memory ran out. None on a CPU,
-        where there is nothing to offload."""
+        """Return the limits beyond which layers go to the CPU: the spec's, or some where memory ran out. None where
+        nothing is offloaded: on a CPU, and on a GPU that has no limit."""
         place = self.places[slot]
-        if place.gpu is None:
+        number = place.device.partition(":")[2]
+        if place.gpu is None or spec.engine != "transformers":
             return None
         if self.ladder.level(spec.name) != "offload":
-            return spec.max_memory
-        stays = int(self._footprints.predict(spec, place.device) * OFFLOAD_SHARE)
-        return {place.device.partition(":")[2]: f"{stays >> 20}MiB", "cpu": f"{available() >> 20}MiB"}
+            return spec.max_memory if number in (spec.max_memory or {}) else None
+        try:
+            weights = self._footprints.parts(spec, place.device).weights
+        except (HeaderError, OSError):
+            return None  # its load says what is wrong with them
+        return {number: f"{int(weights * OFFLOAD_SHARE) >> 20}MiB", "cpu": f"{available() >> 20}MiB"}
 
     def threads(self) -> int:
         """Return the threads of a runner on the CPU; 0 for one per core."""
@@ -135,6 +163,10 @@ class Placement:
         if settings.cpu_threads or settings.cpu_slots == 1:
             return settings.cpu_threads
         return max(1, len(os.sched_getaffinity(0)) // settings.cpu_slots)
+
+
+def _on_gpu(limits: dict[str, str]) -> int:
+    return next(parse_bytes(limit) for key, limit in limits.items() if key != "cpu")
 
 
 def slots(settings: Settings, catalog: Catalog) -> list[Place]:
@@ -158,7 +190,7 @@ def slots(settings: Settings, catalog: Catalog) -> list[Place]:
         raise SettingsError(f"setting 'slot_budgets': there is no slot {surplus[0]!r}; there are {', '.join(known)}")
     places = [_gpu_place(settings, gpu) for gpu in chosen]
     falls = settings.fallback == "cpu" and any("auto" in spec.device for spec in catalog)
-    if "cpu" in wanted or falls or any(_may_use_cpu(spec) for spec in catalog):
+    if "cpu" in wanted or falls or any(_may_use_cpu(spec) or _may_offload(spec, chosen, settings) for spec in catalog):
         places += _cpu_places(settings, own, "cpu" in wanted)
     return places
 
@@ -204,6 +236,12 @@ def _cpu_places(settings: Settings, names: list[str], chosen: bool) -> list[Plac
 
 def _may_use_cpu(spec: ModelSpec) -> bool:
     return any(name.startswith("cpu") for name in spec.device) or "cpu" in (spec.max_memory or {})
+
+
+def _may_offload(spec: ModelSpec, gpus: list[Gpu], settings: Settings) -> bool:
+    """Whether a part of a model may come to lie in RAM, which then has to have a budget."""
+    on_gpu = bool(gpus) and any(name.startswith(("auto", "cuda")) for name in spec.device)
+    return on_gpu and "offload" in possible(spec, "cuda", settings.fallback)
 
 
 def _allowed(spec: ModelSpec, places: dict[str, Place]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 
 from gateway import devices, watchdog
+from gateway.in_ram import InRam
 from gateway.line import Child
 from gateway.observe.course import TOO_LATE, Course
 from gateway.scheduler import events
@@ -78,6 +79,8 @@ class RunnerHandle:
         self.ran_out = 0  # requests in a row that found no memory with the model to themselves
         self.charged = predicted
         self.baseline: tuple[int, int] | None = None
+        self.charged_to = slot
+        self.in_ram: InRam | None = None  # where a part of the model on a GPU lies there
         self._needs = needs
         self._post = post
         self._zygotes = zygotes

@@ -8,8 +8,10 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from gateway.errors import Unavailable
+from gateway.in_ram import InRam
 from gateway.needs import modules
 from gateway.observe.metrics import Metrics
 from gateway.observe.reporter import Reporter
@@ -17,6 +19,7 @@ from gateway.owner import Owner
 from gateway.placement import ON_CPU, Placement
 from gateway.runner_handle import RunnerHandle
 from gateway.scheduler import actions, events
+from gateway.watchdog import Watched
 from gateway.zygotes import Zygotes
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec, QuantBits, spec_name
@@ -62,6 +65,10 @@ class Runners:
         """Return those of a model, its replicas among them."""
         return [handle for handle in self if handle.load.name == model]
 
+    def watched(self) -> list[Watched]:
+        """Return what the watchdog watches: runners, and what those on GPUs have in RAM."""
+        return [*self, *(handle.in_ram for handle in self if handle.in_ram)]
+
     def as_loaded(self, spec: ModelSpec) -> ModelSpec:
         """Return the spec of the catalog with the bits that the model's runner has, or the next one would have."""
         handle, bits = next(iter(self.of(spec.name)), None), self.bits.get(spec.name)
@@ -84,14 +91,16 @@ class Runners:
     def predict(self, spec: ModelSpec) -> None:
         """Tell the scheduler what the model would take on each slot, as far as is known now."""
         sizes = self._placement.sizes(self._catalog[spec.name], self.bits.get(spec.name))
-        self._owner.post(events.Predict(spec.name, next(iter(sizes.values())), sizes))
+        offloads = self._placement.offloads(self._catalog[spec.name], self.bits.get(spec.name))
+        self._owner.post(events.Predict(spec.name, next(iter(sizes.values())), sizes, offloads))
 
     def move(self, name: str) -> None:
         """Have a model loaded from now on as its level says."""
         spec = self._catalog[name]
         first, fallback = self._placement.allowed(spec)
         sizes = self._placement.sizes(spec, self.bits.get(name))
-        self._owner.post(events.Move(name, first, fallback, sizes, self._placement.at_once(spec)))
+        offloads = self._placement.offloads(spec, self.bits.get(name))
+        self._owner.post(events.Move(name, first, fallback, sizes, self._placement.at_once(spec), offloads))
 
     # -- called in the owner thread, never waiting ---------------------------------------------------------------------
 
@@ -118,6 +127,8 @@ class Runners:
         handle = RunnerHandle(load, modules([spec]), self._zygotes, self._hear, self._settings.heartbeat_timeout,
                               needed.bytes, needed.reserve, slot, ON_CPU if slot in fallback else "",
                               self._ladder.count, tuple(self._evicted.pop(slot, ())))  # fmt: skip
+        if needed.offloaded and self._placement.ram:
+            handle.in_ram = InRam(handle, self._placement.ram, needed.offloaded)
         self._handles[load_id] = handle
         log.info("loading %s on %s%s", load_id, slot, f": {handle.note}" if handle.note else "")
         self._reporter.loading(handle)
@@ -146,6 +157,9 @@ class Runners:
             case events.Loaded(load_id, size):
                 handle = self._handles[load_id]
                 self._ladder.loaded(handle.load.name)
+                if handle.in_ram:
+                    event = replace(event, offloaded=handle.in_ram.weigh())
+                    self._placement.record_offloaded(handle.load, handle.in_ram.charged)
                 if handle.measured and handle.load.level in ("normal", "cpu"):
                     self._record(handle, size)
                     self._owner.post(event)

@@ -69,7 +69,7 @@ class Gateway:
         self.weights = Weights(self)
         self.readahead = ReadAhead()
         cpu_slots = [place.name for place in self.placement.places.values() if place.gpu is None]
-        self.watchdog = Watchdog(lambda: list(self.runners), self.owner.post, self.placement.cpu_budget,
+        self.watchdog = Watchdog(self.runners.watched, self.owner.post, self.placement.cpu_budget,
                                  settings.memory_margin, settings.memory_floor, cpu_slots, self.zygotes.shrink)
         self._tickets: dict[str, Ticket] = {}
         self._stop_lock = threading.Lock()
@@ -96,6 +96,7 @@ class Gateway:
                 slots=first,
                 fallback=fallback,
                 sizes=dict(sizes),
+                offloads=self.placement.offloads(spec),
                 group=spec.name if spec.replicas > 1 else "",
                 keep_alive=self.settings.keep_alive if spec.keep_alive is None else spec.keep_alive,
                 pinned=spec.pinned,

@@ -3,6 +3,7 @@
 Pure but for what it is given. Gateway process; knows nothing of HTTP.
 """
 
+from collections import Counter
 from typing import Any
 
 from gateway.runner_handle import RunnerHandle
@@ -23,6 +24,8 @@ def status(model: Model, handle: RunnerHandle | None, now: float, wall: float) -
         "predicted_bytes": handle.predicted if handle else model.size(slot),
         "measured_at_load_bytes": handle.size_at_load if handle else None,
         "cache_bytes": handle.reserve if handle else 0,
+        "offloaded": dict(model.offloaded),
+        "offloaded_predicted_bytes": handle.in_ram.predicted if handle and handle.in_ram else 0,
         "leases": len(model.leases),
         "waiting": model.depth,
         "last_used": None if model.last_used is None else round(wall - (now - model.last_used), 3),
@@ -44,5 +47,6 @@ def merged(name: str, replicas: list[dict[str, Any]]) -> dict[str, Any]:
     best = min(replicas, key=lambda replica: _NEAREST.index(replica["state"]))
     sums = {field: sum(replica[field] for replica in replicas) for field in ("bytes", "leases", "waiting", "steps")}
     used = [replica["last_used"] for replica in replicas if replica["last_used"] is not None]
-    alone = {"last_used": max(used, default=None), "replicas": replicas}
+    offloaded = sum((Counter(replica["offloaded"]) for replica in replicas), Counter[str]())
+    alone = {"last_used": max(used, default=None), "replicas": replicas, "offloaded": dict(offloaded)}
     return {**best, **sums, **alone, "name": name}

@@ -30,8 +30,9 @@ VMSTAT = Path("/proc/vmstat")
 
 
 class Watched(Protocol):
-    """A runner as the watchdog sees it. ``charged`` are the bytes set aside for it; ``baseline`` what it took when that
-    was last measured, and its private memory then, None before it was forked."""
+    """A runner as the watchdog sees it, or the part in RAM of one on a GPU. ``charged`` are the bytes set aside for it
+    in the slot ``charged_to``; ``baseline`` what it took when that was last measured, and its private memory then, None
+    before it was forked."""
 
     @property
     def load_id(self) -> str: ...
@@ -43,6 +44,7 @@ class Watched(Protocol):
     def charged(self) -> int: ...
 
     baseline: tuple[int, int] | None
+    charged_to: str
 
     def measure(self) -> int | None:
         """Return what it takes, exactly and at some cost."""
@@ -122,12 +124,12 @@ class Watchdog:
         if not self._too_much(one):
             if raised is not None:
                 del self._raised[runner.load_id]
-                self._post(events.Recharge(runner.load_id, runner.charged))
+                self._post(events.Recharge(runner.load_id, runner.charged, runner.charged_to))
         elif raised is None or abs(one.taken - raised) > self._margin * raised:
             self._raised[runner.load_id] = one.taken
             log.warning("%s takes %s where %s were set aside for it", runner.load_id, format_bytes(one.taken),
                         format_bytes(runner.charged))  # fmt: skip
-            self._post(events.Recharge(runner.load_id, one.taken))
+            self._post(events.Recharge(runner.load_id, one.taken, runner.charged_to))
 
     def _too_much(self, one: _Seen) -> bool:
         return one.over > self._margin * one.runner.charged + _GRAIN

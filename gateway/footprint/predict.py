@@ -71,11 +71,12 @@ class Parts:
 
 class Charge(NamedTuple):
     """What a slot is charged for a model: ``bytes`` in all, with a cache of ``tokens``. ``reserve`` of them are not
-    there yet when it is loaded."""
+    there yet when it is loaded. ``offloaded`` are those of RAM that it takes besides."""
 
     bytes: int
     tokens: int
     reserve: int
+    offloaded: int = 0
 
 
 class Footprints:
@@ -112,7 +113,7 @@ class Footprints:
             held = self._gguf_on_gpu(spec)
         held = int(min(held, _limit(spec, device)))
         process = _PROCESS[spec.engine] if kind == "cpu" else _CONTEXT[spec.engine]
-        return self._key(spec, device, weights), Parts(
+        return self._key(spec, device, weights) + (f":{held}" if _limit(spec, device) <= held else ""), Parts(
             weights=held,
             overhead=process + int(held * _SLACK[kind]),
             later=later_bytes(spec, self._models_dir, floats),
@@ -182,7 +183,7 @@ class Footprints:
 def _limit(spec: ModelSpec, device: str) -> float:
     """Return the bytes of weights that a spec's ``max_memory`` allows on a GPU; the rest is kept in host memory."""
     limit = (spec.max_memory or {}).get(device.partition(":")[2] or "0")
-    if limit is None or not device.startswith("cuda"):
+    if limit is None or not device.startswith("cuda") or spec.engine != "transformers":
         return math.inf
     return parse_bytes(limit)
 

@@ -61,14 +61,22 @@ def weight_bytes(spec: ModelSpec, models_dir: Path, float_size: int = 2, laid_ou
     """
     if spec.source.file:
         return gguf_of(spec, models_dir).weight_bytes
-    checkpoint, family = read_checkpoint(spec, models_dir), Catalog.family(spec)
+    checkpoint = read_checkpoint(spec, models_dir)
+    return _computed(checkpoint) + sum(tensor_sizes(spec, checkpoint, float_size, laid_out).values())
+
+
+def tensor_sizes(
+    spec: ModelSpec, checkpoint: Checkpoint, float_size: int = 2, laid_out: bool = False
+) -> dict[str, int]:
+    """Return the bytes of each tensor that a load keeps, by name, as :func:`weight_bytes` counts them."""
+    family = Catalog.family(spec)
     ready = bool(checkpoint.config.get("quantization_config"))
     bits = 16 if ready else spec.quant_bits
-    total = _computed(checkpoint)
-    for name, tensor in checkpoint.tensors.items():
-        if is_loaded(name, family) and not _is_tied(name, checkpoint):
-            total += _bytes(name, tensor, bits, family, float_size, ready, laid_out)
-    return total
+    return {
+        name: _bytes(name, tensor, bits, family, float_size, ready, laid_out)
+        for name, tensor in checkpoint.tensors.items()
+        if is_loaded(name, family) and not _is_tied(name, checkpoint)
+    }
 
 
 def later_bytes(spec: ModelSpec, models_dir: Path, float_size: int = 2) -> int:

@@ -1,20 +1,21 @@
-"""How things stand when Prometheus asks: slots, models, runners, GPUs, host memory. Read at each scrape, kept nowhere.
+"""How things stand when Prometheus asks: slots, models, runners, GPUs, host memory. Read at each scrape, kept nowhere;
+but what runners take of RAM may have been measured before (:mod:`gateway.observe.weighed`).
 
 Gateway process, in the thread that answers the scrape. A scheduler that does not answer costs its own figures only.
 """
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-import psutil
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from pynvml import NVMLError
 
-from gateway import devices
+from gateway import devices, watchdog
 from gateway.errors import Unavailable
+from gateway.observe.weighed import Weighed, Weight
 from gateway.scheduler import Phase
 from utils import logs
 
@@ -38,6 +39,7 @@ class Standing(Collector):
 
     def __init__(self, service: "Gateway") -> None:
         self._service = service
+        self._weighed = Weighed()
 
     def collect(self) -> Iterator[Metric]:
         service = self._service
@@ -81,13 +83,21 @@ class Standing(Collector):
         states = _gauge("model_state", "1 for the state a model is in.", "model", "state")
         predicted = _gauge("model_predicted_bytes", "Memory a load of the model is expected to take.", "model")
         charged = _gauge("model_charged_bytes", "Memory the slot counts for the model.", "model")
-        measured = _gauge("runner_memory_bytes", "Memory a model's runner takes of its device, measured now.",
-                          "model", "device")  # fmt: skip
+        offloaded = _gauge("model_offloaded_bytes", "Memory a slot of the CPU counts for a part of a model on a GPU.",
+                           "model", "slot")  # fmt: skip
+        measured = _gauge("runner_memory_bytes", "Memory a model's runners take of a device, by the driver or on a CPU "
+                          "as measured lately.", "model", "device")  # fmt: skip
+        age = _gauge("runner_memory_age_seconds", "How long ago that was measured, the oldest part of it.",
+                     "model", "device")  # fmt: skip
         leases = _gauge("model_leases", "Requests the model is answering.", "model")
         depth = _gauge("queue_depth", "Requests that hold a place in the model's queue.", "model")
         pinned = _gauge("model_pinned", "1 if the model is kept from eviction.", "model")
         retry = _gauge("model_backoff", "1 while a failed load keeps the model from being loaded again.", "model")
-        for status in self._service.statuses():
+        statuses, places = self._service.statuses(), self._service.placement.places
+        runners = [one for status in statuses for one in status["replicas"] if one["pid"] and one["device"]]
+        on_gpu = [one["pid"] for one in runners if places[one["device"]].gpu and not one["offloaded"]]
+        weights = self._weighed.look([one["pid"] for one in runners if one["pid"] not in on_gpu])
+        for status in statuses:
             model = [status["name"]]
             for phase in Phase:
                 states.add_metric([*model, str(phase)], float(status["state"] == phase))
@@ -97,14 +107,29 @@ class Standing(Collector):
             depth.add_metric(model, status["waiting"])
             pinned.add_metric(model, float(status["pinned"]))
             retry.add_metric(model, float(status["retry_at"] is not None))
+            for slot, size in status["offloaded"].items():
+                offloaded.add_metric([*model, slot], size)
             taken: Counter[str] = Counter()
+            ages: dict[str, float] = {}
             for runner in status["replicas"]:
-                pid, device = runner["pid"], runner["device"]
-                if pid is not None and device and (size := devices.measure(pid, device)) is not None:
+                for device, size, seconds in self._taken(runner, weights):
                     taken[device] += size
+                    ages[device] = max(seconds, ages.get(device, 0.0))
             for device, size in taken.items():
                 measured.add_metric([*model, device], size)
-        yield from (states, predicted, charged, measured, leases, depth, pinned, retry)
+                age.add_metric([*model, device], round(ages[device], 3))
+        yield from (states, predicted, charged, offloaded, measured, age, leases, depth, pinned, retry)
+
+    def _taken(self, runner: dict[str, Any], weights: Mapping[int, Weight]) -> Iterator[tuple[str, int, float]]:
+        """Yield what a runner takes, device by device, and how many seconds ago that was measured."""
+        pid, device = runner["pid"], runner["device"]
+        if pid is None or not device:
+            return
+        if self._service.placement.places[device].gpu and (size := devices.measure(pid, device)) is not None:
+            yield device, size, 0.0
+        if weight := weights.get(pid):
+            for slot in runner["offloaded"] or (device,):
+                yield slot, weight.bytes, weight.age
 
 
 def _gpus() -> Iterator[Metric]:
@@ -126,9 +151,8 @@ def _gpus() -> Iterator[Metric]:
 
 
 def _host() -> Iterator[Metric]:
-    memory = psutil.virtual_memory()
-    total = _gauge("host_memory_total_bytes", "The machine's memory.")
-    total.add_metric([], memory.total)
-    available = _gauge("host_memory_available_bytes", "Memory the machine can still give.")
-    available.add_metric([], memory.available)
+    total = _gauge("host_memory_total_bytes", "The machine's memory, or this container's limit.")
+    total.add_metric([], watchdog.host_bytes())
+    available = _gauge("host_memory_available_bytes", "Memory that can still be had.")
+    available.add_metric([], watchdog.available())
     yield from (total, available)

@@ -55,12 +55,13 @@ def _has_room(status: dict[str, Any], slots: list[dict[str, Any]], statuses: lis
     """Whether a model could be loaded now although all that are in use or pinned stay. It can where it is already."""
     if status["state"] == "ready":
         return True
-    sizes = gateway().placement.sizes(gateway().catalog[status["name"]])
+    spec, placement = gateway().catalog[status["name"]], gateway().placement
+    sizes, offloads = placement.sizes(spec), placement.offloads(spec)
     stay = [replica for other in statuses for replica in other["replicas"] if replica["leases"] or replica["pinned"]]
-    return any(
-        sizes[slot["device"]] + sum(one["bytes"] for one in stay if one["device"] == slot["device"])
-        <= slot["budget_bytes"] for slot in slots if slot["device"] in sizes
-    )  # fmt: skip
+    left = {slot["device"]: slot["budget_bytes"] - sum(memory.charged(one, slot["device"]) for one in stay)
+            for slot in slots}  # fmt: skip
+    return any(all(needed <= left[one] for one, needed in {slot: size, **offloads.get(slot, {})}.items())
+               for slot, size in sizes.items())  # fmt: skip
 
 
 @blueprint.get("/model_status")

@@ -78,13 +78,16 @@ class MemorySlot(Slot):
 
     predicted_bytes: int | None
     measured_bytes: int | None
+    offloaded_bytes: Annotated[int, Field(description="Charged to it for what models on GPUs have in RAM.")]
     evictable_bytes: int
 
 
 class Freed(Shape):
-    """What an unload would give back: of the slot's budget, of the device and of RAM."""
+    """What an unload would give back: of the slot's budget and of the CPU's for what is offloaded, of the device and of
+    RAM as measured."""
 
     budget_bytes: int | None
+    offloaded_bytes: int | None
     device_bytes: int | None
     host_bytes: int | None
     needs_force: bool
@@ -95,6 +98,7 @@ class Resident(Shape):
 
     state: str
     bytes: int
+    offloaded_bytes: int | None
     predicted_bytes: int | None
     measured_at_load_bytes: int | None
     measured_bytes: int | None
@@ -156,6 +160,7 @@ class ModelState(Shape):
     state: Annotated[str, Field(description="cold, loading, ready or draining")]
     device: str | None
     bytes: int
+    offloaded: Annotated[dict[str, int], Field(description="Bytes charged to other slots, by slot.")]
     predicted_bytes: int
     leases: int
     waiting: int
@@ -208,7 +213,7 @@ class Cleanup(Shape):
     status: Literal["success"]
     message: str
     evicted: list[str]
-    freed_bytes: int
+    freed_bytes: Annotated[int, Field(description="What slots were charged for these, and are no longer.")]
     in_use: list[str]
     temp_entries_removed: int
     temp_bytes_removed: int
@@ -286,7 +291,7 @@ class Unload(Shape):
     status: Literal["success"]
     model: str
     unloaded: bool
-    freed_bytes: int
+    freed_bytes: Annotated[int, Field(description="What slots were charged for it, and are no longer.")]
 
 
 class Pinned(Shape):

@@ -59,6 +59,7 @@ class Fit(Shape):
     slot: str
     quant_bits: int
     bytes: int
+    offloaded_bytes: Annotated[int, Field(description="What the CPU's slot would be charged besides.")]
     budget: int
     fits: Annotated[bool | None, Field(description="null where the weights are not here to tell.")]
     measured: Annotated[bool, Field(description="Whether a load was measured; else it is predicted.")]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway import fit
+from gateway.placement import Placement
 from gateway.weights.remove import removal
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
@@ -36,7 +37,7 @@ def report(gateway: "Gateway") -> dict[str, Any]:
         models.append(_told(spec, catalog, settings.models_dir) | {
             "model_state": status["state"],
             "loaded": status["state"] != "cold",
-            "fit": _fit(one, placement.places[one.slot].budget),
+            "fit": _fit(one, placement),
             "kept_bytes": kept.get(spec.name, 0),
             "download": downloads.get(spec.name),
         })  # fmt: skip
@@ -72,13 +73,15 @@ def _told(spec: ModelSpec, catalog: Catalog, models_dir: Path) -> dict[str, Any]
     }  # fmt: skip
 
 
-def _fit(one: fit.Fit, budget: int) -> dict[str, Any]:
-    head = {"slot": one.slot, "quant_bits": one.bits, "bytes": one.bytes, "budget": budget, "reason": one.reason}
+def _fit(one: fit.Fit, placement: Placement) -> dict[str, Any]:
+    budget = placement.places[one.slot].budget
+    head = {"slot": one.slot, "quant_bits": one.bits, "bytes": one.bytes, "offloaded_bytes": one.offloaded,
+            "budget": budget, "reason": one.reason}  # fmt: skip
     if one.parts is None:
         return head | {"fits": None, "measured": False, "parts": None}
     parts = one.parts
     return head | {
-        "fits": one.bytes <= budget,
+        "fits": one.bytes <= budget and (not one.ram or one.offloaded <= placement.places[one.ram].budget),
         "measured": parts.measured is not None,
         "parts": {
             "weights": parts.weights,

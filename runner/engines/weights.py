@@ -136,7 +136,7 @@ class Weights:
     def _quantization(self) -> BitsAndBytesConfig:
         # A module is left alone wherever its name is a part of the path, as ``visual`` is in model.visual.blocks.0.
         kept = [rf"(?:.*\.)?{name}" for name in self._family.declaration.keep_16bit]
-        # What does not fit the GPU stays unquantized in RAM; without this it is refused.
+        # Without this a model of which a part lies in RAM is refused. That part is quantized like the rest.
         offloaded = {"llm_int8_enable_fp32_cpu_offload": True} if self._load.max_memory else {}
         if self._load.quant_bits == 4:
             return BitsAndBytesConfig(

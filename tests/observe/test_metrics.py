@@ -5,6 +5,8 @@ import re
 import signal
 import subprocess
 
+import pytest
+
 from tests.observe.conftest import Watched
 from tests.support.gateway import PARIS, ROOT, STORY, SUM
 from tests.support.programs import program
@@ -68,7 +70,9 @@ def test_the_state_of_slot_and_models(watched: Watched) -> None:
     assert watched.value("switchyard_model_state", model="deepseek", state="ready") == 1
     assert watched.value("switchyard_model_state", model="deepseek") == 1, "one state at a time"
     measured = watched.value("switchyard_runner_memory_bytes", model="deepseek", device="cpu")
-    assert measured > 50e6, "at least its weights"
+    now = watched.get("/admin/memory_status")["models"]["deepseek"]["measured_bytes"]
+    assert measured == pytest.approx(now, rel=0.05) and measured > 50e6, "at least its weights"
+    assert watched.value("switchyard_runner_memory_age_seconds", model="deepseek", device="cpu") >= 0
     assert watched.value("switchyard_scheduler_responding") == watched.value("switchyard_forkserver_up") == 1
     assert 0 < watched.value("switchyard_host_memory_available_bytes") < watched.value(
         "switchyard_host_memory_total_bytes")  # fmt: skip

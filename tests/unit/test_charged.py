@@ -114,7 +114,7 @@ def test_a_peak_is_charged_where_it_is_more_than_what_comes_later(decoder: Path,
     footprints.record(spec, "cpu", MEASURED, more=3 * MEASURED)
     footprints.record(spec, "cpu", MEASURED, more=7)
     again = Footprints(tmp_path).charge(spec, "cpu", 1024, 10**10)
-    assert again == (4 * MEASURED, 1024, without.reserve), "the highest, also after a restart"
+    assert again == (4 * MEASURED, 1024, without.reserve, 0), "the highest, also after a restart"
     assert Footprints(tmp_path).charge(spec, "cpu", 1024, 2 * MEASURED).bytes == 2 * MEASURED, "it takes the whole slot"
 
 
@@ -152,6 +152,16 @@ def test_weights_that_may_be_offloaded_are_charged_as_far_as_they_stay(
 
 
 # -- the file of figures -----------------------------------------------------------------------------------------------
+
+
+def test_another_limit_is_another_load(decoder: Path, tmp_path: Path) -> None:
+    footprints = Footprints(tmp_path)
+    limited = spec_of(decoder, 16, max_memory={"0": "1MB", "cpu": "9GB"})
+    footprints.record(limited, "cuda:0", 2_000_000)
+    assert footprints.predict(limited, "cuda:0") == 2_000_000
+    for limits in (None, {"0": "1.2MB", "cpu": "9GB"}):
+        other = spec_of(decoder, 16, max_memory=limits)
+        assert footprints.predict(other, "cuda:0") > 2_000_000, "more of it may lie there than when that was measured"
 
 
 def test_figures_of_an_earlier_version_are_understood(folder: Path, tmp_path: Path) -> None:

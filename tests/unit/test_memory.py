@@ -3,11 +3,12 @@
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway import memory
+from gateway import memory, watchdog
 from gateway.devices import Gpu, HostUse
 from gateway.placement import Place
 
@@ -19,7 +20,7 @@ PLACES = {"cuda:0": Place("cuda:0", "cuda:0", 20 * GIB, Gpu(0, 3, "GPU-a", "Card
 
 def replica(name: str, device: str, pid: int, state: str = "ready", **fields: Any) -> dict[str, Any]:
     charged = {"bytes": 4 * GIB, "predicted_bytes": 3 * GIB, "measured_at_load_bytes": 2 * GIB, "cache_bytes": 2 * GIB}
-    doing = {"leases": 0, "waiting": 0, "pinned": False}
+    doing = {"leases": 0, "waiting": 0, "pinned": False, "offloaded": {}, "offloaded_predicted_bytes": 0}
     return {"name": name, "device": device, "pid": pid, "state": state} | charged | doing | fields
 
 
@@ -63,7 +64,7 @@ def test_a_runner_on_a_gpu_is_measured_by_the_driver(machine: object) -> None:
     assert report["models"]["b"]["measured_bytes"] == 5 * GIB and report["models"]["b"]["host_bytes"] == 7
     assert report["models"]["a"]["measured_bytes"] == GIB + 5 == report["models"]["a"]["host_bytes"]
     assert report["models"]["b"]["unload"] == {
-        "budget_bytes": 4 * GIB, "device_bytes": 5 * GIB, "host_bytes": 7, "needs_force": False
+        "budget_bytes": 4 * GIB, "offloaded_bytes": 0, "device_bytes": 5 * GIB, "host_bytes": 7, "needs_force": False
     }  # fmt: skip
     assert report["models"]["a"]["unload"]["needs_force"] is True
     gpu, cpu = report["slots"]
@@ -76,6 +77,19 @@ def test_a_runner_on_a_gpu_is_measured_by_the_driver(machine: object) -> None:
     assert {one["pid"]: (one["bytes"], one["model"]) for one in seen["processes"]} == {
         102: (5 * GIB, "b"), 999: (3 * GIB, None), 998: (None, None)
     }  # fmt: skip
+
+
+def test_what_lies_in_ram_of_a_model_on_a_gpu_is_the_cpus_too(machine: object) -> None:
+    part = {"offloaded": {"cpu": 3 * GIB}, "offloaded_predicted_bytes": 2 * GIB}
+    report = told(replica("a", "cuda:0", 101, **part), replica("b", "cpu", 102))
+    gpu, cpu = report["slots"]
+    assert (cpu["offloaded_bytes"], gpu["offloaded_bytes"]) == (3 * GIB, 0)
+    assert (cpu["predicted_bytes"], cpu["measured_bytes"], cpu["evictable_bytes"]) == (5 * GIB, GIB + 5 + 7, 7 * GIB)
+    assert (gpu["predicted_bytes"], gpu["evictable_bytes"]) == (3 * GIB, 4 * GIB)
+    assert report["models"]["a"]["unload"]["offloaded_bytes"] == 3 * GIB == report["models"]["a"]["offloaded_bytes"]
+    assert report["models"]["b"]["offloaded_bytes"] == 0
+    busy = told(replica("a", "cuda:0", 101, leases=1, **part), replica("b", "cpu", 102))["slots"]
+    assert [slot["evictable_bytes"] for slot in busy] == [0, 4 * GIB]
 
 
 def test_what_the_driver_does_not_tell_is_not_made_up(machine: object) -> None:
@@ -95,6 +109,17 @@ def test_one_that_cannot_be_read_holds_nobody_up(
     assert report["models"]["a"]["measured_bytes"] is None and report["slots"][1]["measured_bytes"] is None
     assert report["models"]["b"]["measured_bytes"] == 5 * GIB
     assert 101 not in {one["pid"] for one in report["host"]["processes"]}
+
+
+def test_the_ram_there_is_is_that_of_the_container(
+    machine: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    limits = {"memory.max": str(GIB), "memory.current": str(GIB - 9000), "memory.stat": "inactive_file 4096\n"}
+    for name, text in limits.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(watchdog, "_CGROUP", tmp_path)
+    host = told()["host"]
+    assert (host["total_bytes"], host["available_bytes"]) == (GIB, 9000 + 4096)
 
 
 def test_the_family_of_this_process_is_found() -> None:

@@ -12,6 +12,7 @@ from gateway.devices import Gpu
 from gateway.placement import Placement
 from models_registry.catalog import CatalogError, load_catalog
 from models_registry.spec import ModelSpec
+from protocol.messages import Load
 from tests.support.gateway import CHECKPOINT, only
 from utils.settings import Settings, SettingsError, load_settings
 
@@ -168,6 +169,60 @@ def test_a_limit_bounds_what_a_gpu_is_charged(tmp_path: Path, gpus: list[Gpu]) -
     spec = _spec(placed, tmp_path)
     assert placed.offload(spec, "cuda:1") == {"1": "500KB", "cpu": "1GB"} and placed.offload(spec, "cpu") is None
     assert placed.footprints.parts(spec, "cuda:1").weights == 500_000 < placed.footprints.parts(spec, "cpu").weights
+
+
+def test_without_a_limit_for_a_gpu_nothing_is_offloaded_from_it(tmp_path: Path, gpus: list[Gpu]) -> None:
+    gpus += TWO
+    placed = place(tmp_path, {"mine": {"max_memory": {"cpu": "1GB"}}})
+    spec = _spec(placed, tmp_path)
+    assert placed.offload(spec, "cuda:0") is None and placed.offloads(spec) == {}, "its limit lets it run on the CPU"
+
+
+def test_what_is_offloaded_is_charged_to_the_largest_slot_of_the_cpu(tmp_path: Path, gpus: list[Gpu]) -> None:
+    gpus += TWO
+    placed = place(tmp_path, {"mine": {"max_memory": {1: "200KB", "cpu": "1GB"}}}, cpu_slots=2,
+                   slot_budgets="cpu:0=300MB,cpu:1=400MB")  # fmt: skip
+    spec = _spec(placed, tmp_path)
+    charged = placed.needs(spec, "cuda:1").offloaded
+    assert 100 * MB < charged < 110 * MB and placed.offloads(spec) == {"cuda:1": {"cpu:1": charged}}
+    assert placed.needs(spec, "cpu:1").offloaded == 0 and placed.expected(spec) == "cuda:1"
+    load = Load("mine-1", "mine", "deepseek", "transformers", "", 4, "cuda:1",
+                max_memory=placed.offload(spec, "cuda:1"))  # fmt: skip
+    placed.record_offloaded(load, 200 * MB)
+    assert placed.offloads(spec) == {"cuda:1": {"cpu:1": 200 * MB}}
+    small = place(tmp_path, {"mine": {"max_memory": {1: "200KB", "cpu": "1GB"}}}, slot_budgets="cpu=50MB")
+    assert small.expected(spec) == "cuda:1", "it fits neither there nor on the CPU"
+
+
+@pytest.mark.parametrize(("fields", "fallback", "there"), [
+    ({"device": "cuda"}, "none", False), ({"device": "cuda"}, "offload", True), ({"device": "cuda"}, "cpu", True),
+    ({}, "offload", True),
+    ({"device": "cuda:1", "engine": "llama_cpp", "source": {"path": "x", "file": "a.gguf"}}, "offload", False),
+])  # fmt: skip
+def test_ram_has_a_budget_where_something_may_be_offloaded_to_it(
+    tmp_path: Path, gpus: list[Gpu], fields: dict[str, Any], fallback: str, there: bool
+) -> None:
+    gpus += TWO
+    placed = place(tmp_path, {"mine": fields}, fallback=fallback)
+    assert ("cpu" in placed.places) is there and placed.ram == ("cpu" if there else None)
+    assert all("cpu" not in slots for slots in placed.allowed(_spec(placed, tmp_path))), "no model runs there"
+
+
+def test_a_part_that_goes_to_ram_when_memory_ran_out_is_charged_there(tmp_path: Path, gpus: list[Gpu]) -> None:
+    gpus += TWO
+    placed = place(tmp_path, {"mine": {"device": "cuda:0"}}, fallback="offload")
+    spec = _spec(placed, tmp_path)
+    whole = placed.needs(spec, "cuda:0")
+    assert whole.offloaded == 0 and placed.offloads(spec) == {}
+    for level in ("normal", "normal", "small_batch"):
+        assert placed.ladder.load_failed(spec, "cuda:0", level)  # type: ignore[arg-type]
+    assert placed.ladder.level("mine") == "offload"
+    weights = placed.footprints.parts(spec, "cuda:0").weights
+    limits = placed.offload(spec, "cuda:0")
+    assert limits is not None and int(limits["0"].removesuffix("MiB")) << 20 <= weights * 0.6
+    part = placed.needs(spec, "cuda:0")
+    assert part.bytes == whole.bytes - weights + (int(limits["0"].removesuffix("MiB")) << 20) < whole.bytes
+    assert part.offloaded > 100 * MB and placed.offloads(spec) == {"cuda:0": {"cpu": part.offloaded}}
 
 
 def _spec(placed: Placement, tmp_path: Path) -> ModelSpec:

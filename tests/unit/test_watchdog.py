@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from gateway import devices
+from gateway.in_ram import InRam
 from gateway.scheduler import events
-from gateway.watchdog import Watchdog, available, private_bytes
+from gateway.watchdog import Watchdog, Watched, available, private_bytes
+from protocol import messages
 
 MB = 10**6
 _TAKER = """
@@ -31,6 +33,8 @@ class Taker:
     device: str = "cpu"
     causes: list[str] = field(default_factory=list)
     baseline: tuple[int, int] | None = None
+    charged_to: str = "cpu:1"
+    loaded: messages.Loaded | None = None
 
     def __post_init__(self) -> None:
         self.process = subprocess.Popen([sys.executable, "-c", _TAKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -70,7 +74,7 @@ def taker() -> Iterator[Callable[..., Taker]]:
         one.process.communicate(timeout=30)
 
 
-def watch(*takers: Taker, budget: int = 1000 * MB, floor: int = 0) -> tuple[Watchdog, list[events.Event]]:
+def watch(*takers: Watched, budget: int = 1000 * MB, floor: int = 0) -> tuple[Watchdog, list[events.Event]]:
     posted: list[events.Event] = []
     return Watchdog(lambda: list(takers), posted.append, budget, 0.25, floor), posted
 
@@ -90,12 +94,12 @@ def test_one_that_takes_more_is_charged_for_it_once(taker: Callable[..., Taker])
     for _ in range(3):
         dog.look()
     (charge,) = posted
-    assert isinstance(charge, events.Recharge) and charge.load_id == "one"
+    assert isinstance(charge, events.Recharge) and (charge.load_id, charge.slot) == ("one", "cpu:1")
     assert charge.bytes == pytest.approx(devices.measure(one.pid, "cpu"), rel=0.05)
     assert one.causes == [], "there is room for it"
     one.charged = 300 * MB
     dog.look()
-    assert posted[1:] == [events.Recharge("one", 300 * MB)], "what is set aside covers it again"
+    assert posted[1:] == [events.Recharge("one", 300 * MB, "cpu:1")], "what is set aside covers it again"
 
 
 def test_past_the_budget_the_one_farthest_over_goes(taker: Callable[..., Taker]) -> None:
@@ -106,6 +110,41 @@ def test_past_the_budget_the_one_farthest_over_goes(taker: Callable[..., Taker])
     dog.look()
     assert [len(one.causes) for one in (honest, greedy, large)] == [0, 1, 0]
     assert "of 500.0 MB" in greedy.causes[0] and "40.0 MB were set aside" in greedy.causes[0]
+
+
+def loaded_on_gpu() -> messages.Loaded:
+    return messages.Loaded("one", "cuda:0", 10**9, 4096, {}, "bf16", 0, 0)
+
+
+def test_what_a_runner_on_a_gpu_has_in_ram_is_weighed_and_watched(taker: Callable[..., Taker]) -> None:
+    one = taker("one", 900 * MB)
+    one.device, before = "cuda:0", one.baseline
+    part = InRam(one, "cpu", 50 * MB)
+    assert part.baseline == before, "until it is loaded, what it had when it was forked"
+    one.take(200 * MB)
+    one.loaded, one.baseline = loaded_on_gpu(), (3000 * MB, private_bytes(one.pid) or 0)
+    assert part.baseline is None, "the runner's own is of the GPU from now on"
+    assert part.weigh() == {"cpu": part.charged} and part.charged == part.measured
+    assert part.charged == pytest.approx(devices.measure(one.pid, "cpu"), rel=0.05) and part.charged > 200 * MB
+    dog, posted = watch(one, part)
+    dog.look()
+    assert posted == []
+    one.take(300 * MB)
+    dog.look()
+    (charge,) = posted
+    assert isinstance(charge, events.Recharge) and (charge.load_id, charge.slot) == ("one", "cpu")
+    assert charge.bytes == pytest.approx(devices.measure(one.pid, "cpu"), rel=0.05)
+    dog, _ = watch(one, part, budget=400 * MB)
+    dog.look()
+    assert len(one.causes) == 1 and "the models on the CPU took" in one.causes[0]
+
+
+def test_what_was_predicted_of_offloaded_weights_counts_though_nobody_used_them_yet(
+    taker: Callable[..., Taker]
+) -> None:
+    one = taker("one", 900 * MB)
+    part = InRam(one, "cpu:0", 900 * MB)
+    assert part.weigh() == {"cpu:0": 900 * MB} and (part.measured or 0) < 100 * MB
 
 
 def test_on_a_machine_that_runs_short(taker: Callable[..., Taker]) -> None:

@@ -21,13 +21,13 @@ export function lineOf(state, name) {
 }
 
 /**
- * What takes memory of a slot: each replica of a model that is not cold, with its `model`.
+ * What takes memory of a slot: each replica of a model that is not cold, with its `model`; of one on a GPU what it has in RAM.
  * @param {any} state @param {string} slot @returns {any[]}
  */
 export function residents(state, slot) {
   return state.models.flatMap((/** @type {any} */ model) =>
-    model.replicas.filter((/** @type {any} */ one) => one.state !== "cold" && one.device === slot)
-      .map((/** @type {any} */ one) => ({ ...one, model })));
+    model.replicas.filter((/** @type {any} */ one) => one.state !== "cold" && (one.device === slot || slot in one.offloaded))
+      .map((/** @type {any} */ one) => ({ ...one, bytes: one.device === slot ? one.bytes : one.offloaded[slot], model })));
 }
 
 /** The models of which nothing is in any slot. @param {any} state @returns {any[]} */
