@@ -195,10 +195,10 @@ def _load_failed(state: State, load_id: str, cause: str, now: float, again: bool
     model = state.by_load(load_id)
     if model is None:
         return []
-    was_loading, slot = model.phase is Phase.LOADING, model.slot
+    was_loading, taken = model.phase is Phase.LOADING, [slot for slot in (model.slot, *model.offloaded) if slot]
     _cool(model)
-    if again and was_loading and slot is not None:
-        return _squeeze(state, slot, now)  # those who wait for it still do: it is planned for anew
+    if again and was_loading:  # those who wait for it still do: it is planned for anew
+        return [action for slot in taken for action in _squeeze(state, slot, now)]
     return _back_off(state, model, cause, now) if was_loading else []
 
 

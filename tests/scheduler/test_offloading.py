@@ -141,6 +141,15 @@ def test_short_of_ram_idle_models_that_have_some_of_it_go() -> None:
     assert kinds(world.send(events.Squeeze("cpu"))) == [("EndRunner", "large"), ("EndRunner", "a")]
 
 
+def test_before_a_load_is_tried_again_idle_models_of_both_slots_go() -> None:
+    world = machine(gpu=120, cpu=150)
+    world.resident("small", "a")
+    world.ask("large")
+    load_id = world.runner("large").load_id
+    ended = kinds(world._gone(load_id, events.LoadFailed(load_id, "no memory", again=True)))
+    assert ended[:2] == [("EndRunner", "small"), ("EndRunner", "a")]
+
+
 def test_a_model_that_is_offloaded_from_now_on_waits_for_ram() -> None:
     world = machine()
     world.resident("a", "b", "small")
