@@ -301,9 +301,11 @@ class Gateway:
         """Return what processes are for that are neither this one nor runners, and for which model, by pid: the memory
         report lists them so.
         """
-        found: dict[int, tuple[str, str | None]] = {
-            zygote["pid"]: ("zygote", zygote["model"]) for zygote in self.zygotes.report() if zygote["pid"]
-        }
+        found: dict[int, tuple[str, str | None]] = {}
+        for zygote in self.zygotes.report():
+            for role, pid in (("zygote", zygote["pid"]), ("spare", zygote["spare_pid"])):
+                if pid:
+                    found[pid] = role, zygote["model"]
         return found | ({self.spawner.pid: ("forkserver", None)} if self.spawner.pid else {})
 
     def ping(self, timeout: float) -> None:

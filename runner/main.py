@@ -16,6 +16,7 @@ import threading
 import time
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from typing import NoReturn
 
 from protocol import messages
 from runner import injected, noise
@@ -23,22 +24,37 @@ from runner.batch import Batch, Prepared, prepare
 from runner.engines.base import Engine
 from runner.errors import RunnerError, classify, is_sticky
 from runner.job import Job
-from runner.machine import name_process
+from runner.machine import name_process, private_bytes
 from runner.peak import Peak
 from utils import log_lines
 
 log = logging.getLogger("runner")
 _BEAT = 1.0
+_QUESTION = messages.ChatMessage("user", (messages.Part("text", "What is the capital of France?"),))
 
 
-def run(descriptor: int, opened: Engine | None = None) -> None:
+def run(descriptor: int, opened: Engine | None = None) -> NoReturn:
     """Serve the gateway on the pipe with this file descriptor, with an engine that was opened ahead, where one was.
     Does not return."""
+    _become("runner")
+    Runner(Connection(descriptor), opened).listen()
+
+
+def wait_for_load(descriptor: int, opened: Engine) -> NoReturn:
+    """Be a spare runner, forked before a load is asked for: do what it will do, so that the pages which that writes to
+    are this process's own by then. Serves the gateway as :func:`run` does."""
+    _become("spare")
+    connection = Connection(descriptor)
+    opened.rehearse(messages.Generate("", (_QUESTION,), messages.Sampling(1)))
+    connection.send(messages.Waiting(private_bytes()))
+    Runner(connection, opened).listen()
+
+
+def _become(name: str) -> None:
     log_lines.to_gateway()
     noise.quiet()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    name_process("runner")
-    Runner(Connection(descriptor), opened).listen()
+    name_process(name)
 
 
 class Runner:
@@ -46,22 +62,20 @@ class Runner:
         self._connection = connection
         self._opened = opened
         self._send_lock = threading.Lock()
-        self._loads: queue.SimpleQueue[messages.Load] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._jobs: dict[str, Job] = {}
         self._engine: Engine | None = None
         self._batch: Batch | None = None
 
-    def listen(self) -> None:
+    def listen(self) -> NoReturn:
         """Read the pipe until it closes or Stop arrives; either ends the process at once."""
-        for target in (self._serve, self._beat):
-            threading.Thread(target=target, name=target.__name__, daemon=True).start()
         try:
             while True:
                 match self._connection.recv():
                     case messages.Load() as load:
                         name_process(f"runner:{load.name}")
-                        self._loads.put(load)
+                        threading.Thread(target=self._serve, args=(load,), name="serve", daemon=True).start()
+                        threading.Thread(target=self._beat, name="beat", daemon=True).start()
                     case messages.Generate(request_id) as request:
                         log.debug("asked", extra={"request_id": request_id})
                         self._jobs[request_id] = job = Job(request, self.send)
@@ -91,8 +105,7 @@ class Runner:
             engine, batch = self._engine, self._batch
             self.send(messages.Heartbeat(engine.steps if engine else 0, len(batch) if batch is not None else 0))
 
-    def _serve(self) -> None:
-        load = self._loads.get()
+    def _serve(self, load: messages.Load) -> None:
         engine = self._load(load)
         if engine is None:
             return  # the gateway has heard why, and ends this process
@@ -154,7 +167,7 @@ class Runner:
             _exit(1)
 
 
-def _exit(status: int = 0) -> None:
+def _exit(status: int = 0) -> NoReturn:
     """End the process without the interpreter's tear-down: the kernel gives everything back, and sooner."""
     sys.stdout.flush()
     sys.stderr.flush()

@@ -82,10 +82,14 @@ class Zygote(Parent):
                     listening = False
                 else:
                     request, descriptor = received
-                    self.fork(request["token"], descriptor, self._be_runner)
+                    self.fork(request["token"], descriptor, self._be_spare if request["spare"] else self._be_runner)
 
     def _be_runner(self, descriptor: int) -> None:
         main.run(descriptor, self._engine)
+
+    def _be_spare(self, descriptor: int) -> None:
+        assert self._engine is not None
+        main.wait_for_load(descriptor, self._engine)
 
 
 def _alone() -> bool:

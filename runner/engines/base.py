@@ -117,6 +117,11 @@ class Engine(Protocol):
         of the weights' files in this process."""
         ...
 
+    def rehearse(self, request: Generate) -> None:
+        """Do what a load and a first request do, as far as that takes no memory worth the name, and leave everything as
+        it was: in a fork, what is written to has to be copied first, and is by then."""
+        ...
+
     def adopt(self, load: Load, progress: ProgressReport) -> None:
         """Take over what was opened before for the same checkpoint, for this load."""
         ...

@@ -9,6 +9,7 @@ of keys and values of its own; a model whose cache is not of that kind, and what
 import copy
 import importlib
 import inspect
+import logging
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
@@ -25,11 +26,13 @@ from runner.engines.apart import Chooser
 from runner.engines.base import Logits, ProgressReport, Sequence, check_bias, room, sampler_of, wanted_constraint
 from runner.engines.rows import RowCache, can_batch
 from runner.engines.weights import Weights, mapped_bytes
+from runner.errors import RequestError
 from runner.job import Job
 from runner.machine import cpu_threads, trim
 from runner.phases import Phases
 from utils.processor import fast_bfloat16
 
+log = logging.getLogger("runner")
 _PIECE, _PIECE_ON_GPU = 256, 2048  # tokens of prompts between two looks at whether they are still wanted
 _TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 
@@ -77,6 +80,16 @@ class Transformers:
             with torch.inference_mode():
                 self._ahead(input_ids=torch.zeros((1, 2), dtype=torch.long), use_cache=True)
             mapped.release(mapped.ranges())
+
+    def rehearse(self, request: Generate) -> None:
+        opened = self._ahead
+        if opened is not None:  # else there are weights to be read, or it would be a GPU's memory
+            self.load()
+            self._ahead = opened
+        try:
+            self._family.prepare(request, torch.device("cpu"))
+        except RequestError as error:
+            log.debug("%s takes no such request: %s", self._load.name, error)
 
     def adopt(self, load: Load, progress: ProgressReport) -> None:
         self._load, self._progress, self._family.load = load, progress, load
