@@ -267,8 +267,6 @@ class RunnerHandle:
         if self.baseline is None and self.pid and (private := watchdog.private_bytes(self.pid)) is not None:
             self.baseline = (0, private)  # just forked: what it has is its parent's
         match message:
-            case messages.Waiting():
-                pass  # a spare runner's first word, before it was this one's
             case messages.Heartbeat(steps):
                 self.steps = steps
             case messages.Progress():

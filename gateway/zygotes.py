@@ -22,13 +22,13 @@ from typing import Any
 
 from gateway.line import BUFFER, Child, Line
 from gateway.spawner import Spawner
-from protocol.messages import Load, Waiting
+from protocol.messages import Load
 
 log = logging.getLogger(__name__)
 _OF_ONE_LOAD = ("load_id", "threads", "batch_wait", "cache_tokens", "quantized_limit")
 """What may differ between loads that one zygote serves."""
 _SPARE_BYTES = 32 * 2**20
-"""More than a spare was seen to copy of its zygote's pages."""
+"""What a spare is reckoned with: more than it was seen to copy of its zygote's pages."""
 
 
 @dataclass(eq=False)
@@ -37,23 +37,10 @@ class _Spare:
 
     child: Child
     channel: Connection
-    _private_bytes: int | None = None
 
     @property
     def good(self) -> bool:
         return not self.child.wait_ended(0)
-
-    @property
-    def private_bytes(self) -> int:
-        """What it has of its own, as it says once it has warmed up; until then, what one may come to have."""
-        try:
-            if self._private_bytes is None and self.channel.poll():
-                waiting = self.channel.recv()
-                assert isinstance(waiting, Waiting)
-                self._private_bytes = waiting.private_bytes
-        except (EOFError, OSError):  # it has ended
-            self._private_bytes = 0
-        return _SPARE_BYTES if self._private_bytes is None else self._private_bytes
 
 
 @dataclass(eq=False)
@@ -74,7 +61,7 @@ class Zygote:
     def private_bytes(self) -> int:
         """Its own, and those of its spare."""
         own = int(self.opened["private_bytes"]) if self.opened else 0
-        return own + (self.spare.private_bytes if self.spare else 0)
+        return own + (_SPARE_BYTES if self.spare else 0)
 
 
 class Zygotes:

@@ -153,14 +153,6 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
-    """Runner to gateway, before its load, from one that was forked ahead of it: ready, with so much memory of its own.
-    """
-
-    private_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Heartbeat:
     """Runner to gateway, about once a second: alive, with the decoding steps made since the start and the answers
     in the batch."""
@@ -283,7 +275,5 @@ class Relief:
     most: int
 
 
-RunnerMessage = (
-    Waiting | Heartbeat | Progress | Loaded | LoadFailed | Settled | Started | Delta | Done | Failed | Relief
-)
+RunnerMessage = Heartbeat | Progress | Loaded | LoadFailed | Settled | Started | Delta | Done | Failed | Relief
 GatewayMessage = Load | Generate | Cancel | Stop

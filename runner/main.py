@@ -21,10 +21,10 @@ from typing import NoReturn
 from protocol import messages
 from runner import injected, noise
 from runner.batch import Batch, Prepared, prepare
-from runner.engines.base import Engine
+from runner.engines.base import Engine, ProgressReport
 from runner.errors import RunnerError, classify, is_sticky
 from runner.job import Job
-from runner.machine import name_process, private_bytes
+from runner.machine import name_process
 from runner.peak import Peak
 from utils import log_lines
 
@@ -44,10 +44,8 @@ def wait_for_load(descriptor: int, opened: Engine) -> NoReturn:
     """Be a spare runner, forked before a load is asked for: do what it will do, so that the pages which that writes to
     are this process's own by then. Serves the gateway as :func:`run` does."""
     _become("spare")
-    connection = Connection(descriptor)
     opened.rehearse(messages.Generate("", (_QUESTION,), messages.Sampling(1)))
-    connection.send(messages.Waiting(private_bytes()))
-    Runner(connection, opened).listen()
+    Runner(Connection(descriptor), opened).listen()
 
 
 def _become(name: str) -> None:
@@ -129,18 +127,7 @@ class Runner:
             self.send(messages.Progress(load.load_id, phase, fraction))
 
         try:
-            with Peak(load.device) as peak:
-                if self._opened is not None:
-                    engine = self._opened
-                    engine.adopt(load, progress)
-                else:
-                    progress("importing")
-                    module = importlib.import_module(f"runner.engines.{load.engine}")
-                    engine = module.ENGINE(load, progress)
-                    engine.open()
-                engine = injected.around(engine, load)
-                report = engine.load()
-            report = replace(report, peak_bytes=peak.more)
+            engine, report = self._open(load, progress) if self._opened is None else self._take_over(load, progress)
         except Exception as error:
             failure = classify(error)
             log.error("cannot load %s: %s", load.name, failure, exc_info=not isinstance(error, RunnerError))
@@ -153,6 +140,22 @@ class Runner:
         except RuntimeError as error:  # no room for its stack; it would have made things faster, no more
             log.warning("%s is left as it was loaded: %s", load.name, error)
         return engine
+
+    def _take_over(self, load: messages.Load, progress: ProgressReport) -> tuple[Engine, messages.Loaded]:
+        assert self._opened is not None
+        self._opened.adopt(load, progress)
+        engine = injected.around(self._opened, load)
+        return engine, engine.load()
+
+    @staticmethod
+    def _open(load: messages.Load, progress: ProgressReport) -> tuple[Engine, messages.Loaded]:
+        with Peak(load.device) as peak:
+            progress("importing")
+            engine = importlib.import_module(f"runner.engines.{load.engine}").ENGINE(load, progress)
+            engine.open()
+            engine = injected.around(engine, load)
+            report = engine.load()
+        return engine, replace(report, peak_bytes=peak.more)
 
     def _settle(self, load_id: str, engine: Engine) -> None:
         """Let the engine do what can wait until after the load, while requests go first."""

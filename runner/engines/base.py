@@ -118,8 +118,9 @@ class Engine(Protocol):
         ...
 
     def rehearse(self, request: Generate) -> None:
-        """Do what a load and a first request do, as far as that takes no memory worth the name, and leave everything as
-        it was: in a fork, what is written to has to be copied first, and is by then."""
+        """Do ahead what a load does, as far as that takes no memory worth the name, and what is done for such a request
+        before it is answered: in a fork, what is written to has to be copied first, and is by then. Called at most
+        once, before :meth:`adopt`."""
         ...
 
     def adopt(self, load: Load, progress: ProgressReport) -> None:

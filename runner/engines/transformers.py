@@ -12,7 +12,7 @@ import inspect
 import logging
 from collections.abc import Callable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,7 @@ class Transformers:
         self._placed: list[Sequence] = []
         self._phases = Phases()
         self._ahead: PreTrainedModel | None = None
+        self._report: Loaded | None = None  # of a load that was rehearsed
         self._mapped_bytes = 0
 
     def open(self) -> str | None:
@@ -82,16 +83,16 @@ class Transformers:
             mapped.release(mapped.ranges())
 
     def rehearse(self, request: Generate) -> None:
-        opened = self._ahead
-        if opened is not None:  # else there are weights to be read, or it would be a GPU's memory
-            self.load()
-            self._ahead = opened
+        if (opened := self._ahead) is not None:  # else there are weights to be read, to a GPU perhaps
+            self._report, self._ahead = self.load(), opened
         try:
             self._family.prepare(request, torch.device("cpu"))
         except RequestError as error:
             log.debug("%s takes no such request: %s", self._load.name, error)
 
     def adopt(self, load: Load, progress: ProgressReport) -> None:
+        if replace(self._load, load_id=load.load_id) != load:  # with fewer tokens of cache, say
+            self._report = None
         self._load, self._progress, self._family.load = load, progress, load
         self._weights.adopt(load, progress)
         self._phases = Phases()
@@ -102,7 +103,9 @@ class Transformers:
         :raises DamagedError: if a file cannot be read.
         :raises Exception: of a kind that :func:`runner.errors.out_of_memory` knows, if memory does not suffice.
         """
-        torch.set_num_threads(cpu_threads(self._load.threads))
+        torch.set_num_threads(cpu_threads(self._load.threads))  # of this thread, so in any case
+        if self._report is not None:
+            return replace(self._report, load_id=self._load.load_id, phases=self._phases.seconds)
         torch.seed()  # forked runners would otherwise all draw the same random numbers
         self._phases.lap("fork")
         model, self._ahead = self._ahead, None
