@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gateway.line import BUFFER, Child, Line
 from gateway.spawner import Spawner
@@ -28,25 +28,21 @@ log = logging.getLogger(__name__)
 _OF_ONE_LOAD = ("load_id", "threads", "batch_wait", "cache_tokens", "quantized_limit")
 """What may differ between loads that one zygote serves."""
 _SPARE_BYTES = 32 * 2**20
-"""What a spare is reckoned with: more than it was seen to copy of its zygote's pages."""
+"""What a spare runner is reckoned with: more than it was seen to copy of its zygote's pages."""
 
 
-@dataclass(eq=False)
-class _Spare:
+class _Spare(NamedTuple):
     """A runner that waits for its load, and our end of its channel."""
 
     child: Child
     channel: Connection
 
-    @property
-    def good(self) -> bool:
-        return not self.child.wait_ended(0)
-
 
 @dataclass(eq=False)
 class Zygote:
     """``files`` is how the checkpoint's looked, ``opened`` what the process said once it was ready, ``taken`` what a
-    runner forked from it took when it was loaded, ``spare`` a runner that was forked ahead of its load."""
+    runner forked from it took when it was loaded, ``spare`` a runner that was forked ahead of its load. It is
+    ``barren`` if a spare ended by itself: no more are tried."""
 
     load: Load
     files: dict[str, tuple[int, int]]
@@ -56,12 +52,11 @@ class Zygote:
     used: float = field(default_factory=time.monotonic)
     taken: int | None = None
     spare: _Spare | None = None
+    barren: bool = False
 
     @property
     def private_bytes(self) -> int:
-        """Its own, and those of its spare."""
-        own = int(self.opened["private_bytes"]) if self.opened else 0
-        return own + (_SPARE_BYTES if self.spare else 0)
+        return int(self.opened["private_bytes"]) if self.opened else 0
 
 
 class Zygotes:
@@ -82,11 +77,8 @@ class Zygotes:
         """
         if zygote := self._ready(load):
             zygote.used = time.monotonic()
-            spare = self._pop_spare(zygote)
-            if spare and spare.good:
+            if spare := self._pop_spare(zygote):
                 return spare.child, spare.channel
-            if spare:
-                spare.channel.close()
             child, channel = self._fork(zygote, load.load_id)
             if not child.error:
                 return child, channel
@@ -106,16 +98,13 @@ class Zygotes:
     def _provide(self, zygote: Zygote) -> None:
         with self._lock:
             room = self._limit - sum(known.private_bytes for known in self._known.values())
-            if not zygote.opened or (zygote.spare and zygote.spare.good) or room < _SPARE_BYTES:
+            room -= sum(_SPARE_BYTES for known in self._known.values() if known.spare)
+            if self._living_spare(zygote) or not zygote.opened or zygote.barren or room < _SPARE_BYTES:
                 return
-            old = zygote.spare
             try:
                 zygote.spare = _Spare(*self._fork(zygote, f"spare-{uuid.uuid4().hex[:8]}", spare=True))
             except OSError as error:  # nothing depends on it
                 log.debug("%s gets no spare runner: %s", zygote.load.name, error)
-                zygote.spare = None
-        if old is not None:
-            old.channel.close()
 
     def _ready(self, load: Load) -> Zygote | None:
         """Return the zygote of this load if it has one that has opened its files as they are."""
@@ -138,13 +127,29 @@ class Zygotes:
         return child, Connection(ours.detach())
 
     def _pop_spare(self, zygote: Zygote) -> _Spare | None:
+        """Take its spare runner, if it has one that lives."""
         with self._lock:
-            spare, zygote.spare = zygote.spare, None
+            spare, zygote.spare = self._living_spare(zygote), None
         return spare
 
+    @staticmethod
+    def _living_spare(zygote: Zygote) -> _Spare | None:
+        """Return its spare runner, after forgetting one that has ended. Called under the lock."""
+        spare = zygote.spare
+        if spare is None or not spare.child.wait_ended(0):
+            return spare
+        spare.channel.close()
+        zygote.spare = None
+        if not zygote.process.wait_ended(0):
+            zygote.barren = True
+            log.warning("a spare runner of %s ended by itself; it gets no more of them", zygote.load.name)
+        return None
+
     def _discard_spare(self, zygote: Zygote) -> None:
-        """Let the spare runner go: it ends when its channel closes."""
-        if spare := self._pop_spare(zygote):
+        """Let its spare runner go: it ends when its channel closes."""
+        with self._lock:
+            spare, zygote.spare = zygote.spare, None
+        if spare is not None:
             spare.channel.close()
 
     def taken(self, load: Load) -> int | None:
@@ -241,8 +246,13 @@ class Zygotes:
                     total -= known.private_bytes
             if zygote in surplus:  # the last one used: it has too much for itself alone
                 self._unfit[_key(zygote.load)] = zygote.files
+            spares = [known for known in by_use if known.spare and known not in surplus]
+            room = max(0, self._limit - total) // _SPARE_BYTES
+            without = spares[: max(0, len(spares) - room)]
         what = "with its weights" if message["weights"] else "without weights"
         log.info("%s has a zygote, %s, %.0f MB of its own", zygote.load.name, what, zygote.private_bytes / 1e6)
+        for known in without:
+            self._discard_spare(known)
         for known in surplus:
             self._give_up(known, f"all together have more than {self._limit / 1e6:.0f} MB of their own")
         if zygote not in surplus:

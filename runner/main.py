@@ -40,10 +40,10 @@ def run(descriptor: int, opened: Engine | None = None) -> NoReturn:
     Runner(Connection(descriptor), opened).listen()
 
 
-def wait_for_load(descriptor: int, opened: Engine) -> NoReturn:
-    """Be a spare runner, forked before a load is asked for: do what it will do, so that the pages which that writes to
-    are this process's own by then. Serves the gateway as :func:`run` does."""
-    _become("spare")
+def wait_for_load(descriptor: int, opened: Engine, name: str) -> NoReturn:
+    """Be a spare runner of a model, forked before a load is asked for: do what that will do, so that the pages it
+    writes to are this process's own by then. Serves the gateway as :func:`run` does."""
+    _become(f"spare:{name}")
     opened.rehearse(messages.Generate("", (_QUESTION,), messages.Sampling(1)))
     Runner(Connection(descriptor), opened).listen()
 

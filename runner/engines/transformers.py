@@ -105,6 +105,7 @@ class Transformers:
         """
         torch.set_num_threads(cpu_threads(self._load.threads))  # of this thread, so in any case
         if self._report is not None:
+            self._phases.lap("fork")
             return replace(self._report, load_id=self._load.load_id, phases=self._phases.seconds)
         torch.seed()  # forked runners would otherwise all draw the same random numbers
         self._phases.lap("fork")
