@@ -35,6 +35,7 @@ from utils.media.errors import MediaError
 from utils.media.incoming import RawMedia
 from utils.media.limits import MediaLimits
 from utils.media.sniff import Kind
+from utils.settings import ROOT
 
 Array = NDArray[Any]
 Decode = Callable[..., tuple[Array, Decoded]]
@@ -319,7 +320,7 @@ def test_decoder_that_fails(
     one: Decode, limits: MediaLimits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture, death: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(decode, "_START", DEATHS[death])
+    monkeypatch.setattr(decode, "_PROGRAM", DEATHS[death])
     seconds = 0.3 if death in ("hang", "deaf", "chatter") else 30.0
     with pytest.raises(MediaError) as caught, caplog.at_level(logging.CRITICAL):
         one("image", image_bytes("PNG"), limits=replace(limits, timeout=seconds))
@@ -343,7 +344,7 @@ from pathlib import Path
 from utils.media import decode
 from utils.media.incoming import RawMedia
 from utils.media.limits import MediaLimits
-folder, decode._START = Path(sys.argv[1]), sys.argv[2]
+folder, decode._PROGRAM = Path(sys.argv[1]), sys.argv[2]
 item = decode.MediaItem(RawMedia("image", (folder / "image").read_bytes(), "image"))
 decode.decode_media([item], MediaLimits(1, 10**6, 10**6, 10, 10, 8, 64, 60, 2**30), folder)
 """
@@ -351,7 +352,7 @@ decode.decode_media([item], MediaLimits(1, 10**6, 10**6, 10, 10, 8, 64, 60, 2**3
 
 def test_decoder_does_not_outlive_the_gateway(tmp_path: Path) -> None:
     (tmp_path / "image").write_bytes(image_bytes("PNG"))
-    gateway = subprocess.Popen([sys.executable, "-c", GATEWAY, str(tmp_path), SLEEPER], cwd=decode._ROOT)
+    gateway = subprocess.Popen([sys.executable, "-c", GATEWAY, str(tmp_path), SLEEPER], cwd=ROOT)
     while not (written := list(tmp_path.glob("media-*/pid"))) or not written[0].read_text():
         assert gateway.poll() is None
         time.sleep(0.01)
@@ -374,7 +375,7 @@ def running(number: int) -> bool:
 
 
 def test_broken_installation_is_nobodys_request(one: Decode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "_START", "raise SystemExit(3)")
+    monkeypatch.setattr(decode, "_PROGRAM", "raise SystemExit(3)")
     with pytest.raises(RuntimeError, match="cannot be loaded"):
         one("image", image_bytes("PNG"))
 
