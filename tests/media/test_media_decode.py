@@ -35,6 +35,7 @@ from utils.media.errors import MediaError
 from utils.media.incoming import RawMedia
 from utils.media.limits import MediaLimits
 from utils.media.sniff import Kind
+from utils.media.warm import Decoders
 from utils.settings import ROOT
 
 Array = NDArray[Any]
@@ -42,13 +43,14 @@ Decode = Callable[..., tuple[Array, Decoded]]
 
 
 @pytest.fixture
-def one(limits: MediaLimits, tmp_path: Path) -> Decode:
-    """Decode one medium and return its array and what was said about it."""
+def one(limits: MediaLimits, tmp_path: Path, decoders: Decoders) -> Decode:
+    """Decode one medium, in a forked decoder unless ``fresh``, and return its array and what was said about it."""
 
     def decode_one(kind: Kind, data: bytes, **options: Any) -> tuple[Array, Decoded]:
         with_limits = options.pop("limits", limits)
+        warm = None if options.pop("fresh", False) else decoders
         item = MediaItem(RawMedia(kind, data, kind), **options)
-        (result,) = decode_media([item], with_limits, tmp_path)
+        (result,) = decode_media([item], with_limits, tmp_path, warm)
         array = np.load(result.path, allow_pickle=False)
         assert array.shape == result.shape
         return array, result
@@ -323,7 +325,7 @@ def test_decoder_that_fails(
     monkeypatch.setattr(decode, "_PROGRAM", DEATHS[death])
     seconds = 0.3 if death in ("hang", "deaf", "chatter") else 30.0
     with pytest.raises(MediaError) as caught, caplog.at_level(logging.CRITICAL):
-        one("image", image_bytes("PNG"), limits=replace(limits, timeout=seconds))
+        one("image", image_bytes("PNG"), limits=replace(limits, timeout=seconds), fresh=True)
     assert caught.value.status == 400 and "a PNG image" in caught.value.details
     assert list(tmp_path.iterdir()) == []
 
@@ -377,7 +379,7 @@ def running(number: int) -> bool:
 def test_broken_installation_is_nobodys_request(one: Decode, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "_PROGRAM", "raise SystemExit(3)")
     with pytest.raises(RuntimeError, match="cannot be loaded"):
-        one("image", image_bytes("PNG"))
+        one("image", image_bytes("PNG"), fresh=True)
 
 
 def test_the_culprit_is_named(limits: MediaLimits, tmp_path: Path) -> None:

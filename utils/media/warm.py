@@ -122,9 +122,8 @@ class Decoders:
         server = self._server
         return server.process.pid if server else None
 
-    @property
-    def ready(self) -> bool:
-        """Whether a decoder could be forked now. Starts a forkserver where there is none."""
+    def prepare(self) -> bool:
+        """Start a forkserver where there is none, without waiting for it. Return whether it can fork now."""
         with self._lock:
             return self._ensure() is not None
 
