@@ -50,7 +50,9 @@ def main(descriptor: int) -> int:
 def _preload() -> None:
     for name in _NEEDED:
         import_module(name)
-    import_module("utils.media.images").preload()
+    from utils.media import images
+
+    images.preload()
 
 
 class Forkserver:
