@@ -1,6 +1,7 @@
 """Several slots: the CPU divided in two, replicas side by side, and memory figures held against the system's own."""
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,10 +115,15 @@ def memory(gateway: GatewayProcess) -> dict[str, Any]:
     return gateway.get("/admin/memory_status")
 
 
+def by_role(gateway: GatewayProcess) -> Counter[str]:
+    return Counter(process["role"] for process in memory(gateway)["host"]["processes"])
+
+
 def test_what_is_said_of_memory_agrees_with_the_system(halves: GatewayProcess, weights: Path) -> None:
     for model in ("deepseek", "reasoner"):
         halves.load(model)
         halves.until(lambda model=model: f"{model} has a zygote" in halves.log(), f"{model}'s zygote to be ready")
+    halves.until(lambda: by_role(halves)["spare"] == by_role(halves)["zygote"] == 2, "the next runners to be forked")
     told = memory(halves)
     replicas = [replica for model in told["models"].values() for replica in model["replicas"]]
     assert {replica["pid"] for replica in replicas} == halves.runners() and len(replicas) == 4
