@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from protocol.messages import Load
-from runner import mapped
+from runner import bitsandbytes_compat, mapped
 from runner.engines import packed4
 from runner.engines.base import ProgressReport
 from runner.engines.packed import pack
@@ -27,7 +27,7 @@ from utils import quantized
 if not torch.cuda.is_available():
     # Where there is a GPU this import initializes CUDA, which must not happen before the fork; there it is left to the
     # first quantized load of each runner.
-    import bitsandbytes  # noqa: F401
+    bitsandbytes_compat.install()
 
 log = logging.getLogger("runner")
 _WORTH_KEEPING = 32 * 2**20  # bytes; smaller models are quantized faster than they are written
@@ -122,6 +122,8 @@ class Weights:
             return None
 
     def _options(self, quantize: bool = True) -> dict[str, Any]:
+        if self._load.quant_bits < 16:
+            bitsandbytes_compat.install()  # before transformers imports it
         options: dict[str, Any] = {"dtype": self._dtype}
         if self._load.max_memory:
             # JSON has no integer keys; accelerate wants GPU numbers as integers.
