@@ -1,4 +1,4 @@
-"""``runner/forking.py`` and ``forkserver.py``: no process left for a request, and a runner forked between two imports."""
+"""``runner/forking.py`` and ``forkserver.py``: no process left for a request, and a fork between two imports."""
 
 import json
 import socket
