@@ -15,9 +15,9 @@ from tests.support.gateway import CHECKPOINT, GatewayProcess, only, reasoner_at
 
 WORKERS = 2
 """Processes that ``-n auto`` runs the tests in. Each keeps about one core busy."""
-TOGETHER = ("openai", "observe")
+TOGETHER = ("openai", "observe", "ui/playground")
 """Folders in ``tests`` whose files share a gateway."""
-LONGEST = ("families/test_answers.py", "ui/test_house.py", "ui/test_playground.py", "openai", "observe",
+LONGEST = ("families/test_answers.py", "ui/playground", "openai", "observe", "ui/test_house.py",
            "ui/test_overview.py", "gateway/test_slots.py", "gateway/test_life.py", "openapi/test_conformance.py",
            "gateway/test_out_of_memory.py", "gateway/test_failures.py", "gateway/test_many_slots.py",
            "gateway/test_zygotes.py", "worker/test_queue_many.py", "worker/test_queue.py",
