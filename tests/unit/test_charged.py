@@ -108,13 +108,13 @@ def test_a_small_slot_gets_as_many_tokens_as_fit(decoder: Path, tmp_path: Path) 
 
 def test_a_peak_is_charged_where_it_is_more_than_what_comes_later(decoder: Path, tmp_path: Path) -> None:
     footprints, spec = Footprints(tmp_path), spec_of(decoder, 16, family="deepseek")
-    footprints.record(spec, "cpu", MEASURED, more=5)
+    footprints.record(spec, "cpu", MEASURED, passing=5)
     without = footprints.charge(spec, "cpu", 1024, 10**10)
     assert without.bytes == MEASURED + without.reserve
-    footprints.record(spec, "cpu", MEASURED, more=3 * MEASURED)
-    footprints.record(spec, "cpu", MEASURED, more=7)
+    footprints.record(spec, "cpu", MEASURED, passing=3 * MEASURED)
+    footprints.record(spec, "cpu", MEASURED, passing=7)
     again = Footprints(tmp_path).charge(spec, "cpu", 1024, 10**10)
-    assert again == (4 * MEASURED, 1024, without.reserve), "the highest, also after a restart"
+    assert again == (4 * MEASURED, 1024, without.reserve, without.total, 4 * MEASURED), "the highest, also after a restart"
     assert Footprints(tmp_path).charge(spec, "cpu", 1024, 2 * MEASURED).bytes == 2 * MEASURED, "it takes the whole slot"
 
 
@@ -173,7 +173,7 @@ def test_damaged_figures_are_survived_and_written_anew(folder: Path, tmp_path: P
     footprints, spec = Footprints(tmp_path), spec_of(folder, 4)
     assert footprints.predict(spec, "cpu") > 0
     footprints.record(spec, "cpu", MEASURED)
-    assert list(json.loads(file.read_text()).values()) == [{"resident": MEASURED, "more": 0}]
+    assert list(json.loads(file.read_text()).values()) == [{"resident": MEASURED, "passing": 0}]
     assert [path.name for path in file.parent.iterdir()] == ["footprints.json"], "no leavings"
 
 

@@ -28,6 +28,7 @@ class Taker:
 
     load_id: str
     charged: int
+    foreseen: int = 0
     device: str = "cpu"
     causes: list[str] = field(default_factory=list)
     baseline: tuple[int, int] | None = None
