@@ -31,9 +31,9 @@ VMSTAT = Path("/proc/vmstat")
 
 
 class Watched(Protocol):
-    """A runner as the watchdog sees it. ``charged`` are the bytes set aside for it, and ``foreseen`` those that its load
-    may take for a while beyond them, 0 once it is loaded; ``baseline`` what it took when that
-    was last measured, and its private memory then, None before it was forked."""
+    """A runner as the watchdog sees it. ``charged`` are the bytes set aside for it, ``foreseen`` those that its load may
+    take for a while beyond them, 0 once it is loaded; ``baseline`` what it took when that was last measured, and its
+    private memory then, None before it was forked."""
 
     @property
     def load_id(self) -> str: ...
@@ -123,7 +123,8 @@ class Watchdog:
         for one in seen:
             self._charge(one)
         if self._budget is not None and (total := sum(one.lasting for one in seen)) > self._budget:
-            self._end(seen, f"the models on the CPU took {format_bytes(total)} of {format_bytes(self._budget)}", lambda one: one.unforeseen)
+            self._end(seen, f"the models on the CPU took {format_bytes(total)} of {format_bytes(self._budget)}",
+                      lambda one: one.unforeseen)  # fmt: skip
         elif seen and (free := available()) < self._floor:
             if self._shrink() or self._end(seen, f"the machine had only {format_bytes(free)} of memory left",
                                           lambda one: one.over):

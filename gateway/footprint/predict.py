@@ -38,9 +38,9 @@ class Parts:
     """What a model's bytes consist of, on one device.
 
     ``weights`` and ``overhead`` (process or CUDA context, allocator) are there after a load; ``measured`` is what a
-    load was seen to take instead. ``passing`` is what a load takes beyond that on its way. ``later`` is read at a request that needs it, ``working`` is what answers take while
-    they are made, and ``cache_token`` what each token in the cache does. ``cache_at_load`` marks an engine that takes
-    its whole cache at the load.
+    load was seen to take instead. ``passing`` is what a load takes beyond that on its way. ``later`` is read at a
+    request that needs it, ``working`` is what answers take while they are made, and ``cache_token`` what each token in
+    the cache does. ``cache_at_load`` marks an engine that takes its whole cache at the load.
     """
 
     weights: int
