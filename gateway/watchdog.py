@@ -31,9 +31,9 @@ VMSTAT = Path("/proc/vmstat")
 
 
 class Watched(Protocol):
-    """A runner as the watchdog sees it. ``charged`` are the bytes set aside for it, ``foreseen`` those that its load may
-    take for a while beyond them, 0 once it is loaded; ``baseline`` what it took when that was last measured, and its
-    private memory then, None before it was forked."""
+    """A runner as the watchdog sees it. ``charged`` are the bytes set aside for it, ``foreseen`` those that its load
+    may take for a while beyond them, 0 once it is loaded; ``baseline`` what it took when that was last measured, and
+    its private memory then, None before it was forked."""
 
     @property
     def load_id(self) -> str: ...

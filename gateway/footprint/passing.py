@@ -18,7 +18,7 @@ from models_registry.spec import ModelSpec
 from utils.safetensors_header import Tensor
 
 _AT_ONCE = 14 * 2**18
-"""Bytes that quantizing to 4 bits takes beside a matrix on a CPU, where it goes by pieces; see
+"""Bytes that quantizing a matrix to 4 bits, or laying it out, works in on a CPU, where it goes by pieces; see
 ``runner/engines/pieces.py``."""
 _BYTES_8BIT = {"cpu": 11, "cuda": 4}
 """Bytes a number of the matrix that is quantized to 8 bits: copies of it in 16 bits, and on a CPU two in 32."""
@@ -48,7 +48,7 @@ def passing_bytes(
     matrices = [tensor for name, tensor in tensors.items() if is_quantized(name, tensor, family)]
     working = max((_quantizing(tensor, spec.quant_bits, float_size, kind) for tensor in matrices), default=0)
     kept = _kept(tensors, family) if laid_out and spec.quant_bits == 4 and weights >= _KEPT_FROM else 0
-    return max(stacked, working, kept)
+    return max(stacked, working, kept and kept + _AT_ONCE)
 
 
 def _stacked(tensors: Mapping[str, Tensor], float_size: int) -> int:

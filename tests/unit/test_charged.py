@@ -118,6 +118,29 @@ def test_a_peak_is_charged_where_it_is_more_than_what_comes_later(decoder: Path,
     assert Footprints(tmp_path).charge(spec, "cpu", 1024, 2 * MEASURED).bytes == 2 * MEASURED, "it takes the whole slot"
 
 
+def test_a_peak_is_charged_before_it_was_measured(decoder: Path, tmp_path: Path) -> None:
+    footprints, spec = Footprints(tmp_path), spec_of(decoder, 8, family="deepseek")
+    parts = footprints.parts(spec, "cpu")
+    assert parts.passing == (11 + float_bytes("cpu")) * 512 * 512, "the types differ, so it is a copy that is quantized"
+    least = footprints.charge(spec, "cpu", 1, 10**10)
+    assert least.peak == parts.resident + parts.passing
+    assert least.bytes == max(least.total, least.peak)
+    small = footprints.charge(spec, "cpu", 1, least.total + 1)
+    assert (small.bytes, small.peak) == (max(least.total, least.total + 1), least.peak), "the whole slot, and no more"
+    footprints.record(spec, "cpu", MEASURED, passing=5)
+    assert footprints.charge(spec, "cpu", 1, 10**10).peak == MEASURED + 5
+
+
+def test_peaks_of_an_earlier_version_are_predicted_anew(decoder: Path, tmp_path: Path) -> None:
+    """They were those of loads that took more on the way."""
+    footprints, spec = Footprints(tmp_path), spec_of(decoder, 8, family="deepseek")
+    footprints.record(spec, "cpu", MEASURED)
+    file = tmp_path / ".switchyard" / "footprints.json"
+    file.write_text(json.dumps({key: {"resident": MEASURED, "more": 10**9} for key in json.loads(file.read_text())}))
+    again = Footprints(tmp_path)
+    assert again.charge(spec, "cpu", 1, 10**10).peak == MEASURED + again.parts(spec, "cpu").passing
+
+
 def test_fewer_bits_want_room_to_unpack_a_matrix(decoder: Path, tmp_path: Path) -> None:
     plain, packed = (Footprints(tmp_path).parts(spec_of(decoder, bits, family="deepseek"), "cpu") for bits in (16, 4))
     assert packed.working.bytes(100) - plain.working.bytes(100) == 512 * 512 * float_bytes("cpu")
