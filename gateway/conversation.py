@@ -14,6 +14,7 @@ from protocol.messages import ChatMessage, Part, ToolCall
 from utils.media.decode import Decoded, MediaItem, decode_media
 from utils.media.incoming import Sent, read_all
 from utils.media.limits import MediaLimits
+from utils.media.warm import Decoders
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,10 @@ class Decoding:
     want_audio: bool = False
 
 
-def build(turns: Sequence[Turn], decoding: Decoding, spec: ModelSpec, folder: Path) -> tuple[ChatMessage, ...]:
-    """Return the conversation, its media decoded into ``folder``.
+def build(
+    turns: Sequence[Turn], decoding: Decoding, spec: ModelSpec, folder: Path, decoders: Decoders
+) -> tuple[ChatMessage, ...]:
+    """Return the conversation, its media decoded into ``folder`` by one of the decoders.
 
     :raises MediaError: if a medium cannot be taken.
     """
@@ -51,7 +54,7 @@ def build(turns: Sequence[Turn], decoding: Decoding, spec: ModelSpec, folder: Pa
         MediaItem(raw, rate, frames=decoding.frames, fps=decoding.fps, want_audio=decoding.want_audio)
         for raw in read_all([medium for turn in turns for medium in turn.media], decoding.limits)
     ]
-    decoded = iter(decode_media(items, decoding.limits, folder))
+    decoded = iter(decode_media(items, decoding.limits, folder, decoders))
 
     def part(piece: str | Sent) -> Part:
         return Part("text", piece) if isinstance(piece, str) else _part(next(decoded))

@@ -8,7 +8,6 @@ import logging
 import os
 import select
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -88,6 +87,7 @@ class RunnerHandle:
         self._count = count
         self._starved: str | None = None
         self._stuck = False
+        self._is_settled = False
         self._asked = 0.0
         self.load_seconds = 0.0  # from asking for its process until its model was ready
         self._kills = watchdog.kernel_kills()
@@ -98,9 +98,7 @@ class RunnerHandle:
         self._buried = False
         self._failed_load: str | None = None
         self._child: Child | None = None
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._theirs = theirs
-        self._connection = Connection(ours.detach())
+        self._connection: Connection
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name=f"runner-{load.load_id}", daemon=True)
 
@@ -115,9 +113,14 @@ class RunnerHandle:
     def start(self) -> None:
         """Ask for the fork and begin to listen. Does not wait."""
         self._asked = time.monotonic()
-        self._child = self._zygotes.fork(self.load, self._needs, self._theirs)
-        self._theirs.close()
-        self._thread.start()
+        try:
+            self._child, self._connection = self._zygotes.fork(self.load, self._needs)
+            self._thread.start()
+        except Exception:  # no descriptors or threads left
+            with self._lock:
+                self._buried = True
+                os.close(self._wake)
+            raise
 
     def submit(
         self, request: messages.Generate, mailbox: Mailbox, keep_alive: float | None, deadline: float
@@ -337,10 +340,17 @@ class RunnerHandle:
         if measured is not None and measured + self.reserve < self.charged - _CHANCE:
             self.size_at_load, self.charged = measured, measured + self.reserve
             self._post(events.Recharge(self.load_id, self.charged))
+        self._is_settled = True
         try:
             self._zygotes.prepare(self.load, self._needs)
         except OSError as error:  # nothing depends on it
             log.warning("%s gets no zygote: %s", self.load.name, error)
+        self._rest()
+
+    def _rest(self) -> None:
+        """Have the next load's runner forked while nobody is being answered: the fork would take a processor."""
+        if self._is_settled and not self._in_flight:
+            self._zygotes.provide(self.load)
 
     def _finish(self, request_id: str, message: messages.Done | messages.Failed) -> None:
         if isinstance(message, messages.Done):
@@ -352,6 +362,7 @@ class RunnerHandle:
         if flight is not None:
             self._post(events.Release(request_id, flight.keep_alive))
             flight.mailbox.put(message)
+            self._rest()
 
     def _bury(self, cause: str) -> None:
         """Make sure the process is gone and its memory back, then tell the requests and the scheduler."""

@@ -34,6 +34,7 @@ from gateway.zygotes import Zygotes
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec, QuantBits, replica_names
 from utils import request_ids
+from utils.media.warm import Decoders
 from utils.settings import Settings
 from utils.tmp_manage import TempFolder
 from utils.units import format_bytes
@@ -48,6 +49,7 @@ class Gateway:
         self.settings = settings
         self.catalog = catalog
         self.temp = TempFolder(settings.tmp_dir)
+        self.decoders = Decoders()
         self.placement = Placement(settings, catalog)
         self.footprints = self.placement.footprints
         self.device = next(iter(self.placement.places))
@@ -147,6 +149,7 @@ class Gateway:
             self.runners.join(5.0)
             self.zygotes.stop()
             self.spawner.stop()
+            self.decoders.stop()
             self.owner.stop()
             if self.tracing is not None:
                 self.tracing.stop()
@@ -301,10 +304,11 @@ class Gateway:
         """Return what processes are for that are neither this one nor runners, and for which model, by pid: the memory
         report lists them so.
         """
-        found: dict[int, tuple[str, str | None]] = {
-            zygote["pid"]: ("zygote", zygote["model"]) for zygote in self.zygotes.report() if zygote["pid"]
-        }
-        return found | ({self.spawner.pid: ("forkserver", None)} if self.spawner.pid else {})
+        zygotes = self.zygotes.report()
+        found = {zygote["pid"]: ("zygote", zygote["model"]) for zygote in zygotes}
+        found |= {zygote["spare_pid"]: ("spare", zygote["model"]) for zygote in zygotes}
+        found |= {self.spawner.pid: ("forkserver", None), self.decoders.pid: ("decoders", None)}
+        return {pid: what for pid, what in found.items() if pid}
 
     def ping(self, timeout: float) -> None:
         """Prove that scheduler and forkserver live. :raises Unavailable: if one does not."""

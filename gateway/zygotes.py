@@ -3,7 +3,8 @@
 Gateway process. A zygote (``runner/zygote.py``) is opened in the background after a load has settled; the loads that
 follow are forked from it as long as the files are what they were. The least recently used are given up when together
 they have more memory of their own than they may. A load without one is forked from the forkserver and opens its model
-itself: nothing depends on a zygote being there.
+itself: nothing depends on a zygote being there. When nobody is being answered, a zygote forks its next runner ahead: a
+spare, which waits for its load.
 """
 
 import json
@@ -15,8 +16,9 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gateway.line import BUFFER, Child, Line
 from gateway.spawner import Spawner
@@ -25,12 +27,22 @@ from protocol.messages import Load
 log = logging.getLogger(__name__)
 _OF_ONE_LOAD = ("load_id", "threads", "batch_wait", "cache_tokens", "quantized_limit")
 """What may differ between loads that one zygote serves."""
+_SPARE_BYTES = 32 * 2**20
+"""What a spare runner is reckoned with: more than it was seen to copy of its zygote's pages."""
+
+
+class _Spare(NamedTuple):
+    """A runner that waits for its load, and our end of its channel."""
+
+    child: Child
+    channel: Connection
 
 
 @dataclass(eq=False)
 class Zygote:
     """``files`` is how the checkpoint's looked, ``opened`` what the process said once it was ready, ``taken`` what a
-    runner forked from it took when it was loaded."""
+    runner forked from it took when it was loaded, ``spare`` a runner that was forked ahead of its load. It is
+    ``barren`` if a spare ended by itself: no more are tried."""
 
     load: Load
     files: dict[str, tuple[int, int]]
@@ -39,6 +51,8 @@ class Zygote:
     opened: dict[str, Any] | None = None
     used: float = field(default_factory=time.monotonic)
     taken: int | None = None
+    spare: _Spare | None = None
+    barren: bool = False
 
     @property
     def private_bytes(self) -> int:
@@ -56,22 +70,87 @@ class Zygotes:
         self._known: dict[str, Zygote] = {}
         self._unfit: dict[str, dict[str, tuple[int, int]]] = {}  # by key, with the files as they were
 
-    def fork(self, load: Load, needs: Sequence[str], channel: socket.socket) -> Child:
-        """Ask for a runner of this load. See :meth:`Spawner.fork`."""
+    def fork(self, load: Load, needs: Sequence[str]) -> tuple[Child, Connection]:
+        """Ask for a runner of this load, or take the spare one. Return it with our end of its channel. Does not wait.
+
+        :raises OSError: if there are no descriptors left, or the forkserver cannot be started.
+        """
+        if zygote := self._ready(load):
+            zygote.used = time.monotonic()
+            if spare := self._pop_spare(zygote):
+                return spare.child, spare.channel
+            child, channel = self._fork(zygote, load.load_id)
+            if not child.error:
+                return child, channel
+            channel.close()  # the zygote died an instant ago
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            return self._spawner.fork(load.load_id, needs, theirs), Connection(ours.detach())
+
+    def provide(self, load: Load) -> None:
+        """See to it that the next load like this one finds a runner forked already, if its zygote is there and there is
+        memory for it. To be called when nobody waits for the processor. Does not wait."""
         with self._lock:
             zygote = self._known.get(_key(load))
-            ready = zygote is not None and zygote.line is not None and zygote.opened is not None
-        if zygote is None or zygote.line is None or not ready:
-            return self._spawner.fork(load.load_id, needs, channel)
+        if zygote is not None:
+            self._provide(zygote)
+
+    def _provide(self, zygote: Zygote) -> None:
+        with self._lock:
+            room = self._limit - sum(known.private_bytes for known in self._known.values())
+            room -= sum(_SPARE_BYTES for known in self._known.values() if known.spare)
+            if self._living_spare(zygote) or not zygote.opened or zygote.barren or room < _SPARE_BYTES:
+                return
+            try:
+                zygote.spare = _Spare(*self._fork(zygote, f"spare-{uuid.uuid4().hex[:8]}", spare=True))
+            except OSError as error:  # nothing depends on it
+                log.debug("%s gets no spare runner: %s", zygote.load.name, error)
+
+    def _ready(self, load: Load) -> Zygote | None:
+        """Return the zygote of this load if it has one that has opened its files as they are."""
+        with self._lock:
+            zygote = self._known.get(_key(load))
+        if zygote is None or zygote.opened is None:
+            return None
         if _is_stale(zygote):
             self._give_up(zygote, "its files have changed")
-            return self._spawner.fork(load.load_id, needs, channel)
-        zygote.used = time.monotonic()
-        child = zygote.line.fork({"token": load.load_id}, channel)
-        if child.error:  # the zygote died an instant ago
-            return self._spawner.fork(load.load_id, needs, channel)
+            return None
+        return zygote
+
+    @staticmethod
+    def _fork(zygote: Zygote, token: str, spare: bool = False) -> tuple[Child, Connection]:
+        assert zygote.line is not None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            child = zygote.line.fork({"token": token, "spare": spare}, theirs)
         child.zygote = zygote.process
-        return child
+        return child, Connection(ours.detach())
+
+    def _pop_spare(self, zygote: Zygote) -> _Spare | None:
+        """Take its spare runner, if it has one that lives."""
+        with self._lock:
+            spare, zygote.spare = self._living_spare(zygote), None
+        return spare
+
+    @staticmethod
+    def _living_spare(zygote: Zygote) -> _Spare | None:
+        """Return its spare runner, after forgetting one that has ended. Called under the lock."""
+        spare = zygote.spare
+        if spare is None or not spare.child.wait_ended(0):
+            return spare
+        spare.channel.close()
+        zygote.spare = None
+        if not zygote.process.wait_ended(0):
+            zygote.barren = True
+            log.warning("a spare runner of %s ended by itself; it gets no more of them", zygote.load.name)
+        return None
+
+    def _discard_spare(self, zygote: Zygote) -> None:
+        """Let its spare runner go: it ends when its channel closes."""
+        with self._lock:
+            spare, zygote.spare = zygote.spare, None
+        if spare is not None:
+            spare.channel.close()
 
     def taken(self, load: Load) -> int | None:
         """Return what runners of this load, forked from its zygote, were seen to take; None if none was measured."""
@@ -132,14 +211,14 @@ class Zygotes:
             self._give_up(zygote, why)
 
     def report(self) -> list[dict[str, Any]]:
-        """Return name, process and own memory of each that is ready."""
+        """Return name, processes and own memory of each that is ready."""
         with self._lock:
-            ready = [zygote for zygote in self._known.values() if zygote.opened]
-        return [
-            {"model": zygote.load.name, "pid": zygote.process.pid, "private_bytes": zygote.private_bytes,
-             "weights_mapped": bool(zygote.opened and zygote.opened["weights"])}
-            for zygote in ready
-        ]  # fmt: skip
+            return [
+                {"model": zygote.load.name, "pid": zygote.process.pid, "private_bytes": zygote.private_bytes,
+                 "weights_mapped": bool(zygote.opened["weights"]),
+                 "spare_pid": zygote.spare.child.pid if zygote.spare else None}
+                for zygote in self._known.values() if zygote.opened
+            ]  # fmt: skip
 
     def stop(self) -> None:
         """Let all go. Those that still have runners end with them."""
@@ -167,16 +246,24 @@ class Zygotes:
                     total -= known.private_bytes
             if zygote in surplus:  # the last one used: it has too much for itself alone
                 self._unfit[_key(zygote.load)] = zygote.files
+            spares = [known for known in by_use if known.spare and known not in surplus]
+            room = max(0, self._limit - total) // _SPARE_BYTES
+            without = spares[: max(0, len(spares) - room)]
         what = "with its weights" if message["weights"] else "without weights"
         log.info("%s has a zygote, %s, %.0f MB of its own", zygote.load.name, what, zygote.private_bytes / 1e6)
+        for known in without:
+            self._discard_spare(known)
         for known in surplus:
             self._give_up(known, f"all together have more than {self._limit / 1e6:.0f} MB of their own")
+        if zygote not in surplus:
+            self._provide(zygote)
 
     def _give_up(self, zygote: Zygote, why: str) -> None:
         with self._lock:
             if self._known.get(_key(zygote.load)) is zygote:
                 del self._known[_key(zygote.load)]
         log.info("the zygote of %s is given up: %s", zygote.load.name, why)
+        self._discard_spare(zygote)
         if zygote.line is not None:
             zygote.line.hang_up()
 
@@ -184,6 +271,7 @@ class Zygotes:
         with self._lock:
             if self._known.get(_key(zygote.load)) is zygote:
                 del self._known[_key(zygote.load)]
+        self._discard_spare(zygote)
 
 
 def _key(load: Load) -> str:

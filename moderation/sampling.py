@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from utils.media import wire
-from utils.media.decode import decoder_process
 from utils.media.errors import MediaError, undecodable
 from utils.media.limits import MediaLimits
+from utils.media.process import decoder_process
 from utils.media.sniff import sniff
 from utils.media.tasks import CANNOT_START
 

@@ -16,11 +16,12 @@ import threading
 import time
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from typing import NoReturn
 
 from protocol import messages
 from runner import injected, noise
 from runner.batch import Batch, Prepared, prepare
-from runner.engines.base import Engine
+from runner.engines.base import Engine, ProgressReport
 from runner.errors import RunnerError, classify, is_sticky
 from runner.job import Job
 from runner.machine import name_process
@@ -29,16 +30,29 @@ from utils import log_lines
 
 log = logging.getLogger("runner")
 _BEAT = 1.0
+_QUESTION = messages.ChatMessage("user", (messages.Part("text", "What is the capital of France?"),))
 
 
-def run(descriptor: int, opened: Engine | None = None) -> None:
+def run(descriptor: int, opened: Engine | None = None) -> NoReturn:
     """Serve the gateway on the pipe with this file descriptor, with an engine that was opened ahead, where one was.
     Does not return."""
+    _become("runner")
+    Runner(Connection(descriptor), opened).listen()
+
+
+def wait_for_load(descriptor: int, opened: Engine, name: str) -> NoReturn:
+    """Be a spare runner of a model, forked before a load is asked for: do what that will do, so that the pages it
+    writes to are this process's own by then. Serves the gateway as :func:`run` does."""
+    _become(f"spare:{name}")
+    opened.rehearse(messages.Generate("", (_QUESTION,), messages.Sampling(1)))
+    Runner(Connection(descriptor), opened).listen()
+
+
+def _become(name: str) -> None:
     log_lines.to_gateway()
     noise.quiet()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    name_process("runner")
-    Runner(Connection(descriptor), opened).listen()
+    name_process(name)
 
 
 class Runner:
@@ -46,22 +60,20 @@ class Runner:
         self._connection = connection
         self._opened = opened
         self._send_lock = threading.Lock()
-        self._loads: queue.SimpleQueue[messages.Load] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._jobs: dict[str, Job] = {}
         self._engine: Engine | None = None
         self._batch: Batch | None = None
 
-    def listen(self) -> None:
+    def listen(self) -> NoReturn:
         """Read the pipe until it closes or Stop arrives; either ends the process at once."""
-        for target in (self._serve, self._beat):
-            threading.Thread(target=target, name=target.__name__, daemon=True).start()
         try:
             while True:
                 match self._connection.recv():
                     case messages.Load() as load:
                         name_process(f"runner:{load.name}")
-                        self._loads.put(load)
+                        threading.Thread(target=self._serve, args=(load,), name="serve", daemon=True).start()
+                        threading.Thread(target=self._beat, name="beat", daemon=True).start()
                     case messages.Generate(request_id) as request:
                         log.debug("asked", extra={"request_id": request_id})
                         self._jobs[request_id] = job = Job(request, self.send)
@@ -91,8 +103,7 @@ class Runner:
             engine, batch = self._engine, self._batch
             self.send(messages.Heartbeat(engine.steps if engine else 0, len(batch) if batch is not None else 0))
 
-    def _serve(self) -> None:
-        load = self._loads.get()
+    def _serve(self, load: messages.Load) -> None:
         engine = self._load(load)
         if engine is None:
             return  # the gateway has heard why, and ends this process
@@ -116,18 +127,7 @@ class Runner:
             self.send(messages.Progress(load.load_id, phase, fraction))
 
         try:
-            with Peak(load.device) as peak:
-                if self._opened is not None:
-                    engine = self._opened
-                    engine.adopt(load, progress)
-                else:
-                    progress("importing")
-                    module = importlib.import_module(f"runner.engines.{load.engine}")
-                    engine = module.ENGINE(load, progress)
-                    engine.open()
-                engine = injected.around(engine, load)
-                report = engine.load()
-            report = replace(report, peak_bytes=peak.more)
+            engine, report = self._open(load, progress) if self._opened is None else self._take_over(load, progress)
         except Exception as error:
             failure = classify(error)
             log.error("cannot load %s: %s", load.name, failure, exc_info=not isinstance(error, RunnerError))
@@ -140,6 +140,22 @@ class Runner:
         except RuntimeError as error:  # no room for its stack; it would have made things faster, no more
             log.warning("%s is left as it was loaded: %s", load.name, error)
         return engine
+
+    def _take_over(self, load: messages.Load, progress: ProgressReport) -> tuple[Engine, messages.Loaded]:
+        assert self._opened is not None
+        self._opened.adopt(load, progress)
+        engine = injected.around(self._opened, load)
+        return engine, engine.load()
+
+    @staticmethod
+    def _open(load: messages.Load, progress: ProgressReport) -> tuple[Engine, messages.Loaded]:
+        with Peak(load.device) as peak:
+            progress("importing")
+            engine = importlib.import_module(f"runner.engines.{load.engine}").ENGINE(load, progress)
+            engine.open()
+            engine = injected.around(engine, load)
+            report = engine.load()
+        return engine, replace(report, peak_bytes=peak.more)
 
     def _settle(self, load_id: str, engine: Engine) -> None:
         """Let the engine do what can wait until after the load, while requests go first."""
@@ -154,7 +170,7 @@ class Runner:
             _exit(1)
 
 
-def _exit(status: int = 0) -> None:
+def _exit(status: int = 0) -> NoReturn:
     """End the process without the interpreter's tear-down: the kernel gives everything back, and sooner."""
     sys.stdout.flush()
     sys.stderr.flush()

@@ -40,12 +40,14 @@ class Zygote(Parent):
         super().__init__(control)
         self._engine: Engine | None = None
         self._weights: str | None = None
+        self._name = ""
 
     def serve(self) -> None:
         received = self.receive()
         if received is None:
             return
         load = Load(**received[0])
+        self._name = load.name
         name_process(f"zygote:{load.name}")
         before = private_bytes()
         # In a thread, as only a thread's priority can be lowered for a while; the runners are not to inherit it.
@@ -82,10 +84,14 @@ class Zygote(Parent):
                     listening = False
                 else:
                     request, descriptor = received
-                    self.fork(request["token"], descriptor, self._be_runner)
+                    self.fork(request["token"], descriptor, self._be_spare if request["spare"] else self._be_runner)
 
     def _be_runner(self, descriptor: int) -> None:
         main.run(descriptor, self._engine)
+
+    def _be_spare(self, descriptor: int) -> None:
+        assert self._engine is not None
+        main.wait_for_load(descriptor, self._engine, self._name)
 
 
 def _alone() -> bool:

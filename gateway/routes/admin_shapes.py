@@ -109,7 +109,7 @@ class HostProcess(Shape):
     """One process of this gateway."""
 
     pid: int
-    role: Annotated[str, Field(description="supervisor, gateway, forkserver, zygote, runner or helper")]
+    role: Annotated[str, Field(description="supervisor, gateway, forkserver, zygote, runner, decoders or helper")]
     model: str | None
     private_bytes: int
     proportional_bytes: int

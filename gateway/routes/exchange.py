@@ -70,7 +70,7 @@ class Exchange:
             with counted(spec):
                 self.ticket = self._stack.enter_context(admit(spec, fields))
                 folder = self._stack.enter_context(service.temp.request(self.ticket.request_id))
-                conversation = build(turns, fields.decoding(service.settings), spec, folder)
+                conversation = build(turns, fields.decoding(service.settings), spec, folder, service.decoders)
             if service.settings.log_prompts:
                 log.info("asked %s", spec.name, extra={"fields": {"prompt": _shown(conversation)}})
         except BaseException:

@@ -117,6 +117,12 @@ class Engine(Protocol):
         of the weights' files in this process."""
         ...
 
+    def rehearse(self, request: Generate) -> None:
+        """Do ahead what a load does, as far as that takes no memory worth the name, and what is done for such a request
+        before it is answered: in a fork, what is written to has to be copied first, and is by then. Called at most
+        once, before :meth:`adopt`."""
+        ...
+
     def adopt(self, load: Load, progress: ProgressReport) -> None:
         """Take over what was opened before for the same checkpoint, for this load."""
         ...

@@ -4,6 +4,7 @@ Sequences share one context, each under an id of its own. An id that is free kee
 on finds its beginning there and reads only what is new.
 """
 
+import logging
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from pathlib import Path
@@ -25,6 +26,7 @@ from runner.template import as_template_takes, check_length
 from runner.text import ThinkSplitter
 from runner.tools import template_takes_tools
 
+log = logging.getLogger("runner")
 _PIECE = 256  # tokens of prompts between two looks at whether they are still wanted
 _DEFAULT_CONTEXT = 8192
 
@@ -59,6 +61,12 @@ class LlamaCpp:
     def warm_up(self) -> None:
         """llama.cpp has nothing that the first use of a model does for the later ones."""
         mapped.release(mapped.ranges())
+
+    def rehearse(self, request: Generate) -> None:
+        try:
+            self._prompts.render(request)
+        except RequestError as error:
+            log.debug("%s takes no such request: %s", self._load.name, error)
 
     def adopt(self, load: Load, progress: ProgressReport) -> None:
         self._load, self._progress = load, progress

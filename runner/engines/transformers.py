@@ -9,9 +9,10 @@ of keys and values of its own; a model whose cache is not of that kind, and what
 import copy
 import importlib
 import inspect
+import logging
 from collections.abc import Callable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,13 @@ from runner.engines.apart import Chooser
 from runner.engines.base import Logits, ProgressReport, Sequence, check_bias, room, sampler_of, wanted_constraint
 from runner.engines.rows import RowCache, can_batch
 from runner.engines.weights import Weights, mapped_bytes
+from runner.errors import RequestError
 from runner.job import Job
 from runner.machine import cpu_threads, trim
 from runner.phases import Phases
 from utils.processor import fast_bfloat16
 
+log = logging.getLogger("runner")
 _PIECE, _PIECE_ON_GPU = 256, 2048  # tokens of prompts between two looks at whether they are still wanted
 _TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 
@@ -48,6 +51,7 @@ class Transformers:
         self._placed: list[Sequence] = []
         self._phases = Phases()
         self._ahead: PreTrainedModel | None = None
+        self._report: Loaded | None = None  # of a load that was rehearsed
         self._mapped_bytes = 0
 
     def open(self) -> str | None:
@@ -78,7 +82,17 @@ class Transformers:
                 self._ahead(input_ids=torch.zeros((1, 2), dtype=torch.long), use_cache=True)
             mapped.release(mapped.ranges())
 
+    def rehearse(self, request: Generate) -> None:
+        if (opened := self._ahead) is not None:  # else there are weights to be read, to a GPU perhaps
+            self._report, self._ahead = self.load(), opened
+        try:
+            self._family.prepare(request, torch.device("cpu"))
+        except RequestError as error:
+            log.debug("%s takes no such request: %s", self._load.name, error)
+
     def adopt(self, load: Load, progress: ProgressReport) -> None:
+        if replace(self._load, load_id=load.load_id) != load:  # with fewer tokens of cache, say
+            self._report = None
         self._load, self._progress, self._family.load = load, progress, load
         self._weights.adopt(load, progress)
         self._phases = Phases()
@@ -89,7 +103,10 @@ class Transformers:
         :raises DamagedError: if a file cannot be read.
         :raises Exception: of a kind that :func:`runner.errors.out_of_memory` knows, if memory does not suffice.
         """
-        torch.set_num_threads(cpu_threads(self._load.threads))
+        torch.set_num_threads(cpu_threads(self._load.threads))  # of this thread, so in any case
+        if self._report is not None:
+            self._phases.lap("fork")
+            return replace(self._report, load_id=self._load.load_id, phases=self._phases.seconds)
         torch.seed()  # forked runners would otherwise all draw the same random numbers
         self._phases.lap("fork")
         model, self._ahead = self._ahead, None

@@ -3,6 +3,7 @@
 import base64
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import Start
@@ -39,3 +40,6 @@ def test_costs_one_request(gateway: GatewayProcess, name: str, kind: str, data: 
 def test_answers_after_all_that(gateway: GatewayProcess) -> None:
     picture = base64.b64encode((Path(__file__).parents[2] / "examples" / "red-circle.png").read_bytes()).decode()
     assert gateway.answer("qwen_vl", prompt="What color is the circle?", image=picture)["response"] == "red"
+    host = gateway.get("/admin/memory_status")["host"]
+    (decoders,) = [process["pid"] for process in host["processes"] if process["role"] == "decoders"]
+    assert psutil.Process(decoders).children() == [], "each went with its request"

@@ -51,6 +51,54 @@ def zygote_of(gateway: GatewayProcess, model: str) -> psutil.Process:
     return psutil.Process(pid)
 
 
+def spares(gateway: GatewayProcess) -> dict[str, psutil.Process]:
+    """The spare runners, by model, as the memory report names them."""
+    told = gateway.get("/admin/memory_status")["host"]["processes"]
+    return {process["model"]: psutil.Process(process["pid"]) for process in told if process["role"] == "spare"}
+
+
+def wait_for_spare(gateway: GatewayProcess, model: str) -> psutil.Process:
+    """The spare runner of a model, once it has done all it can before its load."""
+    spare: psutil.Process = gateway.until(lambda: spares(gateway).get(model), f"{model}'s spare runner")
+    gateway.until(lambda: spare.name().startswith("spare:"), "it to begin")
+    gateway.until(lambda: spare.status() == psutil.STATUS_SLEEPING, "it to wait for its load")
+    return spare
+
+
+def use_spare(gateway: GatewayProcess, model: str) -> None:
+    """Load and unload a model, whose zygote is to be asked for a fork by the next load."""
+    gateway.load(model)
+    gateway.unload(model)
+
+
+@pytest.mark.parametrize("model", ["deepseek", "reasoner"])
+def test_a_load_takes_the_runner_that_was_forked_ahead(gateway: GatewayProcess, model: str) -> None:
+    first = wait_for_spare(gateway, model)
+    assert 0 < first.memory_full_info().uss < 32 * 2**20, "more than it is reckoned with"
+    for number in range(2):
+        gateway.load(model)
+        assert gateway.model(model)["pid"] == first.pid and first.name() == f"runner:{model}"[:15]
+        if number == 0:  # one that is idle gets its successor at once, and one that answers when it has answered
+            gateway.answer(model, **SUM)
+        second = wait_for_spare(gateway, model)
+        assert second != first and second.parent() == zygote_of(gateway, model)
+        gateway.unload(model)
+        first = second
+
+
+def test_a_spare_runner_that_dies_is_missed_by_nobody(gateway: GatewayProcess) -> None:
+    spare = wait_for_spare(gateway, "reasoner")
+    spare.kill()
+    gateway.until(lambda: gone(spare), "it to be gone")
+    gateway.load("reasoner")
+    runner = psutil.Process(gateway.model("reasoner")["pid"])
+    assert runner != spare and runner.parent() == zygote_of(gateway, "reasoner")
+    assert "42" in gateway.answer("reasoner", **SUM)["response"]
+    assert "a spare runner of reasoner ended by itself" in gateway.log()
+    assert "reasoner" not in spares(gateway), "the next one may end, too"
+    gateway.unload("reasoner")
+
+
 @pytest.mark.parametrize("model", ["deepseek", "reasoner"])
 def test_a_model_loaded_before_is_forked_from_its_zygote_and_answers_right(gateway: GatewayProcess, model: str) -> None:
     gateway.load(model)
@@ -101,6 +149,7 @@ def test_a_zygote_that_is_stuck_is_given_up_and_nobody_else_suffers(gateway: Gat
     other, forkserver = gateway.model("deepseek")["pid"], gateway.forkserver
     stuck = zygote_of(gateway, "reasoner")
     stuck.suspend()
+    use_spare(gateway, "reasoner")
     response = gateway.post("/admin/models/reasoner/load")
     assert response.status_code == 503 and "its zygote does not fork" in response.text, response.text
     gateway.until(lambda: gone(stuck), "the stuck process to go")
@@ -119,8 +168,10 @@ def test_a_stuck_zygote_that_is_given_up_meanwhile_holds_nobody_up(
     gateway.load("reasoner")
     wait_for_zygote(gateway, "reasoner", opened)
     gateway.unload("reasoner")
-    stuck, loads = zygote_of(gateway, "reasoner"), len(gateway.loads("reasoner"))
+    stuck = zygote_of(gateway, "reasoner")
     stuck.suspend()
+    use_spare(gateway, "reasoner")
+    loads = len(gateway.loads("reasoner"))
     asked = gateway.later(gateway.post, "/admin/models/reasoner/load")
     gateway.until(lambda: len(gateway.loads("reasoner")) > loads, "the load to begin")
     os.utime(checkpoint / "config.json")
@@ -153,3 +204,4 @@ def test_the_least_recently_used_goes_when_there_is_no_room_for_both(start: Star
     gateway.load("reasoner")
     assert psutil.Process(gateway.model("reasoner")["pid"]).parent() == zygote_of(gateway, "reasoner")
     assert "the zygote of reasoner is given up" not in gateway.log()
+    assert not spares(gateway), "there is no room for one"

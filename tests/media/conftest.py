@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from utils.media.limits import MediaLimits
+from utils.media.warm import Decoders
 
 
 @pytest.fixture
@@ -18,6 +19,16 @@ def limits() -> MediaLimits:
         max_audio_seconds=600, max_video_seconds=600,
         video_frames=8, max_video_frames=64, timeout=60, memory=2 * 2**30,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def decoders() -> Iterator[Decoders]:
+    """Decoders that are forked, as the gateway's are, for all tests that only decode."""
+    decoders = Decoders()
+    while not decoders.prepare():
+        time.sleep(0.01)
+    yield decoders
+    decoders.stop()
 
 
 def _children() -> set[str]:

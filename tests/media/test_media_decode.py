@@ -35,19 +35,22 @@ from utils.media.errors import MediaError
 from utils.media.incoming import RawMedia
 from utils.media.limits import MediaLimits
 from utils.media.sniff import Kind
+from utils.media.warm import Decoders
+from utils.settings import ROOT
 
 Array = NDArray[Any]
 Decode = Callable[..., tuple[Array, Decoded]]
 
 
 @pytest.fixture
-def one(limits: MediaLimits, tmp_path: Path) -> Decode:
-    """Decode one medium and return its array and what was said about it."""
+def one(limits: MediaLimits, tmp_path: Path, decoders: Decoders) -> Decode:
+    """Decode one medium, in a forked decoder unless ``fresh``, and return its array and what was said about it."""
 
     def decode_one(kind: Kind, data: bytes, **options: Any) -> tuple[Array, Decoded]:
         with_limits = options.pop("limits", limits)
+        warm = None if options.pop("fresh", False) else decoders
         item = MediaItem(RawMedia(kind, data, kind), **options)
-        (result,) = decode_media([item], with_limits, tmp_path)
+        (result,) = decode_media([item], with_limits, tmp_path, warm)
         array = np.load(result.path, allow_pickle=False)
         assert array.shape == result.shape
         return array, result
@@ -319,10 +322,10 @@ def test_decoder_that_fails(
     one: Decode, limits: MediaLimits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture, death: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(decode, "_START", DEATHS[death])
+    monkeypatch.setattr(decode, "_PROGRAM", DEATHS[death])
     seconds = 0.3 if death in ("hang", "deaf", "chatter") else 30.0
     with pytest.raises(MediaError) as caught, caplog.at_level(logging.CRITICAL):
-        one("image", image_bytes("PNG"), limits=replace(limits, timeout=seconds))
+        one("image", image_bytes("PNG"), limits=replace(limits, timeout=seconds), fresh=True)
     assert caught.value.status == 400 and "a PNG image" in caught.value.details
     assert list(tmp_path.iterdir()) == []
 
@@ -343,7 +346,7 @@ from pathlib import Path
 from utils.media import decode
 from utils.media.incoming import RawMedia
 from utils.media.limits import MediaLimits
-folder, decode._START = Path(sys.argv[1]), sys.argv[2]
+folder, decode._PROGRAM = Path(sys.argv[1]), sys.argv[2]
 item = decode.MediaItem(RawMedia("image", (folder / "image").read_bytes(), "image"))
 decode.decode_media([item], MediaLimits(1, 10**6, 10**6, 10, 10, 8, 64, 60, 2**30), folder)
 """
@@ -351,7 +354,7 @@ decode.decode_media([item], MediaLimits(1, 10**6, 10**6, 10, 10, 8, 64, 60, 2**3
 
 def test_decoder_does_not_outlive_the_gateway(tmp_path: Path) -> None:
     (tmp_path / "image").write_bytes(image_bytes("PNG"))
-    gateway = subprocess.Popen([sys.executable, "-c", GATEWAY, str(tmp_path), SLEEPER], cwd=decode._ROOT)
+    gateway = subprocess.Popen([sys.executable, "-c", GATEWAY, str(tmp_path), SLEEPER], cwd=ROOT)
     while not (written := list(tmp_path.glob("media-*/pid"))) or not written[0].read_text():
         assert gateway.poll() is None
         time.sleep(0.01)
@@ -374,9 +377,9 @@ def running(number: int) -> bool:
 
 
 def test_broken_installation_is_nobodys_request(one: Decode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "_START", "raise SystemExit(3)")
+    monkeypatch.setattr(decode, "_PROGRAM", "raise SystemExit(3)")
     with pytest.raises(RuntimeError, match="cannot be loaded"):
-        one("image", image_bytes("PNG"))
+        one("image", image_bytes("PNG"), fresh=True)
 
 
 def test_the_culprit_is_named(limits: MediaLimits, tmp_path: Path) -> None:

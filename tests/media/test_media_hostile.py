@@ -14,6 +14,7 @@ from utils.media.errors import MediaError
 from utils.media.incoming import RawMedia
 from utils.media.limits import MediaLimits
 from utils.media.sniff import Kind, sniff
+from utils.media.warm import Decoders
 
 FILES = hostile_files()
 
@@ -23,10 +24,11 @@ NAMES = [name for name, *_ in FILES]
 
 @pytest.mark.parametrize(("kind", "data", "statuses"), [entry[1:] for entry in FILES], ids=NAMES)
 def test_hostile_file(
-    kind: Kind, data: bytes, statuses: frozenset[int], limits: MediaLimits, tmp_path: Path
-) -> None:
+    kind: Kind, data: bytes, statuses: frozenset[int], limits: MediaLimits, tmp_path: Path,
+    decoders: Decoders,
+) -> None:  # fmt: skip
     try:
-        decoded = decode_media([MediaItem(RawMedia(kind, data, "input"))], limits, tmp_path)
+        decoded = decode_media([MediaItem(RawMedia(kind, data, "input"))], limits, tmp_path, decoders)
     except MediaError as error:
         assert error.status in statuses, str(error)
         assert error.details.startswith("input: ") and len(error.details) > 20
@@ -58,7 +60,7 @@ SOUND: list[tuple[Kind, bytes]] = [
 
 
 @pytest.mark.parametrize("seed", range(len(SOUND)))
-def test_flipped_bytes(seed: int, limits: MediaLimits, tmp_path: Path) -> None:
+def test_flipped_bytes(seed: int, limits: MediaLimits, tmp_path: Path, decoders: Decoders) -> None:
     kind, good = SOUND[seed]
     chance = random.Random(seed)
     data = bytearray(good)
@@ -66,7 +68,7 @@ def test_flipped_bytes(seed: int, limits: MediaLimits, tmp_path: Path) -> None:
         data[chance.randrange(12, len(data))] = chance.randrange(256)
     try:
         item = MediaItem(RawMedia(kind, bytes(data), "input"), want_audio=True)
-        assert decode_media([item], limits, tmp_path)[0].shape
+        assert decode_media([item], limits, tmp_path, decoders)[0].shape
     except MediaError as error:
         assert error.status in (400, 413, 415)
         assert list(tmp_path.iterdir()) == []

@@ -148,13 +148,18 @@ class GatewayProcess:
 
     def stop_checked(self, left: list[str]) -> None:
         """Stop it, adding to ``left`` whatever it should not have left behind, in words."""
+        unmarked: list[psutil.Process] = []  # decoders have no environment to speak of
         if self.running:
             self.client.close()  # as in stop; tests of idle connections end their gateway themselves
+            with suppress(psutil.Error):
+                unmarked = psutil.Process(self.process.pid).children(recursive=True)
             self.signal(signal.SIGTERM)
             if (status := self.wait()) != 0:
                 left.append(f"{self.url} ended with status {status}")
         if self._process is not None and not self.gone():
             left.append(f"{self.url} left processes: {[process.cmdline() for process in self.processes()]}")
+        if remaining := psutil.wait_procs(unmarked, 15)[1]:
+            left.append(f"{self.url} left processes of its own: {remaining}")
         if self._process is not None and self.tmp.is_dir() and (scratch := os.listdir(self.tmp)):
             left.append(f"{self.url} left in tmp/: {scratch}")
         self.stop()

@@ -1,6 +1,7 @@
-"""The gateway's side of decoding: sniff, start the decoder process, wait for it, and tell what came of it.
+"""The gateway's side of decoding: sniff, have a decoder process do it, wait for it, and tell what came of it.
 
-Runs in the gateway process, in the thread of the request. One process per request, ended whatever happens.
+Runs in the gateway process, in the thread of the request. One process per request, ended whatever happens: forked from
+one that has its imports done where the caller has such (:mod:`utils.media.warm`), else a fresh one.
 Must not import anything that decodes: no byte from a client is parsed here beyond telling what it looks
 like.
 """
@@ -13,37 +14,36 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from utils.media.errors import MediaError, bad_request, too_large, undecodable
 from utils.media.incoming import RawMedia, check_count
 from utils.media.limits import MediaLimits
+from utils.media.process import Process, decoder_process
 from utils.media.sniff import Kind, require, sniff
 from utils.media.tasks import CANNOT_START, Task, read_result, write_job
+from utils.media.warm import Decoders, Lost
 from utils.units import format_bytes
 
 logger = logging.getLogger(__name__)
 
-_ROOT = Path(__file__).resolve().parent.parent.parent
-_START = """
+_PROGRAM = """
 import sys
 sys.path[:] = sys.argv[2:]
 from pathlib import Path
 from utils.media.decoder import main
 sys.exit(main(Path(sys.argv[1])))
-"""  # with this process's module path, and nothing else that site or the environment would bring
-_ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-_KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+"""
 _ERROR_BYTES = 2_048
 _TURNS = threading.BoundedSemaphore(os.cpu_count() or 2)  # each decoder may take its limit of memory
+_Start = Callable[[Path], AbstractContextManager[Process]]
 
 
 @dataclass(frozen=True)
@@ -83,24 +83,50 @@ class Decoded:
     audio_path: Path | None = None
 
 
-def decode_media(items: Sequence[MediaItem], limits: MediaLimits, workdir: Path) -> list[Decoded]:
+def decode_media(
+    items: Sequence[MediaItem], limits: MediaLimits, workdir: Path, decoders: Decoders | None = None
+) -> list[Decoded]:
     """Return the items decoded, in order, as files in a new folder under ``workdir``, which the caller
     removes.
 
-    Blocks for at most ``limits.timeout`` seconds. On an error nothing is left in ``workdir``.
+    Blocks for at most ``limits.timeout`` seconds, and before that as long for others that are decoded. On an error
+    nothing is left in ``workdir``.
 
-    :raises MediaError: 400, 413 or 415; see the error for which medium it was and why.
+    :param decoders: from which to have a process; None for a fresh one.
+    :raises MediaError: 400, 413 or 415; see the error for which medium it was and why. 503 if it cannot begin in time,
+        because others are at it.
     :raises RuntimeError: if the decoder itself is not installed properly; no request's fault.
     """
     if not items:
         return []
     tasks = _plan(items, limits)
+    if not _TURNS.acquire(timeout=limits.timeout):
+        raise MediaError(503, "Service unavailable", "too many media wait to be decoded; try again later")
+    try:
+        deadline = time.monotonic() + limits.timeout
+        if decoders is not None:
+            with suppress(Lost):
+                return _decode(items, tasks, limits, workdir, decoders.process, deadline)
+        return _decode(items, tasks, limits, workdir, _fresh, deadline)
+    finally:
+        _TURNS.release()
+
+
+def _fresh(folder: Path) -> AbstractContextManager[Process]:
+    return decoder_process(_PROGRAM, str(folder), folder)
+
+
+def _decode(
+    items: Sequence[MediaItem], tasks: Sequence[Task], limits: MediaLimits, workdir: Path, start: _Start,
+    deadline: float,
+) -> list[Decoded]:  # fmt: skip
+    """Decode in a process that ``start`` gives. :raises Lost: if it gives none, or loses it; nothing is left then."""
     folder = Path(tempfile.mkdtemp(prefix="media-", dir=workdir.resolve()))  # its process starts elsewhere
     try:
         for item, task in zip(items, tasks, strict=True):
             (folder / task.raw).write_bytes(item.raw.data)
         write_job(folder, tasks, limits)
-        _run(folder, items, tasks, limits)
+        _run(folder, items, tasks, limits, start, deadline)
         results = _collect(folder, items, tasks)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -144,20 +170,12 @@ def _task(number: int, item: MediaItem, limits: MediaLimits) -> Task:
     )  # fmt: skip
 
 
-def _run(folder: Path, items: Sequence[MediaItem], tasks: Sequence[Task], limits: MediaLimits) -> None:
-    """Run the decoder to its end. :raises MediaError: 400 if it has to be killed, or dies by itself; 503 if it cannot
-    begin in time, because others are at it."""
-    if not _TURNS.acquire(timeout=limits.timeout):
-        raise MediaError(503, "Service unavailable", "too many media wait to be decoded; try again later")
-    try:
-        _run_now(folder, items, tasks, limits)
-    finally:
-        _TURNS.release()
-
-
-def _run_now(folder: Path, items: Sequence[MediaItem], tasks: Sequence[Task], limits: MediaLimits) -> None:
-    deadline = time.monotonic() + limits.timeout
-    with decoder_process(_START, str(folder), folder) as process:
+def _run(
+    folder: Path, items: Sequence[MediaItem], tasks: Sequence[Task], limits: MediaLimits, start: _Start,
+    deadline: float,
+) -> None:  # fmt: skip
+    """Run the decoder to its end. :raises MediaError: 400 if it has to be killed, or dies by itself."""
+    with start(folder) as process:
         said = _listen(process, deadline)
         try:
             status = process.wait(max(0.0, deadline - time.monotonic()))
@@ -175,31 +193,7 @@ def _run_now(folder: Path, items: Sequence[MediaItem], tasks: Sequence[Task], li
     raise _failed(folder, items, tasks, reason)
 
 
-@contextmanager
-def decoder_process(
-    program: str, argument: str, home: Path, pass_fds: Sequence[int] = (), errors: int | IO[bytes] = subprocess.PIPE
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Python that runs ``program`` in a session of its own, with next to no environment; killed and reaped on the way
-    out. The program finds its argument, then the module path, in ``sys.argv``."""
-    environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    environment |= {**_ONE_THREAD, "LC_ALL": "C.UTF-8", "HOME": str(home), "TMPDIR": str(home)}
-    modules = [str(_ROOT), *(path for path in sys.path if os.path.isabs(path))]
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-X", "faulthandler", "-c", program, argument, *modules],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, pass_fds=pass_fds,
-        cwd=home, env=environment, start_new_session=True,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if process.stderr is not None:
-            process.stderr.close()
-
-
-def _listen(process: subprocess.Popen[bytes], deadline: float) -> bytes:
+def _listen(process: Process, deadline: float) -> bytes:
     """Return the last of what the process writes to stderr, until it closes it (by ending) or the
     deadline."""
     assert process.stderr is not None

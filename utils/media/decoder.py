@@ -1,10 +1,10 @@
-"""The disposable process that decodes one request's media: ``python -m utils.media.decoder FOLDER``.
+"""The disposable process that decodes one request's media: a fork of :mod:`utils.media.forkserver`, or a fresh one.
 
 Owns nothing but the folder it is given: a job and raw files go in, ``.npy`` files and a result come out,
 and each raw file is removed once it is decoded. It limits itself before it looks at a byte, so that a bomb,
 a broken file or a bug in a decoder ends this process and nothing else. Must not know requests, models or
 settings. The libraries that decode are imported only when a task needs them, as they are most of what
-starting costs.
+starting costs; a fork has them already.
 """
 
 import os
@@ -12,6 +12,7 @@ import resource
 import signal
 import sys
 import warnings
+from ctypes import CDLL
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,13 @@ def limit_process(limits: MediaLimits, alarm: bool = True) -> None:
     if alarm:
         signal.alarm(seconds + 5)  # should the parent be gone; it kills at ``timeout``
     if sys.platform == "linux":
-        from ctypes import CDLL
+        CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        die_with_parent()
 
-        libc = CDLL(None)
-        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+def die_with_parent() -> None:
+    """Have the system kill this process when the thread that started it ends."""
+    CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _decode(folder: Path, task: Task, limits: MediaLimits) -> dict[str, Any]:
@@ -138,7 +141,3 @@ def _check_whole(raw: Path, task: Task, limits: MediaLimits) -> None:
         if missing := missing_bytes(data, task.format):
             reason = f"it ends early: {missing} of {len(data) + missing} bytes are missing"
             raise undecodable(task.field, task.looks_like, reason)
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))

@@ -17,6 +17,15 @@ from utils.media.tasks import Task
 _PLUGINS = {"PNG": "Png", "JPEG": "Jpeg", "WEBP": "WebP", "GIF": "Gif", "BMP": "Bmp", "TIFF": "Tiff"}
 
 
+def preload() -> None:
+    """Import what any image may need, NumPy too: for a process whose forks decode."""
+    import numpy  # noqa: F401
+
+    Image.preinit()
+    for name in _PLUGINS.values():
+        import_module(f"PIL.{name}ImagePlugin")
+
+
 def decode_image(path: Path, task: Task, limits: MediaLimits) -> tuple[Image.Image, dict[str, Any]]:
     """Return the first frame of an image, of mode RGB (8 bits a channel), upright, transparency on white.
 
