@@ -30,6 +30,7 @@ from commands.own_server import OwnServerError, running_or_own
 from utils.settings import Settings
 
 _RETRIED = (429, 503)
+_FAILED_AT_IT = ("runner_failed", "out_of_memory")  # codes of errors that are this request's, not a busy server's
 _PRIORITY = {"X-Priority": "batch"}  # a line's own field 'priority' beats it
 _LONGEST_WAIT = 600.0
 _HELD = 16
@@ -285,8 +286,11 @@ class _Batch:
                     return answer
                 if answer.status_code == 429 and answer.headers.get("x-should-retry") == "false":  # a quota's end
                     raise Stopped(f"{': '.join(_reason(answer))}; the same command goes on where it stopped")
-                # A line that its model's process cannot bear gets a 503 each time, while others are answered.
-                own = answer.status_code == 503 and after is not None and self._answers[call.model] > answered
+                # A line that its model's process cannot bear gets a 503 each time, while others are answered, or
+                # one that says so.
+                own = answer.status_code == 503 and (
+                    _code(answer) in _FAILED_AT_IT or (after is not None and self._answers[call.model] > answered)
+                )
                 if last and not own:
                     raise Stopped(f"{': '.join(_reason(answer))} (line {line.number}); "
                                   "the same command goes on where it stopped")  # fmt: skip
@@ -316,6 +320,16 @@ def _refused(openai: bool, answer: httpx.Response | None, kind: str, details: st
         body = None
     response = None if answer is None else {"status_code": answer.status_code, "body": body}
     return {"response": response, "error": {"code": kind, "message": details}}
+
+
+def _code(answer: httpx.Response) -> str | None:
+    """Return the code of either route's error."""
+    try:
+        data = answer.json()
+        code = (data["error"] if isinstance(data["error"], dict) else data).get("code")
+        return str(code)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _reason(answer: httpx.Response) -> tuple[str, str]:

@@ -8,7 +8,8 @@ from typing import Any
 
 class GatewayError(Exception):
     """A request that cannot be answered. ``status`` is the HTTP status, ``error`` a short constant text for people,
-    ``details`` what exactly was wrong, ``retry_after`` seconds after which trying again makes sense."""
+    ``details`` what exactly was wrong, ``retry_after`` seconds after which trying again makes sense. Further fields are
+    answered beside them; ``code`` is one, for programs that must tell errors of one status from each other."""
 
     status = 500
     error = "Internal server error"
@@ -51,7 +52,29 @@ class Unavailable(GatewayError):
 
 
 class RunnerFailed(Unavailable):
+    """The model's process was lost over this request, or failed at it: asked again it may well be so again, which a
+    full queue is not."""
+
     error = "The model's process failed"
+
+    def __init__(self, details: str, *, retry_after: float | None = None) -> None:
+        super().__init__(details, retry_after=retry_after, code="runner_failed")
+
+
+class RunnerEnded(Unavailable):
+    """The model's process was ended on purpose while it answered, for a reason that is not the request's."""
+
+    error = "The model's process was ended"
+
+    def __init__(self, details: str, *, retry_after: float | None = None) -> None:
+        super().__init__(details, retry_after=retry_after, code="runner_ended")
+
+
+class RanOut(Unavailable):
+    """No memory was found for this request, whatever was tried."""
+
+    def __init__(self, details: str, *, retry_after: float | None = None) -> None:
+        super().__init__(details, retry_after=retry_after, code="out_of_memory")
 
 
 class TooLate(GatewayError):

@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 from gateway.errors import ClientGone, GatewayError, QueueFull, RunnerFailed, TooLate, Unavailable
@@ -86,7 +86,7 @@ class GatewayAsker:
 
     def _answer(self, ticket: Ticket, prompt: Prompt, cancelled: Callable[[], bool]) -> Reply:
         sampling = Sampling(prompt.max_tokens, constraint=Constraint("json_schema", json.dumps(prompt.schema)))
-        with self._scratch(ticket.request_id) as folder:
+        with self._scratch(ticket.request_id) as folder, closing(ticket):  # closed before the folder goes
             pieces = ticket.run(_conversation(prompt, folder), sampling, self._keep_alive, cancelled, whole=True)
             answer = fold(self._watch(ticket, pieces))
         finished = answer.finished

@@ -8,8 +8,9 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from weakref import WeakSet
 
-from gateway.errors import Unavailable
+from gateway.errors import RanOut
 from gateway.needs import modules
 from gateway.observe.metrics import Metrics
 from gateway.observe.reporter import Reporter
@@ -50,6 +51,7 @@ class Runners:
         self._reporter = reporter
         self._handles: dict[str, RunnerHandle] = {}
         self._evicted: dict[str, list[str]] = {}  # by slot, for its next load
+        self._told_to_end: WeakSet[RunnerHandle] = WeakSet()  # requests ask for it after the handle was dropped
         self._changed = threading.Condition()
 
     def __iter__(self) -> Iterator[RunnerHandle]:
@@ -129,6 +131,7 @@ class Runners:
             if action.newcomer:
                 self._evicted.setdefault(handle.slot, []).append(handle.load.name)
             self._reporter.ending(action, handle)
+            self._told_to_end.add(handle)
             handle.end(action.reason)
 
     def _drop(self, load_id: str) -> None:
@@ -191,7 +194,7 @@ class Runners:
     def ran_out(self, handle: RunnerHandle, failed: messages.Failed) -> None:
         """Take down the model of a runner on which a request found no memory, by a step, so that it can be asked again.
 
-        :raises Unavailable: if there is no further step, naming those that were taken.
+        :raises RanOut: if there is no further step, naming those that were taken.
         """
         if not failed.alone and self._living(handle):
             return  # the runner makes fewer answers at once from now on
@@ -203,11 +206,15 @@ class Runners:
                 log.warning("%s is loaded anew: its process may not have recovered", spec.name)
                 self._ladder.count(spec.name, "replaced")
                 self.move(spec.name)
-            raise Unavailable(self._ladder.explain(spec, handle.load.device, failed.error))
+            raise RanOut(self._ladder.explain(spec, handle.load.device, failed.error))
         if self._ladder.level(spec.name) != before:
             log.warning("%s ran out of memory (%s); it is loaded anew: %s", spec.name, failed.error,
                         self._ladder.level(spec.name))  # fmt: skip
             self.move(spec.name)
+
+    def told_to_end(self, handle: RunnerHandle) -> bool:
+        """Return whether the runner was ended on purpose, rather than lost."""
+        return handle in self._told_to_end
 
     def _living(self, handle: RunnerHandle) -> bool:
         return self._handles.get(handle.load_id) is handle and handle.alive

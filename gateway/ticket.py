@@ -17,6 +17,8 @@ from gateway.errors import (
     ClientGone,
     GatewayError,
     QueueFull,
+    RanOut,
+    RunnerEnded,
     RunnerFailed,
     TooLate,
     Unavailable,
@@ -295,10 +297,10 @@ class Ticket:
                 case messages.Failed(_, kind, error) as failed:
                     self._over = True
                     if kind != "out_of_memory":
-                        raise _failure(self.spec, kind, error)
+                        raise self._failure(handle, kind, error)
                     if shown and not whole:
-                        raise Unavailable(f"{self.spec.name} ran out of memory in the middle of the answer: {error}; "
-                                          "ask again", retry_after=1.0)  # fmt: skip
+                        raise RanOut(f"{self.spec.name} ran out of memory in the middle of the answer: {error}; "
+                                     "ask again", retry_after=1.0)  # fmt: skip
                     self._ask_again(handle, failed)
                     return Again() if shown else READING
                 case None if not started:
@@ -309,12 +311,19 @@ class Ticket:
                     started = True
                     yield Waiting("running", "generating")
 
+    def _failure(self, handle: RunnerHandle, kind: messages.ErrorKind, error: str) -> GatewayError:
+        """Return what the runner's word, or the word of its end, is to the client."""
+        if kind == "bad_request":
+            return BadRequest(error)
+        failed = RunnerEnded if self._gateway.runners.told_to_end(handle) else RunnerFailed
+        return failed(f"{self.spec.name}: {error}", retry_after=1.0)
+
     def _ask_again(self, handle: RunnerHandle, failed: messages.Failed) -> None:
         """Get a place once more. :raises GatewayError: if that is of no use, or there is none."""
         self._replays += 1
         if self._replays > _MOST_REPLAYS:
-            raise Unavailable(f"{self.spec.name} ran out of memory {self._replays} times over this request: "
-                              f"{failed.error}")  # fmt: skip
+            raise RanOut(f"{self.spec.name} ran out of memory {self._replays} times over this request: "
+                         f"{failed.error}")  # fmt: skip
         self._gateway.runners.ran_out(handle, failed)
         self._handle, self._sent, self._over, self.tokens = None, False, False, 0
         self.course.again()
@@ -422,8 +431,3 @@ def _late(waiting_for: str) -> TooLate:
 def _refusal(refused: actions.Refuse) -> GatewayError:
     return _REFUSALS.get(refused.why, Unavailable)(refused.detail, retry_after=refused.retry_after)
 
-
-def _failure(spec: ModelSpec, kind: messages.ErrorKind, error: str) -> GatewayError:
-    if kind == "bad_request":
-        return BadRequest(error)
-    return RunnerFailed(f"{spec.name}: {error}", retry_after=1.0)

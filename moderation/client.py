@@ -31,6 +31,8 @@ from moderation.sampling import Frame
 
 _BUSY = (408, 425, 429, 502, 503)
 _FAILED = (500, 504)
+_FAILED_AT_IT = ("runner_failed", "out_of_memory")
+"""Codes of Switchyard's by which a 503 says that it is no busy server's: the model did not bear this very request."""
 _NOT_SET_UP = (401, 403, 404)
 _MOST_FAILURES = 3  # of one request; a busy server may be asked more often
 _OF_THE_FRAME = (413, 415, 422)
@@ -185,7 +187,8 @@ class Client:
             return Reply(f"(no chat completion: {answer.text[:200]})")
 
     async def _patiently(self, send: Callable[[], Coroutine[Any, Any, httpx.Response]]) -> httpx.Response:
-        """Return a good response, asking again while the server is busy or gone, and a few times where it fails.
+        """Return a good response, asking again while the server is busy or gone, and a few times where it fails, as a
+        model's process does that is lost over this request.
 
         :raises ModelBusy: if it is for too long, with the server's own ``Retry-After``. :raises ModelFailed: if it
             fails again and again. :raises ModelRefused: if it will not answer. :raises FrameRefused: if what was shown
@@ -214,7 +217,7 @@ class Client:
                     raise ModelBusy(problem, after)
                 if answer.status_code in _NOT_SET_UP:
                     raise NotSetUp(problem)
-                failed = answer.status_code in _FAILED
+                failed = answer.status_code in _FAILED or _code(answer) in _FAILED_AT_IT
                 if not failed and answer.status_code not in _BUSY:
                     raise ModelRefused(problem)
             failures += failed
@@ -270,6 +273,14 @@ def _reason(answer: httpx.Response) -> str:
         return str(error["message"] if isinstance(error, dict) else data.get("details") or error)[:500]
     except (ValueError, KeyError, TypeError, AttributeError):
         return answer.text[:200] or "nothing more"
+
+
+def _code(answer: httpx.Response) -> str | None:
+    """Return the code in OpenAI's envelope."""
+    try:
+        return str(answer.json()["error"]["code"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _retry_after(answer: httpx.Response) -> float | None:

@@ -28,6 +28,7 @@ from utils.log_lines import about
 
 log = logging.getLogger("runner")
 _READING_SECONDS = 0.4  # that the next token of others, or a cancellation, may have to wait for prompts
+_WORD = 2.0  # seconds that a cancellation may be on its way from the gateway, on a busy machine
 _LOOK = 0.05  # seconds between looks at the clock while waiting for company
 
 
@@ -41,10 +42,18 @@ class Prepared:
 
 
 def prepare(engine: Engine, job: Job) -> Prepared:
-    """Turn a request into sequences: its template, tokens, pictures and grammar take a while, and not the loop's."""
+    """Turn a request into sequences: its template, tokens, pictures and grammar take a while, and not the loop's.
+
+    One that was cancelled ends here: the files of its media are gone, or will be while they are read.
+    """
+    if not job.wanted:
+        return _given_up(job)
     try:
         with about(job.request.request_id):
             return Prepared(job, engine.prepare(job))
+    except FileNotFoundError as error:
+        # The gateway removes the files right after it has said that nobody wants them: the word is on its way.
+        return _given_up(job) if job.unwanted_within(_WORD) else Prepared(job, [], error)
     except Exception as error:
         if job.choices or not out_of_memory(error):
             return Prepared(job, [], error)
@@ -54,6 +63,12 @@ def prepare(engine: Engine, job: Job) -> Prepared:
         return Prepared(job, engine.prepare(job))
     except Exception as error:
         return Prepared(job, [], error)
+
+
+def _given_up(job: Job) -> Prepared:
+    log.info("the request was cancelled", extra={"request_id": job.request.request_id})
+    job.give_up()
+    return Prepared(job, [])
 
 
 class Batch:

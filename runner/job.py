@@ -45,6 +45,17 @@ class Job:
         """False once somebody cancelled it. Whoever works on it asks between steps."""
         return not self._cancelled.is_set()
 
+    def unwanted_within(self, seconds: float) -> bool:
+        """Wait for somebody to cancel it. Return whether somebody did."""
+        return self._cancelled.wait(seconds)
+
+    def give_up(self) -> None:
+        """End it where it was cancelled before anything was made of it."""
+        self.over = True
+        cancelled: FinishReason = "cancelled"
+        reasons = (cancelled,) * self.request.choices
+        self._send(Done(self.request.request_id, reasons, self.prompt_tokens, 0, self.extras))
+
     def begin(
         self, prompt_tokens: int, decode: Callable[[list[int]], str], thinks: bool = False, inside: bool = False
     ) -> "list[Choice]":

@@ -15,7 +15,8 @@ from tests.support.gateway import CHECKPOINT, GatewayProcess, only, reasoner_at
 WORKERS = 2
 """Processes that ``-n auto`` runs the tests in. Each keeps about one core busy."""
 LONGEST = ("families/test_answers.py", "openapi/test_conformance.py", "gateway/test_out_of_memory.py",
-           "ui/test_playground.py", "ui/test_house.py", "ui/test_overview.py", "gateway/test_failures.py",
+           "ui/playground/test_media.py", "ui/playground/test_page.py", "ui/playground/test_asking.py",
+           "ui/test_house.py", "ui/test_overview.py", "gateway/test_failures.py",
            "gateway/test_slots.py", "gateway/test_life.py", "gateway/test_many_slots.py",
            "gateway/test_zygotes.py", "worker/test_queue_many.py", "worker/test_queue.py",
            "access/test_slow_clients.py")  # fmt: skip

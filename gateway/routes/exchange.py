@@ -70,6 +70,7 @@ class Exchange:
             with counted(spec):
                 self.ticket = self._stack.enter_context(admit(spec, fields))
                 folder = self._stack.enter_context(service.temp.request(self.ticket.request_id))
+                self._stack.callback(self.ticket.close)  # before the folder goes: the runner may be about to read it
                 conversation = build(turns, fields.decoding(service.settings), spec, folder, service.decoders)
             if service.settings.log_prompts:
                 log.info("asked %s", spec.name, extra={"fields": {"prompt": _shown(conversation)}})

@@ -110,4 +110,5 @@ def _events(exchange: Exchange) -> Iterator[str]:
 
 
 def _failed(error: GatewayError | MediaError) -> str:
-    return event(StreamError(error=error.error, details=error.details, status=error.status), "error")
+    fields = error.fields if isinstance(error, GatewayError) else {}
+    return event(StreamError(error=error.error, details=error.details, status=error.status, **fields), "error")

@@ -8,6 +8,12 @@ from typing import Annotated, Any
 from flask import Response, jsonify
 from pydantic import BaseModel, ConfigDict, Field
 
+CODE = (
+    "Tells some errors of one status from each other. Of 503: runner_failed if the model's process was lost over this "
+    "request, or failed at it; out_of_memory if no memory was found for it; runner_ended if the process was ended on "
+    "purpose meanwhile. Of 429: insufficient_quota."
+)
+
 
 class Shape(BaseModel):
     """An object of an answer. Further fields may stand beside those that are named: a family's own, and later ones."""
@@ -54,6 +60,7 @@ class Error(Shape):
 
     error: Annotated[str, Field(description="What kind of error it is.")]
     details: Annotated[str, Field(description="What exactly was wrong.")]
+    code: Annotated[str | None, Field(description=CODE)] = None
 
 
 class StreamError(Error):

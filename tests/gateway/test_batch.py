@@ -224,7 +224,7 @@ class Moody(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), MoodyAnswers)
-        self.status, self.whom = 200, ""
+        self.status, self.whom, self.code = 200, "", ""
         self.asked: list[str] = []
         self.ready: Callable[[str], bool] = lambda prompt: True
         self.changed = threading.Condition()
@@ -243,6 +243,8 @@ class MoodyAnswers(BaseHTTPRequestHandler):
                 assert mood.changed.wait_for(lambda: mood.ready(prompt), PATIENCE)
             status = mood.status if mood.whom == prompt else 200
         answer = {"response": prompt} if status == 200 else {"error": "Refused", "details": "for a while"}
+        if status != 200 and mood.code:
+            answer["code"] = mood.code
         text = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(text)))
@@ -297,6 +299,16 @@ def test_a_line_that_fails_alone_is_recorded_and_asked_again_when_told_to(tmp_pa
     assert "4 of 4 answered, 0 failed, 3 of the lines done before" in batch.run("--model", "m", "--retry-failed")
     assert moody.asked == ["poison"]
     assert batch.results()[0]["response"] == "poison" and batch.target.read_text().splitlines()[1:] == others
+
+
+def test_a_line_that_its_model_s_process_does_not_bear_has_failed(tmp_path: Path, moody: Moody) -> None:
+    """Also the first one, before anything was answered, and with nobody beside it."""
+    batch = Batch(tmp_path, f"http://127.0.0.1:{moody.server_port}")
+    batch.write('"poison"', '"a"')
+    moody.status, moody.whom, moody.code = 503, "poison", "runner_failed"
+    assert "1 failed" in batch.run("--model", "m", "--concurrency", "1", "--retries", "1", status=1)
+    assert [(result.get("response"), result.get("status")) for result in batch.results()] == [(None, 503), ("a", None)]
+    assert moody.asked == ["poison", "poison", "a"]
 
 
 def test_an_address_where_nobody_answers_is_an_error(tmp_path: Path) -> None:

@@ -49,10 +49,21 @@ def test_runner_killed_while_it_answers(both: GatewayProcess) -> None:
         failed = answer.result()
     assert failed.status_code == 503
     assert "deepseek" in failed.json()["details"] and "SIGKILL" in failed.json()["details"]
+    assert failed.json()["code"] == "runner_failed"
     assert "Paris" in both.answer("deepseek", **PARIS)["response"]
     assert both.model("deepseek")["pid"] != pid
     assert both.model("reasoner")["pid"] == other
     assert "42" in both.answer("reasoner", **SUM)["response"]
+
+
+def test_runner_killed_over_an_openai_request(both: GatewayProcess) -> None:
+    asked = {"model": "deepseek", "messages": [{"role": "user", "content": STORY["prompt"]}], "max_tokens": 3500}
+    answer = both.later(both.client.post, "/v1/chat/completions", json=asked)
+    both.until(lambda: both.model("deepseek")["leases"] or answer.done(), "deepseek to answer")
+    os.kill(both.model("deepseek")["pid"], signal.SIGKILL)
+    assert answer.result().status_code == 503
+    error = answer.result().json()["error"]
+    assert error["code"] == "runner_failed" and error["type"] == "server_error" and "SIGKILL" in error["message"]
 
 
 def test_requests_behind_a_killed_runner_are_answered(both: GatewayProcess) -> None:
@@ -70,7 +81,7 @@ def test_runner_killed_in_a_stream(both: GatewayProcess) -> None:
         assert next(event for event in events if event.name == "message").data["response"]
         os.kill(both.model("deepseek")["pid"], signal.SIGKILL)
         last = list(events)[-1]
-    assert last.name == "error" and last.data["status"] == 503
+    assert last.name == "error" and last.data["status"] == 503 and last.data["code"] == "runner_failed"
     assert "SIGKILL" in last.data["details"]
 
 

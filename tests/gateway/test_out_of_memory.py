@@ -98,6 +98,7 @@ def test_one_request_that_takes_too_much_fails_alone(short: GatewayProcess) -> N
     assert refused.status_code == 503
     details = refused.json()["details"]
     assert "alone ran out of memory" in details and "fewer tokens" in details and "on the CPU already" in details
+    assert refused.json()["code"] == "out_of_memory"
     pid = short.model("alone")["pid"]
     assert "42" in short.answer("alone", **SUM)["response"]
     assert short.model("alone")["pid"] == pid and short.model("alone")["level"] == "normal"

@@ -194,11 +194,18 @@ def test_another_method(pocket: GatewayProcess, method: str, path: str, allowed:
     assert options.status_code == 200 and set(options.headers["allow"].split(", ")) == allowed
 
 
-@pytest.mark.parametrize("path", ["/health", "/openapi.json", "/docs", "/v1/models"])
-def test_head_is_get_without_its_body(pocket: GatewayProcess, path: str) -> None:
-    head = pocket.client.head(path)
-    assert head.status_code == 200 and not head.content
-    assert head.headers["content-type"] == pocket.client.get(path).headers["content-type"]
+@pytest.mark.parametrize("accept", ["*/*", "text/html"])
+def test_head_is_get_without_its_body(pocket: GatewayProcess, accept: str) -> None:
+    """Wherever there is a GET, and for a browser at the front door."""
+    paths = [path for path, methods in pocket.get("/openapi.json")["paths"].items() if "get" in methods]
+    assert {"/health", "/v1/models", "/admin/events"} <= set(paths)
+    for path in (*paths, "/", "/docs", "/ui", "/ui/", "/ui/login", "/ui/nothing", "/ui/live?probe", "/nothing"):
+        asked = re.sub(r"{\w+}", "deepseek", path)
+        head, get = (pocket.client.request(method, asked, headers={"Accept": accept}) for method in ("HEAD", "GET"))
+        assert (head.status_code, head.content) == (get.status_code, b""), path
+        for name in ("content-type", "location"):
+            assert head.headers.get(name) == get.headers.get(name), path
+    assert pocket.client.head("/", headers={"Accept": accept}).status_code == (302 if accept == "text/html" else 404)
 
 
 @pytest.mark.parametrize("length", ["100000", "-5", "many", "5, 7"])

@@ -1,10 +1,13 @@
 """A request that nobody wants any more: gone within a step, wherever it is, and the others notice nothing."""
 
+import logging
+import threading
 from collections.abc import Sequence as Many
 
 import pytest
 
 from runner.engines.base import Sequence
+from runner.job import Job
 from tests.runner.conftest import Engines, Media
 from tests.runner.driving import Crowd, alone, request
 
@@ -48,6 +51,46 @@ def test_in_the_middle_of_a_step(engine: Engines) -> None:
     assert first.over and crowd.made(first) == made + 1
     crowd.finish()
     assert crowd.answer(first).reasons == ("cancelled",) and len(crowd.answer(second).ids) == 60
+
+
+def test_before_it_is_prepared(engine: Engines, media: Media, caplog: pytest.LogCaptureFixture) -> None:
+    """Its files are gone by then, which nobody is to read of in a log."""
+    crowd = Crowd(engine("qwen_vl"))
+    part = media.image(1)
+    gone = type(part)(part.kind, path=part.path + ".gone")
+    job, other = crowd.ask(request("What color is the shape?", gone, choices=2), request("What shape is it?", part))
+    job.cancel()
+    crowd.finish()
+    assert crowd.answer(job).reasons == ("cancelled", "cancelled") and job not in crowd.watched.sequences
+    assert crowd.answer(other).error is None and crowd.answer(other).ids
+    assert [record.levelname for record in caplog.records
+            if record.name == "runner" and record.levelno > logging.INFO] == []
+
+
+def test_while_it_is_prepared_and_its_files_go_first(
+    engine: Engines, media: Media, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runner sees that the files are gone before it hears why."""
+    model = engine("qwen_vl")
+    crowd = Crowd(model)
+    part = media.image(1)
+    (job,) = crowd.ask(request("What color is the shape?", type(part)(part.kind, path=part.path + ".gone")))
+    looked, prepare = threading.Event(), model.prepare
+
+    def prepares(asked: Job) -> list[Sequence]:
+        try:
+            return list(prepare(asked))
+        finally:
+            looked.set()
+
+    monkeypatch.setattr(model, "prepare", prepares)
+    word = threading.Thread(target=lambda: looked.wait(60) and job.cancel())
+    word.start()
+    crowd.finish()
+    word.join()
+    assert crowd.answer(job).reasons == ("cancelled",)
+    assert [record.levelname for record in caplog.records
+            if record.name == "runner" and record.levelno > logging.INFO] == []
 
 
 @pytest.mark.parametrize("others", [0, 1])

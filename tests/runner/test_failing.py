@@ -50,7 +50,10 @@ def test_a_request_that_cannot_be_answered_fails_alone(engine: Engines, media: M
 
 
 @pytest.mark.parametrize("family", ["qwen_vl", "qwen_audio", "qwen_omni", "blip_vqa"])
-def test_so_does_one_with_the_wrong_media(engine: Engines, media: Media, family: str) -> None:
+def test_so_does_one_with_the_wrong_media(
+    engine: Engines, media: Media, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runner.batch._WORD", 0.0)  # nobody cancels it
     crowd = Crowd(engine(family))
     part = media.sound(1) if family == "qwen_audio" else media.image(1)
     missing = type(part)(part.kind, path=part.path + ".gone")
@@ -191,7 +194,14 @@ def test_a_batch_that_breaks_ends_the_process(engine: Engines, monkeypatch: pyte
     monkeypatch.setattr(runner, "_load", lambda _: watched)
     runner._loads.put(load_of("transformers", "deepseek", ""))
     job = Job(request("17 + 25"), sent.append)
-    job.cancel()  # it is dropped before anything that is guarded
+    prepare = watched.prepare
+
+    def prepared(asked: Job) -> list[Sequence]:
+        sequences = prepare(asked)
+        asked.cancel()  # it is dropped before anything that is guarded
+        return sequences
+
+    monkeypatch.setattr(watched, "prepare", prepared)
     runner._inbox.put(job)
     with pytest.raises(Ended, match="1"):
         runner._serve()

@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Page, Request, Route, expect
 from tests.access.conftest import Keys
 from tests.support.gateway import GatewayProcess
 from tests.ui.conftest import LONG, NARROW, VIEWS, Visitor, axe, keep_copies, visiting
+from tests.ui.playground.conftest import answered, ask
 
 HEAVIEST = 150_000
 DRAWN = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
@@ -313,6 +314,19 @@ def test_a_user_s_house_has_fewer_rooms(keys: Keys, visitor: Visitor) -> None:
     expect(page.get_by_role("heading", level=1)).to_have_text("Not Found")
     expect(page.locator("#connection-text")).to_have_text("Live")
     assert axe(page) == []
+
+
+def test_a_key_that_may_ask_one_model(keys: Keys, visitor: Visitor) -> None:
+    """The playground offers that one alone, and its code names no key."""
+    page = visitor.page()
+    page.goto("/ui/playground")
+    sign_in(page, keys.create("guest", "--models", "reasoner"))
+    expect(page.locator("#model-0 option")).to_have_text(["reasoner · text"])
+    expect(page.locator("#compare")).to_be_disabled()
+    answered(ask(page, "What is 17 + 25?"), "17 + 25 = 42")
+    page.get_by_role("button", name="Show as code").click()
+    expect(page.locator("#code-text")).to_contain_text("$SWITCHYARD_API_KEY")
+    assert "sy-" not in page.content()
 
 
 def test_a_key_that_ends_takes_its_pages_along(keys: Keys, chromium: Browser, gateway: GatewayProcess) -> None:

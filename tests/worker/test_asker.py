@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,17 @@ class Refuses:
 
     request_id = "one"
 
-    def __init__(self, error: GatewayError) -> None:
-        self._error = error
+    def __init__(self, error: GatewayError, ended: Callable[[], object] = lambda: None) -> None:
+        self._error, self.ended = error, ended
 
     def __enter__(self) -> "Refuses":
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
+        self.close()
+
+    def close(self) -> None:
+        self.ended()
 
     def run(self, *_: object, **__: object) -> Iterator[Any]:
         raise self._error
@@ -64,6 +67,28 @@ def test_frames_that_kill_the_model_are_not_shown_to_it_over_and_over(
     with pytest.raises(type(error)):
         asker.ask(PROMPT, bool)
     assert len(reserved) == times
+
+
+def test_the_runner_is_told_before_the_frames_are_gone(tmp_path: Path) -> None:
+    """Or it would look for files that are not there any more, and wonder."""
+    order: list[str] = []
+
+    @contextlib.contextmanager
+    def scratch(name: str) -> Iterator[Path]:
+        try:
+            yield tmp_path
+        finally:
+            order.append("removed")
+
+    def admit(left: float) -> Any:
+        return Refuses(RunnerFailed("it died"), lambda: order.append("told"))
+
+    spec = ModelSpec(name="a", family="qwen_omni", source={"path": "x"})
+    first: Any = None
+    asker = GatewayAsker(spec, first, admit, scratch, lambda ticket, pieces: pieces, time.monotonic() + 60, 8, None)
+    with pytest.raises(RunnerFailed):
+        asker.ask(PROMPT, bool)
+    assert order[:2] == ["told", "removed"]
 
 
 def test_nobody_waits_beyond_the_deadline_or_a_cancellation(tmp_path: Path) -> None:

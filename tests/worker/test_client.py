@@ -196,6 +196,23 @@ def test_a_server_that_fails_at_a_request_is_asked_a_few_times(status: int) -> N
         assert judge(server).result.decision == "allow"
 
 
+@pytest.mark.parametrize("code", ["runner_failed", "out_of_memory"])
+def test_a_request_that_the_model_s_process_does_not_bear_is_asked_a_few_times(code: str) -> None:
+    """However much patience there is: a 503 for it is no busy server's."""
+    answer = 503, {"Retry-After": "0"}, {"error": {"message": "the runner failed: SIGSEGV", "code": code}}
+    with serving(lambda body, number: answer) as server:
+        with pytest.raises(ModelFailed, match="asked 3 times: .* answered 503: the runner failed: SIGSEGV"):
+            judge(server, patience=3600)
+    assert len(server.bodies) == 3
+
+
+@pytest.mark.parametrize("code", ["service_unavailable", "runner_ended", None])
+def test_other_503s_are_a_busy_server_s(code: str | None) -> None:
+    answer = 503, {"Retry-After": "0"}, {"error": {"message": "not now", "code": code}}
+    with serving(lambda body, number: answer if number < 4 else no(body, number)) as server:
+        assert judge(server).result.decision == "allow"
+
+
 def test_no_answer_in_time_is_a_failure_too() -> None:
     with serving(lambda body, number: (0, {}, {})) as server:
         with pytest.raises(ModelFailed, match="no answer from .*ReadTimeout"):

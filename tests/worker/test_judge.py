@@ -67,6 +67,10 @@ def test_whose_fault_a_failure_is(server: Server) -> None:
     server.answer = lambda body, number: (500, {"Retry-After": "0"}, {"error": "a mistake"})
     with judge(server, patience=60) as one, pytest.raises(TryFailed, match="asked 3 times: .* a mistake"):
         judging(one)
+    crash = 503, {"Retry-After": "0"}, {"error": {"message": "its runner failed", "code": "runner_failed"}}
+    server.answer = lambda body, number: crash
+    with judge(server, patience=60) as one, pytest.raises(TryFailed, match="asked 3 times: .* its runner failed"):
+        judging(one)
 
 
 @pytest.mark.parametrize("server", ["allow"], indirect=True)

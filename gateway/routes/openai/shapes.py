@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from gateway.routes.shapes import Shape, Swap, Timings, Usage
+from gateway.routes.shapes import CODE, Shape, Swap, Timings, Usage
 from moderation.result import Result
 
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -16,7 +16,7 @@ class ErrorBody(Shape):
     message: str
     type: str
     param: Annotated[str | None, Field(description="Which field or header was wrong.")]
-    code: str | None
+    code: Annotated[str | None, Field(description=CODE)]
 
 
 class ErrorEnvelope(Shape):

@@ -29,7 +29,7 @@ blueprint = Blueprint("ui", __name__, url_prefix="/ui", template_folder=str(WEB 
 @blueprint.before_app_request
 def front_door() -> AnyResponse | None:
     """Send a browser that asks for ``/`` to the dashboard. For everybody else there is nothing at ``/``."""
-    if request.path == "/" and request.method == "GET" and takes_html():
+    if request.path == "/" and request.method in ("GET", "HEAD") and takes_html():
         return redirect("/ui/")
     return None
 

@@ -1,145 +1,210 @@
 // @ts-check
-// The one line to /ui/live: opens when somebody listens, comes back by itself, and rests while the page is hidden.
+// What the server tells all the time: who listens on this page, and what came last. Rests while the page is hidden.
 //
-// A browser keeps few connections to a server, and the server a thread for each; so a page in the background gives its
-// own back after a while. `status` is connecting, open or lost; when it is lost, `why` tells: "away" (the server does
-// not answer), "denied" (it does not answer this to whoever asks), "out" (the session is over), "full" (it stops, or too many pages watch; `said` has its
-// words), and `again` is when it is tried next.
+// A browser keeps few connections to a server, and the server a thread for each; so the pages of one browser share one
+// line (share.js), which one of them holds (line.js), and a page in the background lets another hold it after a while.
+// Where a browser cannot share, each page has its own. `status`, `why`, `said` and `again` are as of the line.
 
-import { ApiError, send } from "./api.js";
+import { Line } from "./line.js";
+import { extend } from "./samples.js";
+import { Share, sharing } from "./share.js";
 
-const EVENTS = ["state", "sample", "history", "journal"];
-const FIRST_WAIT = 1000;
-const LONGEST_WAIT = 15000;
 const HIDDEN = 2000;
-const MOST = 100; // entries that are kept for modules that come later
-const SILENCE = 10000; // a sample comes every second
+const MOST = 100; // entries that are kept for modules that come later, and for pages
+const SILENCE = 12000; // of who leads: more than the line's own
+const APART = 4000; // within which one of several pages that hear nothing is the first to act
 
 class Live {
   constructor() {
-    /** @type {"connecting" | "open" | "lost"} */
+    /** @type {import("./line.js").Standing["status"]} */
     this.status = "connecting";
-    /** @type {"" | "away" | "denied" | "out" | "full"} */
+    /** @type {import("./line.js").Standing["why"]} */
     this.why = "";
     this.said = "";
-    /** The time, by Date.now(), of the next attempt; 0 when none is due. */
     this.again = 0;
-    /** @type {Record<string, any>} What came last of each event. */
+    /** @type {Record<string, any>} What came last of each event; the history with the samples that came since. */
     this.last = {};
-    /** @type {any[]} The journal's entries that came lately. */
-    this.entries = [];
+    /** @type {{id: string, entry: any}[]} The journal's entries that came lately. */
+    this._entries = [];
     this._listeners = new Map();
-    this._wait = FIRST_WAIT;
-    /** @type {EventSource | null} */
-    this._source = null;
     this._lastId = "";
-    this._timer = 0;
-    this._heard = 0;
+    this._watching = false;
+    this._whole = false; // whether this page has what went before, or will be told it by the server
+    this._asked = ""; // which answer of another page is for this one
+    this._heardAt = 0;
+    this._after = ""; // the entry after which the line is wanted, where another page lacks more than this one
+    this._line = new Line(() => this._after || this._lastId, (name, data, id) => this._pass({ name, data, id }),
+      (standing) => this._pass({ standing }));
+    this._share = sharing() ? new Share(`live of ${document.body.dataset.whose ?? ""}`, {
+      lead: () => this._lead(), follow: () => this._follow(), heard: (message) => this._hear(message),
+    }) : null;
     document.addEventListener("visibilitychange", () => this._visible());
     addEventListener("online", () => this.retry());
-    addEventListener("signedout", () => this.status === "open" && this._lost());
-    addEventListener("pagehide", () => this._close());
-    addEventListener("pageshow", (event) => event.persisted && this._listeners.size && this._open());
+    addEventListener("signedout", () => this._doubt());
+    addEventListener("pagehide", () => this._rest());
+    addEventListener("pageshow", (event) => event.persisted && this._watch());
     setInterval(() => this._check(), 2000);
   }
 
   /**
    * Calls `listener` with the data of each such event, and at once with the last `state` or `history` that came, or all
-   * entries that the page was told lately: modules come when the line may be open already. For "status" with the status. The first listener opens the line. Returns a function that ends it.
+   * entries that the page was told lately: modules come when the line may be open already. For "status" with the status.
+   * The first listener opens the line. Returns a function that ends it.
    * @param {"state" | "sample" | "history" | "journal" | "status"} event @param {(data: any) => void} listener
    */
   on(event, listener) {
     if (!this._listeners.has(event)) this._listeners.set(event, new Set());
     this._listeners.get(event).add(listener);
     if (event === "status") listener(this.status);
-    else if (event === "journal") for (const entry of this.entries) listener(entry);
+    else if (event === "journal") for (const { entry } of this._entries) listener(entry);
     else if (event in this.last) listener(this.last[event]);
-    if (!this._source && !this._timer && !document.hidden) this._open();
+    this._watch();
     return () => this._listeners.get(event).delete(listener);
   }
 
   /** Tries again now. */
   retry() {
-    if (this.status !== "open" && this._listeners.size && !document.hidden) this._open();
+    if (!this._watching) this._watch();
+    else if (this._leads) this._line.retry();
+    else this._share?.say({ ask: "retry" });
   }
 
-  _open() {
-    this._close();
-    if (this.status !== "lost") this._set("connecting");
-    const source = new EventSource(`/ui/live${this._lastId ? `?after=${encodeURIComponent(this._lastId)}` : ""}`);
-    this._source = source;
-    this._heard = Date.now();
-    source.onopen = () => {
-      this._wait = FIRST_WAIT;
-      this._heard = Date.now();
-      this._set("open");
-    };
-    source.onerror = () => source === this._source && this._lost();
-    for (const name of EVENTS) source.addEventListener(name, (event) => this._take(name, event));
+  // -- who holds the line ----------------------------------------------------------------------------------------------
+
+  get _leads() {
+    return !this._share || this._share.leading;
   }
 
-  _take(name, event) {
-    this._heard = Date.now();
-    if (event.lastEventId) this._lastId = event.lastEventId;
-    let data;
-    try {
-      data = JSON.parse(event.data);
-    } catch {
-      return; // cut off by the end of the line; it comes again with the next
+  _watch() {
+    if (this._watching || !this._listeners.size || document.hidden) return;
+    this._watching = true;
+    this._heardAt = Date.now();
+    if (!this._share) {
+      this._line.open();
+      return;
     }
-    if (name === "journal") this.entries = [...this.entries.slice(1 - MOST), data];
-    else this.last[name] = data;
-    this._tell(name, data);
+    this._share.join();
+    this._askAll();
   }
 
-  _close() {
-    clearTimeout(this._timer);
-    this._timer = 0;
-    this._source?.close();
-    this._source = null;
+  _askAll() {
+    this._asked = `${Math.random()}`;
+    this._share?.say({ ask: "all", from: this._asked, after: this._lastId });
   }
 
-  async _lost() {
-    this._close();
-    this._wait = Math.min(this._wait * 2, LONGEST_WAIT);
-    const wait = this._wait * (0.75 + Math.random() / 2);
-    this._timer = setTimeout(() => this._open(), wait);
-    this.again = Date.now() + wait;
-    this._set("lost", this.why || "away");
-    try {
-      await send("GET", "/ui/live?probe"); // an EventSource does not tell the status; nor that the session is over
-    } catch (error) {
-      /** @type {any} */
-      const why = error instanceof ApiError ? { 401: "out", 403: "denied", 429: "full", 503: "full" }[error.status] : "";
-      this.said = error instanceof ApiError ? error.message : "";
-      if (this.status === "lost") this._set("lost", why || "away");
-    }
+  _rest() {
+    this._watching = this._whole = false;
+    this._share?.leave();
+    this._line.close();
   }
 
-  _check() {
-    if (this._source && this.status === "open" && Date.now() - this._heard > SILENCE && !document.hidden) this._lost();
+  _lead() {
+    this._whole = true;
+    this._line.open();
+    this._share?.say({ leads: true });
+  }
+
+  _follow() {
+    this._line.close();
+    this._heardAt = Date.now();
   }
 
   _visible() {
-    clearTimeout(this._rest);
-    if (document.hidden) {
-      this._rest = setTimeout(() => this._close(), HIDDEN);
-    } else if (!this._source && this._listeners.size) {
-      this._open();
+    clearTimeout(this._resting);
+    if (document.hidden) this._resting = setTimeout(() => this._rest(), HIDDEN);
+    else this._watch();
+  }
+
+  /** What was asked of the server was answered as nobody signed in is answered. */
+  _doubt() {
+    if (this.status !== "open") return;
+    if (this._leads) this._line.lose();
+    else this._share?.say({ ask: "doubt" });
+  }
+
+  /** Leads where nobody does who can: the page that holds the line is stopped, perhaps by a debugger. */
+  _check() {
+    const due = Math.max(this._heardAt, this.again) + SILENCE + Math.random() * APART;
+    if (this._watching && !this._leads && !document.hidden && Date.now() > due) {
+      this._heardAt = Date.now();
+      this._share?.take();
     }
   }
 
-  /** @param {"connecting" | "open" | "lost"} status @param {"" | "away" | "denied" | "out" | "full"} [why] */
-  _set(status, why = "") {
-    if (status !== "lost") this.again = 0;
+  // -- what is told ----------------------------------------------------------------------------------------------------
+
+  /** Takes what the line said, and has the other pages hear it. */
+  _pass(message) {
+    this._share?.say(message);
+    this._take(message);
+  }
+
+  /** Hears another page. */
+  _hear(message) {
+    if (message.ask && !this._share?.leading) return;
+    if (message.ask === "retry") this._line.retry();
+    else if (message.ask === "doubt" && this.status === "open") this._line.lose();
+    else if (message.ask === "all") this._tellAll(message);
+    if (message.ask) return;
+    this._heardAt = Date.now();
+    if (message.leads && !this._whole) this._askAll();
+    else if (message.to) this._takeAll(message);
+    else if (this._whole || message.standing) this._take(message); // else it will be in the answer
+  }
+
+  /** Tells a page that came later how things stand. Where it lacks more of the journal than is kept here, the server
+   * tells it again, and those that have it pass over it. */
+  _tellAll({ from, after }) {
+    const lacking = this._entries.length > 0 && later(this._entries[0].id, after) > 1;
+    const { status, why, said, again } = this;
+    this._share?.say({ to: from, last: this.last, standing: { status, why, said, again },
+      entries: lacking ? [] : this._entries.filter(({ id }) => later(id, after)) });
+    if (!lacking) return;
+    this._after = after;
+    this._line.open();
+    this._after = "";
+  }
+
+  _takeAll({ to, last, entries, standing }) {
+    if (this._whole || to !== this._asked) return;
+    this._whole = true;
+    for (const name of ["history", "state"]) if (name in last) this._take({ name, data: last[name], id: "" });
+    for (const { id, entry } of entries) this._take({ name: "journal", data: entry, id });
+    this._take({ standing });
+  }
+
+  _take({ standing, name, data, id }) {
+    if (standing) {
+      this._stand(standing);
+    } else if (name === "journal") {
+      if (!later(id, this._lastId)) return;
+      this._lastId = id;
+      this._entries = [...this._entries.slice(1 - MOST), { id, entry: data }];
+      this._tell(name, data);
+    } else if (name) {
+      if (name === "sample" && this.last.history) extend(this.last.history, data);
+      this.last[name] = data;
+      this._tell(name, data);
+    }
+  }
+
+  /** @param {import("./line.js").Standing} standing */
+  _stand({ status, why, said, again }) {
     const same = this.status === status && this.why === why;
-    [this.status, this.why] = /** @type {any} */ ([status, why]);
+    [this.status, this.why, this.said, this.again] = [status, why, said, again];
     if (!same || status === "lost") this._tell("status", status);
   }
 
   _tell(event, data) {
     for (const listener of [...(this._listeners.get(event) ?? [])]) listener(data);
   }
+}
+
+/** By how many entries one came after another, by their ids `<server>-<number>`; 0 if it did not. One of another server
+ * is the next. @param {string} id @param {string} than */
+function later(id, than) {
+  const [[server, number], [other, before]] = [id.split("-"), than.split("-")];
+  return server === other ? Math.max(0, Number(number) - Number(before)) : 1;
 }
 
 export const live = new Live();
