@@ -110,7 +110,7 @@ class Placement:
         charge = self._footprints.charge(spec, place.device, wanted, place.budget)
         if level == "offload":
             moved = int(self._footprints.predict(spec, place.device) * (1 - OFFLOAD_SHARE))
-            charge = charge._replace(bytes=max(0, charge.bytes - moved))
+            charge = charge._replace(bytes=max(0, charge.bytes - moved), total=max(0, charge.total - moved))
         return charge
 
     def sizes(self, spec: ModelSpec, bits: QuantBits | None = None) -> dict[str, int]:

@@ -16,12 +16,13 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from protocol.messages import Load
 from runner import bitsandbytes_compat, mapped
-from runner.engines import packed4
+from runner.engines import packed4, pieces
 from runner.engines.base import ProgressReport
 from runner.engines.packed import pack
 from runner.engines.progress import watched_weights
 from runner.errors import DamagedError, out_of_memory
 from runner.families.base import RunnerFamily
+from runner.machine import trim
 from utils import quantized
 
 if not torch.cuda.is_available():
@@ -85,6 +86,10 @@ class Weights:
         :raises Exception: of a kind that :func:`runner.errors.out_of_memory` knows, if memory does not suffice.
         """
         self._progress("reading weights")
+        if self._load.quant_bits == 4 and self._device.type == "cpu":
+            import bitsandbytes  # noqa: F401
+
+            pieces.install()
         try:
             with watched_weights(lambda fraction: self._progress("reading weights", fraction)):
                 model = self._family.load_model(self._family.path, **self._options())
@@ -164,6 +169,8 @@ class Weights:
             mapped.release(mapped.ranges())
         if keep is not None:
             self._keep(model, keep)
+            keep.clear()
+            trim(collect=False)  # what was kept for writing lies among what stays
         return plain or keep is not None
 
     @property
