@@ -8,8 +8,8 @@ PY := $(VENV)/bin/python
 serve: $(VENV)/.serve
 	$(PY) main.py --profile pocket
 
-test: $(VENV)/.test debian-packages
-	$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
+test: $(VENV)/.test debian-packages  # bytecode is kept, or each of a hundred gateways would compile all modules anew
+	PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .

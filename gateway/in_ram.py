@@ -30,6 +30,7 @@ class InRam:
     """
 
     device = "cpu"
+    foreseen = 0
 
     def __init__(self, runner: Runner, slot: str, predicted: int) -> None:
         self.charged_to = slot

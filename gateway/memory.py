@@ -1,10 +1,10 @@
 """What takes memory, measured when it is asked for: slots, models, processes, and the driver's own view of the GPUs.
 
-Three kinds of figures, never mixed: what a slot is *charged* (``bytes``: measured at the load, and what its cache may
-grow to; ``offloaded_bytes`` for what a runner on a GPU has in RAM), what was *predicted* before, and what is *measured*
-now. On the CPU a runner's measured bytes are what its end
-would give back: its private pages, and its share of the weights file it maps, so that replicas that map the same file
-add up to what is there once. Gateway process; knows nothing of HTTP.
+Three kinds of figures, never mixed: what a slot is *charged* (``bytes``: measured at the load, and what its cache and
+answers may grow to; ``offloaded_bytes`` for what a runner on a GPU has in RAM), what of that was *predicted* before for
+a process of its own, and what is *measured* now: only what is there already. On the CPU a runner's measured bytes are
+what its end would give back: its private pages, and its share of the weights file it maps, so that replicas that map
+the same file add up to what is there once. Gateway process; knows nothing of HTTP.
 """
 
 import time

@@ -120,7 +120,7 @@ class Placement:
         limits = self.offload(spec, slot)
         if level == "offload" and limits and charge.bytes:
             moved = self._footprints.parts(spec, place.device).weights - _on_gpu(limits)
-            charge = charge._replace(bytes=max(0, charge.bytes - moved))
+            charge = charge._replace(bytes=max(0, charge.bytes - moved), total=max(0, charge.total - moved))
         if limits and "cpu" in limits:
             most = parse_bytes(limits["cpu"]) if spec.max_memory else math.inf  # else what is free now, whoever goes
             charge = charge._replace(offloaded=self._offloads.charge(spec, _on_gpu(limits), most))

@@ -53,7 +53,7 @@ class _InFlight:
 class RunnerHandle:
     """One runner from the request for its fork to the proof that its memory is back.
 
-    ``predicted`` are the bytes it is charged for until they are measured, ``reserve`` those of them that its cache may
+    ``predicted`` are the bytes it is expected to take once it is loaded, ``reserve`` those of them that its cache may
     come to take. ``note`` is what its answers say of the ``slot`` it was given. ``count`` is told the model and each
     step that is taken because memory ran out. ``made_room`` are the models that were evicted for this load.
     """
@@ -77,6 +77,7 @@ class RunnerHandle:
         self.batch: int | None = None
         self.ran_out = 0  # requests in a row that found no memory with the model to themselves
         self.charged = predicted
+        self.peak = 0  # bytes that its load may take on its way, though no more are charged than its slot has
         self.baseline: tuple[int, int] | None = None
         self.charged_to = slot
         self.in_ram: InRam | None = None  # where a part of the model on a GPU lies there
@@ -171,6 +172,11 @@ class RunnerHandle:
     def alive(self) -> bool:
         """Whether it takes requests."""
         return self._ending is None and not self._buried and self._starved is None
+
+    @property
+    def foreseen(self) -> int:
+        """Bytes beyond its charge that it may take while it loads."""
+        return 0 if self.loaded else max(0, self.peak - self.charged)
 
     def measure(self) -> int | None:
         """Return the bytes its process takes of its device, None if it cannot be told."""

@@ -127,10 +127,11 @@ class Runners:
             self._settings.quantized_cache, level,
         )  # fmt: skip
         handle = RunnerHandle(load, modules([spec]), self._zygotes, self._hear, self._settings.heartbeat_timeout,
-                              needed.bytes, needed.reserve, slot, ON_CPU if slot in fallback else "",
+                              needed.total, needed.reserve, slot, ON_CPU if slot in fallback else "",
                               self._ladder.count, tuple(self._evicted.pop(slot, ())))  # fmt: skip
         if needed.offloaded and self._placement.ram:
             handle.in_ram = InRam(handle, self._placement.ram, needed.offloaded)
+        handle.charged, handle.peak = needed.bytes, needed.peak
         self._handles[load_id] = handle
         log.info("loading %s on %s%s", load_id, slot, f": {handle.note}" if handle.note else "")
         self._reporter.loading(handle)
@@ -188,8 +189,8 @@ class Runners:
         load, loaded = handle.load, handle.loaded
         if loaded is not None and not handle.from_zygote:
             spec = self._catalog[load.name].model_copy(update={"quant_bits": load.quant_bits})
-            self._placement.footprints.record(spec, load.device, size - handle.reserve, loaded.peak_bytes,
-                                              load.cache_tokens)  # fmt: skip
+            self._placement.footprints.record(spec, load.device, size - handle.reserve,
+                                              loaded.peak_bytes + loaded.passing_bytes, load.cache_tokens)  # fmt: skip
 
     def _load_again(self, handle: RunnerHandle, cause: str) -> events.LoadFailed:
         """Return the news of a load that found no memory, and how it is loaded next, if there is a way left."""

@@ -61,6 +61,9 @@ class Spawner:
         if line is not None:
             line.hang_up()
         if process is not None:
+            if not self.ready.is_set():
+                log.info("the forkserver is ended before its imports are done")
+                process.terminate()  # it would listen only between two of them, and one takes seconds
             try:
                 process.wait(timeout)
             except subprocess.TimeoutExpired:

@@ -23,6 +23,7 @@ def status(model: Model, handle: RunnerHandle | None, now: float, wall: float) -
         "bytes": model.bytes,
         "predicted_bytes": handle.predicted if handle else model.size(slot),
         "measured_at_load_bytes": handle.size_at_load if handle else None,
+        "from_zygote": handle.from_zygote if handle else False,
         "cache_bytes": handle.reserve if handle else 0,
         "offloaded": dict(model.offloaded),
         "offloaded_predicted_bytes": handle.in_ram.predicted if handle and handle.in_ram else 0,

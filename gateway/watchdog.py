@@ -3,8 +3,9 @@
 There is no limit on RAM as there is on a GPU: who takes too much makes everybody slow first. Once a second each
 runner's private memory is read, which is cheap, and compared with what it is charged for. One that passes that by a
 margin is charged for what it takes, so that idle models go for it. When the runners of the CPU together pass its
-budget, or the machine runs short, the one farthest over its charge is ended. Gateway process, a thread of its own;
-decides nothing about slots.
+budget, or the machine runs short, the one farthest over its charge is ended. What a load was predicted to take on its
+way passes, so that is no reason to end it while the machine has memory. Gateway process, a thread of its own; decides
+nothing about slots.
 """
 
 import logging
@@ -31,8 +32,8 @@ VMSTAT = Path("/proc/vmstat")
 
 class Watched(Protocol):
     """A runner as the watchdog sees it, or the part in RAM of one on a GPU. ``charged`` are the bytes set aside for it
-    in the slot ``charged_to``; ``baseline`` what it took when that was last measured, and its private memory then, None
-    before it was forked."""
+    in the slot ``charged_to``, ``foreseen`` those that its load may take for a while beyond them, 0 once it is loaded;
+    ``baseline`` what it took when that was last measured, and its private memory then, None before it was forked."""
 
     @property
     def load_id(self) -> str: ...
@@ -42,6 +43,8 @@ class Watched(Protocol):
     def device(self) -> str: ...
     @property
     def charged(self) -> int: ...
+    @property
+    def foreseen(self) -> int: ...
 
     baseline: tuple[int, int] | None
     charged_to: str
@@ -63,6 +66,16 @@ class _Seen:
     @property
     def over(self) -> int:
         return self.taken - self.runner.charged
+
+    @property
+    def lasting(self) -> int:
+        """What it takes, without what was foreseen to pass."""
+        return self.taken - min(self.runner.foreseen, max(0, self.over))
+
+    @property
+    def unforeseen(self) -> int:
+        """What it takes beyond its charge and what was foreseen to pass."""
+        return self.lasting - self.runner.charged
 
 
 class Watchdog:
@@ -110,10 +123,12 @@ class Watchdog:
         self._raised = {load_id: size for load_id, size in self._raised.items() if load_id in here}
         for one in seen:
             self._charge(one)
-        if self._budget is not None and (total := sum(one.taken for one in seen)) > self._budget:
-            self._end(seen, f"the models on the CPU took {format_bytes(total)} of {format_bytes(self._budget)}")
+        if self._budget is not None and (total := sum(one.lasting for one in seen)) > self._budget:
+            self._end(seen, f"the models on the CPU took {format_bytes(total)} of {format_bytes(self._budget)}",
+                      lambda one: one.unforeseen)  # fmt: skip
         elif seen and (free := available()) < self._floor:
-            if self._shrink() or self._end(seen, f"the machine had only {format_bytes(free)} of memory left"):
+            if self._shrink() or self._end(seen, f"the machine had only {format_bytes(free)} of memory left",
+                                          lambda one: one.over):
                 return
             for slot in self._slots:
                 self._post(events.Squeeze(slot))
@@ -121,7 +136,7 @@ class Watchdog:
     def _charge(self, one: _Seen) -> None:
         """Have it charged for what it takes if that is by a margin more than was set aside, and no longer after."""
         runner, raised = one.runner, self._raised.get(one.runner.load_id)
-        if not self._too_much(one):
+        if not self._too_much(one, one.unforeseen):
             if raised is not None:
                 del self._raised[runner.load_id]
                 self._post(events.Recharge(runner.load_id, runner.charged, runner.charged_to))
@@ -131,13 +146,13 @@ class Watchdog:
                         format_bytes(runner.charged))  # fmt: skip
             self._post(events.Recharge(runner.load_id, one.taken, runner.charged_to))
 
-    def _too_much(self, one: _Seen) -> bool:
-        return one.over > self._margin * one.runner.charged + _GRAIN
+    def _too_much(self, one: _Seen, over: int) -> bool:
+        return over > self._margin * one.runner.charged + _GRAIN
 
-    def _end(self, seen: list[_Seen], why: str) -> bool:
-        """End the runner farthest over its charge. False if none is over it."""
-        worst = max(seen, key=lambda one: one.over)
-        if not self._too_much(worst):
+    def _end(self, seen: list[_Seen], why: str, over: Callable[[_Seen], int]) -> bool:
+        """End the runner farthest over its charge, as ``over`` reckons that. False if none is over it."""
+        worst = max(seen, key=over)
+        if not self._too_much(worst, over(worst)):
             return False
         cause = (f"{why}, and this runner {format_bytes(worst.taken)} where {format_bytes(worst.runner.charged)} "
                  "were set aside for it")  # fmt: skip

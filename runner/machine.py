@@ -34,9 +34,11 @@ def _rolled_up(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def trim() -> None:
-    """Give memory that is no longer used back to the system."""
-    gc.collect()
+def trim(collect: bool = True) -> None:
+    """Give memory that is no longer used back to the system; without collecting garbage, which holds up all threads,
+    only what is free already."""
+    if collect:
+        gc.collect()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):  # glibc
         libc.malloc_trim(0)

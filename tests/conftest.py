@@ -1,6 +1,7 @@
 """Shared by all tests: gateways started on demand, their logs when a test fails, and a check that none leaks.
 
-With pytest-xdist a file's tests run in one process (``--dist loadfile``), so what a module shares is still made once.
+With pytest-xdist a file's tests run in one process (``--dist loadfile``), and so do those of a folder that shares a
+gateway, so what a module or such a folder shares is still made once.
 """
 
 import os
@@ -14,13 +15,14 @@ from tests.support.gateway import CHECKPOINT, GatewayProcess, only, reasoner_at
 
 WORKERS = 2
 """Processes that ``-n auto`` runs the tests in. Each keeps about one core busy."""
-LONGEST = ("families/test_answers.py", "openapi/test_conformance.py", "gateway/test_out_of_memory.py",
-           "ui/playground/test_media.py", "ui/playground/test_page.py", "ui/playground/test_asking.py",
-           "ui/test_house.py", "ui/test_overview.py", "gateway/test_failures.py",
-           "gateway/test_slots.py", "gateway/test_life.py", "gateway/test_many_slots.py",
+TOGETHER = ("openai", "observe", "ui/playground")
+"""Folders in ``tests`` whose files share a gateway."""
+LONGEST = ("families/test_answers.py", "ui/playground", "openai", "observe", "ui/test_house.py",
+           "ui/test_overview.py", "gateway/test_slots.py", "gateway/test_life.py", "openapi/test_conformance.py",
+           "gateway/test_out_of_memory.py", "gateway/test_failures.py", "gateway/test_many_slots.py",
            "gateway/test_zygotes.py", "worker/test_queue_many.py", "worker/test_queue.py",
-           "access/test_slow_clients.py")  # fmt: skip
-"""Files in ``tests`` that take tens of seconds, the longest first: what is begun last should be short."""
+           "access/test_slow_clients.py", "unit/test_weighed.py")  # fmt: skip
+"""What in ``tests`` takes tens of seconds, the longest first: what is begun last should be short."""
 WITHOUT = {"downloads", "media", "pocket", "runner", "scheduler", "unit"}
 """Folders whose tests start no gateway."""
 _started: list[GatewayProcess] = []
@@ -34,10 +36,30 @@ def pytest_xdist_auto_num_workers() -> int:
     return 1 if Path("/dev/nvidiactl").exists() else min(WORKERS, len(os.sched_getaffinity(0)))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """As ``--dist loadfile``, but a folder that shares a gateway is one piece of work."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class LoadFolder(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return next((folder for folder in TOGETHER if file.startswith(f"tests/{folder}/")), file)
+
+    return LoadFolder(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the longest files first, then those that start gateways, then what is over in a moment."""
+    """Run what takes longest first, then files that start gateways, then what is over in a moment."""
     ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: ranks.get(item.path, len(ranks) + (item.path.parent.name in WITHOUT)))
+
+    def rank(item: pytest.Item) -> int:
+        after = len(ranks) + (item.path.parent.name in WITHOUT)
+        return min(ranks.get(item.path, after), ranks.get(item.path.parent, after))
+
+    items.sort(key=rank)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -16,10 +16,11 @@ log = logging.getLogger(__name__)
 
 
 class Measured(BaseModel):
-    """One load: ``resident`` bytes after it, and how many ``more`` it had taken at its peak."""
+    """One load: ``resident`` bytes after it, and how many more had been ``passing`` at its peak; None where an earlier
+    version measured, whose loads took more on the way."""
 
     resident: PositiveInt
-    more: NonNegativeInt = 0
+    passing: NonNegativeInt | None = None
 
 
 _FILE = TypeAdapter(dict[str, Measured | PositiveInt])  # a bare number is what earlier versions wrote
@@ -36,12 +37,12 @@ class Store:
     def get(self, key: str) -> Measured | None:
         return self._known.get(key)
 
-    def put(self, key: str, resident: int, more: int) -> None:
+    def put(self, key: str, resident: int, passing: int) -> None:
         """Remember a load: the latest resident figure, and the highest peak, since a load that quantizes takes more
         than one that reads what was kept."""
         with self._lock:
             before = self._known.get(key)
-            self._known[key] = Measured(resident=resident, more=max(more, before.more if before else 0))
+            self._known[key] = Measured(resident=resident, passing=max(passing, (before and before.passing) or 0))
             try:
                 self._write()
             except OSError as error:

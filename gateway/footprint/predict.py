@@ -13,6 +13,7 @@ from typing import NamedTuple
 from gateway.footprint.cache import CELLS, cache_token_bytes
 from gateway.footprint.checkpoint import Stamp, stamp
 from gateway.footprint.measured import Measured, Store
+from gateway.footprint.passing import passing_bytes
 from gateway.footprint.weights import float_bytes, gguf_of, laid_out, later_bytes, weight_bytes
 from gateway.footprint.working import Working, working
 from models_registry.spec import ModelSpec, QuantBits
@@ -37,13 +38,14 @@ class Parts:
     """What a model's bytes consist of, on one device.
 
     ``weights`` and ``overhead`` (process or CUDA context, allocator) are there after a load; ``measured`` is what a
-    load was seen to take instead. ``later`` is read at a request that needs it, ``working`` is what answers take while
-    they are made, and ``cache_token`` what each token in the cache does. ``cache_at_load`` marks an engine that takes
-    its whole cache at the load.
+    load was seen to take instead. ``passing`` is what a load takes beyond that on its way. ``later`` is read at a
+    request that needs it, ``working`` is what answers take while they are made, and ``cache_token`` what each token in
+    the cache does. ``cache_at_load`` marks an engine that takes its whole cache at the load.
     """
 
     weights: int
     overhead: int
+    passing: int
     later: int
     working: Working
     cache_token: int
@@ -64,18 +66,22 @@ class Parts:
         return self.resident + self.later + self.working.bytes(tokens) + self.cache(tokens)
 
     def loading(self, tokens: int) -> int:
-        """Return the bytes of the highest peak seen in a load; without one, those after it."""
+        """Return the bytes of a load at its highest: of the highest that was seen, once one was."""
         at_once = self.cache(tokens) if self.cache_at_load else 0
-        return self.resident + at_once + (self.measured.more if self.measured else 0)
+        seen = self.measured.passing if self.measured else None
+        return self.resident + at_once + (self.passing if seen is None else seen)
 
 
 class Charge(NamedTuple):
-    """What a slot is charged for a model: ``bytes`` in all, with a cache of ``tokens``. ``reserve`` of them are not
-    there yet when it is loaded. ``offloaded`` are those of RAM that it takes besides."""
+    """What a slot is charged for a model: ``bytes`` while it loads, and ``total`` with a cache of ``tokens``, of which
+    ``reserve`` are not there yet when it is loaded. ``peak`` is what the load may take on its way, though the slot has
+    no room for that; ``offloaded`` are bytes of RAM that it takes besides."""
 
     bytes: int
     tokens: int
     reserve: int
+    total: int
+    peak: int
     offloaded: int = 0
 
 
@@ -116,6 +122,7 @@ class Footprints:
         return self._key(spec, device, weights) + (f":{held}" if _limit(spec, device) <= held else ""), Parts(
             weights=held,
             overhead=process + int(held * _SLACK[kind]),
+            passing=passing_bytes(spec, self._models_dir, floats, kind, laid_out(device), weights),
             later=later_bytes(spec, self._models_dir, floats),
             working=working(spec, self._models_dir, floats, kind),
             cache_token=cache_token_bytes(spec, self._models_dir, floats),
@@ -138,18 +145,19 @@ class Footprints:
         """Return what a load of the model on a slot with this budget is charged, with a cache of ``wanted`` tokens or
         as many as there is room for. 0 bytes when the weights are not there or cannot be read.
 
-        A peak that the slot has no room for takes the whole slot, and refuses nobody: it was seen to succeed.
+        A peak that the slot has no room for takes the whole slot, and refuses nobody: it passes.
         """
         parts = self._known(spec, device)
         if parts is None:
-            return Charge(0, wanted, 0)
+            return Charge(0, wanted, 0, 0, 0)
         tokens = _most(parts, wanted, budget)
         total = parts.total(tokens)
         there = parts.resident + (parts.cache(tokens) if parts.cache_at_load else 0)
-        return Charge(max(total, min(parts.loading(tokens), budget)), tokens, total - there)
+        peak = parts.loading(tokens)
+        return Charge(max(total, min(peak, budget)), tokens, total - there, total, peak)
 
-    def record(self, spec: ModelSpec, device: str, measured: int, more: int = 0, tokens: int = 0) -> None:
-        """Remember what a load really took: ``measured`` bytes after it, ``more`` at its peak, with a cache of
+    def record(self, spec: ModelSpec, device: str, measured: int, passing: int = 0, tokens: int = 0) -> None:
+        """Remember what a load really took: ``measured`` bytes after it, ``passing`` more at its peak, with a cache of
         ``tokens`` where the engine takes that at the load."""
         try:
             key, parts = self._keyed(spec, device)
@@ -157,7 +165,7 @@ class Footprints:
             return
         cache = parts.cache(tokens) if parts.cache_at_load else 0
         if measured > cache:
-            self._store.put(key, measured - cache, more)
+            self._store.put(key, measured - cache, passing)
 
     def _known(self, spec: ModelSpec, device: str) -> Parts | None:
         try:

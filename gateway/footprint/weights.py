@@ -123,6 +123,13 @@ def is_quantized(name: str, tensor: Tensor, family: Family) -> bool:
     )  # fmt: skip
 
 
+def quantized_bytes(tensor: Tensor) -> int:
+    """Return what a matrix takes in 4 bits as bitsandbytes stores it, before it is laid out."""
+    count = math.prod(tensor.shape)
+    blocks = math.ceil(count / _BLOCK)
+    return math.ceil(count / 2) + blocks + 4 * math.ceil(blocks / _NESTED) + _STATE_4BIT
+
+
 def _bytes(
     name: str, tensor: Tensor, bits: int, family: Family, float_size: int, ready: bool, laid_out: bool = False
 ) -> int:
@@ -131,10 +138,9 @@ def _bytes(
     if bits < 16 and is_quantized(name, tensor, family):
         if bits == 8:
             return count + 4 * tensor.shape[0]  # codes and one scale a row
-        blocks = math.ceil(count / _BLOCK)
         if laid_out and tensor.shape[0] % _LAID_OUT_ROWS == 0:
-            return math.ceil(count / 2) + _LAID_OUT * blocks + _STATE_LAID_OUT
-        return math.ceil(count / 2) + blocks + 4 * math.ceil(blocks / _NESTED) + _STATE_4BIT
+            return math.ceil(count / 2) + _LAID_OUT * math.ceil(count / _BLOCK) + _STATE_LAID_OUT
+        return quantized_bytes(tensor)
     if tensor.dtype.startswith("F8") and ready or not tensor.dtype.startswith(("F", "BF")):
         return count * _DTYPE_BYTES.get(tensor.dtype, 2)
     return count * float_size

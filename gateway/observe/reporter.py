@@ -85,7 +85,7 @@ class Reporter:
                 phases = handle.loaded.phases if handle.loaded else {}
                 self.journal.add(
                     "loaded", _sentence(text, ""), handle.load.name, handle.slot, load_id=load_id, bytes=size,
-                    predicted_bytes=handle.predicted, seconds=round(seconds, 3),
+                    predicted_bytes=handle.predicted, from_zygote=handle.from_zygote, seconds=round(seconds, 3),
                     phases={phase: round(took, 3) for phase, took in phases.items()},
                 )  # fmt: skip
             case events.LoadFailed(load_id, cause):

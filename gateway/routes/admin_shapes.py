@@ -74,7 +74,8 @@ class Slot(Shape):
 
 
 class MemorySlot(Slot):
-    """A slot with what its models were predicted to take, take now, and what evicting the idle ones would give."""
+    """A slot with what its models were predicted to be charged, what they take now without what is only reserved, and
+    what evicting the idle ones would give."""
 
     predicted_bytes: int | None
     measured_bytes: int | None
@@ -94,7 +95,8 @@ class Freed(Shape):
 
 
 class Resident(Shape):
-    """What a model that is not cold takes: charged, predicted, measured at its load, and measured now."""
+    """What a model that is not cold takes: charged and predicted, both with the reserve for its cache and answers;
+    measured at its load, and measured now, without."""
 
     state: str
     bytes: int
@@ -154,14 +156,21 @@ class LoadProgress(Shape):
 
 
 class ModelState(Shape):
-    """What a model is doing. Times are seconds since 1970."""
+    """What a model is doing. Times are seconds since 1970.
+
+    Both ``bytes`` and ``predicted_bytes`` have the room that its cache and its answers may come to need in them;
+    ``measured_at_load_bytes`` has not."""
 
     name: str
     state: Annotated[str, Field(description="cold, loading, ready or draining")]
     device: str | None
-    bytes: int
+    bytes: Annotated[int, Field(description="What its slot is charged: measured at the load, and the reserve.")]
     offloaded: Annotated[dict[str, int], Field(description="Bytes charged to other slots, by slot.")]
-    predicted_bytes: int
+    predicted_bytes: Annotated[int, Field(
+        description="What it was expected to be charged once it is loaded, by a process of its own; of a cold model, "
+                    "what a load would be charged, its peak among it.")]
+    from_zygote: Annotated[bool, Field(description="Whether its process shares memory with the one it was forked from; "
+                                                   "then it takes less than was predicted.")]
     leases: int
     waiting: int
     last_used: float | None

@@ -42,7 +42,7 @@ class Download(Shape):
 
 
 class FitParts(Shape):
-    """What a model's bytes consist of, see the page on memory. ``peak`` is the most seen while it was loaded."""
+    """What a model's bytes consist of, see the page on memory. ``peak`` is the most a load takes on its way."""
 
     weights: int
     overhead: int

@@ -16,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from runner.engines.pieces import PIECE
+
 PREFIX = "packed-"
 """What the files beside the kept weights begin with."""
 _SHARD = 256 * 2**20  # bytes written at a time: they are held in memory twice meanwhile
@@ -85,11 +87,26 @@ def _layers(model: nn.Module, packed: bool = False) -> Iterator[tuple[str, Any]]
 
 
 def _packed(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    from bitsandbytes.functional import _convert_weight_packed_for_cpu
+    """Return a layer's codes, (N, K / 2), and scales, (K / blocksize, N), laid out some rows at a time: it takes
+    seven bytes on the way for each of their numbers."""
+    from bitsandbytes.functional import _convert_weight_packed_for_cpu, dequantize_blockwise
 
-    weight = layer.weight
-    data, state = _convert_weight_packed_for_cpu(weight.data, copy.copy(weight.quant_state), _BLOCK)
-    return data, state.absmax
+    weight, state = layer.weight, layer.weight.quant_state
+    rows, columns = state.shape
+    absmax = dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
+    absmax = absmax.float().view(rows, -1)
+    codes = weight.data.view(torch.uint8).view(rows, columns // 2)
+    data = torch.empty_like(codes)
+    scales = torch.empty((absmax.shape[1], rows), dtype=torch.bfloat16)
+    step = max(_BLOCK, PIECE // columns // _BLOCK * _BLOCK)
+    for start in range(0, rows, step):
+        some = slice(start, start + step)
+        part = copy.copy(state)
+        part.shape, part.nested, part.absmax = torch.Size((len(codes[some]), columns)), False, absmax[some]
+        part.state2 = None
+        data[some], part = _convert_weight_packed_for_cpu(codes[some], part, _BLOCK)
+        scales[:, some] = part.absmax
+    return data, scales
 
 
 def _replace(layer: Any, data: torch.Tensor, scales: torch.Tensor) -> None:

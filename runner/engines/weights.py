@@ -15,19 +15,20 @@ from safetensors import SafetensorError, safe_open
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from protocol.messages import Load
-from runner import mapped
-from runner.engines import packed4
+from runner import bitsandbytes_compat, mapped
+from runner.engines import packed4, pieces
 from runner.engines.base import ProgressReport
 from runner.engines.packed import pack
 from runner.engines.progress import watched_weights
 from runner.errors import DamagedError, out_of_memory
 from runner.families.base import RunnerFamily
+from runner.machine import trim
 from utils import quantized
 
 if not torch.cuda.is_available():
     # Where there is a GPU this import initializes CUDA, which must not happen before the fork; there it is left to the
     # first quantized load of each runner.
-    import bitsandbytes  # noqa: F401
+    bitsandbytes_compat.install()
 
 log = logging.getLogger("runner")
 _WORTH_KEEPING = 32 * 2**20  # bytes; smaller models are quantized faster than they are written
@@ -85,6 +86,10 @@ class Weights:
         :raises Exception: of a kind that :func:`runner.errors.out_of_memory` knows, if memory does not suffice.
         """
         self._progress("reading weights")
+        if self._load.quant_bits == 4 and self._device.type == "cpu":
+            import bitsandbytes  # noqa: F401
+
+            pieces.install()
         try:
             with watched_weights(lambda fraction: self._progress("reading weights", fraction)):
                 model = self._family.load_model(self._family.path, **self._options())
@@ -122,6 +127,8 @@ class Weights:
             return None
 
     def _options(self, quantize: bool = True) -> dict[str, Any]:
+        if self._load.quant_bits < 16:
+            bitsandbytes_compat.install()  # before transformers imports it
         options: dict[str, Any] = {"dtype": self._dtype}
         if self._load.max_memory:
             # JSON has no integer keys; accelerate wants GPU numbers as integers.
@@ -162,6 +169,8 @@ class Weights:
             mapped.release(mapped.ranges())
         if keep is not None:
             self._keep(model, keep)
+            keep.clear()
+            trim(collect=False)  # what was kept for writing lies among what stays
         return plain or keep is not None
 
     @property

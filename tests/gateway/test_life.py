@@ -114,9 +114,11 @@ def test_a_second_ctrl_c_does_not_wait(start: Start) -> None:
 
 
 def test_stop_during_the_imports(start: Start) -> None:
+    """It does not wait for them."""
     gateway = start(models=only("deepseek", "reasoner"))
     gateway.signal(signal.SIGTERM)
     stopped_cleanly(gateway)
+    assert "before its imports are done" in gateway.log() and "imports done in" not in gateway.log()
 
 
 @pytest.mark.parametrize("victim", ["server", "parent"])

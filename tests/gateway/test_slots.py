@@ -72,11 +72,11 @@ def test_an_eviction_waits_for_the_answer_under_way(narrow: GatewayProcess) -> N
 def test_a_busy_model_gives_way_to_one_that_waits(narrow: GatewayProcess) -> None:
     """A queue of requests keeps the slot for a quantum, not until it is empty."""
     narrow.load("deepseek")
-    queue = [narrow.later(narrow.generate, "deepseek", **STORY, max_new_tokens=120) for _ in range(8)]
+    queue = [narrow.later(narrow.generate, "deepseek", **STORY, max_new_tokens=50) for _ in range(8)]
     narrow.until(lambda: narrow.model("deepseek")["waiting"] >= 6, "a queue")
     assert "42" in narrow.answer("reasoner", **SUM)["response"]
     assert not all(future.done() for future in queue)
-    assert all(future.result().json()["usage"]["completion_tokens"] == 120 for future in queue)
+    assert all(future.result().json()["usage"]["completion_tokens"] == 50 for future in queue)
     assert narrow.model("deepseek")["state"] == "ready"
 
 
@@ -234,6 +234,6 @@ def test_a_measured_footprint_is_remembered(start: Start) -> None:
     first.stop()
     (kept,) = json.loads((first.home / "models" / ".switchyard" / "footprints.json").read_text()).values()
     assert 0 < kept["resident"] < measured, "the cache and what answers take come to it"
-    assert kept["more"] >= 0
+    assert kept["passing"] >= 0
     again = start(models=only("deepseek"), models_dir=first.home / "models")
     assert again.model("deepseek")["predicted_bytes"] == measured

@@ -79,6 +79,7 @@ class GatewayProcess:
         self.client = httpx.Client(base_url=self.url, timeout=PATIENCE, trust_env=False,
                                    limits=httpx.Limits(max_connections=None))  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
+        self._forkserver: psutil.Process | None = None
         self._pool = ThreadPoolExecutor(64, thread_name_prefix="client")
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -191,13 +192,20 @@ class GatewayProcess:
 
     @property
     def forkserver(self) -> psutil.Process | None:
-        """The forkserver: runners have its command line too, but it is their parent."""
+        """The forkserver: runners have its command line too, but it is their parent. Known until it ends: asking every
+        process of the machine for its environment takes longer than most tests."""
+        with suppress(psutil.Error):
+            known = self._forkserver
+            if known is not None and known.is_running() and known.status() != psutil.STATUS_ZOMBIE:
+                return known
+        self._forkserver = None
         of_its_kind = {process.pid: process for process in self.processes() if _is_forkserver(process)}
         for process in of_its_kind.values():
             with suppress(psutil.Error):
                 if process.ppid() not in of_its_kind:
-                    return process
-        return None
+                    self._forkserver = process
+                    break
+        return self._forkserver
 
     @property
     def server(self) -> psutil.Process:

@@ -2,7 +2,7 @@
 
 A program of its own, ``python -m tests.support.weighing FOLDER``, so that no test process has torch in it. Beside the
 pocket checkpoints it weighs larger ones that it makes in FOLDER: the same architectures with more and wider layers, and
-random weights. Prints a JSON line for each load.
+random weights. Prints a JSON line for each load, and at the end one that says whether torch's compiler was imported.
 """
 
 import json
@@ -15,6 +15,7 @@ from typing import Any
 
 POCKET = {"deepseek": "reasoner", "qwen_vl": "qwen-vl-3b", "qwen_audio": "qwen-audio-7b", "qwen_omni": "qwen-omni-3b",
           "blip_vqa": "blip-vqa-base", "generic": "reasoner"}  # fmt: skip
+COMPILER = "torch._inductor.compile_fx"
 _TEXT = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4, "num_attention_heads": 16,
          "num_key_value_heads": 4, "vocab_size": 12_000, "layer_types": ["full_attention"] * 4}  # fmt: skip
 _SEEING = {"hidden_size": 320, "intermediate_size": 864, "num_heads": 8, "out_hidden_size": 512}
@@ -111,6 +112,7 @@ def main(folder: Path) -> None:
                     speaking = engine._family._load_talker(engine._model)
                     spoken = weigh(speaking) - weigh(engine._model)
                     print(json.dumps({"family": family, "bits": 0, "path": str(place), "bytes": spoken}), flush=True)
+    print(json.dumps({"compiler": COMPILER in sys.modules}))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import httpx
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.support.gateway import ROOT, GatewayProcess
-from tests.ui.conftest import NARROW, VIEWS, WIDE, axe, keep_copies
+from tests.ui.conftest import NARROW, VIEWS, WIDE, axe, chromium_path, keep_copies
 
 _SETTLED = 2.5  # seconds a view is given to fill
 _QUESTIONS = ("deepseek", "reasoner", "qwen_vl", "deepseek", "qwen_audio", "reasoner")
@@ -35,7 +35,7 @@ def main() -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     root = ["--no-sandbox"] if os.geteuid() == 0 else []
     with _gateway(arguments.url) as url, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=root)
+        browser = playwright.chromium.launch(executable_path=chromium_path(), args=root)
         for scheme in ("light", "dark"):
             for size, viewport in (("wide", WIDE), ("narrow", NARROW)):
                 _pictures(browser, url, arguments, scheme, size, viewport)

@@ -108,14 +108,37 @@ def test_a_small_slot_gets_as_many_tokens_as_fit(decoder: Path, tmp_path: Path) 
 
 def test_a_peak_is_charged_where_it_is_more_than_what_comes_later(decoder: Path, tmp_path: Path) -> None:
     footprints, spec = Footprints(tmp_path), spec_of(decoder, 16, family="deepseek")
-    footprints.record(spec, "cpu", MEASURED, more=5)
+    footprints.record(spec, "cpu", MEASURED, passing=5)
     without = footprints.charge(spec, "cpu", 1024, 10**10)
     assert without.bytes == MEASURED + without.reserve
-    footprints.record(spec, "cpu", MEASURED, more=3 * MEASURED)
-    footprints.record(spec, "cpu", MEASURED, more=7)
+    footprints.record(spec, "cpu", MEASURED, passing=3 * MEASURED)
+    footprints.record(spec, "cpu", MEASURED, passing=7)
     again = Footprints(tmp_path).charge(spec, "cpu", 1024, 10**10)
-    assert again == (4 * MEASURED, 1024, without.reserve, 0), "the highest, also after a restart"
+    assert again == without._replace(bytes=4 * MEASURED, peak=4 * MEASURED), "the highest, also after a restart"
     assert Footprints(tmp_path).charge(spec, "cpu", 1024, 2 * MEASURED).bytes == 2 * MEASURED, "it takes the whole slot"
+
+
+def test_a_peak_is_charged_before_it_was_measured(decoder: Path, tmp_path: Path) -> None:
+    footprints, spec = Footprints(tmp_path), spec_of(decoder, 8, family="deepseek")
+    parts = footprints.parts(spec, "cpu")
+    assert parts.passing == (11 + float_bytes("cpu")) * 512 * 512, "the types differ, so it is a copy that is quantized"
+    least = footprints.charge(spec, "cpu", 1, 10**10)
+    assert least.peak == parts.resident + parts.passing
+    assert least.bytes == max(least.total, least.peak)
+    small = footprints.charge(spec, "cpu", 1, least.total + 1)
+    assert (small.bytes, small.peak) == (max(least.total, least.total + 1), least.peak), "the whole slot, and no more"
+    footprints.record(spec, "cpu", MEASURED, passing=5)
+    assert footprints.charge(spec, "cpu", 1, 10**10).peak == MEASURED + 5
+
+
+def test_peaks_of_an_earlier_version_are_predicted_anew(decoder: Path, tmp_path: Path) -> None:
+    """They were those of loads that took more on the way."""
+    footprints, spec = Footprints(tmp_path), spec_of(decoder, 8, family="deepseek")
+    footprints.record(spec, "cpu", MEASURED)
+    file = tmp_path / ".switchyard" / "footprints.json"
+    file.write_text(json.dumps({key: {"resident": MEASURED, "more": 10**9} for key in json.loads(file.read_text())}))
+    again = Footprints(tmp_path)
+    assert again.charge(spec, "cpu", 1, 10**10).peak == MEASURED + again.parts(spec, "cpu").passing
 
 
 def test_fewer_bits_want_room_to_unpack_a_matrix(decoder: Path, tmp_path: Path) -> None:
@@ -183,7 +206,7 @@ def test_damaged_figures_are_survived_and_written_anew(folder: Path, tmp_path: P
     footprints, spec = Footprints(tmp_path), spec_of(folder, 4)
     assert footprints.predict(spec, "cpu") > 0
     footprints.record(spec, "cpu", MEASURED)
-    assert list(json.loads(file.read_text()).values()) == [{"resident": MEASURED, "more": 0}]
+    assert list(json.loads(file.read_text()).values()) == [{"resident": MEASURED, "passing": 0}]
     assert [path.name for path in file.parent.iterdir()] == ["footprints.json"], "no leavings"
 
 

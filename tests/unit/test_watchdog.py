@@ -30,6 +30,7 @@ class Taker:
 
     load_id: str
     charged: int
+    foreseen: int = 0
     device: str = "cpu"
     causes: list[str] = field(default_factory=list)
     baseline: tuple[int, int] | None = None
@@ -153,6 +154,49 @@ def test_on_a_machine_that_runs_short(taker: Callable[..., Taker]) -> None:
     dog, posted = watch(one, floor=10**15)
     dog.look()
     assert posted == [events.Squeeze("cpu")] and one.causes == []
+    one.take(400 * MB)
+    dog.look()
+    assert len(one.causes) == 1 and "the machine had only" in one.causes[0]
+
+
+def test_what_a_load_was_foreseen_to_take_passes(taker: Callable[..., Taker]) -> None:
+    """Such a load has the whole slot, and takes for a while more than that."""
+    one = taker("one", 200 * MB)
+    one.foreseen = 300 * MB
+    dog, posted = watch(one, budget=200 * MB)
+    one.take(400 * MB)
+    dog.look()
+    assert posted == [] and one.causes == []
+    one.take(250 * MB)
+    dog.look()
+    assert len(one.causes) == 1 and "of 200.0 MB" in one.causes[0], "it takes more than was foreseen, too"
+
+
+def test_once_it_is_loaded_nothing_is_foreseen(taker: Callable[..., Taker]) -> None:
+    one = taker("one", 200 * MB)
+    one.foreseen = 300 * MB
+    dog, posted = watch(one, budget=200 * MB)
+    one.take(400 * MB)
+    dog.look()
+    one.foreseen = 0
+    dog.look()
+    assert len(one.causes) == 1 and isinstance(posted[0], events.Recharge)
+
+
+def test_a_load_that_passes_is_none_of_the_others_fault(taker: Callable[..., Taker]) -> None:
+    loading, greedy = taker("loading", 200 * MB), taker("greedy", 40 * MB)
+    loading.foreseen = 300 * MB
+    dog, _ = watch(loading, greedy, budget=300 * MB)
+    loading.take(400 * MB)
+    greedy.take(200 * MB)
+    dog.look()
+    assert (loading.causes, len(greedy.causes)) == ([], 1)
+
+
+def test_what_was_foreseen_is_no_excuse_on_a_machine_that_runs_short(taker: Callable[..., Taker]) -> None:
+    one = taker("one", 200 * MB)
+    one.foreseen = 300 * MB
+    dog, _ = watch(one, floor=10**15)
     one.take(400 * MB)
     dog.look()
     assert len(one.causes) == 1 and "the machine had only" in one.causes[0]

@@ -21,17 +21,27 @@ def spec_of(path: str, family: str, bits: int = 16) -> ModelSpec:
 
 
 @pytest.fixture(scope="module")
-def weighed(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int, bool], Any]:
-    """What loads by the runner's engine came to, by family, bits (0: what speech adds) and whether it is a larger one.
-    """
+def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What a process said that loaded them all by the runner's engine."""
     folder = tmp_path_factory.mktemp("larger")
     environment = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive",
                                 "HF_HUB_DISABLE_PROGRESS_BARS": "1", "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
     done = subprocess.run([sys.executable, "-m", "tests.support.weighing", str(folder)], cwd=ROOT, env=environment,
                           capture_output=True, text=True, timeout=280)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return {(line["family"], line["bits"], str(folder) in line["path"]): line for line in lines}
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+@pytest.fixture(scope="module")
+def weighed(told: list[dict[str, Any]]) -> dict[tuple[str, int, bool], Any]:
+    """What loads came to, by family, bits (0: what speech adds) and whether it is a larger one."""
+    pocket = str(Path("pocket") / "checkpoints")
+    return {(line["family"], line["bits"], pocket not in line["path"]): line for line in told if "bytes" in line}
+
+
+def test_quantized_loads_import_no_compiler(told: list[dict[str, Any]]) -> None:
+    """bitsandbytes would import it: a second and 50 MB for every process that quantizes, for nothing."""
+    assert told[-1] == {"compiler": False}
 
 
 def test_every_family_is_weighed() -> None:

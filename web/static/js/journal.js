@@ -49,7 +49,7 @@ function factsOf({ kind, detail, device }) {
   const found = [];
   if (device) found.push(["slot", device]);
   if (detail.bytes !== undefined) found.push([kind === "loaded" ? "takes" : "frees", bytes(detail.bytes)]);
-  if (detail.predicted_bytes !== undefined) found.push(["predicted", bytes(detail.predicted_bytes)]);
+  if (detail.predicted_bytes !== undefined) found.push([detail.from_zygote ? "predicted without a zygote" : "predicted", bytes(detail.predicted_bytes)]);
   for (const [phase, seconds] of Object.entries(detail.phases ?? {})) if (seconds >= 0.05) found.push([phase, duration(seconds)]);
   return found;
 }

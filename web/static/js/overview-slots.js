@@ -165,8 +165,9 @@ function updateRow(row, one, state) {
 function memory(one) {
   if (one.state === "loading") return "predicted";
   const off = Math.abs(one.predicted_bytes - one.bytes) > one.bytes / 100;
-  const parts = [off ? `predicted ${bytes(one.predicted_bytes)}` : one.measured_at_load_bytes ? "measured, as predicted" : "predicted"];
-  if (one.cache_bytes) parts.push(`${percent(one.cache_bytes / Math.max(1, one.bytes))} cache`);
+  const alone = one.from_zygote ? " without a zygote" : "";
+  const parts = [off ? `predicted ${bytes(one.predicted_bytes)}${alone}` : one.measured_at_load_bytes ? "measured, as predicted" : "predicted"];
+  if (one.cache_bytes) parts.push(`${percent(one.cache_bytes / Math.max(1, one.bytes))} in reserve`);
   return parts.join(" · ").replaceAll(/(\d) (?=\S)/g, "$1\u00a0");
 }
 
