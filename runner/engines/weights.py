@@ -87,8 +87,7 @@ class Weights:
         """
         self._progress("reading weights")
         if self._load.quant_bits == 4 and self._device.type == "cpu":
-            import bitsandbytes  # noqa: F401
-
+            bitsandbytes_compat.install()
             pieces.install()
         try:
             with watched_weights(lambda fraction: self._progress("reading weights", fraction)):
