@@ -7,7 +7,7 @@ which kind the next one will be is not known here.
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from gateway.footprint.checkpoint import read_checkpoint
@@ -20,8 +20,16 @@ from utils.safetensors_header import Tensor
 _AT_ONCE = 14 * 2**18
 """Bytes that quantizing a matrix to 4 bits, or laying it out, works in on a CPU, where it goes by pieces; see
 ``runner/engines/pieces.py``."""
-_BYTES_8BIT = {"cpu": 11, "cuda": 4}
-"""Bytes a number of the matrix that is quantized to 8 bits: copies of it in 16 bits, and on a CPU two in 32."""
+_AT_ONCE_8BIT, _PIECE_8BIT = 11, 2**16
+"""Bytes a number of a piece that is quantized to 8 bits on a CPU: copies of it in 16 bits, and two in 32; and how many
+numbers a piece has at least."""
+_BYTES_8BIT = 4
+"""Bytes a number of the matrix that is quantized to 8 bits on a GPU."""
+_MAPPED_FROM = 32 * 2**20
+"""Bytes from which on the C library always gives a block pages of its own, which go as soon as it is freed. Smaller ones
+lie side by side, and where one was, another of its size finds no place, as it must be aligned: what small matrices pass
+through leaves gaps, until what becomes of later ones fills them. On the whole those are up to a fifth of what small
+matrices become in 8 bits, and in 4 they are lost in the rest; they are taken for a quarter."""
 _KEPT_FROM = 32 * 2**20  # bytes of a model; what quantizing makes of smaller ones is not kept
 _COMPUTED = {2: ("BF16",), 4: ("F32",)}
 
@@ -48,7 +56,8 @@ def passing_bytes(
     matrices = [tensor for name, tensor in tensors.items() if is_quantized(name, tensor, family)]
     working = max((_quantizing(tensor, spec.quant_bits, float_size, kind) for tensor in matrices), default=0)
     kept = _kept(tensors, family) if laid_out and spec.quant_bits == 4 and weights >= _KEPT_FROM else 0
-    return max(stacked, working, kept and kept + _AT_ONCE)
+    gaps = _gaps(matrices) if spec.quant_bits == 8 and kind == "cpu" else 0
+    return max(stacked, working + gaps, kept and kept + _AT_ONCE)
 
 
 def _stacked(tensors: Mapping[str, Tensor], float_size: int) -> int:
@@ -65,9 +74,17 @@ def _quantizing(tensor: Tensor, bits: int, float_size: int, kind: str) -> int:
     """Return what is held beside a matrix and what becomes of it, while it is quantized."""
     count = math.prod(tensor.shape)
     copied = 0 if kind == "cpu" and tensor.dtype in _COMPUTED[float_size] else count * float_size
+    if bits == 8 and kind == "cpu":
+        return copied + _AT_ONCE_8BIT * min(count, max(_PIECE_8BIT, tensor.shape[-1]))
     if bits == 8:
-        return copied + _BYTES_8BIT[kind] * count
+        return copied + _BYTES_8BIT * count
     return copied + (_AT_ONCE if kind == "cpu" else 0)
+
+
+def _gaps(matrices: Iterable[Tensor]) -> int:
+    """Return how much may be free, and not to be used, between what matrices become in 8 bits."""
+    counts = (math.prod(tensor.shape) for tensor in matrices)
+    return sum(count for count in counts if count < _MAPPED_FROM) // 4
 
 
 def _kept(tensors: Mapping[str, Tensor], family: Family) -> int:

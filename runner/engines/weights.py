@@ -86,7 +86,7 @@ class Weights:
         :raises Exception: of a kind that :func:`runner.errors.out_of_memory` knows, if memory does not suffice.
         """
         self._progress("reading weights")
-        if self._load.quant_bits == 4 and self._device.type == "cpu":
+        if self._load.quant_bits < 16 and self._device.type == "cpu":
             bitsandbytes_compat.install()
             pieces.install()
         try:

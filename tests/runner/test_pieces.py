@@ -33,6 +33,58 @@ def test_quantized_as_at_once(shape: tuple[int, int]) -> None:
             assert there.shape == here.shape and there.dtype == here.dtype and torch.equal(there, here)
 
 
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 70_000)])
+def test_quantized_to_8_bits_as_at_once(shape: tuple[int, int], kind: str) -> None:
+    """Also where a row has nothing but zeros, or numbers that are too large for 16 bits."""
+    import torch
+    from bitsandbytes.nn import Int8Params
+
+    from runner.engines import pieces
+
+    pieces.install()
+    matrix = torch.randn(shape, generator=torch.manual_seed(1)).to(getattr(torch, kind))
+    if len(matrix) > 2:
+        matrix[1] = 0
+        matrix[2, ::7] = 1e5
+    for one in (matrix, matrix.T):  # as it is, and as layers that hold theirs transposed give it
+        wanted: Any = pieces._whole_8bit(Int8Params(one, requires_grad=False), torch.device("cpu"))
+        weight: Any = Int8Params(one, requires_grad=False).to("cpu")
+        assert weight.data_ptr() == weight.CB.data_ptr() and weight.is_contiguous()
+        for there, here in ((wanted.data, weight.data), (wanted.SCB, weight.SCB)):
+            assert there.shape == here.shape and there.dtype == here.dtype and torch.equal(there, here)
+
+
+def test_small_copies_are_made_to_quantize_to_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from bitsandbytes.nn import Int8Params
+
+    from runner.engines import pieces
+
+    pieces.install()
+    sizes: list[int] = []
+    quantize = torch.ops.bitsandbytes.int8_vectorwise_quant
+
+    def watched(matrix: torch.Tensor, threshold: float) -> Any:
+        sizes.append(matrix.numel())
+        return quantize(matrix, threshold)
+
+    monkeypatch.setattr(quantize, "default", watched)
+    Int8Params(torch.randn(1000, 576), requires_grad=False).to("cpu")
+    assert sum(sizes) == 576_000 and max(sizes) <= pieces.PIECE_8BIT
+
+
+def test_what_is_to_stay_in_16_bits_is_not_quantized() -> None:
+    import torch
+    from bitsandbytes.nn import Int8Params
+
+    from runner.engines import pieces
+
+    pieces.install()
+    weight = Int8Params(torch.randn(8, 8).half(), requires_grad=False, has_fp16_weights=True)
+    assert weight.to("cpu").dtype == torch.float16
+
+
 @pytest.mark.parametrize("nested", [True, False])
 @pytest.mark.parametrize("shape", [(32, 64), (352, 4096), (4864, 896), (64, 262_144)])
 def test_laid_out_as_at_once(shape: tuple[int, int], nested: bool) -> None:

@@ -19,6 +19,7 @@ from tests.unit.test_footprint import spec_of
 
 SIDE = 4096
 PIECES = 14 * 2**18
+PIECES_8BIT = 11 * 2**16
 
 
 def passing(folder: Path, bits: int, float_size: int = 2, kind: str = "cpu", laid_out: bool = False) -> int:
@@ -39,11 +40,13 @@ def test_plain_weights_pass_nothing(folder: Path) -> None:
 
 
 def test_a_matrix_is_quantized_at_a_time(folder: Path) -> None:
-    """Its numbers are of another type than those computed in, so it is copied; in pieces from there on in 4 bits."""
+    """Its numbers are of another type than those computed in, so it is copied; in pieces from there on, on a CPU."""
     count = SIDE * 64
     assert passing(folder, 4) == 2 * count + PIECES
     assert passing(folder, 4, float_size=4) == 4 * count + PIECES
-    assert passing(folder, 8) == (2 + 11) * count
+    gaps = 2 * count // 4
+    assert passing(folder, 8) == 2 * count + PIECES_8BIT + gaps
+    assert passing(folder, 8, float_size=4) == 4 * count + PIECES_8BIT + gaps
     assert passing(folder, 4, kind="cuda") == 2 * count
     assert passing(folder, 8, kind="cuda") == (2 + 4) * count
 
@@ -51,6 +54,13 @@ def test_a_matrix_is_quantized_at_a_time(folder: Path) -> None:
 def test_what_is_of_the_right_type_is_not_copied(tmp_path: Path) -> None:
     save_file({"layers.0.mlp.up_proj.weight": np.zeros((SIDE, 64), np.float32)}, tmp_path / "m.safetensors")
     assert passing(tmp_path, 4, float_size=4) == PIECES
+
+
+def test_large_matrices_leave_no_gaps(tmp_path: Path) -> None:
+    """Nor is a row divided, however long it is."""
+    save_file({"layers.0.mlp.up_proj.weight": np.zeros((4, 2**22), np.float16),
+               "layers.1.mlp.up_proj.weight": np.zeros((8, 2**22), np.float16)}, tmp_path / "m.safetensors")  # fmt: skip
+    assert passing(tmp_path, 8) == 2 * 2**25 + 11 * 2**22 + 2**24 // 4
 
 
 def test_weights_laid_out_are_held_until_they_are_written(tmp_path: Path) -> None:
@@ -78,7 +88,8 @@ def test_what_is_quantized_already_passes_nothing(folder: Path) -> None:
 
 def test_the_engine_works_in_pieces_as_assumed() -> None:
     """Told from its source: importing it would bring torch into this process."""
-    assert "PIECE = 2**18\n" in (ROOT / "runner" / "engines" / "pieces.py").read_text()
+    source = (ROOT / "runner" / "engines" / "pieces.py").read_text()
+    assert "PIECE = 2**18\n" in source and "PIECE_8BIT = 2**16\n" in source
     assert "_WORTH_KEEPING = 32 * 2**20" in (ROOT / "runner" / "engines" / "weights.py").read_text()
 
 
