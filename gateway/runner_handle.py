@@ -90,6 +90,7 @@ class RunnerHandle:
         self._count = count
         self._starved: str | None = None
         self._stuck = False
+        self._heard = False
         self._is_settled = False
         self._asked = 0.0
         self.load_seconds = 0.0  # from asking for its process until its model was ready
@@ -116,10 +117,14 @@ class RunnerHandle:
     def start(self) -> None:
         """Ask for the fork and begin to listen. Does not wait."""
         self._asked = time.monotonic()
+        connection: Connection | None = None
         try:
-            self._child, self._connection = self._zygotes.fork(self.load, self._needs)
+            self._child, connection = self._zygotes.fork(self.load, self._needs)
+            self._connection = connection
             self._thread.start()
         except Exception:  # no descriptors or threads left
+            if connection is not None:
+                connection.close()  # the process ends with it, and not some day when this is collected
             with self._lock:
                 self._buried = True
                 os.close(self._wake)
@@ -175,8 +180,18 @@ class RunnerHandle:
 
     @property
     def foreseen(self) -> int:
-        """Bytes beyond its charge that it may take while it loads."""
-        return 0 if self.loaded else max(0, self.peak - self.charged)
+        """Bytes beyond its charge that it may take for a while: as it loads, and until what it keeps is written."""
+        return max(0, (self._lasting + self._passing if self.loaded else self.peak) - self.charged)
+
+    @property
+    def _passing(self) -> int:
+        return self.loaded.passing_bytes if self.loaded else 0
+
+    @property
+    def _lasting(self) -> int:
+        """What it is charged once nothing of its load is left. The cache is not there yet when it is loaded: it grows
+        with the requests, up to what is set aside for it."""
+        return self.predicted if self.size_at_load is None else self.size_at_load + self.reserve
 
     def measure(self) -> int | None:
         """Return the bytes its process takes of its device, None if it cannot be told."""
@@ -206,6 +221,30 @@ class RunnerHandle:
     # -- the reader thread ---------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        cause = self._listen()
+        if self._replace_spare():
+            cause = self._listen()
+        self._bury(cause)
+
+    def _replace_spare(self) -> bool:
+        """Have another runner forked for one that was forked ahead and ended before it said a word, as when it was
+        killed while it waited: nothing was lost with it."""
+        child = self._child
+        if child is None or not child.spare or self._heard or self._ending is not None or not child.wait_ended(_TICK):
+            return False
+        log.warning("%s: the spare runner had ended; another is forked", self.load_id)
+        try:
+            self._child, connection = self._zygotes.fork(self.load, self._needs)
+        except OSError as error:
+            log.warning("%s: none could be: %s", self.load_id, error)
+            return False
+        self._connection.close()
+        self._connection = connection
+        return True
+
+    def _listen(self) -> str:
+        """Tell the runner its load and take in what it says, until it is gone or has to go. Return what became of it.
+        """
         cause = "its process ended unexpectedly"
         heard = looked = time.monotonic()
         stop_by: float | None = None
@@ -217,6 +256,7 @@ class RunnerHandle:
                 if self._connection in readable:
                     heard = now
                     self._receive(self._connection.recv())
+                    self._heard = True
                 if now - looked >= _TICK:
                     looked = now
                     self._stop_late(now)
@@ -248,7 +288,7 @@ class RunnerHandle:
         except Exception:  # a message that cannot be unpickled: the runner cannot be trusted any further
             log.exception("unreadable message from %s", self.load_id)
             cause = "it sent an unreadable message"
-        self._bury(cause)
+        return cause
 
     def _stop_late(self, now: float) -> None:
         """Stop what is past its deadline: whoever should notice may be stuck sending to a client that does not read.
@@ -284,14 +324,15 @@ class RunnerHandle:
                 self.progress = message
             case messages.Loaded():
                 self.loaded, self.load_seconds = message, time.monotonic() - self._asked
-                measured = self._weigh_loaded()
-                # The cache is not there yet: it grows with the requests, up to what is set aside for it.
-                taken = self.predicted if measured is None else measured + self.reserve
-                self.measured, self.size_at_load, self.charged = measured is not None, measured, taken
+                self.size_at_load = self._weigh_loaded()
+                self.measured, taken = self.size_at_load is not None, self._lasting
+                # No more than its load was charged: nobody has to go for what passes.
+                passing = max(0, min(message.passing_bytes, self.charged - taken))
+                self.charged = taken + passing
                 phases = " ".join(f"{phase} {seconds:.2f}s" for phase, seconds in message.phases.items())
                 log.info("loaded %s on %s: %.0f MB, %s, %s", self.load_id, message.device, taken / 1e6,
                          message.quantization, phases)  # fmt: skip
-                self._post(events.Loaded(self.load_id, taken))
+                self._post(events.Loaded(self.load_id, taken, passing=passing))
             case messages.LoadFailed(_, kind, error):
                 log.error("%s failed to load (%s): %s", self.load_id, kind, error)
                 self._failed_load, self.failed_by = error, kind
@@ -316,7 +357,7 @@ class RunnerHandle:
         from one zygote, which are all alike, the first is measured."""
         known = self._zygotes.taken(self.load) if self.from_zygote else None
         if known is not None and self.pid and (private := watchdog.private_bytes(self.pid)) is not None:
-            self.baseline = (known, private)
+            self.baseline = (known + self._passing, private)
             return known
         measured = self._weigh()
         if measured is not None and self.from_zygote:
@@ -324,24 +365,27 @@ class RunnerHandle:
         return measured
 
     def _weigh(self) -> int | None:
-        """Measure the runner, less what it will not have for long, and have the watchdog reckon from that."""
+        """Measure the runner, and have the watchdog reckon from that. Return it without what is there only until it
+        has settled."""
         measured = self.measure()
         private = watchdog.private_bytes(self.pid) if self.pid else None
-        if measured is None or private is None:
-            return measured
-        passing = self.loaded.passing_bytes if self.loaded else 0
-        self.baseline = (measured - passing, private - passing)
-        return measured - passing
+        if measured is None:
+            return None
+        if private is not None:
+            self.baseline = (measured, private)
+        return measured - self._passing
 
     def _settled(self, mapped: int) -> None:
-        """Its weights may have been laid out anew: what it takes is measured again, and it gets a zygote."""
+        """What passed is gone, and its weights may have been laid out anew: it is measured again and gets a zygote."""
         assert self.loaded is not None
         self.loaded = replace(self.loaded, mapped_bytes=mapped, passing_bytes=0)
         answering = bool(self._in_flight)  # then a cache is there too, which is charged already
         measured = self._weigh() if self.measured and not answering else None
         # More would be what answers left behind, and a little less is chance.
-        if measured is not None and measured + self.reserve < self.charged - _CHANCE:
-            self.size_at_load, self.charged = measured, measured + self.reserve
+        if measured is not None and measured + self.reserve < self._lasting - _CHANCE:
+            self.size_at_load = measured
+        if self._lasting < self.charged:
+            self.charged = self._lasting
             self._post(events.Recharge(self.load_id, self.charged))
         self._is_settled = True
         try:

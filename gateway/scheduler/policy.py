@@ -10,7 +10,7 @@ from typing import assert_never
 from gateway.scheduler import anticipation, events, replicas
 from gateway.scheduler.actions import Action, EndRunner, Grant, Refuse, StartLoad, Why
 from gateway.scheduler.admission import cannot_fit, reserve
-from gateway.scheduler.eviction import Plan, more_plans, overdraft, plans_of
+from gateway.scheduler.eviction import Plan, Prospect, more_plans, overdraft, plans_of
 from gateway.scheduler.state import Model, Phase, Request, State
 
 
@@ -171,7 +171,7 @@ def _loaded(state: State, event: events.Loaded, now: float) -> list[Action]:
     if model is None or model.phase is not Phase.LOADING:
         return []  # the news of a load that was given up meanwhile
     assert model.slot is not None
-    model.phase, model.bytes, model.ready_since, model.last_used = Phase.READY, size, now, now
+    model.phase, model.bytes, model.ready_since, model.last_used = Phase.READY, size + event.passing, now, now
     model.offloaded |= event.offloaded
     model.failures, model.retry_at = 0, 0.0
     for member in state.group(model):
@@ -322,7 +322,7 @@ def _schedule(state: State, now: float) -> list[Action]:
     yielding: set[str] = set()
     plans = plans_of(state, now)
     for model, found in plans:
-        if not state.usable(model):
+        if not state.usable(model) and found.prospect is not Prospect.BEHIND:
             actions += _refuse_all(state, model, Why.CANNOT_FIT, cannot_fit(state, model))
             continue
         if found.ready:

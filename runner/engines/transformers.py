@@ -84,7 +84,10 @@ class Transformers:
 
     def rehearse(self, request: Generate) -> None:
         if (opened := self._ahead) is not None:  # else there are weights to be read, to a GPU perhaps
-            self._report, self._ahead = self.load(), opened
+            try:
+                self._report = self.load()
+            finally:
+                self._ahead = opened
         try:
             self._family.prepare(request, torch.device("cpu"))
         except RequestError as error:
@@ -129,7 +132,7 @@ class Transformers:
         return Loaded(
             self._load.load_id, self._load.device, int(self._model.get_memory_footprint()), self._context,
             self._phases.seconds, self._weights.describe(), self._mapped_bytes,
-            self._weights.passing_bytes,
+            self._weights.passing_bytes, from_kept=self._weights.from_kept,
         )  # fmt: skip
 
     def settle(self) -> int:
