@@ -26,7 +26,7 @@ numbers a piece has at least."""
 _BYTES_8BIT = 4
 """Bytes a number of the matrix that is quantized to 8 bits on a GPU."""
 _MAPPED_FROM = 32 * 2**20
-"""Bytes from which on the C library always gives a block pages of its own, which go as soon as it is freed. Smaller ones
+"""Bytes from which on the C library always gives a block pages of its own, which go as soon as it is freed. Others
 lie side by side, and where one was, another of its size finds no place, as it must be aligned: what small matrices pass
 through leaves gaps, until what becomes of later ones fills them. Measured, the gaps came to a quarter at most of what
 small matrices become in 8 bits; they are taken for a third."""
