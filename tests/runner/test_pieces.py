@@ -85,6 +85,16 @@ def test_what_is_to_stay_in_16_bits_is_not_quantized() -> None:
     assert weight.to("cpu").dtype == torch.float16
 
 
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_a_load_quantizes_in_pieces(bits: int, _pockets: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    from runner.engines import pieces
+
+    installed: list[bool] = []
+    monkeypatch.setattr(pieces, "install", lambda: installed.append(True))
+    _pockets.__wrapped__("deepseek", quant_bits=bits)  # type: ignore[attr-defined]
+    assert bool(installed) == (bits < 16)
+
+
 @pytest.mark.parametrize("nested", [True, False])
 @pytest.mark.parametrize("shape", [(32, 64), (352, 4096), (4864, 896), (64, 262_144)])
 def test_laid_out_as_at_once(shape: tuple[int, int], nested: bool) -> None:
