@@ -24,14 +24,16 @@ class Page:
         self._thread.start()
 
     def _read(self) -> None:
-        name = ""
+        name = last = ""
         with suppress(httpx.TransportError, httpx.StreamError):
             for line in self._response.iter_lines():
                 if line.startswith("event: "):
                     name = line[7:]
                 elif line.startswith("id: "):
-                    self.ids.append(line[4:])
+                    last = line[4:]
                 elif line.startswith("data: "):
+                    if name == "journal":
+                        self.ids.append(last)
                     self.events.append((name, json.loads(line[6:])))
         self.ended.set()
 
