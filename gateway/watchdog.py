@@ -134,8 +134,8 @@ class Watchdog:
                 self._post(events.Squeeze(slot))
 
     def _charge(self, one: _Seen) -> None:
-        """Have it charged for what it takes if that is by a margin more than was set aside, and no longer after. What it
-        grows by is charged soon, as the first look may find it on its way; what it gives back, when that is much."""
+        """Have it charged for what it takes if that is by a margin more than was set aside, and no longer after.
+        Growth is charged soon, as the first look may find it on its way; what is given back, when it is much."""
         runner, raised = one.runner, self._raised.get(one.runner.load_id)
         if not self._too_much(one, one.unforeseen):
             if raised is not None:

@@ -205,14 +205,15 @@ def test_what_scripts_share(browser_page: Page) -> None:
 
 
 def test_figures_follow_the_server_s_clock_and_slots(browser_page: Page) -> None:
-    """A clock that is set back begins the plots anew, and the history that other pages are told; room is looked for where
-    a model may go; and what a model on a GPU has in RAM is told without what it has there."""
+    """A clock that is set back begins the plots anew, and the history that other pages are told; room is looked for
+    where a model may go; and what a model on a GPU has in RAM is told without what it has there."""
     browser_page.goto("/ui/benchmarks")
     said = browser_page.evaluate("""async () => {
         const at = document.querySelector("script[type=module]").src;
-        const [{ Samples, extend }, { lacking, residents }] = await Promise.all(["samples.js", "standing.js"].map((name) =>
-            import(at.replace("shell.js", name))));
-        const samples = new Samples(), kept = [], history = { times: [], series: {}, slots: { cpu: { used_bytes: [] } } };
+        const [{ Samples, extend }, { lacking, residents }] = await Promise.all(
+            ["samples.js", "standing.js"].map((name) => import(at.replace("shell.js", name))));
+        const samples = new Samples(), kept = [];
+        const history = { times: [], series: {}, slots: { cpu: { used_bytes: [] } } };
         for (const [time, swaps] of [[1000, 1], [1001, 1], [1001.1, 9], [1000.5, 9], [400, 4], [401, 2]]) {
             samples.add({ time, series: { swaps }, slots: {} });
             extend(history, { time, series: { swaps }, slots: { cpu: { used_bytes: swaps } } });
