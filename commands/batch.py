@@ -327,7 +327,7 @@ def _code(answer: httpx.Response) -> str | None:
     try:
         data = answer.json()
         code = (data["error"] if isinstance(data["error"], dict) else data).get("code")
-        return str(code)
+        return code if isinstance(code, str) else None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 

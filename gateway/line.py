@@ -22,10 +22,12 @@ BUFFER = 65536
 class Child:
     """One forked process. ``pid`` and ``status`` (negative: the signal that ended it) are set as they become known.
 
-    ``zygote`` is the process it is forked from if it finds its model opened there, ``error`` why it never was."""
+    ``zygote`` is the process it is forked from if it finds its model opened there, ``spare`` says that it was before
+    its load was asked for, ``error`` why it never was."""
 
     token: str
     zygote: "Child | None" = None
+    spare: bool = False
     pid: int | None = None
     status: int | None = None
     error: str = ""
@@ -36,7 +38,8 @@ class Child:
 
     def born(self, pid: int) -> None:
         self.pid = pid
-        with self._lock, suppress(ProcessLookupError):  # ended and reaped already: that news comes next
+        # Ended and reaped already: that news comes next. Or no descriptor is left: then its parent's word has to do.
+        with self._lock, suppress(OSError):
             self._pidfd = os.pidfd_open(pid)
         self.forked.set()
 
@@ -50,16 +53,20 @@ class Child:
         self.forked.set()
         self.ended.set()
 
+    def has_ended(self) -> bool:
+        """Return whether the process has ended, even if its parent is too busy to reap it. Takes no descriptor."""
+        with self._lock:
+            return _readable(self._pidfd, 0) if self._pidfd >= 0 else self.ended.is_set()
+
     def wait_ended(self, timeout: float | None = None) -> bool:
         """Wait until the process has ended and its memory is back, even if its parent is too busy to reap it."""
-        with self._lock:
+        watched = -1
+        with self._lock, suppress(OSError):  # no descriptor is left
             watched = os.dup(self._pidfd) if self._pidfd >= 0 else -1
         if watched < 0:
             return self.ended.wait(timeout)
         try:
-            poll = select.poll()
-            poll.register(watched, select.POLLIN)
-            return bool(poll.poll(None if timeout is None else 1000 * timeout))
+            return _readable(watched, timeout)
         finally:
             os.close(watched)
 
@@ -69,6 +76,12 @@ class Child:
             if self._pidfd >= 0:
                 with suppress(ProcessLookupError):
                     signal.pidfd_send_signal(self._pidfd, signum)
+
+
+def _readable(descriptor: int, timeout: float | None) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(None if timeout is None else 1000 * timeout))
 
 
 class Line:

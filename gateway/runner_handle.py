@@ -90,6 +90,7 @@ class RunnerHandle:
         self._count = count
         self._starved: str | None = None
         self._stuck = False
+        self._heard = False
         self._is_settled = False
         self._asked = 0.0
         self.load_seconds = 0.0  # from asking for its process until its model was ready
@@ -116,10 +117,14 @@ class RunnerHandle:
     def start(self) -> None:
         """Ask for the fork and begin to listen. Does not wait."""
         self._asked = time.monotonic()
+        connection: Connection | None = None
         try:
-            self._child, self._connection = self._zygotes.fork(self.load, self._needs)
+            self._child, connection = self._zygotes.fork(self.load, self._needs)
+            self._connection = connection
             self._thread.start()
         except Exception:  # no descriptors or threads left
+            if connection is not None:
+                connection.close()  # the process ends with it, and not some day when this is collected
             with self._lock:
                 self._buried = True
                 os.close(self._wake)
@@ -206,6 +211,30 @@ class RunnerHandle:
     # -- the reader thread ---------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        cause = self._listen()
+        if self._replace_spare():
+            cause = self._listen()
+        self._bury(cause)
+
+    def _replace_spare(self) -> bool:
+        """Have another runner forked for one that was forked ahead and ended before it said a word, as when it was
+        killed while it waited: nothing was lost with it."""
+        child = self._child
+        if child is None or not child.spare or self._heard or self._ending is not None or not child.wait_ended(_TICK):
+            return False
+        log.warning("%s: the spare runner had ended; another is forked", self.load_id)
+        try:
+            self._child, connection = self._zygotes.fork(self.load, self._needs)
+        except OSError as error:
+            log.warning("%s: none could be: %s", self.load_id, error)
+            return False
+        self._connection.close()
+        self._connection = connection
+        return True
+
+    def _listen(self) -> str:
+        """Tell the runner its load and take in what it says, until it is gone or has to go. Return what became of it.
+        """
         cause = "its process ended unexpectedly"
         heard = looked = time.monotonic()
         stop_by: float | None = None
@@ -217,6 +246,7 @@ class RunnerHandle:
                 if self._connection in readable:
                     heard = now
                     self._receive(self._connection.recv())
+                    self._heard = True
                 if now - looked >= _TICK:
                     looked = now
                     self._stop_late(now)
@@ -248,7 +278,7 @@ class RunnerHandle:
         except Exception:  # a message that cannot be unpickled: the runner cannot be trusted any further
             log.exception("unreadable message from %s", self.load_id)
             cause = "it sent an unreadable message"
-        self._bury(cause)
+        return cause
 
     def _stop_late(self, now: float) -> None:
         """Stop what is past its deadline: whoever should notice may be stuck sending to a client that does not read.

@@ -53,7 +53,7 @@ class Runners:
         self._metrics = metrics
         self._reporter = reporter
         self._handles: dict[str, RunnerHandle] = {}
-        self._evicted: dict[str, list[str]] = {}  # by slot, for its next load
+        self._evicted: dict[str, list[str]] = {}  # by the model they make room for, for its next load
         self._told_to_end: WeakSet[RunnerHandle] = WeakSet()  # requests ask for it after the handle was dropped
         self._changed = threading.Condition()
 
@@ -128,7 +128,7 @@ class Runners:
         )  # fmt: skip
         handle = RunnerHandle(load, modules([spec]), self._zygotes, self._hear, self._settings.heartbeat_timeout,
                               needed.total, needed.reserve, slot, ON_CPU if slot in fallback else "",
-                              self._ladder.count, tuple(self._evicted.pop(slot, ())))  # fmt: skip
+                              self._ladder.count, tuple(self._evicted.pop(spec.name, ())))  # fmt: skip
         if needed.offloaded and self._placement.ram:
             handle.in_ram = InRam(handle, self._placement.ram, needed.offloaded)
         handle.charged, handle.peak = needed.bytes, needed.peak
@@ -140,7 +140,7 @@ class Runners:
     def end(self, action: actions.EndRunner) -> None:
         if handle := self._handles.get(action.load_id):
             if action.newcomer:
-                self._evicted.setdefault(handle.slot, []).append(handle.load.name)
+                self._evicted.setdefault(action.newcomer, []).append(handle.load.name)
             self._reporter.ending(action, handle)
             self._told_to_end.add(handle)
             handle.end(action.reason)

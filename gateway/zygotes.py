@@ -41,8 +41,9 @@ class _Spare(NamedTuple):
 @dataclass(eq=False)
 class Zygote:
     """``files`` is how the checkpoint's looked, ``opened`` what the process said once it was ready, ``taken`` what a
-    runner forked from it took when it was loaded, ``spare`` a runner that was forked ahead of its load. It is
-    ``barren`` if a spare ended by itself: no more are tried."""
+    runner forked from it took when it was loaded, by the tokens of its cache, as some engines take that at once.
+    ``spare`` is a runner that was forked ahead of its load. It is ``barren`` if one ended by itself: no more are tried.
+    """
 
     load: Load
     files: dict[str, tuple[int, int]]
@@ -50,7 +51,7 @@ class Zygote:
     line: Line | None = None
     opened: dict[str, Any] | None = None
     used: float = field(default_factory=time.monotonic)
-    taken: int | None = None
+    taken: dict[int, int] = field(default_factory=dict)
     spare: _Spare | None = None
     barren: bool = False
 
@@ -89,7 +90,7 @@ class Zygotes:
 
     def provide(self, load: Load) -> None:
         """See to it that the next load like this one finds a runner forked already, if its zygote is there and there is
-        memory for it. To be called when nobody waits for the processor. Does not wait."""
+        memory for it. To be called when nobody waits for an answer of this one. Does not wait."""
         with self._lock:
             zygote = self._known.get(_key(load))
         if zygote is not None:
@@ -99,12 +100,18 @@ class Zygotes:
         with self._lock:
             room = self._limit - sum(known.private_bytes for known in self._known.values())
             room -= sum(_SPARE_BYTES for known in self._known.values() if known.spare)
-            if self._living_spare(zygote) or not zygote.opened or zygote.barren or room < _SPARE_BYTES:
+            given_up = self._known.get(_key(zygote.load)) is not zygote
+            if given_up or self._living_spare(zygote) or not zygote.opened or zygote.barren or room < _SPARE_BYTES:
                 return
             try:
-                zygote.spare = _Spare(*self._fork(zygote, f"spare-{uuid.uuid4().hex[:8]}", spare=True))
+                spare = _Spare(*self._fork(zygote, f"spare-{uuid.uuid4().hex[:8]}", spare=True))
             except OSError as error:  # nothing depends on it
                 log.debug("%s gets no spare runner: %s", zygote.load.name, error)
+                return
+            if spare.child.error:
+                spare.channel.close()
+            else:
+                zygote.spare = spare
 
     def _ready(self, load: Load) -> Zygote | None:
         """Return the zygote of this load if it has one that has opened its files as they are."""
@@ -123,7 +130,7 @@ class Zygotes:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             child = zygote.line.fork({"token": token, "spare": spare}, theirs)
-        child.zygote = zygote.process
+        child.zygote, child.spare = zygote.process, spare
         return child, Connection(ours.detach())
 
     def _pop_spare(self, zygote: Zygote) -> _Spare | None:
@@ -136,11 +143,13 @@ class Zygotes:
     def _living_spare(zygote: Zygote) -> _Spare | None:
         """Return its spare runner, after forgetting one that has ended. Called under the lock."""
         spare = zygote.spare
-        if spare is None or not spare.child.wait_ended(0):
+        if spare is None or not spare.child.has_ended():
             return spare
         spare.channel.close()
         zygote.spare = None
-        if not zygote.process.wait_ended(0):
+        if spare.child.error:
+            log.debug("%s got no spare runner: %s", zygote.load.name, spare.child.error)
+        elif not zygote.process.has_ended():
             zygote.barren = True
             log.warning("a spare runner of %s ended by itself; it gets no more of them", zygote.load.name)
         return None
@@ -155,12 +164,12 @@ class Zygotes:
     def taken(self, load: Load) -> int | None:
         """Return what runners of this load, forked from its zygote, were seen to take; None if none was measured."""
         zygote = self._known.get(_key(load))
-        return zygote.taken if zygote else None
+        return zygote.taken.get(load.cache_tokens) if zygote else None
 
     def took(self, load: Load, measured: int) -> None:
         """A runner forked from this load's zygote took so much; the next one will, too."""
         if zygote := self._known.get(_key(load)):
-            zygote.taken = measured
+            zygote.taken[load.cache_tokens] = measured
 
     def abort(self, load: Load, child: Child) -> None:
         """End what was asked for a child and does not fork it: the load's zygote, or else the forkserver."""

@@ -278,7 +278,8 @@ def _reason(answer: httpx.Response) -> str:
 def _code(answer: httpx.Response) -> str | None:
     """Return the code in OpenAI's envelope."""
     try:
-        return str(answer.json()["error"]["code"])
+        code = answer.json()["error"]["code"]
+        return code if isinstance(code, str) else None
     except (ValueError, KeyError, TypeError):
         return None
 

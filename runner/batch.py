@@ -18,6 +18,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
+from pathlib import Path
 
 from protocol.messages import Failed, RunnerMessage
 from runner.engines.base import Engine, Logits, Sequence
@@ -53,7 +54,8 @@ def prepare(engine: Engine, job: Job) -> Prepared:
             return Prepared(job, engine.prepare(job))
     except FileNotFoundError as error:
         # The gateway removes the files right after it has said that nobody wants them: the word is on its way.
-        return _given_up(job) if job.unwanted_within(_WORD) else Prepared(job, [], error)
+        gone = any(part.path and not Path(part.path).exists() for said in job.request.messages for part in said.parts)
+        return _given_up(job) if gone and job.unwanted_within(_WORD) else Prepared(job, [], error)
     except Exception as error:
         if job.choices or not out_of_memory(error):
             return Prepared(job, [], error)

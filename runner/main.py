@@ -44,7 +44,10 @@ def wait_for_load(descriptor: int, opened: Engine, name: str) -> NoReturn:
     """Be a spare runner of a model, forked before a load is asked for: do what that will do, so that the pages it
     writes to are this process's own by then. Serves the gateway as :func:`run` does."""
     _become(f"spare:{name}")
-    opened.rehearse(messages.Generate("", (_QUESTION,), messages.Sampling(1)))
+    try:
+        opened.rehearse(messages.Generate("", (_QUESTION,), messages.Sampling(1)))
+    except Exception:  # whatever it is, the load itself will say so
+        log.warning("a spare runner of %s cannot do its load ahead", name, exc_info=True)
     Runner(Connection(descriptor), opened).listen()
 
 

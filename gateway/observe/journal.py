@@ -87,7 +87,7 @@ class Journal:
             return [entry for entry in self._entries if entry.id > last]
 
     def select(
-        self, after: int = 0, kinds: Collection[str] = (), model: str | None = None, limit: int = KEPT
+        self, after: int = 0, kinds: Collection[Kind] = (), model: str | None = None, limit: int = KEPT
     ) -> list[Entry]:
         """Return the latest ``limit`` entries of these kinds (any, if none is named) and about this model, the oldest
         first. One that made room for the model is about it too."""

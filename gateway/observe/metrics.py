@@ -37,7 +37,6 @@ _HTTP = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 9
 @dataclass(slots=True)
 class _Runner:
     model: str
-    slot: str
     since: float
     ready: bool = False
 
@@ -95,7 +94,7 @@ class Metrics:
         self._crashes = counter("runner_crashes_total", "Runners that ended though nobody asked them to.", "model")
         self._restarts = counter("runner_restarts_total", "Runners started in place of one that crashed.", "model")
         self._runners: dict[str, _Runner] = {}
-        self._evicted_on: set[str] = set()
+        self._made_room: set[str] = set()  # models that others were evicted for
         self._crashed: set[str] = set()
         for model in models:
             self._begin_at_zero(model)
@@ -171,20 +170,20 @@ class Metrics:
     def performed(self, action: actions.Action) -> None:
         """The scheduler decided something that is being done. Called in the owner thread alone."""
         match action:
-            case actions.StartLoad(replica, load_id, slot):
+            case actions.StartLoad(replica, load_id):
                 model = spec_name(replica)
-                self._runners[load_id] = _Runner(model, slot, time.monotonic())
-                if slot in self._evicted_on:
-                    self._evicted_on.discard(slot)
+                self._runners[load_id] = _Runner(model, time.monotonic())
+                if model in self._made_room:
+                    self._made_room.discard(model)
                     self._swaps.labels(model).inc()
                     self.tally.add(swaps=1)
                 if model in self._crashed:
                     self._crashed.discard(model)
                     self._restarts.labels(model).inc()
-            case actions.EndRunner(replica, load_id, reason):
+            case actions.EndRunner(replica, _, reason, newcomer):
                 self._evictions.labels(spec_name(replica), reason).inc()
-                if reason == "evicted" and (runner := self._runners.get(load_id)):
-                    self._evicted_on.add(runner.slot)
+                if newcomer:  # on whichever slot the other was
+                    self._made_room.add(newcomer)
 
     def heard(self, event: events.Event, handles: "Mapping[str, RunnerHandle]") -> None:
         """A runner was loaded, or has ended."""

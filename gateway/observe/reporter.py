@@ -84,11 +84,12 @@ class Reporter:
                 seconds = time.monotonic() - self._begun.get(load_id, time.monotonic())
                 text = f"{handle.load.name} is ready on {handle.slot} after {seconds:.1f} s, with {format_bytes(size)}"
                 phases = handle.loaded.phases if handle.loaded else {}
+                in_ram: dict[str, Any] = {"offloaded_bytes": sum(offloaded.values())} if offloaded else {}
                 self.journal.add(
                     "loaded", _sentence(text, ""), handle.load.name, handle.slot, load_id=load_id, bytes=size,
                     predicted_bytes=handle.predicted, from_zygote=handle.from_zygote, seconds=round(seconds, 3),
                     phases={phase: round(took, 3) for phase, took in phases.items()},
-                    **({"offloaded_bytes": sum(offloaded.values())} if offloaded else {}),
+                    **in_ram,
                 )  # fmt: skip
             case events.LoadFailed(load_id, cause):
                 name = handle.load.name if handle else spec_name(load_id.rpartition("-")[0])

@@ -60,11 +60,19 @@ def _queue(state: State, model: Model, now: float) -> list[Model]:
 
 
 def _in_the_way(state: State, model: Model, other: Model) -> bool:
-    """Whether the two do not fit together on any slot that both may use."""
-    slots = set(model.allowed if model.slot is None else (model.slot,))
-    slots &= set(other.allowed if other.slot is None else (other.slot,))
-    taken = {slot: (model.bytes or model.size(slot)) + (other.bytes or other.size(slot)) for slot in slots}
-    return bool(taken) and all(size > state.slots[slot].budget for slot, size in taken.items())
+    """Whether the two do not fit together wherever both would take memory of the same slots."""
+    together = [(one, two) for one in _places(model) for two in _places(other) if one.keys() & two.keys()]
+    return bool(together) and all(
+        any(one[slot] + two[slot] > state.slots[slot].budget for slot in one.keys() & two.keys())
+        for one, two in together
+    )
+
+
+def _places(model: Model) -> list[dict[str, int]]:
+    """The bytes it takes of the slots where it is, or would take of those where it may be."""
+    if model.slot is None:
+        return [model.needs(slot) for slot in model.allowed]
+    return [{slot: model.charged(slot) for slot in (model.slot, *model.offloaded)}]
 
 
 def _room(state: State, newcomer: Model, now: float) -> float:

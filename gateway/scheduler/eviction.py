@@ -19,6 +19,7 @@ class Prospect(IntEnum):
     YIELD = 3
     TURN = 4
     UNKNOWN = 5
+    BEHIND = 6  # another model is before it, there or on a slot that it needs besides
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,8 @@ class Plan:
 
     ``ready``: start now. ``evict``: end these now, that is all it needs. ``yielding``: busy residents whose turn is
     over: they get no new lease and go once they have answered. ``wait_until``: when the next turn is over, or the next
-    expected request overdue. With none of these it waits for what is under way: a load, or runners that are ending.
+    expected request overdue. With none of these it waits for what is under way: a load, or runners that are ending, or
+    for those before it.
     ``due`` is when the last of the turns is over, or was.
     """
 
@@ -45,7 +47,8 @@ class Plan:
 
 def plans_of(state: State, now: float) -> list[tuple[Model, Plan]]:
     """For each slot, the plan of the model whose first request has waited longest. Others wait behind it, so that a
-    stream of small newcomers cannot keep a large one out. One that needs several slots keeps its place on all of them.
+    stream of small newcomers cannot keep a large one out. One that needs several slots keeps its place on all of them
+    once it is the first on each. Until then it costs no other its turn: it will be the longest waiter soon.
     """
     cold = [model for model in state.models.values() if model.phase is Phase.COLD and model.waiting]
     plans: list[tuple[Model, Plan]] = []
@@ -53,19 +56,23 @@ def plans_of(state: State, now: float) -> list[tuple[Model, Plan]]:
     for model in sorted(cold, key=lambda model: model.turn(now, state.limits)):
         found = plan(state, model, now, promised)
         needs = model.needs(found.slot)
-        if not promised.keys() & needs.keys():
-            plans.append((model, found))
-        promised = needs | promised
+        if promised.keys() & needs.keys():
+            plans.append((model, Plan(found.slot, Prospect.BEHIND)))
+            continue
+        plans.append((model, found))
+        promised |= needs
     return plans
 
 
 def more_plans(state: State, plans: list[tuple[Model, Plan]], now: float) -> list[tuple[Model, Plan]]:
-    """The plans of replicas that are to be loaded besides, each on a slot of its own."""
+    """The plans of replicas that are to be loaded besides, each on slots that no model waits for, and no replica before
+    it that can be loaded at some time."""
     taken = {slot for model, found in plans for slot in model.needs(found.slot)}
     more: list[tuple[Model, Plan]] = []
     for model in replicas.wanted(state):
         found = plan_beside(state, model, now, taken)
-        taken |= model.needs(found.slot).keys()
+        if found.prospect is not Prospect.UNKNOWN:
+            taken |= model.needs(found.slot).keys()
         more.append((model, found))
     return more
 
@@ -122,17 +129,21 @@ def _plan_on(state: State, slot: str, newcomer: Model, now: float, promised: Map
         found, go = _room_on(state, one, newcomer, size, now, promised.get(one), going)
         plans.append(found)
         going += go
-    return _all_of(slot, plans)
+    return _all_of(state, slot, newcomer, plans)
 
 
-def _all_of(slot: str, plans: list[Plan]) -> Plan:
+def _all_of(state: State, slot: str, newcomer: Model, plans: list[Plan]) -> Plan:
     """Put together what it takes on every slot that a load needs. Nobody goes or yields for one that has to wait for
-    something else to happen, and nobody goes before all may."""
+    something else to happen, as the end of another load, and nobody goes before all may."""
     if len(plans) == 1:
         return plans[0]
     prospect = max(found.prospect for found in plans)
     if prospect is Prospect.UNKNOWN:
         return Plan(slot)
+    if prospect > Prospect.SOON and any(_loading(state, one) for one in newcomer.needs(slot)):
+        waits = [found.wait_until for found in plans if found.wait_until is not None]
+        return Plan(slot, max(prospect, Prospect.YIELD), wait_until=min(waits, default=None),
+                    due=max(found.due for found in plans))  # fmt: skip
     evict = {model.name: model for found in plans for model in found.evict if prospect is Prospect.EVICT}
     yielding = {model.name: model for found in plans for model in found.yielding}
     waits = [found.wait_until for found in plans if found.wait_until is not None]
@@ -159,7 +170,7 @@ def _room_on(
     need = state.used(slot) + (promised or 0) + size - state.slots[slot].budget
     if need <= 0:  # 1
         # One load at a time on a slot: two at once could run it out of memory at their peaks.
-        free = promised is None and all(model.phase is not Phase.LOADING for model in residents)
+        free = promised is None and not _loading(state, slot)
         return Plan(slot, Prospect.NOW if free else Prospect.SOON), []
     need -= _leaving(residents, slot) + sum(model.charged(slot) for model in going)
     if need <= 0:
@@ -205,16 +216,15 @@ def _gives_way(state: State, model: Model, newcomer: Model, until: dict[str, flo
 
 
 def _plan_beside_on(state: State, slot: str, newcomer: Model, now: float) -> Plan:
-    return _all_of(slot, [_room_beside_on(state, one, newcomer, size, now)
-                          for one, size in newcomer.needs(slot).items()])  # fmt: skip
+    plans = [_room_beside_on(state, one, newcomer, size, now) for one, size in newcomer.needs(slot).items()]
+    return _all_of(state, slot, newcomer, plans)
 
 
 def _room_beside_on(state: State, slot: str, newcomer: Model, size: int, now: float) -> Plan:
     residents = state.residents(slot)
     need = state.used(slot) + size - state.slots[slot].budget
     if need <= 0:
-        free = all(model.phase is not Phase.LOADING for model in residents)
-        return Plan(slot, Prospect.NOW if free else Prospect.SOON)
+        return Plan(slot, Prospect.SOON if _loading(state, slot) else Prospect.NOW)
     need -= _leaving(residents, slot)
     if need <= 0:
         return Plan(slot, Prospect.SOON)
@@ -279,6 +289,10 @@ def _longest_ready(models: Iterable[Model]) -> list[Model]:
 
 def _least_recent(models: Iterable[Model]) -> list[Model]:
     return sorted(models, key=lambda model: (model.last_used or 0.0, model.name))
+
+
+def _loading(state: State, slot: str) -> bool:
+    return any(model.phase is Phase.LOADING for model in state.residents(slot))
 
 
 def _leaving(residents: Iterable[Model], slot: str) -> int:

@@ -10,7 +10,7 @@ from typing import assert_never
 from gateway.scheduler import anticipation, events, replicas
 from gateway.scheduler.actions import Action, EndRunner, Grant, Refuse, StartLoad, Why
 from gateway.scheduler.admission import cannot_fit, reserve
-from gateway.scheduler.eviction import Plan, more_plans, overdraft, plans_of
+from gateway.scheduler.eviction import Plan, Prospect, more_plans, overdraft, plans_of
 from gateway.scheduler.state import Model, Phase, Request, State
 
 
@@ -322,7 +322,7 @@ def _schedule(state: State, now: float) -> list[Action]:
     yielding: set[str] = set()
     plans = plans_of(state, now)
     for model, found in plans:
-        if not state.usable(model):
+        if not state.usable(model) and found.prospect is not Prospect.BEHIND:
             actions += _refuse_all(state, model, Why.CANNOT_FIT, cannot_fit(state, model))
             continue
         if found.ready:

@@ -84,7 +84,10 @@ class Transformers:
 
     def rehearse(self, request: Generate) -> None:
         if (opened := self._ahead) is not None:  # else there are weights to be read, to a GPU perhaps
-            self._report, self._ahead = self.load(), opened
+            try:
+                self._report = self.load()
+            finally:
+                self._ahead = opened
         try:
             self._family.prepare(request, torch.device("cpu"))
         except RequestError as error:

@@ -25,7 +25,7 @@ def test_pieces_join_to_the_whole_answer(pocket: GatewayProcess, model: str, pro
 
 def test_what_it_waits_for_is_told(pocket: GatewayProcess) -> None:
     """While a model loads: events named progress, each with something new, before the first piece."""
-    pocket.unload("reasoner")
+    pocket.unload_wholly("reasoner")
     with pocket.stream("reasoner", **SUM) as events:
         seen = list(events)
     names = [event.name for event in seen]

@@ -99,7 +99,7 @@ def test_a_load_is_told_in_comments(served: GatewayProcess) -> None:
 
 
 def test_a_load_is_told_in_events_to_those_who_ask(served: GatewayProcess) -> None:
-    served.unload("qwen_vl")
+    served.unload_wholly("qwen_vl")
     said = lines(served, model="qwen_vl", messages=user("Hello"), stream_options={"include_progress": True})
     news = [json.loads(data[6:]) for name, data in zip(said, said[1:], strict=False) if name == "event: progress"]
     assert news and all(set(one) == {"model", "state", "phase", "fraction", "position"} for one in news)

@@ -192,7 +192,6 @@ def test_a_batch_that_breaks_ends_the_process(engine: Engines, monkeypatch: pyte
     sent: list[Any] = []
     monkeypatch.setattr(runner, "send", sent.append)
     monkeypatch.setattr(runner, "_load", lambda _: watched)
-    runner._loads.put(load_of("transformers", "deepseek", ""))
     job = Job(request("17 + 25"), sent.append)
     prepare = watched.prepare
 
@@ -204,7 +203,7 @@ def test_a_batch_that_breaks_ends_the_process(engine: Engines, monkeypatch: pyte
     monkeypatch.setattr(watched, "prepare", prepared)
     runner._inbox.put(job)
     with pytest.raises(Ended, match="1"):
-        runner._serve()
+        runner._serve(load_of("transformers", "deepseek", ""))
 
 
 @pytest.mark.parametrize("family", ["blip_vqa", "qwen_omni"])

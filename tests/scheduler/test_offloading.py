@@ -2,6 +2,7 @@
 
 from gateway.scheduler import Model, Slot, State, events
 from gateway.scheduler.actions import EndRunner, StartLoad, Why
+from gateway.scheduler.estimate import next_place
 from tests.scheduler.world import Stage, World, kinds, why
 
 
@@ -160,3 +161,134 @@ def test_a_model_that_is_offloaded_from_now_on_waits_for_ram() -> None:
     assert kinds(world.log[-1:]) == [("EndRunner", "a")]
     assert world.ended("a-1") == [StartLoad("small", "small-4", "gpu")]
     assert world.runner("small").charged("cpu") == 30 == world.state.models["small"].charged("cpu")
+
+
+def shared(*others: Model, **slots: int) -> World:
+    """``a`` on ``g0`` and ``c`` on ``g1`` offload more to ``cpu`` than both could, and ``y`` is busy there."""
+    models = [Model("y", 60, ("cpu",)), Model("a", 80, ("g0",), offloads={"g0": {"cpu": 60}}),
+              Model("c", 80, ("g1",), offloads={"g1": {"cpu": 60}}), *others]  # fmt: skip
+    budgets = {"g0": 100, "g1": 100, "cpu": 100} | slots
+    world = World(State({name: Slot(name, size) for name, size in budgets.items()}, {one.name: one for one in models}))
+    world.ask("y")
+    world.loaded(world.runner("y").load_id)
+    return world
+
+
+def test_one_that_is_not_the_first_on_both_slots_keeps_nobody_off_either() -> None:
+    world = shared(Model("d", 30, ("g1",)))
+    for name in ("a", "c", "d"):
+        world.ask(name)
+        world.now += 1
+    assert world.living() == {"y", "d"}, "c waits for a's turn on the CPU, and d wants nothing of what either needs now"
+
+
+def test_it_is_not_overtaken_any_more_once_it_is_the_first_on_both() -> None:
+    world = shared(Model("d", 30, ("g1",)))
+    a, c = world.ask("a"), world.ask("c")
+    world.wait(world.turn() + 1)
+    for request_id in world.all_in(Stage.GRANTED):
+        world.release(request_id)
+    world.ended(world.runner("y").load_id)
+    world.loaded(world.runner("a").load_id)
+    assert world.stage(a) is Stage.GRANTED and world.stage(c) is Stage.WAITING
+    world.ask("d")
+    assert world.living() == {"a"}, "there would be no room for c"
+
+
+def test_no_replica_goes_where_one_waits_that_is_not_the_first_on_both_slots() -> None:
+    pair = [Model(name, 50, ("g2", "g1"), group="m") for name in ("m", "m#2")]
+    world = shared(*pair, g2=60)
+    world.ask("m")
+    world.loaded(world.runner("m").load_id)
+    for name in ("a", "c", "m"):
+        world.ask(name)
+        world.now += 1
+    assert world.living() == {"y", "m"} and world.runner("m").slot == "g2"
+
+
+def pairs(a: tuple[str, ...], offloads: dict[str, dict[str, int]]) -> World:
+    """Two models that may have a replica each, with one of each that is busy: ``b`` may have its other on the CPU."""
+    models = [Model(name, 50, a, group="a", offloads=dict(offloads)) for name in ("a", "a#2")]
+    models += [Model(name, 20, ("cpu", "g2"), group="b") for name in ("b", "b#2")]
+    budgets = {"g0": 60, "g1": 60, "g2": 20, "cpu": 100}
+    world = World(State({name: Slot(name, size) for name, size in budgets.items()}, {one.name: one for one in models}))
+    for name in ("b", "a"):
+        world.ask(name)
+        world.loaded(world.runner(name).load_id)
+    return world
+
+
+def test_a_replica_that_can_never_be_loaded_keeps_no_other_from_its_slots() -> None:
+    world = pairs(("g0", "g1"), {"g0": {"cpu": 60}, "g1": {"cpu": 60}})
+    world.ask("a")
+    assert world.living() == {"a", "b"}, "there is no RAM for another"
+    world.ask("b")
+    assert world.living() == {"a", "b", "b#2"} and world.runner("b#2").slot == "cpu"
+
+
+def test_a_replica_that_is_left_alone_for_a_while_keeps_no_other_from_its_slots() -> None:
+    world = pairs(("cpu", "g0"), {})
+    world.ask("a")
+    world.load_failed(world.runner("a#2").load_id)
+    world.ask("b")
+    assert world.living() == {"a", "b", "b#2"} and world.runner("b#2").slot == "cpu"
+
+
+def test_nobody_goes_on_one_slot_while_the_other_loads_something_else() -> None:
+    world = machine(gpu=110)
+    world.state.models["y"] = Model("y", 60, ("cpu",))
+    world.resident("y")
+    world.ask("small")
+    waiting = world.ask("large")
+    assert world.living() == {"small", "y"} and world.runner("y").asked is None, "y would be missed all that time"
+    assert ("EndRunner", "y") in kinds(world.loaded(world.runner("small").load_id))
+    world.ended("y-1")
+    world.loaded(world.runner("large").load_id)
+    assert world.stage(waiting) is Stage.GRANTED
+
+
+def test_nobody_yields_on_one_slot_while_the_other_loads_something_else() -> None:
+    world = machine(gpu=110)
+    busy = [world.ask(name) for name in ("a", "b")]
+    for name in ("a", "b"):
+        world.loaded(world.runner(name).load_id)
+    world.ask("small")
+    world.ask("large")
+    again = [world.ask(name) for name in ("a", "b")]
+    world.wait(world.turn() + 1)
+    for request_id in busy:
+        world.release(request_id)
+    assert [world.stage(request_id) for request_id in again] == [Stage.GRANTED] * 2
+    world.loaded(world.runner("small").load_id)
+    assert {"a", "b"} <= world.living() and world.ask("a") in world.all_in(Stage.WAITING)
+    world.release(again[0])
+    assert {runner.model for runner in world.runners.values() if runner.asked} == {"a"}
+
+
+def test_who_is_ending_on_one_slot_is_no_reason_to_wait_on_the_other() -> None:
+    world = machine(cpu=120)
+    world.resident("small", "a", "b")
+    world.unload("small")
+    world.ask("large")
+    assert {runner.model for runner in world.runners.values() if runner.asked} == {"small", "a"}
+
+
+def test_who_is_offloaded_is_in_the_way_of_a_place_on_the_cpu() -> None:
+    alone, offloaded = machine(), machine()
+    for world, other in ((alone, Model("other", 70, ("cpu",))),
+                         (offloaded, Model("other", 80, ("gpu",), offloads={"gpu": {"cpu": 70}}))):  # fmt: skip
+        world.state.models["other"] = other
+        world.ask("a")
+        world.now += 5
+        world.loaded(world.runner("a").load_id)
+        world.ask("other")
+        world.wait(world.turn() + 1)
+        world.ask("a")
+    places = [next_place(world.state, world.state.models["a"], world.now) for world in (alone, offloaded)]
+    assert min(places) > 5, "the other is loaded before, and then a is again"
+    small = machine(cpu=130)
+    small.state.models["other"] = Model("other", 80, ("gpu",), offloads={"gpu": {"cpu": 70}})
+    small.ask("a")
+    small.loaded(small.runner("a").load_id)
+    small.ask("other")
+    assert next_place(small.state, small.state.models["a"], small.now) <= 1, "both have room there"

@@ -244,6 +244,39 @@ class Offloading(OneSlot):
     fallback = {"d": ("cpu",)}
     offloads = {"b": {"gpu": {"cpu": 40}}, "d": {"gpu": {"cpu": 60}}}
 
+    @rule(number=pick)
+    def ram_runs_short(self, number: int) -> None:
+        self.world.send(events.Squeeze(self._choose(list(self.slots), number)))
+
+    @precondition(lambda self: self._settled())
+    @rule(number=pick)
+    def a_runner_takes_more_than_there_is(self, number: int) -> None:
+        self.world.send(events.Starve(self._choose(self._settled(), number)))
+
+    @precondition(lambda self: self._offloaded())
+    @rule(number=pick, share=st.sampled_from([0.5, 0.8]))
+    def a_runner_turns_out_to_have_less_in_ram(self, number: int, share: float) -> None:
+        runner = self.world.runners[self._choose(self._offloaded(), number)]
+        runner.offloaded["cpu"] = int(runner.offloaded["cpu"] * share)
+        self.world.send(events.Recharge(runner.load_id, runner.offloaded["cpu"], "cpu"))
+
+    def _settled(self) -> list[str]:
+        return [runner.load_id for runner in self.world.runners.values() if not runner.asked]
+
+    def _offloaded(self) -> list[str]:
+        return [load_id for load_id in self._settled() if self.world.runners[load_id].offloaded]
+
+
+class SharedRam(Offloading):
+    """Two GPUs that offload to one CPU, replicas that do, and one that goes there as a whole where it fits no GPU."""
+
+    slots = {"g0": 100, "g1": 100, "cpu": 90}
+    place = {"a": ("cpu", "g1"), "b": ("g0", "g1"), "c": ("g1",), "d": ("g0",)}
+    replicas = {"a": 2, "b": 2}
+    fallback = {"d": ("cpu",)}
+    sizes = {"d": {"g0": 70, "cpu": 90}}
+    offloads = {"b": {"g0": {"cpu": 40}, "g1": {"cpu": 30}}, "c": {"g1": {"cpu": 50}}, "d": {"g0": {"cpu": 60}}}
+
 
 TestOneSlot = OneSlot.TestCase
 TestOneSlot.settings = settings(max_examples=70, **PROFILE)
@@ -253,3 +286,5 @@ TestManySlots = ManySlots.TestCase
 TestManySlots.settings = settings(max_examples=40, **PROFILE)
 TestOffloading = Offloading.TestCase
 TestOffloading.settings = settings(max_examples=40, **PROFILE)
+TestSharedRam = SharedRam.TestCase
+TestSharedRam.settings = settings(max_examples=30, **PROFILE)

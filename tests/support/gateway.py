@@ -341,6 +341,20 @@ class GatewayProcess:
             time.sleep(min(0.02 + waited / 20, 0.1))
         return value
 
+    def unload_wholly(self, model: str) -> None:
+        """Unload a model and end its zygote, so that its next load is one like the first."""
+
+        def zygotes() -> list[int]:
+            processes = self.get("/admin/memory_status")["host"]["processes"]
+            return [one["pid"] for one in processes if (one["role"], one["model"]) == ("zygote", model)]
+
+        self.load(model)
+        pids = self.until(zygotes, f"the zygote of {model}")
+        self.unload(model)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        self.until(lambda: not zygotes(), "it to be gone")
+
     # -- logs ----------------------------------------------------------------------------------------------------------
 
     def log(self) -> str:

@@ -1,0 +1,102 @@
+"""A handle's way from a fork to the news of a load, and what becomes of it where a fork or descriptors are missing."""
+
+import os
+import resource
+import socket
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import pytest
+
+from gateway.line import Child
+from gateway.runner_handle import RunnerHandle
+from gateway.scheduler import events
+from protocol import messages
+
+LOAD = messages.Load("a-1", "a", "generic", "transformers", "/nowhere", 4, "cpu")
+
+
+class Forks:
+    """Gives out the children it is told to, and keeps the runners' ends of their channels."""
+
+    def __init__(self, *children: Child) -> None:
+        self.children = list(children)
+        self.ends: SimpleQueue[Connection] = SimpleQueue()
+
+    def fork(self, load: messages.Load, needs: Any) -> tuple[Child, Connection]:
+        ours, theirs = socket.socketpair()
+        self.ends.put(Connection(theirs.detach()))
+        return self.children.pop(0), Connection(ours.detach())
+
+    def unfit(self, load: messages.Load, why: str) -> None: ...
+
+    def taken(self, load: messages.Load) -> int | None:
+        return None
+
+    def took(self, load: messages.Load, measured: int) -> None: ...
+
+
+@pytest.fixture
+def news() -> Iterator["SimpleQueue[events.Event]"]:
+    yield SimpleQueue()
+
+
+def handle(forks: Forks, news: "SimpleQueue[events.Event]") -> RunnerHandle:
+    return RunnerHandle(LOAD, (), forks, news.put, 30.0, 100, 0, "cpu", "", lambda model, step: None)  # type: ignore[arg-type]
+
+
+def living() -> Child:
+    """A child that is this very process, which lives for as long as the test looks."""
+    child = Child("a-1")
+    child.born(os.getpid())
+    return child
+
+
+def test_a_spare_runner_that_is_gone_when_it_is_taken_is_replaced(news: "SimpleQueue[events.Event]") -> None:
+    spare = Child("spare", zygote=living(), spare=True)
+    forks = Forks(spare, living())
+    runner = handle(forks, news)
+    runner.start()
+    forks.ends.get(timeout=10).close()  # killed with its load unread
+    spare.buried(-9)
+    end = forks.ends.get(timeout=10)
+    assert end.recv() == LOAD
+    end.send(messages.Loaded("a-1", "cpu", 10, None, {}, "nf4"))
+    assert isinstance(news.get(timeout=10), events.Loaded)
+    runner.end("unloaded")
+    assert end.recv() == messages.Stop()
+    end.close()
+    runner._child.buried(0)  # type: ignore[union-attr]
+    assert isinstance(news.get(timeout=10), events.RunnerEnded)
+    with pytest.raises(Empty):
+        news.get_nowait()
+
+
+def test_one_that_was_forked_when_it_was_wanted_is_not(news: "SimpleQueue[events.Event]") -> None:
+    child = Child("a-1", zygote=living())
+    forks = Forks(child, living())
+    handle(forks, news).start()
+    forks.ends.get(timeout=10).close()
+    child.buried(-11)
+    assert isinstance(news.get(timeout=10), events.RunnerLost)
+    assert forks.ends.empty()
+
+
+def test_what_has_ended_can_be_told_without_a_descriptor() -> None:
+    child = living()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # not one more
+    try:
+        assert not child.has_ended()
+        assert not child.wait_ended(0)
+        nameless = Child("b")
+        nameless.born(os.getpid())
+        assert not nameless.has_ended()
+        nameless.buried(0)
+        assert nameless.has_ended() and nameless.wait_ended(1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    child.buried(0)
+    assert child.has_ended()
