@@ -6,6 +6,7 @@ Gateway process. Knows settings, specs and devices; nothing of requests, runners
 import logging
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gateway import devices
@@ -109,14 +110,14 @@ class Placement:
     def _usual_bits(self, spec: ModelSpec, place: Place) -> QuantBits:
         return usual_bits(spec, place.device, self._footprints, place.budget)
 
-    def needs(self, spec: ModelSpec, slot: str) -> Charge:
+    def needs(self, spec: ModelSpec, slot: str, opened: bool = False) -> Charge:
         """Return what a model is charged for on a slot, and the tokens of cache among it: fewer where it is small.
 
-        ``spec`` has the bits it is loaded with there."""
+        ``spec`` has the bits it is loaded with there; ``opened``: its weights wait for the load in a zygote."""
         place, level, wanted = self.places[slot], self.ladder.level(spec.name), Catalog.cache_tokens(spec)
         if level == "small_batch":
             wanted = max(LEAST_CACHE, spec.context or 0)
-        charge = self._footprints.charge(spec, place.device, wanted, place.budget)
+        charge = self._footprints.charge(spec, place.device, wanted, place.budget, opened)
         limits = self.offload(spec, slot)
         if level == "offload" and limits and charge.bytes:
             moved = self._footprints.parts(spec, place.device).weights - _on_gpu(limits)
@@ -126,10 +127,15 @@ class Placement:
             charge = charge._replace(offloaded=self._offloads.charge(spec, _on_gpu(limits), most))
         return charge
 
-    def sizes(self, spec: ModelSpec, bits: QuantBits | None = None) -> dict[str, int]:
-        """Return the bytes a model is charged for on each slot it may use, the preferred ones first."""
+    def sizes(
+        self, spec: ModelSpec, bits: QuantBits | None = None,
+        opened: Callable[[ModelSpec, str], bool] = lambda spec, slot: False,
+    ) -> dict[str, int]:
+        """Return the bytes a model is charged for on each slot it may use, the preferred ones first. ``opened`` says
+        whether its weights wait for a load there."""
         first, fallback = self.allowed(spec)
-        return {slot: self.needs(self.on(spec, slot, bits), slot).bytes for slot in (*first, *fallback)}
+        placed = {slot: self.on(spec, slot, bits) for slot in (*first, *fallback)}
+        return {slot: self.needs(one, slot, opened(one, slot)).bytes for slot, one in placed.items()}
 
     def offloads(self, spec: ModelSpec, bits: QuantBits | None = None) -> dict[str, dict[str, int]]:
         """Return for each slot from which a part of a model goes elsewhere what it is charged for there."""

@@ -180,8 +180,18 @@ class RunnerHandle:
 
     @property
     def foreseen(self) -> int:
-        """Bytes beyond its charge that it may take while it loads."""
-        return 0 if self.loaded else max(0, self.peak - self.charged)
+        """Bytes beyond its charge that it may take for a while: as it loads, and until what it keeps is written."""
+        return max(0, (self._lasting + self._passing if self.loaded else self.peak) - self.charged)
+
+    @property
+    def _passing(self) -> int:
+        return self.loaded.passing_bytes if self.loaded else 0
+
+    @property
+    def _lasting(self) -> int:
+        """What it is charged once nothing of its load is left. The cache is not there yet when it is loaded: it grows
+        with the requests, up to what is set aside for it."""
+        return self.predicted if self.size_at_load is None else self.size_at_load + self.reserve
 
     def measure(self) -> int | None:
         """Return the bytes its process takes of its device, None if it cannot be told."""
@@ -314,14 +324,15 @@ class RunnerHandle:
                 self.progress = message
             case messages.Loaded():
                 self.loaded, self.load_seconds = message, time.monotonic() - self._asked
-                measured = self._weigh_loaded()
-                # The cache is not there yet: it grows with the requests, up to what is set aside for it.
-                taken = self.predicted if measured is None else measured + self.reserve
-                self.measured, self.size_at_load, self.charged = measured is not None, measured, taken
+                self.size_at_load = self._weigh_loaded()
+                self.measured, taken = self.size_at_load is not None, self._lasting
+                # No more than its load was charged: nobody has to go for what passes.
+                passing = max(0, min(message.passing_bytes, self.charged - taken))
+                self.charged = taken + passing
                 phases = " ".join(f"{phase} {seconds:.2f}s" for phase, seconds in message.phases.items())
                 log.info("loaded %s on %s: %.0f MB, %s, %s", self.load_id, message.device, taken / 1e6,
                          message.quantization, phases)  # fmt: skip
-                self._post(events.Loaded(self.load_id, taken))
+                self._post(events.Loaded(self.load_id, taken, passing=passing))
             case messages.LoadFailed(_, kind, error):
                 log.error("%s failed to load (%s): %s", self.load_id, kind, error)
                 self._failed_load, self.failed_by = error, kind
@@ -346,7 +357,7 @@ class RunnerHandle:
         from one zygote, which are all alike, the first is measured."""
         known = self._zygotes.taken(self.load) if self.from_zygote else None
         if known is not None and self.pid and (private := watchdog.private_bytes(self.pid)) is not None:
-            self.baseline = (known, private)
+            self.baseline = (known + self._passing, private)
             return known
         measured = self._weigh()
         if measured is not None and self.from_zygote:
@@ -354,24 +365,27 @@ class RunnerHandle:
         return measured
 
     def _weigh(self) -> int | None:
-        """Measure the runner, less what it will not have for long, and have the watchdog reckon from that."""
+        """Measure the runner, and have the watchdog reckon from that. Return it without what is there only until it
+        has settled."""
         measured = self.measure()
         private = watchdog.private_bytes(self.pid) if self.pid else None
-        if measured is None or private is None:
-            return measured
-        passing = self.loaded.passing_bytes if self.loaded else 0
-        self.baseline = (measured - passing, private - passing)
-        return measured - passing
+        if measured is None:
+            return None
+        if private is not None:
+            self.baseline = (measured, private)
+        return measured - self._passing
 
     def _settled(self, mapped: int) -> None:
-        """Its weights may have been laid out anew: what it takes is measured again, and it gets a zygote."""
+        """What passed is gone, and its weights may have been laid out anew: it is measured again and gets a zygote."""
         assert self.loaded is not None
         self.loaded = replace(self.loaded, mapped_bytes=mapped, passing_bytes=0)
         answering = bool(self._in_flight)  # then a cache is there too, which is charged already
         measured = self._weigh() if self.measured and not answering else None
         # More would be what answers left behind, and a little less is chance.
-        if measured is not None and measured + self.reserve < self.charged - _CHANCE:
-            self.size_at_load, self.charged = measured, measured + self.reserve
+        if measured is not None and measured + self.reserve < self._lasting - _CHANCE:
+            self.size_at_load = measured
+        if self._lasting < self.charged:
+            self.charged = self._lasting
             self._post(events.Recharge(self.load_id, self.charged))
         self._is_settled = True
         try:

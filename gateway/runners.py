@@ -92,7 +92,7 @@ class Runners:
 
     def predict(self, spec: ModelSpec) -> None:
         """Tell the scheduler what the model would take on each slot, as far as is known now."""
-        sizes = self._placement.sizes(self._catalog[spec.name], self.bits.get(spec.name))
+        sizes = self._placement.sizes(self._catalog[spec.name], self.bits.get(spec.name), self._opened)
         offloads = self._placement.offloads(self._catalog[spec.name], self.bits.get(spec.name))
         self._owner.post(events.Predict(spec.name, next(iter(sizes.values())), sizes, offloads))
 
@@ -100,9 +100,24 @@ class Runners:
         """Have a model loaded from now on as its level says."""
         spec = self._catalog[name]
         first, fallback = self._placement.allowed(spec)
-        sizes = self._placement.sizes(spec, self.bits.get(name))
+        sizes = self._placement.sizes(spec, self.bits.get(name), self._opened)
         offloads = self._placement.offloads(spec, self.bits.get(name))
         self._owner.post(events.Move(name, first, fallback, sizes, self._placement.at_once(spec), offloads))
+
+    def _opened(self, spec: ModelSpec, slot: str) -> bool:
+        """Whether the model's next load there finds its weights opened, so that nothing of it passes."""
+        return self._zygotes.has_weights(self._order(spec, slot))
+
+    def _order(self, spec: ModelSpec, slot: str, load_id: str = "", tokens: int = 0) -> messages.Load:
+        """Return what a runner is told to load on this slot. ``spec`` has the bits it is loaded with there."""
+        return messages.Load(
+            load_id, spec.name, spec.family, spec.engine, str(spec.path(self._settings.models_dir).resolve()),
+            spec.quant_bits, self._placement.places[slot].device, spec.context, self._placement.threads(),
+            self._placement.offload(spec, slot), spec.chat_template, self._placement.at_once(spec),
+            spec.batch_wait_ms / 1000, tokens,
+            str(quantized.root(self._settings.models_dir).resolve()) if self._settings.quantized_cache else "",
+            self._settings.quantized_cache, self._ladder.level(spec.name),
+        )  # fmt: skip
 
     # -- called in the owner thread, never waiting ---------------------------------------------------------------------
 
@@ -116,16 +131,10 @@ class Runners:
 
     def _start(self, name: str, load_id: str, slot: str) -> None:
         spec = self._catalog[spec_name(name)]
-        place, fallback = self._placement.places[slot], self._placement.allowed(spec)[1]
+        fallback = self._placement.allowed(spec)[1]
         spec = self._placement.on(spec, slot, self.bits.get(spec.name))
-        needed, level = self._placement.needs(spec, slot), self._ladder.level(spec.name)
-        load = messages.Load(
-            load_id, spec.name, spec.family, spec.engine, str(spec.path(self._settings.models_dir).resolve()),
-            spec.quant_bits, place.device, spec.context, self._placement.threads(), self._placement.offload(spec, slot),
-            spec.chat_template, self._placement.at_once(spec), spec.batch_wait_ms / 1000, needed.tokens,
-            str(quantized.root(self._settings.models_dir).resolve()) if self._settings.quantized_cache else "",
-            self._settings.quantized_cache, level,
-        )  # fmt: skip
+        needed = self._placement.needs(spec, slot, self._opened(spec, slot))
+        load = self._order(spec, slot, load_id, needed.tokens)
         handle = RunnerHandle(load, modules([spec]), self._zygotes, self._hear, self._settings.heartbeat_timeout,
                               needed.total, needed.reserve, slot, ON_CPU if slot in fallback else "",
                               self._ladder.count, tuple(self._evicted.pop(spec.name, ())))  # fmt: skip
@@ -171,6 +180,9 @@ class Runners:
                     return
             case events.Recharge(load_id, size) if self._handles[load_id].load.level in ("normal", "cpu"):
                 self._record(self._handles[load_id], size)
+                self._owner.post(event)
+                self.predict(self._catalog[self._handles[load_id].load.name])
+                return
             case events.LoadFailed(load_id, cause) if (
                 (failed := self._handles.get(load_id)) is not None and failed.failed_by == "out_of_memory"
             ):
@@ -189,8 +201,9 @@ class Runners:
         load, loaded = handle.load, handle.loaded
         if loaded is not None and not handle.from_zygote:
             spec = self._catalog[load.name].model_copy(update={"quant_bits": load.quant_bits})
-            self._placement.footprints.record(spec, load.device, size - handle.reserve,
-                                              loaded.peak_bytes + loaded.passing_bytes, load.cache_tokens)  # fmt: skip
+            passing = None if loaded.from_kept else loaded.peak_bytes + loaded.passing_bytes
+            self._placement.footprints.record(spec, load.device, size - handle.reserve, passing,
+                                              load.cache_tokens)  # fmt: skip
 
     def _load_again(self, handle: RunnerHandle, cause: str) -> events.LoadFailed:
         """Return the news of a load that found no memory, and how it is loaded next, if there is a way left."""

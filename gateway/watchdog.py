@@ -32,8 +32,9 @@ VMSTAT = Path("/proc/vmstat")
 
 class Watched(Protocol):
     """A runner as the watchdog sees it, or the part in RAM of one on a GPU. ``charged`` are the bytes set aside for it
-    in the slot ``charged_to``, ``foreseen`` those that its load may take for a while beyond them, 0 once it is loaded;
-    ``baseline`` what it took when that was last measured, and its private memory then, None before it was forked."""
+    in the slot ``charged_to``, ``foreseen`` those that its load may take for a while beyond them, 0 once it has
+    settled; ``baseline`` what it took when that was last measured, and its private memory then, None before it was
+    forked."""
 
     @property
     def load_id(self) -> str: ...

@@ -161,6 +161,11 @@ class Zygotes:
         if spare is not None:
             spare.channel.close()
 
+    def has_weights(self, load: Load) -> bool:
+        """Whether the next load like this one finds its weights opened."""
+        zygote = self._ready(load)
+        return zygote is not None and bool(zygote.opened and zygote.opened["weights"])
+
     def taken(self, load: Load) -> int | None:
         """Return what runners of this load, forked from its zygote, were seen to take; None if none was measured."""
         zygote = self._known.get(_key(load))

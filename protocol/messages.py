@@ -176,7 +176,8 @@ class Loaded:
 
     ``weight_bytes`` is the sum over tensors, ``mapped_bytes`` those of them that are used where they lie in their file,
     and ``passing_bytes`` what is there only until it has settled. ``phases`` are seconds by phase; ``peak_bytes`` is
-    how much more of its device the load had taken at its highest than it takes now.
+    how much more of its device the load had taken at its highest than it takes now. ``from_kept``: it read what an
+    earlier load had quantized, so its peak says nothing of one that quantizes.
     """
 
     load_id: str
@@ -188,6 +189,7 @@ class Loaded:
     mapped_bytes: int = 0
     passing_bytes: int = 0
     peak_bytes: int = 0
+    from_kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 
 
 class Measured(BaseModel):
-    """One load: ``resident`` bytes after it, and how many more had been ``passing`` at its peak; None where an earlier
-    version measured, whose loads took more on the way."""
+    """Loads: ``resident`` bytes after the last, and how many more had been ``passing`` at the highest peak; None where
+    all read kept weights, or an earlier version measured, whose loads took more on the way."""
 
     resident: PositiveInt
     passing: NonNegativeInt | None = None
@@ -37,12 +37,13 @@ class Store:
     def get(self, key: str) -> Measured | None:
         return self._known.get(key)
 
-    def put(self, key: str, resident: int, passing: int) -> None:
-        """Remember a load: the latest resident figure, and the highest peak, since a load that quantizes takes more
-        than one that reads what was kept."""
+    def put(self, key: str, resident: int, passing: int | None) -> None:
+        """Remember a load: the latest resident figure, and the highest peak. ``passing`` is None for one that read what
+        was kept, which says nothing of those that quantize."""
         with self._lock:
             before = self._known.get(key)
-            self._known[key] = Measured(resident=resident, passing=max(passing, (before and before.passing) or 0))
+            peaks = [one for one in (passing, before.passing if before else None) if one is not None]
+            self._known[key] = Measured(resident=resident, passing=max(peaks, default=None))
             try:
                 self._write()
             except OSError as error:

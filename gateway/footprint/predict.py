@@ -65,11 +65,13 @@ class Parts:
         """Return the most bytes it may come to take with a cache of so many tokens."""
         return self.resident + self.later + self.working.bytes(tokens) + self.cache(tokens)
 
-    def loading(self, tokens: int) -> int:
-        """Return the bytes of a load at its highest: of the highest that was seen, once one was."""
+    def loading(self, tokens: int, opened: bool = False) -> int:
+        """Return the bytes of a load at its highest: of the highest that was seen, once one was. Where its weights are
+        ``opened`` already, nothing of it passes."""
         at_once = self.cache(tokens) if self.cache_at_load else 0
         seen = self.measured.passing if self.measured else None
-        return self.resident + at_once + (self.passing if seen is None else seen)
+        passing = self.passing if seen is None else seen
+        return self.resident + at_once + (0 if opened else passing)
 
 
 class Charge(NamedTuple):
@@ -141,9 +143,10 @@ class Footprints:
         parts = self._known(spec, device)
         return parts.cache_token if parts else 0
 
-    def charge(self, spec: ModelSpec, device: str, wanted: int, budget: int) -> Charge:
+    def charge(self, spec: ModelSpec, device: str, wanted: int, budget: int, opened: bool = False) -> Charge:
         """Return what a load of the model on a slot with this budget is charged, with a cache of ``wanted`` tokens or
-        as many as there is room for. 0 bytes when the weights are not there or cannot be read.
+        as many as there is room for. 0 bytes when the weights are not there or cannot be read. ``opened``: they wait
+        for the load in a zygote.
 
         A peak that the slot has no room for takes the whole slot, and refuses nobody: it passes.
         """
@@ -153,12 +156,12 @@ class Footprints:
         tokens = _most(parts, wanted, budget)
         total = parts.total(tokens)
         there = parts.resident + (parts.cache(tokens) if parts.cache_at_load else 0)
-        peak = parts.loading(tokens)
+        peak = parts.loading(tokens, opened)
         return Charge(max(total, min(peak, budget)), tokens, total - there, total, peak)
 
-    def record(self, spec: ModelSpec, device: str, measured: int, passing: int = 0, tokens: int = 0) -> None:
+    def record(self, spec: ModelSpec, device: str, measured: int, passing: int | None = 0, tokens: int = 0) -> None:
         """Remember what a load really took: ``measured`` bytes after it, ``passing`` more at its peak, with a cache of
-        ``tokens`` where the engine takes that at the load."""
+        ``tokens`` where the engine takes that at the load. ``passing`` is None of one that read kept weights."""
         try:
             key, parts = self._keyed(spec, device)
         except (HeaderError, OSError):

@@ -132,7 +132,7 @@ class Transformers:
         return Loaded(
             self._load.load_id, self._load.device, int(self._model.get_memory_footprint()), self._context,
             self._phases.seconds, self._weights.describe(), self._mapped_bytes,
-            self._weights.passing_bytes,
+            self._weights.passing_bytes, from_kept=self._weights.from_kept,
         )  # fmt: skip
 
     def settle(self) -> int:

@@ -50,6 +50,7 @@ class Weights:
         self._device = torch.device(load.device)
         self._to_keep: dict[str, Any] | None = None
         self._laid_out = False
+        self.from_kept = False  # whether they were read as an earlier load had quantized them
         self.kept = self._folder() if self._keeps else None
 
     def adopt(self, load: Load, progress: ProgressReport) -> None:
@@ -117,6 +118,7 @@ class Weights:
             with watched_weights(lambda fraction: self._progress("reading quantized weights", fraction)):
                 model = self._family.load_model(self.kept, **self._options(quantize=False))
             packed4.attach(model, self.kept)
+            self.from_kept = True
             return model.eval()
         except Exception as error:  # whatever is wrong with them, the originals are there
             if out_of_memory(error):

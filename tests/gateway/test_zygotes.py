@@ -9,6 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from gateway.footprint import Footprints
+from models_registry.spec import ModelSpec
 from tests.conftest import Start
 from tests.support.gateway import CHECKPOINT, SMOLLM2, SUM, GatewayProcess, only, reasoner_at
 
@@ -191,6 +193,25 @@ def test_without_memory_for_zygotes_there_are_none(start: Start) -> None:
         assert psutil.Process(gateway.model("deepseek")["pid"]).parent() == gateway.forkserver
         gateway.unload("deepseek")
     assert "zygote" not in gateway.log()
+
+
+def test_a_peak_that_is_not_to_come_costs_nobody_their_place(start: Start, tmp_path: Path) -> None:
+    """A load that opens the weights itself is charged what such a load was seen to take on its way; one that finds them
+    opened in its zygote is not."""
+    models = tmp_path / "models"
+    source = {"name": "one", "family": "deepseek", "source": {"path": str(CHECKPOINT)}, "quant_bits": 16}
+    Footprints(models).record(ModelSpec.model_validate(source), "cpu", 60 * 10**6, passing=600 * 10**6)
+    both = {name: reasoner_at(CHECKPOINT, cache_tokens=1024) for name in ("one", "two")}
+    gateway = start(models=only(**both), models_dir=models, slot_budget="500MB").preloaded()
+    assert gateway.model("two")["predicted_bytes"] == 500 * 10**6, "the whole slot"
+    for model in both:
+        gateway.load(model)
+        wait_for_zygote(gateway, model)
+    assert gateway.model("one")["state"] == "cold", "the other's peak took its place"
+    gateway.load("one")
+    assert [gateway.model(model)["state"] for model in both] == ["ready", "ready"]
+    gateway.unload("one")
+    assert gateway.model("one")["predicted_bytes"] < 300 * 10**6
 
 
 def test_the_least_recently_used_goes_when_there_is_no_room_for_both(start: Start) -> None:

@@ -46,6 +46,7 @@ def test_kept_weights_answer_as_those_that_were_quantized(
     second = load(family, bits, tmp_path)
     assert second._weights.kept == place and (place / "model.safetensors").stat().st_mtime_ns == written
     assert second._model.get_memory_footprint() == first._model.get_memory_footprint()
+    assert [engine._weights.from_kept for engine in (first, second)] == [False, True]
     assert answer(second, family, media) == answer(first, family, media)
 
 
@@ -56,7 +57,8 @@ def test_damaged_ones_are_made_anew(media: Media, tmp_path: Path, caplog: pytest
     before = file.stat()
     file.write_bytes(b"\xff" * before.st_size)  # of the right size and time: found out when it is read
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert answer(load("deepseek", 4, tmp_path), "deepseek", media) == wanted
+    again = load("deepseek", 4, tmp_path)
+    assert answer(again, "deepseek", media) == wanted and not again._weights.from_kept
     assert "damaged and made anew" in caplog.text
     file.unlink()
     assert answer(load("deepseek", 4, tmp_path), "deepseek", media) == wanted

@@ -83,6 +83,33 @@ def test_a_charge_that_rises_costs_idle_models_their_place() -> None:
     assert decide(world.state, events.Recharge("b-0", 1), world.now) == [], "a load of the past"
 
 
+def test_what_passes_is_charged_until_it_is_gone_and_of_no_later_load() -> None:
+    world = make({"a": 60, "b": 50})
+    running, waits = world.ask("a"), world.ask("b")
+    runner = world.runner("a")
+    runner.loading, runner.charge = False, 60
+    assert kinds(world.send(events.Loaded(runner.load_id, 40, passing=20))) == [("Grant", "a")]
+    assert world.state.models["a"].size("gpu") == 40
+    assert world.living() == {"a"} and world.stage(waits) is Stage.WAITING, "the memory is not there yet"
+    runner.charge = 40
+    assert kinds(world.send(events.Recharge(runner.load_id, 40))) == [("StartLoad", "b")]
+    assert world.stage(running) is Stage.GRANTED
+
+
+def test_nobody_is_ended_for_what_passes() -> None:
+    """Others were charged more meanwhile, and cannot go."""
+    world = make({"pinned": 30, "a": 60}, strict=False)
+    world.resident("pinned")
+    world.send(events.Pin("pinned", True))
+    request = world.ask("a")
+    world.runner("pinned").charge = 50
+    world.send(events.Recharge(world.runner("pinned").load_id, 50))
+    runner = world.runner("a")
+    runner.loading, runner.charge = False, 60
+    assert kinds(world.send(events.Loaded(runner.load_id, 40, passing=20))) == [("Grant", "a")]
+    assert world.stage(request) is Stage.GRANTED
+
+
 def test_a_starved_runner_goes_though_it_answers() -> None:
     world = make({"a": 40}, concurrency=2)
     requests = [world.ask("a") for _ in range(3)]

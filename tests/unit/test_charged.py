@@ -131,6 +131,26 @@ def test_a_peak_is_charged_before_it_was_measured(decoder: Path, tmp_path: Path)
     assert footprints.charge(spec, "cpu", 1, 10**10).peak == MEASURED + 5
 
 
+def test_a_load_of_kept_weights_says_nothing_of_one_that_quantizes(decoder: Path, tmp_path: Path) -> None:
+    footprints, spec = Footprints(tmp_path), spec_of(decoder, 8, family="deepseek")
+    predicted = footprints.parts(spec, "cpu").passing
+    footprints.record(spec, "cpu", MEASURED, passing=None)
+    assert footprints.predict(spec, "cpu") == MEASURED
+    for known in (footprints, Footprints(tmp_path)):
+        assert known.charge(spec, "cpu", 1, 10**10).peak == MEASURED + predicted
+    footprints.record(spec, "cpu", MEASURED, passing=predicted + 7)
+    footprints.record(spec, "cpu", MEASURED, passing=None)
+    assert Footprints(tmp_path).charge(spec, "cpu", 1, 10**10).peak == MEASURED + predicted + 7
+
+
+def test_of_weights_that_are_opened_nothing_passes(decoder: Path, tmp_path: Path) -> None:
+    footprints, spec = Footprints(tmp_path), spec_of(decoder, 8, family="deepseek")
+    footprints.record(spec, "cpu", MEASURED, passing=3 * MEASURED)
+    first, later = (footprints.charge(spec, "cpu", 1, 10**10, opened) for opened in (False, True))
+    assert (first.bytes, first.total) == (4 * MEASURED, later.total)
+    assert (later.bytes, later.peak) == (later.total, MEASURED)
+
+
 def test_peaks_of_an_earlier_version_are_predicted_anew(decoder: Path, tmp_path: Path) -> None:
     """They were those of loads that took more on the way."""
     footprints, spec = Footprints(tmp_path), spec_of(decoder, 8, family="deepseek")

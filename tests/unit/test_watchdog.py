@@ -21,7 +21,10 @@ import sys
 kept = []
 print("ready", flush=True)
 for line in sys.stdin:
-    kept.append(bytearray(b"x") * int(line))
+    if int(line):
+        kept.append(bytearray(b"x") * int(line))
+    else:
+        kept.pop()
     print("taken", flush=True)
 """
 
@@ -62,6 +65,10 @@ class Taker:
         self.process.stdin.write(f"{size}\n")
         self.process.stdin.flush()
         assert self.process.stdout.readline() == "taken\n"
+
+    def give_back(self) -> None:
+        """Let go what was taken last."""
+        self.take(0)
 
 
 @pytest.fixture
@@ -186,7 +193,7 @@ def test_what_a_load_was_foreseen_to_take_passes(taker: Callable[..., Taker]) ->
     assert len(one.causes) == 1 and "of 200.0 MB" in one.causes[0], "it takes more than was foreseen, too"
 
 
-def test_once_it_is_loaded_nothing_is_foreseen(taker: Callable[..., Taker]) -> None:
+def test_once_nothing_is_foreseen_any_more_it_is_ended(taker: Callable[..., Taker]) -> None:
     one = taker("one", 200 * MB)
     one.foreseen = 300 * MB
     dog, posted = watch(one, budget=200 * MB)

@@ -1,0 +1,121 @@
+"""What a runner is charged from its load until it has settled: real processes that take real memory, and no pipe."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import cast
+
+import pytest
+
+from gateway.line import Child
+from gateway.runner_handle import RunnerHandle
+from gateway.scheduler import events
+from gateway.spawner import Spawner
+from gateway.watchdog import Watchdog
+from gateway.zygotes import Zygotes
+from protocol import messages
+from tests.unit.test_watchdog import MB, Taker, taker
+
+__all__ = ["taker"]
+RESERVE, PASSING = 50 * MB, 300 * MB
+
+
+@dataclass
+class Loading:
+    """A runner on its way on a slot of ``budget`` bytes, whose load was charged ``charged`` of them."""
+
+    process: Taker
+    budget: int
+    charged: int
+    posted: list[events.Event] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        load = messages.Load("one-1", "one", "deepseek", "transformers", __file__, 4, "cpu")
+        none = Zygotes(cast(Spawner, None), 0)
+        self.handle = RunnerHandle(load, (), none, self.posted.append, 30.0, 200 * MB, RESERVE, "cpu", "",
+                                   lambda model, step: None)  # fmt: skip
+        self.handle.charged, self.handle.peak = self.charged, 200 * MB + PASSING
+        self.handle._child = Child("one-1", pid=self.process.pid)
+        self.dog = Watchdog(lambda: [self.handle], self.posted.append, self.budget, 0.25, 0)
+
+    def load(self) -> events.Loaded:
+        """Have it take its weights and what it keeps for writing, and say that it is loaded."""
+        self.process.take(100 * MB)
+        self.process.take(PASSING)
+        self.handle._receive(messages.Loaded("one-1", "cpu", 100 * MB, 4096, {}, "nf4", passing_bytes=PASSING))
+        loaded = self.posted.pop()
+        assert isinstance(loaded, events.Loaded) and self.posted == []
+        return loaded
+
+    def settle(self) -> None:
+        self.process.give_back()
+        self.handle._receive(messages.Settled("one-1"))
+
+
+@pytest.fixture
+def loading(taker: Callable[..., Taker]) -> Iterator[Callable[..., Loading]]:
+    made: list[Loading] = []
+
+    def make(budget: int, charged: int) -> Loading:
+        made.append(Loading(taker("one", 0), budget, charged))
+        return made[-1]
+
+    yield make
+    for one in made:
+        os.close(one.handle._wake)
+
+
+def test_what_is_kept_for_writing_is_charged_until_it_is_written(loading: Callable[..., Loading]) -> None:
+    one = loading(budget=500 * MB, charged=500 * MB)
+    loaded = one.load()
+    assert loaded.bytes == pytest.approx(RESERVE + 110 * MB, rel=0.1), "what lasts"
+    assert loaded.passing == PASSING and one.handle.charged == loaded.bytes + PASSING and one.handle.foreseen == 0
+    one.dog.look()
+    assert one.posted == []
+    one.settle()
+    one.dog.look()
+    assert one.posted == [events.Recharge("one-1", one.handle.charged)]
+    assert one.handle.charged == pytest.approx(loaded.bytes, abs=16 * 2**20) and one.handle.foreseen == 0
+
+
+def test_where_the_slot_has_no_room_for_it_it_is_foreseen(loading: Callable[..., Loading]) -> None:
+    one = loading(budget=250 * MB, charged=250 * MB)
+    loaded = one.load()
+    assert loaded.bytes + loaded.passing == one.handle.charged == 250 * MB, "no more than its load was charged"
+    assert one.handle.foreseen == PASSING - loaded.passing > 0
+    one.dog.look()
+    assert one.posted == [] and one.handle.starved == ""
+    one.process.take(300 * MB)
+    one.dog.look()
+    assert one.handle.starved.startswith("the models on the CPU took"), "that was not foreseen"
+
+
+def test_one_that_takes_more_than_its_load_was_charged_has_all_that_passes_foreseen(
+    loading: Callable[..., Loading]
+) -> None:
+    one = loading(budget=120 * MB, charged=120 * MB)
+    loaded = one.load()
+    assert loaded.bytes > 120 * MB and loaded.passing == 0, "the scheduler says whether it fits"
+    assert one.handle.charged == loaded.bytes and one.handle.foreseen == PASSING
+    one.settle()
+    assert one.handle.foreseen == 0
+
+
+def test_what_has_passed_is_charged_no_longer_though_it_answers(loading: Callable[..., Loading]) -> None:
+    one = loading(budget=500 * MB, charged=500 * MB)
+    loaded = one.load()
+    one.handle._in_flight["a request"] = None  # type: ignore[assignment]
+    one.settle()
+    assert one.posted == [events.Recharge("one-1", loaded.bytes)]
+    one.dog.look()
+    assert one.posted[1:] == []
+
+
+def test_of_a_runner_that_cannot_be_measured_the_prediction_lasts(loading: Callable[..., Loading]) -> None:
+    one = loading(budget=600 * MB, charged=600 * MB)
+    one.handle._child = None
+    one.handle._receive(messages.Loaded("one-1", "cpu", 100 * MB, 4096, {}, "nf4", passing_bytes=PASSING))
+    assert one.posted == [events.Loaded("one-1", 200 * MB, passing=PASSING)]
+    one.handle._in_flight["a request"] = None  # type: ignore[assignment]
+    one.handle._receive(messages.Settled("one-1"))
+    assert one.posted[1:] == [events.Recharge("one-1", 200 * MB)]
