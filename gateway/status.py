@@ -46,7 +46,8 @@ def status(model: Model, handle: RunnerHandle | None, now: float, wall: float) -
 def merged(name: str, replicas: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the state of a model: that of the replica nearest to answering, with what all of them hold together."""
     best = min(replicas, key=lambda replica: _NEAREST.index(replica["state"]))
-    sums = {field: sum(replica[field] for replica in replicas) for field in ("bytes", "leases", "waiting", "steps")}
+    summed = ("bytes", "offloaded_predicted_bytes", "leases", "waiting", "steps")
+    sums = {field: sum(replica[field] for replica in replicas) for field in summed}
     used = [replica["last_used"] for replica in replicas if replica["last_used"] is not None]
     offloaded = sum((Counter(replica["offloaded"]) for replica in replicas), Counter[str]())
     alone = {"last_used": max(used, default=None), "replicas": replicas, "offloaded": dict(offloaded)}

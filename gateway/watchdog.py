@@ -24,7 +24,7 @@ from utils.units import format_bytes
 log = logging.getLogger(__name__)
 _PERIOD = 1.0
 _GRAIN = 32 * 2**20  # bytes; less is nobody's ruin
-_CHANGE = 0.05  # of what was measured
+_CHANGE = 0.05  # of what was measured or charged
 _PAGE = resource.getpagesize()
 _CGROUP = Path("/sys/fs/cgroup")
 VMSTAT = Path("/proc/vmstat")
@@ -135,13 +135,14 @@ class Watchdog:
                 self._post(events.Squeeze(slot))
 
     def _charge(self, one: _Seen) -> None:
-        """Have it charged for what it takes if that is by a margin more than was set aside, and no longer after."""
+        """Have it charged for what it takes if that is by a margin more than was set aside, and no longer after.
+        Growth is charged soon, as the first look may find it on its way; what is given back, when it is much."""
         runner, raised = one.runner, self._raised.get(one.runner.load_id)
         if not self._too_much(one, one.unforeseen):
             if raised is not None:
                 del self._raised[runner.load_id]
                 self._post(events.Recharge(runner.load_id, runner.charged, runner.charged_to))
-        elif raised is None or abs(one.taken - raised) > self._margin * raised:
+        elif raised is None or one.taken > raised * (1 + _CHANGE) or one.taken < raised * (1 - self._margin):
             self._raised[runner.load_id] = one.taken
             log.warning("%s takes %s where %s were set aside for it", runner.load_id, format_bytes(one.taken),
                         format_bytes(runner.charged))  # fmt: skip

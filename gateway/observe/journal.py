@@ -17,8 +17,8 @@ Kind = Literal[
 ]  # fmt: skip
 KINDS: tuple[Kind, ...] = get_args(Kind)
 KEPT = 1000
-_FOR_ALL = ("bytes", "predicted_bytes", "from_zygote", "seconds", "phases", "reason", "stage", "step", "state",
-            "profile", "slots")  # fmt: skip
+_FOR_ALL = ("bytes", "offloaded_bytes", "predicted_bytes", "from_zygote", "seconds", "phases", "reason", "stage",
+            "step", "state", "profile", "slots")  # fmt: skip
 """Facts that are for everybody who may use the model."""
 
 

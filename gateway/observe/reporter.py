@@ -4,7 +4,7 @@ Told by the few places that know the facts, in whatever thread they are. Gateway
 """
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gateway.observe.journal import Journal, Kind
 from gateway.scheduler import actions, events
@@ -69,7 +69,8 @@ class Reporter:
         text = brief = words.format(name=handle.load.name)
         if action.newcomer:
             text += f" to make room for {action.newcomer}"
-        facts = {"newcomer": action.newcomer} if action.newcomer else {}
+        facts: dict[str, Any] = {"newcomer": action.newcomer} if action.newcomer else {}
+        facts |= {"offloaded_bytes": handle.in_ram.charged} if handle.in_ram else {}
         self.journal.add(kind, _sentence(text, handle.starved or action.why), handle.load.name, handle.slot,
                          brief=brief, reason=action.reason, load_id=handle.load_id, bytes=handle.charged,
                          **facts)  # fmt: skip
@@ -79,14 +80,16 @@ class Reporter:
     def heard(self, event: events.Event, handle: "RunnerHandle | None") -> None:
         """A runner was loaded, or has ended."""
         match event:
-            case events.Loaded(load_id, size) if handle is not None:
+            case events.Loaded(load_id, size, offloaded) if handle is not None:
                 seconds = time.monotonic() - self._begun.get(load_id, time.monotonic())
                 text = f"{handle.load.name} is ready on {handle.slot} after {seconds:.1f} s, with {format_bytes(size)}"
                 phases = handle.loaded.phases if handle.loaded else {}
+                in_ram: dict[str, Any] = {"offloaded_bytes": sum(offloaded.values())} if offloaded else {}
                 self.journal.add(
                     "loaded", _sentence(text, ""), handle.load.name, handle.slot, load_id=load_id, bytes=size,
                     predicted_bytes=handle.predicted, from_zygote=handle.from_zygote, seconds=round(seconds, 3),
                     phases={phase: round(took, 3) for phase, took in phases.items()},
+                    **in_ram,
                 )  # fmt: skip
             case events.LoadFailed(load_id, cause):
                 name = handle.load.name if handle else spec_name(load_id.rpartition("-")[0])

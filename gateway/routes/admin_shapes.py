@@ -113,7 +113,8 @@ class HostProcess(Shape):
     """One process of this gateway."""
 
     pid: int
-    role: Annotated[str, Field(description="supervisor, gateway, forkserver, zygote, runner, decoders or helper")]
+    role: Annotated[str, Field(description="supervisor, gateway, forkserver, zygote, spare, runner, decoders or "
+                                              "helper")]  # fmt: skip
     model: str | None
     private_bytes: int
     proportional_bytes: int
@@ -166,6 +167,7 @@ class ModelState(Shape):
     device: str | None
     bytes: Annotated[int, Field(description="What its slot is charged: measured at the load, and the reserve.")]
     offloaded: Annotated[dict[str, int], Field(description="Bytes charged to other slots, by slot.")]
+    offloaded_predicted_bytes: Annotated[int, Field(description="What these were expected to be charged.")]
     predicted_bytes: Annotated[int, Field(
         description="What it was expected to be charged once it is loaded, by a process of its own; of a cold model, "
                     "what a load would be charged, its peak among it.")]

@@ -169,7 +169,8 @@ def test_what_a_page_is_told_is_what_its_key_may_see(keys: Keys) -> None:
         assert keys.gateway.post("/admin/models/deepseek/pin", pinned=False).status_code == 200
         assert keys.gateway.post("/admin/models/reasoner/pin", pinned=True).status_code == 200
         root.entry("pinned", "deepseek", root.last() - 5)
-        page.entry("pinned", "reasoner")
+        pinned = page.entry("pinned", "reasoner")["id"]
+        assert [int(one.partition("-")[2]) for one in page.told[-3:]] == [pinned - 2, pinned - 1, pinned], "how far"
         assert {entry["model"] for entry in page.of("journal")} <= {"reasoner", None}
         assert keys.ask(token, "POST", "/admin/models/reasoner/pin", json={"pinned": False}).status_code == 403
         keys.done("change", "watcher", "--models", "none")

@@ -12,12 +12,14 @@ from tests.support.gateway import GatewayProcess
 
 
 class Page:
-    """What came so far: ``events`` are pairs of a name and its data, ``ids`` those of the journal's entries."""
+    """What came so far: ``events`` are pairs of a name and its data, ``ids`` those of the journal's entries, and
+    ``told`` all ids: how far the journal was told, entries among it that are not for this page."""
 
     def __init__(self, gateway: GatewayProcess, response: httpx.Response) -> None:
         self.gateway = gateway
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.ids: list[str] = []
+        self.told: list[str] = []
         self.ended = threading.Event()
         self._response = response
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -30,8 +32,10 @@ class Page:
                 if line.startswith("event: "):
                     name = line[7:]
                 elif line.startswith("id: "):
-                    self.ids.append(line[4:])
+                    self.told.append(line[4:])
                 elif line.startswith("data: "):
+                    if name == "journal":
+                        self.ids.append(self.told[-1])
                     self.events.append((name, json.loads(line[6:])))
         self.ended.set()
 

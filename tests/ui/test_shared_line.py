@@ -8,13 +8,15 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, Request, expect
 
-from tests.support.gateway import GatewayProcess
+from tests.conftest import Start
+from tests.support.gateway import GatewayProcess, only
 from tests.ui.conftest import Visitor, visiting
 
 HEAR = """async () => {
     const at = [...document.scripts].find((one) => one.src.includes("shell.js")).src;
     const { live } = await import(at.replace("shell.js", "live.js"));
     window.heard = [];
+    window.live = live;
     live.on("journal", (entry) => heard.push(entry.id));
 }"""
 KEEP = """window.EventSource = class extends EventSource {
@@ -136,6 +138,52 @@ def test_a_line_that_was_lost_goes_on_where_it_stopped(visitor: Visitor, pocket:
     for page in tabs.pages:
         expect(page.locator("#connection-text")).to_have_text("Live")
         shows(page, told)
+
+
+def test_a_line_that_hangs_is_tried_again_by_who_holds_it(visitor: Visitor, pocket: GatewayProcess) -> None:
+    """And the others are told, so that none takes it only to hang in its place. On its page, time passes quickly."""
+    tabs = Tabs(visitor, 2)
+    first, second = tabs.pages
+    first.evaluate("() => { setTimeout = ((set) => (call, wait) => set(call, wait / 20))(setTimeout); }")
+    first.route("**/ui/live*", lambda route: None)
+    first.evaluate("lines.at(-1).dispatchEvent(new Event('error'))")
+    expect(second.locator("#connection-text")).to_have_text("Disconnected")
+    for _ in range(2):
+        with first.expect_event("request", lambda request: request.url.partition("?")[0].endswith("/ui/live")
+                                and "probe" not in request.url):  # fmt: skip
+            pass
+    told = happens(pocket)
+    first.unroute("**/ui/live*")
+    for page in tabs.pages:
+        expect(page.locator("#connection-text")).to_have_text("Live")
+        shows(page, told)
+    assert second not in tabs.lines
+
+
+def test_after_a_restart_nothing_is_told_twice(chromium: Browser, start: Start) -> None:
+    """A page that is looked at again has heard what the server told that was there before, whose ids are others."""
+    gateway = start(models=only("reasoner"))
+    with visiting(chromium, gateway) as visitor:
+        visitor.expect("net::ERR_", "/ui/live", "Failed to load resource")
+        tabs = Tabs(visitor, 2)
+        before = happens(gateway)
+        for page in tabs.pages:
+            shows(page, before)
+        for process in gateway.processes():
+            process.kill()
+        gateway.wait()
+        gateway.start()
+        for page in tabs.pages:
+            page.evaluate("live.retry()")
+            expect(page.locator("#connection-text")).to_have_text("Live")
+        first, second = tabs.pages
+        with first.expect_event("requestfailed", lambda request: "/ui/live" in request.url):
+            first.evaluate(HIDE, True)
+        first.evaluate(HIDE, False)
+        told = happens(gateway)
+        for page in tabs.pages:
+            page.wait_for_function("(number) => heard.at(-1) === number", arg=told)
+            assert page.evaluate("heard") == [*range(1, before + 1), *range(1, told + 1)]
 
 
 def test_a_page_that_is_stopped_leads_nobody(visitor: Visitor, pocket: GatewayProcess) -> None:

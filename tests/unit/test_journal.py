@@ -90,10 +90,11 @@ def test_a_ring_of_samples_forgets_the_oldest() -> None:
 # -- words -------------------------------------------------------------------------------------------------------------
 
 
-def handle(name: str = "a", starved: str = "", note: str = "") -> RunnerHandle:
+def handle(name: str = "a", starved: str = "", note: str = "", in_ram: int = 0) -> RunnerHandle:
     load = SimpleNamespace(name=name)
     return cast(RunnerHandle, SimpleNamespace(load=load, load_id=f"{name}-1", slot="cpu", starved=starved, note=note,
-                                              charged=10, predicted=12, loaded=None))  # fmt: skip
+                                              charged=10, predicted=12, loaded=None, from_zygote=False,
+                                              in_ram=SimpleNamespace(charged=in_ram) if in_ram else None))  # fmt: skip
 
 
 @pytest.mark.parametrize(("action", "kind", "text"), [
@@ -116,6 +117,15 @@ def test_why_a_runner_was_ended(action: tuple[str, str, str], kind: str, text: s
     assert (entry.kind, entry.text, entry.model, entry.device) == (kind, text, "a", "cpu")
     assert entry.detail == {"reason": reason, "load_id": "a-1", "bytes": 10} | (
         {"newcomer": newcomer} if newcomer else {})  # fmt: skip
+
+
+def test_what_a_model_on_a_gpu_has_in_ram_is_told_beside_it() -> None:
+    journal = Journal()
+    reporter = Reporter(journal)
+    reporter.heard(events.Loaded("a-1", 10, {"cpu": 7}), handle(in_ram=7))
+    reporter.ending(actions.EndRunner("a", "a-1", "expired"), handle(in_ram=7))
+    told = [entry.for_user(lambda name: True) for entry in journal.after(0)]
+    assert [(one["detail"]["bytes"], one["detail"]["offloaded_bytes"]) for one in told if one] == [(10, 7), (10, 7)]
 
 
 def test_the_watchdog_s_cause_is_told_and_a_shutdown_is_not() -> None:

@@ -4,10 +4,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from gateway import devices
+from gateway import devices, watchdog
 from gateway.in_ram import InRam
 from gateway.scheduler import events
 from gateway.watchdog import Watchdog, Watched, available, private_bytes
@@ -108,6 +110,18 @@ def test_one_that_takes_more_is_charged_for_it_once(taker: Callable[..., Taker])
     one.charged = 300 * MB
     dog.look()
     assert posted[1:] == [events.Recharge("one", 300 * MB, "cpu:1")], "what is set aside covers it again"
+
+
+def test_growth_is_charged_soon_and_what_is_given_back_when_it_is_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first look may find it on its way to what it takes in the end."""
+    one = cast(Watched, SimpleNamespace(load_id="one", pid=1, device="cpu", charged=100 * MB, foreseen=0,
+                                        charged_to="cpu", baseline=None))  # fmt: skip
+    dog, posted = watch(one)
+    for taken, charged in ((170, 170), (200, 200), (205, 0), (160, 0), (400, 400), (320, 0), (290, 290), (100, 100)):
+        monkeypatch.setattr(watchdog, "usage", lambda runner, taken=taken: taken * MB)
+        posted.clear()
+        dog.look()
+        assert posted == ([events.Recharge("one", charged * MB, "cpu")] if charged else []), taken
 
 
 def test_past_the_budget_the_one_farthest_over_goes(taker: Callable[..., Taker]) -> None:

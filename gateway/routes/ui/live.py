@@ -147,7 +147,7 @@ class Stream:
     def run(self) -> Iterator[str]:
         """Yield events until there is nobody to tell them to, or the gateway stops."""
         self._sample, history = self._service.sampler.history()
-        yield _RETRY + sse.event(history, "history")
+        yield _RETRY + self._id(self._entry) + sse.event(history, "history")
         due = 0.0
         while True:
             said = ""
@@ -217,8 +217,11 @@ class Stream:
         for entry in self._service.journal.after(self._entry):
             self._entry = entry.id
             told = entry.as_dict() if self._admin else entry.for_user(self._may)
-            if told is not None:
-                yield f"id: {_server(self._service)}-{entry.id}\n" + sse.event(told, "journal")
+            # The id of one that is not for the page comes by itself: so the page knows how far it was told all.
+            yield self._id(entry.id) + (sse.event(told, "journal") if told is not None else "\n")
+
+    def _id(self, entry: int) -> str:
+        return f"id: {_server(self._service)}-{entry}\n"
 
 
 def _for_user(model: dict[str, Any]) -> dict[str, Any]:

@@ -48,7 +48,8 @@ function factsOf({ kind, detail, device }) {
   /** @type {[string, string][]} */
   const found = [];
   if (device) found.push(["slot", device]);
-  if (detail.bytes !== undefined) found.push([kind === "loaded" ? "takes" : "frees", bytes(detail.bytes)]);
+  const inRam = detail.offloaded_bytes ? ` and ${bytes(detail.offloaded_bytes)} of RAM` : "";
+  if (detail.bytes !== undefined) found.push([kind === "loaded" ? "takes" : "frees", `${bytes(detail.bytes)}${inRam}`]);
   if (detail.predicted_bytes !== undefined) found.push([detail.from_zygote ? "predicted without a zygote" : "predicted", bytes(detail.predicted_bytes)]);
   for (const [phase, seconds] of Object.entries(detail.phases ?? {})) if (seconds >= 0.05) found.push([phase, duration(seconds)]);
   return found;

@@ -10,7 +10,7 @@ import { ApiError, send } from "./api.js";
 const EVENTS = ["state", "sample", "history", "journal"];
 const FIRST_WAIT = 1000;
 const LONGEST_WAIT = 15000;
-const SILENCE = 10000; // a sample comes every second
+const SILENCE = 10000; // a sample comes every second; and an attempt that takes longer is one that failed
 
 /** @typedef {{status: "connecting" | "open" | "lost", why: "" | "away" | "denied" | "out" | "full", said: string, again: number}} Standing */
 
@@ -28,6 +28,7 @@ export class Line {
     /** @type {EventSource | null} */
     this._source = null;
     this._timer = 0;
+    this._probe = new AbortController();
     this._latest = 0;
     setInterval(() => this._check(), 2000);
   }
@@ -40,7 +41,9 @@ export class Line {
     const source = new EventSource(`/ui/live${after ? `?after=${encodeURIComponent(after)}` : ""}`);
     this._source = source;
     this._latest = Date.now();
+    this._timer = setTimeout(() => this.lose(), SILENCE); // whoever waits for this line is told, and when it is tried again
     source.onopen = () => {
+      clearTimeout(this._timer);
       this._wait = FIRST_WAIT;
       this._latest = Date.now();
       this._set("open");
@@ -52,6 +55,7 @@ export class Line {
   close() {
     clearTimeout(this._timer);
     this._timer = 0;
+    this._probe.abort(); // or those that hang would take the few connections that a browser keeps
     this._source?.close();
     this._source = null;
   }
@@ -63,9 +67,11 @@ export class Line {
     const wait = this._wait * (0.75 + Math.random() / 2);
     const timer = setTimeout(() => this.open(), wait);
     this._timer = timer;
+    this._probe = new AbortController();
     this._set("lost", this.standing.why || "away", this.standing.said, Date.now() + wait);
     try {
-      await send("GET", "/ui/live?probe"); // an EventSource does not tell the status; nor that the session is over
+      // An EventSource does not tell the status; nor that the session is over.
+      await send("GET", "/ui/live?probe", undefined, { signal: this._probe.signal });
     } catch (error) {
       /** @type {any} */
       const why = error instanceof ApiError ? { 401: "out", 403: "denied", 429: "full", 503: "full" }[error.status] : "";

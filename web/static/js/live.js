@@ -24,10 +24,11 @@ class Live {
     this.again = 0;
     /** @type {Record<string, any>} What came last of each event; the history with the samples that came since. */
     this.last = {};
-    /** @type {{id: string, entry: any}[]} The journal's entries that came lately. */
+    /** @type {{id: string, entry: any}[]} The journal's entries that came lately, all of them of one server. */
     this._entries = [];
     this._listeners = new Map();
-    this._lastId = "";
+    this._lastId = ""; // how far the server has told its journal, entries among it that are not for this page
+    this._since = ""; // and from where on those that are for it are kept here
     this._watching = false;
     this._whole = false; // whether this page has what went before, or will be told it by the server
     this._asked = ""; // which answer of another page is for this one
@@ -155,9 +156,9 @@ class Live {
   /** Tells a page that came later how things stand. Where it lacks more of the journal than is kept here, the server
    * tells it again, and those that have it pass over it. */
   _tellAll({ from, after }) {
-    const lacking = this._entries.length > 0 && later(this._entries[0].id, after) > 1;
+    const lacking = serverOf(after) === serverOf(this._since) && later(this._since, after);
     const { status, why, said, again } = this;
-    this._share?.say({ to: from, last: this.last, standing: { status, why, said, again },
+    this._share?.say({ to: from, last: this.last, standing: { status, why, said, again }, since: lacking ? "" : this._since,
       entries: lacking ? [] : this._entries.filter(({ id }) => later(id, after)) });
     if (!lacking) return;
     this._after = after;
@@ -165,10 +166,10 @@ class Live {
     this._after = "";
   }
 
-  _takeAll({ to, last, entries, standing }) {
+  _takeAll({ to, last, entries, standing, since }) {
     if (this._whole || to !== this._asked) return;
     this._whole = true;
-    for (const name of ["history", "state"]) if (name in last) this._take({ name, data: last[name], id: "" });
+    for (const name of ["history", "state"]) if (name in last) this._take({ name, data: last[name], id: since });
     for (const { id, entry } of entries) this._take({ name: "journal", data: entry, id });
     this._take({ standing });
   }
@@ -176,16 +177,34 @@ class Live {
   _take({ standing, name, data, id }) {
     if (standing) {
       this._stand(standing);
-    } else if (name === "journal") {
-      if (!later(id, this._lastId)) return;
-      this._lastId = id;
-      this._entries = [...this._entries.slice(1 - MOST), { id, entry: data }];
-      this._tell(name, data);
     } else if (name) {
-      if (name === "sample" && this.last.history) extend(this.last.history, data);
-      this.last[name] = data;
+      const news = this._advance(id);
+      if (name === "journal") {
+        if (!news) return;
+        this._keep(id, data);
+      } else {
+        if (name === "sample" && this.last.history) extend(this.last.history, data);
+        this.last[name] = data;
+      }
       this._tell(name, data);
     }
+  }
+
+  /** Notes how far the server has told its journal. What one told that was there before it is over: its ids say nothing
+   * of this one's. @param {string} id @returns {boolean} whether that is farther than before */
+  _advance(id) {
+    if (!id || !later(id, this._lastId)) return false;
+    if (serverOf(id) !== serverOf(this._lastId)) {
+      this._entries = [];
+      this._since = id;
+    }
+    this._lastId = id;
+    return true;
+  }
+
+  _keep(id, entry) {
+    this._entries.push({ id, entry });
+    if (this._entries.length > MOST) this._since = this._entries.shift()?.id ?? id;
   }
 
   /** @param {import("./line.js").Standing} standing */
@@ -200,11 +219,13 @@ class Live {
   }
 }
 
-/** By how many entries one came after another, by their ids `<server>-<number>`; 0 if it did not. One of another server
- * is the next. @param {string} id @param {string} than */
+/** The part of an entry's id that tells one server from another. @param {string} id */
+const serverOf = (id) => id.split("-")[0];
+
+/** Whether one entry came after another, by their ids `<server>-<number>`: one of another server did.
+ * @param {string} id @param {string} than */
 function later(id, than) {
-  const [[server, number], [other, before]] = [id.split("-"), than.split("-")];
-  return server === other ? Math.max(0, Number(number) - Number(before)) : 1;
+  return serverOf(id) !== serverOf(than) || Number(id.split("-")[1]) > Number(than.split("-")[1]);
 }
 
 export const live = new Live();

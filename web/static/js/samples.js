@@ -8,7 +8,9 @@ const SAME = 0.4; // seconds within which two samples are the same one
 /** Adds a `sample` to a `history`, so that it is as one that is asked for now. @param {any} history @param {any} sample */
 export function extend(history, sample) {
   const { times, series, slots } = history;
-  if (times.length && Math.abs(sample.time - times.at(-1)) < SAME) return;
+  const known = [times, ...Object.values(series), ...Object.values(slots).map((slot) => slot.used_bytes)];
+  if (sample.time < times.at(-1) - SET_BACK) for (const column of known) column.length = 0; // as in Samples.add
+  if (sample.time - times.at(-1) < SAME) return;
   times.push(sample.time);
   for (const name of Object.keys(sample.series)) series[name] ??= Array(times.length - 1).fill(null);
   for (const name of Object.keys(series)) series[name].push(sample.series[name] ?? null);

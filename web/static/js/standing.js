@@ -21,14 +21,19 @@ export function lineOf(state, name) {
 }
 
 /**
- * What takes memory of a slot: each replica of a model that is not cold, with its `model`; of one on a GPU what it has in RAM.
+ * What takes memory of a slot: each replica of a model that is not cold, with its `model`; of one on a GPU what it has in RAM,
+ * where its cache is not.
  * @param {any} state @param {string} slot @returns {any[]}
  */
 export function residents(state, slot) {
   return state.models.flatMap((/** @type {any} */ model) =>
     model.replicas.filter((/** @type {any} */ one) => one.state !== "cold" && (one.device === slot || slot in one.offloaded))
-      .map((/** @type {any} */ one) => ({ ...one, bytes: one.device === slot ? one.bytes : one.offloaded[slot], model })));
+      .map((/** @type {any} */ one) => ({ ...one, ...(one.device === slot ? {} : inRam(one, slot)), model })));
 }
+
+const inRam = (/** @type {any} */ one, /** @type {string} */ slot) => ({
+  bytes: one.offloaded[slot], predicted_bytes: one.offloaded_predicted_bytes, cache_bytes: 0, measured_at_load_bytes: null,
+});
 
 /** The models of which nothing is in any slot. @param {any} state @returns {any[]} */
 export const cold = (state) => state.models.filter((/** @type {any} */ model) => model.state === "cold");
