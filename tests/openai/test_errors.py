@@ -145,12 +145,16 @@ def test_routes_that_are_not_there(client: openai.OpenAI, served: GatewayProcess
 
 
 def test_a_queue_that_is_full(client: openai.OpenAI, served: GatewayProcess) -> None:
+    def states() -> list[str]:
+        return [one["state"] for one in served.get("/v1/requests")["data"]]
+
     served.load("deepseek")
-    streams = [
-        served.later(served.post, "/v1/chat/completions", model="deepseek", messages=STORY, max_tokens=3500)
-        for _ in range(AT_ONCE + WAITING)
-    ]
-    served.until(lambda: len(served.get("/v1/requests")["data"]) == AT_ONCE + WAITING, "the queue to be full")
+    streams = []
+    for number, wanted in ((AT_ONCE, AT_ONCE), (WAITING, AT_ONCE + WAITING)):  # all at once would fill the queue
+        for _ in range(number):
+            streams.append(served.later(served.post, "/v1/chat/completions", model="deepseek", messages=STORY,
+                                        max_tokens=3500))  # fmt: skip
+        served.until(lambda wanted=wanted: (len(states()), states().count("running")) == (wanted, AT_ONCE), "the queue")
     try:
         with pytest.raises(openai.RateLimitError, match="full") as caught:
             client.chat.completions.create(model="deepseek", messages=PARIS)

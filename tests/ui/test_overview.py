@@ -123,6 +123,7 @@ def test_models_are_loaded_pinned_and_unloaded_by_keyboard(overview: Page, gatew
     expect(dialog).to_have_count(0)
     assert gateway.model("reasoner")["state"] == "cold"
     page.keyboard.press("Enter")
+    expect(dialog).to_contain_text("more than is free")
     page.keyboard.press("Enter")  # "Load it" has the focus: nothing is destroyed that is in use
     row = page.locator(".resident[data-model=reasoner]")
     expect(row).to_contain_text("idle")
@@ -142,7 +143,9 @@ def test_models_are_loaded_pinned_and_unloaded_by_keyboard(overview: Page, gatew
     page.keyboard.press("Enter")  # Cancel has the focus
     expect(dialog).to_have_count(0)
     assert gateway.model("reasoner")["state"] == "ready"
+    expect(row.get_by_role("button", name="Unload reasoner")).to_be_focused()
     page.keyboard.press("Enter")
+    expect(dialog).to_contain_text("are given back")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     expect(page.locator(".slot-empty")).to_be_visible()
