@@ -13,9 +13,8 @@ import pytest
 
 from tests.support.gateway import CHECKPOINT, GatewayProcess, only, reasoner_at
 
-WORKERS = 3
-"""Processes that ``-n auto`` runs the tests in. Each keeps about two thirds of a core busy: tests also wait for timers,
-and for processes to end."""
+WORKERS = 2
+"""Processes that ``-n auto`` runs the tests in. Each keeps most of a core busy."""
 TOGETHER = ("openai", "observe", "ui/playground")
 """Folders in ``tests`` whose files share a gateway."""
 LONGEST = ("families/test_answers.py", "ui/playground", "openai", "observe", "ui/test_house.py",
@@ -34,7 +33,7 @@ Start = Callable[..., GatewayProcess]
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One where there is one core, or a GPU, whose memory the tests of one gateway must not take from another's."""
-    return 1 if Path("/dev/nvidiactl").exists() or len(os.sched_getaffinity(0)) == 1 else WORKERS
+    return 1 if Path("/dev/nvidiactl").exists() else min(WORKERS, len(os.sched_getaffinity(0)))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -69,9 +69,15 @@ def test_the_state_of_slot_and_models(watched: Watched) -> None:
     assert watched.value("switchyard_model_predicted_bytes", model="reasoner") > 0
     assert watched.value("switchyard_model_state", model="deepseek", state="ready") == 1
     assert watched.value("switchyard_model_state", model="deepseek") == 1, "one state at a time"
-    measured = watched.value("switchyard_runner_memory_bytes", model="deepseek", device="cpu")
-    now = watched.get("/admin/memory_status")["models"]["deepseek"]["measured_bytes"]
-    assert measured == pytest.approx(now, rel=0.05) and measured > 50e6, "at least its weights"
+
+    def agree() -> bool:
+        measured = watched.value("switchyard_runner_memory_bytes", model="deepseek", device="cpu")
+        now = watched.get("/admin/memory_status")["models"]["deepseek"]["measured_bytes"]
+        assert measured > 50e6, "at least its weights"
+        return bool(measured == pytest.approx(now, rel=0.05))
+
+    # Not at once: while a zygote is opened the file's pages are shared with it, and a figure of then is kept for a while.
+    watched.until(agree, "a figure that was measured since the zygote let go of the weights")
     assert watched.value("switchyard_runner_memory_age_seconds", model="deepseek", device="cpu") >= 0
     assert watched.value("switchyard_scheduler_responding") == watched.value("switchyard_forkserver_up") == 1
     assert 0 < watched.value("switchyard_host_memory_available_bytes") < watched.value(
