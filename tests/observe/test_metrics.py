@@ -76,7 +76,7 @@ def test_the_state_of_slot_and_models(watched: Watched) -> None:
         assert measured > 50e6, "at least its weights"
         return bool(measured == pytest.approx(now, rel=0.05))
 
-    # Not at once: while a zygote is opened the file's pages are shared with it, and a figure of then is kept for a while.
+    # Not at once: while a zygote is opened the file's pages are shared with it, and a figure of then is kept a while.
     watched.until(agree, "a figure that was measured since the zygote let go of the weights")
     assert watched.value("switchyard_runner_memory_age_seconds", model="deepseek", device="cpu") >= 0
     assert watched.value("switchyard_scheduler_responding") == watched.value("switchyard_forkserver_up") == 1
