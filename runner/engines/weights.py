@@ -88,7 +88,6 @@ class Weights:
         """
         self._progress("reading weights")
         if self._load.quant_bits < 16 and self._device.type == "cpu":
-            bitsandbytes_compat.install()
             pieces.install()
         try:
             with watched_weights(lambda fraction: self._progress("reading weights", fraction)):
