@@ -61,10 +61,10 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
     # -- stopping ------------------------------------------------------------------------------------------------------
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if not self._draining:
-            self._draining = True
+        first, self._draining = not self._draining, True
+        super().handle_exit(sig, frame)  # before anybody is told of it: a second Ctrl-C is known by what this sets
+        if first:
             threading.Thread(target=self._drain, name="drain", daemon=True).start()
-        super().handle_exit(sig, frame)
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
         if sig == signal.SIGINT and self.alive:

@@ -88,7 +88,7 @@ def test_a_link_to_nowhere_is_removed_too(both: GatewayProcess) -> None:
 
 
 def test_scratch_of_a_request_under_way_is_spared(both: GatewayProcess) -> None:
-    with both.answering(max_new_tokens=100) as answer:
+    with both.answering(held=True, max_new_tokens=20) as answer:
         (entry,) = both.get("/admin/temp_status")["files"]
         assert entry["in_use"] is True
         assert both.client.post("/admin/cleanup_temp").json()["removed"] == 0
@@ -99,7 +99,7 @@ def test_scratch_of_a_request_under_way_is_spared(both: GatewayProcess) -> None:
 def test_emergency_cleanup_evicts_the_idle_and_spares_the_busy(both: GatewayProcess) -> None:
     both.answer("reasoner", **SUM)
     (both.tmp / "rubbish").write_bytes(bytes(10))
-    with both.answering(max_new_tokens=100) as answer:
+    with both.answering(held=True, max_new_tokens=20) as answer:
         freed = both.client.post("/admin/emergency_cleanup").json()
         assert freed["status"] == "success" and freed["message"]
         assert freed["evicted"] == ["reasoner"] and freed["in_use"] == ["deepseek"]
@@ -107,7 +107,7 @@ def test_emergency_cleanup_evicts_the_idle_and_spares_the_busy(both: GatewayProc
         assert freed["temp_entries_removed"] == 1 and freed["temp_bytes_removed"] == 10
         assert both.model("reasoner")["state"] == "cold"
         assert both.runners() == {both.model("deepseek")["pid"]}
-    assert answer.result().json()["usage"]["completion_tokens"] == 100
+    assert answer.result().json()["usage"]["completion_tokens"] == 20
 
 
 def test_emergency_cleanup_with_force_evicts_everybody(both: GatewayProcess) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.gateway import ROOT, clean_environment, free_port
+from tests.support.gateway import PATIENCE, ROOT, clean_environment, free_port
 
 
 @dataclass
@@ -34,7 +34,7 @@ def run(tmp_path: Path) -> Run:
             environment.setdefault("SWITCHYARD_PORT", str(free_port()))
         done = subprocess.run(
             [sys.executable, str(ROOT / script), *arguments], cwd=tmp_path, env=environment, text=True,
-            stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False,
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=False,
         )  # fmt: skip
         return Ended(done.returncode, done.stdout, done.stderr)
 

@@ -3,6 +3,7 @@
 Bounds are generous; the figures themselves come from ``bench/cycles.py``.
 """
 
+import psutil
 
 from tests.conftest import Start
 from tests.support.gateway import SUM, GatewayProcess, only
@@ -21,21 +22,39 @@ def cycle(gateway: GatewayProcess) -> None:
     assert gateway.slot()["used_bytes"] == 0
 
 
+STAYING = ["forkserver", "gateway", "supervisor", "zygote"]
+
+
+def at_rest(gateway: GatewayProcess) -> list[str] | None:
+    """Return the roles of all processes; None if one comes or goes."""
+    told = gateway.get("/admin/memory_status")["host"]["processes"]
+    roles = sorted(process["role"] for process in told)
+    there = {process["pid"] for process in told} == {process.pid for process in gateway.processes()}
+    return roles if there and "helper" not in roles else None
+
+
+def figures(process: psutil.Process) -> tuple[int, int, int]:
+    return process.memory_full_info().uss, process.num_fds(), process.num_threads()
+
+
 def test_load_and_evict_leaves_nothing(start: Start) -> None:
     gateway = start(models=only("reasoner")).preloaded()
     for _ in range(WARM_UP):
         cycle(gateway)
     gateway.until(lambda: "reasoner has a zygote" in gateway.log(), "the zygote, which is there to stay")
+    gateway.until(lambda: at_rest(gateway) == sorted([*STAYING, "spare"]), "the next load's runner")
+    assert gateway.forkserver is not None
     watched = [gateway.server, gateway.forkserver]
-    before = [(process.memory_full_info().uss, process.num_fds(), process.num_threads()) for process in watched]
-    processes = len(gateway.processes())
+    before = [figures(process) for process in watched]
     for _ in range(CYCLES):
         cycle(gateway)
+    rest = (STAYING, sorted([*STAYING, "spare"]))  # a runner that went before it had settled has no spare one after it
+    gateway.until(lambda: at_rest(gateway) in rest, "nothing more to be there than before")
     for process, (memory, descriptors, threads) in zip(watched, before, strict=True):
         name = process.cmdline()
-        assert process.memory_full_info().uss - memory < MEMORY, name
-        assert process.num_fds() <= descriptors + 2, name
-        assert process.num_threads() <= threads + 4, name
-    assert len(gateway.processes()) == processes
+        now = figures(process)
+        assert now[0] - memory < MEMORY, name
+        assert now[1] <= descriptors + 2, name
+        assert now[2] <= threads + 4, name
     assert gateway.runners() == set()
     assert len(gateway.loads("reasoner")) == WARM_UP + CYCLES

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -32,9 +33,9 @@ HEADER = 8
 
 @pytest.fixture(scope="module")
 def both(start_for_module: Start) -> GatewayProcess:
-    """A gateway with both models, which calls a runner lost after three silent seconds."""
+    """A gateway with both models, which calls a runner lost after ten silent seconds."""
     models = only("deepseek", "reasoner", deepseek=ONE_AT_ONCE)
-    return start_for_module(models=models, heartbeat_timeout="3s").preloaded()
+    return start_for_module(models=models, heartbeat_timeout="10s").preloaded()
 
 
 # -- processes that die ------------------------------------------------------------------------------------------------
@@ -57,7 +58,8 @@ def test_runner_killed_while_it_answers(both: GatewayProcess) -> None:
 
 
 def test_runner_killed_over_an_openai_request(both: GatewayProcess) -> None:
-    asked = {"model": "deepseek", "messages": [{"role": "user", "content": STORY["prompt"]}], "max_tokens": 3500}
+    asked = {"model": "deepseek", "messages": [{"role": "user", "content": STORY["prompt"]}], "max_tokens": 3500,
+             "repetition_penalty": 1.0}  # fmt: skip
     answer = both.later(both.client.post, "/v1/chat/completions", json=asked)
     both.until(lambda: both.model("deepseek")["leases"] or answer.done(), "deepseek to answer")
     os.kill(both.model("deepseek")["pid"], signal.SIGKILL)
@@ -99,10 +101,12 @@ def test_runner_killed_again_and_again(both: GatewayProcess) -> None:
     for _ in range(5):
         both.load("reasoner")
         asked = [both.later(both.generate, "reasoner", **SUM) for _ in range(3)]
-        os.kill(both.model("reasoner")["pid"] or both.load("reasoner")["pid"], signal.SIGKILL)
+        with suppress(ProcessLookupError):  # the one of the turn before, of whose end nobody has heard yet
+            os.kill(both.model("reasoner")["pid"] or both.load("reasoner")["pid"], signal.SIGKILL)
         for response in (future.result() for future in asked):
             assert response.status_code in (200, 503), response.text
             assert response.json().get("details") or "42" in response.json()["response"]
+    both.load("reasoner")  # by hand, so without waiting for the pause after a load that was killed
     assert "42" in both.answer("reasoner", **SUM)["response"]
 
 
@@ -112,7 +116,7 @@ def test_frozen_runner(both: GatewayProcess) -> None:
         os.kill(pid, signal.SIGSTOP)
         failed = answer.result()
     assert failed.status_code == 503
-    assert "silent for 3 s" in failed.json()["details"]
+    assert "silent for 10 s" in failed.json()["details"]
     both.until(lambda: pid not in both.runners(), "the frozen runner to be gone")
     assert "Paris" in both.answer("deepseek", **PARIS)["response"]
 
@@ -137,7 +141,7 @@ def test_forkserver_killed_while_idle_comes_back_by_itself(start: Start) -> None
     assert forkserver is not None
     forkserver.kill()
     gateway.until(lambda: forkserver.pid not in {process.pid for process in gateway.processes()}, "its end")
-    gateway.until(lambda: gateway.client.get("/health/ready").status_code == 200, "readiness", 20)
+    gateway.until(lambda: gateway.client.get("/health/ready").status_code == 200, "readiness")
     told = gateway.until(lambda: gateway.get("/admin/events?kind=restart")["data"], "the journal to tell of it")
     assert "The process that starts runners ended unexpectedly" in told[0]["text"] and told[0]["model"] is None
     assert "Paris" in gateway.answer("deepseek", **PARIS)["response"]
@@ -158,7 +162,8 @@ def hanging(start_for_module: Start, tmp_path_factory: pytest.TempPathFactory) -
         (home / name).touch()
     models = only("deepseek", **dict.fromkeys(SLOW, reasoner_at(CHECKPOINT)))
     rules = [f"load model={name} kind=hang:{home / name}" for name in SLOW]
-    gateway = start_for_module(models=models, load_timeout="5s", inject_fault=";".join(rules)).preloaded()
+    gateway = start_for_module(models=models, load_timeout="15s", backoff_first="2m",
+                               inject_fault=";".join(rules)).preloaded()  # fmt: skip
     gateway.load("deepseek")
     return gateway
 
@@ -179,15 +184,15 @@ def test_a_load_that_hangs(hanging: GatewayProcess) -> None:
     assert "Paris" in hanging.answer("deepseek", **PARIS)["response"]
     for failed in (future.result() for future in asked):
         assert failed.status_code == 503
-        assert "slow1" in failed.json()["details"] and "5 s" in failed.json()["details"]
+        assert "slow1" in failed.json()["details"] and "15 s" in failed.json()["details"]
     hanging.until(lambda: pid not in hanging.runners(), "its runner to be gone")
 
     refused = hanging.generate("slow1", **SUM)
     assert refused.status_code == 503
-    assert 1 <= int(refused.headers["retry-after"]) <= 10
-    assert "5 s" in refused.json()["details"]
+    assert 1 <= int(refused.headers["retry-after"]) <= 120
+    assert "15 s" in refused.json()["details"]
     assert len(hanging.loads("slow1")) == 1
-    assert hanging.model("slow1")["retry_at"] and "5 s" in hanging.model("slow1")["last_failure"]
+    assert hanging.model("slow1")["retry_at"] and "15 s" in hanging.model("slow1")["last_failure"]
     assert "Paris" in hanging.answer("deepseek", **PARIS)["response"]
 
 
@@ -218,7 +223,8 @@ def test_a_client_that_leaves_during_a_load_holds_nothing(hanging: GatewayProces
     with hanging.raw(request_bytes("/generate/slow4", **SUM)):
         reading(hanging, "slow4")
         assert hanging.model("slow4")["waiting"] == 1
-    hanging.until(lambda: not hanging.model("slow4")["waiting"], "the request to be forgotten", 20)
+    hanging.until(lambda: not hanging.model("slow4")["waiting"], "the request to be forgotten")
+    hanging.unload("slow4", force=True)
 
 
 # -- weights that are not there or not right ---------------------------------------------------------------------------
@@ -317,7 +323,7 @@ def damaged(start_for_module: Start, tmp_path_factory: pytest.TempPathFactory) -
     (home / "no_weights").mkdir()
     shutil.copy(CHECKPOINT / "config.json", home / "no_weights")
     models["from_hub"] = {"family": "deepseek", "source": {"hub": "acme/tiny"}, "folder": "tiny"}
-    return start_for_module(models=only("deepseek", "reasoner", **models)).preloaded()
+    return start_for_module(models=only("deepseek", "reasoner", **models), backoff_first="5m").preloaded()
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -327,7 +333,7 @@ def test_damaged_checkpoint(damaged: GatewayProcess, name: str) -> None:
     details = failed.json()["details"]
     assert name in details and BROKEN[name][1] in details
     assert len(details) < 2000
-    damaged.until(lambda: damaged.model(name)["state"] == "cold", "its runner to be gone", 20)
+    damaged.until(lambda: damaged.model(name)["state"] == "cold", "its runner to be gone")
     failures = [text for kind, text in damaged.journal(name) if kind == "load_failed"]
     assert all(BROKEN[name][1] in text for text in failures) and len(failures) == len(damaged.loads(name))
     again = damaged.generate(name, **SUM)

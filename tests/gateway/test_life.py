@@ -3,7 +3,8 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -31,12 +32,32 @@ def interrupt(gateway: GatewayProcess) -> None:
     gateway.interrupt()
 
 
-def test_healthy_before_the_imports_are_done_and_ready_to_serve(start: Start) -> None:
-    gateway = start(models=only("deepseek", "reasoner"))
-    ready = gateway.get("/health/ready")
-    assert ready == {"status": "ready", "runners_preloaded": False}
-    health = gateway.get("/health")
-    assert health["status"] == "healthy" and health["profile"] == "pocket" and health["uptime"] >= 0
+@contextmanager
+def no_imports(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have forkservers that start in the block wait before their first import until its end."""
+    (held := home / "held").touch()
+    (home / "sitecustomize.py").write_text(f"""
+import os, sys, time
+
+while "runner.forkserver" in sys.orig_argv and os.path.exists({str(held)!r}):
+    time.sleep(0.05)
+""")
+    monkeypatch.setenv("PYTHONPATH", str(home))
+    try:
+        yield
+    finally:
+        held.unlink()
+
+
+def test_healthy_before_the_imports_are_done_and_ready_to_serve(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with no_imports(tmp_path, monkeypatch):
+        gateway = start(models=only("deepseek", "reasoner"))
+        ready = gateway.get("/health/ready")
+        assert ready == {"status": "ready", "runners_preloaded": False}
+        health = gateway.get("/health")
+        assert health["status"] == "healthy" and health["profile"] == "pocket" and health["uptime"] >= 0
     # The model that needs no torch does not wait for torch.
     assert "Paris" in gateway.answer("deepseek", **PARIS)["response"]
     assert "42" in gateway.answer("reasoner", **SUM)["response"]
@@ -65,22 +86,23 @@ def test_it_makes_its_folders_and_its_log(pocket: GatewayProcess) -> None:
 def test_requests_under_way_are_answered_before_it_stops(start: Start, stop: Callable[[GatewayProcess], None]) -> None:
     """Idle connections that clients keep open do not hold it up: the drain would wait longer than this test does."""
     gateway = start(models=only("deepseek", deepseek=ONE_AT_ONCE), drain_timeout="10m")
-    gateway.load("deepseek")
-    with gateway.stream("deepseek", **STORY, max_new_tokens=120) as events:
-        next(events)
-        waiting = gateway.later(gateway.generate, "deepseek", **PARIS)
-        gateway.until(lambda: gateway.model("deepseek")["waiting"], "a second request to wait")
-        stop(gateway)
-        gateway.until(lambda: "stopping" in gateway.log(), "the gateway to hear of it")
+    with ExitStack() as streaming:
+        with gateway.held():
+            events = streaming.enter_context(gateway.stream("deepseek", **STORY, max_new_tokens=50))
+            gateway.until(lambda: gateway.model("deepseek")["leases"], "the stream to begin")
+            waiting = gateway.later(gateway.generate, "deepseek", **PARIS)
+            gateway.until(lambda: gateway.model("deepseek")["waiting"], "a second request to wait")
+            stop(gateway)
+            gateway.until(lambda: "stopping" in gateway.log(), "the gateway to hear of it")
         last = list(events)[-1].data
-    assert last["done"] is True and last["usage"]["completion_tokens"] == 120
+    assert last["done"] is True and last["usage"]["completion_tokens"] == 50
     assert "Paris" in waiting.result().json()["response"]
     stopped_cleanly(gateway)
 
 
 def test_new_requests_are_refused_while_it_stops(start: Start) -> None:
-    gateway = start(models=only("deepseek"))
-    with gateway.answering(max_new_tokens=150) as answer:
+    gateway = start(models=only("deepseek"), drain_timeout="10m")
+    with gateway.answering(held=True, max_new_tokens=20) as answer:
         gateway.signal(signal.SIGTERM)
         gateway.until(lambda: "stopping" in gateway.log(), "the gateway to hear of it")
         try:
@@ -89,7 +111,7 @@ def test_new_requests_are_refused_while_it_stops(start: Start) -> None:
             pass  # it no longer listens
         else:
             assert refused.status_code == 503 and "stopping" in refused.json()["details"]
-    assert answer.result().json()["usage"]["completion_tokens"] == 150
+    assert answer.result().json()["usage"]["completion_tokens"] == 20
     stopped_cleanly(gateway)
 
 
@@ -113,11 +135,12 @@ def test_a_second_ctrl_c_does_not_wait(start: Start) -> None:
     stopped_cleanly(gateway)
 
 
-def test_stop_during_the_imports(start: Start) -> None:
+def test_stop_during_the_imports(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not wait for them."""
-    gateway = start(models=only("deepseek", "reasoner"))
-    gateway.signal(signal.SIGTERM)
-    stopped_cleanly(gateway)
+    with no_imports(tmp_path, monkeypatch):
+        gateway = start(models=only("deepseek", "reasoner"))
+        gateway.signal(signal.SIGTERM)
+        stopped_cleanly(gateway)
     assert "before its imports are done" in gateway.log() and "imports done in" not in gateway.log()
 
 

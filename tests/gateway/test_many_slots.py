@@ -40,7 +40,8 @@ def halves(start_for_module: Start, weights: Path) -> GatewayProcess:
         "reasoner": reasoner_at(CHECKPOINT, cpu_quant_bits=4, replicas=2),
         "second": reasoner_at(CHECKPOINT, cpu_quant_bits=4, device="cpu:1"),
     }  # fmt: skip
-    return start_for_module(models=models, cpu_slots=2, slot_budgets="cpu:0=400MB,cpu:1=440MB", keep_alive=-1)
+    return start_for_module(models=models, cpu_slots=2, slot_budgets="cpu:0=400MB,cpu:1=440MB", keep_alive=-1,
+                            heartbeat_timeout="10m")  # fmt: skip
 
 
 def placed(gateway: GatewayProcess, model: str) -> dict[str, str | None]:
@@ -49,8 +50,11 @@ def placed(gateway: GatewayProcess, model: str) -> dict[str, str | None]:
 
 
 def test_replicas_are_loaded_on_both_slots_at_the_same_time(halves: GatewayProcess) -> None:
-    """The first test of the gateway: the forkserver still imports, so neither load is over before both have begun."""
-    loaded = halves.load("reasoner")
+    with halves.forks_held():  # so neither load is over before both have begun
+        load = halves.later(halves.post, "/admin/models/reasoner/load")
+        halves.until(lambda: halves.loads("reasoner") and halves.loads("reasoner#2"), "both loads to begin")
+    assert load.result().status_code == 200, load.result().text
+    loaded = load.result().json()["model"]
     assert loaded["state"] == "ready" and loaded["name"] == "reasoner" and loaded["note"] is None
     assert placed(halves, "reasoner") in (
         {"reasoner": "cpu:0", "reasoner#2": "cpu:1"}, {"reasoner": "cpu:1", "reasoner#2": "cpu:0"}
@@ -71,13 +75,13 @@ def test_a_model_stays_on_the_slot_it_is_pinned_to(halves: GatewayProcess) -> No
 
 
 def test_one_more_replica_is_loaded_when_the_first_is_full(halves: GatewayProcess) -> None:
-    with halves.answering(max_new_tokens=300) as first:
+    halves.answer("deepseek", **PARIS)
+    with halves.answering(held=True, max_new_tokens=20) as first:
         assert list(placed(halves, "deepseek").values()).count(None) == 1
         second = halves.later(halves.generate, "deepseek", **PARIS)
-        halves.until(lambda: all(placed(halves, "deepseek").values()) or first.done(), "the second replica")
-        assert "Paris" in second.result().json()["response"]
-        assert not first.done(), "the second request waited for the first instead of being answered beside it"
-    assert first.result().json()["usage"]["completion_tokens"] == 300
+        halves.until(lambda: all(placed(halves, "deepseek").values()), "the second replica")
+        assert "Paris" in second.result().json()["response"], "beside the first, which is not answered yet"
+    assert first.result().json()["usage"]["completion_tokens"] == 20
     assert set(placed(halves, "deepseek").values()) == {"cpu:0", "cpu:1"}
     listed = halves.get("/v1/models")["data"]
     assert [model["id"] for model in listed] == ["deepseek", "reasoner", "second"]
@@ -115,11 +119,19 @@ def memory(gateway: GatewayProcess) -> dict[str, Any]:
 
 
 def at_rest(gateway: GatewayProcess) -> tuple[dict[str, Any], int] | None:
-    """Return what is said of memory and what all processes take; None if one was being made ready meanwhile."""
-    told, product = memory(gateway), product_bytes(gateway)
+    """Return what is said of memory and what all processes take; None if one was being made ready meanwhile, as a next
+    load's runner is as soon as its zygote is there."""
+    try:
+        told, product = memory(gateway), product_bytes(gateway)
+    except psutil.NoSuchProcess:
+        return None
     listed = {process["pid"]: process["role"] for process in told["host"]["processes"]}
     there = {process.pid for process in gateway.processes()}
-    return (told, product) if listed.keys() == there and "helper" not in listed.values() else None
+    zygotes, spares = ({process["model"] for process in told["host"]["processes"] if process["role"] == role}
+                       for role in ("zygote", "spare"))  # fmt: skip
+    known = all(model["measured_bytes"] is not None for model in told["models"].values())
+    rests = listed.keys() == there and "helper" not in listed.values() and zygotes == spares
+    return (told, product) if rests and known else None
 
 
 def test_what_is_said_of_memory_agrees_with_the_system(halves: GatewayProcess, weights: Path) -> None:
@@ -158,7 +170,8 @@ def test_what_is_said_of_memory_agrees_with_the_system(halves: GatewayProcess, w
 def test_an_unload_frees_what_was_said(halves: GatewayProcess) -> None:
     """Both replicas map one file: its pages are given back once, whatever each of them seems to take."""
     halves.load("deepseek")
-    before, told = product_bytes(halves), memory(halves)["models"]["deepseek"]["unload"]
+    said, before = halves.until(lambda: at_rest(halves), "no process to come between two looks")
+    told = said["models"]["deepseek"]["unload"]
     assert told["needs_force"] is False
     freed = halves.unload("deepseek")
     assert freed["freed_bytes"] == told["budget_bytes"]

@@ -24,6 +24,8 @@ from tests.support.gateway import CHECKPOINT, SUM, GatewayProcess, only, reasone
 from utils.settings import Settings
 
 LONG = {"prompt": "What is 17 + 25?", "min_tokens": 400, "max_new_tokens": 400}
+LONGEST = LONG | {"min_tokens": 1900, "max_new_tokens": 1900}
+"""For whom something happens in the middle, however late."""
 BUDGET = 900 * 10**6
 
 
@@ -46,7 +48,8 @@ def short(start_for_module: Start, tmp_path_factory: pytest.TempPathFactory) -> 
     text = ";".join(f"{place} model={name} {rest}" for name, rule in rules.items()
                     for place, _, rest in [rule.partition(" ")])  # fmt: skip
     models = {name: reasoner_at(CHECKPOINT, cache_tokens=2048) for name in (*rules, "bystander", "limited")}
-    return start_for_module(models=only(**models), inject_fault=text, slot_budget=BUDGET, memory_floor=0).preloaded()
+    return start_for_module(models=only(**models), inject_fault=text, slot_budget=BUDGET, memory_floor=0,
+                            backoff_first="5m").preloaded()  # fmt: skip
 
 
 def steps(gateway: GatewayProcess, model: str) -> dict[str, int]:
@@ -116,7 +119,10 @@ def test_a_whole_answer_that_has_begun_is_not_half_an_answer(short: GatewayProce
 
 
 def test_those_of_a_batch_are_answered_one_by_one(short: GatewayProcess) -> None:
-    asked = [short.later(short.generate, "crowd", prompt=f"What is {one} + 25?", min_tokens=40) for one in (1, 17, 40)]
+    with short.forks_held():  # the load waits, and they for it, so that they begin together
+        asked = [short.later(short.generate, "crowd", prompt=f"What is {one} + 25?", min_tokens=40)
+                 for one in (1, 17, 40)]  # fmt: skip
+        short.until(lambda: short.model("crowd")["waiting"] == 3, "all of them to wait")
     answers = [future.result() for future in asked]
     assert [answer.status_code for answer in answers] == [200] * 3, [answer.text for answer in answers]
     assert [str(one + 25) in answer.json()["response"] for one, answer in zip((1, 17, 40), answers, strict=True)]
@@ -134,13 +140,15 @@ def test_a_runner_that_takes_more_is_charged_for_it(short: GatewayProcess) -> No
     short.answer("grower", **SUM)
     # It grows by 150 MB. One look may see it halfway, and what it takes beyond that within the margin is not news.
     short.until(lambda: short.model("grower")["bytes"] > before + 90 * 10**6, "the charge to follow")
-    assert short.slot()["used_bytes"] >= short.model("grower")["bytes"]
-    assert short.model("grower")["state"] == "ready", "there is room for it"
+    status = short.get("/admin/model_status")
+    grower = status["model_configs"]["grower"]
+    assert status["slot"]["used_bytes"] >= grower["bytes"]
+    assert grower["state"] == "ready", "there is room for it"
 
 
 def test_a_runner_that_takes_too_much_is_ended(short: GatewayProcess) -> None:
     short.load("bystander")
-    refused = short.generate("hog", **LONG)
+    refused = short.generate("hog", **LONGEST)
     assert refused.status_code == 503
     assert "were set aside for it" in refused.json()["details"] and "hog ran out of memory" in refused.json()["details"]
     short.until(lambda: short.model("hog")["state"] == "cold", "it to be gone")
@@ -153,7 +161,9 @@ def test_a_runner_that_takes_too_much_is_ended(short: GatewayProcess) -> None:
 
 def test_those_whose_runner_was_ended_are_answered_one_at_a_time(short: GatewayProcess) -> None:
     """Whose fault it was cannot be told: each is asked again, alone with the model."""
-    asked = [short.later(short.generate, "pair", **LONG) for _ in range(2)]
+    with short.forks_held():
+        asked = [short.later(short.generate, "pair", **LONG) for _ in range(2)]
+        short.until(lambda: short.model("pair")["waiting"] == 2, "both to wait")
     for future in asked:
         answer = future.result()
         assert answer.status_code == 200, answer.text
@@ -193,7 +203,7 @@ def test_a_runner_that_somebody_kills_while_it_answers(
     assert watchdog.kernel_kills() == 7
     vmstat.unlink()
     assert watchdog.kernel_kills() is None
-    with short.answering("bystander", **LONG) as answer:
+    with short.answering("bystander", **LONGEST) as answer:
         os.kill(short.model("bystander")["pid"], signal.SIGKILL)
     assert answer.result().status_code == 503 and "SIGKILL" in answer.result().json()["details"]
     assert "ended" not in steps(short, "bystander")

@@ -151,10 +151,9 @@ def test_deadline_while_it_answers(pocket: GatewayProcess) -> None:
 
 def test_deadline_while_it_waits_for_its_turn(start: Start) -> None:
     gateway = start(models=only("deepseek", deepseek=ONE_AT_ONCE))
-    gateway.load("deepseek")
-    with gateway.answering(max_new_tokens=400) as first:
+    with gateway.answering(held=True, max_new_tokens=20) as first:
         refused(gateway.generate("deepseek", **PARIS, timeout="500ms"), 504, "deadline", "its turn")
-    assert first.result().json()["usage"]["completion_tokens"] == 400
+    assert first.result().json()["usage"]["completion_tokens"] == 20
 
 
 def test_no_refusal_ended_a_runner(pocket: GatewayProcess) -> None:

