@@ -10,7 +10,7 @@ the same file add up to what is there once. Gateway process; knows nothing of HT
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,10 +51,15 @@ def look(pids: Iterable[int], gpus: Iterable[str]) -> Measured:
     wait(gpu.values(), max(0.0, _PATIENCE - (time.monotonic() - started)))
     pool.shutdown(wait=False, cancel_futures=True)
     return Measured(
-        {pid: use for pid, future in host.items() if future.done() and (use := future.result()) is not None},
-        {device: future.result() for device, future in gpu.items() if future.done()},
+        {pid: use for pid, future in host.items() if _told(future) and (use := future.result()) is not None},
+        {device: future.result() for device, future in gpu.items() if _told(future)},
         time.monotonic() - started,
     )
+
+
+def _told(future: "Future[Any]") -> bool:
+    """Whether a reader came to it in time, and through with it."""
+    return future.done() and not future.cancelled()
 
 
 def family() -> dict[int, str]:

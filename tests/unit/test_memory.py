@@ -111,6 +111,17 @@ def test_one_that_cannot_be_read_holds_nobody_up(
     assert 101 not in {one["pid"] for one in report["host"]["processes"]}
 
 
+def test_those_whose_turn_to_be_read_does_not_come_are_told_as_not_measured(
+    machine: dict[int, threading.Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_PATIENCE", 0.05)
+    monkeypatch.setattr(memory, "_READERS", 1)
+    machine[101] = threading.Event()
+    report = told(replica("a", "cpu", 101), replica("b", "cuda:0", 102))
+    assert [report["models"][name]["measured_bytes"] for name in "ab"] == [None, None]
+    assert not {101, 102} & {one["pid"] for one in report["host"]["processes"]}
+
+
 def test_the_ram_there_is_is_that_of_the_container(
     machine: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
