@@ -378,7 +378,8 @@ class GatewayProcess:
         pids = self.until(zygotes, f"the zygote of {model}")
         self.unload(model)
         for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.until(lambda: not zygotes(), "it to be gone")
 
     # -- logs ----------------------------------------------------------------------------------------------------------
