@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,22 @@ def at_rest(gateway: GatewayProcess) -> tuple[dict[str, Any], int] | None:
     return (told, product) if rests and known else None
 
 
+def forked_ahead(gateway: GatewayProcess) -> bool:
+    """Whether every zygote has forked its next runner, so that no process is still to come by itself."""
+    names = []
+    for process in gateway.processes():
+        with suppress(psutil.NoSuchProcess):
+            names.append(process.name().partition(":"))
+    zygotes, spares = ({model for kind, _, model in names if kind == wanted} for wanted in ("zygote", "spare"))
+    return zygotes == spares
+
+
+def unload_told(gateway: GatewayProcess) -> dict[str, Any] | None:
+    """Return what is said of an unload of the text model; None if its processes could not be read in time."""
+    told: dict[str, Any] = memory(gateway)["models"]["deepseek"]["unload"]
+    return told if told["host_bytes"] is not None else None
+
+
 def test_what_is_said_of_memory_agrees_with_the_system(halves: GatewayProcess, weights: Path) -> None:
     for model in ("deepseek", "reasoner"):
         halves.load(model)
@@ -170,8 +187,9 @@ def test_what_is_said_of_memory_agrees_with_the_system(halves: GatewayProcess, w
 def test_an_unload_frees_what_was_said(halves: GatewayProcess) -> None:
     """Both replicas map one file: its pages are given back once, whatever each of them seems to take."""
     halves.load("deepseek")
-    said, before = halves.until(lambda: at_rest(halves), "no process to come between two looks")
-    told = said["models"]["deepseek"]["unload"]
+    halves.until(lambda: forked_ahead(halves), "the next loads' runners")
+    told = halves.until(lambda: unload_told(halves), "it to be measured")
+    before = product_bytes(halves)
     assert told["needs_force"] is False
     freed = halves.unload("deepseek")
     assert freed["freed_bytes"] == told["budget_bytes"]
@@ -181,6 +199,7 @@ def test_an_unload_frees_what_was_said(halves: GatewayProcess) -> None:
 
 
 def test_a_pin_holds_every_replica(halves: GatewayProcess) -> None:
+    halves.unload("deepseek")
     assert halves.load("reasoner", pinned=True)["pinned"] is True
     assert halves.post("/admin/emergency_cleanup").json()["evicted"] == []
     assert [replica["pinned"] for replica in halves.model("reasoner")["replicas"]] == [True, True]
