@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from tests.media.samples import audio_bytes, image_bytes
+from tests.support.gateway import default_interrupt
 from utils.media import decode, warm
 from utils.media.decode import Decoded, MediaItem, decode_media
 from utils.media.errors import MediaError
@@ -49,6 +50,7 @@ AT_WORK = "import os, time; Path('../pid').write_text(str(os.getpid())); time.sl
 def started() -> Iterator[Decoders]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(warm, "_START", ODD)
+        patch.setattr(warm, "_PATIENCE", 60.0)  # a late fork would be no fork of the one that is looked at
         decoders = Decoders()
         wait_for(decoders)
         yield decoders
@@ -164,7 +166,8 @@ def test_a_fork_is_confined_as_a_fresh_process_is(
     forked = one(shared, limits, tmp_path)
     program = f"{FRESH}{LOOKS}\ndecoder._decode = look\ndecoder.main(Path(sys.argv[1]))"
     monkeypatch.setattr(decode, "_PROGRAM", program)
-    fresh = one(None, limits, tmp_path)
+    with default_interrupt():
+        fresh = one(None, limits, tmp_path)
     told = [json.loads(json.dumps(dict(found.meta)).replace(str(found.path.parent), "FOLDER"))
             for found in (forked, fresh)]  # fmt: skip
     assert told[0] == told[1]

