@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from tests.media.samples import audio_bytes, image_bytes
+from tests.support.gateway import default_interrupt
 from utils.media import decode, warm
 from utils.media.decode import Decoded, MediaItem, decode_media
 from utils.media.errors import MediaError
@@ -41,13 +43,14 @@ decoder.main = odd
 sys.exit(forkserver.main(int(sys.argv[1])))
 """
 """A forkserver whose decoders do what a file beside their folder says, if there is one."""
-AT_WORK = "import os, time; Path('../pid').write_text(str(os.getpid())); time.sleep(120)"
+AT_WORK = "import os, time; Path('../pid').write_text(str(os.getpid())); time.sleep(600)"
 
 
 @contextmanager
 def started() -> Iterator[Decoders]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(warm, "_START", ODD)
+        patch.setattr(warm, "_PATIENCE", 60.0)  # a late fork would be no fork of the one that is looked at
         decoders = Decoders()
         wait_for(decoders)
         yield decoders
@@ -98,7 +101,7 @@ def at_work(decoders: Decoders, limits: MediaLimits, folder: Path) -> Iterator[t
 
 
 def assert_gone(*pids: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     for pid in pids:
         with suppress(psutil.NoSuchProcess):
             while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
@@ -163,7 +166,8 @@ def test_a_fork_is_confined_as_a_fresh_process_is(
     forked = one(shared, limits, tmp_path)
     program = f"{FRESH}{LOOKS}\ndecoder._decode = look\ndecoder.main(Path(sys.argv[1]))"
     monkeypatch.setattr(decode, "_PROGRAM", program)
-    fresh = one(None, limits, tmp_path)
+    with default_interrupt():
+        fresh = one(None, limits, tmp_path)
     told = [json.loads(json.dumps(dict(found.meta)).replace(str(found.path.parent), "FOLDER"))
             for found in (forked, fresh)]  # fmt: skip
     assert told[0] == told[1]
@@ -249,6 +253,7 @@ def test_a_forkserver_killed_while_idle_is_replaced(odd: Decoders, limits: Media
     assert odd.pid is not None
     killed = psutil.Process(odd.pid)
     killed.kill()
+    assert_gone(killed.pid)
     assert one(odd, limits, tmp_path).shape == (48, 64, 3)
     assert wait_for(odd) != killed.pid
     assert one(odd, limits, tmp_path).shape == (48, 64, 3)
@@ -281,9 +286,18 @@ def test_a_forkserver_stuck_at_work_is_killed(
 ) -> None:
     stuck = odd.pid
     assert stuck is not None
+    stopped = threading.Event()
+
+    def listens(*_: object) -> bytes:
+        """Whether its time is over is asked after this."""
+        stopped.wait(60)
+        return b""
+
+    monkeypatch.setattr(decode, "_listen", listens)
     with at_work(odd, replace(limits, timeout=1), tmp_path) as (pid, request):
         monkeypatch.setattr(warm, "_PATIENCE", 0.2)
         os.kill(stuck, signal.SIGSTOP)
+        stopped.set()
         with pytest.raises(MediaError, match="longer than 1 s"):
             request.result(60)
         assert_gone(stuck, pid)
@@ -327,7 +341,7 @@ def test_stopping_lets_a_decoder_finish(odd: Decoders, limits: MediaLimits, tmp_
 def test_stopping_ends_one_that_goes_on(
     odd: Decoders, limits: MediaLimits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with at_work(odd, replace(limits, timeout=2), tmp_path) as (pid, request):
+    with at_work(odd, limits, tmp_path) as (pid, request):
         forkserver = odd.pid
         assert forkserver is not None
         monkeypatch.setattr(warm, "_PATIENCE", 0.2)

@@ -323,7 +323,7 @@ def test_a_load_within_a_real_limit(engine_name: str, path: Any, cases: list[tup
     script = LIMITED.format(engine=engine_name, path=path, preload=preload, compat=compat, cases=cases)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True,
-                          timeout=120)  # fmt: skip
+                          timeout=240)  # fmt: skip
     said = [line for line in done.stdout.splitlines() if line.startswith("MESSAGE")]
     assert len(said) == len(cases), done.stderr[-3000:]
     assert all(line.startswith("MESSAGE LoadFailed out_of_memory") for line in said), said

