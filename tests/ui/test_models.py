@@ -159,12 +159,12 @@ def test_what_is_told_meanwhile_is_not_undone_by_an_older_answer(page: Page, gat
         page.evaluate('document.dispatchEvent(new Event("visibilitychange"))')
     while not held:
         page.wait_for_timeout(20)
-    page.unroute("**/admin/weights")
     gateway.load("reasoner")
     expect(reasoner.get_by_text("loaded", exact=True)).to_be_visible()
     ((route, old),) = held
     with page.expect_event("requestfinished", lambda request: request.url.endswith("/admin/weights")):
         route.fulfill(response=old)
+    page.unroute("**/admin/weights")
     page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     assert reasoner.get_by_text("loaded", exact=True).is_visible()
     gateway.unload("reasoner")

@@ -55,25 +55,6 @@ def test_the_draft_and_the_parameters_are_kept(page: Page) -> None:
     expect(page.locator(".pg-turn")).to_have_count(0)
 
 
-AGAIN = """async () => {
-    document.querySelector("#code-close").click();
-    document.querySelector("#code").click();
-    await new Promise((closed) => document.querySelector("#code-dialog").addEventListener("close", closed));
-}"""
-
-
-def test_code_that_is_closed_and_shown_again_names_its_files(page: Page) -> None:
-    """Before the browser tells that the dialog was closed."""
-    page.select_option("#model-0", "qwen_vl")
-    drop(page, "image", (EXAMPLES / "red-circle.png").read_bytes(), "circle.png")
-    expect(attached(page)).to_have_count(1)
-    page.click("#code")
-    expect(page.locator("#code-files")).to_contain_text("circle.png")
-    page.evaluate(AGAIN)
-    expect(page.locator("#code-text")).to_be_visible()
-    expect(page.locator("#code-files")).to_contain_text("circle.png")
-
-
 NASTY = "It's \"quoted\", costs $5 `echo no` and \\n ends; what color is the circle?\nSay it — 'now'."
 
 

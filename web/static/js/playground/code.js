@@ -51,11 +51,7 @@ function wired() {
     });
   });
   streamed.addEventListener("change", show);
-  dialog.addEventListener("close", () => {
-    if (dialog.open) return; // again, before this came
-    release(files);
-    files.replaceChildren();
-  });
+  dialog.addEventListener("close", () => { release(files); files.replaceChildren(); });
   $("#code-close").addEventListener("click", () => dialog.close());
   $("#code-copy").addEventListener("click", async () => {
     await navigator.clipboard.writeText(listing.textContent ?? "");
@@ -66,7 +62,6 @@ function wired() {
   return (/** @type {any} */ wanted) => {
     request = wanted;
     const media = [...new Set(mediaOf(request))];
-    release(files);
     files.hidden = !media.length;
     files.replaceChildren("It reads ", ...media.flatMap((medium, place) => [place ? ", " : "", saved(medium)]),
       " from the folder it is run in.");
