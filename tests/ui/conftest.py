@@ -29,6 +29,15 @@ VIEWS = ("", "playground", "models", "events", "files", "benchmarks")
 _REPORT_VIOLATIONS = """addEventListener("securitypolicyviolation", (event) =>
     console.error(`policy violated: ${event.violatedDirective} ${event.blockedURI} ${event.sourceFile}`))"""
 
+_KEEP_WHAT_PASSES = """window.passed = [];
+new MutationObserver((changes) => {
+    for (const one of changes.flatMap(({ addedNodes }) => [...addedNodes]))
+        if (one.nodeType === Node.ELEMENT_NODE && one.matches(".toast, .slot-note"))
+            passed.push(one.textContent.replace(/\\s+/g, " "));
+}).observe(document, { subtree: true, childList: true });"""
+UNASKED = """void (setTimeout = ((set) => (call, wait = 0) => set(call, wait < 1000 ? wait : 2e9))(setTimeout))"""
+"""Has a page do nothing later by itself, such as try once more what a test's click is to try."""
+
 
 def chromium_path() -> str:
     """The one without a window's surroundings, which opens a page in less than half the processor time; else the whole.
@@ -46,7 +55,7 @@ def chromium() -> Iterator[Browser]:
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=chromium_path(), args=[*arguments, "--disable-dev-shm-usage"]
+            executable_path=chromium_path(), args=[*arguments, "--disable-dev-shm-usage"], timeout=120_000
         )
         yield browser
         browser.close()
@@ -92,6 +101,7 @@ class Visitor:
         context = self._browser.new_context(**({"base_url": self.gateway.url, "viewport": WIDE,
                                                 "reduced_motion": "reduce"} | options))  # fmt: skip
         context.add_init_script(_REPORT_VIOLATIONS)
+        context.add_init_script(_KEEP_WHAT_PASSES)
         context.set_default_timeout(60_000)
         self._contexts.append(context)
         page = context.new_page()
@@ -135,6 +145,11 @@ def visitor(chromium: Browser, gateway: GatewayProcess) -> Iterator[Visitor]:
 def browser_page(visitor: Visitor) -> Page:
     """A wide page at the gateway's address, watched."""
     return visitor.page()
+
+
+def passes(page: Page, words: str) -> None:
+    """Wait until a page has said something that it shows for some seconds only. ``words`` are a regular expression."""
+    page.wait_for_function("(words) => passed.some((one) => new RegExp(words).test(one))", arg=words)
 
 
 def axe(page: Page) -> list[str]:

@@ -5,11 +5,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, Request, Route, expect
+from playwright.sync_api import Browser, Page, Request, Response, expect
 
 from tests.access.conftest import Keys
 from tests.support.gateway import GatewayProcess
-from tests.ui.conftest import LONG, NARROW, VIEWS, Visitor, axe, keep_copies, visiting
+from tests.ui.conftest import LONG, NARROW, VIEWS, Visitor, axe, keep_copies, passes, visiting
 from tests.ui.playground.conftest import answered, ask
 
 HEAVIEST = 150_000
@@ -52,22 +52,15 @@ def test_a_view_opens_for_everybody(visitor: Visitor, view: str) -> None:
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_view_is_light_and_waits_for_nobody(visitor: Visitor, view: str) -> None:
     """What it loads is counted, unpacked; and it is painted while every question for data is left unanswered."""
-    page, sizes, held = visitor.page(), {}, list[str]()
-    page.on("response", lambda response: None if is_data(response.request) else sizes.update(
-        {response.url: len(response.body())}))  # fmt: skip
-
-    def hold(route: Route) -> None:
-        if is_data(route.request):
-            held.append(urlsplit(route.request.url).path)
-        else:
-            route.continue_()
-
-    page.route("**/*", hold)
-    page.goto(f"/ui/{view}")
+    page, loaded = visitor.page(), list[Response]()
+    page.on("response", lambda response: None if is_data(response.request) else loaded.append(response))
+    page.route("**/*", lambda route: None if is_data(route.request) else route.continue_())
+    with page.expect_request(lambda request: urlsplit(request.url).path == "/ui/live"):
+        page.goto(f"/ui/{view}")
     expect(page.locator("h1")).to_be_visible()
     expect(page.locator("nav [aria-current=page]")).to_be_visible()
     assert page.evaluate(PAINTED)
-    assert "/ui/live" in held
+    sizes = {response.url: len(response.body()) for response in loaded}
     assert 0 < sum(sizes.values()) < HEAVIEST, sizes
     assert len({urlsplit(url).path for url in sizes if "/static/" in url}) > 5
     page.unroute_all(behavior="ignoreErrors")
@@ -123,7 +116,8 @@ def test_the_theme_is_kept(visitor: Visitor) -> None:
         assert page.evaluate(ground) == scheme
     page.goto("/ui/files")
     assert page.evaluate(ground) == "dark"
-    page.locator("#theme-button").click()
+    button.click()
+    expect(button).to_have_text("System theme")
     assert page.evaluate(ground) == "light"
 
 
@@ -162,9 +156,46 @@ def test_temporary_files_are_listed_and_removed(gateway: GatewayProcess, browser
     expect(rows).to_have_count(2)
     page.get_by_role("button", name="Clean up…").click()
     dialog.get_by_role("button", name="Remove").click()
-    expect(page.locator("#toasts")).to_contain_text("2 removed, 300 kB freed")
+    passes(page, "2 removed, 300 kB freed")
     expect(page.locator("#temporary")).to_contain_text("Nothing lies about")
     assert not list(gateway.tmp.glob("*.bin"))
+
+
+LOOK = """document.dispatchEvent(new Event("visibilitychange"))"""
+"""Has a page ask how things stand, as one does that is looked at again."""
+
+
+def test_a_list_keeps_still_under_a_hand(gateway: GatewayProcess, browser_page: Page) -> None:
+    """It is asked for every few seconds: what is pressed then is still there when it is let go, and after a dialog."""
+    page = browser_page
+
+    def another(name: str) -> None:
+        (gateway.tmp / name).write_bytes(b"x")
+        with page.expect_response("**/admin/temp_status") as answer:
+            page.evaluate(LOOK)
+        answer.value.finished()
+        page.evaluate(DRAWN)
+
+    page.goto("/ui/files")
+    expect(page.locator("#temporary")).to_contain_text("Nothing lies about")
+    another("one.bin")
+    clean = page.get_by_role("button", name="Clean up…")
+    clean.hover()
+    page.mouse.down()
+    another("two.bin")
+    page.mouse.up()
+    dialog = page.get_by_role("dialog", name="Remove temporary files?")
+    expect(dialog).to_be_visible()
+    another("three.bin")
+    page.keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
+    expect(clean).to_be_focused()
+    another("four.bin")
+    expect(page.locator("#temporary-table tbody tr")).to_have_count(4)
+    expect(clean).to_be_focused()
+    page.keyboard.press("Enter")
+    dialog.get_by_role("button", name="Remove").click()
+    passes(page, "4 removed")
 
 
 def test_quantized_copies_are_listed_and_removed(gateway: GatewayProcess, browser_page: Page) -> None:
@@ -176,7 +207,7 @@ def test_quantized_copies_are_listed_and_removed(gateway: GatewayProcess, browse
     assert axe(browser_page) == []
     browser_page.get_by_role("button", name="Remove all…").click()
     browser_page.get_by_role("dialog").get_by_role("button", name="Remove").click()
-    expect(browser_page.locator("#toasts")).to_contain_text("2 removed, 1.34 MB freed")
+    passes(browser_page, "2 removed, 1.34 MB freed")
     expect(browser_page.locator("#quantized")).to_contain_text("No copies are kept")
 
 
@@ -264,8 +295,8 @@ def test_a_lost_server_is_told_and_found_again(gateway: GatewayProcess, visitor:
     expect(page.locator("#connection-text")).to_have_text("Disconnected")
     assert axe(page) == []
     expect(page.locator("#temporary")).to_contain_text("Nothing lies about")
-    gateway.start()
     expect(page.get_by_role("button", name="Try now")).to_be_visible()  # and nobody clicks it
+    gateway.start()
     expect(page.locator("#connection-text")).to_have_text("Live")
     expect(page.locator("#banner")).to_be_hidden()
 

@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import APIResponse, Browser, Locator, Page, Route, expect
 
 from tests.conftest import Start
 from tests.downloads.hub_server import Hub, Repo
 from tests.support.gateway import CHECKPOINT, GatewayProcess, only, reasoner_at
-from tests.ui.conftest import NARROW, Visitor, axe, visiting
+from tests.ui.conftest import NARROW, UNASKED, Visitor, axe, passes, visiting
 
 WEIGHTS = "model.safetensors"
 HELD = 650_000
@@ -82,7 +82,7 @@ def test_every_model_with_what_is_here_and_what_fits(page: Page, gateway: Gatewa
 def test_a_download_is_cancelled_and_goes_on_to_its_end(page: Page, hub: Hub, gateway: GatewayProcess) -> None:
     sums, more = row(page, "sums"), row(page, "more")
     sums.get_by_role("button", name="Download sums").click()
-    hub.wait_held(1)
+    hub.wait_held(1, 60)
     bar = sums.get_by_role("progressbar", name="Download of sums")
     expect(bar).to_have_attribute("aria-valuenow", re.compile(r"^[45]\d$"))
     expect(sums).to_contain_text(re.compile(r"\d{3} kB of 1\.\d+ MB"))
@@ -97,12 +97,12 @@ def test_a_download_is_cancelled_and_goes_on_to_its_end(page: Page, hub: Hub, ga
     expect(sums).to_contain_text("Half here")
     resume = sums.get_by_role("button", name="Resume sums")
     expect(resume).to_be_focused()
-    expect(page.get_by_text("stay on the disk, to go on from")).to_be_visible()
+    passes(page, "stay on the disk, to go on from")
     hub.release.set()
     page.keyboard.press("Enter")
     expect(sums).to_contain_text("Downloaded")
     expect(sums).to_contain_text(re.compile(r"about \d+ MB"))  # what it takes is known now
-    expect(page.get_by_text(re.compile(r"sums is downloaded: 1\.\d+ MB"))).to_be_visible()
+    passes(page, r"sums is downloaded: 1\.\d+ MB")
     assert [entry.start for entry in hub.log if entry.path == WEIGHTS][1] >= HELD
 
 
@@ -135,7 +135,39 @@ def test_the_disk_is_freed_by_keyboard(page: Page, gateway: GatewayProcess) -> N
     expect(dialog.get_by_role("button", name=re.compile(r"Free 1\.\d+ MB"))).to_be_focused()
     page.keyboard.press("Enter")
     expect(sums).to_contain_text("Not here")
+    passes(page, "are free again")
     assert not (gateway.home / "models" / "sums").exists() and gateway.model("sums")["state"] == "cold"
+
+
+def test_a_download_that_is_over_at_the_next_look_is_told(page: Page, gateway: GatewayProcess) -> None:
+    def late(route: Route) -> None:
+        response = route.fetch()
+        gateway.until(lambda: gateway.get("/admin/downloads")["downloads"]["more"]["state"] == "done", "the download")
+        route.fulfill(response=response)
+
+    page.route("**/admin/models/more/download", late)
+    row(page, "more").get_by_role("button", name="Download more").click()
+    passes(page, r"more is downloaded: 1\.\d+ MB")
+    assert gateway.client.delete("/admin/models/more/weights").status_code == 200
+
+
+def test_what_is_told_meanwhile_is_not_undone_by_an_older_answer(page: Page, gateway: GatewayProcess) -> None:
+    reasoner, held = row(page, "reasoner"), list[tuple[Route, APIResponse]]()
+    expect(reasoner).to_contain_text("Local")
+    page.route("**/admin/weights", lambda route: held.append((route, route.fetch())))
+    with page.expect_request("**/admin/weights"):
+        page.evaluate('document.dispatchEvent(new Event("visibilitychange"))')
+    while not held:
+        page.wait_for_timeout(20)
+    gateway.load("reasoner")
+    expect(reasoner.get_by_text("loaded", exact=True)).to_be_visible()
+    ((route, old),) = held
+    with page.expect_event("requestfinished", lambda request: request.url.endswith("/admin/weights")):
+        route.fulfill(response=old)
+    page.unroute("**/admin/weights")
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert reasoner.get_by_text("loaded", exact=True).is_visible()
+    gateway.unload("reasoner")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -152,9 +184,11 @@ def test_a_server_that_does_not_answer(visitor: Visitor) -> None:
     """At the first question there is nothing to show but that; later what was shown stays."""
     visitor.expect("Failed to load resource", "net::")
     page = visitor.page()
+    page.add_init_script(UNASKED)
     page.route("**/admin/weights", lambda route: route.abort())
     page.goto("/ui/models")
     expect(page.get_by_role("heading", name="The models cannot be shown")).to_be_visible()
+    expect(page.locator("#connection-text")).to_have_text("Live")  # it asks again when that has come
     assert axe(page) == []
     page.unroute("**/admin/weights")
     page.get_by_role("button", name="Try again").click()

@@ -110,12 +110,15 @@ def test_what_went_wrong_is_said(page: Page, visitor: Visitor, gateway: GatewayP
     """A full queue with the time to wait, a server that is gone, a request it refuses; and how each goes on."""
     visitor.expect("429", "400", "ERR_INTERNET_DISCONNECTED")
     page.select_option("#model-0", "deepseek")
-    with gateway.answering(max_new_tokens=150):
+    page.evaluate("() => { setInterval = () => 0; }")  # or what it counts down may be over when it is looked at
+    with gateway.answering():
         waiting = gateway.later(gateway.generate, "deepseek", prompt="Hello", max_new_tokens=1)
         gateway.until(lambda: gateway.model("deepseek")["waiting"], "the queue to be full")
         answer = ask(page, "Hello")
         expect(answer).to_have_attribute("data-state", "failed")
         expect(answer.get_by_role("button", name=re.compile(r"Try again in \d+ s"))).to_be_disabled()
+        (running,) = [one for one in gateway.get("/v1/requests")["data"] if one["state"] == "running"]
+        assert gateway.client.delete(f"/v1/requests/{running['id']}").status_code == 200
     assert waiting.result().status_code == 200
     page.fill("#parameter-max_tokens", "1")
     page.context.set_offline(True)

@@ -8,23 +8,26 @@ const STAY = 6000; // milliseconds; what went wrong stays until it is closed
 
 /**
  * Asks in a dialog; true if the action was chosen. Escape, the backdrop and Cancel all mean no. `text` may be an
- * element. A dangerous action is not what Enter does.
+ * element. A dangerous action is not what Enter does. It is over when it is answered, not with the event that a browser
+ * has for that later: what had the focus before has it again, and is for the next key that is pressed.
  * @param {{title: string, text?: any, action?: string, danger?: boolean}} question @returns {Promise<boolean>}
  */
 export function confirm({ title, text = "", action = "Continue", danger = false }) {
   return new Promise((resolve) => {
-    const close = (/** @type {string} */ answer) => dialog.close(answer);
-    const cancel = h("button", { class: "button", type: "button", onclick: () => close("") }, "Cancel");
-    const go = h("button", { class: `button primary${danger ? " danger" : ""}`, type: "button", onclick: () => close("yes") }, action);
+    const answer = (/** @type {boolean} */ sure) => {
+      dialog.close();
+      dialog.remove();
+      resolve(sure);
+    };
+    const cancel = h("button", { class: "button", type: "button", onclick: () => answer(false) }, "Cancel");
+    const go = h("button", { class: `button primary${danger ? " danger" : ""}`, type: "button", onclick: () => answer(true) }, action);
     const dialog = h("dialog", { "aria-labelledby": "dialog-title", "aria-describedby": "dialog-text" },
       h("div", { class: "dialog-body" },
         h("h2", { id: "dialog-title" }, title), h("div", { id: "dialog-text", class: "lead" }, text)),
       h("div", { class: "dialog-actions" }, cancel, go));
-    dialog.addEventListener("click", (/** @type {Event} */ event) => event.target === dialog && close(""));
-    dialog.addEventListener("close", () => {
-      dialog.remove();
-      resolve(dialog.returnValue === "yes");
-    });
+    dialog.addEventListener("click", (/** @type {Event} */ event) => event.target === dialog && answer(false));
+    dialog.addEventListener("cancel", () => answer(false)); // Escape
+    dialog.addEventListener("close", () => answer(false)); // where a browser closes it without asking
     document.body.append(dialog);
     dialog.showModal();
     (danger ? cancel : go).focus();

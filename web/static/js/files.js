@@ -65,12 +65,19 @@ class Keep {
       shown = () => [state({ title: error.title, text: error.message, wrong: true },
         h("button", { class: "button", type: "button", onclick: () => this.refresh() }, icon("refresh"), "Try again"))];
     }
-    if (key === this.seen || (document.activeElement?.tagName === "SELECT" && this.place.contains(document.activeElement))) return;
+    if (key === this.seen || this.held) return;
     this.seen = key;
     const held = this.place.contains(document.activeElement) ? document.activeElement?.id : "";
     replace(this.place, ...shown());
     this.place.removeAttribute("aria-busy");
     if (held) $(`#${held}`)?.focus();
+  }
+
+  /** Whether somebody is about to do something with it: what is made anew under a hand has not been pressed by it, and
+   * what a dialog gives the focus back to should be there. */
+  get held() {
+    const choosing = document.activeElement?.tagName === "SELECT" && this.place.contains(document.activeElement);
+    return choosing || this.place.querySelector(":active") || document.querySelector("dialog[open]");
   }
 }
 

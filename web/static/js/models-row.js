@@ -111,8 +111,9 @@ export class Row {
     const button = (action, name, words, kind) => h("button", {
       class: `button small ${kind}`, type: "button",
       onclick: (event) => {
-        event.currentTarget.setAttribute("aria-busy", String(action !== "free"));
-        Promise.resolve(this._actions[action](this._model)).finally(() => event.target?.removeAttribute?.("aria-busy"));
+        const pressed = event.currentTarget; // its icon may be the target
+        pressed.setAttribute("aria-busy", String(action !== "free"));
+        Promise.resolve(this._actions[action](this._model)).finally(() => pressed.removeAttribute("aria-busy"));
       },
     }, icon(name), words, h("span", { class: "visually-hidden" }, ` ${model.name}`));
     const made = [];

@@ -26,34 +26,46 @@ const parts = { stores: h("div", { class: "stores" }), summary: h("p", { class: 
   list: h("ul", { class: "model-list" }) };
 let timer = 0;
 let failures = 0;
+let asked = 0; // how often it was asked how things stand,
+let drawn = 0; // and which of the answers was drawn last: they may come in another order
+let said = ""; // why there is nothing to show
 
 /** Asks for everything and draws it. */
 async function refresh() {
+  const mine = ++asked;
   const found = await api("GET", "/admin/weights");
-  const first = known === null;
+  if (mine < drawn) return;
+  drawn = mine;
+  const before = known;
   known = found;
-  if (first) frame();
+  if (live.last.state?.time > found.timestamp) stand(live.last.state);
+  for (const model of known.models) ended(model.name, before?.models.find((one) => one.name === model.name)?.download, model.download);
+  if (!before) frame();
   draw();
 }
 
 /** Asks how far downloads are; where one is over, asks for everything. */
 async function follow() {
+  const mine = ++asked;
   const { downloads } = await api("GET", "/admin/downloads");
+  if (mine < drawn) return;
+  drawn = mine;
   let over = false;
   for (const model of known.models) {
     const now = downloads[model.name] ?? null;
-    if (isActive(model.download) && !isActive(now)) over = true;
-    if (isActive(model.download) && now && !isActive(now)) tell(model.name, now);
+    if (ended(model.name, model.download, now)) over = true;
     model.download = now;
     rows.get(model.name)?.update(model);
   }
   if (over) await refresh();
 }
 
-/** Says how a download ended. @param {string} name @param {any} download */
-function tell(name, download) {
-  if (download.state === "done") toast(download.fetched ? `${name} is downloaded: ${bytes(download.total)}.` : `${name} is as the hub has it.`, "good");
-  else if (download.state === "failed") toast(`The download of ${name} failed.`, "wrong");
+/** Whether a download is over; says how it ended. @param {string} name @param {any} before @param {any} now */
+function ended(name, before, now) {
+  if (!isActive(before) || isActive(now)) return false;
+  if (now?.state === "done") toast(now.fetched ? `${name} is downloaded: ${bytes(now.total)}.` : `${name} is as the hub has it.`, "good");
+  else if (now?.state === "failed") toast(`The download of ${name} failed.`, "wrong");
+  return true;
 }
 
 async function turn() {
@@ -107,6 +119,8 @@ function draw() {
 
 function failed(error) {
   root.removeAttribute("aria-busy");
+  if (said === error.message) return; // its button stays, and the focus on it
+  said = error.message;
   replace(root, state({ wrong: true, title: error.status === 403 ? "Not for this key" : "The models cannot be shown", text: error.message },
     h("button", { class: "button", type: "button", onclick: turn }, icon("refresh"), "Try again")));
 }
@@ -115,6 +129,7 @@ function failed(error) {
 async function act(what) {
   try {
     await what();
+    drawn = ++asked; // what was asked before this says nothing of it
     await refresh();
   } catch (error) {
     toastError(error);
@@ -124,14 +139,22 @@ async function act(what) {
 
 async function fetchAll(models) {
   await act(async () => {
-    for (const model of models) await api("POST", path(model, "download"));
+    for (const model of models) await begin(model);
   });
+}
+
+/** Has weights fetched; from now on it is known that they are, should they all be here before the next look. @param {any} model */
+async function begin(model) {
+  const { download } = await api("POST", path(model, "download"));
+  drawn = ++asked;
+  const one = known.models.find((/** @type {any} */ other) => other.name === model.name);
+  if (one) one.download = download;
 }
 
 const path = (model, what) => `/admin/models/${encodeURIComponent(model.name)}/${what}`;
 
 const actions = {
-  download: (model) => act(async () => void (await api("POST", path(model, "download")))),
+  download: (model) => act(() => begin(model)),
   cancel: (model) => act(async () => {
     const { download } = await api("DELETE", path(model, "download"));
     toast(download?.done ? `Stopped. ${bytes(download.done)} of ${model.name} stay on the disk, to go on from.` : `The download of ${model.name} is stopped.`);
@@ -156,15 +179,20 @@ const actions = {
   },
 };
 
-live.on("state", (told) => {
+/** Takes over how models are from a state that was told. @param {any} told @returns {boolean} whether any was otherwise */
+function stand(told) {
   const states = new Map((told.models ?? []).map((model) => [model.name, model.state]));
   const changed = known?.models.some((model) => states.has(model.name) && states.get(model.name) !== model.model_state);
-  if (!changed) return;
-  for (const model of known.models) {
+  for (const model of changed ? known.models : []) {
     model.model_state = states.get(model.name) ?? model.model_state;
     model.loaded = model.model_state !== "cold";
-    rows.get(model.name)?.update(model);
   }
+  return Boolean(changed);
+}
+
+live.on("state", (told) => {
+  if (!stand(told)) return;
+  for (const model of known.models) rows.get(model.name)?.update(model);
 });
 live.on("status", (status) => status === "open" && failures > 0 && turn());
 document.addEventListener("visibilitychange", () => !document.hidden && turn());

@@ -118,6 +118,7 @@ export async function camera(photos, videos, sound, most) {
   let tick;
   try {
     return await new Promise((resolve, reject) => {
+      dialog.addEventListener("cancel", () => resolve(null)); // at once; the close comes after keys that are pressed meanwhile
       dialog.addEventListener("close", () => resolve(null));
       close.addEventListener("click", () => resolve(null));
       photo.addEventListener("click", () => still(view).then((blob) => resolve({ kind: "image", blob }), reject));
@@ -144,8 +145,9 @@ export async function camera(photos, videos, sound, most) {
   }
 }
 
-/** @param {HTMLVideoElement} view @returns {Promise<Blob>} */
+/** What is seen now, or first. @param {HTMLVideoElement} view @returns {Promise<Blob>} */
 async function still(view) {
+  if (view.readyState < view.HAVE_CURRENT_DATA) await new Promise((seen) => view.addEventListener("loadeddata", seen, { once: true }));
   const canvas = document.createElement("canvas");
   canvas.width = view.videoWidth;
   canvas.height = view.videoHeight;
