@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import Start
 from tests.observe.conftest import Watched
-from tests.support.gateway import PARIS, STORY, SUM, GatewayProcess, only
+from tests.support.gateway import PARIS, PATIENCE, STORY, SUM, GatewayProcess, only
 from tests.support.live import watching
 
 SERIES = {"tokens_per_second", "first_token_seconds", "requests", "errors", "swaps", "loads", "running", "waiting",
@@ -54,7 +54,7 @@ def test_a_swap_is_told_with_its_reason(watched: Watched) -> None:
     with watching(watched) as page:
         page.first("state")
         assert page.model("deepseek")["state"] == "ready" and page.state()["slots"][0]["models"] == ["deepseek"]
-        before = page.last()
+        before = watched.get("/admin/events")["last"]
         watched.answer("reasoner", **SUM)
         evicted = page.entry("evicted", "deepseek", before)
         assert evicted["detail"]["newcomer"] == "reasoner" and evicted["detail"]["bytes"] > 0
@@ -156,7 +156,8 @@ def test_pages_take_no_thread_from_requests_and_do_not_hold_up_a_stop(patient: G
     for _ in range(4):
         assert patient.client.head("/ui/live").status_code == 200  # holds no place
         assert patient.client.get("/ui/live?probe").status_code == 204
-    with patient.raw(b"GET /ui/live HTTP/1.1\r\nHost: localhost\r\n\r\n"), watching(patient) as one:
+    with patient.raw(b"GET /ui/live HTTP/1.1\r\nHost: localhost\r\n\r\n") as unread, watching(patient) as one:
+        assert unread.recv(12) == b"HTTP/1.1 200", "it has its place before the others; it reads no more"
         with watching(patient):
             refused = patient.client.get("/ui/live")
             assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
@@ -167,5 +168,5 @@ def test_pages_take_no_thread_from_requests_and_do_not_hold_up_a_stop(patient: G
             patient.post("/admin/models/reasoner/pin", pinned=pinned)
         patient.signal(15)
         assert patient.wait() == 0
-        assert one.ended.wait(10) and one.state()["stopping"] is True
+        assert one.ended.wait(PATIENCE) and one.state()["stopping"] is True
         assert one.of("journal")[-1]["kind"] == "stop"

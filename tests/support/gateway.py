@@ -159,7 +159,7 @@ class GatewayProcess:
                 left.append(f"{self.url} ended with status {status}")
         if self._process is not None and not self.gone():
             left.append(f"{self.url} left processes: {[process.cmdline() for process in self.processes()]}")
-        if remaining := psutil.wait_procs(unmarked, 15)[1]:
+        if remaining := psutil.wait_procs(unmarked, 60)[1]:
             left.append(f"{self.url} left processes of its own: {remaining}")
         if self._process is not None and self.tmp.is_dir() and (scratch := os.listdir(self.tmp)):
             left.append(f"{self.url} left in tmp/: {scratch}")
@@ -187,7 +187,7 @@ class GatewayProcess:
     def gone(self) -> bool:
         """Wait for the last process to end. False if one is left."""
         with suppress(AssertionError):
-            self.until(lambda: not self.processes(), "every process to end", 15)
+            self.until(lambda: not self.processes(), "every process to end", 60)
         return not self.processes()
 
     @property
@@ -360,6 +360,17 @@ class GatewayProcess:
     def log(self) -> str:
         """Everything it printed: its log goes to standard output too."""
         return self.output.read_text(errors="replace") if self.output.exists() else ""
+
+    def logged(self, words: str) -> None:
+        """Wait until its log has these words: lines are written by a thread that may be behind the answers."""
+        self.until(lambda: words in self.log(), f"{words!r} in the log")
+
+    def log_so_far(self) -> str:
+        """Its log once that has all until now: a line is written after those before it."""
+        mark = uuid.uuid4().hex
+        self.client.get(f"/v1/{mark}")
+        self.logged(mark)
+        return self.log()
 
     def story(self) -> str:
         """The end of its log without the questions that tests ask over and over."""
