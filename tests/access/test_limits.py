@@ -1,6 +1,7 @@
 """Rates in Redis and in memory, requests at once, whose address counts, and web pages of other origins."""
 
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import redis
 
 from tests.access.conftest import Keys, administered
 from tests.conftest import Start
-from tests.support.gateway import PATIENCE, STORY, GatewayProcess, free_port, only
+from tests.support.gateway import PATIENCE, ROOT, STORY, GatewayProcess, free_port, only
 from tests.support.programs import program
 
 ORIGIN = "https://chat.example.org"
@@ -155,11 +156,20 @@ def test_requests_at_once(keys: Keys) -> None:
     assert keys.ask(token, "POST", "/generate/deepseek", **ask).status_code == 200, "what is refused holds no place"
 
 
-def test_an_answer_that_was_read_holds_no_place(keys: Keys) -> None:
-    """Not even for the moment in which its response is closed: this client asks again as soon as it has the answer."""
-    token = keys.create("sequential", "--concurrent", "1", "--rate", "1000/hour")
-    ask = {"json": {"prompt": "Hello", "max_new_tokens": 1}}
-    assert {keys.ask(token, "POST", "/generate/deepseek", **ask).status_code for _ in range(25)} == {200}
+def test_a_whole_answer_holds_no_place_while_it_is_sent(tmp_path: Path) -> None:
+    """Whoever has read it may ask again before its response is closed, which here it never is."""
+    folders = {f"{name}_dir": str(tmp_path / name) for name in ("models", "logs", "tmp", "data")}
+    program = (
+        "from app import create_app\n"
+        "from utils.settings import Settings\n"
+        f"app = create_app(Settings(profile='pocket', concurrent_per_address=1, **{folders}))\n"
+        "kept = [app.test_client().post('/generate/deepseek', json={}) for _ in range(3)]\n"
+        "print([one.status_code for one in kept])\n"
+        "app.extensions['switchyard'].stop()\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-1] == "[400, 400, 400]"
 
 
 # -- web pages ---------------------------------------------------------------------------------------------------------
