@@ -140,21 +140,21 @@ def _download(
     planned: Plan, repository: Repository, progress: ProgressCallback | None, stop: threading.Event | None
 ) -> DownloadResult:
     known = folders.known_files(planned.folder)
-    meter = Meter(planned.name, planned.files, progress)
     marker = folders.read_marker(planned.folder)
     settled = [file for file in planned.files if folders.is_verified(planned.folder, file, known)]
-    for file in settled:
-        meter.update(file.path, "done", file.size)
-    unsettled = [file for file in planned.files if file not in settled]
-    asked = (planned.repo, planned.revision, planned.commit)
-    unfinished = unsettled or folders.read_journal(planned.folder) is not None
-    if unfinished or marker is None or (marker.repo, marker.revision, marker.commit) != asked:
-        journal = folders.Journal(planned, known)
-        journal.start()
-        largest_first = sorted(unsettled, key=lambda file: -file.size)
-        halt = Halt(stop)
-        work(largest_first, partial(_bring, planned.folder, repository, journal, meter, halt), halt, PARALLEL)
-        journal.finish()
+    with Meter(planned.name, planned.files, progress) as meter:
+        for file in settled:
+            meter.update(file.path, "done", file.size)
+        unsettled = [file for file in planned.files if file not in settled]
+        asked = (planned.repo, planned.revision, planned.commit)
+        unfinished = unsettled or folders.read_journal(planned.folder) is not None
+        if unfinished or marker is None or (marker.repo, marker.revision, marker.commit) != asked:
+            journal = folders.Journal(planned, known)
+            journal.start()
+            largest_first = sorted(unsettled, key=lambda file: -file.size)
+            halt = Halt(stop)
+            work(largest_first, partial(_bring, planned.folder, repository, journal, meter, halt), halt, PARALLEL)
+            journal.finish()
     return DownloadResult(
         planned.name, planned.folder, planned.commit, len(planned.files), planned.total, meter.fetched
     )

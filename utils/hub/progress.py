@@ -1,11 +1,13 @@
 """Counts bytes of one model's download from several threads and tells a callback, not too often.
 
-No terminal, no files. The callback is called by one thread at a time, from whichever worker moved last.
+No terminal, no files. The callback is called by one thread at a time: by whichever worker moved last, or by a timer
+with what came too soon after the call before, so that a download which stalls shows all that it has.
 """
 
 import threading
 import time
 from collections.abc import Iterable
+from typing import Self
 
 from utils.hub.records import FileProgress, FileStage, Progress, ProgressCallback, RemoteFile
 
@@ -14,7 +16,7 @@ _INTERVAL = 0.1
 
 
 class Meter:
-    """The state of one download's progress."""
+    """The state of one download's progress. A context manager: nothing is told after its end."""
 
     def __init__(self, name: str, files: Iterable[RemoteFile], callback: ProgressCallback | None) -> None:
         self._name = name
@@ -24,6 +26,17 @@ class Meter:
         self._total = sum(file.size for file in self._files.values())
         self._fetched = 0
         self._told = 0.0
+        self._late: threading.Timer | None = None
+        self._over = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._over = True
+            if self._late is not None:
+                self._late.cancel()
 
     @property
     def fetched(self) -> int:
@@ -36,12 +49,24 @@ class Meter:
             before = self._files[path]
             self._files[path] = FileProgress(path, before.size, done, stage)
             self._fetched += fetched
-            now = time.monotonic()
-            if self._callback is None or (stage == before.stage and now - self._told < _INTERVAL):
+            if self._callback is None or self._over:
                 return
-            self._told = now
-            self._callback(self._snapshot())
+            early = self._told + _INTERVAL - time.monotonic()
+            if stage != before.stage or early <= 0:
+                self._tell()
+            elif self._late is None:
+                self._late = threading.Timer(early, self._tell_late)
+                self._late.daemon = True
+                self._late.start()
 
-    def _snapshot(self) -> Progress:
+    def _tell_late(self) -> None:
+        with self._lock:
+            self._late = None
+            if not self._over:
+                self._tell()
+
+    def _tell(self) -> None:
+        assert self._callback is not None
+        self._told = time.monotonic()
         files = tuple(self._files.values())
-        return Progress(self._name, self._total, sum(file.done for file in files), self._fetched, files)
+        self._callback(Progress(self._name, self._total, sum(file.done for file in files), self._fetched, files))
