@@ -127,8 +127,8 @@ class Gateway:
 
     def drain(self) -> None:
         """Take no new requests; those under way go on."""
+        self.reporter.stopping()  # before pages see that it stops: they leave with the journal's last word
         self._stopping = True
-        self.reporter.stopping()
         self.owner.post(events.Drain())
 
     @property

@@ -32,6 +32,7 @@ _BODIES_AT_ONCE = 32  # of the longest kind, while they arrive: what slow sender
 _LINGER, _LINGER_CUT = 2.0, 5.0  # seconds in which a client may notice that its connection is closed
 _LOOK = 0.5  # seconds between looks at deadlines
 _STALLED = 1.0  # seconds of blocked sends after which a thread can be taken back
+_LAST_WORDS = 5.0  # seconds in which pages that read must have been told that the gateway stops
 _STOPPING = 2.0  # seconds in which a request that is arriving at a stopping worker must be whole
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LONGEST_BODY = 600.0  # seconds a body may take at most, however long it is and however slow ``min_body_rate``
@@ -96,8 +97,8 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
 
     def _end_watching(self) -> None:
         """Pages that watch are told of the end and see it. One that does not read does not hold it up."""
-        deadline = time.monotonic() + _STALLED
-        while self._watching and time.monotonic() < deadline:
+        deadline = time.monotonic() + _LAST_WORDS
+        while any(conn.sock.stuck < _STALLED for conn in list(self._watching)) and time.monotonic() < deadline:
             time.sleep(0.05)
         for conn in list(self._watching):
             try:

@@ -107,7 +107,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 
 @pytest.fixture(autouse=True)
 def nothing_outlives_a_test(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After a test no running gateway has a lease, a waiter, scratch, or a runner that it does not know of.
+    """After a test no running gateway has a lease, a waiter, a request, scratch, or a runner that it does not know of.
 
     Where tests have no gateway, one that has served others is asked again only if it logged something since.
     """
@@ -124,6 +124,8 @@ def _busy(gateway: GatewayProcess) -> str:
     for model in models:
         if model["leases"] or model["waiting"] or model["state"] in ("loading", "draining"):
             return f"{model['name']} is {model['state']}"
+    if requests := gateway.get("/v1/requests")["data"]:
+        return f"requests under way: {requests}"
     if scratch := gateway.get("/admin/temp_status")["files"]:
         return f"in tmp/: {scratch}"
     strays = gateway.runners() - {replica["pid"] for model in models for replica in model["replicas"]}

@@ -146,15 +146,23 @@ class Access:
         return found
 
     def _finish(self, response: Response) -> Response:
-        """Have what the request holds given back, and what it used written, when its response is closed."""
+        """Have what the request holds given back, and what it used written: at the end of a stream, when its response
+        is closed, and of a whole answer now: whoever has read it may ask again, or what it took, at once."""
         if response.status_code == 401:
             error = ', error="invalid_token"' if _presented() else ""
             response.headers["WWW-Authenticate"] = f'Bearer realm="switchyard"{error}'
         caps, record, status = g.pop("caps", {}), g.get("record"), response.status_code
-        if caps:
-            response.call_on_close(lambda: self.give_back(caps))
-        if record is not None:
-            response.call_on_close(lambda: record.write(status))
+
+        def over() -> None:
+            if caps:
+                self.give_back(caps)
+            if record is not None:
+                record.write(status)
+
+        if response.is_streamed:
+            response.call_on_close(over)
+        else:
+            over()
         return response
 
     def give_back(self, caps: dict[str, int]) -> None:

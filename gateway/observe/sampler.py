@@ -90,13 +90,14 @@ class Sampler:
 
     def sample(self) -> None:
         """Take one sample."""
-        now, totals, (made, running, waiting) = time.monotonic(), self._service.metrics.tally.read(), self._under_way()
+        now, moment = time.monotonic(), time.time()  # together: rates are over the time between two moments
+        totals, (made, running, waiting) = self._service.metrics.tally.read(), self._under_way()
         seconds, self._at = max(0.001, now - self._at), now
         # An answer that is over leaves the requests before it is in the sums: then the sum is lower for a moment.
         tokens = max(self._tokens, totals.tokens + made)
         before, firsts = self._before, totals.firsts - self._before.firsts
         row: dict[str, float] = {
-            "time": round(time.time(), 3),
+            "time": round(moment, 3),
             "tokens_per_second": round((tokens - self._tokens) / seconds, 1),
             "requests": totals.requests - before.requests,
             "errors": totals.errors - before.errors,

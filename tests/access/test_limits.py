@@ -1,6 +1,7 @@
 """Rates in Redis and in memory, requests at once, whose address counts, and web pages of other origins."""
 
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import redis
 
 from tests.access.conftest import Keys, administered
 from tests.conftest import Start
-from tests.support.gateway import PATIENCE, STORY, GatewayProcess, free_port, only
+from tests.support.gateway import PATIENCE, ROOT, STORY, GatewayProcess, free_port, only
 from tests.support.programs import program
 
 ORIGIN = "https://chat.example.org"
@@ -39,7 +40,8 @@ class RedisServer:
             with suppress(redis.ConnectionError):
                 self.client.ping()
                 return
-            assert time.monotonic() < deadline, "redis-server does not answer"
+            assert self._process.poll() is None and time.monotonic() < deadline, "redis-server does not answer"
+            time.sleep(0.02)
 
     def stop(self) -> None:
         if self._process is not None:
@@ -154,6 +156,22 @@ def test_requests_at_once(keys: Keys) -> None:
     assert keys.ask(token, "POST", "/generate/deepseek", **ask).status_code == 200, "what is refused holds no place"
 
 
+def test_a_whole_answer_holds_no_place_while_it_is_sent(tmp_path: Path) -> None:
+    """Whoever has read it may ask again before its response is closed, which here it never is."""
+    folders = {f"{name}_dir": str(tmp_path / name) for name in ("models", "logs", "tmp", "data")}
+    program = (
+        "from app import create_app\n"
+        "from utils.settings import Settings\n"
+        f"app = create_app(Settings(profile='pocket', concurrent_per_address=1, **{folders}))\n"
+        "kept = [app.test_client().post('/generate/deepseek', json={}) for _ in range(3)]\n"
+        "print([one.status_code for one in kept])\n"
+        "app.extensions['switchyard'].stop()\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-1] == "[400, 400, 400]"
+
+
 # -- web pages ---------------------------------------------------------------------------------------------------------
 
 
@@ -205,7 +223,7 @@ def test_redis_gone_and_back(keys: Keys, server: RedisServer) -> None:
     answers = [listing(keys, token) for _ in range(5)]
     assert [answer.status_code for answer in answers] == [200] * 4 + [429], "counted in memory"
     assert answers[3].headers["x-ratelimit-remaining"] == "0"
-    assert "falling back to in-memory" in keys.gateway.log()
+    keys.gateway.logged("falling back to in-memory")
     server.start()
     keys.gateway.until(lambda: keys.gateway.get("/v1/models") and server.client.keys("*"), "Redis to be used again")
 

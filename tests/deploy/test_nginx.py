@@ -141,6 +141,7 @@ def test_admin_and_figures_are_not_for_the_world(proxy: httpx.Client) -> None:
 
 def test_plain_http_is_sent_to_https(home: Path, proxy: httpx.Client) -> None:
     (port,) = re.findall(r"listen 127.0.0.1:(\d+);", (home / "switchyard.conf").read_text())
-    moved = httpx.get(f"http://127.0.0.1:{port}/health?a=b", headers={"Host": "switchyard.example.com"})
+    moved = httpx.get(f"http://127.0.0.1:{port}/health?a=b", headers={"Host": "switchyard.example.com"},
+                      timeout=PATIENCE, trust_env=False)  # fmt: skip
     assert moved.status_code == 308
     assert moved.headers["location"] == "https://switchyard.example.com/health?a=b"

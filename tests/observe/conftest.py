@@ -29,7 +29,7 @@ class Watched(GatewayProcess):
 
     def lines(self, **fields: Any) -> list[dict[str, Any]]:
         """The log's lines that have these fields."""
-        found = [json.loads(line) for line in self.log().splitlines()]
+        found = [json.loads(line) for line in whole(self.log())]
         return [line for line in found if all(line.get(name) == value for name, value in fields.items())]
 
     def access(self, request_id: str) -> dict[str, Any]:
@@ -38,6 +38,11 @@ class Watched(GatewayProcess):
             lambda: [line for line in self.lines(request_id=request_id) if "status" in line], "the access line"
         )
         return line
+
+
+def whole(log: str) -> list[str]:
+    """The lines of a log that is being written; the last one may be there in part."""
+    return log[: log.rfind("\n") + 1].splitlines()
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ def kept() -> Iterator[Kept]:
 
 
 def logger_to(kept: Kept, log_format: str = "text", **options: Any) -> tuple[logging.Logger, logs.Background]:
-    background = logs.Background([kept], **options)
+    background = logs.Background([kept], **{"patience": 60} | options)  # whatever the machine does meanwhile
     background.setFormatter(logs._JsonFormatter() if log_format == "json" else logs._TextFormatter())
     logger = logging.Logger("here", logging.DEBUG)
     logger.addHandler(background)
@@ -98,7 +98,7 @@ def test_a_line_that_cannot_be_made_is_told_and_harms_nobody(kept: Kept, capsys:
 
 
 def test_a_line_is_written_when_logging_it_returns(kept: Kept) -> None:
-    logger, _ = logger_to(kept, patience=60)
+    logger, _ = logger_to(kept)
     for number in range(100):
         logger.info("%d", number)
         assert len(kept.written) == number + 1
@@ -135,6 +135,7 @@ full.stream.close()
 full.stream = open("/dev/full", "w")
 for number in range(3):
     logging.info("line %d", number)
+    logging.getLogger().handlers[0].flush()
 print("dropped", logs.dropped(), flush=True)
 """
     ran = run(program, str(tmp_path))
@@ -149,6 +150,7 @@ import logging, os
 from utils import logs
 logs.to_stdout("info")
 logging.info("parent")
+logging.getLogger().handlers[0].flush()
 pid = os.fork()
 if pid == 0:
     logging.info("child")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.observe.conftest import Watched
+from tests.observe.conftest import Watched, whole
 from tests.support.gateway import PARIS, STORY, SUM, GatewayProcess, only
 
 SECRET = "xylophone-marmalade"
@@ -77,7 +77,7 @@ def test_several_prompts_are_one_request(watched: Watched) -> None:
 def test_an_id_that_cannot_be_one_is_replaced(watched: Watched) -> None:
     for said in ("../../etc/passwd", "x" * 200, 'a"b', "a~b"):
         response = watched.client.get("/health", headers={"X-Request-ID": said})
-        assert len(response.headers["X-Request-ID"]) == 32 and said not in watched.log()
+        assert len(response.headers["X-Request-ID"]) == 32 and said not in watched.log_so_far()
 
 
 def test_every_answer_has_an_id(watched: Watched) -> None:
@@ -101,14 +101,14 @@ def test_what_users_write_and_get_is_nowhere_in_the_log(watched: Watched) -> Non
           messages=[{"role": "user", "content": SECRET}])  # fmt: skip
     watched.client.get("/health", params={"q": SECRET})
     assert [watched.access(f"secret-{number}")["status"] for number in (1, 2, 3)] == [200, 400, 200]
-    assert SECRET not in watched.log() and "prompt\":" not in watched.log()
+    assert SECRET not in watched.log_so_far() and "prompt\":" not in watched.log()
     assert SECRET not in (watched.home / "logs" / "main.log").read_text()
 
 
 def test_every_line_is_an_object_with_time_level_and_message(watched: Watched) -> None:
-    for line in watched.log().splitlines():
+    for line in whole(watched.log()):
         assert {"time", "level", "logger", "message"} <= json.loads(line).keys()
-    in_file = (watched.home / "logs" / "main.log").read_text().splitlines()
+    in_file = whole((watched.home / "logs" / "main.log").read_text())
     assert in_file and all(json.loads(line) for line in in_file)
 
 
@@ -124,9 +124,9 @@ def telling(start_for_module: Start) -> Iterator[GatewayProcess]:
 
 
 def test_prompts_are_logged_if_asked_for_and_the_log_warns_of_it(telling: GatewayProcess) -> None:
-    assert "WARNING switchyard: log_prompts is on" in telling.log()
+    telling.logged("WARNING switchyard: log_prompts is on")
     telling.answer("deepseek", prompt=f"Say\n{SECRET}", max_new_tokens=4)
-    (line,) = [line for line in telling.log().splitlines() if SECRET in line]
+    (line,) = [line for line in telling.log_so_far().splitlines() if SECRET in line]
     assert f'prompt="user: Say\\n{SECRET}"' in line and "request_id=" in line
 
 
@@ -142,6 +142,7 @@ def test_a_silent_collector_neither_slows_nor_fails_anything(telling: GatewayPro
 def test_the_log_is_put_aside_at_its_size(telling: GatewayProcess) -> None:
     for _ in range(30):
         telling.get("/v1/models")
+    telling.log_so_far()
     folder = Path(telling.home) / "logs"
     assert {path.name for path in folder.iterdir()} == {"main.log", "main.log.1", "main.log.2"}
     assert all(path.stat().st_size <= 2000 for path in folder.iterdir())

@@ -36,6 +36,7 @@ class Prometheus:
         config["rule_files"] = [str(PLACE / "alerts.yml")]
         (home / "prometheus.yml").write_text(yaml.safe_dump(config))
         port = free_port()
+        self.at: float | None = None
         self.gateway = gateway
         self.output = home / "output.txt"
         command = [program("prometheus", "prometheus"), f"--config.file={home / 'prometheus.yml'}",
@@ -52,10 +53,23 @@ class Prometheus:
         return value
 
     def query(self, expression: str) -> list[float]:
-        """Return the values of an expression now; those that are no number are left out."""
-        found = self.ask("query", query=expression)["result"]
+        """Return the values of an expression, those that are no number left out: now, or since ``at`` is set, then. So
+        a rate over the last minute is one over the traffic, however long the tests take."""
+        found = self.ask("query", query=expression, time=self.at or time.time())["result"]
         values = [float(sample["value"][1]) for sample in found]
         return [value for value in values if not math.isnan(value)]
+
+    def has(self, watched: Watched) -> bool:
+        """Whether a scrape has all that the gateway counts of its answers. If so, that is when all is asked about."""
+        self.at = time.time()
+        for name, labels in (("generations_total", {"outcome": "answered"}), ("completion_tokens_total", {}),
+                             ("load_seconds_count", {})):  # fmt: skip
+            chosen = ",".join(f'{label}="{value}"' for label, value in labels.items())
+            told = self.query(f"sum(switchyard_{name}{{{chosen}}})")
+            if told != [watched.value(f"switchyard_{name}", **labels)]:
+                self.at = None
+                return False
+        return True
 
     def ask(self, path: str, **parameters: Any) -> Any:
         response = self.client.get(path, params=parameters)
@@ -84,9 +98,7 @@ def prometheus(watched: Watched, tmp_path_factory: pytest.TempPathFactory) -> It
     try:
         started.until(started.up, "the first scrape")
         traffic(watched)
-        total = 'sum(switchyard_generations_total{outcome="answered"})'
-        wanted = watched.value("switchyard_generations_total", outcome="answered")
-        started.until(lambda: started.query(total) == [wanted], "the traffic to be scraped")
+        started.until(lambda: started.has(watched), "the traffic to be scraped")
         yield started
     finally:
         started.close()

@@ -75,7 +75,7 @@ def test_a_refused_request_is_a_span_of_its_own(watched: Watched) -> None:
 
 def test_one_that_is_too_late_is_an_error(watched: Watched) -> None:
     watched.answer("deepseek", **PARIS)
-    story = {"prompt": "Tell me a story of a fox.", "repetition_penalty": 1.0, "max_new_tokens": 3500, "timeout": 1}
+    story = {"prompt": "Tell me a story of a fox.", "repetition_penalty": 1.0, "max_new_tokens": 3500, "timeout": 3}
     root, *children = traced(watched, "trace-late", "/generate/deepseek", **story)
     assert root.status == ERROR and root.attributes["http.response.status_code"] == 504
     assert children[-1].attributes["switchyard.outcome"] == "too_late"

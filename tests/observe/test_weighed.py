@@ -95,7 +95,7 @@ def taker() -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen([sys.executable, "-c", _TAKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout and process.stdout.readline() == "ready\n"
     yield process
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
 
 
 def test_a_real_process_is_told_as_it_is(taker: subprocess.Popen[str]) -> None:

@@ -83,4 +83,4 @@ def test_what_asks_for_nothing_is_taken(client: openai.OpenAI) -> None:
 def test_one_prompt_that_fails_fails_them_all(client: openai.OpenAI, served: GatewayProcess) -> None:
     with pytest.raises(openai.BadRequestError, match="4096"):
         complete(client, prompt=[COUNT, "word " * 6000], max_tokens=3000)
-    served.until(lambda: not served.model("deepseek")["leases"], "the other to be cancelled", 20)
+    served.until(lambda: not served.model("deepseek")["leases"], "the other to be cancelled")

@@ -153,7 +153,7 @@ def test_a_queue_that_is_full(client: openai.OpenAI, served: GatewayProcess) -> 
     for number, wanted in ((AT_ONCE, AT_ONCE), (WAITING, AT_ONCE + WAITING)):  # all at once would fill the queue
         for _ in range(number):
             streams.append(served.later(served.post, "/v1/chat/completions", model="deepseek", messages=STORY,
-                                        max_tokens=3500))  # fmt: skip
+                                        max_tokens=3500, repetition_penalty=1.0))  # fmt: skip
         served.until(lambda wanted=wanted: (len(states()), states().count("running")) == (wanted, AT_ONCE), "the queue")
     try:
         with pytest.raises(openai.RateLimitError, match="full") as caught:
@@ -176,7 +176,7 @@ def test_a_deadline(client: openai.OpenAI) -> None:
 def test_after_a_deadline_the_client_does_not_ask_again(client: openai.OpenAI, served: GatewayProcess) -> None:
     """As its users have it, trying twice more: three deadlines one after the other would be three times the work."""
     def asked() -> int:
-        return served.log().count("POST /v1/chat/completions 504")
+        return served.log_so_far().count("POST /v1/chat/completions 504")
 
     before, usual = asked(), client.with_options(max_retries=openai.DEFAULT_MAX_RETRIES)
     body = ENDLESS["extra_body"] | {"timeout": 0.3}
@@ -197,7 +197,8 @@ def test_a_form_too_long_for_any_model_loads_none(served: GatewayProcess, wanted
     assert served.loads("reasoner") == loads
 
 
-def test_a_stream_refused_by_the_runner_has_a_status(client: openai.OpenAI) -> None:
+def test_a_stream_refused_by_the_runner_has_a_status(client: openai.OpenAI, served: GatewayProcess) -> None:
+    served.load("deepseek")
     with pytest.raises(openai.BadRequestError, match="4096"):
         client.chat.completions.create(model="deepseek", messages=user("word " * 6000), stream=True)
 

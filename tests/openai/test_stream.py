@@ -117,7 +117,7 @@ def test_an_error_inside_the_stream_raises(client: openai.OpenAI, served: Gatewa
     served.load("deepseek")
     stream = client.chat.completions.create(
         model="deepseek", messages=STORY, max_tokens=3500, stream=True,
-        extra_body={"timeout": 0.8, "repetition_penalty": 1.0},
+        extra_body={"timeout": 4, "repetition_penalty": 1.0},  # more than until the stream begins, come what may
     )  # fmt: skip
     with pytest.raises(openai.APIError, match="deadline") as caught:
         list(stream)

@@ -388,6 +388,17 @@ class GatewayProcess:
         """Everything it printed: its log goes to standard output too."""
         return self.output.read_text(errors="replace") if self.output.exists() else ""
 
+    def logged(self, words: str) -> None:
+        """Wait until its log has these words: lines are written by a thread that may be behind the answers."""
+        self.until(lambda: words in self.log(), f"{words!r} in the log")
+
+    def log_so_far(self) -> str:
+        """Its log once that has all until now: a line is written after those before it."""
+        mark = uuid.uuid4().hex
+        self.client.get(f"/v1/{mark}")
+        self.logged(mark)
+        return self.log()
+
     def story(self) -> str:
         """The end of its log without the questions that tests ask over and over."""
         asked = (": 127.0.0.1 GET /admin/", ": 127.0.0.1 GET /health")

@@ -163,7 +163,7 @@ class Stream:
                 self._spoke = now
                 yield said or ": nothing new\n\n"
             if self._service.stopping:
-                yield self._state(fresh=True)
+                yield self._state(fresh=True) + "".join(self._journal())
                 return
             self._service.journal.wait(self._entry, max(0.0, due - time.monotonic()))
 
