@@ -59,17 +59,17 @@ def test_a_spare_runner_that_is_gone_when_it_is_taken_is_replaced(news: "SimpleQ
     forks = Forks(spare, living())
     runner = handle(forks, news)
     runner.start()
-    forks.ends.get(timeout=10).close()  # killed with its load unread
+    forks.ends.get(timeout=60).close()  # killed with its load unread
     spare.buried(-9)
-    end = forks.ends.get(timeout=10)
+    end = forks.ends.get(timeout=60)
     assert end.recv() == LOAD
     end.send(messages.Loaded("a-1", "cpu", 10, None, {}, "nf4"))
-    assert isinstance(news.get(timeout=10), events.Loaded)
+    assert isinstance(news.get(timeout=60), events.Loaded)
     runner.end("unloaded")
     assert end.recv() == messages.Stop()
     end.close()
     runner._child.buried(0)  # type: ignore[union-attr]
-    assert isinstance(news.get(timeout=10), events.RunnerEnded)
+    assert isinstance(news.get(timeout=60), events.RunnerEnded)
     with pytest.raises(Empty):
         news.get_nowait()
 
@@ -78,9 +78,9 @@ def test_one_that_was_forked_when_it_was_wanted_is_not(news: "SimpleQueue[events
     child = Child("a-1", zygote=living())
     forks = Forks(child, living())
     handle(forks, news).start()
-    forks.ends.get(timeout=10).close()
+    forks.ends.get(timeout=60).close()
     child.buried(-11)
-    assert isinstance(news.get(timeout=10), events.RunnerLost)
+    assert isinstance(news.get(timeout=60), events.RunnerLost)
     assert forks.ends.empty()
 
 
