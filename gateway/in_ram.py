@@ -15,10 +15,11 @@ class Runner(Protocol):
 
     load_id: str
     loaded: messages.Loaded | None
-    baseline: tuple[int, int] | None
 
     @property
     def pid(self) -> int | None: ...
+    @property
+    def baseline(self) -> tuple[int, int] | None: ...
 
     def starve(self, cause: str) -> None: ...
 

@@ -30,6 +30,13 @@ def require(spec: ModelSpec, models_dir: Path) -> None:
         raise Unavailable(f"the weights of {spec.name} are damaged: {error}; {again}") from error
 
 
+def kept(spec: ModelSpec, models_dir: Path, device: str) -> bool:
+    """Return whether a load on this device reads weights that an earlier one quantized."""
+    return spec.engine == "transformers" and spec.quant_bits < 16 and quantized.holds(
+        quantized.root(models_dir), spec.name, spec.quant_bits, device.partition(":")[0], spec.path(models_dir)
+    )  # fmt: skip
+
+
 def read_by(spec: ModelSpec, models_dir: Path) -> list[Path]:
     """Return the files a load of the model would read its weights from."""
     path, kept = spec.path(models_dir), quantized.root(models_dir)

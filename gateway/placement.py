@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gateway import devices
+from gateway import devices, model_files
 from gateway.devices import Gpu
 from gateway.footprint import LEAST_CACHE, Charge, Footprints, HeaderError, Offloads, usual_bits
 from gateway.ladder import OFFLOAD_SHARE, Ladder, possible
@@ -113,12 +113,15 @@ class Placement:
     def needs(self, spec: ModelSpec, slot: str, opened: bool = False) -> Charge:
         """Return what a model is charged for on a slot, and the tokens of cache among it: fewer where it is small.
 
-        ``spec`` has the bits it is loaded with there; ``opened``: its weights wait for the load in a zygote."""
+        ``spec`` has the bits it is loaded with there; ``opened``: its weights wait for the load in a zygote. Those that
+        were quantized and kept by an earlier load are as good, in that nothing of them passes."""
         place, level, wanted = self.places[slot], self.ladder.level(spec.name), Catalog.cache_tokens(spec)
         if level == "small_batch":
             wanted = max(LEAST_CACHE, spec.context or 0)
-        charge = self._footprints.charge(spec, place.device, wanted, place.budget, opened)
         limits = self.offload(spec, slot)
+        if self._settings.quantized_cache and not limits:
+            opened = opened or model_files.kept(spec, self._settings.models_dir, place.device)
+        charge = self._footprints.charge(spec, place.device, wanted, place.budget, opened)
         if level == "offload" and limits and charge.bytes:
             moved = self._footprints.parts(spec, place.device).weights - _on_gpu(limits)
             charge = charge._replace(bytes=max(0, charge.bytes - moved), total=max(0, charge.total - moved))

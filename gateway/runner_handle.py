@@ -1,7 +1,8 @@
 """The gateway's handle on one runner: its pipe, its requests in flight, its end.
 
 One thread per runner reads the pipe, notices silence and makes sure of the end. It tells the scheduler through ``post``
-and the requests through their mailboxes; it decides nothing about slots. Gateway process.
+and the requests through their mailboxes; it decides nothing about slots, and what the runner takes of one is
+:mod:`gateway.in_slot`'s to know. Gateway process.
 """
 
 import logging
@@ -16,7 +17,9 @@ from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 
 from gateway import devices, watchdog
+from gateway.footprint.predict import Charge
 from gateway.in_ram import InRam
+from gateway.in_slot import InSlot
 from gateway.line import Child
 from gateway.observe.course import TOO_LATE, Course
 from gateway.scheduler import events
@@ -28,7 +31,6 @@ log = logging.getLogger(__name__)
 Mailbox = SimpleQueue[object]
 _END_GRACE = 2.0  # seconds a runner has to end by itself before it is killed
 _TICK = 1.0
-_CHANCE = 16 * 2**20  # bytes by which two measurements of one runner may differ
 _REAP_PATIENCE = 5.0  # seconds its parent may need to say how it ended
 _ZYGOTE_PATIENCE = 10.0  # seconds a zygote may need for a fork, which takes it milliseconds
 _FORK_PATIENCE = 120.0  # seconds a forkserver may need for its imports on a slow disk
@@ -53,14 +55,14 @@ class _InFlight:
 class RunnerHandle:
     """One runner from the request for its fork to the proof that its memory is back.
 
-    ``predicted`` are the bytes it is expected to take once it is loaded, ``reserve`` those of them that its cache may
-    come to take. ``note`` is what its answers say of the ``slot`` it was given. ``count`` is told the model and each
-    step that is taken because memory ran out. ``made_room`` are the models that were evicted for this load.
+    ``charge`` is what its ``slot`` is charged for it, ``note`` what its answers say of that slot. ``count`` is told the
+    model and each step that is taken because memory ran out. ``made_room`` are the models that were evicted for this
+    load.
     """
 
     def __init__(
         self, load: messages.Load, needs: Sequence[str], zygotes: Zygotes, post: Callable[[events.Event], None],
-        heartbeat_timeout: float, predicted: int, reserve: int, slot: str, note: str, count: Callable[[str, str], None],
+        heartbeat_timeout: float, charge: Charge, slot: str, note: str, count: Callable[[str, str], None],
         made_room: Sequence[str] = (),
     ) -> None:
         self.load = load
@@ -69,24 +71,17 @@ class RunnerHandle:
         self.made_room = tuple(made_room)
         self.load_id = load.load_id
         self.loaded: messages.Loaded | None = None
-        self.measured = False
-        self.size_at_load: int | None = None
         self.failed_by: messages.ErrorKind | None = None
         self.progress: messages.Progress | None = None
         self.steps = 0
         self.batch: int | None = None
         self.ran_out = 0  # requests in a row that found no memory with the model to themselves
-        self.charged = predicted
-        self.peak = 0  # bytes that its load may take on its way, though no more are charged than its slot has
-        self.baseline: tuple[int, int] | None = None
-        self.charged_to = slot
+        self.in_slot = InSlot(self, zygotes, slot, charge)
         self.in_ram: InRam | None = None  # where a part of the model on a GPU lies there
         self._needs = needs
         self._post = post
         self._zygotes = zygotes
         self._heartbeat_timeout = heartbeat_timeout
-        self.reserve = reserve
-        self.predicted = predicted
         self._count = count
         self._starved: str | None = None
         self._stuck = False
@@ -174,29 +169,14 @@ class RunnerHandle:
         return self.loaded.device if self.loaded else self.load.device
 
     @property
+    def baseline(self) -> tuple[int, int] | None:
+        """What it took of its device when that was last measured, and its private memory then."""
+        return self.in_slot.baseline
+
+    @property
     def alive(self) -> bool:
         """Whether it takes requests."""
         return self._ending is None and not self._buried and self._starved is None
-
-    @property
-    def foreseen(self) -> int:
-        """Bytes beyond its charge that it may take for a while: as it loads, and until what it keeps is written."""
-        return max(0, (self._lasting + self._passing if self.loaded else self.peak) - self.charged)
-
-    @property
-    def _passing(self) -> int:
-        return self.loaded.passing_bytes if self.loaded else 0
-
-    @property
-    def _lasting(self) -> int:
-        """What it is charged once nothing of its load is left. The cache is not there yet when it is loaded: it grows
-        with the requests, up to what is set aside for it."""
-        return self.predicted if self.size_at_load is None else self.size_at_load + self.reserve
-
-    def measure(self) -> int | None:
-        """Return the bytes its process takes of its device, None if it cannot be told."""
-        mapped = self.loaded.mapped_bytes if self.loaded else 0
-        return devices.measure(self.pid, self.device, mapped) if self.pid else None
 
     def starve(self, cause: str) -> None:
         """End the runner because it takes too much memory: its requests, or its load, ran out of memory."""
@@ -313,8 +293,7 @@ class RunnerHandle:
                     self._send_lock.release()
 
     def _receive(self, message: messages.RunnerMessage) -> None:
-        if self.baseline is None and self.pid and (private := watchdog.private_bytes(self.pid)) is not None:
-            self.baseline = (0, private)  # just forked: what it has is its parent's
+        self.in_slot.heard()
         match message:
             case messages.Heartbeat(steps):
                 self.steps = steps
@@ -324,11 +303,7 @@ class RunnerHandle:
                 self.progress = message
             case messages.Loaded():
                 self.loaded, self.load_seconds = message, time.monotonic() - self._asked
-                self.size_at_load = self._weigh_loaded()
-                self.measured, taken = self.size_at_load is not None, self._lasting
-                # No more than its load was charged: nobody has to go for what passes.
-                passing = max(0, min(message.passing_bytes, self.charged - taken))
-                self.charged = taken + passing
+                taken, passing = self.in_slot.weigh_loaded()
                 phases = " ".join(f"{phase} {seconds:.2f}s" for phase, seconds in message.phases.items())
                 log.info("loaded %s on %s: %.0f MB, %s, %s", self.load_id, message.device, taken / 1e6,
                          message.quantization, phases)  # fmt: skip
@@ -352,41 +327,12 @@ class RunnerHandle:
             case messages.Done(request_id) | messages.Failed(request_id):
                 self._finish(request_id, message)
 
-    def _weigh_loaded(self) -> int | None:
-        """Measure the runner just loaded. That takes as long as the rest of such a load, so of those that are forked
-        from one zygote, which are all alike, the first is measured."""
-        known = self._zygotes.taken(self.load) if self.from_zygote else None
-        if known is not None and self.pid and (private := watchdog.private_bytes(self.pid)) is not None:
-            self.baseline = (known + self._passing, private)
-            return known
-        measured = self._weigh()
-        if measured is not None and self.from_zygote:
-            self._zygotes.took(self.load, measured)
-        return measured
-
-    def _weigh(self) -> int | None:
-        """Measure the runner, and have the watchdog reckon from that. Return it without what is there only until it
-        has settled."""
-        measured = self.measure()
-        private = watchdog.private_bytes(self.pid) if self.pid else None
-        if measured is None:
-            return None
-        if private is not None:
-            self.baseline = (measured, private)
-        return measured - self._passing
-
     def _settled(self, mapped: int) -> None:
-        """What passed is gone, and its weights may have been laid out anew: it is measured again and gets a zygote."""
+        """Nothing of its load is left to be done: it is measured again and gets a zygote."""
         assert self.loaded is not None
         self.loaded = replace(self.loaded, mapped_bytes=mapped, passing_bytes=0)
-        answering = bool(self._in_flight)  # then a cache is there too, which is charged already
-        measured = self._weigh() if self.measured and not answering else None
-        # More would be what answers left behind, and a little less is chance.
-        if measured is not None and measured + self.reserve < self._lasting - _CHANCE:
-            self.size_at_load = measured
-        if self._lasting < self.charged:
-            self.charged = self._lasting
-            self._post(events.Recharge(self.load_id, self.charged))
+        if self.in_slot.weigh_settled(answering=bool(self._in_flight)):
+            self._post(events.Recharge(self.load_id, self.in_slot.charged))
         self._is_settled = True
         try:
             self._zygotes.prepare(self.load, self._needs)

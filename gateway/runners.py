@@ -69,7 +69,7 @@ class Runners:
 
     def watched(self) -> list[Watched]:
         """Return what the watchdog watches: runners, and what those on GPUs have in RAM."""
-        return [*self, *(handle.in_ram for handle in self if handle.in_ram)]
+        return [*(handle.in_slot for handle in self), *(handle.in_ram for handle in self if handle.in_ram)]
 
     def as_loaded(self, spec: ModelSpec) -> ModelSpec:
         """Return the spec of the catalog with the bits that the model's runner has, or the next one would have."""
@@ -136,11 +136,10 @@ class Runners:
         needed = self._placement.needs(spec, slot, self._opened(spec, slot))
         load = self._order(spec, slot, load_id, needed.tokens)
         handle = RunnerHandle(load, modules([spec]), self._zygotes, self._hear, self._settings.heartbeat_timeout,
-                              needed.total, needed.reserve, slot, ON_CPU if slot in fallback else "",
+                              needed, slot, ON_CPU if slot in fallback else "",
                               self._ladder.count, tuple(self._evicted.pop(spec.name, ())))  # fmt: skip
         if needed.offloaded and self._placement.ram:
             handle.in_ram = InRam(handle, self._placement.ram, needed.offloaded)
-        handle.charged, handle.peak = needed.bytes, needed.peak
         self._handles[load_id] = handle
         log.info("loading %s on %s%s", load_id, slot, f": {handle.note}" if handle.note else "")
         self._reporter.loading(handle)
@@ -173,7 +172,7 @@ class Runners:
                 if handle.in_ram:
                     event = replace(event, offloaded=handle.in_ram.weigh())
                     self._placement.record_offloaded(handle.load, handle.in_ram.charged)
-                if handle.measured and handle.load.level in ("normal", "cpu"):
+                if handle.in_slot.measured and handle.load.level in ("normal", "cpu"):
                     self._record(handle, size)
                     self._owner.post(event)
                     self.predict(self._catalog[handle.load.name])  # a replica on another slot will take as much
@@ -202,7 +201,7 @@ class Runners:
         if loaded is not None and not handle.from_zygote:
             spec = self._catalog[load.name].model_copy(update={"quant_bits": load.quant_bits})
             passing = None if loaded.from_kept else loaded.peak_bytes + loaded.passing_bytes
-            self._placement.footprints.record(spec, load.device, size - handle.reserve, passing,
+            self._placement.footprints.record(spec, load.device, size - handle.in_slot.reserve, passing,
                                               load.cache_tokens)  # fmt: skip
 
     def _load_again(self, handle: RunnerHandle, cause: str) -> events.LoadFailed:

@@ -13,8 +13,10 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -43,15 +45,24 @@ def root(models_dir: Path) -> Path:
     return models_dir / ".switchyard" / "quantized"
 
 
-def key(checkpoint: Path, settings: dict[str, Any]) -> str:
-    """Return what distinguishes the outcome of quantizing a checkpoint with these settings by these libraries."""
+def origin(checkpoint: Path) -> str:
+    """Return what distinguishes these files, as quantized by these libraries.
+
+    :raises OSError: if they go while they are looked at.
+    """
     files = sorted([*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.json")])
-    seen: dict[str, Any] = {
+    return _digest({
         "files": [(file.name, (found := file.stat()).st_size, found.st_mtime_ns) for file in files],
-        "settings": settings,
-        "libraries": {name: version(name) for name in _LIBRARIES},
-    }
-    return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:16]
+        "libraries": _libraries(),
+    })  # fmt: skip
+
+
+def key(checkpoint: Path, settings: dict[str, Any]) -> str:
+    """Return what distinguishes the outcome of quantizing a checkpoint with these settings by these libraries.
+
+    :raises OSError: if its files go while they are looked at.
+    """
+    return _digest({"origin": origin(checkpoint), "settings": settings})
 
 
 def folder(base: Path, model: str, bits: int, found: str) -> Path:
@@ -64,18 +75,24 @@ def state(place: Path) -> Literal["absent", "whole", "damaged"]:
     if not place.exists():
         return "absent"
     record = _read(place)
-    if record is None:
+    if record is None or not _whole(place, record):
         return "damaged"
-    for name, (size, changed) in record["files"].items():
-        try:
-            found = (place / name).stat()
-        except OSError:
-            return "damaged"
-        if (found.st_size, found.st_mtime_ns) != (size, changed):
-            return "damaged"
     with suppress(OSError):  # a folder that cannot be written can still be read
         os.utime(place / _RECORD)
     return "whole"
+
+
+def holds(base: Path, model: str, bits: int, device: str, checkpoint: Path) -> bool:
+    """Return whether a load of the model on this kind of device (``cpu`` or ``cuda``) will read what is kept, as far as
+    can be told without its libraries: a change of its settings is seen by the load only."""
+    try:
+        return any(
+            (record["model"], record["bits"], record["variant"].partition(" ")[0]) == (model, bits, device)
+            and record.get("origin") == origin(checkpoint) and _whole(place, record)
+            for place, record in _records(base, f"{model}-{bits}bit-")
+        )  # fmt: skip
+    except OSError:
+        return False
 
 
 def begin(place: Path, need: int) -> Path:
@@ -93,13 +110,14 @@ def begin(place: Path, need: int) -> Path:
     return unfinished
 
 
-def finish(unfinished: Path, place: Path, model: str, bits: int, variant: str) -> None:
+def finish(unfinished: Path, place: Path, model: str, bits: int, variant: str, made_of: str = "") -> None:
     """Give a written folder its record and its place, all at once, and remove those that it replaces: the model's of
-    the same bits and ``variant``, the kind of device they are for."""
+    the same bits and ``variant``, the kind of device they are for and then the type they are computed in. ``made_of``
+    is the :func:`origin` of what was quantized."""
     files = {file.name: (found.st_size, found.st_mtime_ns)
              for file in sorted(unfinished.iterdir()) if (found := file.stat())}  # fmt: skip
     total = sum(size for size, _ in files.values())
-    record = {"model": model, "bits": bits, "variant": variant, "bytes": total, "files": files}
+    record = {"model": model, "bits": bits, "variant": variant, "bytes": total, "files": files, "origin": made_of}
     (unfinished / _RECORD).write_text(json.dumps(record, indent=1))
     for file in unfinished.iterdir():
         with file.open("rb") as written:
@@ -119,11 +137,10 @@ def discard(place: Path) -> None:
 def entries(base: Path) -> list[Entry]:
     """Return what is kept, the least recently used first."""
     found = []
-    for place in base.iterdir() if base.is_dir() else ():
-        if not place.name.startswith(_UNFINISHED) and (record := _read(place)) is not None:
-            with suppress(OSError):  # removed by another process meanwhile
-                used = (place / _RECORD).stat().st_mtime
-                found.append(Entry(place, record["model"], record["bits"], record["variant"], record["bytes"], used))
+    for place, record in _records(base):
+        with suppress(OSError):  # removed by another process meanwhile
+            used = (place / _RECORD).stat().st_mtime
+            found.append(Entry(place, record["model"], record["bits"], record["variant"], record["bytes"], used))
     return sorted(found, key=lambda entry: entry.used)
 
 
@@ -163,6 +180,34 @@ def _sweep(base: Path) -> None:
             old = time.time() - place.stat().st_mtime > _ABANDONED
             if old or not Path("/proc", place.name.rpartition("-")[2]).exists():
                 discard(place)
+
+
+def _records(base: Path, prefix: str = "") -> Iterator[tuple[Path, dict[str, Any]]]:
+    for place in base.iterdir() if base.is_dir() else ():
+        named = place.name.startswith(prefix) and not place.name.startswith(_UNFINISHED)
+        if named and (record := _read(place)) is not None:
+            yield place, record
+
+
+@cache
+def _libraries() -> dict[str, str]:
+    return {name: version(name) for name in _LIBRARIES}
+
+
+def _whole(place: Path, record: dict[str, Any]) -> bool:
+    """Whether a folder holds the files that its record names, as far as their sizes and times tell."""
+    for name, (size, changed) in record["files"].items():
+        try:
+            found = (place / name).stat()
+        except OSError:
+            return False
+        if (found.st_size, found.st_mtime_ns) != (size, changed):
+            return False
+    return True
+
+
+def _digest(seen: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _read(place: Path) -> dict[str, Any] | None:

@@ -59,7 +59,7 @@ class Reporter:
         text = f"Loading {handle.load.name} on {handle.slot}"
         text += ", in place of a runner that was lost" if again else ""
         self.journal.add("restart" if again else "load", _sentence(text, handle.note), handle.load.name, handle.slot,
-                         brief=text, load_id=handle.load_id, predicted_bytes=handle.predicted)  # fmt: skip
+                         brief=text, load_id=handle.load_id, predicted_bytes=handle.in_slot.predicted)  # fmt: skip
 
     def ending(self, action: actions.EndRunner, handle: "RunnerHandle") -> None:
         """A runner is ended on purpose."""
@@ -72,7 +72,7 @@ class Reporter:
         facts: dict[str, Any] = {"newcomer": action.newcomer} if action.newcomer else {}
         facts |= {"offloaded_bytes": handle.in_ram.charged} if handle.in_ram else {}
         self.journal.add(kind, _sentence(text, handle.starved or action.why), handle.load.name, handle.slot,
-                         brief=brief, reason=action.reason, load_id=handle.load_id, bytes=handle.charged,
+                         brief=brief, reason=action.reason, load_id=handle.load_id, bytes=handle.in_slot.charged,
                          **facts)  # fmt: skip
 
     # -- a handle's thread ---------------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ class Reporter:
                 in_ram: dict[str, Any] = {"offloaded_bytes": sum(offloaded.values())} if offloaded else {}
                 self.journal.add(
                     "loaded", _sentence(text, ""), handle.load.name, handle.slot, load_id=load_id, bytes=size,
-                    predicted_bytes=handle.predicted, from_zygote=handle.from_zygote, seconds=round(seconds, 3),
+                    predicted_bytes=handle.in_slot.predicted, from_zygote=handle.from_zygote, seconds=round(seconds, 3),
                     phases={phase: round(took, 3) for phase, took in phases.items()},
                     **in_ram,
                 )  # fmt: skip

@@ -195,7 +195,8 @@ class Weights:
             _without_quantizer(model).save_pretrained(unfinished, state_dict=weights, max_shard_size=_SHARD)
             packed4.save(model, unfinished)
             variant = f"{self._device.type} {self._dtype}"
-            quantized.finish(unfinished, self.kept, self._load.name, self._load.quant_bits, variant)
+            made_of = quantized.origin(Path(self._load.path))
+            quantized.finish(unfinished, self.kept, self._load.name, self._load.quant_bits, variant, made_of)
             for gone in quantized.prune(self.kept.parent, self._load.quantized_limit):
                 log.info("removed %s to keep quantized weights within their limit", gone.folder.name)
         except Exception as error:  # a full disk, most likely; the model serves all the same

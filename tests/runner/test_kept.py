@@ -8,6 +8,7 @@ import pytest
 
 from tests.runner.conftest import Engines, Media, _load
 from tests.runner.driving import alone, request
+from utils import quantized
 
 FAMILIES = [("deepseek", 4), ("deepseek", 8), ("qwen_vl", 4), ("qwen_audio", 4), ("qwen_omni", 4), ("blip_vqa", 8)]
 
@@ -43,6 +44,8 @@ def test_kept_weights_answer_as_those_that_were_quantized(
     first = load(family, bits, tmp_path)
     (place,) = tmp_path.iterdir()
     written = (place / "model.safetensors").stat().st_mtime_ns
+    name, path = first._load.name, Path(first._load.path)
+    assert quantized.holds(tmp_path, name, bits, "cpu", path), "the gateway knows that the next load reads them"
     second = load(family, bits, tmp_path)
     assert second._weights.kept == place and (place / "model.safetensors").stat().st_mtime_ns == written
     assert second._model.get_memory_footprint() == first._model.get_memory_footprint()

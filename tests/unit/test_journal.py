@@ -91,9 +91,9 @@ def test_a_ring_of_samples_forgets_the_oldest() -> None:
 
 
 def handle(name: str = "a", starved: str = "", note: str = "", in_ram: int = 0) -> RunnerHandle:
-    load = SimpleNamespace(name=name)
+    load, in_slot = SimpleNamespace(name=name), SimpleNamespace(charged=10, predicted=12)
     return cast(RunnerHandle, SimpleNamespace(load=load, load_id=f"{name}-1", slot="cpu", starved=starved, note=note,
-                                              charged=10, predicted=12, loaded=None, from_zygote=False,
+                                              in_slot=in_slot, loaded=None, from_zygote=False,
                                               in_ram=SimpleNamespace(charged=in_ram) if in_ram else None))  # fmt: skip
 
 

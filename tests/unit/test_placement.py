@@ -14,6 +14,7 @@ from models_registry.catalog import CatalogError, load_catalog
 from models_registry.spec import ModelSpec
 from protocol.messages import Load
 from tests.support.gateway import CHECKPOINT, only
+from utils import quantized
 from utils.settings import Settings, SettingsError, load_settings
 
 GIB = 2**30
@@ -155,6 +156,26 @@ def test_what_a_model_takes_depends_on_the_slot(tmp_path: Path, gpus: list[Gpu])
     assert small.bytes <= placed.places["cuda:0"].budget < large.bytes
     assert list(placed.sizes(spec)) == ["cuda:0", "cuda:1", "cpu"]
     assert placed.expected(spec) == "cuda:0" and placed.where(spec) == "cuda"
+
+
+def test_a_load_that_reads_kept_weights_has_no_peak(tmp_path: Path, gpus: list[Gpu]) -> None:
+    fields = {"cpu_quant_bits": 8, "cache_tokens": 256}
+    placed = place(tmp_path, {"mine": fields})
+    spec = placed.on(_spec(placed, tmp_path), "cpu", 8)
+    before = placed.needs(spec, "cpu")
+    keep(tmp_path / "models", "cpu torch.float32")
+    after = placed.needs(spec, "cpu")
+    assert after.bytes == after.total == before.total and after.peak < before.peak
+    assert after == placed.needs(spec, "cpu", opened=True)
+    assert place(tmp_path, {"mine": fields}, quantized_cache=0).needs(spec, "cpu") == before, "then it reads nothing"
+
+
+def keep(models_dir: Path, variant: str) -> None:
+    """Keep eight-bit weights of the model, as a load does."""
+    folder = quantized.folder(quantized.root(models_dir), "mine", 8, "0123456789abcdef")
+    unfinished = quantized.begin(folder, 1)
+    (unfinished / "model.safetensors").write_bytes(b"q")
+    quantized.finish(unfinished, folder, "mine", 8, variant, quantized.origin(CHECKPOINT))
 
 
 def test_one_that_fits_no_gpu_is_expected_on_the_cpu(tmp_path: Path, gpus: list[Gpu]) -> None:

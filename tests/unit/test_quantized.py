@@ -30,12 +30,13 @@ def rewritten(file: Path) -> None:
 
 
 def write(
-    base: Path, model: str = "a", bits: int = 4, found: str = "k1", size: int = 100, variant: str = "cpu"
+    base: Path, model: str = "a", bits: int = 4, found: str = "k1", size: int = 100, variant: str = "cpu",
+    made_of: str = "",
 ) -> Path:
     place = quantized.folder(base, model, bits, found)
     unfinished = quantized.begin(place, size)
     (unfinished / "model.safetensors").write_bytes(b"q" * size)
-    quantized.finish(unfinished, place, model, bits, variant)
+    quantized.finish(unfinished, place, model, bits, variant, made_of)
     return place
 
 
@@ -46,7 +47,7 @@ def test_the_key_tells_files_settings_and_libraries_apart(checkpoint: Path, monk
     (checkpoint / "model.safetensors").write_bytes(b"other weights")
     second = quantized.key(checkpoint, {"bits": 4})
     assert second != first
-    monkeypatch.setattr(quantized, "version", lambda name: "99")
+    monkeypatch.setattr(quantized, "_libraries", lambda: {"torch": "99"})
     assert quantized.key(checkpoint, {"bits": 4}) not in (first, second)
 
 
@@ -55,6 +56,26 @@ def test_what_was_written_is_whole_and_listed(tmp_path: Path) -> None:
     assert quantized.state(place) == "whole"
     (entry,) = quantized.entries(tmp_path)
     assert (entry.model, entry.bits, entry.bytes, entry.folder) == ("a", 4, 100, place)
+
+
+def test_what_holds_is_known_without_a_load(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "kept"
+    place = write(base, variant="cpu torch.float32", made_of=quantized.origin(checkpoint))
+    assert quantized.holds(base, "a", 4, "cpu", checkpoint)
+    assert not quantized.holds(base, "a", 8, "cpu", checkpoint) and not quantized.holds(base, "b", 4, "cpu", checkpoint)
+    assert not quantized.holds(base, "a", 4, "cuda", checkpoint)
+    assert not quantized.holds(base, "a", 4, "cpu", tmp_path / "nowhere")
+    with monkeypatch.context() as patched:
+        patched.setattr(quantized, "_libraries", lambda: {"torch": "99"})
+        assert not quantized.holds(base, "a", 4, "cpu", checkpoint)
+    (checkpoint / "config.json").write_text('{"other": 1}')
+    assert not quantized.holds(base, "a", 4, "cpu", checkpoint), "made of other files"
+    write(base, variant="cpu torch.float32", made_of=quantized.origin(checkpoint), found="k2")
+    assert quantized.holds(base, "a", 4, "cpu", checkpoint) and not place.exists()
+    (base / "a-4bit-k2" / "model.safetensors").unlink()
+    assert not quantized.holds(base, "a", 4, "cpu", checkpoint)
 
 
 def test_nothing_is_there_before(tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from gateway.footprint.predict import Charge
 from gateway.line import Child
 from gateway.runner_handle import RunnerHandle
 from gateway.scheduler import events
 from protocol import messages
 
 LOAD = messages.Load("a-1", "a", "generic", "transformers", "/nowhere", 4, "cpu")
+CHARGE = Charge(100, 0, 0, 100, 0)
 
 
 class Forks:
@@ -44,7 +46,7 @@ def news() -> Iterator["SimpleQueue[events.Event]"]:
 
 
 def handle(forks: Forks, news: "SimpleQueue[events.Event]") -> RunnerHandle:
-    return RunnerHandle(LOAD, (), forks, news.put, 30.0, 100, 0, "cpu", "", lambda model, step: None)  # type: ignore[arg-type]
+    return RunnerHandle(LOAD, (), forks, news.put, 30.0, CHARGE, "cpu", "", lambda model, step: None)  # type: ignore[arg-type]
 
 
 @pytest.fixture

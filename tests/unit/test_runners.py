@@ -47,7 +47,7 @@ class Reporting:
         """A runner that was loaded takes less now."""
         loaded = messages.Loaded("mine-1", "cpu", RESIDENT, 4096, {}, "int8", **said)
         handle = SimpleNamespace(load=messages.Load("mine-1", "mine", "deepseek", "transformers", "", 8, "cpu"),
-                                 loaded=loaded, from_zygote=False, reserve=0)  # fmt: skip
+                                 loaded=loaded, from_zygote=False, in_slot=SimpleNamespace(reserve=0))  # fmt: skip
         self.runners._handles["mine-1"] = handle  # type: ignore[assignment]
         self.runners._hear(events.Recharge("mine-1", RESIDENT))
 

@@ -7,6 +7,7 @@ from typing import cast
 
 import pytest
 
+from gateway.footprint.predict import Charge
 from gateway.line import Child
 from gateway.runner_handle import RunnerHandle
 from gateway.scheduler import events
@@ -32,11 +33,12 @@ class Loading:
     def __post_init__(self) -> None:
         load = messages.Load("one-1", "one", "deepseek", "transformers", __file__, 4, "cpu")
         none = Zygotes(cast(Spawner, None), 0)
-        self.handle = RunnerHandle(load, (), none, self.posted.append, 30.0, 200 * MB, RESERVE, "cpu", "",
+        charge = Charge(self.charged, 0, RESERVE, 200 * MB, 200 * MB + PASSING)
+        self.handle = RunnerHandle(load, (), none, self.posted.append, 30.0, charge, "cpu", "",
                                    lambda model, step: None)  # fmt: skip
-        self.handle.charged, self.handle.peak = self.charged, 200 * MB + PASSING
+        self.slot = self.handle.in_slot
         self.handle._child = Child("one-1", pid=self.process.pid)
-        self.dog = Watchdog(lambda: [self.handle], self.posted.append, self.budget, 0.25, 0)
+        self.dog = Watchdog(lambda: [self.slot], self.posted.append, self.budget, 0.25, 0)
 
     def load(self) -> events.Loaded:
         """Have it take its weights and what it keeps for writing, and say that it is loaded."""
@@ -69,20 +71,20 @@ def test_what_is_kept_for_writing_is_charged_until_it_is_written(loading: Callab
     one = loading(budget=500 * MB, charged=500 * MB)
     loaded = one.load()
     assert loaded.bytes == pytest.approx(RESERVE + 110 * MB, rel=0.1), "what lasts"
-    assert loaded.passing == PASSING and one.handle.charged == loaded.bytes + PASSING and one.handle.foreseen == 0
+    assert loaded.passing == PASSING and one.slot.charged == loaded.bytes + PASSING and one.slot.foreseen == 0
     one.dog.look()
     assert one.posted == []
     one.settle()
     one.dog.look()
-    assert one.posted == [events.Recharge("one-1", one.handle.charged)]
-    assert one.handle.charged == pytest.approx(loaded.bytes, abs=16 * 2**20) and one.handle.foreseen == 0
+    assert one.posted == [events.Recharge("one-1", one.slot.charged)]
+    assert one.slot.charged == pytest.approx(loaded.bytes, abs=16 * 2**20) and one.slot.foreseen == 0
 
 
 def test_where_the_slot_has_no_room_for_it_it_is_foreseen(loading: Callable[..., Loading]) -> None:
     one = loading(budget=250 * MB, charged=250 * MB)
     loaded = one.load()
-    assert loaded.bytes + loaded.passing == one.handle.charged == 250 * MB, "no more than its load was charged"
-    assert one.handle.foreseen == PASSING - loaded.passing > 0
+    assert loaded.bytes + loaded.passing == one.slot.charged == 250 * MB, "no more than its load was charged"
+    assert one.slot.foreseen == PASSING - loaded.passing > 0
     one.dog.look()
     assert one.posted == [] and one.handle.starved == ""
     one.process.take(300 * MB)
@@ -96,9 +98,9 @@ def test_one_that_takes_more_than_its_load_was_charged_has_all_that_passes_fores
     one = loading(budget=120 * MB, charged=120 * MB)
     loaded = one.load()
     assert loaded.bytes > 120 * MB and loaded.passing == 0, "the scheduler says whether it fits"
-    assert one.handle.charged == loaded.bytes and one.handle.foreseen == PASSING
+    assert one.slot.charged == loaded.bytes and one.slot.foreseen == PASSING
     one.settle()
-    assert one.handle.foreseen == 0
+    assert one.slot.foreseen == 0
 
 
 def test_what_has_passed_is_charged_no_longer_though_it_answers(loading: Callable[..., Loading]) -> None:
