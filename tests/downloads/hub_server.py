@@ -91,7 +91,7 @@ class Hub:
         self.thread.join()
         self.server.server_close()
 
-    def wait_held(self, count: int, timeout: float = 20) -> None:
+    def wait_held(self, count: int, timeout: float = 120) -> None:
         """Return once ``count`` answers have stopped at their hold."""
         with self.changed:
             if not self.changed.wait_for(lambda: sum(self.held.values()) >= count, timeout):
@@ -222,7 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
                 with self.hub.changed:
                     self.hub.held[entry.path] += 1
                     self.hub.changed.notify_all()
-                self.hub.release.wait(60)
+                self.hub.release.wait(300)
                 self._write(body[end:], entry)
             elif end < len(body):
                 self.close_connection = True

@@ -12,6 +12,7 @@ import pytest
 from gateway.weights.downloads import Download, Downloads
 from tests.downloads.conftest import ROOT, spec_of
 from tests.downloads.hub_server import Hub
+from tests.support.gateway import PATIENCE
 
 WEIGHTS = "model-00001-of-00002.safetensors"
 
@@ -47,9 +48,10 @@ def test_it_ends_when_its_starter_does(hub: Hub, models: Path) -> None:
     hub.wait_held(1)
     assert process.stdin is not None
     process.stdin.close()
+    hub.rate = 8_000  # a piece every two seconds: the end of its input is seen long before that of the file
     hub.release.set()  # so that the thread that reads goes on, and sees that it should not
     process.stdin = None
-    out, errors = process.communicate(timeout=60)
+    out, errors = process.communicate(timeout=PATIENCE)
     assert said(out)[-1] == {"event": "stopped"} and errors == "" and process.returncode == 0
     assert list(models.rglob("*.incomplete"))
 

@@ -3,24 +3,26 @@
 import socket
 import subprocess
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.downloads.conftest import spec_of
 from tests.downloads.hub_server import Hub
+from tests.support.gateway import PATIENCE
 from utils.download_model import DownloadError, HubUnreachableError, download, download_state, plan
 from utils.units import format_bytes
 
 Usage = namedtuple("Usage", "total used free")
 
 
-def closed_port() -> int:
-    """Return a port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """The address of a port that nobody listens on, nor can: it is taken."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
 def test_disk_too_small(hub: Hub, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,22 +78,24 @@ def test_not_a_hub(hub: Hub, models: Path, monkeypatch: pytest.MonkeyPatch) -> N
         plan(spec_of(), models)
 
 
-def test_unreachable(hub: Hub, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed_port()}")
+def test_unreachable(hub: Hub, models: Path, nobody: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", nobody)
     with pytest.raises(HubUnreachableError, match=r"cannot reach http://127\.0\.0\.1:\d+: .*HF_ENDPOINT"):
         download(spec_of(), models)
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     download(spec_of(), models)
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed_port()}")
+    monkeypatch.setenv("HF_ENDPOINT", nobody)
     assert "cannot reach" in download(spec_of(), models).note, "a whole folder stays usable offline"
 
 
-def test_unreachable_by_command(hub: Hub, models: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
-    process = start("tiny", HF_ENDPOINT=f"http://127.0.0.1:{closed_port()}")
-    out, err = process.communicate(timeout=30)
+def test_unreachable_by_command(
+    hub: Hub, models: Path, nobody: str, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    process = start("tiny", HF_ENDPOINT=nobody)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert len(err.splitlines()) == 1 and "cannot reach" in err
     process = start("tiny", HF_HUB_OFFLINE="1")
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert len(err.splitlines()) == 1 and "HF_HUB_OFFLINE is set" in err

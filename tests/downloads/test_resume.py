@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from tests.downloads.conftest import checkpoint, spec_of
 from tests.downloads.hub_server import Hub
+from tests.support.gateway import PATIENCE
 from utils.download_model import DownloadError, DownloadStoppedError, download, download_state
 from utils.hub.folder import MARKER, WORK
 
@@ -29,13 +31,11 @@ def parts(models: Path) -> dict[str, int]:
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     """Return once it holds. Fails if the process ends before."""
-    pause = threading.Event()
-    for _ in range(2000):
-        if condition():
-            return
+    start = time.monotonic()
+    while not condition():
         assert process.poll() is None, process.communicate()
-        pause.wait(0.01)
-    raise TimeoutError("it never came true")
+        assert time.monotonic() - start < PATIENCE, "it never came true"
+        time.sleep(0.01)
 
 
 def test_killed_and_resumed(hub: Hub, models: Path, start: Start) -> None:
@@ -55,7 +55,7 @@ def test_killed_and_resumed(hub: Hub, models: Path, start: Start) -> None:
     hub.repos["acme/tiny"].hold = {}
     hub.forget()
     again = start("tiny")
-    out, err = again.communicate(timeout=30)
+    out, err = again.communicate(timeout=PATIENCE)
     assert again.returncode == 0, err
     files = hub.repos["acme/tiny"].files
     for name, here in sizes.items():
@@ -73,7 +73,7 @@ def test_interrupt_says_how_to_go_on(hub: Hub, models: Path, start: Start) -> No
     process = start("tiny")
     hub.wait_held(1)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, (out, err)
     assert "run it again to resume" in err and "Traceback" not in err
     assert download_state(spec_of(), models).name in ("partial", "absent")  # absent: before the first byte was written
@@ -86,7 +86,7 @@ def test_two_at_once(hub: Hub, models: Path, start: Start) -> None:
     with pytest.raises(DownloadError, match=rf"another download .* is running \(process {process.pid}\)"):
         download(spec_of(), models)
     hub.release.set()
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert download(spec_of(), models).fetched == 0
 

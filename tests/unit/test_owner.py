@@ -27,7 +27,7 @@ class Performed:
 
     def wait_for(self, kind: type[Action]) -> Action:
         with self._changed:
-            assert self._changed.wait_for(lambda: any(isinstance(action, kind) for action in self.actions), 30)
+            assert self._changed.wait_for(lambda: any(isinstance(action, kind) for action in self.actions), 60)
             return next(action for action in self.actions if isinstance(action, kind))
 
 
@@ -73,7 +73,7 @@ def test_no_keep_alive_is_too_long_for_it(owner: Owner, seconds: float) -> None:
     lease(owner)
     owner.ask(events.Release("r1", keep_alive=seconds))
     owner.post(events.Tick())
-    assert owner.inspect(lambda state: state.models["a"].idle, timeout=5)
+    assert owner.inspect(lambda state: state.models["a"].idle, timeout=60)
 
 
 def test_an_event_that_fails_ends_nothing(owner: Owner, performed: Performed, caplog: pytest.LogCaptureFixture) -> None:

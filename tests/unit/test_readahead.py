@@ -60,6 +60,7 @@ def test_what_was_asked_for_a_moment_ago_is_not_asked_again(cold: Path, monkeypa
     ahead.want([])
     ahead.start()
     ahead.stop()
+    ahead._thread.join(PATIENCE)  # which stopping does not wait for so long
     assert asked == [(cold,)]
 
 

@@ -1,9 +1,9 @@
 """A handle's way from a fork to the news of a load, and what becomes of it where a fork or descriptors are missing."""
 
-import os
 import resource
 import socket
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -49,52 +49,65 @@ def handle(forks: Forks, news: "SimpleQueue[events.Event]") -> RunnerHandle:
     return RunnerHandle(LOAD, (), forks, news.put, 30.0, CHARGE, "cpu", "", lambda model, step: None)  # type: ignore[arg-type]
 
 
-def living() -> Child:
-    """A child that is this very process, which lives for as long as the test looks."""
-    child = Child("a-1")
-    child.born(os.getpid())
-    return child
+@pytest.fixture
+def born() -> Iterator[Callable[..., Child]]:
+    """Makes a child that is a process, which lives for as long as the test looks. It may be killed, as a runner that
+    does not end."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+
+        def make(token: str = "a-1") -> Child:
+            child = Child(token)
+            child.born(process.pid)
+            return child
+
+        yield make
+        process.kill()
 
 
-def test_a_spare_runner_that_is_gone_when_it_is_taken_is_replaced(news: "SimpleQueue[events.Event]") -> None:
-    spare = Child("spare", zygote=living(), spare=True)
-    forks = Forks(spare, living())
+def test_a_spare_runner_that_is_gone_when_it_is_taken_is_replaced(
+    news: "SimpleQueue[events.Event]", born: Callable[..., Child]
+) -> None:
+    spare = Child("spare", zygote=born(), spare=True)
+    forks = Forks(spare, born())
     runner = handle(forks, news)
     runner.start()
-    forks.ends.get(timeout=10).close()  # killed with its load unread
+    end = forks.ends.get(timeout=60)
     spare.buried(-9)
-    end = forks.ends.get(timeout=10)
+    end.close()  # killed with its load unread
+    end = forks.ends.get(timeout=60)
     assert end.recv() == LOAD
     end.send(messages.Loaded("a-1", "cpu", 10, None, {}, "nf4"))
-    assert isinstance(news.get(timeout=10), events.Loaded)
+    assert isinstance(news.get(timeout=60), events.Loaded)
     runner.end("unloaded")
     assert end.recv() == messages.Stop()
-    end.close()
     runner._child.buried(0)  # type: ignore[union-attr]
-    assert isinstance(news.get(timeout=10), events.RunnerEnded)
+    end.close()
+    assert isinstance(news.get(timeout=60), events.RunnerEnded)
     with pytest.raises(Empty):
         news.get_nowait()
 
 
-def test_one_that_was_forked_when_it_was_wanted_is_not(news: "SimpleQueue[events.Event]") -> None:
-    child = Child("a-1", zygote=living())
-    forks = Forks(child, living())
+def test_one_that_was_forked_when_it_was_wanted_is_not(
+    news: "SimpleQueue[events.Event]", born: Callable[..., Child]
+) -> None:
+    child = Child("a-1", zygote=born())
+    forks = Forks(child, born())
     handle(forks, news).start()
-    forks.ends.get(timeout=10).close()
+    end = forks.ends.get(timeout=60)
     child.buried(-11)
-    assert isinstance(news.get(timeout=10), events.RunnerLost)
+    end.close()
+    assert isinstance(news.get(timeout=60), events.RunnerLost)
     assert forks.ends.empty()
 
 
-def test_what_has_ended_can_be_told_without_a_descriptor() -> None:
-    child = living()
+def test_what_has_ended_can_be_told_without_a_descriptor(born: Callable[..., Child]) -> None:
+    child = born()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # not one more
     try:
         assert not child.has_ended()
         assert not child.wait_ended(0)
-        nameless = Child("b")
-        nameless.born(os.getpid())
+        nameless = born("b")
         assert not nameless.has_ended()
         nameless.buried(0)
         assert nameless.has_ended() and nameless.wait_ended(1)

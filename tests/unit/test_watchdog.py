@@ -81,7 +81,7 @@ def taker() -> Iterator[Callable[..., Taker]]:
 
     yield make
     for one in made:
-        one.process.communicate(timeout=30)
+        one.process.communicate(timeout=60)
 
 
 def watch(*takers: Watched, budget: int = 1000 * MB, floor: int = 0) -> tuple[Watchdog, list[events.Event]]:
@@ -227,7 +227,7 @@ def test_a_process_that_is_gone_or_elsewhere_is_left_alone(taker: Callable[..., 
     one, other = taker("one", MB), taker("other", MB)
     one.take(100 * MB)
     one.device = "cuda:0"
-    other.process.communicate(timeout=30)
+    other.process.communicate(timeout=60)
     dog, posted = watch(one, other, budget=1)
     dog.look()
     assert posted == [] and one.causes == [] and other.causes == []

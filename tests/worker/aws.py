@@ -193,8 +193,9 @@ class Place:
         return int(got[names[0]]), int(got[names[1]])
 
     def empty(self) -> None:
-        """Wait until no message is left in the queue."""
-        until(lambda: self.waiting() == (0, 0), "the queue to be empty", self.story)
+        """Wait until no message is left in the queue. Asked twice: one that is given back while the server counts is
+        in neither count."""
+        until(lambda: self.waiting() == (0, 0) == self.waiting(), "the queue to be empty", self.story)
 
     def dead_letters(self) -> list[dict[str, Any]]:
         """Return the messages in the dead-letter queue: ``body`` and their attributes. They are taken out."""
@@ -298,17 +299,17 @@ class FaultProxy:
 
     ``fail(how, matching, times)``: the next ``times`` requests whose first line or target has the words. ``how`` is
     "503" (an error of the service), "403" (a right that is missing), "reset" (the connection breaks before the request
-    is passed on), "lost" (it breaks after, so that the answer is lost) or "cut" (the answer's body breaks off in the
-    middle).
+    is passed on), "lost" (it breaks after, so that the answer is lost), "cut" (the answer's body breaks off in the
+    middle) or "hold" (nothing happens until ``mend``, and the connection breaks then).
     """
 
     def __init__(self, target: int) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
         self.failed: list[str] = []
+        self.mended = threading.Event()
         self._rules: list[tuple[str, str, int]] = []
         self._lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", self.port), _handler(self, target))
+        self._server = _Server(("127.0.0.1", 0), _handler(self, target))
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
         self._thread.start()
@@ -320,6 +321,7 @@ class FaultProxy:
     def mend(self) -> None:
         with self._lock:
             self._rules.clear()
+        self.mended.set()
 
     def verdict(self, request: str) -> str:
         with self._lock:
@@ -331,6 +333,7 @@ class FaultProxy:
         return ""
 
     def close(self) -> None:
+        self.mend()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(PATIENCE)
@@ -356,7 +359,9 @@ def _handler(proxy: FaultProxy, target: int) -> type[BaseHTTPRequestHandler]:
         def handle_any(self) -> None:
             body = self._body()
             how = proxy.verdict(f"{self.command} {self.path} {self.headers.get('X-Amz-Target', '')}")
-            if how == "reset":
+            if how == "hold":
+                proxy.mended.wait(PATIENCE)
+            if how in ("hold", "reset"):
                 self.close_connection = True
                 return
             if how in ("503", "403"):

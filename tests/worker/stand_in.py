@@ -7,7 +7,8 @@ Started as a program by the tests. A video is a JSON object: ``{"do": …}`` wit
 - "deaf": wait, and never heed a cancellation
 - "fail", "break", "reject", "busy", "unset": raise, ``times`` times
 
-What it begins and what it judges goes into the file ``ledger``, one line each, in ``STAND_IN_HOME``.
+What it begins and what it judges goes into the file ``ledger``, one line each, in ``STAND_IN_HOME``. A worker that
+ends lets its lanes have a minute for that, however slow the machine is, or ``STAND_IN_ENDING`` seconds.
 """
 
 import json
@@ -20,7 +21,7 @@ from typing import BinaryIO
 
 from commands.worker import start
 from utils import logs
-from worker import settings
+from worker import service, settings
 from worker.moderator import Cancelled, CannotBeJudged, Judgement, NotSetUp, ServerBusy, TryFailed
 
 HOME = Path(os.environ["STAND_IN_HOME"])
@@ -66,4 +67,5 @@ class StandIn:
 if __name__ == "__main__":
     chosen = settings.load()
     logs.to_stdout("info")
+    service._ENDING = float(os.environ.get("STAND_IN_ENDING", "60"))
     sys.exit(start(chosen, StandIn()))

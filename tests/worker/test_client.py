@@ -105,7 +105,7 @@ def own(**fields: Any) -> Policy:
 
 
 def judge(server: Server, policy: Policy | None = None, frames: int = 1, **options: Any) -> Outcome:
-    with Client(server.url, **({"patience": 20} | options)) as client:
+    with Client(server.url, **({"patience": 120} | options)) as client:
         return moderate(io.BytesIO(videos.drawn(frames)), policy or own(), client, sampling=Sampling(), concurrency=2)
 
 
@@ -310,4 +310,4 @@ def test_what_nobody_wants_any_more_is_dropped() -> None:
     with serving(lambda body, number: (0, {}, {})) as server, Client(server.url) as client:
         with pytest.raises(Cancelled):
             moderate(io.BytesIO(videos.drawn(2)), own(), client, cancelled=lambda: len(server.bodies) > 1)
-        assert server.gone.wait(30)
+        assert server.gone.wait(60)

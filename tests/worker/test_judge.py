@@ -32,6 +32,7 @@ categories:
 def server(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     (tmp_path / "own.yaml").write_text(POLICY % request.param)
     monkeypatch.setenv("WORKER_POLICY", str(tmp_path / "own.yaml"))
+    monkeypatch.setattr("worker.judge._ASKING", 60.0)
     with serving(no) as made:
         yield made
 

@@ -67,12 +67,17 @@ def test_pictures_are_let_go_once_they_are_judged() -> None:
 
 def test_an_error_of_the_model_is_noticed_at_once() -> None:
     """Not when as many questions wait as may: of 30 frames few were decoded."""
-    told: list[Progress] = []
+    told, asked = list[Progress](), threading.Event()
 
     def refuse(number: int) -> None:
+        asked.set()
         raise ModelRefused("no such model")
+
+    def look(progress: Progress) -> None:
+        told.append(progress)
+        assert not progress.decoded or asked.wait(60)
 
     with pytest.raises(ModelRefused):
         moderate(videos.Slow(videos.drawn(30, rate=5, container="mpegts", size=(320, 240)), 2**14), POLICY,
-                 Asked(refuse), progress=told.append, concurrency=16)  # fmt: skip
+                 Asked(refuse), progress=look, concurrency=16)  # fmt: skip
     assert max(one.decoded for one in told) < 30

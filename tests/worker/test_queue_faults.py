@@ -120,7 +120,7 @@ def test_a_worker_starts_before_its_services(here: Place, proxy: FaultProxy) -> 
     proxy.fail("503", _RECEIVE, 1_000)
     path = here.settings.health_file
     words = "the queue cannot be asked: ReceiveMessage"
-    until(lambda: words in path.read_text(), "the health file to tell", here.story)
+    until(lambda: path.exists() and words in path.read_text(), "the health file to tell", here.story)
     until(lambda: not health.check(path, 3)[0], "it to be silent", here.story)
     proxy.mend()
     until(lambda: "working" in health.check(path, 60)[1], "it to be well again", here.story)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -146,8 +147,9 @@ def test_whose_fault_an_error_of_aws_is(error: Exception, whose: str) -> None:
     assert (refusing(error), passing(error)) == (whose == "ours", whose == "passing")
 
 
-def test_what_goes_wrong_in_a_sign_of_life_does_not_end_them() -> None:
-    """A failure that nobody foresaw is tried again; the job stays the worker's."""
+def test_what_goes_wrong_in_a_sign_of_life_does_not_end_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure that nobody foresaw is tried again; the job stays the worker's, whose lease this clock never ends."""
+    monkeypatch.setattr("worker.keeper.time", SimpleNamespace(monotonic=lambda: 0.0))
     renewals: list[int] = []
     done = threading.Event()
 

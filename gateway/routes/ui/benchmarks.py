@@ -101,13 +101,13 @@ class Shelf:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = threading.Lock()
-        self._seen: tuple[tuple[str, int], ...] = ()
+        self._seen: tuple[tuple[str, int, int], ...] = ()
         self._found: dict[str, Benchmark] = {}
 
     def all(self) -> dict[str, Benchmark]:
         """Return them by name: those with headlines first, in the order of :data:`HEADLINES`."""
         files = [path for path in sorted(self._folder.glob("*.md")) if path.stem != "README"]
-        seen = tuple((path.name, path.stat().st_mtime_ns) for path in files)
+        seen = tuple((path.name, (now := path.stat()).st_mtime_ns, now.st_size) for path in files)
         with self._lock:
             if seen != self._seen:
                 order = {name: place for place, name in enumerate(HEADLINES)}
