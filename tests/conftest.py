@@ -4,7 +4,6 @@ With pytest-xdist a file's tests run in one process (``--dist loadfile``), and s
 gateway, so what a module or such a folder shares is still made once.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
