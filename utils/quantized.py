@@ -57,12 +57,9 @@ def origin(checkpoint: Path) -> str:
     })  # fmt: skip
 
 
-def key(checkpoint: Path, settings: dict[str, Any]) -> str:
-    """Return what distinguishes the outcome of quantizing a checkpoint with these settings by these libraries.
-
-    :raises OSError: if its files go while they are looked at.
-    """
-    return _digest({"origin": origin(checkpoint), "settings": settings})
+def key(made_of: str, settings: dict[str, Any]) -> str:
+    """Return what distinguishes the outcome of quantizing a checkpoint of this :func:`origin` with these settings."""
+    return _digest({"origin": made_of, "settings": settings})
 
 
 def folder(base: Path, model: str, bits: int, found: str) -> Path:

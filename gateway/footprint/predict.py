@@ -146,7 +146,7 @@ class Footprints:
     def charge(self, spec: ModelSpec, device: str, wanted: int, budget: int, opened: bool = False) -> Charge:
         """Return what a load of the model on a slot with this budget is charged, with a cache of ``wanted`` tokens or
         as many as there is room for. 0 bytes when the weights are not there or cannot be read. ``opened``: they wait
-        for the load in a zygote.
+        for the load in a zygote, or were quantized and kept by another.
 
         A peak that the slot has no room for takes the whole slot, and refuses nobody: it passes.
         """

@@ -50,6 +50,7 @@ class Weights:
         self._device = torch.device(load.device)
         self._to_keep: dict[str, Any] | None = None
         self._laid_out = False
+        self._made_of = ""  # of which files as they were before they were read: they may change meanwhile
         self.from_kept = False  # whether they were read as an earlier load had quantized them
         self.kept = self._folder() if self._keeps else None
 
@@ -182,7 +183,8 @@ class Weights:
         """Return the folder for the quantized weights of this load."""
         load = self._load
         settings = {**self._quantization().to_diff_dict(), "bits": load.quant_bits, "layout": _LAYOUT}
-        found = quantized.key(Path(load.path), settings)
+        self._made_of = quantized.origin(Path(load.path))
+        found = quantized.key(self._made_of, settings)
         return quantized.folder(Path(load.quantized_dir), load.name, load.quant_bits, found)
 
     def _keep(self, model: PreTrainedModel, weights: dict[str, Any]) -> None:
@@ -195,8 +197,7 @@ class Weights:
             _without_quantizer(model).save_pretrained(unfinished, state_dict=weights, max_shard_size=_SHARD)
             packed4.save(model, unfinished)
             variant = f"{self._device.type} {self._dtype}"
-            made_of = quantized.origin(Path(self._load.path))
-            quantized.finish(unfinished, self.kept, self._load.name, self._load.quant_bits, variant, made_of)
+            quantized.finish(unfinished, self.kept, self._load.name, self._load.quant_bits, variant, self._made_of)
             for gone in quantized.prune(self.kept.parent, self._load.quantized_limit):
                 log.info("removed %s to keep quantized weights within their limit", gone.folder.name)
         except Exception as error:  # a full disk, most likely; the model serves all the same

@@ -1,13 +1,15 @@
 """Quantized weights kept by one load and read by the next: the same answers for every family; damaged ones anew."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.runner.conftest import Engines, Media, _load
-from tests.runner.driving import alone, request
+from tests.runner.driving import alone, load_of, request, silent
+from tests.support.gateway import CHECKPOINT
 from utils import quantized
 
 FAMILIES = [("deepseek", 4), ("deepseek", 8), ("qwen_vl", 4), ("qwen_audio", 4), ("qwen_omni", 4), ("blip_vqa", 8)]
@@ -72,3 +74,18 @@ def test_damaged_ones_are_made_anew(media: Media, tmp_path: Path, caplog: pytest
 def test_what_is_larger_than_the_limit_is_not_written(tmp_path: Path) -> None:
     load("deepseek", 4, tmp_path, limit=1000)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_change_while_they_are_quantized_are_not_those_that_were_kept(tmp_path: Path) -> None:
+    from runner.engines.transformers import ENGINE
+
+    checkpoint, kept = shutil.copytree(CHECKPOINT, tmp_path / "checkpoint"), tmp_path / "kept"
+    asked = load_of("transformers", "deepseek", checkpoint, quant_bits=4, quantized_dir=str(kept),
+                    quantized_limit=10**9)  # fmt: skip
+    engine = ENGINE(asked, silent)
+    engine.open()
+    engine.load()
+    (checkpoint / "config.json").touch()
+    engine.settle()
+    (place,) = kept.iterdir()
+    assert quantized.state(place) == "whole" and not quantized.holds(kept, asked.name, 4, "cpu", checkpoint)

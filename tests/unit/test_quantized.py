@@ -41,14 +41,14 @@ def write(
 
 
 def test_the_key_tells_files_settings_and_libraries_apart(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = quantized.key(checkpoint, {"bits": 4})
-    assert quantized.key(checkpoint, {"bits": 4}) == first
-    assert quantized.key(checkpoint, {"bits": 8}) != first
+    first = quantized.key(quantized.origin(checkpoint), {"bits": 4})
+    assert quantized.key(quantized.origin(checkpoint), {"bits": 4}) == first
+    assert quantized.key(quantized.origin(checkpoint), {"bits": 8}) != first
     (checkpoint / "model.safetensors").write_bytes(b"other weights")
-    second = quantized.key(checkpoint, {"bits": 4})
+    second = quantized.key(quantized.origin(checkpoint), {"bits": 4})
     assert second != first
     monkeypatch.setattr(quantized, "_libraries", lambda: {"torch": "99"})
-    assert quantized.key(checkpoint, {"bits": 4}) not in (first, second)
+    assert quantized.key(quantized.origin(checkpoint), {"bits": 4}) not in (first, second)
 
 
 def test_what_was_written_is_whole_and_listed(tmp_path: Path) -> None:
