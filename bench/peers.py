@@ -22,7 +22,8 @@ import psutil
 
 from bench.checkpoint import TEMPLATE, smollm2
 from bench.clients import Question, chat
-from tests.support.gateway import ROOT, GatewayProcess, free_port, only
+from tests.support.children import free_port
+from tests.support.gateway import ROOT, GatewayProcess, only
 
 HOW = "pip install 'transformers[serving]', or name another environment's executable with --peer or $TRANSFORMERS_CLI"
 _START_SECONDS = 300.0

@@ -15,7 +15,8 @@ import redis
 
 from tests.access.conftest import Keys, administered
 from tests.conftest import Start
-from tests.support.gateway import PATIENCE, ROOT, STORY, GatewayProcess, free_port, only
+from tests.support.children import free_port
+from tests.support.gateway import PATIENCE, ROOT, STORY, GatewayProcess, only
 from tests.support.programs import program
 
 ORIGIN = "https://chat.example.org"

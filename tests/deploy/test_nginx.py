@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from tests.deploy.checks import DEPLOY, run
-from tests.support.gateway import PARIS, PATIENCE, STORY, GatewayProcess, free_port
+from tests.support.children import free_port
+from tests.support.gateway import PARIS, PATIENCE, STORY, GatewayProcess
 from tests.support.programs import program
 from utils.settings import Settings
 

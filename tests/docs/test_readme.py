@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from tests.conftest import Start
-from tests.support.gateway import ROOT, GatewayProcess, clean_environment
+from tests.support.children import clean_environment
+from tests.support.gateway import ROOT, GatewayProcess
 
 README = (ROOT / "README.md").read_text()
 

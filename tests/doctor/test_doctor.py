@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from commands.doctor import accelerator
-from tests.support.gateway import ROOT, GatewayProcess, clean_environment, free_port
+from tests.support.children import clean_environment, free_port
+from tests.support.gateway import ROOT, GatewayProcess
 
 
 @dataclass

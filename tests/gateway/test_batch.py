@@ -18,7 +18,8 @@ import psutil
 import pytest
 
 from tests.conftest import Start
-from tests.support.gateway import MARK, PATIENCE, ROOT, GatewayProcess, clean_environment, free_port, only, reasoner_at
+from tests.support.children import clean_environment, free_port
+from tests.support.gateway import MARK, PATIENCE, ROOT, GatewayProcess, only, reasoner_at
 
 NOWHERE = {"nowhere": reasoner_at("/nowhere")}
 IMAGE = ROOT / "examples" / "red-circle.png"

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.gateway import PATIENCE, ROOT, clean_environment, free_port
+from tests.support.children import clean_environment, free_port
+from tests.support.gateway import PATIENCE, ROOT
 
 
 @dataclass

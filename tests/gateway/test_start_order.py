@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.gateway import PATIENCE, ROOT, clean_environment
+from tests.support.children import clean_environment
+from tests.support.gateway import PATIENCE, ROOT
 
 WAYS = {
     "main": [sys.executable, str(ROOT / "main.py"), "--skip-download"],

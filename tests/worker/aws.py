@@ -25,7 +25,8 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 
-from tests.support.gateway import PATIENCE, ROOT, free_port
+from tests.support.children import free_port
+from tests.support.gateway import PATIENCE, ROOT
 from worker.aws import create
 from worker.aws.clients import Clients, ServiceClock
 from worker.settings import WorkerSettings

@@ -14,7 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.gateway import PATIENCE, ROOT, free_port
+from tests.support.children import free_port
+from tests.support.gateway import PATIENCE, ROOT
 from tests.worker.aws import Aws, Place, place, until
 from worker import health
 from worker.aws.clients import ServiceClock
