@@ -10,9 +10,9 @@ from flask import Flask
 from flask_compress import Compress
 
 from gateway.access import Access
-from gateway.routes import admin, errors, events, generate, health, metrics, openai, ui, usage, visits, weights
+from gateway.gateway import Gateway
+from gateway.routes import access_log, admin, errors, events, generate, health, metrics, openai, ui, usage, weights
 from gateway.routes.openapi import page
-from gateway.service import Gateway
 from models_registry.catalog import load_catalog
 from utils import logs
 from utils.settings import Settings, load_settings
@@ -39,7 +39,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.extensions["switchyard"] = service
     Compress(app)
-    visits.register(app)
+    access_log.register(app)
     blueprints = (generate.blueprint, *openai.BLUEPRINTS, admin.blueprint, events.blueprint, usage.blueprint,
                   health.blueprint, metrics.blueprint, page.blueprint, ui.blueprint, weights.blueprint)  # fmt: skip
     for blueprint in blueprints:

@@ -3,7 +3,7 @@
 import sys
 
 from commands.serve import check_configuration
-from gateway.server import options
+from gateway.http.server import options
 from models_registry.catalog import CatalogError, load_catalog
 from utils.settings import SettingsError, load_settings
 

@@ -50,7 +50,7 @@ def middle() -> Path:
 
 
 def _make_random(folder: Path) -> None:
-    from runner import torchvision_compat
+    from runner.process import torchvision_compat
 
     torchvision_compat.install()
     import torch
@@ -85,7 +85,7 @@ def _make_random(folder: Path) -> None:
 
 
 def _make(folder: Path) -> None:
-    from runner import torchvision_compat
+    from runner.process import torchvision_compat
 
     torchvision_compat.install()
     import torch

@@ -78,11 +78,11 @@ class _Engine:
     def __init__(self, fields: dict[str, Any]) -> None:
         import importlib
 
-        from runner import torchvision_compat
+        from runner.process import torchvision_compat
 
         torchvision_compat.install()
         from protocol import messages
-        from runner.batch import Batch
+        from runner.generation.loop import Batch
 
         load = messages.Load(load_id="in-process", **fields)
         self._engine = importlib.import_module(f"runner.engines.{load.engine}").ENGINE(load, lambda *_: None)
@@ -94,7 +94,7 @@ class _Engine:
         self._messages = messages
 
     def engine(self, prompt: str, tokens: int) -> dict[str, Any]:
-        from runner.job import Job
+        from runner.generation.job import Job
 
         messages = self._messages
         sampling = messages.Sampling(max_new_tokens=tokens, min_tokens=tokens)
@@ -119,7 +119,7 @@ class _Model:
     """A checkpoint by ``from_pretrained``, nothing of ours."""
 
     def __init__(self, path: str, dtype: str, device: str = "cpu") -> None:
-        from runner import torchvision_compat
+        from runner.process import torchvision_compat
 
         torchvision_compat.install()
         import torch

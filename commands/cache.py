@@ -6,20 +6,20 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from utils import quantized
+from checkpoints import kept_weights
 from utils.settings import Settings
 from utils.units import format_bytes
 
 
 def run(settings: Settings, action: str, as_json: bool = False, to: int | None = None) -> int:
     """List what is kept, or remove the least recently used until at most ``to`` bytes are (0: all of it)."""
-    base = quantized.root(settings.models_dir)
+    base = kept_weights.root(settings.models_dir)
     if action == "prune":
-        removed = quantized.prune(base, settings.quantized_cache if to is None else to)
+        removed = kept_weights.prune(base, settings.quantized_cache if to is None else to)
         freed = sum(entry.bytes for entry in removed)
         print(f"removed {len(removed)} of the quantized checkpoints, {format_bytes(freed)}")
         return 0
-    kept = quantized.entries(base)
+    kept = kept_weights.entries(base)
     if as_json:
         print(json.dumps([{"model": entry.model, "bits": entry.bits, "bytes": entry.bytes, "used": entry.used,
                            "folder": str(entry.folder)} for entry in kept], indent=1))  # fmt: skip

@@ -11,8 +11,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gateway import fit
-from gateway.placement import Placement
+from gateway.memory import fit
+from gateway.memory.placement import Placement
 from models_registry.catalog import Catalog
 from utils.settings import Settings
 from utils.units import format_bytes

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from rich.console import Console
 from rich.table import Table
 
+from checkpoints.hub.state import download_state
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
-from utils.hub.state import download_state
 from utils.settings import Settings
 from utils.units import format_bytes
 

@@ -21,6 +21,7 @@ from rich.progress import Progress as Bar
 
 from commands import credentials
 from commands.own_server import OwnServerError, running_or_own
+from media.errors import MediaError
 from moderation.asking import ModelError
 from moderation.client import Client
 from moderation.pipeline import Outcome, Progress, moderate
@@ -28,7 +29,6 @@ from moderation.policy import Policy
 from moderation.policy_file import PolicyError, find_policy
 from moderation.report import clock, render
 from moderation.sampling import Bounds, Sampling, Source
-from utils.media.errors import MediaError
 from utils.settings import ROOT, Settings
 
 STATUS = {"allow": 0, "review": 3, "block": 4}

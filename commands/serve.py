@@ -3,12 +3,12 @@
 import logging
 
 from app import create_app
+from checkpoints.hub.state import download_state
 from gateway.access import keys, limits, usage
-from gateway.placement import Placement
-from gateway.server import check_port, serve
+from gateway.http.server import check_port, serve
+from gateway.memory.placement import Placement
 from models_registry.catalog import Catalog, load_catalog
 from utils import logs
-from utils.hub.state import download_state
 from utils.settings import Settings, SettingsError
 from utils.tmp_manage import TempFolder
 

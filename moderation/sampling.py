@@ -1,6 +1,6 @@
 """Frames of one video, evenly spread over it, as JPEGs: from a file, or from anything that can be read.
 
-The video is decoded in a process of its own (:mod:`utils.media.sampler`), limited in memory and time, to which its
+The video is decoded in a process of its own (:mod:`media.decoder.frame_process`), limited in memory and time, to which its
 bytes are handed as it asks for them. So a video in a store far away is never held whole, and one that breaks its
 decoder breaks nothing else. What could not be seen comes back as such. Must not know what frames are for.
 """
@@ -18,18 +18,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from utils.media import wire
-from utils.media.errors import MediaError, undecodable
-from utils.media.limits import MediaLimits
-from utils.media.process import decoder_process
-from utils.media.sniff import sniff
-from utils.media.tasks import CANNOT_START
+from media.decoder import frame_messages
+from media.errors import MediaError, undecodable
+from media.limits import MediaLimits
+from media.process import decoder_process
+from media.sniff import sniff
+from media.tasks import CANNOT_START
 
 log = logging.getLogger(__name__)
 _START = """
 import sys
 sys.path[:] = sys.argv[2:]
-from utils.media.sampler import main
+from media.decoder.frame_process import main
 sys.exit(main(int(sys.argv[1])))
 """
 _HEAD = 4096  # bytes that tell what a file is
@@ -215,8 +215,8 @@ class _Sampler:
                 decoder_process(_START, str(other.fileno()), home, (other.fileno(),), self._errors)
             )
         self._reached, self._duration, self._frames = 0.0, 0.0, 0
-        with contextlib.suppress(wire.Closed):  # it ended already; listening tells why
-            wire.send(self._link, wire.JOB, job)
+        with contextlib.suppress(frame_messages.Closed):  # it ended already; listening tells why
+            frame_messages.send(self._link, frame_messages.JOB, job)
 
     def run(self) -> Iterator[Sampled]:
         spent = 0.0
@@ -226,20 +226,20 @@ class _Sampler:
                 while not select.select([self._link], [], [], _LOOK)[0]:
                     self._look(spent + time.monotonic() - began)
                 self._link.settimeout(_GRACE)
-                kind, about, data = wire.receive(self._link)
-            except (wire.Closed, TimeoutError, ValueError) as error:
+                kind, about, data = frame_messages.receive(self._link)
+            except (frame_messages.Closed, TimeoutError, ValueError) as error:
                 yield from self._broken(error)
                 return
             spent += time.monotonic() - began
-            if kind == wire.READ:
+            if kind == frame_messages.READ:
                 self._read(*about)
                 self._look(spent)
                 continue
             if (said := self._understood(kind, about, data)) is not None:
                 yield said
-            if kind == wire.REFUSED:  # what came before it counts
+            if kind == frame_messages.REFUSED:  # what came before it counts
                 yield End(max(self._reached, self._duration), 0)
-            if kind in (wire.END, wire.REFUSED):
+            if kind in (frame_messages.END, frame_messages.REFUSED):
                 return
 
     def _look(self, spent: float) -> None:
@@ -253,31 +253,31 @@ class _Sampler:
         try:
             data = self._reader.read(int(at), min(max(0, int(count)), _MOST_READ))
         except BaseException:
-            with contextlib.suppress(wire.Closed):
-                wire.send(self._link, wire.BROKEN)
+            with contextlib.suppress(frame_messages.Closed):
+                frame_messages.send(self._link, frame_messages.BROKEN)
             raise
-        with contextlib.suppress(wire.Closed):
-            wire.send(self._link, wire.DATA, None, data)
+        with contextlib.suppress(frame_messages.Closed):
+            frame_messages.send(self._link, frame_messages.DATA, None, data)
 
     def _understood(self, kind: bytes, about: Any, data: bytes) -> Sampled | None:
         """Return what a message says. :raises MediaError: if it is a refusal."""
         match kind:
-            case wire.PLAN:
+            case frame_messages.PLAN:
                 plan = Plan(**about)
                 self._duration = plan.duration
                 return plan
-            case wire.FRAME:
+            case frame_messages.FRAME:
                 moment, start, end, width, height, size, stretches = about
                 self._frames, self._reached = self._frames + 1, float(end)
                 return Frame(self._frames - 1, float(moment), float(start), float(end), int(width), int(height),
                              data[:size], data[size:], int(stretches))  # fmt: skip
-            case wire.MISSED:
+            case frame_messages.MISSED:
                 start, end, reason = about
                 self._reached = max(self._reached, float(end))
                 return Unseen(float(start), float(end), str(reason))
-            case wire.END:
+            case frame_messages.END:
                 return End(**about)
-            case wire.REFUSED:
+            case frame_messages.REFUSED:
                 status, error, details = about
                 if self._frames:
                     reason = str(details).rpartition(", but ")[2]

@@ -9,6 +9,6 @@ Importing the package mends `import torchvision` where the installed wheel does 
 transformers imports torchvision with every model.
 """
 
-from runner import torchvision_compat
+from runner.process import torchvision_compat
 
 torchvision_compat.install()

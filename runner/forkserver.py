@@ -19,15 +19,15 @@ import traceback
 from collections import deque
 from typing import Any
 
-from runner import noise, torchvision_compat
 from runner.forking import Parent
-from runner.machine import name_process
+from runner.process import quiet_logs, torchvision_compat
+from runner.process.resources import name_process
 
 
 def main(argv: list[str]) -> None:
     """Serve on the control socket whose descriptor is the first argument; the others are modules to import."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    noise.quiet()
+    quiet_logs.quiet()
     name_process("forkserver")
     Forkserver(socket.socket(fileno=int(argv[0])), argv[1:]).serve()
     sys.stdout.flush()

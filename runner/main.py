@@ -19,13 +19,13 @@ from multiprocessing.connection import Connection
 from typing import NoReturn
 
 from protocol import messages
-from runner import injected, noise
-from runner.batch import Batch, Prepared, prepare
-from runner.engines.base import Engine, ProgressReport
+from runner.engines.interface import Engine, ProgressReport
 from runner.errors import RunnerError, classify, is_sticky
-from runner.job import Job
-from runner.machine import name_process
-from runner.peak import Peak
+from runner.generation.job import Job
+from runner.generation.loop import Batch, Prepared, prepare
+from runner.process import fault_injection, quiet_logs
+from runner.process.peak_memory import Peak
+from runner.process.resources import name_process
 from utils import log_lines
 
 log = logging.getLogger("runner")
@@ -53,7 +53,7 @@ def wait_for_load(descriptor: int, opened: Engine, name: str) -> NoReturn:
 
 def _become(name: str) -> None:
     log_lines.to_gateway()
-    noise.quiet()
+    quiet_logs.quiet()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     name_process(name)
 
@@ -147,7 +147,7 @@ class Runner:
     def _take_over(self, load: messages.Load, progress: ProgressReport) -> tuple[Engine, messages.Loaded]:
         assert self._opened is not None
         self._opened.adopt(load, progress)
-        engine = injected.around(self._opened, load)
+        engine = fault_injection.around(self._opened, load)
         return engine, engine.load()
 
     @staticmethod
@@ -156,7 +156,7 @@ class Runner:
             progress("importing")
             engine = importlib.import_module(f"runner.engines.{load.engine}").ENGINE(load, progress)
             engine.open()
-            engine = injected.around(engine, load)
+            engine = fault_injection.around(engine, load)
             report = engine.load()
         return engine, replace(report, peak_bytes=peak.more)
 

@@ -15,11 +15,12 @@ import threading
 import time
 
 from protocol.messages import Load
-from runner import main, noise
-from runner.engines.base import Engine
+from runner import main
+from runner.engines.interface import Engine
 from runner.errors import classify
 from runner.forking import Parent
-from runner.machine import name_process, private_bytes, trim
+from runner.process import quiet_logs
+from runner.process.resources import name_process, private_bytes, trim
 from utils import log_lines
 
 log = logging.getLogger("runner")
@@ -29,7 +30,7 @@ _ENDING_STEP, _ENDING_STEPS = 0.01, 100  # seconds; a thread that was joined may
 def run(descriptor: int) -> None:
     """Serve the gateway on the control socket with this descriptor, until it hangs up and no runner is left."""
     log_lines.to_gateway()
-    noise.quiet()
+    quiet_logs.quiet()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     name_process("zygote")
     Zygote(socket.socket(fileno=descriptor)).serve()

@@ -14,12 +14,12 @@ from pathlib import Path
 if __name__ == "__main__":  # started by its path: the project's folder is not on the import path then
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from utils.hub import folder as folders
-from utils.hub.choose import INDEX, choose_checkpoint, choose_gguf
-from utils.hub.digests import matches
-from utils.hub.pool import Halt, work
-from utils.hub.progress import Meter
-from utils.hub.records import (
+from checkpoints.hub import folder as folders
+from checkpoints.hub.choose import INDEX, choose_checkpoint, choose_gguf
+from checkpoints.hub.digests import matches
+from checkpoints.hub.pool import Halt, work
+from checkpoints.hub.progress import Meter
+from checkpoints.hub.records import (
     DownloadError,
     DownloadResult,
     DownloadStoppedError,
@@ -31,9 +31,9 @@ from utils.hub.records import (
     RemoteFile,
     SpecLike,
 )
-from utils.hub.remote import Repository, list_repository
-from utils.hub.state import download_state
-from utils.hub.transfer import fetch
+from checkpoints.hub.remote import Repository, list_repository
+from checkpoints.hub.state import download_state
+from checkpoints.hub.transfer import fetch
 from utils.units import format_bytes
 
 __all__ = [

@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 import httpx
 
+from media.errors import MediaError
 from moderation.asking import Cancelled as NoLongerWanted
 from moderation.asking import ModelBusy, ModelError
 from moderation.asking import NotSetUp as ModelNotSetUp
@@ -18,7 +19,6 @@ from moderation.pipeline import Outcome, moderate
 from moderation.policy_file import load_policy
 from moderation.report import render
 from moderation.sampling import Bounds, Sampling
-from utils.media.errors import MediaError
 from worker.moderator import Cancelled, CannotBeJudged, Judgement, NotSetUp, ServerBusy, TryFailed
 from worker.settings import WorkerSettings
 

@@ -1,6 +1,6 @@
 """The NVIDIA driver, and whether PyTorch, bitsandbytes and llama-cpp-python fit it and work.
 
-The driver is asked by NVML, the libraries by ``runner/probe.py`` in processes of their own: one that crashes or hangs
+The driver is asked by NVML, the libraries by ``runner/process/probe.py`` in processes of their own: one that crashes or hangs
 is a finding. Command line's process; imports none of them. What facts mean is decided by functions of facts alone.
 """
 
@@ -102,7 +102,7 @@ def cards(devices: Path = Path("/sys/bus/pci/devices")) -> int:
 
 def probe(name: str, limit: float) -> dict[str, Any]:
     """Ask a library for its facts in a process of its own. ``trouble`` is empty where there is none."""
-    command = [sys.executable, "-m", "runner.probe", name]
+    command = [sys.executable, "-m", "runner.process.probe", name]
     environment = os.environ | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)  # fmt: skip

@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 
 from commands.doctor.finding import Finding, failed, ok, warning
-from gateway.placement import Placement
+from gateway.memory.placement import Placement
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
 from utils.settings import Settings

@@ -9,7 +9,7 @@ import httpx
 
 from commands.doctor.finding import Finding, failed, ok, warning
 from gateway.access import keys
-from gateway.server import check_port
+from gateway.http.server import check_port
 from utils.settings import Settings, SettingsError
 
 _SECONDS = 3.0

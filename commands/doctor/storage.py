@@ -9,18 +9,18 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from checkpoints import kept_weights
 from commands.doctor.finding import Finding, failed, ok, warning
 from commands.doctor.memory import Slots, find_memory
 from commands.models import describe
-from gateway.footprint import HeaderError
+from gateway.memory.footprint import HeaderError
+from media.client import MediaItem, decode_media
+from media.errors import MediaError
+from media.incoming import RawMedia
+from media.limits import MediaLimits
+from media.sniff import Kind
 from models_registry.catalog import Catalog, CatalogError
 from models_registry.spec import ModelSpec
-from utils import quantized
-from utils.media.decode import MediaItem, decode_media
-from utils.media.errors import MediaError
-from utils.media.incoming import RawMedia
-from utils.media.limits import MediaLimits
-from utils.media.sniff import Kind
 from utils.settings import ROOT, Settings, SettingsError, is_shared
 from utils.units import format_bytes
 
@@ -105,7 +105,7 @@ def _find_model(settings: Settings, spec: ModelSpec, slots: Slots | None) -> Fin
 
 
 def _find_quantized(settings: Settings) -> Finding:
-    kept = quantized.entries(quantized.root(settings.models_dir))
+    kept = kept_weights.entries(kept_weights.root(settings.models_dir))
     size = format_bytes(sum(entry.bytes for entry in kept))
     return ok("quantized", f"{len(kept)} checkpoints kept, {size} of {format_bytes(settings.quantized_cache)}")
 

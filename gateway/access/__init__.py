@@ -24,7 +24,7 @@ from gateway.access.record import Record, Unauthorized
 from gateway.access.sessions import Guesses, Sessions
 from gateway.access.usage import UsageLog
 from gateway.errors import Forbidden, GatewayError
-from gateway.ticket import Piece, Ticket
+from gateway.requests.ticket import Piece, Ticket
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
 from utils.settings import Settings

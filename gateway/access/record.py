@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from gateway.access.keys import Key
 from gateway.access.usage import UsageLog, Used, day_of
 from gateway.errors import ClientGone, GatewayError
-from gateway.ticket import Finished, Piece, Ticket, Waiting
+from gateway.requests.ticket import Finished, Piece, Ticket, Waiting
 from utils.request_ids import request_of
 
 CLIENT_GONE = 499

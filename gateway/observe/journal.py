@@ -1,6 +1,6 @@
 """The journal: what happened to models and runners lately, and why, in words a person understands.
 
-A ring of the last thousand entries in memory. Whoever knows a fact adds it (:mod:`gateway.observe.reporter` most of
+A ring of the last thousand entries in memory. Whoever knows a fact adds it (:mod:`gateway.observe.journal_writer` most of
 them), from any thread; whoever watches waits for the next. Gateway process; has no word of what requests say.
 """
 

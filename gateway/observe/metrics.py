@@ -2,7 +2,7 @@
 
 Each method is one fact, called by the one place that knows it, from any thread. Labels come from the catalog, from
 Flask's routes and from words of this program only: what a client makes up never becomes a series. How things stand
-at the moment is read by :mod:`gateway.observe.standing` instead. Gateway process; decides nothing.
+at the moment is read by :mod:`gateway.observe.prometheus_collector` instead. Gateway process; decides nothing.
 """
 
 import time
@@ -15,13 +15,13 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from gateway.observe import course
-from gateway.observe.tally import Tally
+from gateway.observe.totals import Tally
+from gateway.requests import timeline
 from gateway.scheduler import actions, events
 from models_registry.spec import spec_name
 
 if TYPE_CHECKING:
-    from gateway.runner_handle import RunnerHandle
+    from gateway.processes.runner import RunnerHandle
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, that nobody asks for
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
@@ -101,11 +101,11 @@ class Metrics:
 
     def _begin_at_zero(self, model: str) -> None:
         """Let the series exist before the first event, or the first one would be no increase."""
-        for outcome in course.OUTCOMES:
+        for outcome in timeline.OUTCOMES:
             self._ended.labels(model, outcome)
         for why in actions.Why:
             self._refused.labels(model, str(why))
-        for reason in (course.CANCELLED, course.CLIENT_GONE):
+        for reason in (timeline.CANCELLED, timeline.CLIENT_GONE):
             self._cancelled.labels(model, reason)
         for outcome in ("loaded", "failed", "ended", "lost"):
             self._loads.labels(model, outcome)
@@ -130,21 +130,21 @@ class Metrics:
         observe: Callable[[float], None] = self._gaps.labels(model).observe
         return observe
 
-    def began(self, over: course.Course) -> None:
+    def began(self, over: timeline.Course) -> None:
         """The first piece of an answer has come."""
         if over.counted and over.first_token_seconds is not None:
             self.tally.add(firsts=1, first_seconds=over.first_token_seconds)
 
-    def finished(self, over: course.Course) -> None:
+    def finished(self, over: timeline.Course) -> None:
         """A request is over, whether it was answered or not. Loads by hand are no requests."""
         if not over.counted or over.outcome is None:
             return
         model = over.model
-        self.tally.add(requests=1, errors=over.outcome in course.ERRORS, tokens=over.completion_tokens)
+        self.tally.add(requests=1, errors=over.outcome in timeline.ERRORS, tokens=over.completion_tokens)
         self._ended.labels(model, over.outcome).inc()
         if over.refusal is not None:
             self._refused.labels(model, str(over.refusal)).inc()
-        if over.outcome in (course.CANCELLED, course.CLIENT_GONE):
+        if over.outcome in (timeline.CANCELLED, timeline.CLIENT_GONE):
             self._cancelled.labels(model, over.outcome).inc()
         self._prompt.labels(model).inc(over.prompt_tokens)
         self._completion.labels(model).inc(over.completion_tokens)
@@ -154,7 +154,7 @@ class Metrics:
                 self._load_wait.labels(model).observe(over.load_seconds)
         if over.first_token_seconds is not None:
             self._first.labels(model).observe(over.first_token_seconds)
-        if over.outcome == course.ANSWERED:
+        if over.outcome == timeline.ANSWERED:
             self._whole.labels(model).observe(over.seconds)
 
     def relieved(self, model: str, stage: str, step: str) -> None:

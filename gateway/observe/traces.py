@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.observe import course
-from gateway.observe.course import Course
+from gateway.requests import timeline
+from gateway.requests.timeline import Course
 from utils.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ _CAPACITY = 2000  # requests whose spans are still to be made
 _STOP_PATIENCE = 2.0  # seconds for the last spans at the end
 _PATH = "/v1/traces"
 _VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-_FAILED = (course.FAILED, course.OUT_OF_MEMORY, course.TOO_LATE)
+_FAILED = (timeline.FAILED, timeline.OUT_OF_MEMORY, timeline.TOO_LATE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,10 @@
-"""One Flask blueprint per surface. They translate HTTP to :class:`gateway.service.Gateway` and back; nothing more."""
+"""One Flask blueprint per surface. They translate HTTP to :class:`gateway.gateway.Gateway` and back; nothing more."""
 
 from typing import cast
 
 from flask import current_app
 
-from gateway.service import Gateway
+from gateway.gateway import Gateway
 
 
 def gateway() -> Gateway:

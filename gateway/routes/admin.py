@@ -6,15 +6,15 @@ from typing import Any
 import psutil
 from flask import Blueprint, Response
 
-from gateway import memory
-from gateway.routes import admin_shapes as shapes
+from checkpoints import kept_weights
+from gateway.memory import report
+from gateway.routes import admin_schemas as shapes
 from gateway.routes import gateway
+from gateway.routes.admin_options import options as _options
 from gateway.routes.openapi.operation import GENERATES, GUARDED, OPTIONS, describe
-from gateway.routes.options import options as _options
-from gateway.routes.shapes import reply
+from gateway.routes.schemas import reply
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
-from utils import quantized
 
 blueprint = Blueprint("admin", __name__, url_prefix="/admin")
 _GB = 1024**3
@@ -27,7 +27,7 @@ def memory_status() -> Response:
     """GPU, slot and host memory, measured now. The contract's ``gpu_*`` are in GiB, everything else in bytes."""
     service = gateway()
     slots, statuses = service.slots(), service.statuses()
-    told = memory.report(service.placement.places, slots, statuses, service.roles())
+    told = report.report(service.placement.places, slots, statuses, service.roles())
     in_slots = {slot["device"] for slot in slots}
     gpus = [gpu for gpu in told["gpus"] if gpu["device"] in in_slots]
     total, free = (sum(gpu[field] for gpu in gpus or told["gpus"]) for field in ("total_bytes", "free_bytes"))
@@ -58,7 +58,7 @@ def _has_room(status: dict[str, Any], slots: list[dict[str, Any]], statuses: lis
     spec, placement = gateway().catalog[status["name"]], gateway().placement
     sizes, offloads = placement.sizes(spec), placement.offloads(spec)
     stay = [replica for other in statuses for replica in other["replicas"] if replica["leases"] or replica["pinned"]]
-    left = {slot["device"]: slot["budget_bytes"] - sum(memory.charged(one, slot["device"]) for one in stay)
+    left = {slot["device"]: slot["budget_bytes"] - sum(report.charged(one, slot["device"]) for one in stay)
             for slot in slots}  # fmt: skip
     return any(all(needed <= left[one] for one, needed in {slot: size, **offloads.get(slot, {})}.items())
                for slot, size in sizes.items())  # fmt: skip
@@ -147,7 +147,7 @@ def prune_quantized() -> Response:
     settings = gateway().settings
     wanted = _options(shapes.PruneOptions).to
     to = settings.quantized_cache if wanted is None else wanted
-    removed = quantized.prune(quantized.root(settings.models_dir), to)
+    removed = kept_weights.prune(kept_weights.root(settings.models_dir), to)
     gateway().zygotes.check()  # what they have mapped is not free before
     return reply(shapes.Pruned, status="success", removed=[entry.folder.name for entry in removed],
                  freed_bytes=sum(entry.bytes for entry in removed), **_kept())  # fmt: skip
@@ -155,7 +155,7 @@ def prune_quantized() -> Response:
 
 def _kept() -> dict[str, Any]:
     settings = gateway().settings
-    entries = quantized.entries(quantized.root(settings.models_dir))
+    entries = kept_weights.entries(kept_weights.root(settings.models_dir))
     return {
         "limit_bytes": settings.quantized_cache,
         "total_bytes": sum(entry.bytes for entry in entries),

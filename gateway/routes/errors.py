@@ -18,7 +18,7 @@ from gateway.errors import ClientGone, GatewayError
 from gateway.routes import gateway
 from gateway.routes.openai.envelope import envelope, media_param
 from gateway.routes.ui.pages import error_page
-from utils.media.errors import MediaError
+from media.errors import MediaError
 
 log = logging.getLogger(__name__)
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; the access log does

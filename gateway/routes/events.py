@@ -7,9 +7,9 @@ from flask import Blueprint, Response, request
 from gateway.errors import BadRequest
 from gateway.observe.journal import KEPT, KINDS
 from gateway.routes import gateway
-from gateway.routes.admin_shapes import Events
+from gateway.routes.admin_schemas import Events
 from gateway.routes.openapi.operation import GUARDED, describe
-from gateway.routes.shapes import reply
+from gateway.routes.schemas import reply
 
 blueprint = Blueprint("events", __name__, url_prefix="/admin")
 _LARGEST = 10**15

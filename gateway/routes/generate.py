@@ -7,19 +7,19 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from gateway.errors import GatewayError, UnknownModel
+from gateway.requests.ticket import Answer, Finished, Text, Waiting, fold
 from gateway.routes import gateway
-from gateway.routes.answers import Answered, End, Piece
-from gateway.routes.body import BY_DEFAULT, TAKES, GenerateBody, read_body
-from gateway.routes.exchange import Exchange, respond
+from gateway.routes.generate_answers import Answered, End, Piece
+from gateway.routes.generate_schemas import BY_DEFAULT, TAKES, GenerateBody, read_body
+from gateway.routes.generation import Exchange, respond
 from gateway.routes.openapi.operation import GENERATES, describe
-from gateway.routes.reading import FORM, MULTIPART
-from gateway.routes.shapes import Progress, StreamError, reply
+from gateway.routes.request_body import FORM, MULTIPART
+from gateway.routes.schemas import Progress, StreamError, reply
 from gateway.routes.sse import Heartbeat, event
 from gateway.routes.uploads import FILES, turns
-from gateway.ticket import Answer, Finished, Text, Waiting, fold
+from media.errors import MediaError
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
-from utils.media.errors import MediaError
 
 blueprint = Blueprint("generate", __name__)
 _DESCRIBED: dict[str, Any] = {

@@ -7,9 +7,9 @@ from flask import Blueprint, Response
 
 from gateway.access import hidden
 from gateway.routes import gateway
-from gateway.routes.admin_shapes import Alive, Health, Ready
+from gateway.routes.admin_schemas import Alive, Health, Ready
 from gateway.routes.openapi.operation import describe
-from gateway.routes.shapes import reply
+from gateway.routes.schemas import reply
 from models_registry.catalog import Catalog
 
 blueprint = Blueprint("health", __name__)

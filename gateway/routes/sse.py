@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from gateway.routes.shapes import Progress
-from gateway.ticket import Waiting
+from gateway.requests.ticket import Waiting
+from gateway.routes.schemas import Progress
 
 _BEAT = 1.0  # seconds between comments
 

@@ -5,12 +5,12 @@ Gateway process; decodes nothing.
 
 from flask import Request
 
-from gateway.conversation import Turn
 from gateway.errors import BadRequest
-from gateway.routes.body import MEDIA_FIELDS, GenerateBody
+from gateway.requests.conversation import Turn
+from gateway.routes.generate_schemas import MEDIA_FIELDS, GenerateBody
+from media.incoming import Sent
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
-from utils.media.incoming import Sent
 
 FILES = {
     field: {"type": "array", "items": {"type": "string", "format": "binary"},

@@ -12,9 +12,9 @@ from gateway.access import access
 from gateway.access.usage import FILTERS, RECORDS, SUMS
 from gateway.errors import BadRequest
 from gateway.routes import gateway
-from gateway.routes.admin_shapes import UsageReport
+from gateway.routes.admin_schemas import UsageReport
 from gateway.routes.openapi.operation import GUARDED, describe
-from gateway.routes.shapes import reply
+from gateway.routes.schemas import reply
 
 blueprint = Blueprint("usage", __name__, url_prefix="/admin")
 _KNOWN = (*FILTERS, "since", "until", "records", "limit", "format")

@@ -6,10 +6,10 @@ from flask import Blueprint, Response, request
 
 from gateway.errors import BadRequest
 from gateway.routes import gateway
-from gateway.routes import weights_shapes as shapes
+from gateway.routes import weights_schemas as shapes
+from gateway.routes.admin_options import options
 from gateway.routes.openapi.operation import GUARDED, OPTIONS, describe
-from gateway.routes.options import options
-from gateway.routes.shapes import reply
+from gateway.routes.schemas import reply
 
 blueprint = Blueprint("weights", __name__, url_prefix="/admin")
 _FORCE = {"force": {"enum": ["true", "false"]}}

@@ -185,7 +185,7 @@ class Downloads:
     @staticmethod
     def _spawn() -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            [sys.executable, "-m", "gateway.weights.fetch"],
+            [sys.executable, "-m", "gateway.weights.download_process"],
             cwd=ROOT,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
             stdin=subprocess.PIPE,

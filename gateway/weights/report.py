@@ -10,16 +10,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gateway import fit
-from gateway.placement import Placement
-from gateway.weights.remove import removal
+from checkpoints import kept_weights
+from checkpoints.hub.state import download_state
+from gateway.memory import fit
+from gateway.memory.placement import Placement
+from gateway.weights.deletion import removal
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
-from utils import quantized
-from utils.hub.state import download_state
 
 if TYPE_CHECKING:
-    from gateway.service import Gateway
+    from gateway.gateway import Gateway
 
 
 def report(gateway: "Gateway") -> dict[str, Any]:
@@ -28,7 +28,7 @@ def report(gateway: "Gateway") -> dict[str, Any]:
     fits = {one.name: one for one in fit.fits(placement, catalog)}
     live = {status["name"]: status for status in gateway.statuses()}
     kept: dict[str, int] = {}
-    for entry in quantized.entries(quantized.root(settings.models_dir)):
+    for entry in kept_weights.entries(kept_weights.root(settings.models_dir)):
         kept[entry.model] = kept.get(entry.model, 0) + entry.bytes
     downloads = gateway.weights.downloads.report()
     models = []

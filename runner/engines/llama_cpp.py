@@ -14,17 +14,17 @@ import llama_cpp
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from protocol.messages import Generate, Load, Loaded
-from runner import mapped
-from runner.constraint import Grammars, from_llama_cpp
-from runner.engines.base import Logits, ProgressReport, Sequence, check_bias, room, sampler_of, wanted_constraint
 from runner.engines.gguf import BATCH, Context, Fed, Gguf
+from runner.engines.interface import Logits, ProgressReport, Sequence, check_bias, room, sampler_of, wanted_constraint
 from runner.errors import RequestError
-from runner.job import Job
-from runner.machine import anonymous_bytes, cpu_threads
-from runner.phases import Phases
-from runner.template import as_template_takes, check_length
-from runner.text import ThinkSplitter
-from runner.tools import template_takes_tools
+from runner.generation.chat_template import as_template_takes, check_length
+from runner.generation.constraint import Grammars, from_llama_cpp
+from runner.generation.detokenizer import ThinkSplitter
+from runner.generation.job import Job
+from runner.generation.tool_calls import template_takes_tools
+from runner.process import mapped_weights
+from runner.process.load_phases import Phases
+from runner.process.resources import anonymous_bytes, cpu_threads
 
 log = logging.getLogger("runner")
 _PIECE = 256  # tokens of prompts between two looks at whether they are still wanted
@@ -52,7 +52,7 @@ class LlamaCpp:
             return None  # asking llama.cpp for GPUs initializes CUDA, and a zygote must not
         before = anonymous_bytes()
         self._map(None)
-        file, copied = sum(one.end - one.start for one in mapped.ranges()), anonymous_bytes() - before
+        file, copied = sum(one.end - one.start for one in mapped_weights.ranges()), anonymous_bytes() - before
         # Tensors of some types are copied into another layout, and their pages of the file not used again. A little is
         # the vocabulary.
         self._mapped_bytes = max(0, file - copied) if copied > file // 3 else file
@@ -60,7 +60,7 @@ class LlamaCpp:
 
     def warm_up(self) -> None:
         """llama.cpp has nothing that the first use of a model does for the later ones."""
-        mapped.release(mapped.ranges())
+        mapped_weights.release(mapped_weights.ranges())
 
     def rehearse(self, request: Generate) -> None:
         try:

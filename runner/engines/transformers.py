@@ -1,7 +1,7 @@
 """Checkpoints by Hugging Face transformers. Runner process.
 
 Knows how a batch of sequences is read and decoded. What its inputs are is the family's business; where its weights come
-from is that of :mod:`runner.engines.weights`. Sequences decode together by plain calls of the model, each with a row
+from is that of :mod:`runner.engines.load_weights`. Sequences decode together by plain calls of the model, each with a row
 of keys and values of its own; a model whose cache is not of that kind, and what a family wants for itself, goes by
 ``generate``.
 """
@@ -20,16 +20,16 @@ import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from protocol.messages import Generate, Load, Loaded
-from runner import mapped
-from runner.constraint import Grammars, Mask, from_transformers
-from runner.engines.apart import Chooser
-from runner.engines.base import Logits, ProgressReport, Sequence, check_bias, room, sampler_of, wanted_constraint
-from runner.engines.rows import RowCache, can_batch
-from runner.engines.weights import Weights, mapped_bytes
+from runner.engines.generate_path import Chooser
+from runner.engines.interface import Logits, ProgressReport, Sequence, check_bias, room, sampler_of, wanted_constraint
+from runner.engines.kv_rows import RowCache, can_batch
+from runner.engines.load_weights import Weights, mapped_bytes
 from runner.errors import RequestError
-from runner.job import Job
-from runner.machine import cpu_threads, trim
-from runner.phases import Phases
+from runner.generation.constraint import Grammars, Mask, from_transformers
+from runner.generation.job import Job
+from runner.process import mapped_weights
+from runner.process.load_phases import Phases
+from runner.process.resources import cpu_threads, trim
 from utils.processor import fast_bfloat16
 
 log = logging.getLogger("runner")
@@ -80,7 +80,7 @@ class Transformers:
         if self._ahead is not None and self._family.batches:
             with torch.inference_mode():
                 self._ahead(input_ids=torch.zeros((1, 2), dtype=torch.long), use_cache=True)
-            mapped.release(mapped.ranges())
+            mapped_weights.release(mapped_weights.ranges())
 
     def rehearse(self, request: Generate) -> None:
         if (opened := self._ahead) is not None:  # else there are weights to be read, to a GPU perhaps

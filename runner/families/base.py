@@ -15,12 +15,12 @@ from transformers import AutoTokenizer, Cache, GenerationConfig, PreTrainedModel
 
 from models_registry.families import FAMILIES
 from protocol.messages import Generate, Load
-from runner.engines.apart import Chooser
-from runner.engines.base import Sequence
+from runner.engines.generate_path import Chooser
+from runner.engines.interface import Sequence
 from runner.errors import DamagedError, RequestError
-from runner.template import as_template_takes, check_length
-from runner.text import ThinkSplitter
-from runner.tools import template_takes_tools
+from runner.generation.chat_template import as_template_takes, check_length
+from runner.generation.detokenizer import ThinkSplitter
+from runner.generation.tool_calls import template_takes_tools
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 

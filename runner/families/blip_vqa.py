@@ -8,8 +8,8 @@ import transformers.models.blip.modeling_blip  # noqa: F401  (before the fork, o
 from transformers import BlipForQuestionAnswering, BlipProcessor, GenerationConfig, PreTrainedModel
 
 from protocol.messages import Generate
-from runner.engines.apart import Chooser
-from runner.engines.base import Sequence
+from runner.engines.generate_path import Chooser
+from runner.engines.interface import Sequence
 from runner.errors import RequestError
 from runner.families.base import Prepared
 from runner.families.multimodal import Media, MultimodalFamily

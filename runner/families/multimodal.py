@@ -13,7 +13,7 @@ from transformers import AutoProcessor
 from protocol.messages import ChatMessage, Generate, Part
 from runner.errors import RequestError
 from runner.families.base import Prepared, RunnerFamily
-from runner.template import as_template_takes, check_length
+from runner.generation.chat_template import as_template_takes, check_length
 
 Array = np.ndarray[Any, Any]
 _SHORTEST = 0.05  # seconds: three frames of the mel spectrogram, the least that leaves a token after two strides

@@ -28,11 +28,11 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import (
 )
 
 from protocol.messages import Generate, Load
-from runner.engines.apart import Chooser
-from runner.engines.base import Sequence
+from runner.engines.generate_path import Chooser
+from runner.engines.interface import Sequence
 from runner.errors import RequestError
 from runner.families.multimodal import Media, MultimodalFamily
-from runner.job import Job
+from runner.generation.job import Job
 
 SPEECH_RATE = 24_000  # Hz, fixed by the vocoder
 _SPEAKER = "Chelsie"

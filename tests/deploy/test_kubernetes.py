@@ -6,7 +6,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from gateway.server import options
+from gateway.http.server import options
 from tests.deploy.checks import DEPLOY
 from tests.deploy.image import stages, words
 from utils.settings import Settings

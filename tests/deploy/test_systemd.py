@@ -46,7 +46,7 @@ def test_hardening(unit: Path) -> None:
 
 
 def test_stopping_leaves_time_to_drain() -> None:
-    from gateway.server import options
+    from gateway.http.server import options
 
     assert int(fields()["TimeoutStopSec"]) > options(Settings(profile="pocket"))["graceful_timeout"]
     assert fields()["KillMode"] == "mixed", "SIGTERM is for the gateway alone"

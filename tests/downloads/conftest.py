@@ -84,7 +84,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         ):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setattr("utils.hub.transfer.FIRST_PAUSE", 0.0)
+        monkeypatch.setattr("checkpoints.hub.transfer.FIRST_PAUSE", 0.0)
         yield server
 
 

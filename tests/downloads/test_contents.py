@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from checkpoints.hub.folder import MARKER, WORK
 from models_registry.spec import ModelSpec
 from tests.downloads.conftest import checkpoint, index_of, spec_of, weights
 from tests.downloads.hub_server import Hub, Repo
 from utils.download_model import DownloadError, Progress, download, download_state, plan
-from utils.hub.folder import MARKER, WORK
 
 FIRST = "model-00001-of-00002.safetensors"
 WANTED = {

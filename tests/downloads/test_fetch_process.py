@@ -18,7 +18,7 @@ WEIGHTS = "model-00001-of-00002.safetensors"
 
 
 def begin(models: Path) -> "subprocess.Popen[str]":
-    process = subprocess.Popen([sys.executable, "-m", "gateway.weights.fetch"], cwd=ROOT, text=True,
+    process = subprocess.Popen([sys.executable, "-m", "gateway.weights.download_process"], cwd=ROOT, text=True,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
     wanted = {"spec": spec_of().model_dump(mode="json"), "models_dir": str(models), "speech": False}
     assert process.stdin is not None

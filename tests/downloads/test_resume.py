@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from checkpoints.hub.folder import MARKER, WORK
 from tests.downloads.conftest import checkpoint, spec_of
 from tests.downloads.hub_server import Hub
 from tests.support.gateway import PATIENCE
 from utils.download_model import DownloadError, DownloadStoppedError, download, download_state
-from utils.hub.folder import MARKER, WORK
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 Start = Callable[..., subprocess.Popen[str]]

@@ -17,7 +17,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app import create_app
-from gateway import devices
+from gateway.memory import devices
 from tests.support.gateway import CHECKPOINT, SUM, only, reasoner_at
 from utils.settings import Settings
 

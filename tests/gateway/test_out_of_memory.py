@@ -18,7 +18,7 @@ import yaml
 from flask import Flask
 
 from app import create_app
-from gateway import devices, watchdog
+from gateway.memory import devices, watchdog
 from tests.conftest import Start
 from tests.support.gateway import CHECKPOINT, SUM, GatewayProcess, only, reasoner_at
 from utils.settings import Settings

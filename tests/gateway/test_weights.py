@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
+from checkpoints.hub.folder import lock
 from tests.conftest import Start
 from tests.downloads.hub_server import Hub, Repo
 from tests.support.gateway import CHECKPOINT, SUM, GatewayProcess, only, reasoner_at
-from utils.hub.folder import lock
 
 WEIGHTS = "model.safetensors"
 HELD = 400_000
@@ -147,7 +147,7 @@ def test_progress_is_seen_and_a_cancelled_download_is_kept(hub: Hub, gateway: Ga
     assert waiting["state"] == running["state"] == "cancelled"
     (part,) = folder(gateway, "sums").rglob("*.incomplete")
     assert part.stat().st_size >= HELD and not folder(gateway, "next").exists()
-    assert not [child for child in gateway.processes() if "gateway.weights.fetch" in child.cmdline()]
+    assert not [child for child in gateway.processes() if "gateway.weights.download_process" in child.cmdline()]
     found = told(gateway, "sums")
     assert found["state"] == "partial" and found["bytes_total"] == total and HELD < found["bytes_here"] < total
     assert gateway.client.delete("/admin/models/sums/download").json()["download"] == running

@@ -38,7 +38,7 @@ def asked(name: str, folder: Path) -> list[Generate]:
 
 
 def main(name: str, path: str) -> dict[str, Any]:
-    from runner import torchvision_compat
+    from runner.process import torchvision_compat
 
     torchvision_compat.install()
     import torch

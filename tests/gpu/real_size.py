@@ -51,7 +51,7 @@ def build(name: str, folder: Path) -> None:
     import torch
     import transformers
 
-    from runner import torchvision_compat
+    from runner.process import torchvision_compat
 
     torchvision_compat.install()
     source, class_name, sizes = SIZES[name]

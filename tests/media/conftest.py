@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.media.limits import MediaLimits
-from utils.media.warm import Decoders
+from media.forkserver_client import Decoders
+from media.limits import MediaLimits
 
 
 @pytest.fixture

@@ -15,6 +15,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from media import client
+from media.client import Decoded, MediaItem, decode_media
+from media.errors import MediaError
+from media.forkserver_client import Decoders
+from media.incoming import RawMedia
+from media.limits import MediaLimits
+from media.sniff import Kind
 from tests.media.hostile import png
 from tests.media.samples import (
     BLUE,
@@ -29,13 +36,6 @@ from tests.media.samples import (
     video_bytes,
     wav,
 )
-from utils.media import decode
-from utils.media.decode import Decoded, MediaItem, decode_media
-from utils.media.errors import MediaError
-from utils.media.incoming import RawMedia
-from utils.media.limits import MediaLimits
-from utils.media.sniff import Kind
-from utils.media.warm import Decoders
 from utils.settings import ROOT
 
 Array = NDArray[Any]
@@ -234,13 +234,13 @@ def test_one_process_for_a_request(
     limits: MediaLimits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = []
-    popen = decode.subprocess.Popen
+    popen = client.subprocess.Popen
 
     def counted(*arguments: Any, **options: Any) -> Any:
         started.append(arguments)
         return popen(*arguments, **options)
 
-    monkeypatch.setattr(decode.subprocess, "Popen", counted)
+    monkeypatch.setattr(client.subprocess, "Popen", counted)
     sent: list[tuple[Kind, bytes]] = [
         ("image", image_bytes("PNG")), ("audio", audio_bytes("OGG")), ("video", video_bytes(sound=True)),
         ("image", image_bytes("GIF")),
@@ -325,7 +325,7 @@ def test_decoder_that_fails(
     one: Decode, limits: MediaLimits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture, death: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(decode, "_PROGRAM", DEATHS[death])
+    monkeypatch.setattr(client, "_PROGRAM", DEATHS[death])
     seconds = 0.3 if death in ("hang", "deaf", "chatter") else 60.0
     with pytest.raises(MediaError) as caught, caplog.at_level(logging.CRITICAL):
         one("image", image_bytes("PNG"), limits=replace(limits, timeout=seconds), fresh=True)
@@ -337,8 +337,8 @@ SLEEPER = """
 import os, sys, time
 sys.path[:] = sys.argv[2:]
 from pathlib import Path
-from utils.media.decoder import limit_process
-from utils.media.tasks import read_job
+from media.decoder.process import limit_process
+from media.tasks import read_job
 limit_process(read_job(Path(sys.argv[1]))[0])
 Path(sys.argv[1], "pid").write_text(str(os.getpid()))
 time.sleep(600)
@@ -346,9 +346,9 @@ time.sleep(600)
 GATEWAY = """
 import sys
 from pathlib import Path
-from utils.media import decode
-from utils.media.incoming import RawMedia
-from utils.media.limits import MediaLimits
+from media import decode
+from media.incoming import RawMedia
+from media.limits import MediaLimits
 folder, decode._PROGRAM = Path(sys.argv[1]), sys.argv[2]
 item = decode.MediaItem(RawMedia("image", (folder / "image").read_bytes(), "image"))
 decode.decode_media([item], MediaLimits(1, 10**6, 10**6, 10, 10, 8, 64, 600, 2**30), folder)
@@ -380,7 +380,7 @@ def running(number: int) -> bool:
 
 
 def test_broken_installation_is_nobodys_request(one: Decode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "_PROGRAM", "raise SystemExit(3)")
+    monkeypatch.setattr(client, "_PROGRAM", "raise SystemExit(3)")
     with pytest.raises(RuntimeError, match="cannot be loaded"):
         one("image", image_bytes("PNG"), fresh=True)
 

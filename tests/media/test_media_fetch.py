@@ -14,11 +14,11 @@ from typing import Any
 import httpcore
 import pytest
 
-from utils.media import addresses, fetch
-from utils.media.addresses import is_public
-from utils.media.errors import MediaError
-from utils.media.incoming import Sent, read_one
-from utils.media.limits import MediaLimits
+from media import addresses, fetch
+from media.addresses import is_public
+from media.errors import MediaError
+from media.incoming import Sent, read_one
+from media.limits import MediaLimits
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -7,14 +7,14 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from media.client import MediaItem, decode_media
+from media.errors import MediaError
+from media.forkserver_client import Decoders
+from media.incoming import RawMedia
+from media.limits import MediaLimits
+from media.sniff import Kind, sniff
 from tests.media.hostile import hostile_files
 from tests.media.samples import audio_bytes, image_bytes, video_bytes
-from utils.media.decode import MediaItem, decode_media
-from utils.media.errors import MediaError
-from utils.media.incoming import RawMedia
-from utils.media.limits import MediaLimits
-from utils.media.sniff import Kind, sniff
-from utils.media.warm import Decoders
 
 FILES = hostile_files()
 

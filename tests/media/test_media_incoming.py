@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from media.errors import MediaError
+from media.incoming import Sent, read_all, read_one
+from media.limits import MediaLimits
+from media.sniff import sniff
 from tests.media.samples import audio_bytes, audio_only_mp4, image_bytes, video_bytes
-from utils.media.errors import MediaError
-from utils.media.incoming import Sent, read_all, read_one
-from utils.media.limits import MediaLimits
-from utils.media.sniff import sniff
 from utils.settings import Settings
 
 DATA = bytes(range(256)) + b"\xfb\xff\xfe"

@@ -16,14 +16,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from media import client, forkserver_client
+from media.client import Decoded, MediaItem, decode_media
+from media.errors import MediaError
+from media.forkserver_client import Decoders
+from media.incoming import RawMedia
+from media.limits import MediaLimits
 from tests.media.samples import audio_bytes, image_bytes
 from tests.support.children import default_interrupt
-from utils.media import decode, warm
-from utils.media.decode import Decoded, MediaItem, decode_media
-from utils.media.errors import MediaError
-from utils.media.incoming import RawMedia
-from utils.media.limits import MediaLimits
-from utils.media.warm import Decoders
 from utils.settings import ROOT
 
 PICTURE = image_bytes("PNG")
@@ -31,7 +31,7 @@ ODD = """
 import sys
 sys.path[:] = sys.argv[2:]
 from pathlib import Path
-from utils.media import decoder, forkserver
+from media import decoder, forkserver
 main = decoder.main
 def odd(folder):
     wanted = folder.parent / "wanted"
@@ -49,8 +49,8 @@ AT_WORK = "import os, time; Path('../pid').write_text(str(os.getpid())); time.sl
 @contextmanager
 def started() -> Iterator[Decoders]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warm, "_START", ODD)
-        patch.setattr(warm, "_PATIENCE", 60.0)  # a late fork would be no fork of the one that is looked at
+        patch.setattr(forkserver_client, "_START", ODD)
+        patch.setattr(forkserver_client, "_PATIENCE", 60.0)  # a late fork would be no fork of the one that is looked at
         decoders = Decoders()
         wait_for(decoders)
         yield decoders
@@ -135,7 +135,7 @@ FRESH = """
 import sys
 sys.path[:] = sys.argv[2:]
 from pathlib import Path
-from utils.media import decoder
+from media import decoder
 """
 LOOKS = """
 import os, resource, signal, threading
@@ -165,7 +165,7 @@ def test_a_fork_is_confined_as_a_fresh_process_is(
     (tmp_path / "wanted").write_text(LOOKS + "decoder._decode = look\nmain(folder)")
     forked = one(shared, limits, tmp_path)
     program = f"{FRESH}{LOOKS}\ndecoder._decode = look\ndecoder.main(Path(sys.argv[1]))"
-    monkeypatch.setattr(decode, "_PROGRAM", program)
+    monkeypatch.setattr(client, "_PROGRAM", program)
     with default_interrupt():
         fresh = one(None, limits, tmp_path)
     told = [json.loads(json.dumps(dict(found.meta)).replace(str(found.path.parent), "FOLDER"))
@@ -271,7 +271,7 @@ def test_a_forkserver_killed_at_work_costs_no_request(odd: Decoders, limits: Med
 def test_a_stuck_forkserver_is_killed(
     odd: Decoders, limits: MediaLimits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(warm, "_PATIENCE", 0.2)
+    monkeypatch.setattr(forkserver_client, "_PATIENCE", 0.2)
     stuck = odd.pid
     assert stuck is not None
     os.kill(stuck, signal.SIGSTOP)
@@ -293,9 +293,9 @@ def test_a_forkserver_stuck_at_work_is_killed(
         stopped.wait(60)
         return b""
 
-    monkeypatch.setattr(decode, "_listen", listens)
+    monkeypatch.setattr(client, "_listen", listens)
     with at_work(odd, replace(limits, timeout=1), tmp_path) as (pid, request):
-        monkeypatch.setattr(warm, "_PATIENCE", 0.2)
+        monkeypatch.setattr(forkserver_client, "_PATIENCE", 0.2)
         os.kill(stuck, signal.SIGSTOP)
         stopped.set()
         with pytest.raises(MediaError, match="longer than 1 s"):
@@ -306,7 +306,7 @@ def test_a_forkserver_stuck_at_work_is_killed(
 def test_one_that_cannot_start_is_not_tried_again_and_again(
     limits: MediaLimits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(warm, "_START", "raise SystemExit(3)")
+    monkeypatch.setattr(forkserver_client, "_START", "raise SystemExit(3)")
     decoders = Decoders()
     assert not decoders.prepare() and decoders.pid is not None
     psutil.Process(decoders.pid).wait(60)
@@ -344,7 +344,7 @@ def test_stopping_ends_one_that_goes_on(
     with at_work(odd, limits, tmp_path) as (pid, request):
         forkserver = odd.pid
         assert forkserver is not None
-        monkeypatch.setattr(warm, "_PATIENCE", 0.2)
+        monkeypatch.setattr(forkserver_client, "_PATIENCE", 0.2)
         odd.stop()
         assert not psutil.pid_exists(forkserver)
         assert_gone(pid)
@@ -354,9 +354,9 @@ def test_stopping_ends_one_that_goes_on(
 GATEWAY = """
 import sys, time
 from pathlib import Path
-from utils.media import decode, warm
-from utils.media.incoming import RawMedia
-from utils.media.limits import MediaLimits
+from media import decode, warm
+from media.incoming import RawMedia
+from media.limits import MediaLimits
 folder, warm._START = Path(sys.argv[1]), sys.argv[2]
 decoders = warm.Decoders()
 while not decoders.prepare():

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client import generate_latest
 
-from gateway.observe.course import Course, CourseMailbox
 from gateway.observe.metrics import Metrics
-from gateway.runner_handle import Late
+from gateway.processes.runner import Late
+from gateway.requests.ticket import Granted, _Stopped
+from gateway.requests.timeline import Course, CourseMailbox
 from gateway.scheduler import actions
-from gateway.ticket import Granted, _Stopped
 from protocol import messages
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway import devices
-from gateway.devices import HostUse
-from gateway.observe.weighed import OLD, Resident, Weighed, resident
+from gateway.memory import devices
+from gateway.memory.devices import HostUse
+from gateway.memory.resident import OLD, Resident, Weighed, resident
 
 MB = 10**6
 _TAKER = """

@@ -7,7 +7,7 @@ import httpx
 import openai
 import pytest
 
-from gateway.routes.formats import LONGEST
+from gateway.routes.response_format import LONGEST
 from tests.openai.asking import CIRCLE, ENDLESS, PARIS, RISING, STORY, user
 from tests.openai.conftest import AT_ONCE, MAX_BODY, WAITING
 from tests.support.gateway import GatewayProcess

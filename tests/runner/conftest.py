@@ -23,7 +23,7 @@ def _load(family: str, floats: int = 32, **fields: Any) -> Any:
     """Load a pocket model. The imports are made here: no other test should pay for torch."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from runner import torchvision_compat
+        from runner.process import torchvision_compat
 
         torchvision_compat.install()
         import torch

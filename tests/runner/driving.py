@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 
 from protocol.messages import ChatMessage, Delta, Done, Failed, Generate, Load, Part, RunnerMessage, Sampling, Started
-from runner.batch import Batch
-from runner.engines.base import Engine, Logits, Sequence
-from runner.job import Job
+from runner.engines.interface import Engine, Logits, Sequence
+from runner.generation.job import Job
+from runner.generation.loop import Batch
 from tests.support.gateway import ROOT, SMOLLM2
 
 TURNS = 20_000

@@ -6,8 +6,8 @@ from collections.abc import Sequence as Many
 
 import pytest
 
-from runner.engines.base import Sequence
-from runner.job import Job
+from runner.engines.interface import Sequence
+from runner.generation.job import Job
 from tests.runner.conftest import Engines, Media
 from tests.runner.driving import Crowd, alone, request
 
@@ -75,7 +75,7 @@ def test_while_it_is_prepared_and_its_files_go_first(
     crowd = Crowd(model)
     part = media.image(1)
     (job,) = crowd.ask(request("What color is the shape?", type(part)(part.kind, path=part.path + ".gone")))
-    monkeypatch.setattr("runner.batch._WORD", 60.0)  # the thread that says why may be late
+    monkeypatch.setattr("runner.generation.loop._WORD", 60.0)  # the thread that says why may be late
     looked, prepare = threading.Event(), model.prepare
 
     def prepares(asked: Job) -> list[Sequence]:

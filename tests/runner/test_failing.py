@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from protocol.messages import Constraint, Failed, Generate
-from runner.engines.base import Sequence
-from runner.job import Job
+from runner.engines.interface import Sequence
+from runner.generation.job import Job
 from tests.runner.conftest import Engines, Media
 from tests.runner.driving import Crowd, Watched, alone, at_rest, load_of, request, said
 
@@ -53,7 +53,7 @@ def test_a_request_that_cannot_be_answered_fails_alone(engine: Engines, media: M
 def test_so_does_one_with_the_wrong_media(
     engine: Engines, media: Media, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runner.batch._WORD", 0.0)  # nobody cancels it
+    monkeypatch.setattr("runner.generation.loop._WORD", 0.0)  # nobody cancels it
     crowd = Crowd(engine(family))
     part = media.sound(1) if family == "qwen_audio" else media.image(1)
     missing = type(part)(part.kind, path=part.path + ".gone")

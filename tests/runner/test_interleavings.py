@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 
 from protocol.messages import Done, Failed, Generate, RunnerMessage, Sampling, Started
-from runner.batch import Batch
-from runner.engines.base import Logits, Sequence, sampler_of
+from runner.engines.interface import Logits, Sequence, sampler_of
 from runner.errors import RequestError
-from runner.job import Job
+from runner.generation.job import Job
+from runner.generation.loop import Batch
 
 VOCABULARY, END = 50, 0
 LIGHT = settings(max_examples=200, deadline=None, database=None)
@@ -168,7 +168,7 @@ def run(
 ) -> tuple[Toy, list[Job], list[RunnerMessage], list[Exception]]:
     """Play it; return the engine, the jobs, what was sent and the errors. ``failing`` names calls by number, and what
     fails there; ``foresight`` is how much of what it may make a sequence reckons with."""
-    with patch("runner.engines.base._FORESIGHT", foresight):
+    with patch("runner.engines.interface._FORESIGHT", foresight):
         return _run(asked, rows, piece, cells, failing)
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from checkpoints import kept_weights
 from tests.runner.conftest import Engines, Media, _load
 from tests.runner.driving import alone, load_of, request, silent
 from tests.support.gateway import CHECKPOINT
-from utils import quantized
 
 FAMILIES = [("deepseek", 4), ("deepseek", 8), ("qwen_vl", 4), ("qwen_audio", 4), ("qwen_omni", 4), ("blip_vqa", 8)]
 
@@ -19,7 +19,7 @@ FAMILIES = [("deepseek", 4), ("deepseek", 8), ("qwen_vl", 4), ("qwen_audio", 4),
 def small_ones_too(monkeypatch: pytest.MonkeyPatch, engine: Engines) -> None:
     """Keep weights however few they are."""
     engine()  # which makes the imports
-    import runner.engines.weights as module
+    import runner.engines.load_weights as module
 
     monkeypatch.setattr(module, "_WORTH_KEEPING", 0)
 
@@ -47,7 +47,7 @@ def test_kept_weights_answer_as_those_that_were_quantized(
     (place,) = tmp_path.iterdir()
     written = (place / "model.safetensors").stat().st_mtime_ns
     name, path = first._load.name, Path(first._load.path)
-    assert quantized.holds(tmp_path, name, bits, "cpu", path), "the gateway knows that the next load reads them"
+    assert kept_weights.holds(tmp_path, name, bits, "cpu", path), "the gateway knows that the next load reads them"
     second = load(family, bits, tmp_path)
     assert second._weights.kept == place and (place / "model.safetensors").stat().st_mtime_ns == written
     assert second._model.get_memory_footprint() == first._model.get_memory_footprint()
@@ -88,4 +88,4 @@ def test_files_that_change_while_they_are_quantized_are_not_those_that_were_kept
     (checkpoint / "config.json").touch()
     engine.settle()
     (place,) = kept.iterdir()
-    assert quantized.state(place) == "whole" and not quantized.holds(kept, asked.name, 4, "cpu", checkpoint)
+    assert kept_weights.state(place) == "whole" and not kept_weights.holds(kept, asked.name, 4, "cpu", checkpoint)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from protocol.messages import Generate
-from runner.engines.base import Sequence
+from runner.engines.interface import Sequence
 from tests.runner.conftest import Engines
 from tests.runner.driving import Answer, Crowd, alone, llama_of, nearly_same, request, said
 
@@ -209,7 +209,7 @@ def test_free_places_give_way_when_cells_are_wanting() -> None:
 
 
 def test_those_that_outgrow_the_context_wait_and_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runner.engines.base._FORESIGHT", 4)
+    monkeypatch.setattr("runner.engines.interface._FORESIGHT", 4)
     model = llama_of(context=256, cache_tokens=256)
     model._context.cells = 120  # llama.cpp has no fewer than 256
     asked = [request(f"Tell me a story of {place} foxes.", max_new_tokens=40, min_tokens=40) for place in (2, 3, 4)]

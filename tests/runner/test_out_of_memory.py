@@ -12,7 +12,7 @@ import pytest
 
 from protocol.messages import Relief
 from runner.errors import DamagedError, OutOfMemory, RequestError, classify, is_sticky, out_of_memory
-from runner.injected import around, rules
+from runner.process.fault_injection import around, rules
 from tests.runner.conftest import Engines, Media
 from tests.runner.driving import Crowd, Watched, alone, at_rest, load_of, request
 from tests.support.gateway import CHECKPOINT, ROOT, SMOLLM2
@@ -68,7 +68,7 @@ def test_then_half_of_them_go_on_and_the_others_are_read_again(
 def test_the_smaller_batch_lasts_and_grows_again_after_a_while(
     engine: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runner.relief._CALM", 100)
+    monkeypatch.setattr("runner.generation.out_of_memory._CALM", 100)
     crowd = short(engine(), "step above=1 times=2", monkeypatch)
     jobs = crowd.ask(*(request("17 + 25", max_new_tokens=60, min_tokens=60) for _ in range(6)))
     crowd.finish()

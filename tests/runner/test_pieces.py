@@ -20,7 +20,7 @@ def test_quantized_as_at_once(shape: tuple[int, int]) -> None:
     import torch
     from bitsandbytes.functional import quantize_4bit
 
-    from runner.engines import pieces
+    from runner.engines.layouts import pieces
 
     pieces.install()
     pieces.install()
@@ -40,7 +40,7 @@ def test_quantized_to_8_bits_as_at_once(shape: tuple[int, int], kind: str) -> No
     import torch
     from bitsandbytes.nn import Int8Params
 
-    from runner.engines import pieces
+    from runner.engines.layouts import pieces
 
     pieces.install()
     matrix = torch.randn(shape, generator=torch.manual_seed(1)).to(getattr(torch, kind))
@@ -59,7 +59,7 @@ def test_small_copies_are_made_to_quantize_to_8_bits(monkeypatch: pytest.MonkeyP
     import torch
     from bitsandbytes.nn import Int8Params
 
-    from runner.engines import pieces
+    from runner.engines.layouts import pieces
 
     pieces.install()
     sizes: list[int] = []
@@ -78,7 +78,7 @@ def test_what_is_to_stay_in_16_bits_is_not_quantized() -> None:
     import torch
     from bitsandbytes.nn import Int8Params
 
-    from runner.engines import pieces
+    from runner.engines.layouts import pieces
 
     pieces.install()
     weight = Int8Params(torch.randn(8, 8).half(), requires_grad=False, has_fp16_weights=True)
@@ -87,7 +87,7 @@ def test_what_is_to_stay_in_16_bits_is_not_quantized() -> None:
 
 @pytest.mark.parametrize("bits", [4, 8, 16])
 def test_a_load_quantizes_in_pieces(bits: int, _pockets: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
-    from runner.engines import pieces
+    from runner.engines.layouts import pieces
 
     installed: list[bool] = []
     monkeypatch.setattr(pieces, "install", lambda: installed.append(True))
@@ -102,14 +102,14 @@ def test_laid_out_as_at_once(shape: tuple[int, int], nested: bool) -> None:
     from bitsandbytes.functional import _convert_weight_packed_for_cpu
     from bitsandbytes.nn import Linear4bit, Params4bit
 
-    from runner.engines import packed4
+    from runner.engines.layouts import linear4
 
     layer = Linear4bit(shape[1], shape[0], bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
     weight: Any = Params4bit(torch.randn(shape), requires_grad=False, quant_type="nf4", compress_statistics=nested)
     layer.weight = weight.to("cpu")
     assert layer.weight.quant_state.nested == nested
     wanted, state = _convert_weight_packed_for_cpu(layer.weight.data, copy.copy(layer.weight.quant_state))
-    codes, scales = packed4._packed(layer)
+    codes, scales = linear4._packed(layer)
     assert torch.equal(codes, wanted) and codes.shape == wanted.shape
     assert torch.equal(scales, state.absmax) and scales.is_contiguous()
     assert layer.weight.quant_state.nested == nested, "nothing is changed before it is done"

@@ -15,7 +15,7 @@ LOAD = load_of("transformers", "deepseek", CHECKPOINT, quant_bits=4, cache_token
 
 
 def opened() -> Any:
-    from runner import torchvision_compat
+    from runner.process import torchvision_compat
 
     torchvision_compat.install()
     from runner.engines.transformers import ENGINE

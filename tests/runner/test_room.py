@@ -74,7 +74,7 @@ def test_those_that_outgrow_the_cache_wait_and_come_to_the_same(
              request("17 + 25", max_new_tokens=40, min_tokens=40, choices=2, temperature=1.0, seed=1)]  # fmt: skip
     wanted = alone(model, *asked)
     monkeypatch.setattr(model, "_cells", cells)
-    monkeypatch.setattr("runner.engines.base._FORESIGHT", 4)
+    monkeypatch.setattr("runner.engines.interface._FORESIGHT", 4)
     crowd = Crowd(model)
     together = crowd.answers(*asked)
     read = [one for one, before, _ in crowd.watched.pieces if before == 0]
@@ -116,7 +116,7 @@ def test_leaving_moves_the_last_row_into_the_gap(engine: Engines) -> None:
     import torch
     from transformers import DynamicCache
 
-    from runner.engines.rows import RowCache
+    from runner.engines.kv_rows import RowCache
 
     def prompt(value: float, length: int) -> Any:
         cache = DynamicCache()

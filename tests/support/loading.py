@@ -24,7 +24,7 @@ SHAPE: dict[str, Any] = {
 def load(place: Path, bits: int) -> dict[str, Any]:
     """Load by the runner's engine, as a runner does, and keep what was quantized."""
     from runner.engines.transformers import ENGINE
-    from runner.peak import Peak, own_bytes
+    from runner.process.peak_memory import Peak, own_bytes
     from tests.runner.driving import load_of, silent
 
     wanted = load_of("transformers", "deepseek", place, quant_bits=bits)
@@ -40,7 +40,7 @@ def load(place: Path, bits: int) -> dict[str, Any]:
 
 def main(folder: Path, bits: list[int]) -> None:
     warnings.simplefilter("ignore")
-    from runner import torchvision_compat
+    from runner.process import torchvision_compat
 
     torchvision_compat.install()
     import torch

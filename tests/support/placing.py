@@ -82,10 +82,10 @@ def _held(tensor: Any) -> list[Any]:
 
 
 def main(folder: Path) -> None:
-    from runner import torchvision_compat
+    from runner.process import torchvision_compat
 
     torchvision_compat.install()
-    from gateway.footprint.offload import modules_of, moved
+    from gateway.memory.footprint.offload import modules_of, moved
     from models_registry.spec import ModelSpec
 
     for family in CHECKPOINTS:

@@ -91,7 +91,7 @@ def weigh(model: Any) -> int:
 
 def main(folder: Path) -> None:
     warnings.simplefilter("ignore")
-    from runner import torchvision_compat
+    from runner.process import torchvision_compat
 
     torchvision_compat.install()
     import torch

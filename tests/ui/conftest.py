@@ -16,10 +16,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, expect, sync_playwright
 
+from checkpoints import kept_weights
 from tests.conftest import Start
 from tests.support.gateway import CHECKPOINT, GatewayProcess, only, reasoner_at
 from tests.support.programs import program
-from utils import quantized
 
 expect.set_options(timeout=60_000)  # a loaded machine is slow, and what comes is taken at once
 WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
@@ -162,9 +162,9 @@ def axe(page: Page) -> list[str]:
 
 def keep_copies(models_dir: Path, sizes: dict[str, int]) -> None:
     """Keep quantized copies of models, of so many bytes, as a runner keeps them."""
-    root = quantized.root(models_dir)
+    root = kept_weights.root(models_dir)
     for model, size in sizes.items():
-        place = quantized.folder(root, model, 4, "0123456789abcdef")
-        unfinished = quantized.begin(place, size)
+        place = kept_weights.folder(root, model, 4, "0123456789abcdef")
+        unfinished = kept_weights.begin(place, size)
         (unfinished / "model.safetensors").write_bytes(b"\0" * size)
-        quantized.finish(unfinished, place, model, 4, "cpu")
+        kept_weights.finish(unfinished, place, model, 4, "cpu")

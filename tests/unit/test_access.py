@@ -15,8 +15,8 @@ from commands.doctor import network
 from commands.serve import check_configuration
 from gateway.access import keys
 from gateway.access.address import TrustedProxies, is_local, networks
-from gateway.arriving import Arrival, Pace
-from gateway.routes.visits import _one_word
+from gateway.http.request_reader import Arrival, Pace
+from gateway.routes.access_log import _one_word
 from main import main
 from models_registry.catalog import load_catalog
 from tests.support.gateway import ROOT
@@ -142,7 +142,7 @@ def test_a_long_body_has_no_more_time_than_the_longest(tmp_path: Path) -> None:
 
 
 def test_files_may_be_open_up_to_the_bound() -> None:
-    script = ("import resource, gateway.server as s; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 1000));"
+    script = ("import resource, gateway.http.server as s; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 1000));"
               "s.raise_file_limit(); print(resource.getrlimit(resource.RLIMIT_NOFILE))")  # fmt: skip
     told = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert told.stdout == "(1000, 1000)\n", told.stderr

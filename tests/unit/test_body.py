@@ -7,7 +7,7 @@ import flask
 import pytest
 
 from gateway.errors import BadRequest
-from gateway.routes.body import GenerateBody, read_body
+from gateway.routes.generate_schemas import GenerateBody, read_body
 from models_registry.spec import ModelSpec
 from protocol.messages import Sampling
 from utils.settings import Settings

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gateway.footprint import Footprints, float_bytes, laid_out, weight_bytes, working
+from gateway.memory.footprint import Footprints, activations, float_bytes, laid_out, weight_bytes
 from tests.unit.test_footprint import TENSORS, spec_of
 from utils.settings import ROOT
 
@@ -178,8 +178,8 @@ def test_the_engines_limits_are_as_assumed() -> None:
     """Told from the engines' source: importing them would bring torch into this process."""
     source = (ROOT / "runner" / "engines" / "transformers.py").read_text()
     assert "self.piece_bounds = (_PIECE // 8, 8 * _PIECE)" in source and "_PIECE, _PIECE_ON_GPU = 256, 2048" in source
-    assert working.PIECE == 8 * 256
-    assert f"BATCH = {working.UBATCH}\n" in (ROOT / "runner" / "engines" / "gguf.py").read_text()
+    assert activations.PIECE == 8 * 256
+    assert f"BATCH = {activations.UBATCH}\n" in (ROOT / "runner" / "engines" / "gguf.py").read_text()
 
 
 @pytest.mark.parametrize(("limits", "held"), [

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from llguidance import LLTokenizer
 
-from gateway.routes import formats
+from gateway.routes import response_format
 from protocol.messages import Constraint, Sampling
-from runner.constraint import LONGEST, Grammars, Mask, from_llama_cpp, from_transformers
 from runner.errors import RequestError, RunnerError
-from runner.sampling import Sampler
-from runner.tools import for_tools
+from runner.generation.constraint import LONGEST, Grammars, Mask, from_llama_cpp, from_transformers
+from runner.generation.sampler import Sampler
+from runner.generation.tool_calls import for_tools
 from tests.support.gateway import CHECKPOINT, SMOLLM2
 
 ANY_OBJECT = Constraint("json_object")
@@ -304,4 +304,4 @@ def test_a_tag_that_is_one_token_may_be_used() -> None:
 
 
 def test_the_gateway_knows_how_long_one_may_be() -> None:
-    assert formats.LONGEST == LONGEST
+    assert response_format.LONGEST == LONGEST

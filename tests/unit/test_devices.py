@@ -11,8 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
-from gateway import devices
-from gateway.devices import visible
+from gateway.memory import devices
+from gateway.memory.devices import visible
 
 GIB = 2**30
 A, B, C = "GPU-aaaa1111", "GPU-aaaa2222", "GPU-bbbb3333"

@@ -6,9 +6,9 @@ from pathlib import Path
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from gateway import fit
-from gateway.fit import Fit, maximal, together
-from gateway.placement import Placement
+from gateway.memory import fit
+from gateway.memory.fit import Fit, maximal, together
+from gateway.memory.placement import Placement
 from models_registry.catalog import load_catalog
 from utils.settings import load_settings
 

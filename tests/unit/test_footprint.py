@@ -11,13 +11,7 @@ import pytest
 from hypothesis import given, settings
 from safetensors.numpy import save_file
 
-from gateway.footprint import (
-    Footprints,
-    HeaderError,
-    cache_token_bytes,
-    safetensors_sizes,
-    weight_bytes,
-)
+from gateway.memory.footprint import Footprints, HeaderError, cache_token_bytes, safetensors_sizes, weight_bytes
 from models_registry.spec import ModelSpec
 
 TENSORS = {

@@ -11,12 +11,12 @@ import pytest
 from gguf.constants import GGML_QUANT_SIZES
 from hypothesis import given, settings
 
-from gateway.footprint import Footprints, HeaderError, cache_token_bytes, weight_bytes
-from gateway.footprint.cache import gguf_rows
+from checkpoints import gguf_header
+from checkpoints.gguf_header import TYPES, Gguf, read_gguf
+from gateway.memory.footprint import Footprints, HeaderError, cache_token_bytes, weight_bytes
+from gateway.memory.footprint.kv_cache import gguf_rows
 from models_registry.spec import ModelSpec
 from tests.support.gateway import SMOLLM2
-from utils import gguf_header
-from utils.gguf_header import TYPES, Gguf, read_gguf
 
 
 def spec_of(path: Path) -> ModelSpec:

@@ -5,7 +5,7 @@ import sys
 
 from utils.settings import ROOT
 
-GATEWAY_SIDE = "app, main, gateway.service, models_registry.catalog, utils.media.decode, commands.serve, commands.fit"
+GATEWAY_SIDE = "app, main, gateway.gateway, models_registry.catalog, media.client, commands.serve, commands.fit"
 
 
 def imported(modules: str) -> set[str]:

@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import pytest
 
+from gateway.observe.history import Ring
 from gateway.observe.journal import Journal
-from gateway.observe.reporter import Reporter
-from gateway.observe.sampler import Ring
-from gateway.runner_handle import RunnerHandle
+from gateway.observe.journal_writer import Reporter
+from gateway.processes.runner import RunnerHandle
 from gateway.scheduler import actions, events
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.ladder import Ladder, possible, visible
+from gateway.memory.degradation import Ladder, possible, visible
 from models_registry.spec import ModelSpec
 
 CUDA = "cuda:0"

@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.access.keys import Key, new_token
-from gateway.routes.client import Client
+from gateway.http.client_gone import Client
 from gateway.routes.ui.live import Streams, TooManyPages
 
 

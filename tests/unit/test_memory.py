@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from gateway import memory, watchdog
-from gateway.devices import Gpu, HostUse
-from gateway.placement import Place
+from gateway.memory import report, watchdog
+from gateway.memory.devices import Gpu, HostUse
+from gateway.memory.placement import Place
 
 GIB = 2**30
 CARD = Gpu(0, 3, "GPU-a", "Card", 24 * GIB, 10 * GIB)
@@ -27,7 +27,7 @@ def replica(name: str, device: str, pid: int, state: str = "ready", **fields: An
 def told(*replicas: dict[str, Any]) -> dict[str, Any]:
     slots = [{"device": name} for name in PLACES]
     statuses = [one | {"replicas": [one]} for one in replicas]
-    return memory.report(PLACES, slots, statuses, {103: ("zygote", "a")})
+    return report.report(PLACES, slots, statuses, {103: ("zygote", "a")})
 
 
 @pytest.fixture
@@ -43,9 +43,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, threading.Eve
 
     monkeypatch.setattr(memory, "_PATIENCE", 60)
     monkeypatch.setattr(memory, "family", lambda: {100: "gateway", 104: "helper"})
-    monkeypatch.setattr(memory.devices, "host_use", host_use)
-    monkeypatch.setattr(memory.devices, "gpus", lambda: [CARD])
-    monkeypatch.setattr(memory.devices, "gpu_processes", lambda device: {102: 5 * GIB, 999: 3 * GIB, 998: None})
+    monkeypatch.setattr(report.devices, "host_use", host_use)
+    monkeypatch.setattr(report.devices, "gpus", lambda: [CARD])
+    monkeypatch.setattr(report.devices, "gpu_processes", lambda device: {102: 5 * GIB, 999: 3 * GIB, 998: None})
     yield stuck
     for event in stuck.values():
         event.set()
@@ -126,7 +126,7 @@ def test_those_whose_turn_to_be_read_does_not_come_are_told_as_not_measured(
 def test_the_ram_there_is_is_that_of_the_container(
     machine: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    limits = {"memory.max": str(GIB), "memory.current": str(GIB - 9000), "memory.stat": "inactive_file 4096\n"}
+    limits = {"report.max": str(GIB), "report.current": str(GIB - 9000), "report.stat": "inactive_file 4096\n"}
     for name, text in limits.items():
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(watchdog, "_CGROUP", tmp_path)
@@ -135,4 +135,4 @@ def test_the_ram_there_is_is_that_of_the_container(
 
 
 def test_the_family_of_this_process_is_found() -> None:
-    assert memory.family()[os.getpid()] == "gateway"
+    assert report.family()[os.getpid()] == "gateway"

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from gateway.footprint import Offloads
-from gateway.footprint.offload import moved
+from gateway.memory.footprint import Offloads
+from gateway.memory.footprint.offload import moved
 from models_registry.spec import ModelSpec
 from tests.support.gateway import CHECKPOINT, ROOT
 from tests.support.placing import BITS, CHECKPOINTS, SHARES

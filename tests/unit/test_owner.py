@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway import owner as owner_module
-from gateway.owner import Owner
 from gateway.scheduler import Model, Slot, State, events
+from gateway.scheduler import owner as owner_module
 from gateway.scheduler.actions import Action, EndRunner, Grant, Refuse
+from gateway.scheduler.owner import Owner
 
 
 class Performed:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gateway.footprint import Footprints, float_bytes, laid_out
-from gateway.footprint.passing import passing_bytes
+from gateway.memory.footprint import Footprints, float_bytes, laid_out
+from gateway.memory.footprint.transient import passing_bytes
 from models_registry.spec import ModelSpec
 from tests.support.gateway import ROOT
 from tests.unit.test_footprint import spec_of

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from runner.peak import Peak, own_bytes
+from runner.process.peak_memory import Peak, own_bytes
 
 SIZE = 64 * 2**20
 

@@ -5,10 +5,10 @@ from typing import Any, cast
 
 import pytest
 
-from gateway.observe import picture
+from gateway.gateway import Gateway
+from gateway.observe import snapshot
 from gateway.observe.journal import Journal
-from gateway.observe.picture import Picture
-from gateway.service import Gateway
+from gateway.observe.snapshot import Picture
 
 
 class Empty(list[Any]):
@@ -23,7 +23,7 @@ class Scene:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.journal, self.residents = 100.0, Journal(), list[str]()
         clock = SimpleNamespace(monotonic=lambda: self.now, time=lambda: self.now)
-        monkeypatch.setattr(picture, "time", clock)
+        monkeypatch.setattr(snapshot, "time", clock)
         service = SimpleNamespace(
             catalog=Empty(), journal=self.journal, started=0.0, stopping=False, statuses=list, tickets=list,
             slots=lambda: [{"device": "cpu", "models": list(self.residents)}],

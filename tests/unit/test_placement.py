@@ -7,14 +7,14 @@ import psutil
 import pytest
 import yaml
 
-from gateway import placement
-from gateway.devices import Gpu
-from gateway.placement import Placement
+from checkpoints import kept_weights
+from gateway.memory import placement
+from gateway.memory.devices import Gpu
+from gateway.memory.placement import Placement
 from models_registry.catalog import CatalogError, load_catalog
 from models_registry.spec import ModelSpec
 from protocol.messages import Load
 from tests.support.gateway import CHECKPOINT, only
-from utils import quantized
 from utils.settings import Settings, SettingsError, load_settings
 
 GIB = 2**30
@@ -172,10 +172,10 @@ def test_a_load_that_reads_kept_weights_has_no_peak(tmp_path: Path, gpus: list[G
 
 def keep(models_dir: Path, variant: str) -> None:
     """Keep eight-bit weights of the model, as a load does."""
-    folder = quantized.folder(quantized.root(models_dir), "mine", 8, "0123456789abcdef")
-    unfinished = quantized.begin(folder, 1)
+    folder = kept_weights.folder(kept_weights.root(models_dir), "mine", 8, "0123456789abcdef")
+    unfinished = kept_weights.begin(folder, 1)
     (unfinished / "model.safetensors").write_bytes(b"q")
-    quantized.finish(unfinished, folder, "mine", 8, variant, quantized.origin(CHECKPOINT))
+    kept_weights.finish(unfinished, folder, "mine", 8, variant, kept_weights.origin(CHECKPOINT))
 
 
 def test_one_that_fits_no_gpu_is_expected_on_the_cpu(tmp_path: Path, gpus: list[Gpu]) -> None:

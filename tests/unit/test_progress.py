@@ -3,8 +3,8 @@
 import queue
 import threading
 
-from utils.hub.progress import Meter
-from utils.hub.records import Progress, RemoteFile
+from checkpoints.hub.progress import Meter
+from checkpoints.hub.records import Progress, RemoteFile
 
 FILE = RemoteFile("weights", 100, "0" * 40)
 

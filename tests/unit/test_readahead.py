@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway import readahead
-from gateway.readahead import ReadAhead, read
+from gateway.processes import readahead
+from gateway.processes.readahead import ReadAhead, read
 from tests.support.gateway import PATIENCE
 
 SIZE = 8 * 2**20

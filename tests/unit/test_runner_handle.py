@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from gateway.footprint.predict import Charge
-from gateway.line import Child
-from gateway.runner_handle import RunnerHandle
+from gateway.memory.footprint.prediction import Charge
+from gateway.processes.control_channel import Child
+from gateway.processes.runner import RunnerHandle
 from gateway.scheduler import events
 from protocol import messages
 

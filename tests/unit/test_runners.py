@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway.footprint import Footprints
-from gateway.placement import Placement
-from gateway.runners import Runners
+from gateway.memory.footprint import Footprints
+from gateway.memory.placement import Placement
+from gateway.processes.pool import Runners
+from gateway.processes.zygotes import Zygotes
 from gateway.scheduler import events
-from gateway.zygotes import Zygotes
 from models_registry.catalog import load_catalog
 from protocol import messages
 from tests.support.gateway import CHECKPOINT, only

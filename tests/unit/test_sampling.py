@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from protocol.messages import Sampling
 from runner.errors import RequestError
-from runner.sampling import BrokenOutput, Sampler, largest, logprobs, nucleus
+from runner.generation.sampler import BrokenOutput, Sampler, largest, logprobs, nucleus
 
 LIGHT = settings(max_examples=100, deadline=None, database=None)
 INF = float("inf")

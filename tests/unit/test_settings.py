@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import main
-from gateway.server import options
+from gateway.http.server import options
 from utils.settings import Settings, SettingsError, load_settings
 
 

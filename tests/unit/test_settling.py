@@ -7,13 +7,13 @@ from typing import cast
 
 import pytest
 
-from gateway.footprint.predict import Charge
-from gateway.line import Child
-from gateway.runner_handle import RunnerHandle
+from gateway.memory.footprint.prediction import Charge
+from gateway.memory.watchdog import Watchdog
+from gateway.processes.control_channel import Child
+from gateway.processes.forkserver_client import Spawner
+from gateway.processes.runner import RunnerHandle
+from gateway.processes.zygotes import Zygotes
 from gateway.scheduler import events
-from gateway.spawner import Spawner
-from gateway.watchdog import Watchdog
-from gateway.zygotes import Zygotes
 from protocol import messages
 from tests.unit.test_watchdog import MB, Taker, taker
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from gateway.observe.model_status import merged
 from gateway.scheduler import Phase
-from gateway.status import merged
 
 
 def replica(state: Phase, in_ram: int, predicted: int) -> dict[str, Any]:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given, settings
 
 from protocol.messages import Delta, Done, Generate, RunnerMessage, Sampling, Started
-from runner.job import Job
-from runner.text import REPLACEMENT, Detokenizer, StopStrings, ThinkSplitter
+from runner.generation.detokenizer import REPLACEMENT, Detokenizer, StopStrings, ThinkSplitter
+from runner.generation.job import Job
 
 LIGHT = settings(max_examples=150, deadline=None, database=None)
 characters = st.characters(exclude_categories=["Cs"], exclude_characters=REPLACEMENT)

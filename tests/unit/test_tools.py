@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from protocol.messages import ToolCall
 from runner.errors import RequestError
-from runner.tools import ToolCalls, for_tools, template_takes_tools
+from runner.generation.tool_calls import ToolCalls, for_tools, template_takes_tools
 from tests.support.gateway import CHECKPOINT
 
 LIGHT = settings(max_examples=200, deadline=None, database=None)

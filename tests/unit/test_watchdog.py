@@ -9,10 +9,10 @@ from typing import cast
 
 import pytest
 
-from gateway import devices, watchdog
-from gateway.in_ram import InRam
+from gateway.memory import devices, watchdog
+from gateway.memory.in_ram import InRam
+from gateway.memory.watchdog import Watchdog, Watched, available, private_bytes
 from gateway.scheduler import events
-from gateway.watchdog import Watchdog, Watched, available, private_bytes
 from protocol import messages
 
 MB = 10**6

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from gateway import worker
+from gateway.http import gunicorn_worker
 
 
 def test_whoever_hears_that_it_stops_can_stop_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The log tells of the stop: a Ctrl-C that comes then is the second one."""
-    one = worker.DrainingWorker.__new__(worker.DrainingWorker)
+    one = gunicorn_worker.DrainingWorker.__new__(gunicorn_worker.DrainingWorker)
     one.alive, one.method_queue = True, SimpleNamespace(defer=lambda function: None)
     one.wsgi = SimpleNamespace(extensions={"switchyard": SimpleNamespace(stop=None)})
     begun: list[tuple[str, bool]] = []
@@ -19,7 +19,7 @@ def test_whoever_hears_that_it_stops_can_stop_it_at_once(monkeypatch: pytest.Mon
     def thread(**options: Any) -> SimpleNamespace:
         return SimpleNamespace(start=lambda: begun.append((options["name"], one.alive)))
 
-    monkeypatch.setattr(worker, "threading", SimpleNamespace(Thread=thread))
+    monkeypatch.setattr(gunicorn_worker, "threading", SimpleNamespace(Thread=thread))
     one.handle_quit(signal.SIGINT, None)
     one.handle_exit(signal.SIGTERM, None)
     one.handle_quit(signal.SIGINT, None)

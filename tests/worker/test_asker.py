@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import GatewayError, QueueFull, RunnerFailed
-from gateway.moderating import GatewayAsker
+from gateway.requests.moderation_asker import GatewayAsker
 from models_registry.spec import ModelSpec
 from moderation.asking import Cancelled, Prompt
 

@@ -10,11 +10,11 @@ import psutil
 import pytest
 from PIL import Image
 
+from media.errors import MediaError
 from moderation.sampling import Bounds, End, Frame, Plan, Sampled, Sampling, Source, Stopped, Unseen, sample
 from pocket.scenes import SHOWN
 from tests.media.samples import audio_bytes, audio_only_mp4, turned
 from tests.worker import videos
-from utils.media.errors import MediaError
 
 KINDS = [
     ("libx264", "mp4", {}), ("libx264", "matroska", {}), ("libx264", "mpegts", {}), ("libx264", "avi", {}),
@@ -308,4 +308,4 @@ def test_nobody_wants_them_any_more() -> None:
 def samplers() -> list[int]:
     """The samplers that are children of this process."""
     children = psutil.Process().children()
-    return [child.pid for child in children if any("utils.media.sampler" in word for word in child.cmdline())]
+    return [child.pid for child in children if any("media.decoder.frame_process" in word for word in child.cmdline())]

@@ -8,19 +8,19 @@ from flask import Blueprint, Response
 from pydantic import Field
 
 from gateway.errors import BadRequest
-from gateway.routes.exchange import Exchange, respond
-from gateway.routes.explain import wrong
-from gateway.routes.fields import Takes
-from gateway.routes.formats import constraint
-from gateway.routes.openai import neutral, shapes, wire
+from gateway.requests.ticket import Again, Called, Choice, Finished, Piece, Text, Waiting, fold
+from gateway.routes.generation import Exchange, respond
+from gateway.routes.openai import schemas, unsupported, wire
 from gateway.routes.openai.envelope import failed
 from gateway.routes.openai.messages import Messages, parse_messages
 from gateway.routes.openai.tools import Choice as ToolChoice
 from gateway.routes.openai.tools import Tools, parse_tools
 from gateway.routes.openapi.operation import GENERATES, describe
-from gateway.routes.shapes import Progress, reply
+from gateway.routes.response_format import constraint
+from gateway.routes.sampling_fields import Takes
+from gateway.routes.schemas import Progress, reply
 from gateway.routes.sse import Heartbeat, event
-from gateway.ticket import Again, Called, Choice, Finished, Piece, Text, Waiting, fold
+from gateway.routes.validation_errors import wrong
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
 from protocol.messages import ToolCall
@@ -73,12 +73,12 @@ TAKES = Takes(ChatFields, wire.ALWAYS_TAKEN | {"messages"}, _NEEDS)
 
 
 @blueprint.post("/chat/completions")
-@describe(tag="openai", answer=shapes.ChatCompletion, statuses=GENERATES, body=TAKES, example=_EXAMPLE,
-          neutral=neutral.described(neutral.CHAT),
-          events={"message": (shapes.ChatChunk, shapes.ErrorEnvelope), "progress": (Progress,)})  # fmt: skip
+@describe(tag="openai", answer=schemas.ChatCompletion, statuses=GENERATES, body=TAKES, example=_EXAMPLE,
+          unsupported=unsupported.described(unsupported.CHAT),
+          events={"message": (schemas.ChatChunk, schemas.ErrorEnvelope), "progress": (Progress,)})  # fmt: skip
 def chat() -> Response:
     """Answer a conversation, loading the model first if need be."""
-    spec, fields = wire.read(TAKES, neutral.CHAT, _EXAMPLE)
+    spec, fields = wire.read(TAKES, unsupported.CHAT, _EXAMPLE)
     turns = parse_messages(fields.messages, spec)
     tools, choice = parse_tools(fields.tools, fields.tool_choice)
     if tools and choice != "none" and constraint(fields.response_format) is not None:
@@ -93,7 +93,7 @@ def chat() -> Response:
     if fields.stream:
         return respond(_events(exchange, fields, pieces), exchange.close, failed)
     with exchange:
-        return reply(shapes.ChatCompletion, **_whole(exchange, fields, pieces))
+        return reply(schemas.ChatCompletion, **_whole(exchange, fields, pieces))
 
 
 def _one_call_each(pieces: Iterable[Piece]) -> Iterator[Piece]:
@@ -160,7 +160,7 @@ def _events(exchange: Exchange, fields: ChatFields, pieces: Iterator[Piece]) -> 
         scores = wire.chat_logprobs(logprobs) if fields.logprobs and logprobs else None
         choice = {"index": index, "delta": delta, "logprobs": scores, "finish_reason": reason}
         usage = {"usage": None} if fields.options.include_usage else {}
-        return event(shapes.ChatChunk(**head, choices=[choice], **usage, **(beside or {})))
+        return event(schemas.ChatChunk(**head, choices=[choice], **usage, **(beside or {})))
 
     for index in range(fields.n):
         yield chunk(index, {"role": "assistant", "content": "", "refusal": None})
@@ -180,5 +180,5 @@ def _events(exchange: Exchange, fields: ChatFields, pieces: Iterator[Piece]) -> 
                     beside = wire.tail(piece) if index == last else None
                     yield chunk(index, {}, beside=beside, reason=reason)
                 if fields.options.include_usage:
-                    yield event(shapes.ChatChunk(**head, choices=[], usage=wire.usage([piece])))
+                    yield event(schemas.ChatChunk(**head, choices=[], usage=wire.usage([piece])))
                 yield wire.DONE

@@ -13,16 +13,16 @@ from typing import Annotated, Any
 from flask import Blueprint, Response
 from pydantic import BeforeValidator, Field
 
-from gateway.conversation import Turn
 from gateway.errors import BadRequest
-from gateway.routes.exchange import Exchange, respond
-from gateway.routes.fields import Takes
-from gateway.routes.openai import neutral, shapes, wire
+from gateway.requests.conversation import Turn
+from gateway.requests.ticket import Again, Choice, Finished, Piece, Text, Waiting
+from gateway.routes.generation import Exchange, respond
+from gateway.routes.openai import schemas, unsupported, wire
 from gateway.routes.openai.envelope import failed
 from gateway.routes.openapi.operation import GENERATES, describe
-from gateway.routes.shapes import Progress, reply
+from gateway.routes.sampling_fields import Takes
+from gateway.routes.schemas import Progress, reply
 from gateway.routes.sse import Heartbeat, event
-from gateway.ticket import Again, Choice, Finished, Piece, Text, Waiting
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
 
@@ -68,12 +68,12 @@ TAKES = Takes(CompletionFields, wire.ALWAYS_TAKEN | {"prompt"},
 
 
 @blueprint.post("/completions")
-@describe(tag="openai", answer=shapes.Completion, statuses=GENERATES, body=TAKES, example=_EXAMPLE,
-          neutral=neutral.described(neutral.COMPLETION),
-          events={"message": (shapes.CompletionChunk, shapes.ErrorEnvelope), "progress": (Progress,)})  # fmt: skip
+@describe(tag="openai", answer=schemas.Completion, statuses=GENERATES, body=TAKES, example=_EXAMPLE,
+          unsupported=unsupported.described(unsupported.COMPLETION),
+          events={"message": (schemas.CompletionChunk, schemas.ErrorEnvelope), "progress": (Progress,)})  # fmt: skip
 def completions() -> Response:
     """Continue one text or several."""
-    spec, fields = wire.read(TAKES, neutral.COMPLETION, _EXAMPLE)
+    spec, fields = wire.read(TAKES, unsupported.COMPLETION, _EXAMPLE)
     if not TAKES.serves(spec):
         raise BadRequest(f"{spec.name} cannot continue a bare text; use /v1/chat/completions", param="model")
     with ExitStack() as stack:
@@ -83,7 +83,7 @@ def completions() -> Response:
                 exchange.prime()
         pieces = stack.enter_context(_Merged(exchanges)) if len(exchanges) > 1 else _alone(exchanges[0])
         if not fields.stream:
-            return reply(shapes.Completion, **_whole(exchanges[0], fields, pieces))
+            return reply(schemas.Completion, **_whole(exchanges[0], fields, pieces))
         kept = stack.pop_all()
     return respond(_events(exchanges[0], fields, pieces), kept.close, failed)
 
@@ -187,7 +187,7 @@ def _events(exchange: Exchange, fields: CompletionFields, pieces: Iterator[Numbe
         written[place] = written.get(place, 0) + len(text)
         choice = {"index": place, "text": text, "logprobs": scores, "finish_reason": reason}
         usage = {"usage": None} if fields.options.include_usage else {}
-        return event(shapes.CompletionChunk(**head, choices=[choice], **usage, **(beside or {})))
+        return event(schemas.CompletionChunk(**head, choices=[choice], **usage, **(beside or {})))
 
     for number, piece in pieces:
         match piece:
@@ -203,5 +203,5 @@ def _events(exchange: Exchange, fields: CompletionFields, pieces: Iterator[Numbe
                     beside = wire.tail(ends[0]) if index == last else None
                     yield chunk(number * fields.n + index, "", beside=beside, reason=reason)
     if fields.options.include_usage:
-        yield event(shapes.CompletionChunk(**head, choices=[], usage=wire.usage(ends.values())))
+        yield event(schemas.CompletionChunk(**head, choices=[], usage=wire.usage(ends.values())))
     yield wire.DONE

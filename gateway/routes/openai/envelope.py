@@ -7,7 +7,7 @@ from typing import Any
 
 from gateway.errors import GatewayError
 from gateway.routes.sse import event
-from utils.media.errors import MediaError
+from media.errors import MediaError
 
 _TYPES = {403: "permission_error", 429: "rate_limit_error", 499: "request_cancelled", 504: "timeout_error"}
 _CODES = {413: "request_too_large", 415: "unsupported_media", 429: "rate_limit_exceeded", 499: "request_cancelled",

@@ -11,14 +11,14 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic import Discriminator as By
 from pydantic_core import PydanticCustomError
 
-from gateway.conversation import Turn
 from gateway.errors import BadRequest
-from gateway.routes.explain import tag_of
+from gateway.requests.conversation import Turn
 from gateway.routes.uploads import require
+from gateway.routes.validation_errors import tag_of
+from media.incoming import Sent
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
 from protocol import messages as protocol
-from utils.media.incoming import Sent
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _MEDIA = {"image_url": "image", "image": "image", "input_audio": "audio", "audio_url": "audio", "audio": "audio",

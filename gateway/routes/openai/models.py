@@ -8,10 +8,10 @@ from flask import Blueprint, Response
 
 from gateway.access import allow, allowed
 from gateway.routes import gateway
-from gateway.routes.openai import shapes
+from gateway.routes.openai import schemas
 from gateway.routes.openai.chat import TAKES
 from gateway.routes.openapi.operation import GUARDED, describe
-from gateway.routes.shapes import reply
+from gateway.routes.schemas import reply
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
 
@@ -19,23 +19,23 @@ blueprint = Blueprint("models", __name__, url_prefix="/v1")
 
 
 @blueprint.get("/models")
-@describe(tag="openai", answer=shapes.ModelList, statuses=GUARDED)
+@describe(tag="openai", answer=schemas.ModelList, statuses=GUARDED)
 def models() -> Response:
     """Every model of the catalog that the request's key may use."""
     service = gateway()
     live = {status["name"]: status for status in service.statuses()}
     found = [_describe(service.spec(name), live[name]) for name in allowed(service.catalog)]
-    return reply(shapes.ModelList, object="list", data=found)
+    return reply(schemas.ModelList, object="list", data=found)
 
 
 @blueprint.get("/models/<path:name>")
-@describe(tag="openai", answer=shapes.Model, statuses=GUARDED | {404})
+@describe(tag="openai", answer=schemas.Model, statuses=GUARDED | {404})
 def model(name: str) -> Response:
     """One model, by name or alias."""
     service = gateway()
     spec = service.spec(name)
     allow(spec)
-    return reply(shapes.Model, **_describe(spec, service.model_status(spec)))
+    return reply(schemas.Model, **_describe(spec, service.model_status(spec)))
 
 
 def _describe(spec: ModelSpec, status: dict[str, Any]) -> dict[str, Any]:

@@ -22,21 +22,24 @@ from gateway.access import counted
 from gateway.access.limits import TooManyAtOnce, UnderWay
 from gateway.access.record import Record
 from gateway.errors import BadRequest, ClientGone, QueueFull, UnsupportedType
-from gateway.moderating import GatewayAsker
+from gateway.http.client_gone import gone_check
+from gateway.requests.moderation_asker import GatewayAsker
+from gateway.requests.ticket import Piece, Ticket
 from gateway.routes import gateway
-from gateway.routes.client import gone_check
-from gateway.routes.exchange import admit, respond
-from gateway.routes.explain import tag_of, wrong
-from gateway.routes.fields import ALWAYS, Fields, Takes, parse
 from gateway.routes.generate import default_vision_model
-from gateway.routes.openai import shapes
+from gateway.routes.generation import admit, respond
+from gateway.routes.openai import schemas
 from gateway.routes.openai.envelope import failed
 from gateway.routes.openai.wire import DONE, find_model
 from gateway.routes.openapi.operation import GENERATES, describe
-from gateway.routes.reading import FORM, MULTIPART, check_length, read_json, says_json
-from gateway.routes.shapes import dumped, reply
+from gateway.routes.request_body import FORM, MULTIPART, check_length, read_json, says_json
+from gateway.routes.sampling_fields import ALWAYS, Fields, Takes, parse
+from gateway.routes.schemas import dumped, reply
 from gateway.routes.sse import event
-from gateway.ticket import Piece, Ticket
+from gateway.routes.validation_errors import tag_of, wrong
+from media.errors import MediaError
+from media.incoming import Sent, read_one
+from media.limits import MediaLimits
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
 from moderation.asking import Cancelled
@@ -46,9 +49,6 @@ from moderation.policy_file import PolicyError, find_policy
 from moderation.report import render
 from moderation.sampling import Bounds, Sampling, Source
 from utils import request_ids
-from utils.media.errors import MediaError
-from utils.media.incoming import Sent, read_one
-from utils.media.limits import MediaLimits
 from utils.settings import ROOT, Settings
 
 blueprint = Blueprint("moderations", __name__, url_prefix="/v1/moderations")
@@ -110,10 +110,10 @@ _FORM = {
 
 
 @blueprint.post("/video")
-@describe(tag="openai", answer=shapes.VideoModeration, statuses=GENERATES, body=TAKES,
+@describe(tag="openai", answer=schemas.VideoModeration, statuses=GENERATES, body=TAKES,
           media_types=("application/json", MULTIPART), form=_FORM,
-          events={"message": (shapes.VideoModeration, shapes.ErrorEnvelope),
-                  "progress": (shapes.ModerationProgress,)})  # fmt: skip
+          events={"message": (schemas.VideoModeration, schemas.ErrorEnvelope),
+                  "progress": (schemas.ModerationProgress,)})  # fmt: skip
 def video() -> Response:
     """Say what a policy says of a video.
 
@@ -125,7 +125,7 @@ def video() -> Response:
         stack.enter_context(_turn())
         run = _Run(stack, spec, fields, source, name, policy)
         if not fields.stream:
-            return reply(shapes.VideoModeration, **run.answer(run.moderate(lambda _: None)))
+            return reply(schemas.VideoModeration, **run.answer(run.moderate(lambda _: None)))
         live = stack.enter_context(_Live(run))
         live.prime()
         kept = stack.pop_all()
@@ -297,9 +297,9 @@ class _Live:
         while True:
             match said:
                 case Progress():
-                    yield event(shapes.ModerationProgress(**vars(said)), "progress")
+                    yield event(schemas.ModerationProgress(**vars(said)), "progress")
                 case Outcome():
-                    yield event(dumped(shapes.VideoModeration, **self._run.answer(said)))
+                    yield event(dumped(schemas.VideoModeration, **self._run.answer(said)))
                     yield DONE
                     return
                 case None:

@@ -6,9 +6,9 @@ from gateway.access import own
 from gateway.access.address import require_local
 from gateway.errors import Forbidden, GatewayError
 from gateway.routes import gateway
-from gateway.routes.openai import shapes
+from gateway.routes.openai import schemas
 from gateway.routes.openapi.operation import GUARDED, describe
-from gateway.routes.shapes import reply
+from gateway.routes.schemas import reply
 
 blueprint = Blueprint("requests", __name__, url_prefix="/v1/requests")
 
@@ -18,7 +18,7 @@ class UnknownRequest(GatewayError):
 
 
 @blueprint.get("")
-@describe(tag="openai", answer=shapes.RequestList, statuses=GUARDED)
+@describe(tag="openai", answer=schemas.RequestList, statuses=GUARDED)
 def requests() -> Response:
     """Every request that waits or runs, the oldest first: with a key of the role user its own. Without keys it has
     everybody's ids, so it answers this machine only."""
@@ -36,11 +36,11 @@ def requests() -> Response:
          "age": round(ticket.age, 3), "tokens": ticket.tokens}
         for ticket in tickets
     ]  # fmt: skip
-    return reply(shapes.RequestList, object="list", data=found)
+    return reply(schemas.RequestList, object="list", data=found)
 
 
 @blueprint.delete("/<request_id>")
-@describe(tag="openai", answer=shapes.CancelledRequest, statuses=GUARDED | {404})
+@describe(tag="openai", answer=schemas.CancelledRequest, statuses=GUARDED | {404})
 def cancel(request_id: str) -> Response:
     """Cancel a request by its ``X-Request-ID``, or by the id of its answer (``chatcmpl-…``)."""
     found = request_id.removeprefix("chatcmpl-").removeprefix("cmpl-")
@@ -49,4 +49,4 @@ def cancel(request_id: str) -> Response:
         raise UnknownRequest(f"no request {request_id!r} waits or runs", param="id", code="request_not_found")
     for ticket in tickets:
         ticket.cancel()
-    return reply(shapes.CancelledRequest, id=found, object="request", cancelled=True)
+    return reply(schemas.CancelledRequest, id=found, object="request", cancelled=True)

@@ -6,18 +6,18 @@ from typing import Annotated, ClassVar, Literal
 from flask import Blueprint, Response, request
 from pydantic import Field
 
+from gateway.requests.ticket import fold
 from gateway.routes import gateway
-from gateway.routes.exchange import Exchange
-from gateway.routes.fields import ALWAYS, Fields, Takes, parse
-from gateway.routes.openai import shapes
+from gateway.routes.generation import Exchange
+from gateway.routes.openai import schemas
 from gateway.routes.openai.chat import TemplateOptions, check_template_options
 from gateway.routes.openai.messages import Messages, parse_messages
 from gateway.routes.openai.tools import Choice, Tools, parse_tools
 from gateway.routes.openai.wire import find_model
 from gateway.routes.openapi.operation import GENERATES, describe
-from gateway.routes.reading import read_json
-from gateway.routes.shapes import reply
-from gateway.ticket import fold
+from gateway.routes.request_body import read_json
+from gateway.routes.sampling_fields import ALWAYS, Fields, Takes, parse
+from gateway.routes.schemas import reply
 from models_registry.families.base import SAMPLING
 from models_registry.spec import ModelSpec
 from utils.settings import Settings
@@ -55,7 +55,7 @@ TAKES = Takes(TemplateFields, _ALWAYS, _NEEDS, _WITHOUT)
 
 
 @blueprint.post("/apply_template")
-@describe(tag="openai", answer=shapes.RenderedPrompt, statuses=GENERATES, body=TAKES, example=_EXAMPLE)
+@describe(tag="openai", answer=schemas.RenderedPrompt, statuses=GENERATES, body=TAKES, example=_EXAMPLE)
 def apply_template() -> Response:
     """Render a conversation and generate nothing. Loads the model: its runner has the template and the tokenizer."""
     settings = gateway().settings
@@ -69,5 +69,5 @@ def apply_template() -> Response:
                   render_only=True) as exchange:  # fmt: skip
         extras = fold(exchange.pieces).finished.extras
     tokens = extras["token_ids"]
-    return reply(shapes.RenderedPrompt, object="rendered_prompt", model=spec.name, prompt=extras["prompt"],
+    return reply(schemas.RenderedPrompt, object="rendered_prompt", model=spec.name, prompt=extras["prompt"],
                  tokens=tokens, token_count=len(tokens))  # fmt: skip

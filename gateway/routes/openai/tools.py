@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from gateway.routes.explain import wrong
+from gateway.routes.validation_errors import wrong
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MODES = ("auto", "none", "required")

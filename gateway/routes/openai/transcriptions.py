@@ -9,23 +9,23 @@ from typing import Annotated, Any, ClassVar
 from flask import Blueprint, Response, request
 from pydantic import Field
 
-from gateway.conversation import Turn
 from gateway.errors import BadRequest, UnknownModel, UnsupportedType
+from gateway.requests.conversation import Turn
+from gateway.requests.ticket import Finished, Text, Waiting, fold
 from gateway.routes import gateway
-from gateway.routes.exchange import Exchange, respond
-from gateway.routes.explain import wrong
-from gateway.routes.fields import ALWAYS, Fields, Takes, parse
-from gateway.routes.openai import shapes
+from gateway.routes.generation import Exchange, respond
+from gateway.routes.openai import schemas
 from gateway.routes.openai.envelope import failed
 from gateway.routes.openai.wire import DONE, find_model, reasons, usage
 from gateway.routes.openapi.operation import GENERATES, describe
-from gateway.routes.reading import MULTIPART, check_length
-from gateway.routes.shapes import reply
+from gateway.routes.request_body import MULTIPART, check_length
+from gateway.routes.sampling_fields import ALWAYS, Fields, Takes, parse
+from gateway.routes.schemas import reply
 from gateway.routes.sse import Heartbeat, event
-from gateway.ticket import Finished, Text, Waiting, fold
+from gateway.routes.validation_errors import wrong
+from media.incoming import Sent
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
-from utils.media.incoming import Sent
 
 blueprint = Blueprint("transcriptions", __name__, url_prefix="/v1/audio")
 _FORMATS = ("json", "text")
@@ -78,9 +78,9 @@ _FORM = {
 
 
 @blueprint.post("/transcriptions")
-@describe(tag="openai", answer=shapes.Transcript, statuses=GENERATES, body=TAKES, media_types=(MULTIPART,), form=_FORM,
+@describe(tag="openai", answer=schemas.Transcript, statuses=GENERATES, body=TAKES, media_types=(MULTIPART,), form=_FORM,
           needed=("file",), others={"text/plain": {"type": "string"}},
-          events={"message": (shapes.TranscriptDelta, shapes.TranscriptDone, shapes.ErrorEnvelope)})  # fmt: skip
+          events={"message": (schemas.TranscriptDelta, schemas.TranscriptDone, schemas.ErrorEnvelope)})  # fmt: skip
 def transcriptions() -> Response:
     """Transcribe one uploaded file."""
     settings = gateway().settings
@@ -111,7 +111,7 @@ def transcriptions() -> Response:
     list(reasons(answer.finished))
     if wanted == "text":
         return Response(answer.text + "\n", mimetype="text/plain")
-    return reply(shapes.Transcript, text=answer.text, usage=_usage(answer.finished), model=spec.name,
+    return reply(schemas.Transcript, text=answer.text, usage=_usage(answer.finished), model=spec.name,
                  device=answer.finished.device, timings=answer.finished.timings)  # fmt: skip
 
 
@@ -149,10 +149,10 @@ def _events(exchange: Exchange) -> Iterator[str]:
                     yield said
             case Text(text, False) if text:
                 whole += text
-                yield event(shapes.TranscriptDelta(type="transcript.text.delta", delta=text))
+                yield event(schemas.TranscriptDelta(type="transcript.text.delta", delta=text))
             case Finished():
                 list(reasons(piece))
                 beside = {"model": exchange.spec.name, "device": piece.device, "timings": piece.timings}
                 done: dict[str, Any] = {"type": "transcript.text.done", "text": whole, "usage": _usage(piece)}
-                yield event(shapes.TranscriptDone(**done, **beside))
+                yield event(schemas.TranscriptDone(**done, **beside))
                 yield DONE

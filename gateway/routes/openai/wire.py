@@ -9,12 +9,12 @@ from flask import g, request
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.errors import BadRequest, Cancelled
+from gateway.requests.ticket import Finished
 from gateway.routes import gateway
-from gateway.routes.explain import wrong
-from gateway.routes.fields import ALWAYS, Fields, Takes, parse
-from gateway.routes.openai.neutral import Neutral, strip
-from gateway.routes.reading import read_json
-from gateway.ticket import Finished
+from gateway.routes.openai.unsupported import Neutral, strip
+from gateway.routes.request_body import read_json
+from gateway.routes.sampling_fields import ALWAYS, Fields, Takes, parse
+from gateway.routes.validation_errors import wrong
 from models_registry.spec import ModelSpec
 from protocol.messages import TokenLogprob
 from utils.settings import Settings

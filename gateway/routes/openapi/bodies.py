@@ -1,13 +1,13 @@
 """The JSON schema of a body: its model's, narrowed to what this server's models and settings take. Gateway process.
 
-It is made of what checks a request (:class:`gateway.routes.fields.Takes`), so that it cannot say anything else.
+It is made of what checks a request (:class:`gateway.routes.sampling_fields.Takes`), so that it cannot say anything else.
 """
 
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
-from gateway.routes.fields import Takes, limits
+from gateway.routes.sampling_fields import Takes, limits
 from models_registry.spec import ModelSpec
 from utils.settings import Settings
 

@@ -13,13 +13,13 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from werkzeug.routing import Rule
 
-from gateway.routes.fields import Takes
-from gateway.routes.openai.shapes import ErrorEnvelope
+from gateway.routes.openai.schemas import ErrorEnvelope
 from gateway.routes.openapi import statuses
 from gateway.routes.openapi.bodies import as_form, narrowed
 from gateway.routes.openapi.operation import Operation, operation_of
-from gateway.routes.reading import MULTIPART
-from gateway.routes.shapes import Error, Shape
+from gateway.routes.request_body import MULTIPART
+from gateway.routes.sampling_fields import Takes
+from gateway.routes.schemas import Error, Shape
 from models_registry.spec import ModelSpec
 from utils.settings import Settings
 

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from gateway.routes.fields import Takes
-from gateway.routes.shapes import Shape
+from gateway.routes.sampling_fields import Takes
+from gateway.routes.schemas import Shape
 
 GUARDED = frozenset({401, 403, 429, 500, 503})
 """What may come from any route that asks who asks, and speaks with the scheduler."""

@@ -10,9 +10,9 @@ from flask import Blueprint, Response, current_app, jsonify
 from werkzeug.exceptions import NotFound
 
 from gateway.routes import gateway
+from gateway.routes.compression import Packed
 from gateway.routes.openapi.document import Document
 from gateway.routes.openapi.operation import describe
-from gateway.routes.packed import Packed
 
 blueprint = Blueprint("description", __name__)
 _ASSETS = {

@@ -5,6 +5,6 @@ same routes that everybody else asks. Who may see a page, :mod:`gateway.access` 
 """
 
 from gateway.routes.ui import assets, benchmarks, live, login, pages
-from gateway.routes.ui.house import blueprint
+from gateway.routes.ui.page_headers import blueprint
 
 __all__ = ["assets", "benchmarks", "blueprint", "live", "login", "pages"]

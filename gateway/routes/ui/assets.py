@@ -12,8 +12,8 @@ from flask import Flask, Response, current_app, request, url_for
 from werkzeug.exceptions import NotFound
 
 from gateway.routes import gateway
-from gateway.routes.packed import Packed
-from gateway.routes.ui.house import WEB, blueprint
+from gateway.routes.compression import Packed
+from gateway.routes.ui.page_headers import WEB, blueprint
 
 _KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".png": "image/png"}
 _FOR_GOOD = "public, max-age=31536000, immutable"

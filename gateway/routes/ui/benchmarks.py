@@ -16,7 +16,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup
 
-from gateway.routes.ui.house import blueprint
+from gateway.routes.ui.page_headers import blueprint
 from gateway.routes.ui.pages import nothing, page
 
 FOLDER = Path(__file__).resolve().parents[3] / "docs" / "benchmarks"

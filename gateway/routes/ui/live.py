@@ -14,12 +14,12 @@ from flask import Response, current_app, g, request
 
 from gateway.access import Key, access
 from gateway.errors import GatewayError, Unavailable
-from gateway.observe import picture
+from gateway.gateway import Gateway
+from gateway.http.client_gone import Client
+from gateway.observe import snapshot
 from gateway.routes import gateway, sse
-from gateway.routes.client import Client
 from gateway.routes.openapi.document import VERSION
-from gateway.routes.ui.house import blueprint
-from gateway.service import Gateway
+from gateway.routes.ui.page_headers import blueprint
 
 _BEAT = 10.0  # seconds between comments on a line with nothing to say
 _RETRY = "retry: 2000\n\n"
@@ -152,7 +152,7 @@ class Stream:
         while True:
             said = ""
             if (now := time.monotonic()) >= due:
-                due = now + picture.LEAST
+                due = now + snapshot.LEAST
                 said = self._state() + self._samples()
                 if self._gone() or not self._allowed():
                     return

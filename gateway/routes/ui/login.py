@@ -12,7 +12,7 @@ from flask import Response, g, make_response, redirect, request
 from gateway.access import access
 from gateway.access.sessions import LONGEST_LOGIN
 from gateway.errors import Forbidden, GatewayError
-from gateway.routes.ui.house import blueprint
+from gateway.routes.ui.page_headers import blueprint
 from gateway.routes.ui.pages import page
 
 _PLACE = re.compile(r"/ui/[A-Za-z0-9_.~/-]*(\?[A-Za-z0-9_.~/=&%+:-]*)?")

@@ -11,7 +11,7 @@ from flask import Response, g, make_response, render_template, request
 from gateway.access import reader
 from gateway.routes import gateway
 from gateway.routes.ui.assets import assets
-from gateway.routes.ui.house import blueprint, guard
+from gateway.routes.ui.page_headers import blueprint, guard
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,259 @@
+"""The header of a GGUF file: its metadata and what each tensor takes. No llama.cpp, no weights read.
+
+Used by the gateway and the command line. A file is whatever a stranger uploaded: every count and length is held against
+what the file has left and against a bound of its own before anything is read for it, and what does not hold together
+is a :class:`HeaderError`. The layout is little-endian, versions 2 and 3.
+"""
+
+import math
+import re
+import stat
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+from checkpoints.safetensors_header import HeaderError
+
+Value = int | float | bool | str | list[int]
+"""A value of the metadata that is kept: numbers, short texts, and short lists of whole numbers."""
+
+_MAX_HEADER = 64 * 2**20
+_MAX_COUNT = 100_000  # of metadata entries, and of tensors
+_MAX_NAME = 4096  # bytes of a key or a tensor's name
+_MAX_TEXT = 65_536  # bytes of a text that is kept; longer ones (templates, mostly) are passed over
+_MAX_LIST = 4096  # numbers of a list that is kept: one for each layer, say
+_MAX_TEXTS = 2_000_000  # in lists, in all: a vocabulary and its merges have half a million
+_MAX_SHARDS = 1000
+_CHUNK = 2**20
+_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_TEXT, _LIST = 8, 9
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+
+TYPES = {
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84),
+    11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292), 16: (256, 66), 17: (256, 74),
+    18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2),
+    26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
+}  # fmt: skip
+"""Of each of ggml's tensor types: how many numbers make a block, and the block's bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """A tensor: ``shape`` as the file has it, the fastest dimension first; ``bytes`` of its data."""
+
+    shape: tuple[int, ...]
+    type: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gguf:
+    """What the header says: tensors by name, and the metadata worth keeping."""
+
+    tensors: dict[str, GgufTensor]
+    metadata: dict[str, Value]
+
+    @property
+    def architecture(self) -> str:
+        return str(self.metadata.get("general.architecture", ""))
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(tensor.bytes for tensor in self.tensors.values())
+
+    def number(self, name: str) -> int | None:
+        """Return a whole number that the metadata has for this architecture; None where it has none."""
+        value = self.metadata.get(f"{self.architecture}.{name}")
+        return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+    def per_layer(self, name: str, layers: int) -> list[int] | None:
+        """Return a number for each layer: some architectures have one for all, others a list."""
+        value = self.metadata.get(f"{self.architecture}.{name}")
+        if isinstance(value, list):
+            return value if len(value) == layers and min(value, default=0) >= 0 else None
+        number = self.number(name)
+        return None if number is None else [number] * layers
+
+
+def read_gguf(path: Path) -> Gguf:
+    """Return the header of a file and, where it is the first of several shards, the tensors of all of them.
+
+    :raises HeaderError: if one is not GGUF, is damaged or is shorter than its header says.
+    :raises OSError: if one is not there.
+    """
+    first = _one(path)
+    found = _SHARD.search(path.name)
+    count = first.metadata.get("split.count", 1)
+    if not found or not isinstance(count, int) or count < 2:
+        return first
+    if count > _MAX_SHARDS or int(found[2]) != count:
+        raise HeaderError(f"{path} says that it is one of {count} files, and its name that it is one of {found[2]}")
+    tensors: dict[str, GgufTensor] = {}
+    for number in range(1, count + 1):
+        tensors |= _one(path.with_name(_SHARD.sub(f"-{number:05}-of-{count:05}.gguf", path.name))).tensors
+    return Gguf(tensors, first.metadata)
+
+
+def _one(path: Path) -> Gguf:
+    now = path.stat()
+    if not stat.S_ISREG(now.st_mode):
+        raise HeaderError(f"{path} is no regular file")
+    return _read(path, now.st_mtime_ns, now.st_size)
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path, changed: int, size: int) -> Gguf:
+    with path.open("rb") as file:
+        try:
+            return _parse(_Reader(file, size), size)
+        except HeaderError as error:
+            raise HeaderError(f"{path}: {error}") from None
+
+
+class _Reader:
+    """Reads a file's beginning in order, no further than its end or the bound."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file = file
+        self._limit = min(size, _MAX_HEADER)
+        self._held = b""
+        self._start = 0  # of what is held, in the file
+        self.place = 0
+        self._texts = _MAX_TEXTS
+
+    def take(self, count: int) -> bytes:
+        """Return the next bytes."""
+        self._need(count)
+        start = self.place - self._start
+        self.place += count
+        return self._held[start : start + count]
+
+    def skip(self, count: int) -> None:
+        if count > self._limit - self.place:
+            raise HeaderError("the header is longer than the file, or than any header is")
+        self.place += count
+
+    def number(self, form: str) -> int | float | bool:
+        size = struct.calcsize(form)
+        self._need(size)
+        value: int | float | bool = struct.unpack_from(form, self._held, self.place - self._start)[0]
+        self.place += size
+        return value
+
+    def count(self, most: int, what: str, form: str = "<Q") -> int:
+        """Return the next number as a count of something. :raises HeaderError: if it is more than ``most``."""
+        found = int(self.number(form))
+        if found > most:
+            raise HeaderError(f"{found} {what} cannot be; the header is damaged")
+        return found
+
+    def skip_texts(self, count: int) -> None:
+        """Pass over that many texts, each with its length before it."""
+        if count > self._texts:
+            raise HeaderError(f"{count} texts in a list cannot be; the header is damaged")
+        self._texts -= count
+        need, unpack = self._need, struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            need(8)
+            (length,) = unpack(self._held, self.place - self._start)
+            self.place += 8
+            self.skip(length)
+
+    def _need(self, count: int) -> None:
+        if count > self._limit - self.place:
+            raise HeaderError("the header is longer than the file, or than any header is")
+        if self.place < self._start or self.place + count > self._start + len(self._held):
+            self._file.seek(self.place)
+            self._start, self._held = self.place, self._file.read(max(count, _CHUNK))
+            if len(self._held) < count:
+                raise HeaderError("it is cut short")
+
+    @property
+    def left(self) -> int:
+        return self._limit - self.place
+
+
+def _parse(reader: _Reader, size: int) -> Gguf:
+    if reader.left < 24 or reader.take(4) != b"GGUF":
+        raise HeaderError("it is not a GGUF file, or it is cut short")
+    version = reader.number("<I")
+    if version not in (2, 3):
+        raise HeaderError(f"GGUF version {version} is not known; 2 and 3 are")
+    tensor_count = reader.count(_MAX_COUNT, "tensors")
+    metadata: dict[str, Value] = {}
+    for _ in range(reader.count(_MAX_COUNT, "entries of metadata")):
+        key = _text(reader, _MAX_NAME)
+        value = _value(reader, int(reader.number("<I")))
+        if value is not None:
+            metadata[key] = value
+    entries: list[tuple[str, tuple[int, ...], int, int]] = []
+    for _ in range(tensor_count):
+        name = _text(reader, _MAX_NAME)
+        shape = tuple(int(reader.number("<Q")) for _ in range(reader.count(8, "dimensions", "<I")))
+        kind, offset = int(reader.number("<I")), int(reader.number("<Q"))
+        entries.append((name, shape, kind, offset))
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or not 0 < alignment <= 2**20 or alignment & (alignment - 1):
+        raise HeaderError(f"an alignment of {alignment} cannot be; the header is damaged")
+    data = size - -(-reader.place // alignment) * alignment
+    return Gguf(_tensors(entries, data), metadata)
+
+
+def _tensors(entries: list[tuple[str, tuple[int, ...], int, int]], data: int) -> dict[str, GgufTensor]:
+    """Return the tensors' sizes, held against the ``data`` bytes that the file has for them. One of a type that is not
+    known reaches as far as the next one begins."""
+    starts = sorted({offset for *_, offset in entries} | {max(data, 0)})
+    following = dict(zip(starts, starts[1:], strict=False))
+    tensors = {}
+    for name, shape, kind, offset in entries:
+        if kind in TYPES:
+            numbers, size = TYPES[kind]
+            if shape and shape[0] % numbers:
+                raise HeaderError(f"the shape of {name} cannot be of its type; the header is damaged")
+            taken = math.prod(shape) // numbers * size
+        else:
+            taken = following.get(offset, 0) - offset
+        if name in tensors or taken < 0 or offset + taken > data:
+            raise HeaderError(f"it is cut short or damaged: the data of {name} should end at byte {offset + taken} "
+                              f"of {max(data, 0)}")  # fmt: skip
+        tensors[name] = GgufTensor(shape, kind, taken)
+    return tensors
+
+
+def _text(reader: _Reader, most: int) -> str:
+    return reader.take(reader.count(most, "bytes of a name")).decode("utf-8", errors="replace")
+
+
+def _value(reader: _Reader, kind: int) -> Value | None:
+    """Return the next value of this type, or None for one that is passed over."""
+    if kind in _SCALARS:
+        return reader.number(_SCALARS[kind])
+    if kind == _TEXT:
+        length = reader.count(reader.left, "bytes of text")
+        if length <= _MAX_TEXT:
+            return reader.take(length).decode("utf-8", errors="replace")
+        reader.skip(length)
+        return None
+    if kind == _LIST:
+        return _list(reader)
+    raise HeaderError(f"metadata of type {kind} is not known; the header is damaged")
+
+
+def _list(reader: _Reader) -> list[int] | None:
+    """Read a list; return it if it is a short one of whole numbers."""
+    kind = int(reader.number("<I"))
+    if kind == _TEXT:
+        reader.skip_texts(reader.count(reader.left // 8, "texts"))  # each has a length of 8 bytes at least
+        return None
+    form = _SCALARS.get(kind)
+    if form is None:  # lists of lists are in the format's description and in no file
+        raise HeaderError(f"a list of type {kind} is not known; the header is damaged")
+    size = struct.calcsize(form)
+    count = reader.count(reader.left // size, "numbers of a list")
+    if count > _MAX_LIST or form[1] in "fd?":
+        reader.skip(count * size)
+        return None
+    return [number for (number,) in struct.iter_unpack(form, reader.take(count * size))]

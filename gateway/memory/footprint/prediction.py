@@ -1,0 +1,220 @@
+"""A model's footprint put together: what it is charged for while it loads and while it is resident.
+
+Gateway process and command line. Headers give weights, cache and what answering takes; the rest of a process's memory
+is constants; what loads really took replaces what it can. Knows nothing of slots or who is resident.
+"""
+
+import logging
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from checkpoints.safetensors_header import HeaderError
+from gateway.memory.footprint.activations import Working, working
+from gateway.memory.footprint.checkpoint import Stamp, stamp
+from gateway.memory.footprint.kv_cache import CELLS, cache_token_bytes
+from gateway.memory.footprint.measured import Measured, Store
+from gateway.memory.footprint.transient import passing_bytes
+from gateway.memory.footprint.weights import float_bytes, gguf_of, laid_out, later_bytes, weight_bytes
+from models_registry.spec import ModelSpec, QuantBits
+from utils.units import parse_bytes
+
+log = logging.getLogger(__name__)
+LEAST_CACHE = 1024
+"""Tokens; with fewer a model cannot answer what people ask."""
+
+_PROCESS = {"transformers": 100 * 10**6, "llama_cpp": 50 * 10**6}
+"""On a CPU: interpreter, processor and tokenizer, the libraries' own state, as far as no other process shares it."""
+_CONTEXT = {"transformers": 600 * 10**6, "llama_cpp": 500 * 10**6}
+"""On a GPU: the CUDA context, the kernels loaded into it, and workspaces of the matrix libraries. Unmeasured on a card,
+as is the next one; a first load corrects both."""
+_SLACK = {"cpu": 0.02, "cuda": 0.04}
+"""Share of the weights that the allocator takes beyond them, by rounding and by what is left over between them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a model's bytes consist of, on one device.
+
+    ``weights`` and ``overhead`` (process or CUDA context, allocator) are there after a load; ``measured`` is what a
+    load was seen to take instead. ``passing`` is what a load takes beyond that on its way. ``later`` is read at a
+    request that needs it, ``working`` is what answers take while they are made, and ``cache_token`` what each token in
+    the cache does. ``cache_at_load`` marks an engine that takes its whole cache at the load.
+    """
+
+    weights: int
+    overhead: int
+    passing: int
+    later: int
+    working: Working
+    cache_token: int
+    cache_at_load: bool
+    measured: Measured | None
+
+    @property
+    def resident(self) -> int:
+        """Bytes after a load, without any cache."""
+        return self.measured.resident if self.measured else self.weights + self.overhead
+
+    def cache(self, tokens: int) -> int:
+        cells = -(-tokens // CELLS) * CELLS if self.cache_at_load else tokens
+        return cells * self.cache_token
+
+    def total(self, tokens: int) -> int:
+        """Return the most bytes it may come to take with a cache of so many tokens."""
+        return self.resident + self.later + self.working.bytes(tokens) + self.cache(tokens)
+
+    def loading(self, tokens: int, opened: bool = False) -> int:
+        """Return the bytes of a load at its highest: of the highest that was seen, once one was. Where its weights are
+        ``opened`` already, nothing of it passes."""
+        at_once = self.cache(tokens) if self.cache_at_load else 0
+        seen = self.measured.passing if self.measured else None
+        passing = self.passing if seen is None else seen
+        return self.resident + at_once + (0 if opened else passing)
+
+
+class Charge(NamedTuple):
+    """What a slot is charged for a model: ``bytes`` while it loads, and ``total`` with a cache of ``tokens``, of which
+    ``reserve`` are not there yet when it is loaded. ``peak`` is what the load may take on its way, though the slot has
+    no room for that; ``offloaded`` are bytes of RAM that it takes besides."""
+
+    bytes: int
+    tokens: int
+    reserve: int
+    total: int
+    peak: int
+    offloaded: int = 0
+
+
+class Footprints:
+    """Predicted bytes of each model on one kind of device, and the measured ones as they become known."""
+
+    def __init__(self, models_dir: Path) -> None:
+        self._models_dir = models_dir
+        self._store = Store(models_dir / ".switchyard" / "footprints.json")
+        self._read: dict[tuple[str, int, str], tuple[ModelSpec, Stamp, str, Parts]] = {}
+
+    def parts(self, spec: ModelSpec, device: str) -> Parts:
+        """Return what the model's bytes consist of. Files that did not change are not looked into again: this is asked
+        at every request.
+
+        :raises HeaderError: for damaged or missing weights.
+        :raises OSError: if they cannot be read.
+        """
+        return self._keyed(spec, device)[1]
+
+    def _keyed(self, spec: ModelSpec, device: str) -> tuple[str, Parts]:
+        """Return the parts and the key that their measurements are kept under."""
+        place, now = (spec.name, spec.quant_bits, device), stamp(spec.path(self._models_dir))
+        known = self._read.get(place)
+        if known is None or known[:2] != (spec, now):
+            known = self._read[place] = (spec, now, *self._predicted(spec, device))
+        _, _, key, parts = known
+        return key, replace(parts, measured=self._store.get(key))
+
+    def _predicted(self, spec: ModelSpec, device: str) -> tuple[str, Parts]:
+        floats, gguf = float_bytes(device), bool(spec.source.file)
+        weights = held = weight_bytes(spec, self._models_dir, floats, laid_out(device))
+        kind = device.partition(":")[0]
+        if gguf and kind == "cuda":
+            held = self._gguf_on_gpu(spec)
+        held = int(min(held, _limit(spec, device)))
+        process = _PROCESS[spec.engine] if kind == "cpu" else _CONTEXT[spec.engine]
+        return self._key(spec, device, weights) + (f":{held}" if _limit(spec, device) <= held else ""), Parts(
+            weights=held,
+            overhead=process + int(held * _SLACK[kind]),
+            passing=passing_bytes(spec, self._models_dir, floats, kind, laid_out(device), weights),
+            later=later_bytes(spec, self._models_dir, floats),
+            working=working(spec, self._models_dir, floats, kind),
+            cache_token=cache_token_bytes(spec, self._models_dir, floats),
+            cache_at_load=gguf,
+            measured=None,
+        )
+
+    def predict(self, spec: ModelSpec, device: str) -> int:
+        """Return the bytes there after a load, without any cache; 0 when the weights are not there or cannot be
+        read."""
+        parts = self._known(spec, device)
+        return parts.resident if parts else 0
+
+    def cache_token(self, spec: ModelSpec, device: str) -> int:
+        """Return the bytes of a token in the cache; 0 where nothing is to be added for it."""
+        parts = self._known(spec, device)
+        return parts.cache_token if parts else 0
+
+    def charge(self, spec: ModelSpec, device: str, wanted: int, budget: int, opened: bool = False) -> Charge:
+        """Return what a load of the model on a slot with this budget is charged, with a cache of ``wanted`` tokens or
+        as many as there is room for. 0 bytes when the weights are not there or cannot be read. ``opened``: they wait
+        for the load in a zygote, or were quantized and kept by another.
+
+        A peak that the slot has no room for takes the whole slot, and refuses nobody: it passes.
+        """
+        parts = self._known(spec, device)
+        if parts is None:
+            return Charge(0, wanted, 0, 0, 0)
+        tokens = _most(parts, wanted, budget)
+        total = parts.total(tokens)
+        there = parts.resident + (parts.cache(tokens) if parts.cache_at_load else 0)
+        peak = parts.loading(tokens, opened)
+        return Charge(max(total, min(peak, budget)), tokens, total - there, total, peak)
+
+    def record(self, spec: ModelSpec, device: str, measured: int, passing: int | None = 0, tokens: int = 0) -> None:
+        """Remember what a load really took: ``measured`` bytes after it, ``passing`` more at its peak, with a cache of
+        ``tokens`` where the engine takes that at the load. ``passing`` is None of one that read kept weights."""
+        try:
+            key, parts = self._keyed(spec, device)
+        except (HeaderError, OSError):
+            return
+        cache = parts.cache(tokens) if parts.cache_at_load else 0
+        if measured > cache:
+            self._store.put(key, measured - cache, passing)
+
+    def _known(self, spec: ModelSpec, device: str) -> Parts | None:
+        try:
+            return self.parts(spec, device)
+        except (HeaderError, OSError) as error:
+            log.debug("no prediction for %s: %s", spec.name, error)
+            return None
+
+    def _gguf_on_gpu(self, spec: ModelSpec) -> int:
+        """Return the bytes that llama.cpp puts on a GPU: the embedding stays in host memory, unless it is the output
+        layer too; then the GPU has a copy."""
+        header = gguf_of(spec, self._models_dir)
+        embedding = header.tensors.get("token_embd.weight")
+        apart = embedding.bytes if embedding and "output.weight" in header.tensors else 0
+        return header.weight_bytes - apart
+
+    @staticmethod
+    def _key(spec: ModelSpec, device: str, weights: int) -> str:
+        place = spec.source.hub or spec.source.package or str(spec.source.path)
+        return f"{place}/{spec.source.file or spec.folder or ''}:{spec.engine}:{spec.quant_bits}bit:{device}:{weights}"
+
+
+def _limit(spec: ModelSpec, device: str) -> float:
+    """Return the bytes of weights that a spec's ``max_memory`` allows on a GPU; the rest is kept in host memory."""
+    limit = (spec.max_memory or {}).get(device.partition(":")[2] or "0")
+    if limit is None or not device.startswith("cuda") or spec.engine != "transformers":
+        return math.inf
+    return parse_bytes(limit)
+
+
+def usual_bits(spec: ModelSpec, device: str, footprints: Footprints, budget: int) -> QuantBits:
+    """Return the bits of a load that asks for none: on a CPU 16 where they fit, as quantizing makes it slower."""
+    if device != "cpu" or spec.engine != "transformers":
+        return spec.quant_bits
+    if spec.cpu_quant_bits is not None:
+        return spec.cpu_quant_bits
+    whole = footprints.charge(spec.model_copy(update={"quant_bits": 16}), device, LEAST_CACHE, budget).bytes
+    return 16 if 0 < whole <= budget else spec.quant_bits
+
+
+def _most(parts: Parts, wanted: int, budget: int) -> int:
+    """Return the most tokens, up to ``wanted``, with which a model fits into the budget; never fewer than the least."""
+    low, high = min(LEAST_CACHE, wanted), wanted
+    if not parts.cache_token or parts.total(high) <= budget:
+        return high
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if parts.total(middle) <= budget else (low, middle - 1)
+    return low

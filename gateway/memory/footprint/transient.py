@@ -1,0 +1,91 @@
+"""How much more a load takes on its way than it takes in the end, without torch: what is in memory twice for a while.
+
+Gateway process. This is the way of ``runner/engines/load_weights.py`` and of the libraries beneath it, told from names and
+shapes; tests hold it against real loads. Later loads of a model take less, since they read what the first one kept;
+which kind the next one will be is not known here.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from checkpoints.safetensors_header import Tensor
+from gateway.memory.footprint.checkpoint import read_checkpoint
+from gateway.memory.footprint.weights import is_loaded, is_quantized, quantized_bytes
+from models_registry.catalog import Catalog
+from models_registry.families import Family
+from models_registry.spec import ModelSpec
+
+_AT_ONCE = 14 * 2**18
+"""Bytes that quantizing a matrix to 4 bits, or laying it out, works in on a CPU, where it goes by pieces; see
+``runner/engines/layouts/pieces.py``."""
+_AT_ONCE_8BIT, _PIECE_8BIT = 11, 2**16
+"""Bytes a number of a piece that is quantized to 8 bits on a CPU: copies of it in 16 bits, and two in 32; and how many
+numbers a piece has at least."""
+_BYTES_8BIT = 4
+"""Bytes a number of the matrix that is quantized to 8 bits on a GPU."""
+_MAPPED_FROM = 32 * 2**20
+"""Bytes from which on the C library always gives a block pages of its own, which go as soon as it is freed. Others
+lie side by side, and where one was, another of its size finds no place, as it must be aligned: what small matrices pass
+through leaves gaps, until what becomes of later ones fills them. Measured, the gaps came to a quarter at most of what
+small matrices become in 8 bits; they are taken for a third."""
+_KEPT_FROM = 32 * 2**20  # bytes of a model; what quantizing makes of smaller ones is not kept
+_COMPUTED = {2: ("BF16",), 4: ("F32",)}
+
+
+def passing_bytes(
+    spec: ModelSpec, models_dir: Path, float_size: int, kind: str, laid_out: bool, weights: int
+) -> int:
+    """Return the bytes that a load takes at its highest beyond those after it, on a ``kind`` of device (cpu or cuda).
+
+    Of a matrix that is quantized that is its copy in the type that is computed in, unless it is used where it lies in
+    its file, and what the quantization works in. Where 4-bit weights are ``laid_out``, those before are held until they
+    are written. Experts are held by themselves and stacked. ``weights`` are the model's bytes once loaded; a GGUF file
+    is used where it lies.
+
+    :raises HeaderError: for damaged or missing weights.
+    """
+    if spec.source.file:
+        return 0
+    checkpoint, family = read_checkpoint(spec, models_dir), Catalog.family(spec)
+    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if is_loaded(name, family)}
+    stacked = _stacked(tensors, float_size)
+    if spec.quant_bits == 16 or checkpoint.config.get("quantization_config"):
+        return stacked
+    matrices = [tensor for name, tensor in tensors.items() if is_quantized(name, tensor, family)]
+    working = max((_quantizing(tensor, spec.quant_bits, float_size, kind) for tensor in matrices), default=0)
+    kept = _kept(tensors, family) if laid_out and spec.quant_bits == 4 and weights >= _KEPT_FROM else 0
+    gaps = _gaps(matrices) if spec.quant_bits == 8 and kind == "cpu" else 0
+    return max(stacked, working + gaps, kept and kept + _AT_ONCE)
+
+
+def _stacked(tensors: Mapping[str, Tensor], float_size: int) -> int:
+    """Return the bytes of the experts of a layer, of the one that has most."""
+    layers: Counter[str] = Counter()
+    for name, tensor in tensors.items():
+        before, found, _ = name.partition(".experts.")
+        if found:
+            layers[before] += math.prod(tensor.shape) * float_size
+    return max(layers.values(), default=0)
+
+
+def _quantizing(tensor: Tensor, bits: int, float_size: int, kind: str) -> int:
+    """Return what is held beside a matrix and what becomes of it, while it is quantized."""
+    count = math.prod(tensor.shape)
+    copied = 0 if kind == "cpu" and tensor.dtype in _COMPUTED[float_size] else count * float_size
+    if bits == 8 and kind == "cpu":
+        return copied + _AT_ONCE_8BIT * min(count, max(_PIECE_8BIT, tensor.shape[-1]))
+    if bits == 8:
+        return copied + _BYTES_8BIT * count
+    return copied + (_AT_ONCE if kind == "cpu" else 0)
+
+
+def _gaps(matrices: Iterable[Tensor]) -> int:
+    """Return how much may be free, and not to be used, between what matrices become in 8 bits."""
+    counts = (math.prod(tensor.shape) for tensor in matrices)
+    return sum(count for count in counts if count < _MAPPED_FROM) // 3
+
+
+def _kept(tensors: Mapping[str, Tensor], family: Family) -> int:
+    return sum(quantized_bytes(tensor) for name, tensor in tensors.items() if is_quantized(name, tensor, family))

@@ -1,0 +1,268 @@
+"""Which slots there are, which of them a model may use, and how it is loaded on each.
+
+Gateway process. Knows settings, specs and devices; nothing of requests, runners or what is loaded.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gateway.memory import devices
+from gateway.memory.degradation import OFFLOAD_SHARE, Ladder, possible
+from gateway.memory.devices import Gpu
+from gateway.memory.footprint import LEAST_CACHE, Charge, Footprints, HeaderError, Offloads, usual_bits
+from gateway.memory.watchdog import available, host_bytes
+from gateway.weights import files
+from models_registry.catalog import Catalog, CatalogError
+from models_registry.spec import ModelSpec, QuantBits
+from protocol.messages import Load
+from utils.settings import Settings, SettingsError
+from utils.units import format_bytes, parse_bytes
+
+log = logging.getLogger(__name__)
+ON_CPU = "it fits no GPU, so it runs on the CPU"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A slot: a device and how many of its bytes models may take.
+
+    ``device`` is what a runner calls it, the same for all slots of the CPU. ``gpu`` is as the driver showed it at
+    start, and ``others`` are the bytes that other processes had of it then.
+    """
+
+    name: str
+    device: str
+    budget: int
+    gpu: Gpu | None = None
+
+    @property
+    def others(self) -> int:
+        return self.gpu.used if self.gpu else 0
+
+
+class Placement:
+    """The slots of one gateway, and what a model takes on each.
+
+    :raises SettingsError: if the settings name a device or a slot that is not there, or more memory than there is.
+    :raises CatalogError: if a model may use none of the slots.
+    """
+
+    def __init__(self, settings: Settings, catalog: Catalog) -> None:
+        self._settings = settings
+        self.ladder = Ladder(settings.fallback, settings.degraded_for)
+        self._footprints = Footprints(settings.models_dir)
+        self._offloads = Offloads(settings.models_dir)
+        self.places = {place.name: place for place in slots(settings, catalog)}
+        self._allowed = {spec.name: _allowed(spec, self.places) for spec in catalog}
+        for spec in catalog:
+            if not any(self._allowed[spec.name]):
+                limits = [key for key in spec.max_memory or {} if key != "cpu"]
+                field, named = ("max_memory", limits) if limits else ("device", list(spec.device))
+                raise CatalogError(f"model {spec.name!r}: field {field}: {', '.join(named)} is not there; "
+                                   f"this gateway's slots are {', '.join(self.places)}")  # fmt: skip
+
+        cpus = [place for place in self.places.values() if place.gpu is None]
+        self.ram = max(cpus, key=lambda place: place.budget).name if cpus else None
+        """The slot that is charged for what lies in RAM of models on GPUs: the CPU's, of several the largest."""
+
+    @property
+    def footprints(self) -> Footprints:
+        return self._footprints
+
+    def allowed(self, spec: ModelSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the slots a model may use, and those for when it fits none of them: the CPU's where memory ran out."""
+        if self.ladder.level(spec.name) == "cpu":
+            return tuple(place.name for place in self.places.values() if place.gpu is None), ()
+        return self._allowed[spec.name]
+
+    def at_once(self, spec: ModelSpec) -> int:
+        """Return how many answers its runner makes at once."""
+        return 1 if self.ladder.level(spec.name) in ("small_batch", "offload") else Catalog.batch_size(spec)
+
+    @property
+    def cpu_budget(self) -> int | None:
+        """Bytes that models on the CPU may have together; None where none goes there."""
+        return sum(place.budget for place in self.places.values() if place.gpu is None) or None
+
+    def where(self, spec: ModelSpec) -> str:
+        """Return in one word where a model that is not loaded would go: a slot, or a kind of slots if it may choose."""
+        first, _ = self.allowed(spec)
+        return first[0] if len(first) == 1 else first[0].partition(":")[0]
+
+    def expected(self, spec: ModelSpec, bits: QuantBits | None = None) -> str:
+        """Return the slot a load is likely to use: the first that could hold it."""
+        first, fallback = self.allowed(spec)
+        for slot in (*first, *fallback) if len(first) + len(fallback) > 1 else ():
+            needed = self.needs(self.on(spec, slot, bits), slot)
+            ram = self.places[self.ram].budget if self.ram else 0
+            if needed.bytes <= self.places[slot].budget and needed.offloaded <= ram:
+                return slot
+        return first[0]
+
+    def on(self, spec: ModelSpec, slot: str, bits: QuantBits | None = None) -> ModelSpec:
+        """Return the spec with the bits of a load on this slot: those asked for, or else the usual ones. On a CPU that
+        is 16 where they fit, as quantizing makes it slower."""
+        bits = bits or self._usual_bits(spec, self.places[slot])
+        return spec if bits == spec.quant_bits else spec.model_copy(update={"quant_bits": bits})
+
+    def _usual_bits(self, spec: ModelSpec, place: Place) -> QuantBits:
+        return usual_bits(spec, place.device, self._footprints, place.budget)
+
+    def needs(self, spec: ModelSpec, slot: str, opened: bool = False) -> Charge:
+        """Return what a model is charged for on a slot, and the tokens of cache among it: fewer where it is small.
+
+        ``spec`` has the bits it is loaded with there; ``opened``: its weights wait for the load in a zygote. Those that
+        were quantized and kept by an earlier load are as good, in that nothing of them passes."""
+        place, level, wanted = self.places[slot], self.ladder.level(spec.name), Catalog.cache_tokens(spec)
+        if level == "small_batch":
+            wanted = max(LEAST_CACHE, spec.context or 0)
+        limits = self.offload(spec, slot)
+        if self._settings.quantized_cache and not limits:
+            opened = opened or files.kept(spec, self._settings.models_dir, place.device)
+        charge = self._footprints.charge(spec, place.device, wanted, place.budget, opened)
+        if level == "offload" and limits and charge.bytes:
+            moved = self._footprints.parts(spec, place.device).weights - _on_gpu(limits)
+            charge = charge._replace(bytes=max(0, charge.bytes - moved), total=max(0, charge.total - moved))
+        if limits and "cpu" in limits:
+            most = parse_bytes(limits["cpu"]) if spec.max_memory else math.inf  # else what is free now, whoever goes
+            charge = charge._replace(offloaded=self._offloads.charge(spec, _on_gpu(limits), most))
+        return charge
+
+    def sizes(
+        self, spec: ModelSpec, bits: QuantBits | None = None,
+        opened: Callable[[ModelSpec, str], bool] = lambda spec, slot: False,
+    ) -> dict[str, int]:
+        """Return the bytes a model is charged for on each slot it may use, the preferred ones first. ``opened`` says
+        whether its weights wait for a load there."""
+        first, fallback = self.allowed(spec)
+        placed = {slot: self.on(spec, slot, bits) for slot in (*first, *fallback)}
+        return {slot: self.needs(one, slot, opened(one, slot)).bytes for slot, one in placed.items()}
+
+    def offloads(self, spec: ModelSpec, bits: QuantBits | None = None) -> dict[str, dict[str, int]]:
+        """Return for each slot from which a part of a model goes elsewhere what it is charged for there."""
+        first, fallback = self.allowed(spec)
+        charged = {slot: self.needs(self.on(spec, slot, bits), slot).offloaded for slot in (*first, *fallback)}
+        return {slot: {self.ram: size} for slot, size in charged.items() if size and self.ram is not None}
+
+    def record_offloaded(self, load: Load, measured: int) -> None:
+        """Remember what a load on a GPU really took of RAM."""
+        if load.max_memory:
+            self._offloads.record(load.name, load.quant_bits, _on_gpu(load.max_memory), measured)
+
+    def offload(self, spec: ModelSpec, slot: str) -> dict[str, str] | None:
+        """Return the limits beyond which layers go to the CPU: the spec's, or some where memory ran out. None where
+        nothing is offloaded: on a CPU, and on a GPU that has no limit."""
+        place = self.places[slot]
+        number = place.device.partition(":")[2]
+        if place.gpu is None or spec.engine != "transformers":
+            return None
+        if self.ladder.level(spec.name) != "offload":
+            return spec.max_memory if number in (spec.max_memory or {}) else None
+        try:
+            weights = self._footprints.parts(spec, place.device).weights
+        except (HeaderError, OSError):
+            return None  # its load says what is wrong with them
+        return {number: f"{int(weights * OFFLOAD_SHARE) >> 20}MiB", "cpu": f"{available() >> 20}MiB"}
+
+    def threads(self) -> int:
+        """Return the threads of a runner on the CPU; 0 for one per core."""
+        settings = self._settings
+        if settings.cpu_threads or settings.cpu_slots == 1:
+            return settings.cpu_threads
+        return max(1, len(os.sched_getaffinity(0)) // settings.cpu_slots)
+
+
+def _on_gpu(limits: dict[str, str]) -> int:
+    return next(parse_bytes(limit) for key, limit in limits.items() if key != "cpu")
+
+
+def slots(settings: Settings, catalog: Catalog) -> list[Place]:
+    """Return the slots of these settings, GPUs first: those of ``device``, and the CPU where a model asks for it.
+
+    :raises SettingsError: if a device or slot is not there, or the CPU's budgets are more than its memory.
+    """
+    found = {gpu.index: gpu for gpu in devices.gpus()}
+    wanted = [name.strip() for name in settings.device.split(",")]
+    if "auto" in wanted:
+        wanted += ["cuda"] if found else ["cpu"]
+    indices = [int(name.partition(":")[2]) for name in wanted if name.startswith("cuda:")]
+    if missing := [index for index in indices if index not in found]:
+        raise SettingsError(f"setting 'device': cuda:{missing[0]} is not there; {_there(list(found.values()))}")
+    if "cuda" in wanted and not found:
+        raise SettingsError(f"setting 'device': cuda is not there; {_there([])}")
+    chosen = [gpu for index, gpu in found.items() if "cuda" in wanted or index in indices]
+    own = _cpu_names(settings)
+    known = [*(f"cuda:{gpu.index}" for gpu in chosen), *own]
+    if surplus := [name for name in settings.slot_budgets if name not in known]:
+        raise SettingsError(f"setting 'slot_budgets': there is no slot {surplus[0]!r}; there are {', '.join(known)}")
+    places = [_gpu_place(settings, gpu) for gpu in chosen]
+    falls = settings.fallback == "cpu" and any("auto" in spec.device for spec in catalog)
+    if "cpu" in wanted or falls or any(_may_use_cpu(spec) or _may_offload(spec, chosen, settings) for spec in catalog):
+        places += _cpu_places(settings, own, "cpu" in wanted)
+    return places
+
+
+def _there(found: list[Gpu]) -> str:
+    names = ", ".join(f"cuda:{gpu.index} ({gpu.name})" for gpu in found)
+    hidden = " that CUDA_VISIBLE_DEVICES leaves visible" if "CUDA_VISIBLE_DEVICES" in os.environ else ""
+    return f"this machine has {names or 'no NVIDIA GPU'}{hidden}"
+
+
+def _gpu_place(settings: Settings, gpu: Gpu) -> Place:
+    """Budget a GPU. What other programs have of it now is theirs, or the reserve if that is more."""
+    name = f"cuda:{gpu.index}"
+    wanted = settings.slot_budgets.get(name, settings.slot_budget)
+    budget = int(gpu.total * settings.gpu_utilization) - max(settings.gpu_reserve, gpu.used)
+    if wanted is not None:
+        budget = min(wanted, gpu.free)
+        if budget < wanted:
+            log.warning("%s has %s free, less than its budget of %s: other programs use the rest",
+                        name, format_bytes(gpu.free), format_bytes(wanted))  # fmt: skip
+    if budget <= 0:
+        log.warning("%s has no memory left for models: other programs use %s of %s", name, format_bytes(gpu.used),
+                    format_bytes(gpu.total))  # fmt: skip
+    return Place(name, name, max(0, budget), gpu)
+
+
+def _cpu_names(settings: Settings) -> list[str]:
+    return ["cpu"] if settings.cpu_slots == 1 else [f"cpu:{number}" for number in range(settings.cpu_slots)]
+
+
+def _cpu_places(settings: Settings, names: list[str], chosen: bool) -> list[Place]:
+    """Divide the CPU's share of RAM. ``slot_budget`` is for the devices that were chosen, not for the CPU beside."""
+    total = host_bytes()
+    share = int(total * settings.cpu_utilization) // len(names)
+    usual = settings.slot_budget if chosen and settings.slot_budget is not None else share
+    places = [Place(name, "cpu", settings.slot_budgets.get(name, usual)) for name in names]
+    if (together := sum(place.budget for place in places)) > total:
+        setting = "slot_budgets" if settings.slot_budgets else "slot_budget"
+        raise SettingsError(f"setting {setting!r}: the CPU's slots have {format_bytes(together)} together; "
+                            f"the machine has {format_bytes(total)}")  # fmt: skip
+    return places
+
+
+def _may_use_cpu(spec: ModelSpec) -> bool:
+    return any(name.startswith("cpu") for name in spec.device) or "cpu" in (spec.max_memory or {})
+
+
+def _may_offload(spec: ModelSpec, gpus: list[Gpu], settings: Settings) -> bool:
+    """Whether a part of a model may come to lie in RAM, which then has to have a budget."""
+    on_gpu = bool(gpus) and any(name.startswith(("auto", "cuda")) for name in spec.device)
+    return on_gpu and "offload" in possible(spec, "cuda", settings.fallback)
+
+
+def _allowed(spec: ModelSpec, places: dict[str, Place]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The slots of a spec: its GPUs, and the CPU for when it fits none of them; the CPU alone where it has no GPU."""
+    gpus = [place for place in places.values() if place.gpu is not None]
+    cpus = [place for place in places.values() if place.gpu is None]
+    named = set(spec.device)
+    first = [place.name for place in gpus if {"auto", "cuda", place.name} & named]
+    if limited := [key for key in spec.max_memory or {} if key != "cpu"]:
+        first = [name for name in first if name == f"cuda:{limited[0]}"]
+    second = [place.name for place in cpus if {"cpu", place.name} & named]
+    if "auto" in named and (not gpus or "cpu" in (spec.max_memory or {})):
+        second = [place.name for place in cpus]
+    return (tuple(first), tuple(second)) if first else (tuple(second), ())

@@ -1,0 +1,143 @@
+"""Makes entries of the journal of what becomes of runners: which fact is worth one, and its words.
+
+Told by the few places that know the facts, in whatever thread they are. Gateway process; decides nothing.
+"""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from gateway.observe.journal import Journal, Kind
+from gateway.scheduler import actions, events
+from models_registry.spec import spec_name
+from utils.units import format_bytes
+
+if TYPE_CHECKING:
+    from gateway.processes.runner import RunnerHandle
+
+_ENDINGS: dict[str, tuple[Kind, str]] = {
+    "evicted": ("evicted", "{name} was evicted"),
+    "expired": ("expired", "{name} was unloaded: its keep-alive ran out"),
+    "unloaded": ("unloaded", "{name} was unloaded by hand"),
+    "cleanup": ("cleanup", "{name} was unloaded by a cleanup"),
+    "load_timeout": ("load_failed", "{name} was ended: the load took too long"),
+    "cannot_fit": ("load_failed", "{name} was ended as soon as it was loaded"),
+    "moved": ("moved", "{name} was ended, to be loaded in another way"),
+    "out_of_memory": ("out_of_memory", "{name} was ended: memory ran out"),
+}
+"""By the reason of an end; a shutdown is told once for all."""
+
+_STEPS: dict[str, tuple[Kind, str]] = {
+    "retried": ("out_of_memory", "what could be freed was freed, and it was tried again"),
+    "smaller_batch": ("degraded", "it answers fewer requests at once"),
+    "smaller_piece": ("degraded", "it reads prompts in smaller pieces"),
+    "larger_batch": ("out_of_memory", "{name} answers more requests at once again: there is memory"),
+    "reloaded": ("out_of_memory", "idle models go, and it is loaded again"),
+    "small_batch": ("degraded", "it will make one answer at a time"),
+    "offload": ("degraded", "a part of it will be in RAM, which is slower"),
+    "cpu": ("degraded", "it will run on the CPU, which is slower"),
+    "refused": ("out_of_memory", "nothing is left to be tried, and the request is refused"),
+    "replaced": ("restart", "its process may not have recovered, and is replaced"),
+}
+"""By the step of the ladder or of a runner. ``ended`` is told with its cause, by the end itself."""
+
+
+class Reporter:
+    """Writes into one journal."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self._begun: dict[str, float] = {}
+        self._crashed: set[str] = set()
+
+    # -- the owner thread ----------------------------------------------------------------------------------------------
+
+    def loading(self, handle: "RunnerHandle") -> None:
+        """A load begins."""
+        self._begun[handle.load_id] = time.monotonic()
+        again = handle.load.name in self._crashed
+        self._crashed.discard(handle.load.name)
+        text = f"Loading {handle.load.name} on {handle.slot}"
+        text += ", in place of a runner that was lost" if again else ""
+        self.journal.add("restart" if again else "load", _sentence(text, handle.note), handle.load.name, handle.slot,
+                         brief=text, load_id=handle.load_id, predicted_bytes=handle.in_slot.predicted)  # fmt: skip
+
+    def ending(self, action: actions.EndRunner, handle: "RunnerHandle") -> None:
+        """A runner is ended on purpose."""
+        if action.reason not in _ENDINGS:
+            return
+        kind, words = _ENDINGS[action.reason]
+        text = brief = words.format(name=handle.load.name)
+        if action.newcomer:
+            text += f" to make room for {action.newcomer}"
+        facts: dict[str, Any] = {"newcomer": action.newcomer} if action.newcomer else {}
+        facts |= {"offloaded_bytes": handle.in_ram.charged} if handle.in_ram else {}
+        self.journal.add(kind, _sentence(text, handle.starved or action.why), handle.load.name, handle.slot,
+                         brief=brief, reason=action.reason, load_id=handle.load_id, bytes=handle.in_slot.charged,
+                         **facts)  # fmt: skip
+
+    # -- a handle's thread ---------------------------------------------------------------------------------------------
+
+    def heard(self, event: events.Event, handle: "RunnerHandle | None") -> None:
+        """A runner was loaded, or has ended."""
+        match event:
+            case events.Loaded(load_id, size, offloaded) if handle is not None:
+                seconds = time.monotonic() - self._begun.get(load_id, time.monotonic())
+                text = f"{handle.load.name} is ready on {handle.slot} after {seconds:.1f} s, with {format_bytes(size)}"
+                phases = handle.loaded.phases if handle.loaded else {}
+                in_ram: dict[str, Any] = {"offloaded_bytes": sum(offloaded.values())} if offloaded else {}
+                self.journal.add(
+                    "loaded", _sentence(text, ""), handle.load.name, handle.slot, load_id=load_id, bytes=size,
+                    predicted_bytes=handle.in_slot.predicted, from_zygote=handle.from_zygote, seconds=round(seconds, 3),
+                    phases={phase: round(took, 3) for phase, took in phases.items()},
+                    **in_ram,
+                )  # fmt: skip
+            case events.LoadFailed(load_id, cause):
+                name = handle.load.name if handle else spec_name(load_id.rpartition("-")[0])
+                text = f"Loading {name} failed"
+                self.journal.add("load_failed", _sentence(text, cause), name, handle.slot if handle else None,
+                                 brief=text, load_id=load_id, cause=cause)  # fmt: skip
+                self._begun.pop(load_id, None)
+            case events.RunnerLost(load_id, cause) if handle is not None:
+                self._crashed.add(handle.load.name)
+                text = f"The runner of {handle.load.name} was lost"
+                self.journal.add("crash", _sentence(text, cause), handle.load.name, handle.slot,
+                                 brief=text, load_id=load_id, cause=cause)  # fmt: skip
+                self._begun.pop(load_id, None)
+            case events.RunnerEnded(load_id):
+                self._begun.pop(load_id, None)
+            case _:
+                pass
+
+    # -- any thread ----------------------------------------------------------------------------------------------------
+
+    def relieved(self, model: str, stage: str, step: str) -> None:
+        """A model found no memory while it did ``stage`` (``load`` or ``generate``), and this step is taken for it."""
+        if step not in _STEPS:
+            return
+        kind, words = _STEPS[step]
+        doing = "was loaded" if stage == "load" else "answered"
+        text = words.format(name=model) if "{name}" in words else f"{model} ran out of memory while it {doing}: {words}"
+        self.journal.add(kind, _sentence(text, ""), model, stage=stage, step=step)
+
+    def pinned(self, model: str, pinned: bool) -> None:
+        """Somebody has pinned a model, or has let it go."""
+        words = "is pinned: it stays loaded" if pinned else "is no longer pinned: it may make room for others"
+        self.journal.add("pinned" if pinned else "unpinned", f"{model} {words}.", model)
+
+    def started(self, profile: str, models: int, slots: list[str]) -> None:
+        """The gateway begins to serve."""
+        self.journal.add("start", f"Switchyard has started: profile {profile}, {models} models, on {', '.join(slots)}.",
+                         profile=profile, slots=slots)  # fmt: skip
+
+    def stopping(self) -> None:
+        self.journal.add("stop", "Switchyard is stopping: requests under way are finished, no new ones are taken.")
+
+    def forkserver_replaced(self, status: int) -> None:
+        """The process that starts runners has ended, and with it all of them."""
+        self.journal.add("restart", "The process that starts runners ended unexpectedly, its runners with it; another "
+                         "was started.", status=status)  # fmt: skip
+
+
+def _sentence(text: str, more: str) -> str:
+    text = f"{text}; {more}" if more else text
+    return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -1,0 +1,143 @@
+"""The disposable process that decodes one request's media: a fork of :mod:`media.decoder.forkserver`, or a fresh one.
+
+Owns nothing but the folder it is given: a job and raw files go in, ``.npy`` files and a result come out,
+and each raw file is removed once it is decoded. It limits itself before it looks at a byte, so that a bomb,
+a broken file or a bug in a decoder ends this process and nothing else. Must not know requests, models or
+settings. The libraries that decode are imported only when a task needs them, as they are most of what
+starting costs; a fork has them already.
+"""
+
+import os
+import resource
+import signal
+import sys
+import warnings
+from ctypes import CDLL
+from pathlib import Path
+from typing import Any
+
+from media.errors import MediaError, too_large, undecodable
+from media.limits import MediaLimits
+from media.tasks import CANNOT_START, Task, read_job, write_npy, write_result
+
+_MAPPED = 2**30  # bytes of address space beside the memory: libraries and files, which are not memory used
+_FILES = 64
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+
+
+def main(folder: Path) -> int:
+    """Do the job in ``folder`` and return the exit status: 0 if there is a result, be it a refusal.
+
+    Limits this process for good, so it is no function to call in a process with anything else to do.
+    """
+    limits, tasks = read_job(folder)
+    limit_process(limits)
+    warnings.simplefilter("ignore")  # libraries warn of odd files; nobody is there to read it
+    done: list[dict[str, Any]] = []
+    try:
+        for task in tasks:
+            done.append(_decode(folder, task, limits))
+            (folder / task.raw).unlink()
+    except MediaError as refusal:
+        write_result(folder, refusal)
+    except ImportError as error:
+        print(f"the media decoder cannot be loaded: {error}", file=sys.stderr)
+        return CANNOT_START
+    else:
+        write_result(folder, done)
+    return 0
+
+
+def limit_process(limits: MediaLimits, alarm: bool = True) -> None:
+    """Give up what decoding does not need: memory, time, files, core dumps, new privileges. There is no way
+    back. Without ``alarm`` only time on processors is bounded: waiting for whoever brings the bytes is none."""
+    seconds = int(limits.timeout) + 1
+    cores = os.cpu_count() or 1
+    for what, most in (
+        (resource.RLIMIT_DATA, limits.memory),
+        (resource.RLIMIT_AS, limits.memory + _MAPPED),
+        (resource.RLIMIT_CPU, seconds * cores),  # counts every thread's time
+        (resource.RLIMIT_FSIZE, limits.memory),
+        (resource.RLIMIT_NOFILE, _FILES),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        hard = resource.getrlimit(what)[1]
+        value = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(what, (value, value))
+    if alarm:
+        signal.alarm(seconds + 5)  # should the parent be gone; it kills at ``timeout``
+    if sys.platform == "linux":
+        CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        die_with_parent()
+
+
+def die_with_parent() -> None:
+    """Have the system kill this process when the thread that started it ends."""
+    CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _decode(folder: Path, task: Task, limits: MediaLimits) -> dict[str, Any]:
+    """Decode one medium into its files. :raises MediaError: for anything at all that is wrong with it."""
+    try:
+        return _decode_kind(folder, task, limits)
+    except (MediaError, ImportError):
+        raise
+    except MemoryError:
+        raise undecodable(task.field, task.looks_like, out_of_memory(limits)) from None
+    except Exception as error:  # decoders raise a great many types for bytes that they do not like
+        if getattr(error, "errno", None) == 12:  # ENOMEM, as FFmpeg reports it
+            raise undecodable(task.field, task.looks_like, out_of_memory(limits)) from None
+        words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        words = words.replace(str(folder), "")[:200]
+        raise undecodable(task.field, task.looks_like, f"it could not be read ({words})") from None
+
+
+def out_of_memory(limits: MediaLimits) -> str:
+    """Return the reason that names the memory limit."""
+    return f"decoding it needs more than the {limits.memory} bytes of memory allowed"
+
+
+def _decode_kind(folder: Path, task: Task, limits: MediaLimits) -> dict[str, Any]:
+    raw, audio_shape = folder / task.raw, None
+    if task.kind == "image":
+        from media.decoder.images import decode_image
+
+        image, meta = decode_image(raw, task, limits)
+        shape = write_npy(folder / task.out, "|u1", (image.height, image.width, 3), image.tobytes())
+        return {"shape": shape, "meta": meta, "audio_shape": None}
+    _check_whole(raw, task, limits)
+    if task.kind == "audio":
+        from media.decoder.audio import decode_audio
+
+        samples, meta = decode_audio(raw, task, limits)
+        shape = write_npy(folder / task.out, "<f4", samples.shape, samples.data)
+        return {"shape": shape, "meta": meta, "audio_shape": None}
+    from media.decoder.video import decode_video
+
+    frames, meta = decode_video(raw, task, limits)
+    shape = write_npy(folder / task.out, "|u1", frames.shape, frames.data)
+    del frames
+    if task.want_audio:
+        from media.decoder.audio import decode_sound_track
+
+        sound = decode_sound_track(raw, task, limits)
+        if sound is not None:
+            audio_shape = write_npy(folder / task.audio_out, "<f4", sound[0].shape, sound[0].data)
+            meta["audio"] = sound[1]
+    return {"shape": shape, "meta": meta, "audio_shape": audio_shape}
+
+
+def _check_whole(raw: Path, task: Task, limits: MediaLimits) -> None:
+    """:raises MediaError: 413 for a WAV whose header is past the limit, 400 for a file that ends early."""
+    from mmap import ACCESS_READ, mmap
+
+    from media.decoder.completeness import missing_bytes, wav_seconds
+
+    with raw.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        if task.format == "WAV":
+            if (seconds := wav_seconds(data)) > limits.max_audio_seconds:
+                limit = f"{limits.max_audio_seconds:g} s"
+                raise too_large(task.field, "the header says that the audio lasts", f"{seconds:.1f} s", limit)
+        if missing := missing_bytes(data, task.format):
+            reason = f"it ends early: {missing} of {len(data) + missing} bytes are missing"
+            raise undecodable(task.field, task.looks_like, reason)

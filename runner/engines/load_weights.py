@@ -1,0 +1,238 @@
+"""Weights of a checkpoint for transformers: read, quantized by bitsandbytes, kept for the next load. Runner process.
+
+A first quantized load reads the originals and keeps what became of them; later ones read that. Knows nothing of
+requests; which class reads a checkpoint is the family's business.
+"""
+
+import logging
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from checkpoints import kept_weights
+from protocol.messages import Load
+from runner.engines.interface import ProgressReport
+from runner.engines.layouts import linear4, pieces
+from runner.engines.layouts.linear import pack
+from runner.engines.progress import watched_weights
+from runner.errors import DamagedError, out_of_memory
+from runner.families.base import RunnerFamily
+from runner.process import bitsandbytes_compat, mapped_weights
+from runner.process.resources import trim
+
+if not torch.cuda.is_available():
+    # Where there is a GPU this import initializes CUDA, which must not happen before the fork; there it is left to the
+    # first quantized load of each runner.
+    bitsandbytes_compat.install()
+
+log = logging.getLogger("runner")
+_WORTH_KEEPING = 32 * 2**20  # bytes; smaller models are quantized faster than they are written
+_LAYOUT = 2  # of what is kept; another number makes it anew
+_SHARD = "250MB"  # of what is kept; nothing else of this process runs while one is written
+
+
+class Weights:
+    """Reads the weights of a load into a model, of the type ``dtype`` where they are not quantized.
+
+    ``kept`` is the folder for what quantizing makes of them, None where that is not kept.
+    """
+
+    def __init__(self, load: Load, family: RunnerFamily, dtype: torch.dtype, progress: ProgressReport) -> None:
+        self._load = load
+        self._family = family
+        self._dtype = dtype
+        self._progress = progress
+        self._device = torch.device(load.device)
+        self._to_keep: dict[str, Any] | None = None
+        self._laid_out = False
+        self._made_of = ""  # of which files as they were before they were read: they may change meanwhile
+        self.from_kept = False  # whether they were read as an earlier load had quantized them
+        self.kept = self._folder() if self._keeps else None
+
+    def adopt(self, load: Load, progress: ProgressReport) -> None:
+        """Go on for this load of the same checkpoint."""
+        self._load, self._progress = load, progress
+
+    @property
+    def stay_mapped(self) -> bool:
+        """Whether the checkpoint's weights can be used where they are, in their files; or are too few to matter."""
+        try:
+            sizes = _tensor_bytes(self._family.path)
+        except (SafetensorError, OSError):
+            return False  # reading them in earnest says what is wrong
+        if sum(sizes.values()) < _WORTH_KEEPING:
+            return True
+        return self._load.quant_bits == 16 and 2 * sizes[self._dtype] > sum(sizes.values())
+
+    @property
+    def passing_bytes(self) -> int:
+        """Bytes of quantized weights as they are kept, which go once they are: the model has its own, laid out."""
+        kept = self._to_keep or {}
+        return sum(value.nbytes for value in kept.values() if value.dtype == torch.uint8) if self._laid_out else 0
+
+    def describe(self) -> str:
+        named = {4: "bitsandbytes nf4, double quantization", 8: "bitsandbytes int8"}
+        return named.get(self._load.quant_bits, str(self._dtype).removeprefix("torch."))
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def read(self) -> PreTrainedModel:
+        """Read the checkpoint's weights and quantize them as asked.
+
+        :raises DamagedError: if a file cannot be read.
+        :raises Exception: of a kind that :func:`runner.errors.out_of_memory` knows, if memory does not suffice.
+        """
+        self._progress("reading weights")
+        if self._load.quant_bits < 16 and self._device.type == "cpu":
+            pieces.install()
+        try:
+            with watched_weights(lambda fraction: self._progress("reading weights", fraction)):
+                model = self._family.load_model(self._family.path, **self._options())
+        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+            if out_of_memory(error):
+                raise
+            raise DamagedError(f"the checkpoint in {self._load.path} cannot be loaded: {error}") from error
+        if self.kept is not None and _WORTH_KEEPING <= model.get_memory_footprint() <= self._load.quantized_limit:
+            self._to_keep = model.state_dict()  # as bitsandbytes saves it: laid out, it would be saved with losses
+        self._laid_out = linear4.pack(model) > 0
+        return model.eval()
+
+    def read_kept(self) -> PreTrainedModel | None:
+        """Read the weights that an earlier load quantized, if they are there and whole.
+
+        :raises Exception: of a kind that :func:`runner.errors.out_of_memory` knows, if memory does not suffice.
+        """
+        if self.kept is None or (state := kept_weights.state(self.kept)) == "absent":
+            return None
+        if state == "damaged":
+            log.warning("the quantized weights in %s are not what was written and are made anew", self.kept)
+            kept_weights.discard(self.kept)
+            return None
+        self._progress("reading quantized weights")
+        try:
+            with watched_weights(lambda fraction: self._progress("reading quantized weights", fraction)):
+                model = self._family.load_model(self.kept, **self._options(quantize=False))
+            linear4.attach(model, self.kept)
+            self.from_kept = True
+            return model.eval()
+        except Exception as error:  # whatever is wrong with them, the originals are there
+            if out_of_memory(error):
+                raise
+            log.warning("the quantized weights in %s are damaged and made anew: %s", self.kept, error)
+            kept_weights.discard(self.kept)
+            return None
+
+    def _options(self, quantize: bool = True) -> dict[str, Any]:
+        if self._load.quant_bits < 16:
+            bitsandbytes_compat.install()  # before transformers imports it
+        options: dict[str, Any] = {"dtype": self._dtype}
+        if self._load.max_memory:
+            # JSON has no integer keys; accelerate wants GPU numbers as integers.
+            limits = {int(key) if key.isdigit() else key: value for key, value in self._load.max_memory.items()}
+            options |= {"device_map": "auto", "max_memory": limits}
+        else:
+            options |= {"device_map": {"": self._load.device}}
+        if quantize and self._load.quant_bits < 16:
+            options["quantization_config"] = self._quantization()
+        return options
+
+    def _quantization(self) -> BitsAndBytesConfig:
+        # A module is left alone wherever its name is a part of the path, as ``visual`` is in model.visual.blocks.0.
+        kept = [rf"(?:.*\.)?{name}" for name in self._family.declaration.keep_16bit]
+        # Without this a model of which a part lies in RAM is refused. That part is quantized like the rest.
+        offloaded = {"llm_int8_enable_fp32_cpu_offload": True} if self._load.max_memory else {}
+        if self._load.quant_bits == 4:
+            return BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=self._dtype, llm_int8_skip_modules=kept, **offloaded,
+            )  # fmt: skip
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept, **offloaded)
+
+    # -- after the load ------------------------------------------------------------------------------------------------
+
+    def settle(self, model: PreTrainedModel) -> bool:
+        """Keep quantized weights for the next load; on a CPU, lay out plain ones as its kernels want them.
+
+        Return whether any of that was to be done."""
+        plain = self._load.quant_bits == 16 and self._device.type == "cpu" and not self._load.max_memory
+        keep, self._to_keep = self._to_keep, None
+        if plain:
+            try:
+                with torch.inference_mode():
+                    pack(model)
+            except MemoryError as error:
+                log.warning("no memory to lay out the weights of %s; it serves as it is: %s", self._load.name, error)
+            mapped_weights.release(mapped_weights.ranges())
+        if keep is not None:
+            self._keep(model, keep)
+            keep.clear()
+            trim(collect=False)  # what was kept for writing lies among what stays
+        return plain or keep is not None
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether quantized weights are kept for the next load: not where some of them are offloaded."""
+        return self._load.quant_bits < 16 and bool(self._load.quantized_dir) and not self._load.max_memory
+
+    def _folder(self) -> Path:
+        """Return the folder for the quantized weights of this load."""
+        load = self._load
+        settings = {**self._quantization().to_diff_dict(), "bits": load.quant_bits, "layout": _LAYOUT}
+        self._made_of = kept_weights.origin(Path(load.path))
+        found = kept_weights.key(self._made_of, settings)
+        return kept_weights.folder(Path(load.quantized_dir), load.name, load.quant_bits, found)
+
+    def _keep(self, model: PreTrainedModel, weights: dict[str, Any]) -> None:
+        assert self.kept is not None
+        if self.kept.exists():
+            return
+        started, unfinished = time.monotonic(), None
+        try:
+            unfinished = kept_weights.begin(self.kept, 2 * int(model.get_memory_footprint()))
+            _without_quantizer(model).save_pretrained(unfinished, state_dict=weights, max_shard_size=_SHARD)
+            linear4.save(model, unfinished)
+            variant = f"{self._device.type} {self._dtype}"
+            kept_weights.finish(unfinished, self.kept, self._load.name, self._load.quant_bits, variant, self._made_of)
+            for gone in kept_weights.prune(self.kept.parent, self._load.quantized_limit):
+                log.info("removed %s to keep quantized weights within their limit", gone.folder.name)
+        except Exception as error:  # a full disk, most likely; the model serves all the same
+            log.warning("the quantized weights of %s cannot be kept: %s", self._load.name, error)
+        else:
+            log.info("kept the quantized weights of %s in %.1f s", self._load.name, time.monotonic() - started)
+        finally:
+            if unfinished is not None:
+                kept_weights.discard(unfinished)
+
+
+def mapped_bytes(model: PreTrainedModel) -> int:
+    """Return how many bytes of the model's tensors are used where they lie in their file. Lets the pages of those files
+    go that were read on the way."""
+    found = mapped_weights.ranges()
+    mapped_weights.release(found)
+    tensors = [*model.parameters(), *model.buffers(), *linear4.scales(model)]
+    return mapped_weights.bytes_within(found, ((tensor.data_ptr(), tensor.nbytes) for tensor in tensors))
+
+
+def _without_quantizer(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the same model as one that saves the weights it is given. Otherwise it would ask its modules for theirs,
+    which bitsandbytes answers by undoing their layout, in the middle of their use."""
+    same: PreTrainedModel = object.__new__(type(model))
+    same.__dict__.update(model.__dict__, hf_quantizer=None)
+    same.__dict__.pop("hf_device_map", None)
+    return same
+
+
+def _tensor_bytes(folder: Path) -> "Counter[torch.dtype]":
+    """Return the bytes of a checkpoint's tensors by type, from the files' headers."""
+    found: Counter[torch.dtype] = Counter()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():
+                tensor = opened.get_tensor(name)  # mapped; nothing is read
+                found[tensor.dtype] += tensor.nbytes
+    return found

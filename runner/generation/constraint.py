@@ -1,0 +1,305 @@
+"""Answers held to a form: JSON, a schema, a regular expression, a grammar. Runner process.
+
+The grammars and their masks are llguidance's; this is how Switchyard asks for them. Knows tokenizers, but no engine.
+One ``Grammars`` per loaded model, one ``Mask`` per sequence. Not for several threads at once.
+"""
+
+import ctypes
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from queue import Queue
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+from numpy.typing import NDArray
+
+from protocol.messages import Constraint
+from runner.errors import RequestError, RunnerError
+from runner.generation.tool_calls import SEPARATORS
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+KEPT = 32
+"""How many compiled grammars a model keeps for the next request that asks for the same."""
+
+LONGEST = 65_536
+"""Characters a constraint may have. The library's compiler calls itself for each part within a part, so that this
+bounds how deep its stack grows, and it takes seconds over more."""
+
+DEEP_STACK = 1 << 28
+"""Bytes of address space for that stack: twice what the worst found of that length gets by with."""
+
+MOST_EXAMINED = 1_000_000
+"""Characters of schema compiled to say which part of a refused one it is: of each part, with what it refers to."""
+
+# Where a schema has others within it: one, some by name, or a list.
+ONE_SCHEMA = ("items", "additionalProperties", "not", "if", "then", "else", "contains")
+NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
+LISTED_SCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems")
+
+LIMITS = LLParserLimits(initial_lexer_fuel=100_000, verbose_errors=False)
+"""The library's own but for what an expression may cost before the first token: a tenth. Seconds at the very worst."""
+
+
+class Mask:
+    """What the grammar allows next in one answer."""
+
+    def __init__(self, matcher: LLMatcher, tokenizer: LLTokenizer, ends: frozenset[int]) -> None:
+        self._matcher = matcher
+        self._ends = ends
+        self._ended = False
+        self._size = tokenizer.vocab_size
+        self._packed = allocate_token_bitmask(1, self._size)
+        # An end that only the tokenizer knows would not end the answer.
+        self._false_ends = [token for token in tokenizer.eos_tokens if ends and token not in ends]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the answer is complete and nothing more may come."""
+        return self._ended or (self._matcher.is_stopped() and not self._matcher.is_error())
+
+    def apply(self, scores: NDArray[np.float32]) -> None:
+        """Set to -inf, in place, the scores (V,) of tokens that may not come next.
+
+        V may differ from the tokenizer's: models pad theirs. What the tokenizer does not have may not come.
+
+        :raises RequestError: if the grammar is too complex to go on with.
+        """
+        common = min(self._size, scores.size)
+        if self._ended:
+            allowed = np.zeros(common, np.uint8)
+        else:
+            fill_next_token_bitmask(self._matcher, self._packed)
+            self._check()
+            allowed = np.unpackbits(self._packed.view(np.uint8)[0], count=common, bitorder="little")
+        for token in self._false_ends:
+            if token < common:
+                allowed[token] = 0
+        ends = {}
+        if self._ended or self._matcher.is_accepting():
+            ends = {token: scores[token] for token in self._ends if token < scores.size}
+        scores[common:] = -np.inf
+        np.copyto(scores[:common], -np.inf, where=allowed == 0)
+        for token, score in ends.items():
+            scores[token] = score
+
+    def accept(self, token: int) -> None:
+        """Take the token that came.
+
+        :raises RunnerError: if it is one that may not come.
+        """
+        if token in self._ends and (self._ended or self._matcher.is_accepting()):
+            self._ended = True
+        elif self._ended or not self._matcher.consume_token(token):
+            raise RunnerError(f"token {token} came where the constraint does not allow it")
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise RequestError(f"the answer cannot be held to its form further: {_short(self._matcher.get_error())}")
+
+
+class Grammars:
+    """Compiles constraints for one model.
+
+    :param tokenizer: Makes the tokenizer, which takes up to a second, when the first constraint comes.
+    :param ends: The ids that end an answer: each is allowed wherever the grammar may end.
+    """
+
+    def __init__(self, tokenizer: Callable[[], LLTokenizer], ends: Collection[int]) -> None:
+        self._make = tokenizer
+        self._tokenizer: LLTokenizer | None = None
+        self._ends = frozenset(ends)
+        self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
+
+    def compile(self, constraint: Constraint) -> Mask:
+        """Return the mask of a new sequence.
+
+        :raises RequestError: if the constraint is not understood or cannot be enforced. It says which part of it.
+        """
+        if self._tokenizer is None:
+            self._tokenizer = self._make()
+        matcher = self._compiled.pop(constraint, None)
+        if matcher is None:
+            if len(constraint.value) > LONGEST:
+                raise RequestError(f"what the answer must match is longer than {LONGEST:,} characters")
+            matcher = _on_deep_stack(partial(_matcher, constraint, self._tokenizer))
+        self._compiled[constraint] = matcher
+        if len(self._compiled) > KEPT:
+            self._compiled.popitem(last=False)
+        return Mask(matcher.deep_copy(), self._tokenizer, self._ends)
+
+
+def from_transformers(tokenizer: Any) -> LLTokenizer:
+    """Return the grammar's view of a tokenizer of transformers.
+
+    :raises RequestError: if it is not one of the Rust library's, or has no end: the library would take another token.
+    """
+    from llguidance.hf import from_tokenizer
+
+    if getattr(tokenizer, "eos_token_id", None) is None:
+        raise RequestError("this model's answers cannot be constrained: its tokenizer has no token for the end")
+    try:
+        return from_tokenizer(tokenizer)
+    except ValueError as error:
+        raise RequestError(f"this model's answers cannot be constrained: {error}") from error
+
+
+def from_llama_cpp(llama: Any) -> LLTokenizer:
+    """Return the grammar's view of the vocabulary of a ``llama_cpp.Llama``, which must outlive it.
+
+    :raises RequestError: if it has no token for the end.
+    """
+    import llama_cpp
+
+    vocabulary = llama_cpp.llama_model_get_vocab(llama.model)
+    ends = [token for token in range(llama.n_vocab()) if llama_cpp.llama_vocab_is_eog(vocabulary, token)]
+    if not ends:
+        raise RequestError("this model's answers cannot be constrained: its vocabulary has no token for the end")
+    return LLTokenizer.from_llamacpp(  # type: ignore[attr-defined]
+        tokens=[_spelling(vocabulary, token) for token in range(llama.n_vocab())],
+        vocab_ptr=vocabulary,
+        tokenize_fptr=ctypes.cast(llama_cpp.llama_cpp._lib.llama_tokenize, ctypes.c_void_p).value,
+        eos_token=ends,
+    )
+
+
+def _spelling(vocabulary: Any, token: int) -> bytes:
+    """Return a token's bytes; those of control tokens, which are no text, follow a 0xff.
+
+    llguidance's own helper also marks what a model's authors have added, such as ``<tool_call>``. Those are text here:
+    the grammar can then use the one token that the model expects.
+    """
+    import llama_cpp
+
+    size = 64
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        length = llama_cpp.llama_token_to_piece(vocabulary, token, buffer, size, 0, True)
+        if length >= 0:
+            break
+        size = -length
+    control = llama_cpp.llama_vocab_get_attr(vocabulary, token) & llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
+    return (b"\xff" if control else b"") + buffer.raw[:length]
+
+
+def _matcher(constraint: Constraint, tokenizer: LLTokenizer) -> LLMatcher:
+    """Compile a constraint. :raises RequestError: if it cannot be."""
+    if constraint.kind == "json_object":
+        grammar = _json_grammar({"type": "object"})
+    elif constraint.kind == "json_schema":
+        grammar = _json_grammar(_schema(constraint.value))
+    elif constraint.kind == "regex":
+        # The library puts the expression between slashes, and this one would take the second for itself.
+        if (len(constraint.value) - len(constraint.value.rstrip("\\"))) % 2:
+            raise RequestError("the regular expression is not valid: it ends in a lone backslash")
+        grammar = LLMatcher.grammar_from_regex(constraint.value)
+    else:
+        grammar = LLMatcher.grammar_from_lark(constraint.value)
+    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
+    if not matcher.is_error():
+        matcher.compute_bitmask()  # some faults, such as a rule that only calls itself, show here; the work is kept
+    if not matcher.is_error():
+        return matcher
+    error = _short(matcher.get_error())
+    if constraint.kind == "json_schema":
+        place, error = _culprit(_schema(constraint.value), error)
+        raise RequestError(f"the JSON schema cannot be enforced, because of {place}: {error}")
+    if constraint.kind == "regex":
+        raise RequestError(f"the regular expression is not valid: {error}")
+    number = re.match(r"(?:at )?(\d+)\(", error)
+    line = "".join(constraint.value.split("\n")[int(number[1]) - 1 : int(number[1])])[:60] if number else ""
+    raise RequestError(f"the grammar is not valid: {error}" + f", in {line!r}" * bool(line))
+
+
+def _json_grammar(schema: Any) -> str:
+    """Return the grammar of a schema. Its own ``x-guidance`` goes before our separators."""
+    try:
+        return LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=cast("JsonCompileOptions", SEPARATORS))
+    except ValueError as error:  # nested too deeply
+        raise RequestError(f"the JSON schema cannot be enforced: {error}") from error
+
+
+def _schema(text: str) -> Any:
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"the JSON schema is no JSON: {error}") from error
+    if schema is True:
+        return {}
+    if not isinstance(schema, dict):
+        raise RequestError("the JSON schema must be a JSON object" + " that something matches" * (schema is False))
+    return schema
+
+
+def _culprit(schema: Any, error: str) -> tuple[str, str]:
+    """Return the innermost part of a schema that is refused by itself, as a JSON pointer, and why it is."""
+    found, shared = "#", {}
+    if isinstance(schema, dict):
+        shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    examined = 0
+    rest = _subschemas(schema, "#")
+    while (part := next(rest, None)) is not None and examined < MOST_EXAMINED:
+        place, subschema = part
+        grammar = _json_grammar(shared | subschema)
+        examined += len(grammar)
+        refused, problems = LLMatcher.validate_grammar_with_warnings(grammar, limits=LIMITS)
+        if refused:
+            found, error, rest = place, _short(problems[0]), _subschemas(subschema, place)
+    return found, error
+
+
+def _subschemas(schema: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the schemas directly inside a schema, each with its JSON pointer."""
+    if not isinstance(schema, dict):
+        return
+    for key, value in schema.items():
+        within = f"{place}/{_escaped(key)}"
+        if key in ONE_SCHEMA and isinstance(value, dict):
+            yield within, value
+        elif key in NAMED_SCHEMAS and isinstance(value, dict):
+            yield from ((f"{within}/{_escaped(name)}", part) for name, part in value.items() if isinstance(part, dict))
+        elif key in LISTED_SCHEMAS and isinstance(value, list):
+            yield from ((f"{within}/{index}", part) for index, part in enumerate(value) if isinstance(part, dict))
+
+
+def _escaped(key: str) -> str:
+    return key.replace("~", "~0").replace("/", "~1")
+
+
+def _short(error: str) -> str:
+    """Return what an error of the library says, without the source it repeats, in a length that a client can read."""
+    if error.startswith("NoExtension"):
+        return "nothing matches it"
+    error = re.split(r"\n\s*\d+ \| |<backtrace>|<non-verbose/>", error)[0]
+    line = " ".join(error.split())
+    return line if len(line) <= 300 else line[:150] + " … " + line[-150:]
+
+
+def _on_deep_stack(work: Callable[[], LLMatcher]) -> LLMatcher:
+    """Return what ``work`` returns, or raise what it raises, from a thread with a stack that nothing here overflows."""
+    results: Queue[LLMatcher | Exception] = Queue()
+
+    def run() -> None:
+        try:
+            results.put(work())
+        except Exception as error:
+            results.put(error)
+
+    before = threading.stack_size(DEEP_STACK)
+    try:
+        thread = threading.Thread(target=run, name="grammar")
+        thread.start()
+    finally:
+        threading.stack_size(before)
+    thread.join()
+    result = results.get()
+    if isinstance(result, Exception):
+        raise result
+    return result

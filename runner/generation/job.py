@@ -1,0 +1,198 @@
+"""One request inside a runner: what it asked, whether it is still wanted, and its answers so far.
+
+A request has one or more choices, independent answers to the same prompt. Whoever makes tokens gives each to
+:meth:`Choice.token` and stops that choice as soon as it says so. Runner process; knows nothing of models.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from protocol.messages import (
+    Delta,
+    Done,
+    FinishReason,
+    Generate,
+    RunnerMessage,
+    Started,
+    Step,
+    TokenLogprob,
+    ToolCall,
+)
+from runner.generation.detokenizer import Detokenizer, StopStrings, ThinkSplitter
+from runner.generation.tool_calls import ToolCalls
+
+
+class Job:
+    """A request under way. ``send`` takes messages to the gateway; ``relief`` is what was done for want of memory."""
+
+    def __init__(self, request: Generate, send: Callable[[RunnerMessage], None]) -> None:
+        self.request = request
+        self.extras: dict[str, Any] = {}
+        self.relief: dict[Step, None] = {}
+        self.choices: list[Choice] = []
+        self.prompt_tokens = 0
+        self.over = False
+        self._held = False
+        self._send = send
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+
+    @property
+    def wanted(self) -> bool:
+        """False once somebody cancelled it. Whoever works on it asks between steps."""
+        return not self._cancelled.is_set()
+
+    def unwanted_within(self, seconds: float) -> bool:
+        """Wait for somebody to cancel it. Return whether somebody did."""
+        return self._cancelled.wait(seconds)
+
+    def give_up(self) -> None:
+        """End it where it was cancelled before anything was made of it."""
+        self.over = True
+        cancelled: FinishReason = "cancelled"
+        reasons = (cancelled,) * self.request.choices
+        self._send(Done(self.request.request_id, reasons, self.prompt_tokens, 0, self.extras))
+
+    def begin(
+        self, prompt_tokens: int, decode: Callable[[list[int]], str], thinks: bool = False, inside: bool = False
+    ) -> "list[Choice]":
+        """Say that generation starts, and return the choices to be made.
+
+        ``decode`` turns ids into text; ``thinks`` tells that the model may think between <think> tags, ``inside`` that
+        the prompt ends within them.
+        """
+        self.prompt_tokens = prompt_tokens
+        self.choices = [Choice(self, index, decode, thinks, inside) for index in range(self.request.choices)]
+        self._send(Started(self.request.request_id, prompt_tokens))
+        return self.choices
+
+    def rendered(self, prompt: str, ids: list[int]) -> None:
+        """Answer a request that only wants to see its prompt."""
+        self.prompt_tokens, self.over = len(ids), True
+        extras = {"prompt": prompt, "token_ids": ids}
+        self._send(Done(self.request.request_id, ("stop",), len(ids), 0, extras))
+
+    def send(self, delta: Delta) -> None:
+        self._send(delta)
+
+    def hold(self) -> None:
+        """Let the end wait for :meth:`release`, because something follows the text."""
+        self._held = True
+
+    def release(self) -> None:
+        self._held = False
+        self.ended()
+
+    def ended(self) -> None:
+        """Send the end, once every choice has one."""
+        reasons = [choice.finish_reason for choice in self.choices]
+        if not self.over and not self._held and None not in reasons:
+            self.over = True
+            tokens = sum(choice.tokens for choice in self.choices)
+            done = tuple(reason for reason in reasons if reason is not None)
+            self._send(
+                Done(self.request.request_id, done, self.prompt_tokens, tokens, self.extras, tuple(self.relief))
+            )
+
+
+class Choice:
+    """One answer: from tokens to the pieces a client sees."""
+
+    def __init__(self, job: Job, index: int, decode: Callable[[list[int]], str], thinks: bool, inside: bool) -> None:
+        request = job.request
+        self.job = job
+        self.index = index
+        self.tokens = 0
+        self.finish_reason: FinishReason | None = None
+        self._detokenizer = Detokenizer(decode)
+        self._stops = StopStrings(request.sampling.stop)
+        self._thinking = ThinkSplitter(inside) if thinks else None
+        self.thinks = thinks
+        self._calls = ToolCalls() if request.tools and request.tool_choice != "none" else None
+        self._called = False
+        self._unsent_tokens = 0
+        self._logprobs: list[TokenLogprob] = []
+        self._space = ""
+        self._last_kind: bool | None = None
+
+    @property
+    def thinking(self) -> bool:
+        """Whether the next token is a thought, not a part of the answer."""
+        return self._thinking is not None and self._thinking.inside
+
+    def token(self, token: int, logprob: TokenLogprob | None = None) -> bool:
+        """Take one token that is part of the answer. Return whether to go on."""
+        self.tokens += 1
+        self._unsent_tokens += 1
+        if logprob is not None:
+            self._logprobs.append(logprob)
+        self._show(self._detokenizer.push(token))
+        return self.job.wanted and not self._stops.stopped
+
+    def finish(self, reason: FinishReason) -> None:
+        """Send what was held back; the request ends with its last choice. A second end is no news."""
+        if self.finish_reason is not None:
+            return
+        self._show(self._detokenizer.flush())
+        for text, reasoning in self._thinking.flush() if self._thinking else ():
+            self._piece(text, reasoning)
+        self._answer(self._stops.flush())
+        for piece in self._calls.flush() if self._calls else ():
+            self._send_piece(piece)
+        if self._logprobs:
+            self._delta("", False)
+        if not self.job.wanted:
+            reason = "cancelled"
+        elif self._stops.stopped:
+            reason = "stop"
+        self.finish_reason = "tool_calls" if self._called and reason == "stop" else reason
+        self.job.ended()
+
+    def _show(self, text: str) -> None:
+        if text:
+            for piece, reasoning in self._thinking.push(text) if self._thinking else [(text, False)]:
+                self._piece(piece, reasoning)
+
+    def _piece(self, text: str, reasoning: bool) -> None:
+        if reasoning:
+            self._text(text, True)
+        else:
+            self._answer(self._stops.push(text))  # they cut the answer, not the thinking before it
+
+    def _answer(self, text: str) -> None:
+        for piece in self._calls.push(text) if self._calls else [text]:
+            self._send_piece(piece)
+
+    def _send_piece(self, piece: str | ToolCall) -> None:
+        if isinstance(piece, str):
+            if piece:
+                self._text(piece, False)
+        else:
+            self._called = True
+            self._delta("", False, piece)
+
+    def _text(self, text: str, reasoning: bool) -> None:
+        """Send text without white space around the answer and around the thinking: it waits for what follows it.
+
+        The continuation of a bare prompt is sent as it is.
+        """
+        if not self.job.request.template:
+            self._delta(text, reasoning)
+            return
+        if reasoning is not self._last_kind:
+            if not text.strip():
+                return
+            text, self._space, self._last_kind = text.lstrip(), "", reasoning
+        text = self._space + text
+        shown = text.rstrip()
+        self._space = text[len(shown) :]
+        if shown:
+            self._delta(shown, reasoning)
+
+    def _delta(self, text: str, reasoning: bool, call: ToolCall | None = None) -> None:
+        logprobs, self._logprobs = tuple(self._logprobs), []
+        tokens, self._unsent_tokens = self._unsent_tokens, 0
+        self.job.send(Delta(self.job.request.request_id, text, reasoning, tokens, self.index, logprobs, call))
