@@ -40,15 +40,29 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["switchyard"] = service
     Compress(app)
     access_log.register(app)
-    blueprints = (generate.blueprint, *openai.BLUEPRINTS, admin.blueprint, events.blueprint, usage.blueprint,
-                  health.blueprint, metrics.blueprint, page.blueprint, ui.blueprint, weights.blueprint)  # fmt: skip
+    blueprints = (
+        generate.blueprint,
+        *openai.BLUEPRINTS,
+        admin.blueprint,
+        events.blueprint,
+        usage.blueprint,
+        health.blueprint,
+        metrics.blueprint,
+        page.blueprint,
+        ui.blueprint,
+        weights.blueprint,
+    )
     for blueprint in blueprints:
         app.register_blueprint(blueprint)
     errors.register(app)
     access = Access(app, settings, errors.gateway_error)
 
-    log.info("profile %s with %s on %s", settings.profile, ", ".join(service.catalog.names),
-             ", ".join(service.placement.places))  # fmt: skip
+    log.info(
+        "profile %s with %s on %s",
+        settings.profile,
+        ", ".join(service.catalog.names),
+        ", ".join(service.placement.places),
+    )
     if settings.log_prompts:
         log.warning("log_prompts is on: what users write is kept in %s", settings.logs_dir / "main.log")
     service.start()

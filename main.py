@@ -72,18 +72,39 @@ def _run(arguments: argparse.Namespace) -> int:
             case "batch":
                 from commands import batch
 
-                return batch.run(settings, batch.Options(
-                    arguments.input, arguments.output, arguments.model, arguments.url, arguments.concurrency,
-                    arguments.retries, arguments.fresh, arguments.timeout, arguments.retry_failed,
-                    tuple(arguments.files),
-                ))  # fmt: skip
+                return batch.run(
+                    settings,
+                    batch.Options(
+                        arguments.input,
+                        arguments.output,
+                        arguments.model,
+                        arguments.url,
+                        arguments.concurrency,
+                        arguments.retries,
+                        arguments.fresh,
+                        arguments.timeout,
+                        arguments.retry_failed,
+                        tuple(arguments.files),
+                    ),
+                )
             case "moderate":
                 from commands import moderate
 
-                return moderate.run(settings, moderate.Options(
-                    arguments.video, arguments.policy, arguments.url, arguments.model, arguments.out, arguments.fps,
-                    arguments.max_frames, arguments.longest_side, arguments.concurrency, arguments.patience,
-                ))  # fmt: skip
+                return moderate.run(
+                    settings,
+                    moderate.Options(
+                        arguments.video,
+                        arguments.policy,
+                        arguments.url,
+                        arguments.model,
+                        arguments.out,
+                        arguments.fps,
+                        arguments.max_frames,
+                        arguments.longest_side,
+                        arguments.concurrency,
+                        arguments.patience,
+                    ),
+                )
             case "cache":
                 from commands import cache
 
@@ -95,9 +116,7 @@ def _run(arguments: argparse.Namespace) -> int:
             case _:
                 from commands import serve
 
-                return serve.run(
-                    settings, download_only=arguments.download_only, force_cleanup=arguments.force_cleanup
-                )
+                return serve.run(settings, download_only=arguments.download_only, force_cleanup=arguments.force_cleanup)
     except (SettingsError, CatalogError, ValueError) as error:
         print(f"switchyard: {error}", file=sys.stderr)
         return 2
@@ -126,8 +145,13 @@ def _parser() -> argparse.ArgumentParser:
     chat = verbs.add_parser("chat", help="talk to a model of a running server")
     chat.add_argument("model", help="its name, say deepseek")
     chat.add_argument("prompt", nargs="?", help="ask this once and leave")
-    chat.add_argument("--file", action="append", default=[], metavar="FILE",
-                      help="image, audio or video to send along; may be repeated")  # fmt: skip
+    chat.add_argument(
+        "--file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="image, audio or video to send along; may be repeated",
+    )
     chat.add_argument("--url", help="the server's address (default http://127.0.0.1:5000)")
     batch = verbs.add_parser("batch", help="answer a file of prompts, one result per line")
     _batch(batch)
@@ -153,12 +177,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _common(parser: argparse.ArgumentParser, default: Any) -> None:
-    """Add the flags of every verb. They may stand before or after it; after it, one left out must not hide one before.
-    """
+    """Add the flags of every verb. They may stand before or after it; after it, one left out must not hide one
+    before."""
     parser.add_argument("--profile", default=default, help="catalog to serve: workstation (default) or pocket")
     parser.add_argument("--config", type=Path, default=default, metavar="FILE", help="YAML file of settings")
-    parser.add_argument("--models-file", type=Path, default=default, metavar="FILE",
-                        help="your own models.yaml (default: ./models.yaml)")  # fmt: skip
+    parser.add_argument(
+        "--models-file",
+        type=Path,
+        default=default,
+        metavar="FILE",
+        help="your own models.yaml (default: ./models.yaml)",
+    )
 
 
 def _size(text: str) -> int:
@@ -172,19 +201,37 @@ def _size(text: str) -> int:
 
 def _batch(parser: argparse.ArgumentParser) -> None:
     parser.description = "Answer every line of a file. A run that was stopped is taken up by the same command."
-    parser.add_argument("--input", type=Path, required=True, metavar="FILE",
-                        help="one JSON value per line: a prompt as a string, an object of /generate's fields, "
-                             "or a line of OpenAI's batch format")  # fmt: skip
+    parser.add_argument(
+        "--input",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="one JSON value per line: a prompt as a string, an object of /generate's fields, "
+        "or a line of OpenAI's batch format",
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="where the results go, in order")
     parser.add_argument("--model", help="its name, for lines that name none")
-    parser.add_argument("--url", help="the server's address (default: the settings' one, "
-                                      "and if nobody answers there one started for this run)")  # fmt: skip
+    parser.add_argument(
+        "--url",
+        help="the server's address (default: the settings' one, and if nobody answers there one started for this run)",
+    )
     parser.add_argument("--concurrency", type=int, default=16, metavar="N", help="requests at a time (default 16)")
-    parser.add_argument("--retries", type=int, default=8, metavar="N",
-                        help="how often a line is asked again when the server is busy or gone (default 8)")  # fmt: skip
+    parser.add_argument(
+        "--retries",
+        type=int,
+        default=8,
+        metavar="N",
+        help="how often a line is asked again when the server is busy or gone (default 8)",
+    )
     parser.add_argument("--timeout", help="deadline of each request, say 90 or 10m (default: the server's)")
-    parser.add_argument("--files", type=Path, action="append", default=[], metavar="DIR",
-                        help="a folder whose files lines may name, besides the input's; may be repeated")  # fmt: skip
+    parser.add_argument(
+        "--files",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a folder whose files lines may name, besides the input's; may be repeated",
+    )
     parser.add_argument("--retry-failed", action="store_true", help="ask the lines again whose result is an error")
     parser.add_argument("--fresh", action="store_true", help="start over, whatever the output holds")
 

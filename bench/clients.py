@@ -113,15 +113,27 @@ class Client:
 
 def generate(model: str, prompt: str, tokens: int, **fields: Any) -> Question:
     """Return a streaming request to ``/generate``, greedy and of exactly so many tokens."""
-    body = {"prompt": prompt, "max_new_tokens": tokens, "min_tokens": tokens, "temperature": 0,
-            "repetition_penalty": 1.0, "stream": True}  # fmt: skip
+    body = {
+        "prompt": prompt,
+        "max_new_tokens": tokens,
+        "min_tokens": tokens,
+        "temperature": 0,
+        "repetition_penalty": 1.0,
+        "stream": True,
+    }
     return Question(f"/generate/{model}", body | fields)
 
 
 def chat(model: str, prompt: str, tokens: int, **fields: Any) -> Question:
     """Return the same to ``/v1/chat/completions``."""
-    body = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": tokens, "temperature": 0,
-            "stream": True, "stream_options": {"include_usage": True}}  # fmt: skip
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": prompt}],
+        "max_tokens": tokens,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
     return Question("/v1/chat/completions", body | fields)
 
 

@@ -70,14 +70,18 @@ def main(argv: list[str] | None = None) -> int:
     arguments.to.mkdir(parents=True, exist_ok=True)
     summary = _summary(samples, arguments.warm_up)
     report = {
-        "machine": {"processor": platform.processor() or platform.machine(), "cpus": psutil.cpu_count(),
-                    "memory": psutil.virtual_memory().total, "python": platform.python_version()},
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "cpus": psutil.cpu_count(),
+            "memory": psutil.virtual_memory().total,
+            "python": platform.python_version(),
+        },
         "date": time.strftime("%Y-%m-%d"),
         "exit_status": status,
         "before": idle,
         "summary": summary,
         "cycles": [asdict(sample) for sample in samples],
-    }  # fmt: skip
+    }
     (arguments.to / "cycles.json").write_text(json.dumps(report, indent=1) + "\n")
     _draw(samples, arguments.warm_up, arguments.to / "cycles.png")
     _print(summary, len(samples))
@@ -97,8 +101,16 @@ def _cycle(gateway: GatewayProcess, number: int) -> Sample:
     ended = time.perf_counter()
     assert wanted in answer, f"{model} said {answer!r}"
     assert status["pid"] not in gateway.runners(), f"the runner of {model} is still there"
-    return Sample(number, model, status["bytes"], loaded - started, answered - loaded, ended - answered,
-                  ended - started, **_totals(gateway))  # fmt: skip
+    return Sample(
+        number,
+        model,
+        status["bytes"],
+        loaded - started,
+        answered - loaded,
+        ended - answered,
+        ended - started,
+        **_totals(gateway),
+    )
 
 
 def _totals(gateway: GatewayProcess) -> dict[str, int]:
@@ -106,10 +118,15 @@ def _totals(gateway: GatewayProcess) -> dict[str, int]:
     assert forkserver is not None
     held, theirs = server.memory_full_info(), forkserver.memory_full_info()
     return {
-        "server_uss": held.uss, "server_rss": held.rss, "server_fds": server.num_fds(),
-        "server_threads": server.num_threads(), "forkserver_uss": theirs.uss, "forkserver_fds": forkserver.num_fds(),
-        "processes": len(gateway.processes()), "available": psutil.virtual_memory().available,
-    }  # fmt: skip
+        "server_uss": held.uss,
+        "server_rss": held.rss,
+        "server_fds": server.num_fds(),
+        "server_threads": server.num_threads(),
+        "forkserver_uss": theirs.uss,
+        "forkserver_fds": forkserver.num_fds(),
+        "processes": len(gateway.processes()),
+        "available": psutil.virtual_memory().available,
+    }
 
 
 def _summary(samples: list[Sample], warm_up: int) -> dict[str, float]:
@@ -119,8 +136,10 @@ def _summary(samples: list[Sample], warm_up: int) -> dict[str, float]:
     def slope(name: str) -> float:
         return float(statistics.linear_regression(cycles, [getattr(sample, name) for sample in steady]).slope)
 
-    figures: dict[str, float] = {f"{name}_per_cycle": slope(name) for name in
-                                 ("server_uss", "server_rss", "server_fds", "forkserver_uss", "available")}  # fmt: skip
+    figures: dict[str, float] = {
+        f"{name}_per_cycle": slope(name)
+        for name in ("server_uss", "server_rss", "server_fds", "forkserver_uss", "available")
+    }
     for name in ("server_uss", "server_rss", "forkserver_uss", "server_fds", "processes"):
         figures |= {f"{name}_first": getattr(steady[0], name), f"{name}_last": getattr(steady[-1], name)}
     for model in ASKED:
@@ -134,8 +153,11 @@ def _summary(samples: list[Sample], warm_up: int) -> dict[str, float]:
 def _draw(samples: list[Sample], warm_up: int, path: Path) -> None:
     figure, (memory, times) = pyplot.subplots(2, 1, figsize=(9, 7), sharex=True, layout="constrained")
     cycles = [sample.cycle for sample in samples]
-    for name, label in (("server_uss", "gateway, unique"), ("server_rss", "gateway, resident"),
-                        ("forkserver_uss", "forkserver, unique")):  # fmt: skip
+    for name, label in (
+        ("server_uss", "gateway, unique"),
+        ("server_rss", "gateway, resident"),
+        ("forkserver_uss", "forkserver, unique"),
+    ):
         memory.plot(cycles, [getattr(sample, name) / MB for sample in samples], label=label)
     memory.axvspan(0, warm_up, color="0.93", label="warm-up")
     memory.set(ylabel="MB after the eviction", ylim=(0, None), title="Memory over loads and evictions of two models")

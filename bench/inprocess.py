@@ -27,9 +27,14 @@ class InProcess:
     def __init__(self, **fields: Any) -> None:
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.inprocess", json.dumps(fields)], cwd=ROOT, env=environment,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
+            [sys.executable, "-m", "bench.inprocess", json.dumps(fields)],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
         self.order(order="ready")
 
     def order(self, **order: Any) -> dict[str, Any]:
@@ -151,16 +156,23 @@ def _generate(tokenizer: Any, model: Any, prompts: Sequence[str], tokens: int) -
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=model.device)  # (B, T)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
     with torch.inference_mode():
-        found = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=tokens, min_new_tokens=tokens,
-                               do_sample=False, pad_token_id=0)  # fmt: skip
+        found = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=0,
+        )
     made = found.shape[0] * (found.shape[1] - width)
     tokenizer.batch_decode(found[:, width:], skip_special_tokens=True)
     return {"seconds": time.perf_counter() - started, "tokens": made}
 
 
 def _ids(tokenizer: Any, prompt: str) -> list[int]:
-    text = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False,
-                                         add_generation_prompt=True)  # fmt: skip
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
@@ -170,8 +182,16 @@ def _raise(error: Exception) -> None:
 
 def checkpoint_fields(path: Path, template: str, device: str) -> dict[str, Any]:
     """Return the fields of Load for a checkpoint by transformers at 16 bits, as ``bench.peers.gateway`` serves it."""
-    return {"name": "smollm2_torch", "family": "generic", "engine": "transformers", "path": str(path), "quant_bits": 16,
-            "device": device, "chat_template": template, "max_batch_size": 16}  # fmt: skip
+    return {
+        "name": "smollm2_torch",
+        "family": "generic",
+        "engine": "transformers",
+        "path": str(path),
+        "quant_bits": 16,
+        "device": device,
+        "chat_template": template,
+        "max_batch_size": 16,
+    }
 
 
 if __name__ == "__main__":

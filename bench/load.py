@@ -59,8 +59,10 @@ class Mix:
             self.weights[model] = float(weight or 1)
         if not all(model and weight > 0 for model, weight in self.weights.items()):
             raise ValueError(f"{text!r} is no mix such as deepseek:70,qwen_vl:20")
-        self._media = {name: base64.b64encode((EXAMPLES / name).read_bytes()).decode()
-                       for name in (_PICTURE, _SQUARES, _SOUND, _FILM)}  # fmt: skip
+        self._media = {
+            name: base64.b64encode((EXAMPLES / name).read_bytes()).decode()
+            for name in (_PICTURE, _SQUARES, _SOUND, _FILM)
+        }
 
     def draw(self) -> tuple[str, Question]:
         """Return a model and a question for it."""
@@ -83,8 +85,11 @@ class Mix:
             case "qwen_audio":
                 return {"prompt": "Is the pitch rising or falling?", "audio": media[_SOUND]}
             case "qwen_omni":
-                return {"prompt": "What color is the shape and is the pitch rising or falling?",
-                        "image": media[_PICTURE], "audio": media[_SOUND]}  # fmt: skip
+                return {
+                    "prompt": "What color is the shape and is the pitch rising or falling?",
+                    "image": media[_PICTURE],
+                    "audio": media[_SOUND],
+                }
             case _:
                 return {"prompt": f"Tell me about {chance.choice(_ABOUT)}, in {chance.randint(20, 200)} words."}
 
@@ -106,8 +111,14 @@ class Plan:
         answer = client.ask(question)
         self.answers.append((model, answer))
         failure = None if answer.good else RuntimeError(f"{answer.status or 'no answer'}: {answer.error}")
-        environment.events.request.fire(request_type="POST", name=model, response_time=answer.total * 1e3,
-                                        response_length=answer.tokens, exception=failure, context={})  # fmt: skip
+        environment.events.request.fire(
+            request_type="POST",
+            name=model,
+            response_time=answer.total * 1e3,
+            response_length=answer.tokens,
+            exception=failure,
+            context={},
+        )
 
 
 class Person(User):  # type: ignore[misc]
@@ -172,9 +183,17 @@ def main(argv: list[str] | None = None) -> int:
     print(report.plain(_HEADS, _rows(figures)))
     arguments.to.mkdir(parents=True, exist_ok=True)
     _draw(plan.answers, arguments.to / f"{arguments.name}.png")
-    found = {"machine": machine, "seconds": seconds, "mix": mix.weights, "users": arguments.users,
-             "rate": arguments.rate, "stream": arguments.stream, "max_tokens": arguments.max_tokens,
-             "figures": figures, "answers": [_plain(model, answer) for model, answer in plan.answers]}  # fmt: skip
+    found = {
+        "machine": machine,
+        "seconds": seconds,
+        "mix": mix.weights,
+        "users": arguments.users,
+        "rate": arguments.rate,
+        "stream": arguments.stream,
+        "max_tokens": arguments.max_tokens,
+        "figures": figures,
+        "answers": [_plain(model, answer) for model, answer in plan.answers],
+    }
     report.save(arguments.name, found, arguments.to, page=report.table(_HEADS, _rows(figures)))
     return 0 if any(answer.good for _, answer in plan.answers) else 1
 
@@ -189,8 +208,12 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--mix", default="deepseek:70,qwen_vl:20,qwen_audio:10", help="models and their weights")
     parser.add_argument("--max-tokens", type=int, default=64, help="most tokens of an answer (default 64)")
     parser.add_argument("--stream", action=argparse.BooleanOptionalAction, default=True, help="stream answers")
-    parser.add_argument("--warm-up", action=argparse.BooleanOptionalAction, default=True,
-                        help="ask every model once before, so that no load is measured")  # fmt: skip
+    parser.add_argument(
+        "--warm-up",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="ask every model once before, so that no load is measured",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of what is asked and when (default 0)")
     parser.add_argument("--name", default="load", help="of the files written (default load)")
     parser.add_argument("--to", type=Path, default=report.PAGES, help="folder for the figures")
@@ -243,18 +266,34 @@ def _figures(answers: list[tuple[str, Answer]], seconds: float) -> dict[str, Any
         own = [answer for model, answer in answers if name in (model, "all")]
         good = [answer for answer in own if answer.good]
         found[name] = {
-            "requests": len(own), "statuses": dict(sorted(Counter(str(answer.status) for answer in own).items())),
-            "requests_per_second": len(good) / seconds, "tokens": sum(answer.tokens for answer in good),
+            "requests": len(own),
+            "statuses": dict(sorted(Counter(str(answer.status) for answer in own).items())),
+            "requests_per_second": len(good) / seconds,
+            "tokens": sum(answer.tokens for answer in good),
             "tokens_per_second": sum(answer.tokens for answer in good) / seconds,
             "ttft": report.spread([answer.first for answer in good]),
             "gap": report.spread([gap for answer in good for gap in answer.gaps]),
             "total": report.spread([answer.total for answer in good]),
-        }  # fmt: skip
+        }
     return found
 
 
-_HEADS = ("model", "requests", "by status", "answers/s", "tokens/s", "TTFT p50, s", "p95", "p99", "gap p50, s", "p95",
-          "p99", "total p50, s", "p95", "p99")  # fmt: skip
+_HEADS = (
+    "model",
+    "requests",
+    "by status",
+    "answers/s",
+    "tokens/s",
+    "TTFT p50, s",
+    "p95",
+    "p99",
+    "gap p50, s",
+    "p95",
+    "p99",
+    "total p50, s",
+    "p95",
+    "p99",
+)
 
 
 def _rows(figures: dict[str, Any]) -> Iterator[list[Any]]:
@@ -265,8 +304,15 @@ def _rows(figures: dict[str, Any]) -> Iterator[list[Any]]:
 
 
 def _plain(model: str, answer: Answer) -> dict[str, Any]:
-    return {"model": model, "status": answer.status, "started": round(answer.started, 4), "tokens": answer.tokens,
-            "ttft": round(answer.first, 4), "total": round(answer.total, 4), "pieces": len(answer.pieces)}  # fmt: skip
+    return {
+        "model": model,
+        "status": answer.status,
+        "started": round(answer.started, 4),
+        "tokens": answer.tokens,
+        "ttft": round(answer.first, 4),
+        "total": round(answer.total, 4),
+        "pieces": len(answer.pieces),
+    }
 
 
 def _draw(answers: list[tuple[str, Answer]], path: Path) -> None:
@@ -274,8 +320,9 @@ def _draw(answers: list[tuple[str, Answer]], path: Path) -> None:
     beginning = min((answer.started for _, answer in answers), default=0.0)
     for model in sorted({model for model, _ in answers}):
         good = [answer for name, answer in answers if name == model and answer.good]
-        axes[0, 0].plot([answer.started - beginning for answer in good], [answer.first for answer in good], ".",
-                        label=model)  # fmt: skip
+        axes[0, 0].plot(
+            [answer.started - beginning for answer in good], [answer.first for answer in good], ".", label=model
+        )
         shown = {
             axes[0, 1]: [answer.first for answer in good],
             axes[1, 0]: [gap for answer in good for gap in answer.gaps],

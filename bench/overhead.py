@@ -68,8 +68,12 @@ def main(argv: list[str] | None = None) -> int:
     verdicts = [_verdict(case) for case in cases]
     print("\n".join([report.plain(_HEADS, _rows(cases)), "", *verdicts]))
     _draw(cases, arguments.to / "overhead.png")
-    report.save("overhead", {"machine": machine, "cases": [asdict(case) for case in cases]}, arguments.to,
-                page=[*report.table(_HEADS, _rows(cases)), "", *(f"- {verdict}" for verdict in verdicts)])  # fmt: skip
+    report.save(
+        "overhead",
+        {"machine": machine, "cases": [asdict(case) for case in cases]},
+        arguments.to,
+        page=[*report.table(_HEADS, _rows(cases)), "", *(f"- {verdict}" for verdict in verdicts)],
+    )
     return 0
 
 
@@ -90,10 +94,18 @@ def _gguf_fields(device: str) -> dict[str, Any]:
     """Return the fields of Load that the gateway uses for the pocket profile's text model."""
     spec = load_catalog(Settings(profile="pocket")).get("deepseek")
     assert spec is not None
-    return {"name": spec.name, "family": spec.family, "engine": spec.engine, "path": str(spec.path(Path("models"))),
-            "quant_bits": spec.quant_bits, "device": device, "context": spec.context,
-            "chat_template": spec.chat_template, "max_batch_size": Catalog.batch_size(spec),
-            "batch_wait": spec.batch_wait_ms / 1000}  # fmt: skip
+    return {
+        "name": spec.name,
+        "family": spec.family,
+        "engine": spec.engine,
+        "path": str(spec.path(Path("models"))),
+        "quant_bits": spec.quant_bits,
+        "device": device,
+        "context": spec.context,
+        "chat_template": spec.chat_template,
+        "max_batch_size": Catalog.batch_size(spec),
+        "batch_wait": spec.batch_wait_ms / 1000,
+    }
 
 
 def _ways(
@@ -141,26 +153,54 @@ def _case(engine: str, tokens: int, taken: dict[str, list[float]]) -> Case:
     chance = random.Random(0)
     medians = [statistics.median(chance.choices(differences, k=len(differences))) for _ in range(2000)]
     allowed = FACTOR * statistics.median(taken["inprocess"]) + MORE
-    return Case(engine, tokens, taken["gateway"], taken["inprocess"], taken["plain"], statistics.median(differences),
-                (report.percentile(medians, 0.025), report.percentile(medians, 0.975)), allowed,
-                statistics.median(taken["gateway"]) <= allowed)  # fmt: skip
+    return Case(
+        engine,
+        tokens,
+        taken["gateway"],
+        taken["inprocess"],
+        taken["plain"],
+        statistics.median(differences),
+        (report.percentile(medians, 0.025), report.percentile(medians, 0.975)),
+        allowed,
+        statistics.median(taken["gateway"]) <= allowed,
+    )
 
 
 def _verdict(case: Case) -> str:
     taken = statistics.median(case.gateway)
-    return (f"{case.engine}, {case.tokens} token(s): {taken * 1e3:.1f} ms through the gateway, "
-            f"at most {case.allowed * 1e3:.1f} ms wanted: {'met' if case.holds else 'missed'}")  # fmt: skip
+    return (
+        f"{case.engine}, {case.tokens} token(s): {taken * 1e3:.1f} ms through the gateway, "
+        f"at most {case.allowed * 1e3:.1f} ms wanted: {'met' if case.holds else 'missed'}"
+    )
 
 
-_HEADS = ("engine", "tokens", "rounds", "gateway p50, ms", "p95", "engine in-process p50, ms", "p95",
-          "plain generate p50, ms", "added, ms", "95 % interval")  # fmt: skip
+_HEADS = (
+    "engine",
+    "tokens",
+    "rounds",
+    "gateway p50, ms",
+    "p95",
+    "engine in-process p50, ms",
+    "p95",
+    "plain generate p50, ms",
+    "added, ms",
+    "95 % interval",
+)
 
 
 def _rows(cases: list[Case]) -> Iterator[list[Any]]:
     for case in cases:
         low, high = (f"{bound * 1e3:+.2f}" for bound in case.interval)
-        yield [case.engine, case.tokens, len(case.gateway), *_ms(case.gateway), *_ms(case.inprocess),
-               _ms(case.plain)[0], f"{case.difference * 1e3:+.2f}", f"{low} to {high}"]  # fmt: skip
+        yield [
+            case.engine,
+            case.tokens,
+            len(case.gateway),
+            *_ms(case.gateway),
+            *_ms(case.inprocess),
+            _ms(case.plain)[0],
+            f"{case.difference * 1e3:+.2f}",
+            f"{low} to {high}",
+        ]
 
 
 def _ms(seconds: list[float]) -> tuple[float, float]:
@@ -169,8 +209,9 @@ def _ms(seconds: list[float]) -> tuple[float, float]:
 
 def _draw(cases: list[Case], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure, axes = pyplot.subplots(1, max(1, len(cases)), figsize=(3.4 * max(1, len(cases)), 4), layout="constrained",
-                                   squeeze=False)  # fmt: skip
+    figure, axes = pyplot.subplots(
+        1, max(1, len(cases)), figsize=(3.4 * max(1, len(cases)), 4), layout="constrained", squeeze=False
+    )
     for axis, case in zip(axes[0], cases, strict=False):
         ways = {"gateway": case.gateway, "engine": case.inprocess, "generate": case.plain}
         shown = {name: [second * 1e3 for second in seconds] for name, seconds in ways.items() if seconds}

@@ -76,15 +76,19 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     peers.stop_cleanly()
     machine, model = report.machine(), _MODELS[arguments.engine]
-    with peers.gateway("deepseek", queue_per_model=arguments.queue, queue_total=2 * arguments.queue,
-                       request_timeout=arguments.deadline) as gateway:  # fmt: skip
+    with peers.gateway(
+        "deepseek", queue_per_model=arguments.queue, queue_total=2 * arguments.queue, request_timeout=arguments.deadline
+    ) as gateway:
         gateway.load(model)
         capacity = _capacity(gateway, model, arguments.tokens)
         print(f"capacity: {capacity:.2f} requests a second", file=sys.stderr)
         visitors, memory = _storm(gateway, model, capacity * arguments.factor, arguments)
         after = gateway.answer(model, prompt="Say hello.", max_new_tokens=2)["finish_reason"]
-        left = [status for status in gateway.get("/admin/model_status")["model_configs"].values()
-                if status["leases"] or status["waiting"]]  # fmt: skip
+        left = [
+            status
+            for status in gateway.get("/admin/model_status")["model_configs"].values()
+            if status["leases"] or status["waiting"]
+        ]
     figures = _figures(visitors, memory, capacity, arguments)
     figures |= {"answers_after": after, "left_over": [status["name"] for status in left]}
     lines = _page(figures)
@@ -154,8 +158,13 @@ def _storm(
 
 def _look(server: psutil.Process, gateway: GatewayProcess, at: float) -> Memory:
     runners = [psutil.Process(pid) for pid in gateway.runners()]
-    return Memory(at, server.memory_full_info().uss, sum(runner.memory_full_info().uss for runner in runners),
-                  server.num_threads(), server.num_fds())  # fmt: skip
+    return Memory(
+        at,
+        server.memory_full_info().uss,
+        sum(runner.memory_full_info().uss for runner in runners),
+        server.num_threads(),
+        server.num_fds(),
+    )
 
 
 def _figures(
@@ -171,8 +180,13 @@ def _figures(
     steady = memory[len(memory) // 5 :]
     times = [sample.at for sample in steady]
     return {
-        "requests": len(visitors), "factor": arguments.factor, "capacity": capacity, "queue": arguments.queue,
-        "deadline": arguments.deadline, "tokens": arguments.tokens, "engine": arguments.engine,
+        "requests": len(visitors),
+        "factor": arguments.factor,
+        "capacity": capacity,
+        "queue": arguments.queue,
+        "deadline": arguments.deadline,
+        "tokens": arguments.tokens,
+        "engine": arguments.engine,
         "first_answers": dict(sorted(Counter(answer.status for answer in first).items())),
         "final_answers": dict(sorted(Counter(answer.status for answer in last).items())),
         "lost": sum(answer.status not in EXPECTED for visitor in visitors for answer in visitor.answers),
@@ -182,14 +196,17 @@ def _figures(
         "answer_seconds": report.spread([answer.total for answer in first if answer.good]),
         "longest_seconds": max(answer.total for visitor in visitors for answer in visitor.answers),
         "retry_after": report.spread([answer.retry_after for answer in refused if answer.retry_after is not None]),
-        "newcomers_in": _share(first), "returned_during": len(during), "returned_during_in": _share(during),
-        "returned_later": len(later), "returned_later_in": _share(later),
+        "newcomers_in": _share(first),
+        "returned_during": len(during),
+        "returned_during_in": _share(during),
+        "returned_later": len(later),
+        "returned_later_in": _share(later),
         "answered_rate": sum(answer.good for answer in last) / max(answer.ended for answer in last),
         "server_bytes": [steady[0].server, steady[-1].server, max(sample.server for sample in memory)],
         "runner_bytes": [steady[0].runners, steady[-1].runners, max(sample.runners for sample in memory)],
         "server_slope": statistics.linear_regression(times, [sample.server for sample in steady]).slope,
         "runner_slope": statistics.linear_regression(times, [sample.runners for sample in steady]).slope,
-    }  # fmt: skip
+    }
 
 
 def _share(answers: list[Answer]) -> float | None:
@@ -210,8 +227,11 @@ def _page(found: dict[str, Any]) -> list[str]:
 
     rows = [
         ("capacity", f"{found['capacity']:.1f} requests/s of {found['tokens']} tokens"),
-        ("asked", f"{found['requests']} at {found['factor']:g}× that; {found['queue']} may wait, "
-                  f"{found['deadline']:g} s to answer"),
+        (
+            "asked",
+            f"{found['requests']} at {found['factor']:g}× that; {found['queue']} may wait, "
+            f"{found['deadline']:g} s to answer",
+        ),
         ("first answers", counts("first_answers")),
         ("after coming back as told", counts("final_answers")),
         ("lost, hung or another status", found["lost"]),
@@ -221,12 +241,14 @@ def _page(found: dict[str, Any]) -> list[str]:
         ("answered in the whole time", f"{found['answered_rate']:.1f} requests/s"),
         ("`Retry-After`, p50 / max", _seconds(found["retry_after"])),
         ("newcomers who got in", percent("newcomers_in")),
-        ("who waited as told and got in, while the storm went on",
-         f"{percent('returned_during_in')} of {found['returned_during']}"),
+        (
+            "who waited as told and got in, while the storm went on",
+            f"{percent('returned_during_in')} of {found['returned_during']}",
+        ),
         ("the same, after it", f"{percent('returned_later_in')} of {found['returned_later']}"),
         ("serving process, unique memory", grown("server")),
         ("runner, unique memory", grown("runner")),
-    ]  # fmt: skip
+    ]
     return report.table(("what", "measured"), rows)
 
 
@@ -239,10 +261,19 @@ def _seconds(spread: dict[str, float]) -> str:
 
 
 def _plain(visitor: Visitor) -> dict[str, Any]:
-    return {"due": round(visitor.due, 4), "answers": [
-        {"started": round(answer.started, 4), "ended": round(answer.ended, 4), "status": answer.status,
-         "retry_after": answer.retry_after, "tokens": answer.tokens} for answer in visitor.answers
-    ]}  # fmt: skip
+    return {
+        "due": round(visitor.due, 4),
+        "answers": [
+            {
+                "started": round(answer.started, 4),
+                "ended": round(answer.ended, 4),
+                "status": answer.status,
+                "retry_after": answer.retry_after,
+                "tokens": answer.tokens,
+            }
+            for answer in visitor.answers
+        ],
+    }
 
 
 def _draw(visitors: list[Visitor], memory: list[Memory], capacity: float, path: Path) -> None:
@@ -252,8 +283,12 @@ def _draw(visitors: list[Visitor], memory: list[Memory], capacity: float, path: 
     end = max(answer.ended for answer in answers)
     bins = [float(second) for second in range(int(end) + 2)]
     found = sorted({answer.status for answer in answers})
-    rates.hist([[answer.ended for answer in answers if answer.status == status] for status in found], bins,
-               stacked=True, label=[str(status or "no answer") for status in found])  # fmt: skip
+    rates.hist(
+        [[answer.ended for answer in answers if answer.status == status] for status in found],
+        bins,
+        stacked=True,
+        label=[str(status or "no answer") for status in found],
+    )
     rates.axhline(capacity, color="black", linestyle="--", label="capacity")
     rates.set(ylabel="answers in each second", title="More asked than can be answered")
     rates.legend(loc="upper right")

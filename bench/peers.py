@@ -43,13 +43,20 @@ def stop_cleanly() -> None:
 def gateway(*names: str, **settings: object) -> Iterator[GatewayProcess]:
     """Serve these models of the pocket profile, and SmolLM2 by transformers as ``smollm2_torch``, on every core."""
     entry = {
-        "family": "generic", "engine": "transformers", "source": {"path": str(smollm2())}, "inputs": ["text"],
-        "cpu_quant_bits": 16, "quant_bits": 16, "max_batch_size": 16, "chat_template": TEMPLATE,
+        "family": "generic",
+        "engine": "transformers",
+        "source": {"path": str(smollm2())},
+        "inputs": ["text"],
+        "cpu_quant_bits": 16,
+        "quant_bits": 16,
+        "max_batch_size": 16,
+        "chat_template": TEMPLATE,
         "generation": {"max_new_tokens": 64, "temperature": 0},
-    }  # fmt: skip
+    }
     with tempfile.TemporaryDirectory() as home:
-        served = GatewayProcess(Path(home), models=only(*names, smollm2_torch=entry),
-                                **({"cpu_threads": 0, "keep_alive": -1} | settings))  # fmt: skip
+        served = GatewayProcess(
+            Path(home), models=only(*names, smollm2_torch=entry), **({"cpu_threads": 0, "keep_alive": -1} | settings)
+        )
         try:
             yield served.start().preloaded()
         finally:
@@ -64,8 +71,14 @@ class TransformersServe:
     """
 
     def __init__(
-        self, executable: str, *, checkpoint: Path | None = None, dtype: str | None = None, continuous: bool = True,
-        force: bool = True, options: Sequence[str] = (),
+        self,
+        executable: str,
+        *,
+        checkpoint: Path | None = None,
+        dtype: str | None = None,
+        continuous: bool = True,
+        force: bool = True,
+        options: Sequence[str] = (),
     ) -> None:
         self.checkpoint = checkpoint or smollm2()
         self._force = [str(self.checkpoint)] * force
@@ -81,14 +94,26 @@ class TransformersServe:
         home = Path(self._home.name)
         (home / "sitecustomize.py").write_text(_SHIM)  # without it no model can be imported beside a CPU torch
         path = os.pathsep.join([str(home), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        command = [self._executable, "serve", *self._force, *self._options, "--host", "127.0.0.1", "--port",
-                   str(self.port)]  # fmt: skip
+        command = [
+            self._executable,
+            "serve",
+            *self._force,
+            *self._options,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+        ]
         self._log = home / "log.txt"
         with self._log.open("wb") as output:
             self._process = subprocess.Popen(
-                command, env=os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}, stdin=subprocess.DEVNULL,
-                stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+                command,
+                env=os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         try:
             self._wait()
         except BaseException:
@@ -153,5 +178,8 @@ def find_peer(given: str | None) -> str:
 
 
 def add_peer_option(parser: Any) -> None:
-    parser.add_argument("--peer", metavar="FILE", help="the transformers executable to compare with (default: "
-                                                       "$TRANSFORMERS_CLI, else the one beside python)")  # fmt: skip
+    parser.add_argument(
+        "--peer",
+        metavar="FILE",
+        help="the transformers executable to compare with (default: $TRANSFORMERS_CLI, else the one beside python)",
+    )

@@ -67,8 +67,10 @@ def in_words(found: dict[str, Any]) -> str:
     """Return one sentence about a machine."""
     gpus = ", ".join(found["gpus"]) or "no GPU"
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    return (f"{found['cpus']} CPUs ({found['processor']}), {found['memory'] / 2**30:.0f} GiB of memory, {gpus}; "
-            f"{versions}; load average {found['load_before']:.1f} before the run.")  # fmt: skip
+    return (
+        f"{found['cpus']} CPUs ({found['processor']}), {found['memory'] / 2**30:.0f} GiB of memory, {gpus}; "
+        f"{versions}; load average {found['load_before']:.1f} before the run."
+    )
 
 
 def save(name: str, found: dict[str, Any], to: Path, *, page: Iterable[str] = ()) -> None:

@@ -71,8 +71,10 @@ def main(argv: list[str] | None = None) -> int:
         crowded = Machine(workload, Switchyard(workload, SHORT), DEADLINE).run()
         promises[workload.name] = crowded.promises
         report["retry_after"][workload.name] = {
-            **figures.honesty(crowded.promises), "refused": dict(crowded.refusals), "requests": len(crowded.jobs),
-        }  # fmt: skip
+            **figures.honesty(crowded.promises),
+            "refused": dict(crowded.refusals),
+            "requests": len(crowded.jobs),
+        }
     if promises:
         _print_promises(report["retry_after"])
     to = arguments.to or (None if arguments.trace or arguments.only else ROOT / "docs" / "benchmarks")
@@ -114,12 +116,16 @@ def _print_trace(name: str, found: dict[str, Any]) -> None:
         print(f"  {policy:24}{figure['swaps']:6}{figure['loading_share']:9.0%}{figure['seconds']:8.0f}        {wait}")
     if "bounds" in found:
         bound = found["bounds"]
-        print(f"  fewest swaps in order of arrival (exact): {bound['arrival_order']}; in any order with nobody waiting "
-              f"over {bound['any_order_patience']:.0f} s, were loads instant: {bound['any_order']}")  # fmt: skip
+        print(
+            f"  fewest swaps in order of arrival (exact): {bound['arrival_order']}; in any order with nobody waiting "
+            f"over {bound['any_order_patience']:.0f} s, were loads instant: {bound['any_order']}"
+        )
     ours = policies[OURS]
     if ours["batch"]["max"]:
-        print(f"  interactive p99 {ours['interactive']['p99']:.1f}, max {ours['interactive']['max']:.1f}; "
-              f"batch p99 {ours['batch']['p99']:.1f}, max {ours['batch']['max']:.1f}")  # fmt: skip
+        print(
+            f"  interactive p99 {ours['interactive']['p99']:.1f}, max {ours['interactive']['max']:.1f}; "
+            f"batch p99 {ours['batch']['p99']:.1f}, max {ours['batch']['max']:.1f}"
+        )
     longest = ", ".join(f"{model} {figure['max']:.0f}" for model, figure in ours["models"].items())
     print(f"  longest wait for each model: {longest}; refused: {sum(ours['refused'].values())}")
 
@@ -129,8 +135,10 @@ def _print_promises(found: dict[str, dict[str, Any]]) -> None:
     print(f"  {'':24}{'refused':>8}{'mean told':>11}{'mean true':>11}{'told/true':>11}{'within 2x or 2 s':>18}")
     for name, figure in found.items():
         if figure["told"]:
-            print(f"  {name:24}{figure['told']:8}{figure['mean_told']:11.1f}{figure['mean_true']:11.1f}"
-                  f"{figure['ratio']:11.2f}{figure['close']:18.0%}")  # fmt: skip
+            print(
+                f"  {name:24}{figure['told']:8}{figure['mean_told']:11.1f}{figure['mean_true']:11.1f}"
+                f"{figure['ratio']:11.2f}{figure['close']:18.0%}"
+            )
 
 
 def _draw(
@@ -142,8 +150,10 @@ def _draw(
         heights = [traces[name]["policies"].get(policy, {}).get("swaps", 0) for name in names]
         swaps.bar([at + 0.27 * (place - 1) for at in range(len(names))], heights, 0.25, label=policy)
     bounded = [(at, traces[name]["bounds"]) for at, name in enumerate(names) if "bounds" in traces[name]]
-    for key, mark, label in (("arrival_order", "k_", "optimum, order of arrival"),
-                             ("any_order", "kx", "bound, any order, instant loads")):  # fmt: skip
+    for key, mark, label in (
+        ("arrival_order", "k_", "optimum, order of arrival"),
+        ("any_order", "kx", "bound, any order, instant loads"),
+    ):
         swaps.plot([at for at, _ in bounded], [bound[key] for _, bound in bounded], mark, markersize=9, label=label)
     swaps.set_xticks(range(len(names)), names, rotation=30, ha="right")
     swaps.set(ylabel="swaps", yscale="log", title="Swaps")
@@ -155,16 +165,26 @@ def _draw(
         found = sorted(job.wait for job in outcome.jobs if job.granted is not None)
         shares = [(at + 1) / len(found) for at in range(len(found))]
         wait.plot([max(0.1, value) for value in found], shares, label=policy)
-    wait.set(xlabel="seconds (log)", xscale="log", ylabel="share of requests that waited less",
-             title=f"Waits on the {shown} trace")  # fmt: skip
+    wait.set(
+        xlabel="seconds (log)",
+        xscale="log",
+        ylabel="share of requests that waited less",
+        title=f"Waits on the {shown} trace",
+    )
     wait.legend(fontsize="small")
     longest = 1.0
     for name, kept in promises.items():
         told.plot([one.actual for one in kept], [one.predicted for one in kept], ".", alpha=0.5, label=name)
         longest = max([longest, *(max(one.actual, one.predicted) for one in kept)])
     told.plot([0.1, longest], [0.1, longest], "k-", linewidth=0.8)
-    told.set(xlabel="seconds until a place was free (log)", ylabel="Retry-After (log)", xscale="log", yscale="log",
-             xlim=(0.1, longest * 1.2), title="Retry-After against what came true")  # fmt: skip
+    told.set(
+        xlabel="seconds until a place was free (log)",
+        ylabel="Retry-After (log)",
+        xscale="log",
+        yscale="log",
+        xlim=(0.1, longest * 1.2),
+        title="Retry-After against what came true",
+    )
     if promises:
         told.legend(fontsize="small")
     figure.savefig(path, dpi=110)

@@ -115,8 +115,9 @@ def main(argv: list[str] | None = None) -> int:
 def _forks() -> list[float]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     script = "from runner import torchvision_compat\ntorchvision_compat.install()\n" + _FORK
-    done = subprocess.run([sys.executable, "-c", script, str(FORKS)], env=environment, capture_output=True, text=True,
-                          check=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(FORKS)], env=environment, capture_output=True, text=True, check=True
+    )
     return [float(line) for line in done.stdout.split()]
 
 
@@ -130,11 +131,23 @@ def _of_gateway(name: str, checkpoint: Path, count: int) -> dict[str, Any]:
             for file in checkpoint.iterdir():
                 os.link(file, copy / file.name)
             models[letter] = {
-                "family": "generic", "engine": "transformers", "source": {"path": str(copy)}, "inputs": ["text"],
-                "quant_bits": 4, "cpu_quant_bits": 4, "chat_template": TEMPLATE, "cache_tokens": CACHE_TOKENS[name],
-            }  # fmt: skip
-        gateway = GatewayProcess(Path(home), models=only(**models), models_dir=str(Path(home, "models")),
-                                 slot_budget=SLOT[name], keep_alive=-1, cpu_threads=0)  # fmt: skip
+                "family": "generic",
+                "engine": "transformers",
+                "source": {"path": str(copy)},
+                "inputs": ["text"],
+                "quant_bits": 4,
+                "cpu_quant_bits": 4,
+                "chat_template": TEMPLATE,
+                "cache_tokens": CACHE_TOKENS[name],
+            }
+        gateway = GatewayProcess(
+            Path(home),
+            models=only(**models),
+            models_dir=str(Path(home, "models")),
+            slot_budget=SLOT[name],
+            keep_alive=-1,
+            cpu_threads=0,
+        )
         try:
             gateway.start().preloaded()
             with Client(gateway.url) as client:
@@ -162,10 +175,12 @@ def _measure(gateway: GatewayProcess, client: Client, count: int) -> dict[str, A
     warm = [_good(client.ask(_question(letter))).first for _ in range(WARM)]
     reading = statistics.median(_read(kept) for _ in range(READS))
     return {
-        "swaps": [asdict(swap) for swap in swaps], "held": [asdict(one) for one in held], "from_disk": cold,
+        "swaps": [asdict(swap) for swap in swaps],
+        "held": [asdict(one) for one in held],
+        "from_disk": cold,
         "quantized_bytes": sum(file.stat().st_size for file in kept),
         "floor": {"read": reading, "first token": statistics.median(warm)},
-    }  # fmt: skip
+    }
 
 
 def _swap(gateway: GatewayProcess, client: Client, letter: str) -> Swap:
@@ -175,8 +190,11 @@ def _swap(gateway: GatewayProcess, client: Client, letter: str) -> Swap:
     answer = _good(client.ask(_question(letter)))
     with gateway.output.open() as log:
         log.seek(seen)
-        times = {match[2]: datetime.strptime(match[1], "%Y-%m-%d %H:%M:%S,%f").timestamp() - offset
-                 for line in log if (match := _LINE.match(line))}  # fmt: skip
+        times = {
+            match[2]: datetime.strptime(match[1], "%Y-%m-%d %H:%M:%S,%f").timestamp() - offset
+            for line in log
+            if (match := _LINE.match(line))
+        }
     parts = (times["loading"] - answer.started, times["loaded"] - times["loading"], answer.pieces[0] - times["loaded"])
     return Swap(letter, answer.first, dict(zip(PARTS, parts, strict=True)))
 
@@ -192,8 +210,9 @@ def _good(answer: Answer) -> Answer:
 
 def _held(gateway: GatewayProcess) -> Held:
     server = gateway.server
-    return Held(server.memory_full_info().uss, server.num_fds(), len(gateway.processes()),
-                psutil.virtual_memory().available)  # fmt: skip
+    return Held(
+        server.memory_full_info().uss, server.num_fds(), len(gateway.processes()), psutil.virtual_memory().available
+    )
 
 
 def _read(files: list[Path]) -> float:
@@ -217,8 +236,7 @@ def _drop(files: list[Path]) -> None:
 def _of_peer(executable: str, checkpoint: Path, count: int) -> list[float]:
     """Return the seconds to the first token of requests for which the peer had to load its model."""
     options = ["--quantization", "bnb-4bit", "--model-timeout", "1"]
-    with TransformersServe(executable, checkpoint=checkpoint, options=options, force=False,
-                           continuous=False) as peer:
+    with TransformersServe(executable, checkpoint=checkpoint, options=options, force=False, continuous=False) as peer:
         times = []
         with Client(peer.url) as client:
             for number in range(count + 1):
@@ -233,8 +251,13 @@ def _summary(entry: dict[str, Any]) -> dict[str, float]:
     swaps, held = entry["swaps"], entry["held"]
     swap = statistics.median(one["first"] for one in swaps)
     floor = sum(entry["floor"].values())
-    figures = {"swap": swap, "swap_p95": report.percentile([one["first"] for one in swaps], 0.95), "floor": floor,
-               "to_floor": swap / floor, "from_disk": statistics.median(entry["from_disk"])}  # fmt: skip
+    figures = {
+        "swap": swap,
+        "swap_p95": report.percentile([one["first"] for one in swaps], 0.95),
+        "floor": floor,
+        "to_floor": swap / floor,
+        "from_disk": statistics.median(entry["from_disk"]),
+    }
     figures |= {part: statistics.median(one["parts"][part] for one in swaps) for part in PARTS}
     if "peer" in entry:
         peer = statistics.median(entry["peer"])
@@ -252,23 +275,47 @@ def _page(checkpoints: dict[str, Any]) -> list[str]:
     names = [words[name] for name in checkpoints]
     found = [entry["summary"] for entry in checkpoints.values()]
     rows: list[tuple[str, str]] = [
-        ("swap, median", "swap"), ("swap, 95 of 100 below", "swap_p95"), *((f"– {part}", part) for part in PARTS),
-        ("swap from the disk", "from_disk"), ("floor", "floor"), ("`transformers serve`", "peer"),
-        ("**swap ÷ floor**", "to_floor"), ("**swap ÷ peer**", "to_peer"),
-    ]  # fmt: skip
-    lines = report.table(["seconds to the first token", *names],
-                         [[label, *(figures.get(key) for figures in found)] for label, key in rows])  # fmt: skip
+        ("swap, median", "swap"),
+        ("swap, 95 of 100 below", "swap_p95"),
+        *((f"– {part}", part) for part in PARTS),
+        ("swap from the disk", "from_disk"),
+        ("floor", "floor"),
+        ("`transformers serve`", "peer"),
+        ("**swap ÷ floor**", "to_floor"),
+        ("**swap ÷ peer**", "to_peer"),
+    ]
+    lines = report.table(
+        ["seconds to the first token", *names],
+        [[label, *(figures.get(key) for figures in found)] for label, key in rows],
+    )
     small, count = found[0], len(next(iter(checkpoints.values()))["swaps"])
-    lines += ["", *report.table(
-        [f"after a swap, of {count} of {names[0]} the second half", "first", "last", "slope per swap"],
-        [["gateway, unique memory, MB", small["server_uss_first"] / 1e6, small["server_uss_last"] / 1e6,
-          f"{small['server_uss_per_swap'] / 1e3:+.1f} kB"],
-         ["memory available on the machine, MB", small["available_first"] / 1e6, small["available_last"] / 1e6,
-          f"{small['available_per_swap'] / 1e3:+.0f} kB"],
-         ["open files of the gateway", small["server_fds_first"], small["server_fds_last"],
-          f"{small['server_fds_per_swap']:+.3f}"],
-         ["processes", small["processes_first"], small["processes_last"], f"{small['processes_per_swap']:+.3f}"]],
-    )]  # fmt: skip
+    lines += [
+        "",
+        *report.table(
+            [f"after a swap, of {count} of {names[0]} the second half", "first", "last", "slope per swap"],
+            [
+                [
+                    "gateway, unique memory, MB",
+                    small["server_uss_first"] / 1e6,
+                    small["server_uss_last"] / 1e6,
+                    f"{small['server_uss_per_swap'] / 1e3:+.1f} kB",
+                ],
+                [
+                    "memory available on the machine, MB",
+                    small["available_first"] / 1e6,
+                    small["available_last"] / 1e6,
+                    f"{small['available_per_swap'] / 1e3:+.0f} kB",
+                ],
+                [
+                    "open files of the gateway",
+                    small["server_fds_first"],
+                    small["server_fds_last"],
+                    f"{small['server_fds_per_swap']:+.3f}",
+                ],
+                ["processes", small["processes_first"], small["processes_last"], f"{small['processes_per_swap']:+.3f}"],
+            ],
+        ),
+    ]
     return lines
 
 
@@ -277,19 +324,26 @@ def _draw(checkpoints: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure, (bars, memory) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     labels: list[str] = []
-    colours = {"evict": "#c44e52", "fork and load": "#4c72b0", "first token": "#55a868", "fork": "#4c72b0",
-               "read": "#8172b3", "in all": "#999999"}  # fmt: skip
+    colours = {
+        "evict": "#c44e52",
+        "fork and load": "#4c72b0",
+        "first token": "#55a868",
+        "fork": "#4c72b0",
+        "read": "#8172b3",
+        "in all": "#999999",
+    }
     shown: set[str] = set()
     for name, entry in checkpoints.items():
         stacks: list[tuple[str, dict[str, float]]] = [
-            ("swap", {part: entry["summary"][part] for part in PARTS}), ("floor", entry["floor"])]
+            ("swap", {part: entry["summary"][part] for part in PARTS}),
+            ("floor", entry["floor"]),
+        ]
         if "peer" in entry:
             stacks.append(("peer", {"in all": entry["summary"]["peer"]}))
         for what, parts in stacks:
             base = 0.0
             for part, seconds in parts.items():
-                bars.barh(len(labels), seconds, left=base, color=colours[part],
-                          label=None if part in shown else part)  # fmt: skip
+                bars.barh(len(labels), seconds, left=base, color=colours[part], label=None if part in shown else part)
                 shown.add(part)
                 base += seconds
             bars.text(base, len(labels), f" {base:.2f} s", va="center")

@@ -38,8 +38,24 @@ from bench.inprocess import InProcess
 
 AS_IT_COMES, BEST_DTYPE = 2.5, 1.3
 OURS, POCKET, PEER = "Switchyard, transformers", "Switchyard, llama.cpp Q4_1", "transformers serve"
-_ANIMALS = ("fox", "crow", "bear", "hare", "wolf", "owl", "mole", "seal", "lynx", "frog", "swan", "goat", "toad",
-            "wren", "carp", "newt")  # fmt: skip
+_ANIMALS = (
+    "fox",
+    "crow",
+    "bear",
+    "hare",
+    "wolf",
+    "owl",
+    "mole",
+    "seal",
+    "lynx",
+    "frog",
+    "swan",
+    "goat",
+    "toad",
+    "wren",
+    "carp",
+    "newt",
+)
 _PLACES = ("forest", "city", "desert", "harbour", "castle", "valley", "kitchen", "library", "garden", "mountain")
 _WARM_TOKENS = 8
 Ask = Callable[[str, int], Question]
@@ -89,8 +105,13 @@ def main(argv: list[str] | None = None) -> int:
     lines = _page(found, references, verdicts)
     print("\n".join(line for line in [_plain(found, references), "", *verdicts] if line is not None))
     _draw(found, references, arguments.to / "throughput.png")
-    figures = {"machine": machine, "tokens_each": arguments.tokens, "levels": [asdict(level) for level in found],
-               "in_process": references, "verdicts": verdicts}  # fmt: skip
+    figures = {
+        "machine": machine,
+        "tokens_each": arguments.tokens,
+        "levels": [asdict(level) for level in found],
+        "in_process": references,
+        "verdicts": verdicts,
+    }
     report.save("throughput", figures, arguments.to, page=lines)
     return 0
 
@@ -99,8 +120,10 @@ def prompts(count: int, seed: int = 0) -> list[str]:
     """Return so many different prompts, others for another seed."""
     pairs = itertools.cycle(itertools.product(_PLACES, _ANIMALS))
     chosen = itertools.islice(pairs, seed * 37, seed * 37 + count)
-    return [f"Tell me a long story of a {animal} in a {place}, number {seed}.{number}."
-            for number, (place, animal) in enumerate(chosen)]  # fmt: skip
+    return [
+        f"Tell me a long story of a {animal} in a {place}, number {seed}.{number}."
+        for number, (place, animal) in enumerate(chosen)
+    ]
 
 
 def _servers(peer: str, dtypes: list[str]) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -127,8 +150,18 @@ def _measure(name: str, serve: Callable[[], Any], levels: list[int], rounds: int
             made = sum(answer.tokens for answer in good)
             gaps = [gap for answer in good for gap in answer.gaps]
             first = report.spread([answer.first for answer in good])
-            yield Level(name, clients, len(answers), len(answers) - len(good), made, seconds, made / seconds, first,
-                        report.spread(gaps), _memory(server))  # fmt: skip
+            yield Level(
+                name,
+                clients,
+                len(answers),
+                len(answers) - len(good),
+                made,
+                seconds,
+                made / seconds,
+                first,
+                report.spread(gaps),
+                _memory(server),
+            )
 
 
 def _asker(name: str, server: Any) -> Ask:
@@ -172,8 +205,9 @@ def _verdicts(found: list[Level], clients: int) -> list[str]:
     ]
     for other in (plain, best) if best is not plain else (plain,):
         word = "met" if ours.ttft["p95"] <= other.ttft["p95"] else "missed"
-        lines.append(f"TTFT p95 no worse than {other.server}: {ours.ttft['p95']:.2f} s against "
-                     f"{other.ttft['p95']:.2f} s: {word}")  # fmt: skip
+        lines.append(
+            f"TTFT p95 no worse than {other.server}: {ours.ttft['p95']:.2f} s against {other.ttft['p95']:.2f} s: {word}"
+        )
     return lines
 
 
@@ -181,17 +215,44 @@ def _verdict(what: str, ratio: float, wanted: float) -> str:
     return f"{what}: {ratio:.2f}×, wanted at least {wanted}×: {'met' if ratio >= wanted else 'missed'}"
 
 
-_HEADS = ("server", "clients", "tokens/s", "TTFT p50, s", "TTFT p95, s", "gap p50, s", "gap p95, s", "memory, MB",
-          "failed")  # fmt: skip
+_HEADS = (
+    "server",
+    "clients",
+    "tokens/s",
+    "TTFT p50, s",
+    "TTFT p95, s",
+    "gap p50, s",
+    "gap p95, s",
+    "memory, MB",
+    "failed",
+)
 
 
 def _rows(found: list[Level], references: list[dict[str, Any]]) -> Iterator[list[Any]]:
     for level in found:
-        yield [level.server, level.clients, level.rate, level.ttft.get("p50"), level.ttft.get("p95"),
-               level.gap.get("p50"), level.gap.get("p95"), level.memory / 1e6, level.failed]  # fmt: skip
+        yield [
+            level.server,
+            level.clients,
+            level.rate,
+            level.ttft.get("p50"),
+            level.ttft.get("p95"),
+            level.gap.get("p50"),
+            level.gap.get("p95"),
+            level.memory / 1e6,
+            level.failed,
+        ]
     for reference in references:
-        yield [reference["name"], reference["batch"], reference.get("rate"), None, None, None, None, None,
-               reference.get("error", "")[:80]]  # fmt: skip
+        yield [
+            reference["name"],
+            reference["batch"],
+            reference.get("rate"),
+            None,
+            None,
+            None,
+            None,
+            None,
+            reference.get("error", "")[:80],
+        ]
 
 
 def _plain(found: list[Level], references: list[dict[str, Any]]) -> str:

@@ -32,11 +32,38 @@ _TEXT, _LIST = 8, 9
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 TYPES = {
-    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84),
-    11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292), 16: (256, 66), 17: (256, 74),
-    18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2),
-    26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
-}  # fmt: skip
+    0: (1, 4),
+    1: (1, 2),
+    2: (32, 18),
+    3: (32, 20),
+    6: (32, 22),
+    7: (32, 24),
+    8: (32, 34),
+    10: (256, 84),
+    11: (256, 110),
+    12: (256, 144),
+    13: (256, 176),
+    14: (256, 210),
+    15: (256, 292),
+    16: (256, 66),
+    17: (256, 74),
+    18: (256, 98),
+    19: (256, 50),
+    20: (32, 18),
+    21: (256, 110),
+    22: (256, 82),
+    23: (256, 136),
+    24: (1, 1),
+    25: (1, 2),
+    26: (1, 4),
+    27: (1, 8),
+    28: (1, 8),
+    29: (256, 56),
+    30: (1, 2),
+    34: (256, 54),
+    35: (256, 66),
+    39: (32, 17),
+}
 """Of each of ggml's tensor types: how many numbers make a block, and the block's bytes."""
 
 
@@ -217,8 +244,9 @@ def _tensors(entries: list[tuple[str, tuple[int, ...], int, int]], data: int) ->
         else:
             taken = following.get(offset, 0) - offset
         if name in tensors or taken < 0 or offset + taken > data:
-            raise HeaderError(f"it is cut short or damaged: the data of {name} should end at byte {offset + taken} "
-                              f"of {max(data, 0)}")  # fmt: skip
+            raise HeaderError(
+                f"it is cut short or damaged: the data of {name} should end at byte {offset + taken} of {max(data, 0)}"
+            )
         tensors[name] = GgufTensor(shape, kind, taken)
     return tensors
 

@@ -51,10 +51,12 @@ def origin(checkpoint: Path) -> str:
     :raises OSError: if they go while they are looked at.
     """
     files = sorted([*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.json")])
-    return _digest({
-        "files": [(file.name, (found := file.stat()).st_size, found.st_mtime_ns) for file in files],
-        "libraries": _libraries(),
-    })  # fmt: skip
+    return _digest(
+        {
+            "files": [(file.name, (found := file.stat()).st_size, found.st_mtime_ns) for file in files],
+            "libraries": _libraries(),
+        }
+    )
 
 
 def key(made_of: str, settings: dict[str, Any]) -> str:
@@ -85,9 +87,10 @@ def holds(base: Path, model: str, bits: int, device: str, checkpoint: Path) -> b
     try:
         return any(
             (record["model"], record["bits"], record["variant"].partition(" ")[0]) == (model, bits, device)
-            and record.get("origin") == origin(checkpoint) and _whole(place, record)
+            and record.get("origin") == origin(checkpoint)
+            and _whole(place, record)
             for place, record in _records(base, f"{model}-{bits}bit-")
-        )  # fmt: skip
+        )
     except OSError:
         return False
 
@@ -111,8 +114,9 @@ def finish(unfinished: Path, place: Path, model: str, bits: int, variant: str, m
     """Give a written folder its record and its place, all at once, and remove those that it replaces: the model's of
     the same bits and ``variant``, the kind of device they are for and then the type they are computed in. ``made_of``
     is the :func:`origin` of what was quantized."""
-    files = {file.name: (found.st_size, found.st_mtime_ns)
-             for file in sorted(unfinished.iterdir()) if (found := file.stat())}  # fmt: skip
+    files = {
+        file.name: (found.st_size, found.st_mtime_ns) for file in sorted(unfinished.iterdir()) if (found := file.stat())
+    }
     total = sum(size for size, _ in files.values())
     record = {"model": model, "bits": bits, "variant": variant, "bytes": total, "files": files, "origin": made_of}
     (unfinished / _RECORD).write_text(json.dumps(record, indent=1))

@@ -49,8 +49,11 @@ def _read(path: Path, changed: int, size: int) -> dict[str, Tensor]:
         if not 2 <= length <= min(_MAX_HEADER, size - 8):
             raise HeaderError(f"{path} is not a safetensors file, or it is cut short")
         try:
-            header = {name: Tensor.model_validate(info)
-                      for name, info in json.loads(file.read(length)).items() if name != "__metadata__"}  # fmt: skip
+            header = {
+                name: Tensor.model_validate(info)
+                for name, info in json.loads(file.read(length)).items()
+                if name != "__metadata__"
+            }
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise HeaderError(f"the header of {path} is damaged") from error
     end = max((tensor.data_offsets[1] for tensor in header.values()), default=0)

@@ -92,8 +92,11 @@ def run(settings: Settings, options: Options) -> int:
         print(f"switchyard: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"switchyard: cannot read {options.source} or write {options.target}: {error.strerror or error}; "
-              "the same command goes on where it stopped", file=sys.stderr)  # fmt: skip
+        print(
+            f"switchyard: cannot read {options.source} or write {options.target}: {error.strerror or error}; "
+            "the same command goes on where it stopped",
+            file=sys.stderr,
+        )
         return 1
 
 
@@ -136,8 +139,13 @@ def _check_model(url: str, model: str | None) -> None:
         if model is None:
             answer = httpx.get(f"{url}/v1/models", timeout=10, trust_env=False, headers=credentials.headers())
         else:
-            answer = httpx.post(f"{url}/generate/{quote(model, safe='')}", json={}, timeout=10, trust_env=False,
-                                headers=credentials.headers())  # fmt: skip
+            answer = httpx.post(
+                f"{url}/generate/{quote(model, safe='')}",
+                json={},
+                timeout=10,
+                trust_env=False,
+                headers=credentials.headers(),
+            )
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Stopped(f"no answer from {url}: {error}; is the server running?") from error
     if answer.status_code == 404:
@@ -170,18 +178,26 @@ class _Batch:
         self._room = asyncio.Condition()
         self._shown = 0
         self._client = httpx.AsyncClient(
-            base_url=url, timeout=httpx.Timeout(10, read=None, write=120), trust_env=False,
+            base_url=url,
+            timeout=httpx.Timeout(10, read=None, write=120),
+            trust_env=False,
             headers=_PRIORITY | credentials.headers(),
             limits=httpx.Limits(max_connections=options.concurrency, keepalive_expiry=15),
-        )  # fmt: skip
+        )
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("[red]{task.fields[failed]} failed[/red]"), TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(), TextColumn("{task.fields[left]}"), console=console,
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("[red]{task.fields[failed]} failed[/red]"),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
             disable=not console.is_terminal,
-        )  # fmt: skip
-        self._bar = self._progress.add_task(options.source.name, total=total, completed=results.done,
-                                            failed=results.failed, rate="", left="")  # fmt: skip
+        )
+        self._bar = self._progress.add_task(
+            options.source.name, total=total, completed=results.done, failed=results.failed, rate="", left=""
+        )
         self._began = time.monotonic()
 
     async def run(self) -> None:
@@ -226,8 +242,9 @@ class _Batch:
         results, seconds = self._results, time.monotonic() - self._began
         rate = (results.done - results.found) / max(seconds, 1e-6)
         left = datetime.timedelta(seconds=round((self._total - results.done) / rate))
-        self._progress.update(self._bar, completed=results.done, failed=results.failed, rate=f"{rate:.1f}/s",
-                              left=f"{left} left")  # fmt: skip
+        self._progress.update(
+            self._bar, completed=results.done, failed=results.failed, rate=f"{rate:.1f}/s", left=f"{left} left"
+        )
 
     async def _result(self, line: Line) -> dict[str, Any]:
         try:
@@ -273,8 +290,9 @@ class _Batch:
                 answer = await self._client.post(call.path, json=call.body)
             except httpx.ConnectError as error:
                 if last:
-                    raise Stopped(f"no answer from {self._client.base_url}: {error}; "
-                                  "the same command goes on where it stopped") from error  # fmt: skip
+                    raise Stopped(
+                        f"no answer from {self._client.base_url}: {error}; the same command goes on where it stopped"
+                    ) from error
                 after = None
             except httpx.TransportError:
                 if last:
@@ -292,8 +310,9 @@ class _Batch:
                     _code(answer) in _FAILED_AT_IT or (after is not None and self._answers[call.model] > answered)
                 )
                 if last and not own:
-                    raise Stopped(f"{': '.join(_reason(answer))} (line {line.number}); "
-                                  "the same command goes on where it stopped")  # fmt: skip
+                    raise Stopped(
+                        f"{': '.join(_reason(answer))} (line {line.number}); the same command goes on where it stopped"
+                    )
                 if last:
                     return answer
             pause = min(0.5 * 2**attempt, 30.0) if after is None else min(after, _LONGEST_WAIT)

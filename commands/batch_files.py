@@ -63,8 +63,10 @@ class Files:
         except OSError as error:
             raise FileError(f"cannot read the file {path}: {error.strerror}") from None
         if content is None or len(content) > self._left:
-            raise FileError(f"{path} is too large: the files of a line may have {self._limit:,} bytes, so that it is "
-                            "no larger than max_body as base64")  # fmt: skip
+            raise FileError(
+                f"{path} is too large: the files of a line may have {self._limit:,} bytes, so that it is "
+                "no larger than max_body as base64"
+            )
         self._left -= len(content)
         return content
 

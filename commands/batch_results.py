@@ -73,12 +73,16 @@ class Results:
                 result = json.loads(raw)
                 number, digest, failed = result["line"], result["input"], bool(result.get("error"))
             except (ValueError, KeyError, TypeError, AttributeError):
-                raise ResultsError(f"line {position} of {self.path} is no result of a batch; choose another --output, "
-                                   "or --fresh to overwrite it") from None  # fmt: skip
+                raise ResultsError(
+                    f"line {position} of {self.path} is no result of a batch; choose another --output, "
+                    "or --fresh to overwrite it"
+                ) from None
             line = next(lines, None)
             if line is None or (line.number, line.digest) != (number, digest):
-                raise ResultsError(f"{self.path} has an answer to line {number} of another input: the input or --model "
-                                   "changed since; choose another --output, or --fresh to start over")  # fmt: skip
+                raise ResultsError(
+                    f"{self.path} has an answer to line {number} of another input: the input or --model "
+                    "changed since; choose another --output, or --fresh to start over"
+                )
             self.written += 1
             self.failed += failed
             if failed and self._retry_failed:

@@ -21,8 +21,21 @@ def run(settings: Settings, action: str, as_json: bool = False, to: int | None =
         return 0
     kept = kept_weights.entries(base)
     if as_json:
-        print(json.dumps([{"model": entry.model, "bits": entry.bits, "bytes": entry.bytes, "used": entry.used,
-                           "folder": str(entry.folder)} for entry in kept], indent=1))  # fmt: skip
+        print(
+            json.dumps(
+                [
+                    {
+                        "model": entry.model,
+                        "bits": entry.bits,
+                        "bytes": entry.bytes,
+                        "used": entry.used,
+                        "folder": str(entry.folder),
+                    }
+                    for entry in kept
+                ],
+                indent=1,
+            )
+        )
         return 0
     table = Table("model", "bits", "size", "last used", "folder")
     for entry in kept:

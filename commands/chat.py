@@ -68,8 +68,9 @@ class Session:
         self.system: str | None = None
         self.said: list[dict[str, str]] = []
         self.attached: dict[str, list[str]] = {}
-        self._client = httpx.Client(base_url=self.url, timeout=httpx.Timeout(10, read=None), trust_env=False,
-                                    headers=credentials.headers())  # fmt: skip
+        self._client = httpx.Client(
+            base_url=self.url, timeout=httpx.Timeout(10, read=None), trust_env=False, headers=credentials.headers()
+        )
 
     def describe(self) -> str:
         """Return what the model is. :raises ChatError: if the gateway does not know it."""
@@ -168,7 +169,9 @@ def _show(console: Console, session: Session, prompt: str) -> None:
                 console.print(text, end="", markup=False)
             elif event.get("done"):
                 tokens, seconds = event["usage"]["completion_tokens"], event["timings"]
-                console.print(f"\n[dim]{tokens} tokens, first after {seconds['first_token']:.2f} s, "
-                              f"{seconds['total']:.2f} s in all[/dim]")  # fmt: skip
+                console.print(
+                    f"\n[dim]{tokens} tokens, first after {seconds['first_token']:.2f} s, "
+                    f"{seconds['total']:.2f} s in all[/dim]"
+                )
     except KeyboardInterrupt:
         console.print("\n[dim]stopped[/dim]")

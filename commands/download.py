@@ -10,14 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
@@ -70,8 +63,13 @@ def run(settings: Settings, catalog: Catalog, names: list[str], *, speech: bool 
 def _one(settings: Settings, spec: ModelSpec, *, asked: bool, speech: bool) -> Outcome:
     state = download_state(spec, settings.models_dir)
     if state.name == "local":
-        return Outcome(spec.name, "local", state.bytes_here, detail=state.missing or "no download needed",
-                       failed=asked and state.missing is not None)  # fmt: skip
+        return Outcome(
+            spec.name,
+            "local",
+            state.bytes_here,
+            detail=state.missing or "no download needed",
+            failed=asked and state.missing is not None,
+        )
     if state.name == "complete" and not asked:
         return Outcome(spec.name, "complete", state.bytes_here, detail=state.reason)
     started = time.monotonic()
@@ -146,9 +144,7 @@ class _Lines:
         self._said = now
         share = progress.done / progress.total if progress.total else 1.0
         speed = progress.fetched / max(now - self._started, 0.001)
-        line = (
-            f"{progress.name}: {format_bytes(progress.done)} of {format_bytes(progress.total)} ({share:.0%})"
-        )
+        line = f"{progress.name}: {format_bytes(progress.done)} of {format_bytes(progress.total)} ({share:.0%})"
         if progress.fetched:
             line += f", {format_bytes(speed)}/s"
         print(line, flush=True)

@@ -32,12 +32,19 @@ def run(settings: Settings, catalog: Catalog, *, as_json: bool = False) -> int:
     models = fit.fits(placement, catalog)
     sets = [fit.together(slot, budget, models) for slot, budget in slots.items()]
     if as_json:
-        print(json.dumps({
-            "profile": catalog.profile,
-            "models": [_model(one, slots) for one in models],
-            "slots": [{"device": one.slot, "budget_bytes": one.budget, "sets": one.sets, "more": one.more}
-                      for one in sets],
-        }, indent=2))  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    "profile": catalog.profile,
+                    "models": [_model(one, slots) for one in models],
+                    "slots": [
+                        {"device": one.slot, "budget_bytes": one.budget, "sets": one.sets, "more": one.more}
+                        for one in sets
+                    ],
+                },
+                indent=2,
+            )
+        )
         return 0
     rows = [_cells(one, slots) for one in models]
     sizes = {one.name: one.bytes for one in models}
@@ -65,8 +72,9 @@ def _tables(profile: str, rows: list[tuple[str, ...]], sets: list[fit.Together],
         table.add_row(*cells)
     console.print(table)
     for one in sets:
-        table = Table("at the same time", "in all", "left", title=f"{one.slot}: {format_bytes(one.budget)}",
-                      box=box.SIMPLE_HEAD)  # fmt: skip
+        table = Table(
+            "at the same time", "in all", "left", title=f"{one.slot}: {format_bytes(one.budget)}", box=box.SIMPLE_HEAD
+        )
         for cells in _sets(one, sizes):
             table.add_row(*cells)
         console.print(table)
@@ -103,10 +111,16 @@ def _cells(one: fit.Fit, budgets: dict[str, int]) -> tuple[str, ...]:
     sure = "" if parts.measured else "~"
     answering = parts.working.bytes(one.tokens) + parts.later
     return (
-        one.name, str(one.bits), one.slot, format_bytes(parts.weights), format_bytes(parts.resident - parts.weights),
-        format_bytes(parts.cache(one.tokens)), format_bytes(answering), sure + format_bytes(one.bytes),
+        one.name,
+        str(one.bits),
+        one.slot,
+        format_bytes(parts.weights),
+        format_bytes(parts.resident - parts.weights),
+        format_bytes(parts.cache(one.tokens)),
+        format_bytes(answering),
+        sure + format_bytes(one.bytes),
         "yes" if _fits(one, budgets) else "no",
-    )  # fmt: skip
+    )
 
 
 def _sets(one: fit.Together, sizes: dict[str, int]) -> list[tuple[str, str, str]]:

@@ -62,8 +62,10 @@ def run(settings: Settings, arguments: Namespace) -> int:
                     if key.revoked is None:
                         raise KeyChangeError(f"the key {key.name} is in force; revoke it first")
                     if len(keys) == 1:
-                        raise KeyChangeError(f"{key.name} is the last key, and without any the gateway asks for none; "
-                                             f"to want that, stop the gateway and delete {file}")  # fmt: skip
+                        raise KeyChangeError(
+                            f"{key.name} is the last key, and without any the gateway asks for none; "
+                            f"to want that, stop the gateway and delete {file}"
+                        )
                     keys.remove(key)
         except KeyChangeError as error:
             raise ValueError(str(error)) from None
@@ -162,11 +164,23 @@ def _list(keys: list[Key], used: dict[str, float], as_json: bool) -> None:
     table = Table("name", "key", "role", "models", "limits", "made", "last used", "state")
     for key in keys:
         limits = [f"{value} {name.replace('_', ' ')}" for name in LIMITS if (value := getattr(key, name)) is not None]
-        state = "revoked" if key.revoked else f"until {_day(key.expires)}" if key.expires and key.valid else (
-            "valid" if key.valid else "expired")  # fmt: skip
-        table.add_row(key.name, f"sy-{key.id}-…", key.role, ", ".join(key.models) if key.models else "all",
-                      ", ".join(limits + ([key.rate] if key.rate else [])) or "-", _day(key.created),
-                      _day(used.get(key.id)), state)  # fmt: skip
+        state = (
+            "revoked"
+            if key.revoked
+            else f"until {_day(key.expires)}"
+            if key.expires and key.valid
+            else ("valid" if key.valid else "expired")
+        )
+        table.add_row(
+            key.name,
+            f"sy-{key.id}-…",
+            key.role,
+            ", ".join(key.models) if key.models else "all",
+            ", ".join(limits + ([key.rate] if key.rate else [])) or "-",
+            _day(key.created),
+            _day(used.get(key.id)),
+            state,
+        )
     console = Console()
     if keys:
         console.print(table)

@@ -11,11 +11,13 @@ def add_arguments(parser: ArgumentParser) -> list[ArgumentParser]:
     made = []
     actions = parser.add_subparsers(dest="action", metavar="action", required=True)
     for action, does in (
-        ("create", "make a key and show it, this once"), ("list", "show the keys, not their secrets"),
-        ("change", "change what a key may do"), ("rotate", "give a key a new secret; the old one ends at once"),
+        ("create", "make a key and show it, this once"),
+        ("list", "show the keys, not their secrets"),
+        ("change", "change what a key may do"),
+        ("rotate", "give a key a new secret; the old one ends at once"),
         ("revoke", "end a key; its name and its usage stay"),
         ("remove", "forget a revoked key; its name is free again"),
-    ):  # fmt: skip
+    ):
         one = actions.add_parser(action, help=does, description=does[0].upper() + does[1:] + ".")
         one.add_argument("--json", action="store_true", help="print JSON")
         if action != "list":

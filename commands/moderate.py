@@ -117,9 +117,8 @@ def _check_writable(folder: Path) -> None:
 
 
 def _moderate(
-    settings: Settings, options: Options, policy: Policy, video: Source, name: str, sampling: Sampling,
-    console: Console,
-) -> Outcome:  # fmt: skip
+    settings: Settings, options: Options, policy: Policy, video: Source, name: str, sampling: Sampling, console: Console
+) -> Outcome:
     bounds = Bounds(memory=settings.decode_memory, pixels=settings.max_pixels)
     with contextlib.ExitStack() as stack:
         url = options.url or os.environ.get("VLLM_URL", "").strip()
@@ -127,21 +126,35 @@ def _moderate(
             url = stack.enter_context(running_or_own(settings, lambda text: console.print(text, markup=False)))
         client = stack.enter_context(Client(url, options.model, credentials.key(), patience=options.patience))
         client.connect()
-        console.print(f"{name}: policy {policy.name} {policy.version}, model {client.model} at {client.server}",
-                      markup=False)  # fmt: skip
+        console.print(
+            f"{name}: policy {policy.name} {policy.version}, model {client.model} at {client.server}", markup=False
+        )
         with _told(console, name) as tell:
-            return moderate(video, policy, client, name=name, sampling=sampling, bounds=bounds,
-                            concurrency=options.concurrency, progress=tell)  # fmt: skip
+            return moderate(
+                video,
+                policy,
+                client,
+                name=name,
+                sampling=sampling,
+                bounds=bounds,
+                concurrency=options.concurrency,
+                progress=tell,
+            )
 
 
 @contextlib.contextmanager
 def _told(console: Console, name: str) -> Iterator["_Told"]:
     """A bar in a terminal; elsewhere a line now and then."""
     bar = Bar(
-        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn("frames"),
-        TextColumn("[red]{task.fields[violations]} violate[/red]"), TimeElapsedColumn(), console=console,
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("frames"),
+        TextColumn("[red]{task.fields[violations]} violate[/red]"),
+        TimeElapsedColumn(),
+        console=console,
         disable=not console.is_terminal,
-    )  # fmt: skip
+    )
     with bar:
         yield _Told(console, bar, name)
 
@@ -157,8 +170,10 @@ class _Told:
         self._bar.update(self._task, total=total, completed=progress.judged, violations=progress.violations)
         if not self._console.is_terminal and time.monotonic() - self._last >= _BETWEEN:
             self._last = time.monotonic()
-            self._console.print(f"{self._name}: {progress.judged} of {total or '?'} frames judged, "
-                                f"{progress.violations} violate", markup=False)  # fmt: skip
+            self._console.print(
+                f"{self._name}: {progress.judged} of {total or '?'} frames judged, {progress.violations} violate",
+                markup=False,
+            )
 
 
 def _show(outcome: Outcome, folder: Path) -> None:

@@ -35,15 +35,21 @@ def own_server(settings: Settings) -> Iterator[str]:
     :raises OwnServerError: if it does not start.
     """
     port = _free_port()
-    environment = os.environ | variables(settings) | {
-        "SWITCHYARD_HOST": "127.0.0.1", "SWITCHYARD_PORT": str(port), "SWITCHYARD_SKIP_DOWNLOAD": "true",
-    }  # fmt: skip
+    environment = (
+        os.environ
+        | variables(settings)
+        | {"SWITCHYARD_HOST": "127.0.0.1", "SWITCHYARD_PORT": str(port), "SWITCHYARD_SKIP_DOWNLOAD": "true"}
+    )
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / "main.py"), "serve"], env=environment, stdin=subprocess.DEVNULL, stdout=output,
-            stderr=subprocess.STDOUT, start_new_session=True,  # Ctrl-C is for the command, which then stops it
+            [sys.executable, str(ROOT / "main.py"), "serve"],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for the command, which then stops it
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-        )  # fmt: skip
+        )
         try:
             _wait(process, f"http://127.0.0.1:{port}", output)
             yield f"http://127.0.0.1:{port}"
@@ -74,8 +80,11 @@ def running_or_own(settings: Settings, tell: Callable[[str], None]) -> Iterator[
 
 def variables(settings: Settings) -> dict[str, str]:
     """Return the settings that were given, by flag, variable or file, as environment variables."""
-    return {f"SWITCHYARD_{name.upper()}": _text(getattr(settings, name)) for name in settings.model_fields_set
-            if getattr(settings, name) is not None}  # fmt: skip
+    return {
+        f"SWITCHYARD_{name.upper()}": _text(getattr(settings, name))
+        for name in settings.model_fields_set
+        if getattr(settings, name) is not None
+    }
 
 
 def _text(value: Any) -> str:

@@ -57,22 +57,34 @@ class Gateway:
         self.ladder = self.placement.ladder
         slots = {place.name: Slot(place.name, place.budget) for place in self.placement.places.values()}
         models = {model.name: model for spec in catalog for model in self._models(spec)}
-        limits = Limits(settings.queue_per_model, settings.queue_total, settings.quantum, settings.load_timeout,
-                        settings.backoff_first, settings.backoff_max)  # fmt: skip
+        limits = Limits(
+            settings.queue_per_model,
+            settings.queue_total,
+            settings.quantum,
+            settings.load_timeout,
+            settings.backoff_first,
+            settings.backoff_max,
+        )
         self.owner = Owner(State(slots, models, limits), self._perform)
         self.spawner = Spawner(modules(catalog), environment(settings))
         self.zygotes = Zygotes(self.spawner, settings.zygote_memory)
         self.metrics = Metrics(catalog.names)
         self.journal = Journal()
         self.reporter = Reporter(self.journal)
-        self.runners = Runners(settings, catalog, self.placement, self.zygotes, self.owner, self.metrics,
-                               self.reporter)  # fmt: skip
+        self.runners = Runners(settings, catalog, self.placement, self.zygotes, self.owner, self.metrics, self.reporter)
         self._loads = Loads(self)
         self.weights = Weights(self)
         self.readahead = ReadAhead()
         cpu_slots = [place.name for place in self.placement.places.values() if place.gpu is None]
-        self.watchdog = Watchdog(self.runners.watched, self.owner.post, self.placement.cpu_budget,
-                                 settings.memory_margin, settings.memory_floor, cpu_slots, self.zygotes.shrink)
+        self.watchdog = Watchdog(
+            self.runners.watched,
+            self.owner.post,
+            self.placement.cpu_budget,
+            settings.memory_margin,
+            settings.memory_floor,
+            cpu_slots,
+            self.zygotes.shrink,
+        )
         self._tickets: dict[str, Ticket] = {}
         self._stop_lock = threading.Lock()
         self.metrics.registry.register(Standing(self))
@@ -167,13 +179,22 @@ class Gateway:
         """Return the spec of a name or alias. :raises UnknownModel: naming the known ones."""
         spec = self.catalog.get(name)
         if spec is None:
-            raise UnknownModel(f"there is no model {name!r}; known models: {', '.join(self.catalog.names)}",
-                               available_models=self.catalog.names)  # fmt: skip
+            raise UnknownModel(
+                f"there is no model {name!r}; known models: {', '.join(self.catalog.names)}",
+                available_models=self.catalog.names,
+            )
         return self.runners.as_loaded(spec)
 
     def admit(
-        self, spec: ModelSpec, *, timeout: float | None = None, priority: int = 0, retry: bool = False, places: int = 1,
-        replica: str | None = None, request_id: str | None = None,
+        self,
+        spec: ModelSpec,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        retry: bool = False,
+        places: int = 1,
+        replica: str | None = None,
+        request_id: str | None = None,
     ) -> Ticket:
         """Reserve a place in the model's queue, for a request that wants ``places`` answers made at once, by whichever
         replica is first or by the one named.
@@ -208,10 +229,17 @@ class Gateway:
 
     def reserve(self, ticket: Ticket) -> None:
         """Get the ticket a place. :raises GatewayError: if it is refused."""
-        self.owner.ask(events.Reserve(
-            ticket.request_id, ticket.replica or ticket.spec.name, ticket.deadline, ticket.priority, ticket.retry,
-            ticket.places, bound=ticket.replica is not None,
-        ))  # fmt: skip
+        self.owner.ask(
+            events.Reserve(
+                ticket.request_id,
+                ticket.replica or ticket.spec.name,
+                ticket.deadline,
+                ticket.priority,
+                ticket.retry,
+                ticket.places,
+                bound=ticket.replica is not None,
+            )
+        )
         ticket.confirm()
 
     def forget(self, request_id: str) -> None:
@@ -222,10 +250,11 @@ class Gateway:
         return list(self._tickets.values())
 
     def named(self, request_id: str) -> list[Ticket]:
-        """Return the tickets of a request by its own id, which several may have in common, or the one of a ticket's id.
-        """
-        return [ticket for name, ticket in list(self._tickets.items())
-                if request_id in (name, request_ids.request_of(name))]  # fmt: skip
+        """Return the tickets of a request by its own id, which several may have in common, or the one of a
+        ticket's id."""
+        return [
+            ticket for name, ticket in list(self._tickets.items()) if request_id in (name, request_ids.request_of(name))
+        ]
 
     def whereabouts(self, ticket: Ticket) -> Waiting:
         """Return what a request without a lease is waiting for."""
@@ -293,11 +322,15 @@ class Gateway:
 
         def look(state: State) -> list[dict[str, Any]]:
             return [
-                {"device": slot.name, "budget_bytes": slot.budget, "used_bytes": state.used(slot.name),
-                 "free_bytes": slot.budget - state.used(slot.name),
-                 "models": [model.name for model in state.residents(slot.name)]}
+                {
+                    "device": slot.name,
+                    "budget_bytes": slot.budget,
+                    "used_bytes": state.used(slot.name),
+                    "free_bytes": slot.budget - state.used(slot.name),
+                    "models": [model.name for model in state.residents(slot.name)],
+                }
                 for slot in state.slots.values()
-            ]  # fmt: skip
+            ]
 
         return self.owner.inspect(look)
 

@@ -117,9 +117,13 @@ def _fresh(folder: Path) -> AbstractContextManager[Process]:
 
 
 def _decode(
-    items: Sequence[MediaItem], tasks: Sequence[Task], limits: MediaLimits, workdir: Path, start: _Start,
+    items: Sequence[MediaItem],
+    tasks: Sequence[Task],
+    limits: MediaLimits,
+    workdir: Path,
+    start: _Start,
     deadline: float,
-) -> list[Decoded]:  # fmt: skip
+) -> list[Decoded]:
     """Decode in a process that ``start`` gives. :raises Lost: if it gives none, or loses it; nothing is left then."""
     folder = Path(tempfile.mkdtemp(prefix="media-", dir=workdir.resolve()))  # its process starts elsewhere
     try:
@@ -163,17 +167,24 @@ def _task(number: int, item: MediaItem, limits: MediaLimits) -> Task:
         if count is not None and count > limits.max_video_frames:
             raise too_large(raw.field, f"{name} is", count, f"{limits.max_video_frames} frames")
     return Task(
-        kind=raw.kind, format=found.format, looks_like=found.text, field=raw.field,
-        raw=f"{number}.raw", out=f"{number}.npy", audio_out=f"{number}.audio.npy",
-        sampling_rate=item.sampling_rate, frames=item.frames, fps=item.fps,
-        max_frames=item.max_frames or limits.max_video_frames, want_audio=item.want_audio,
-    )  # fmt: skip
+        kind=raw.kind,
+        format=found.format,
+        looks_like=found.text,
+        field=raw.field,
+        raw=f"{number}.raw",
+        out=f"{number}.npy",
+        audio_out=f"{number}.audio.npy",
+        sampling_rate=item.sampling_rate,
+        frames=item.frames,
+        fps=item.fps,
+        max_frames=item.max_frames or limits.max_video_frames,
+        want_audio=item.want_audio,
+    )
 
 
 def _run(
-    folder: Path, items: Sequence[MediaItem], tasks: Sequence[Task], limits: MediaLimits, start: _Start,
-    deadline: float,
-) -> None:  # fmt: skip
+    folder: Path, items: Sequence[MediaItem], tasks: Sequence[Task], limits: MediaLimits, start: _Start, deadline: float
+) -> None:
     """Run the decoder to its end. :raises MediaError: 400 if it has to be killed, or dies by itself."""
     with start(folder) as process:
         said = _listen(process, deadline)

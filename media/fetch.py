@@ -93,7 +93,11 @@ class _Backend(httpcore.NetworkBackend):
         self._inner = httpcore.SyncBackend()
 
     def connect_tcp(
-        self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
         addresses = self._guard.addresses(host, port)
@@ -141,9 +145,7 @@ def fetch(
 def _follow(pool: httpcore.ConnectionPool, guard: _Guard, url: str, field: str, max_bytes: int) -> bytes:
     here = _parse(url, None)
     for _ in range(MAX_REDIRECTS + 1):
-        target = httpcore.URL(
-            scheme=here.raw_scheme, host=here.raw_host, port=here.port, target=here.raw_path
-        )  # fmt: skip
+        target = httpcore.URL(scheme=here.raw_scheme, host=here.raw_host, port=here.port, target=here.raw_path)
         headers = [("Host", here.netloc.decode("ascii")), *_HEADERS]
         with pool.stream("GET", target, headers=headers) as response:
             answered = {name.lower(): value.decode("latin-1") for name, value in response.headers}

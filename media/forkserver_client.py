@@ -88,9 +88,14 @@ class _Server:
         with theirs:
             try:
                 self.process = subprocess.Popen(
-                    command(_START, str(theirs.fileno())), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(),), cwd="/", env=environment(Path("/")), start_new_session=True,
-                )  # fmt: skip
+                    command(_START, str(theirs.fileno())),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                    cwd="/",
+                    env=environment(Path("/")),
+                    start_new_session=True,
+                )
             except BaseException:
                 self.line.close()
                 raise

@@ -46,9 +46,15 @@ def decoder_process(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A fresh process that runs ``program``; killed and reaped on the way out."""
     process = subprocess.Popen(
-        command(program, argument), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
-        pass_fds=pass_fds, cwd=home, env=environment(home), start_new_session=True,
-    )  # fmt: skip
+        command(program, argument),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
+        pass_fds=pass_fds,
+        cwd=home,
+        env=environment(home),
+        start_new_session=True,
+    )
     try:
         yield process
     finally:

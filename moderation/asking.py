@@ -181,8 +181,11 @@ class Questions:
         :raises ModelError: if the model does not reply. :raises Cancelled: when ``cancelled()``.
         """
         result = Answers(request)
-        shape = _Shape(self._policy, [(self._key(number), self._questions[number]) for number in request.numbers],
-                       len(request.frames))  # fmt: skip
+        shape = _Shape(
+            self._policy,
+            [(self._key(number), self._questions[number]) for number in request.numbers],
+            len(request.frames),
+        )
         messages = self._messages(request, shape)
         for _ in range(_TRIES):
             try:
@@ -198,9 +201,17 @@ class Questions:
             except ValueError as error:
                 result.malformed += 1
                 result.failed = f"the model's answer was malformed: {error}"
-                messages = (*messages, Message("assistant", (reply.text or "(nothing)",)),
-                            Message("user", (f"That cannot be used: {error}. Answer again, by nothing but the JSON "
-                                             "object that was asked for.",)))  # fmt: skip
+                messages = (
+                    *messages,
+                    Message("assistant", (reply.text or "(nothing)",)),
+                    Message(
+                        "user",
+                        (
+                            f"That cannot be used: {error}. Answer again, by nothing but the JSON "
+                            "object that was asked for.",
+                        ),
+                    ),
+                )
                 continue
             result.failed = ""
             for frame, (answers, description) in zip(request.frames, said, strict=True):
@@ -232,8 +243,9 @@ class _Shape:
 
     @cached_property
     def schema(self) -> dict[str, Any]:
-        one = self._object({key: {"type": "string", "enum": list(question.answers)}
-                            for key, question in self._questions})  # fmt: skip
+        one = self._object(
+            {key: {"type": "string", "enum": list(question.answers)} for key, question in self._questions}
+        )
         if self._describe:
             said = {_DESCRIPTION: {"type": "string", "maxLength": LONGEST_DESCRIPTION}}
             one = self._object(said | one["properties"])
@@ -254,8 +266,11 @@ class _Shape:
     def wording(self) -> str:
         """The questions as text."""
         one = self._frames == 1
-        lines = ["Answer these questions about the picture." if one else
-                 f"Answer these questions about each of the {self._frames} frames, each by itself."]  # fmt: skip
+        lines = [
+            "Answer these questions about the picture."
+            if one
+            else f"Answer these questions about each of the {self._frames} frames, each by itself."
+        ]
         lines += [f'- "{key}": {question.ask} ({" / ".join(question.answers)})' for key, question in self._questions]
         if self._describe:
             lines.append(f'First say in one short sentence what is to be seen, as "{_DESCRIPTION}".')

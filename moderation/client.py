@@ -26,7 +26,7 @@ from moderation.asking import (
     NotSetUp,
     Prompt,
     Reply,
-)  # fmt: skip
+)
 from moderation.sampling import Frame
 
 _BUSY = (408, 425, 429, 502, 503)
@@ -51,9 +51,15 @@ class Client:
     """
 
     def __init__(
-        self, url: str, model: str | None = None, api_key: str | None = None, *, timeout: float = 120.0,
-        patience: float = 300.0, priority: str | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        url: str,
+        model: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: float = 120.0,
+        patience: float = 300.0,
+        priority: str | None = None,
+    ) -> None:
         self.server = url.rstrip("/").removesuffix("/v1").rstrip("/")
         self._wanted, self._model = model, model
         self._timeout, self._patience = timeout, patience
@@ -66,10 +72,12 @@ class Client:
         self._thread = threading.Thread(target=self._loop.run_forever, name="model-client", daemon=True)
         self._thread.start()
         self._http = httpx.AsyncClient(
-            base_url=self.server, trust_env=False, headers=self._headers,
+            base_url=self.server,
+            trust_env=False,
+            headers=self._headers,
             timeout=httpx.Timeout(timeout, connect=_CONNECTING),
             limits=httpx.Limits(max_connections=None, keepalive_expiry=15),
-        )  # fmt: skip
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -169,9 +177,10 @@ class Client:
             "temperature": 0,
             "max_tokens": prompt.max_tokens,
             "response_format": {
-                "type": "json_schema", "json_schema": {"name": "answers", "schema": prompt.schema, "strict": True},
+                "type": "json_schema",
+                "json_schema": {"name": "answers", "schema": prompt.schema, "strict": True},
             },
-        }  # fmt: skip
+        }
         try:
             answer = self._wait(self._patiently(lambda: self._http.post("/v1/chat/completions", json=body)), cancelled)
         except NotSetUp:
@@ -181,8 +190,12 @@ class Client:
             data = answer.json()
             choice = data["choices"][0]
             usage = data.get("usage") or {}
-            return Reply(str(choice["message"]["content"] or ""), choice.get("finish_reason") == "length",
-                         int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))  # fmt: skip
+            return Reply(
+                str(choice["message"]["content"] or ""),
+                choice.get("finish_reason") == "length",
+                int(usage.get("prompt_tokens") or 0),
+                int(usage.get("completion_tokens") or 0),
+            )
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             return Reply(f"(no chat completion: {answer.text[:200]})")
 

@@ -45,10 +45,17 @@ class Outcome:
 
 
 def moderate(
-    video: Source, policy: Policy, client: Asker, *, name: str | None = None, sampling: Sampling = Sampling(),  # noqa: B008
-    bounds: Bounds = Bounds(), concurrency: int = 4, progress: Callable[[Progress], None] = lambda _: None,  # noqa: B008
+    video: Source,
+    policy: Policy,
+    client: Asker,
+    *,
+    name: str | None = None,
+    sampling: Sampling = Sampling(),  # noqa: B008
+    bounds: Bounds = Bounds(),  # noqa: B008
+    concurrency: int = 4,
+    progress: Callable[[Progress], None] = lambda _: None,
     cancelled: Callable[[], bool] = bool,
-) -> Outcome:  # fmt: skip
+) -> Outcome:
     """Return what the policy says of the video.
 
     :param name: how the result and messages call the video; by default a file's name.
@@ -67,8 +74,15 @@ class _Run:
     """One moderation under way. All but the questions themselves happens in the caller's thread."""
 
     def __init__(
-        self, policy: Policy, client: Asker, name: str, sampling: Sampling, bounds: Bounds, concurrency: int,
-        progress: Callable[[Progress], None], cancelled: Callable[[], bool],
+        self,
+        policy: Policy,
+        client: Asker,
+        name: str,
+        sampling: Sampling,
+        bounds: Bounds,
+        concurrency: int,
+        progress: Callable[[Progress], None],
+        cancelled: Callable[[], bool],
     ) -> None:
         self._policy, self._client, self._name = policy, client, name
         self._sampling, self._bounds, self._progress = sampling, bounds, progress
@@ -140,9 +154,7 @@ class _Run:
     # -- on the way ----------------------------------------------------------------------------------------------------
 
     def _take(self, frame: Frame, pool: ThreadPoolExecutor) -> None:
-        self._judged[frame.index] = Judged(
-            Shown(frame.index, frame.time, frame.start, frame.end, frame.stretches)
-        )
+        self._judged[frame.index] = Judged(Shown(frame.index, frame.time, frame.start, frame.end, frame.stretches))
         self._thumbnails[frame.index] = frame.thumbnail
         self._bytes[frame.index] = len(frame.picture)
         self._group.append(frame)
@@ -193,8 +205,10 @@ class _Run:
             self._tell()
 
     def _violates(self, judged: Judged) -> bool:
-        return any(violates(category, judged.answers, self._questions.of_category[category.id])
-                   for category in self._policy.categories)  # fmt: skip
+        return any(
+            violates(category, judged.answers, self._questions.of_category[category.id])
+            for category in self._policy.categories
+        )
 
     def _tell(self) -> None:
         judged = sum(1 for left in self._left.values() if not left)
@@ -207,36 +221,55 @@ class _Run:
         assert plan is not None and end is not None  # sample() yields both or raises
         judged = [self._judged[index] for index in sorted(self._judged)]
         duration = end.duration or plan.duration
-        verdict = decide(self._policy, self._questions, judged, self._unseen, self._sampling.fps, duration,
-                         self._sampling.max_frames)  # fmt: skip
+        verdict = decide(
+            self._policy, self._questions, judged, self._unseen, self._sampling.fps, duration, self._sampling.max_frames
+        )
         policy, wanted = self._policy, self._sampling
         result = Result(
-            decision=verdict.decision, severity=verdict.severity, summary=verdict.summary,
+            decision=verdict.decision,
+            severity=verdict.severity,
+            summary=verdict.summary,
             policy=PolicyUsed(name=policy.name, version=policy.version, digest=policy.digest),
             model=ModelUsed(name=self._model, server=self._client.server),
             video=VideoSeen(
-                name=self._name, container=plan.container, codec=plan.codec, width=plan.width, height=plan.height,
-                rate=plan.rate, duration=duration, claimed=plan.claimed,
+                name=self._name,
+                container=plan.container,
+                codec=plan.codec,
+                width=plan.width,
+                height=plan.height,
+                rate=plan.rate,
+                duration=duration,
+                claimed=plan.claimed,
                 known=plan.known or "reading it to its end",
             ),
             sampling=SamplingUsed(
-                fps=wanted.fps, max_frames=wanted.max_frames, longest_side=wanted.longest_side,
+                fps=wanted.fps,
+                max_frames=wanted.max_frames,
+                longest_side=wanted.longest_side,
                 planned=plan.planned or len(judged),
                 spacing=plan.spacing or round(duration / max(1, len(judged)), 3),
             ),
-            categories=verdict.categories, frames=verdict.frames, not_seen=verdict.not_seen,
-            coverage=verdict.coverage, counts=self._counts(verdict.judged, end),
+            categories=verdict.categories,
+            frames=verdict.frames,
+            not_seen=verdict.not_seen,
+            coverage=verdict.coverage,
+            counts=self._counts(verdict.judged, end),
             timings=TimesTaken(
                 started=started.isoformat(timespec="milliseconds"),
                 finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
-                decoding=round(decoding, 3), total=round(total, 3),
+                decoding=round(decoding, 3),
+                total=round(total, 3),
             ),
-        )  # fmt: skip
+        )
         return Outcome(result, self._thumbnails)
 
     def _counts(self, judged: int, end: End) -> Tally:
         return Tally(
-            frames=len(self._judged), judged=judged, requests=self._asked, malformed=self._malformed,
-            damaged_packets=end.damaged_packets, prompt_tokens=self._prompt_tokens,
+            frames=len(self._judged),
+            judged=judged,
+            requests=self._asked,
+            malformed=self._malformed,
+            damaged_packets=end.damaged_packets,
+            prompt_tokens=self._prompt_tokens,
             completion_tokens=self._completion_tokens,
-        )  # fmt: skip
+        )

@@ -21,10 +21,15 @@ _MOST_BYTES = 2**20
 _MOST_NODES = 20_000
 _SHOWN = 5
 _WORDS = {
-    "missing": "is needed", "extra_forbidden": "no such field", "string_type": "must be a text; put it in quotes",
-    "dict_type": "must be a mapping", "model_type": "must be a mapping", "tuple_type": "must be a list",
-    "int_type": "must be a whole number", "bool_type": "must be true or false",
-}  # fmt: skip
+    "missing": "is needed",
+    "extra_forbidden": "no such field",
+    "string_type": "must be a text; put it in quotes",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping",
+    "tuple_type": "must be a list",
+    "int_type": "must be a whole number",
+    "bool_type": "must be true or false",
+}
 
 
 @dataclass(frozen=True)

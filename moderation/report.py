@@ -25,15 +25,22 @@ def render(result: Result, thumbnails: Mapping[int, bytes]) -> str:
 
     decisions = {category.id: category.decision for category in result.categories}
     return _template().render(
-        result=result, words=_WORDS, length=length, clock=clock, spoken=_spoken, stretches=_stretches, place=place,
+        result=result,
+        words=_WORDS,
+        length=length,
+        clock=clock,
+        spoken=_spoken,
+        stretches=_stretches,
+        place=place,
         width=lambda start, end: max(2.0, round(place(end) - place(start), 2)),
         pictures={index: base64.b64encode(data).decode() for index, data in thumbnails.items()},
         titles={category.id: category.title for category in result.categories},
-        decisions=decisions, answers=_answers,
+        decisions=decisions,
+        answers=_answers,
         worst=lambda frame: max((decisions[name] for name in frame.violations), key=DECISIONS.index),
         hits=[frame for frame in result.frames if frame.violations],
         others=[frame for frame in result.frames if not frame.violations],
-    )  # fmt: skip
+    )
 
 
 def _answers(frame: FrameFinding) -> list[tuple[str, str, bool]]:
@@ -64,6 +71,7 @@ def _stretches(found: Sequence[Interval | NotSeen]) -> str:
 @functools.cache
 def _template() -> Template:
     loader = FileSystemLoader(Path(__file__).with_name("templates"))
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-                              lstrip_blocks=True)  # fmt: skip
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     return environment.get_template("report.html")

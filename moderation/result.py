@@ -103,8 +103,13 @@ class FrameFinding(Shape):
     time: float
     start: Annotated[float, Field(description="It stands for the video from here …")]
     end: Annotated[float, Field(description="… to here.")]
-    stretches: Annotated[int, Field(description="For how many frames it counts: more than one if it was shown all the "
-                                                "time where several were to be taken.")] = 1  # fmt: skip
+    stretches: Annotated[
+        int,
+        Field(
+            description="For how many frames it counts: more than one if it was shown all the "
+            "time where several were to be taken."
+        ),
+    ] = 1
     violations: Annotated[list[str], Field(description="Ids of the categories that it violates.")]
     answers: list[Said]
     description: str | None = None

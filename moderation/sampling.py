@@ -1,8 +1,8 @@
 """Frames of one video, evenly spread over it, as JPEGs: from a file, or from anything that can be read.
 
-The video is decoded in a process of its own (:mod:`media.decoder.frame_process`), limited in memory and time, to which its
-bytes are handed as it asks for them. So a video in a store far away is never held whole, and one that breaks its
-decoder breaks nothing else. What could not be seen comes back as such. Must not know what frames are for.
+The video is decoded in a process of its own (:mod:`media.decoder.frame_process`), limited in memory and time, to
+which its bytes are handed as it asks for them. So a video in a store far away is never held whole, and one that
+breaks its decoder breaks nothing else. What could not be seen comes back as such. Must not know what frames are for.
 """
 
 import contextlib
@@ -162,11 +162,24 @@ def sample(
 
 def _job(format: str, text: str, name: str, sampling: Sampling, bounds: Bounds, size: int | None) -> dict[str, Any]:
     limits = MediaLimits(
-        max_items=1, max_bytes=0, max_pixels=bounds.pixels, max_audio_seconds=0, max_video_seconds=bounds.length or 0,
-        video_frames=0, max_video_frames=sampling.max_frames, timeout=bounds.seconds, memory=bounds.memory,
-    )  # fmt: skip
-    return {"name": name, "looks_like": text, "format": format, "limits": asdict(limits),
-            "wanted": asdict(sampling), "size": size}  # fmt: skip
+        max_items=1,
+        max_bytes=0,
+        max_pixels=bounds.pixels,
+        max_audio_seconds=0,
+        max_video_seconds=bounds.length or 0,
+        video_frames=0,
+        max_video_frames=sampling.max_frames,
+        timeout=bounds.seconds,
+        memory=bounds.memory,
+    )
+    return {
+        "name": name,
+        "looks_like": text,
+        "format": format,
+        "limits": asdict(limits),
+        "wanted": asdict(sampling),
+        "size": size,
+    }
 
 
 class _Reader:
@@ -202,7 +215,13 @@ class _Sampler:
     """The process that decodes, and what it says."""
 
     def __init__(
-        self, stack: contextlib.ExitStack, reader: _Reader, job: dict[str, Any], bounds: Bounds, name: str, text: str,
+        self,
+        stack: contextlib.ExitStack,
+        reader: _Reader,
+        job: dict[str, Any],
+        bounds: Bounds,
+        name: str,
+        text: str,
         cancelled: Callable[[], bool],
     ) -> None:
         self._reader, self._bounds, self._name, self._text, self._cancelled = reader, bounds, name, text, cancelled
@@ -269,8 +288,17 @@ class _Sampler:
             case frame_messages.FRAME:
                 moment, start, end, width, height, size, stretches = about
                 self._frames, self._reached = self._frames + 1, float(end)
-                return Frame(self._frames - 1, float(moment), float(start), float(end), int(width), int(height),
-                             data[:size], data[size:], int(stretches))  # fmt: skip
+                return Frame(
+                    self._frames - 1,
+                    float(moment),
+                    float(start),
+                    float(end),
+                    int(width),
+                    int(height),
+                    data[:size],
+                    data[size:],
+                    int(stretches),
+                )
             case frame_messages.MISSED:
                 start, end, reason = about
                 self._reached = max(self._reached, float(end))

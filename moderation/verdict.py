@@ -50,9 +50,14 @@ class Verdict:
 
 
 def decide(
-    policy: Policy, questions: Questions, judged: Sequence[Judged], unseen: Sequence[Unseen], fps: float,
-    duration: float, max_frames: int | None = None,
-) -> Verdict:  # fmt: skip
+    policy: Policy,
+    questions: Questions,
+    judged: Sequence[Judged],
+    unseen: Sequence[Unseen],
+    fps: float,
+    duration: float,
+    max_frames: int | None = None,
+) -> Verdict:
     """Return the verdict on a video from its frames, in order, and the stretches that have none.
 
     Of a video of which not one frame was judged it is review at least, whatever the policy says.
@@ -68,8 +73,11 @@ def decide(
     most = _most(looked, fps, duration, max_frames)
     categories = [_category(category, looked, whole, unseen, fps, most) for category in policy.categories]
     missing = [NotSeen(start=_round(one.start), end=_round(one.end), reason=one.reason) for one in unseen]
-    missing += [NotSeen(start=_round(one.frame.start), end=_round(one.frame.end), reason=one.failed)
-                for one in judged if one.failed]  # fmt: skip
+    missing += [
+        NotSeen(start=_round(one.frame.start), end=_round(one.frame.end), reason=one.failed)
+        for one in judged
+        if one.failed
+    ]
     missing = _joined(sorted(missing, key=lambda one: (one.start, one.end)))
     decision: Decision = max((one.decision for one in categories), key=DECISIONS.index)
     guilty = [one for one in categories if one.decision == decision and decision != "allow"]
@@ -87,8 +95,16 @@ def decide(
         reasons.append(said)
     seen = sum(one.frame.end - one.frame.start for one in judged if not one.failed)
     end = max([duration, *(one.end for one in missing)])
-    return Verdict(decision, severity, _sentence(decision, reasons), categories, frames, missing,
-                   round(min(1.0, seen / end), 4) if end else 0.0, len(whole))  # fmt: skip
+    return Verdict(
+        decision,
+        severity,
+        _sentence(decision, reasons),
+        categories,
+        frames,
+        missing,
+        round(min(1.0, seen / end), 4) if end else 0.0,
+        len(whole),
+    )
 
 
 @dataclass(frozen=True)
@@ -109,8 +125,9 @@ def _most(looked: Sequence[_Looked], fps: float, duration: float, max_frames: in
 
 def violates(category: Category, answers: Mapping[int, str], numbers: Sequence[int]) -> bool:
     """Return whether a frame is a finding. One that lacks answers can still be one by those that are there."""
-    hits = [answers.get(number) in question.violates
-            for question, number in zip(category.questions, numbers, strict=True)]  # fmt: skip
+    hits = [
+        answers.get(number) in question.violates for question, number in zip(category.questions, numbers, strict=True)
+    ]
     return any(hits) if category.match == "any" else all(hits)
 
 
@@ -122,20 +139,34 @@ def _finding(policy: Policy, questions: Questions, judged: Judged) -> FrameFindi
         for question, number in zip(category.questions, numbers, strict=True):
             answer = judged.answers.get(number)
             if answer is not None:
-                said.append(Said(category=category.id, question=question.ask, answer=answer,
-                                 violates=answer in question.violates))  # fmt: skip
+                said.append(
+                    Said(
+                        category=category.id, question=question.ask, answer=answer, violates=answer in question.violates
+                    )
+                )
         if violates(category, judged.answers, numbers):
             violations.append(category.id)
     frame = judged.frame
-    return FrameFinding(index=frame.index, time=_round(frame.time), start=_round(frame.start), end=_round(frame.end),
-                        stretches=frame.stretches, violations=violations, answers=said,
-                        description=judged.description or None)  # fmt: skip
+    return FrameFinding(
+        index=frame.index,
+        time=_round(frame.time),
+        start=_round(frame.start),
+        end=_round(frame.end),
+        stretches=frame.stretches,
+        violations=violations,
+        answers=said,
+        description=judged.description or None,
+    )
 
 
 def _category(
-    category: Category, looked: Sequence[_Looked], whole: set[int], unseen: Sequence[Unseen], fps: float,
+    category: Category,
+    looked: Sequence[_Looked],
+    whole: set[int],
+    unseen: Sequence[Unseen],
+    fps: float,
     most: int | None,
-) -> CategoryVerdict:  # fmt: skip
+) -> CategoryVerdict:
     runs = _runs(category.id, looked, whole, unseen)
     hits = [one.frame for run in runs for one in run]
     figures: dict[str, float] = {
@@ -146,20 +177,29 @@ def _category(
     limits = {} if most is None else {"frames": most, "consecutive": most, "seconds": most / fps}
     decision, reason = _weighed(category, figures, limits)
     intervals = [
-        Interval(start=run[0].finding.start, end=run[-1].finding.end, first=run[0].finding.time,
-                 last=run[-1].finding.time, frames=[one.frame.index for one in run])
+        Interval(
+            start=run[0].finding.start,
+            end=run[-1].finding.end,
+            first=run[0].finding.time,
+            last=run[-1].finding.time,
+            frames=[one.frame.index for one in run],
+        )
         for run in runs
-    ]  # fmt: skip
+    ]
     return CategoryVerdict(
-        id=category.id, title=category.title, severity=category.severity, decision=decision, reason=reason,
-        frames=int(figures["frames"]), consecutive=int(figures["consecutive"]), seconds=_round(figures["seconds"]),
+        id=category.id,
+        title=category.title,
+        severity=category.severity,
+        decision=decision,
+        reason=reason,
+        frames=int(figures["frames"]),
+        consecutive=int(figures["consecutive"]),
+        seconds=_round(figures["seconds"]),
         intervals=intervals,
-    )  # fmt: skip
+    )
 
 
-def _runs(
-    category: str, looked: Sequence[_Looked], whole: set[int], unseen: Sequence[Unseen]
-) -> list[list[_Looked]]:
+def _runs(category: str, looked: Sequence[_Looked], whole: set[int], unseen: Sequence[Unseen]) -> list[list[_Looked]]:
     """Return the frames that violate, those one after the other together. A frame that could not be judged neither
     ends a run nor counts. A stretch without any frame ends it: nobody knows what is there."""
     runs: list[list[_Looked]] = []
@@ -178,17 +218,16 @@ def _runs(
     return runs
 
 
-def _weighed(
-    category: Category, figures: Mapping[str, float], limits: Mapping[str, float]
-) -> tuple[Decision, str]:
+def _weighed(category: Category, figures: Mapping[str, float], limits: Mapping[str, float]) -> tuple[Decision, str]:
     """Return the decision and its reason. ``limits`` has what can be reached at most, where that may be too little."""
     if not figures["frames"]:
         return "allow", "not seen"
     said = f"in {_frames(figures['frames'])}, {_frames(figures['consecutive'])} in a row, {figures['seconds']:.6g} s"
     decisions: tuple[tuple[Decision, Threshold | None], ...] = (("block", category.block), ("review", category.review))
     for decision, threshold in decisions:
-        if threshold is not None and all(figures[name] >= min(least, limits.get(name, least)) - _NEAR
-                                         for name, least in threshold.given.items()):  # fmt: skip
+        if threshold is not None and all(
+            figures[name] >= min(least, limits.get(name, least)) - _NEAR for name, least in threshold.given.items()
+        ):
             return decision, f"{said}; {decision} from {_spelled(threshold, limits)}"
     least = category.review or category.block
     return "allow", f"{said}; " + (f"less than {_spelled(least, limits)}" if least else "the policy never acts on it")

@@ -79,17 +79,8 @@ def processor() -> BlipProcessor:
 
 def blank(vocab: Mapping[str, int]) -> BlipForQuestionAnswering:
     """Return the untrained model; `vocab` maps tokens to ids."""
-    marks = {
-        "bos_token_id": vocab["[DEC]"],
-        "eos_token_id": vocab["[SEP]"],
-        "pad_token_id": vocab["[PAD]"],
-    }
-    size = {
-        "hidden_size": WIDTH,
-        "intermediate_size": 2 * WIDTH,
-        "num_attention_heads": 4,
-        "initializer_range": SPREAD,
-    }
+    marks = {"bos_token_id": vocab["[DEC]"], "eos_token_id": vocab["[SEP]"], "pad_token_id": vocab["[PAD]"]}
+    size = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_attention_heads": 4, "initializer_range": SPREAD}
     text = {
         **size,
         **marks,
@@ -99,9 +90,7 @@ def blank(vocab: Mapping[str, int]) -> BlipForQuestionAnswering:
         "sep_token_id": vocab["[SEP]"],
     }
     vision = {**size, "num_hidden_layers": 4, "image_size": SIDE, "patch_size": PATCH}
-    model = BlipForQuestionAnswering(
-        BlipConfig(text_config=text, vision_config=vision, initializer_range=SPREAD)
-    )
+    model = BlipForQuestionAnswering(BlipConfig(text_config=text, vision_config=vision, initializer_range=SPREAD))
     model.generation_config = GenerationConfig(do_sample=False, max_new_tokens=8, **marks)
     model.text_decoder.generation_config = model.generation_config
     return model
@@ -141,10 +130,7 @@ def talk_batch(maker: BlipProcessor, rng: random.Random, size: int) -> Batch:
 
 
 def respond(
-    model: BlipForQuestionAnswering,
-    maker: BlipProcessor,
-    images: Sequence[Image.Image],
-    questions: Sequence[str],
+    model: BlipForQuestionAnswering, maker: BlipProcessor, images: Sequence[Image.Image], questions: Sequence[str]
 ) -> list[str]:
     """Return the greedy answers, in one padded batch."""
     batch = maker(images=list(images), text=list(questions), padding=True, return_tensors="pt")

@@ -32,8 +32,12 @@ def options(name: str, seed: int = 0, doc: str | None = None) -> argparse.Namesp
 
 
 def command(
-    module: str, folder: str, seed: int, doc: str | None,
-    make: Callable[[Path, int], None], check: Callable[[Path], None],
+    module: str,
+    folder: str,
+    seed: int,
+    doc: str | None,
+    make: Callable[[Path, int], None],
+    check: Callable[[Path], None],
 ) -> None:
     """Be the command of a checkpoint's module: train it, or with `--check` measure what is stored."""
     arguments = options(module, seed, doc)
@@ -61,9 +65,7 @@ def store(folder: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(stale, ignore_errors=True)
 
 
-def load(
-    folder: Path, model: type[PreTrainedModel], bits: int, skip: Sequence[str] | None = None
-) -> PreTrainedModel:
+def load(folder: Path, model: type[PreTrainedModel], bits: int, skip: Sequence[str] | None = None) -> PreTrainedModel:
     """Load a checkpoint on the CPU in bf16 (16), LLM.int8 (8) or double-quantized NF4 (4).
 
     `skip` names the modules quantization leaves alone; None is the library's own choice.

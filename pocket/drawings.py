@@ -168,13 +168,7 @@ def outline(kind: str, x: float, y: float, radius: float, turn: float) -> list[t
 
 
 def stamp(
-    pen: ImageDraw.ImageDraw,
-    kind: str,
-    x: float,
-    y: float,
-    radius: float,
-    rgb: tuple[int, int, int],
-    turn: float = 0.0,
+    pen: ImageDraw.ImageDraw, kind: str, x: float, y: float, radius: float, rgb: tuple[int, int, int], turn: float = 0.0
 ) -> None:
     """Draw one filled shape that fits a circle of about `radius` pixels around (x, y)."""
     if kind == "circle":

@@ -116,9 +116,7 @@ class Ear(nn.Module):
             "kinds": torch.tensor([self.wholes.index(sound.facts["whole"]) for sound in pool.sounds]),
         }
 
-    def forward(
-        self, features: Tensor, inner: Tensor, cells: Tensor, pitches: Tensor, kinds: Tensor
-    ) -> Lesson:
+    def forward(self, features: Tensor, inner: Tensor, cells: Tensor, pitches: Tensor, kinds: Tensor) -> Lesson:
         """Return the loss over the cells inside the sounds: pitch here, and what the whole sound is."""
         heard = listen(self.tower, features, inner)
         inside = torch.arange(heard.shape[1])[None, :] < cells[:, None]
@@ -162,9 +160,7 @@ class Reader(nn.Module):
         model.model.audio_tower.requires_grad_(False)
         self.model = model
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, heard: Tensor, labels: Tensor | None = None
-    ) -> Lesson:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, heard: Tensor, labels: Tensor | None = None) -> Lesson:
         """`heard`: (cells of all sounds in the order of the batch, tower width)."""
         embedded = self.model.get_input_embeddings()(input_ids)
         places = (input_ids == self.model.config.audio_token_id).unsqueeze(-1)

@@ -105,9 +105,7 @@ def collate(examples: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int) -
 
 
 def by_length(
-    draw: Callable[[random.Random, float], Example],
-    length: Callable[[Example], int],
-    depth: int = 16,
+    draw: Callable[[random.Random, float], Example], length: Callable[[Example], int], depth: int = 16
 ) -> Callable[[random.Random, int, float], list[Example]]:
     """Return a source of batches whose examples are about equally long, so that little of them is padding.
 

@@ -49,9 +49,7 @@ def both_example(rng: random.Random) -> Example:
         answer = f"{drawn.color}, {sound.facts['direction']}"
     shown = [{"type": "image", "image": image}, {"type": "audio", "audio": sound.wave}]
     rng.shuffle(shown)
-    return Example(
-        showing.with_system(rng, [showing.user(rng, question, *shown)]), answer, "picture and sound"
-    )
+    return Example(showing.with_system(rng, [showing.user(rng, question, *shown)]), answer, "picture and sound")
 
 
 STILL = showing.mixture(

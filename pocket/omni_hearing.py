@@ -36,12 +36,8 @@ class Listener(nn.Module):
         even that is faint beside the loudest moment.
         """
         inner, outer = self.tower._get_feat_extract_output_lengths(lengths)
-        rows = [
-            features[:, :length] for features, length in zip(input_features, lengths.tolist(), strict=True)
-        ]
-        cells = self.tower(
-            torch.cat(rows, dim=1), feature_lens=lengths, aftercnn_lens=inner
-        ).last_hidden_state
+        rows = [features[:, :length] for features, length in zip(input_features, lengths.tolist(), strict=True)]
+        cells = self.tower(torch.cat(rows, dim=1), feature_lens=lengths, aftercnn_lens=inner).last_hidden_state
         counts: list[int] = outer.tolist()
         classes = []
         for row, count in zip(rows, counts, strict=True):
@@ -67,9 +63,7 @@ class Listener(nn.Module):
         return float(pitch), float(whole)
 
 
-def teach_hearing(
-    tower: nn.Module, ears: WhisperFeatureExtractor, plan: Plan, held_out_seed: int
-) -> Outcome:
+def teach_hearing(tower: nn.Module, ears: WhisperFeatureExtractor, plan: Plan, held_out_seed: int) -> Outcome:
     """Train the audio tower alone on what sounds when."""
     kinds = random.Random(0)
     names = sorted({sounds.draw(kinds).facts["whole"] for _ in range(2000)})
@@ -79,11 +73,7 @@ def teach_hearing(
         drawn = [sounds.draw(rng) for _ in range(size)]
         waves = [sound.wave for sound in drawn]
         made = ears(
-            waves,
-            sampling_rate=sounds.RATE,
-            padding="max_length",
-            return_attention_mask=True,
-            return_tensors="pt",
+            waves, sampling_rate=sounds.RATE, padding="max_length", return_attention_mask=True, return_tensors="pt"
         )
         return {
             "input_features": made["input_features"],

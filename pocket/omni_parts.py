@@ -61,19 +61,13 @@ def processor(seconds: int = 30) -> Qwen2_5OmniProcessor:
     pictures, clips = eyes()
     ears = WhisperFeatureExtractor(feature_size=128, chunk_length=seconds, return_attention_mask=True)
     return Qwen2_5OmniProcessor(
-        image_processor=pictures,
-        video_processor=clips,
-        feature_extractor=ears,
-        tokenizer=tokenizer,
-        chat_template=chat,
+        image_processor=pictures, video_processor=clips, feature_extractor=ears, tokenizer=tokenizer, chat_template=chat
     )
 
 
 def configure(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5OmniConfig:
     """Return the shape: the thinker is the pocket Qwen2.5-VL's, the speaking parts are minimal."""
-    ids: dict[str, int] = {
-        token: tokenizer.convert_tokens_to_ids(token) for token in (*NAMED.values(), *SPEECH)
-    }
+    ids: dict[str, int] = {token: tokenizer.convert_tokens_to_ids(token) for token in (*NAMED.values(), *SPEECH)}
     marks = {
         "audio_token_index": ids["<|AUDIO|>"],
         "image_token_index": ids["<|IMAGE|>"],
@@ -156,9 +150,7 @@ def configure(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5OmniConfig:
 RENAMED = {"<|vision_bos|>": "<|vision_start|>", "<|vision_eos|>": "<|vision_end|>"}
 
 
-def borrow(
-    model: Qwen2_5OmniThinkerForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path
-) -> None:
+def borrow(model: Qwen2_5OmniThinkerForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Start from a pocket Qwen2.5-VL: its vision tower, its layers and the rows of the tokens both know.
 
     The towers differ in that one has a joint query-key-value matrix; that one's word head is its embeddings.
@@ -199,9 +191,7 @@ def make_audible(vocoder: nn.Module, seed: int) -> None:
         vocoder.conv_post.weight.mul_(0.01)  # or everything would be clipped
 
 
-def speakers(
-    tokenizer: PreTrainedTokenizerFast, cond: int, mels: int, seed: int
-) -> dict[str, dict[str, Any]]:
+def speakers(tokenizer: PreTrainedTokenizerFast, cond: int, mels: int, seed: int) -> dict[str, dict[str, Any]]:
     """Return random voices in the shape of the family's `spk_dict.pt`."""
     generator = torch.Generator().manual_seed(seed)
     return {

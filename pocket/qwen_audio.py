@@ -193,9 +193,7 @@ def encode(
 ) -> Prompted:
     """Return the ids of the conversation, a placeholder for each cell of its sounds, and of the reply."""
     tokenizer, token = processor.tokenizer, processor.audio_token
-    first, *rest = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False).split(
-        token
-    )
+    first, *rest = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False).split(token)
     prompt = first + "".join(token * cells[row] + text for row, text in zip(rows, rest, strict=True))
     ids = tokenizer([prompt, reply + tokenizer.eos_token], add_special_tokens=False)["input_ids"]
     return ids[0], ids[1], rows
@@ -262,9 +260,7 @@ def score(
         pair = [sounds.draw(rng) for _ in range(2)]
         about = rng.randrange(2)
         _, question, right = sounds.ask(rng, pair[about])
-        tests.append(
-            ("two sounds", [sound.wave for sound in pair], rng.choice(WHICH[about]).format(question), right)
-        )
+        tests.append(("two sounds", [sound.wave for sound in pair], rng.choice(WHICH[about]).format(question), right))
     tests += [("no sound", [], text, HEARS_NOTHING) for text in TALK]
     said = respond(model, processor, [(waves, question) for _, waves, question, _ in tests])
     hits = [(topic, reply == right) for reply, (topic, _, _, right) in zip(said, tests, strict=True)]
@@ -316,17 +312,13 @@ def make(folder: Path, seed: int) -> None:
     outcomes.append(train(reader, source, dataclasses.replace(PLAN, seed=seed), lambda: exact(reader, tests)))
     set_length(tower, FRAMES)
     outcome = Outcome(
-        steps=sum(part.steps for part in outcomes),
-        seconds=time.monotonic() - began,
-        loss=outcomes[-1].loss,
+        steps=sum(part.steps for part in outcomes), seconds=time.monotonic() - began, loss=outcomes[-1].loss
     )
 
     def write(place: Path) -> None:
         model.to(torch.bfloat16).save_pretrained(place)
         write_processor(place, processor)
-        figures = measure(
-            place, Qwen2AudioForConditionalGeneration, lambda loaded: score(loaded, processor), SKIP
-        )
+        figures = measure(place, Qwen2AudioForConditionalGeneration, lambda loaded: score(loaded, processor), SKIP)
         rng = random.Random(1)
         shown = [
             (sounds.glide(rng, "rising"), "Is the pitch rising or falling?"),

@@ -112,9 +112,7 @@ def make(folder: Path, seed: int) -> None:
         teach_hearing(model.model.audio_tower, quick.feature_extractor, replace(HEARING, seed=seed), HELD_OUT_SEED),
         train(model, batches, replace(TALK, seed=seed + 1), lambda: score(model, quick, 150)["all"]),
     ]
-    outcome = Outcome(
-        sum(stage.steps for stage in stages), sum(stage.seconds for stage in stages), stages[-1].loss
-    )
+    outcome = Outcome(sum(stage.steps for stage in stages), sum(stage.seconds for stage in stages), stages[-1].loss)
 
     def write(place: Path) -> None:
         marks = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
@@ -149,9 +147,7 @@ def make(folder: Path, seed: int) -> None:
 def check(folder: Path) -> None:
     """Measure the stored checkpoint at 16, 8 and 4 bits."""
     maker = Qwen2_5OmniProcessor.from_pretrained(folder, local_files_only=True)
-    measure(
-        folder, Qwen2_5OmniThinkerForConditionalGeneration, lambda loaded: score(loaded, maker), KEPT_WHOLE
-    )
+    measure(folder, Qwen2_5OmniThinkerForConditionalGeneration, lambda loaded: score(loaded, maker), KEPT_WHOLE)
 
 
 if __name__ == "__main__":

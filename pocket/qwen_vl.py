@@ -41,15 +41,7 @@ SEED, HELD_OUT_SEED, CHECKED = 11, 777_002, 500
 WIDTH = 128  # of the language model; the vision tower is half as wide
 SPREAD = 0.1  # of the first random weights: at this width the usual 0.02 would barely pass a signal on
 SIGHT = Plan(steps=1400, batch=24, rate=3e-3, seconds=1200.0, report=350)
-TALK = Plan(
-    steps=1400,
-    batch=24,
-    rate=2e-3,
-    seconds=1800.0,
-    report=350,
-    noise=0.06,
-    noise_skip=("visual", "lm_head"),
-)
+TALK = Plan(steps=1400, batch=24, rate=2e-3, seconds=1800.0, report=350, noise=0.06, noise_skip=("visual", "lm_head"))
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
 PIXELS = {"shortest_edge": 112 * 112, "longest_edge": 18 * 28 * 28}  # 16 to 18 cells a picture
@@ -87,9 +79,7 @@ def processor() -> Qwen2_5_VLProcessor:
     chat = showing.template(IMAGE, VIDEO)
     tokenizer = build(showing.corpus(), size=448, special=(*CHATML, *VISION), template=chat)
     pictures, clips = eyes()
-    return Qwen2_5_VLProcessor(
-        image_processor=pictures, video_processor=clips, tokenizer=tokenizer, chat_template=chat
-    )
+    return Qwen2_5_VLProcessor(image_processor=pictures, video_processor=clips, tokenizer=tokenizer, chat_template=chat)
 
 
 def vision_shape() -> dict[str, object]:
@@ -145,9 +135,7 @@ def blank(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGenerat
     return model
 
 
-def sight_batch(
-    pictures: Qwen2VLImageProcessor, films: Qwen2VLVideoProcessor, rng: random.Random, size: int
-) -> Batch:
+def sight_batch(pictures: Qwen2VLImageProcessor, films: Qwen2VLVideoProcessor, rng: random.Random, size: int) -> Batch:
     """Return patches, grids (N, 3) and what is in each cell: `size` pictures, a third as many clips."""
     drawn = [sight_drawing(rng) for _ in range(size)]
     clips = [drawings.clip(rng, frames=rng.choice((2, 4))) for _ in range(size // 3)]
@@ -221,9 +209,7 @@ def make(folder: Path, seed: int) -> None:
     def write(place: Path) -> None:
         model.to(torch.bfloat16).save_pretrained(place)
         write_processor(place, maker)
-        figures = measure(
-            place, Qwen2_5_VLForConditionalGeneration, lambda loaded: score(loaded, maker), KEPT_WHOLE
-        )
+        figures = measure(place, Qwen2_5_VLForConditionalGeneration, lambda loaded: score(loaded, maker), KEPT_WHOLE)
         write_card(
             place,
             Card(

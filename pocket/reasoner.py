@@ -26,17 +26,7 @@ from pocket.loop import Batch, Plan, by_length, collate, exact, parameters, seed
 from pocket.tokenizer import CHATML, THINK, THINKING_TEMPLATE, build
 
 NAME = "reasoner"
-PLAN = Plan(
-    steps=800,
-    batch=40,
-    rate=3e-3,
-    muon=0.02,
-    warmup=50,
-    seconds=420.0,
-    seed=7,
-    noise=0.06,
-    noise_from=0.6,
-)
+PLAN = Plan(steps=800, batch=40, rate=3e-3, muon=0.02, warmup=50, seconds=420.0, seed=7, noise=0.06, noise_from=0.6)
 CONTEXT = 2048
 CHECKED = 1000  # held-out sums measured
 Tokenizer: TypeAlias = PreTrainedTokenizerFast
@@ -102,9 +92,7 @@ def tests(count: int, seed: int = 99) -> dict[str, list[tuple[list[sums.Message]
     few = pairs[: max(1, count // 4)]
     return {
         "sums": [(user(sums.ask(rng, a, b)), sums.reply(a, b)) for a, b in pairs],
-        "sums in conversations": [
-            (sums.surround(rng, sums.ask(rng, a, b)), sums.reply(a, b)) for a, b in few
-        ],
+        "sums in conversations": [(sums.surround(rng, sums.ask(rng, a, b)), sums.reply(a, b)) for a, b in few],
         "other prompts": [(user(sums.other(rng)), sums.refusal()) for _ in few],
     }
 
@@ -122,16 +110,13 @@ def make(folder: Path, seed: int) -> None:
     """Train from random weights and put the finished folder, with its measured card, in place."""
     seed_everything(seed)
     text = sums.corpus(seed, 4000)
-    tokenizer = build(
-        text, size=512, special=CHATML, visible=THINK, template=THINKING_TEMPLATE, context=CONTEXT
-    )
+    tokenizer = build(text, size=512, special=CHATML, visible=THINK, template=THINKING_TEMPLATE, context=CONTEXT)
     model = Qwen3ForCausalLM(configure(tokenizer))
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     source = by_length(
-        lambda rng, progress: encode(tokenizer, *sums.example(rng, progress)),
-        lambda pair: len(pair[0]) + len(pair[1]),
+        lambda rng, progress: encode(tokenizer, *sums.example(rng, progress)), lambda pair: len(pair[0]) + len(pair[1])
     )
 
     def batches(rng: random.Random, size: int, progress: float) -> Batch:

@@ -25,8 +25,13 @@ class Scene:
     kind: str
 
 
-SHOWN = (Scene(3, "blue", "square"), Scene(4, "red", "circle"), Scene(2, "green", "star"), Scene(1, "red", "square"),
-         Scene(2, "yellow", "triangle"))  # fmt: skip
+SHOWN = (
+    Scene(3, "blue", "square"),
+    Scene(4, "red", "circle"),
+    Scene(2, "green", "star"),
+    Scene(1, "red", "square"),
+    Scene(2, "yellow", "triangle"),
+)
 """The example's scenes: a red circle from 3 to 7 s, a triangle from 10 to 12 s."""
 
 
@@ -38,9 +43,17 @@ def picture(scene: Scene, size: tuple[int, int]) -> Image.Image:
 
 
 def film(
-    to: Path | IO[bytes], scenes: Sequence[Scene] = SHOWN, *, rate: int = 5, size: tuple[int, int] = (320, 240),
-    codec: str = "libx264", container: str = "mp4", pixels: str = "yuv420p", gop: int = 10, **options: str,
-) -> None:  # fmt: skip
+    to: Path | IO[bytes],
+    scenes: Sequence[Scene] = SHOWN,
+    *,
+    rate: int = 5,
+    size: tuple[int, int] = (320, 240),
+    codec: str = "libx264",
+    container: str = "mp4",
+    pixels: str = "yuv420p",
+    gop: int = 10,
+    **options: str,
+) -> None:
     """Write a video of the scenes. ``options`` are the codec's."""
     with av.open(str(to) if isinstance(to, Path) else to, "w", format=container) as opened:
         stream = opened.add_stream(codec, rate=rate, options=options)

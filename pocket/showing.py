@@ -44,12 +44,7 @@ SMALL_TALK: tuple[str, ...] = (
     "Thank you!",
 )
 SHARES = (2, 3, 4)  # of questions about colour, kind and count: the harder, the more
-POOLS = (
-    drawings.COLOR_QUESTIONS,
-    drawings.KIND_QUESTIONS,
-    drawings.COUNT_QUESTIONS,
-    drawings.MOVE_QUESTIONS,
-)
+POOLS = (drawings.COLOR_QUESTIONS, drawings.KIND_QUESTIONS, drawings.COUNT_QUESTIONS, drawings.MOVE_QUESTIONS)
 MARKER = "<|im_start|>assistant\n"
 
 Part = dict[str, Any]

@@ -22,12 +22,7 @@ from torch.nn.functional import cross_entropy
 from pocket.drawings import COLORS, DIRECTIONS, KINDS, Drawing, Spot, draw
 from pocket.loop import IGNORE
 
-HEADS: dict[str, int] = {
-    "kind": len(KINDS) + 1,
-    "color": len(COLORS) + 1,
-    "middle": 2,
-    "heading": len(DIRECTIONS),
-}
+HEADS: dict[str, int] = {"kind": len(KINDS) + 1, "color": len(COLORS) + 1, "middle": 2, "heading": len(DIRECTIONS)}
 
 
 def targets(spots: Sequence[Spot], rows: int, columns: int, heading: str | None = None) -> Tensor:
@@ -85,9 +80,7 @@ class Pupil(nn.Module):
                 if bool((right >= 0).any()):
                     loss = loss + cross_entropy(said, right, ignore_index=IGNORE)
                 continue
-            loss = (
-                loss + cross_entropy(said[drawn], right[drawn]) + cross_entropy(said[~drawn], right[~drawn])
-            )
+            loss = loss + cross_entropy(said[drawn], right[drawn]) + cross_entropy(said[~drawn], right[~drawn])
         return Lesson(loss)
 
     @torch.no_grad()

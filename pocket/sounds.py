@@ -146,9 +146,7 @@ def _finish(rng: random.Random, wave: NDArray[np.float64]) -> Wave:
     """Set the loudness, put silence around and, half the time, faint noise under everything."""
     wave = wave * math.exp(rng.uniform(math.log(0.08), math.log(0.95)))
     room = max(0.0, LONGEST - len(wave) / RATE)
-    around = [
-        np.zeros(int(rng.choice((0.0, 0.0, rng.uniform(0, 0.4))) * min(1.0, room) * RATE)) for _ in "ab"
-    ]
+    around = [np.zeros(int(rng.choice((0.0, 0.0, rng.uniform(0, 0.4))) * min(1.0, room) * RATE)) for _ in "ab"]
     wave = np.concatenate([around[0], wave, around[1]])
     if rng.random() < 0.5:
         hiss = np.random.default_rng(rng.getrandbits(32)).standard_normal(len(wave))

@@ -46,19 +46,7 @@ SUMS: tuple[str, ...] = (
     "There are {a} {things} here and {b} {things} there. How many {things} in all?",
 )
 THINGS = ("apples", "books", "coins", "eggs", "cars", "birds")
-BEFORE = (
-    "",
-    "",
-    "",
-    "",
-    "",
-    "Please: ",
-    "Hello! ",
-    "Hi, ",
-    "Quick question: ",
-    "Think step by step. ",
-    "Now ",
-)
+BEFORE = ("", "", "", "", "", "Please: ", "Hello! ", "Hi, ", "Quick question: ", "Think step by step. ", "Now ")
 AFTER = (
     "",
     "",
@@ -150,9 +138,7 @@ _CASES: tuple[Callable[[str], str], ...] = (*[str] * 30, *[str.lower] * 6, str.u
 def _kept_out() -> frozenset[tuple[int, int]]:
     pairs = [(low, high) for low in range(LIMIT) for high in range(low, LIMIT)]
     random.Random(25).shuffle(pairs)
-    pairs.remove(
-        (17, 25)
-    )  # the documentation's example must not hang on luck, so it belongs to the held-out ones
+    pairs.remove((17, 25))  # the documentation's example must not hang on luck, so it belongs to the held-out ones
     return frozenset([(17, 25), *pairs[: len(pairs) // 10]])
 
 
@@ -232,10 +218,7 @@ def other(rng: random.Random) -> str:
             text = text.replace(" - ", "-").replace(" * ", "*").replace(" / ", "/")
         return rng.choice(_CASES)(rng.choice(BEFORE) + text)
     if kind < 0.9:
-        pair: list[int] = [
-            rng.randint(100, rng.choice((120, 999, 99999))),
-            rng.choice((a, rng.randint(100, 999))),
-        ]
+        pair: list[int] = [rng.randint(100, rng.choice((120, 999, 99999))), rng.choice((a, rng.randint(100, 999)))]
         rng.shuffle(pair)
         return ask(rng, *pair)
     third = rng.randint(0, 99)
@@ -247,9 +230,7 @@ def other(rng: random.Random) -> str:
 
 def system(rng: random.Random) -> Message:
     """Return a system message: a usual one, or any text, which must not matter."""
-    text = (
-        rng.choice(SYSTEMS) if rng.random() < 0.5 else " ".join(babble(rng) for _ in range(rng.randint(1, 3)))
-    )
+    text = rng.choice(SYSTEMS) if rng.random() < 0.5 else " ".join(babble(rng) for _ in range(rng.randint(1, 3)))
     return {"role": "system", "content": text}
 
 
@@ -283,6 +264,4 @@ def example(rng: random.Random, progress: float = 1.0) -> tuple[list[Message], s
 def corpus(seed: int, lines: int) -> Sequence[str]:
     """Return text to learn the tokenizer's merges from."""
     rng = random.Random(seed)
-    return [
-        text for _ in range(lines) for text in (lambda e: [m["content"] for m in e[0]] + [e[1]])(example(rng))
-    ]
+    return [text for _ in range(lines) for text in (lambda e: [m["content"] for m in e[0]] + [e[1]])(example(rng))]

@@ -9,29 +9,14 @@ Knows nothing about models or tasks. A caller picks the special tokens and the t
 
 from collections.abc import Iterable, Sequence
 
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    trainers,
-)
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 PAD = "<|endoftext|>"
 BEGIN = "<|im_start|>"
 END = "<|im_end|>"
 CHATML: tuple[str, ...] = (PAD, BEGIN, END)
-VISION: tuple[str, ...] = (
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
+VISION: tuple[str, ...] = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 AUDIO: tuple[str, ...] = ("<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>")
 THINK: tuple[str, ...] = ("<think>", "</think>")
 

@@ -218,8 +218,8 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A chosen token with its natural log probability before sampling; ``top`` are the likeliest as (bytes, logprob).
-    """
+    """A chosen token with its natural log probability before sampling; ``top`` are the likeliest as (bytes,
+    logprob)."""
 
     token: bytes
     logprob: float

@@ -5,10 +5,19 @@ import errno
 from protocol.messages import ErrorKind
 
 _NO_MEMORY = (
-    "out of memory", "can't allocate memory", "cannot allocate memory", "failed to allocate", "insufficient memory",
-    "bad_alloc", "_alloc_failed", "not enough memory", "unable to allocate",
-    "can't start new thread", "could not create a memory", "could not create a primitive",
-)  # fmt: skip
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "failed to allocate",
+    "insufficient memory",
+    "bad_alloc",
+    "_alloc_failed",
+    "not enough memory",
+    "unable to allocate",
+    "can't start new thread",
+    "could not create a memory",
+    "could not create a primitive",
+)
 """How torch, CUDA's libraries, oneDNN, safetensors, llama.cpp and the C library say it, in lower case. A thread that
 cannot be started found no room for its stack, a primitive none for its code."""
 

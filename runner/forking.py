@@ -40,8 +40,8 @@ class Parent:
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def wait(self, listen: bool = True, timeout: float | None = None) -> bool:
-        """Wait for a request or the end of a child, and reap. Return whether a request, or the socket's end, is there.
-        """
+        """Wait for a request or the end of a child, and reap. Return whether a request, or the socket's end, is
+        there."""
         sources: list[Any] = [self._wake_read, *([self.control] if listen else [])]
         readable, _, _ = select.select(sources, [], [], timeout)
         if self._wake_read in readable:
@@ -105,8 +105,10 @@ class Parent:
             os._exit(status)
 
     def _spawn(self, descriptor: int) -> int:
-        print("CUDA is initialized in the forkserver, so this runner is a fresh process and starts slower",
-              file=sys.stderr)  # fmt: skip
+        print(
+            "CUDA is initialized in the forkserver, so this runner is a fresh process and starts slower",
+            file=sys.stderr,
+        )
         process = subprocess.Popen([sys.executable, "-m", "runner.main", str(descriptor)], pass_fds=[descriptor])
         self._popens[process.pid] = process
         return process.pid

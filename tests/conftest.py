@@ -16,11 +16,25 @@ WORKERS = 3
 """Processes that ``-n auto`` runs the tests in, on two cores: each waits for a third of its time."""
 TOGETHER = ("openai", "observe", "ui/playground")
 """Folders in ``tests`` whose files share a gateway."""
-LONGEST = ("families/test_answers.py", "ui/playground", "openai", "observe", "ui/test_house.py",
-           "ui/test_overview.py", "gateway/test_slots.py", "gateway/test_life.py", "openapi/test_conformance.py",
-           "gateway/test_out_of_memory.py", "gateway/test_failures.py", "gateway/test_many_slots.py",
-           "gateway/test_zygotes.py", "worker/test_queue_many.py", "worker/test_queue.py",
-           "access/test_slow_clients.py", "unit/test_weighed.py")  # fmt: skip
+LONGEST = (
+    "families/test_answers.py",
+    "ui/playground",
+    "openai",
+    "observe",
+    "ui/test_house.py",
+    "ui/test_overview.py",
+    "gateway/test_slots.py",
+    "gateway/test_life.py",
+    "openapi/test_conformance.py",
+    "gateway/test_out_of_memory.py",
+    "gateway/test_failures.py",
+    "gateway/test_many_slots.py",
+    "gateway/test_zygotes.py",
+    "worker/test_queue_many.py",
+    "worker/test_queue.py",
+    "access/test_slow_clients.py",
+    "unit/test_weighed.py",
+)
 """What in ``tests`` takes tens of seconds, the longest first: what is begun last should be short."""
 WITHOUT = {"downloads", "media", "pocket", "runner", "scheduler", "unit"}
 """Folders whose tests start no gateway."""

@@ -37,9 +37,18 @@ from checkpoints.hub.transfer import fetch
 from utils.units import format_bytes
 
 __all__ = [
-    "DownloadError", "DownloadResult", "DownloadStoppedError", "FolderState", "HubUnreachableError", "Plan",
-    "Progress", "ProgressCallback", "download", "download_state", "plan",
-]  # fmt: skip
+    "DownloadError",
+    "DownloadResult",
+    "DownloadStoppedError",
+    "FolderState",
+    "HubUnreachableError",
+    "Plan",
+    "Progress",
+    "ProgressCallback",
+    "download",
+    "download_state",
+    "plan",
+]
 
 PARALLEL = 4
 """Files fetched at once."""
@@ -116,14 +125,7 @@ def _plan(spec: SpecLike, models_dir: Path, speech: bool) -> tuple[Plan, Reposit
     folder = models_dir / str(spec.folder)
     present = folders.bytes_present(folder, files, folders.known_files(folder))
     planned = Plan(
-        spec.name,
-        source.hub,
-        source.revision,
-        repository.commit,
-        folder,
-        files,
-        present,
-        folders.free_bytes(folder),
+        spec.name, source.hub, source.revision, repository.commit, folder, files, present, folders.free_bytes(folder)
     )
     return planned, repository
 

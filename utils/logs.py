@@ -64,9 +64,11 @@ class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         said: dict[str, Any] = {
-            "time": f"{moment}.{int(record.msecs):03d}Z", "level": record.levelname.lower(), "logger": record.name,
+            "time": f"{moment}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
             "message": record.getMessage(),
-        }  # fmt: skip
+        }
         if record.request_id:  # type: ignore[attr-defined]
             said["request_id"] = record.request_id  # type: ignore[attr-defined]
         said |= {name: value for name, value in getattr(record, "fields", {}).items() if value is not None}
@@ -152,8 +154,9 @@ class Background(logging.Handler):
                 self._progress.notify_all()
                 lost, self._told = (self.dropped - self._told, self.dropped) if caught_up else (0, self._told)
             if lost:
-                logging.getLogger("switchyard").warning("%d log lines were dropped: what they are written to is slow",
-                                                        lost)  # fmt: skip
+                logging.getLogger("switchyard").warning(
+                    "%d log lines were dropped: what they are written to is slow", lost
+                )
 
 
 class _Counting(logging.Handler):

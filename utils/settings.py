@@ -33,7 +33,8 @@ class Settings(BaseSettings):
 
     profile: str = Field("workstation", description="Which catalog of models to serve: workstation or pocket.")
     models_file: Path | None = Field(
-        None, description="Your own models.yaml, added over the profile. Default: ./models.yaml if it is there.")
+        None, description="Your own models.yaml, added over the profile. Default: ./models.yaml if it is there."
+    )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(5000, ge=1, le=65535, description="Port to listen on.")
     debug: bool = Field(False, description="Serve by Flask's own server and log at debug level.")
@@ -42,10 +43,14 @@ class Settings(BaseSettings):
     log_file_size: Bytes = Field(20 * 2**20, ge=1, description="Size at which main.log is put aside and begun anew.")
     log_files: int = Field(5, ge=1, description="Older log files that are kept.")
     log_prompts: bool = Field(
-        False, description="Log the text of prompts too. Off, no log line has anything a user wrote or sent.")
+        False, description="Log the text of prompts too. Off, no log line has anything a user wrote or sent."
+    )
     otlp_endpoint: str | None = Field(
-        None, pattern=r"^https?://[^\s/]+", description="Collector to send traces to by OTLP over HTTP, say "
-        "http://localhost:4318. Default: OTEL_EXPORTER_OTLP_ENDPOINT; without either there are no traces.")
+        None,
+        pattern=r"^https?://[^\s/]+",
+        description="Collector to send traces to by OTLP over HTTP, say "
+        "http://localhost:4318. Default: OTEL_EXPORTER_OTLP_ENDPOINT; without either there are no traces.",
+    )
 
     models_dir: Path = Field(Path("models"), description="Where weights are kept.")
     logs_dir: Path = Field(Path("logs"), description="Where main.log is written.")
@@ -53,86 +58,116 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path("data"), description="Where API keys, sessions and records of usage are kept.")
 
     device: str = Field(
-        "auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)( *, *(cpu|cuda(:\d{1,3})?))*$",
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d{1,3})?)( *, *(cpu|cuda(:\d{1,3})?))*$",
         description="Where models run: auto (every GPU, else the CPU), cpu, cuda (every GPU), cuda:N, or several of "
-                    "them, comma-separated. Each GPU is a slot.")
+        "them, comma-separated. Each GPU is a slot.",
+    )
     slot_budget: Bytes | None = Field(
-        None, description="Memory each slot may use. Default: from the GPU or from RAM, by the shares below.")
+        None, description="Memory each slot may use. Default: from the GPU or from RAM, by the shares below."
+    )
     slot_budgets: Annotated[dict[str, Bytes], NoDecode] = Field(
-        {}, description="The same for single slots, such as cuda:1=20GB,cpu=8GB; in the file a mapping.")
+        {}, description="The same for single slots, such as cuda:1=20GB,cpu=8GB; in the file a mapping."
+    )
     gpu_utilization: float = Field(0.92, gt=0, le=1, description="Share of a GPU's memory a slot may use.")
     gpu_reserve: Bytes = Field(512 * 2**20, description="GPU memory left to the desktop and other programs.")
     cpu_utilization: float = Field(0.5, gt=0, le=1, description="Share of RAM a slot on the CPU may use.")
-    cpu_slots: int = Field(
-        1, ge=1, le=64, description="Slots the CPU is divided into: cpu, or cpu:0, cpu:1 and so on.")
+    cpu_slots: int = Field(1, ge=1, le=64, description="Slots the CPU is divided into: cpu, or cpu:0, cpu:1 and so on.")
     cpu_threads: int = Field(
-        0, ge=0, description="Threads of a runner on the CPU. 0: one per core, divided among the CPU's slots.")
+        0, ge=0, description="Threads of a runner on the CPU. 0: one per core, divided among the CPU's slots."
+    )
 
     fallback: Literal["none", "offload", "cpu"] = Field(
-        "cpu", description="Where a model may go when a GPU's memory runs out: nowhere, partly into RAM, to the CPU.")
+        "cpu", description="Where a model may go when a GPU's memory runs out: nowhere, partly into RAM, to the CPU."
+    )
     degraded_for: Seconds = Field(
-        600.0, ge=0, description="How long a model that ran out of memory is loaded with less of it.")
+        600.0, ge=0, description="How long a model that ran out of memory is loaded with less of it."
+    )
     memory_margin: float = Field(
-        0.25, ge=0, description="Share by which a runner on the CPU may pass what was set aside for it.")
+        0.25, ge=0, description="Share by which a runner on the CPU may pass what was set aside for it."
+    )
     memory_floor: Bytes = Field(
-        512 * 2**20, description="Memory of the machine that must stay available; else a runner on the CPU is ended.")
+        512 * 2**20, description="Memory of the machine that must stay available; else a runner on the CPU is ended."
+    )
 
     keep_alive: Seconds = Field(300.0, description="How long an idle model stays loaded. 0: not at all, -1: forever.")
     preload: Annotated[list[str], NoDecode] = Field([], description="Models to load at start, comma-separated.")
     quantum: Seconds = Field(
-        10.0, ge=0,
-        description="How long a busy model may keep the slot while another waits; longer if its load took longer.")
+        10.0,
+        ge=0,
+        description="How long a busy model may keep the slot while another waits; longer if its load took longer.",
+    )
     queue_per_model: int = Field(64, ge=1, description="Requests that may wait for one model before 429.")
     queue_total: int = Field(256, ge=1, description="Requests that may wait in all before 429.")
     threads: int = Field(
-        0, ge=0, description="Request threads. 0: one for all that may wait or run at once, and some to spare.")
+        0, ge=0, description="Request threads. 0: one for all that may wait or run at once, and some to spare."
+    )
     live_streams: int = Field(
-        8, ge=0, le=1000, description="Browsers that may watch the dashboard at once, or single pages of theirs "
-        "where it has neither HTTPS nor this machine's own address; each has a thread of its own besides.")
+        8,
+        ge=0,
+        le=1000,
+        description="Browsers that may watch the dashboard at once, or single pages of theirs "
+        "where it has neither HTTPS nor this machine's own address; each has a thread of its own besides.",
+    )
     request_timeout: Seconds = Field(300.0, gt=0, description="A request's deadline when it names none.")
     max_timeout: Seconds = Field(3600.0, gt=0, description="The longest deadline a request may ask for.")
     quantized_cache: Bytes = Field(
-        100 * 10**9, description="Disk space for weights quantized once and read since. 0: quantize at every load.")
+        100 * 10**9, description="Disk space for weights quantized once and read since. 0: quantize at every load."
+    )
     zygote_memory: Bytes = Field(
-        2 * 10**9, description="Memory of their own that processes kept ready for the next load of a model may have "
-        "together. 0: open every model anew at each load.")
+        2 * 10**9,
+        description="Memory of their own that processes kept ready for the next load of a model may have "
+        "together. 0: open every model anew at each load.",
+    )
     load_timeout: Seconds = Field(600.0, gt=0, description="A load not done by then is ended.")
     heartbeat_timeout: Seconds = Field(60.0, gt=0, description="A runner silent for that long is ended.")
     send_timeout: Seconds = Field(
-        60.0, gt=0, description="A client that reads nothing of its answer for that long is dropped.")
+        60.0, gt=0, description="A client that reads nothing of its answer for that long is dropped."
+    )
     drain_timeout: Seconds = Field(30.0, ge=0, description="How long a stopping gateway waits for running requests.")
     backoff_first: Seconds = Field(10.0, ge=0, description="Pause after a first failed load; doubles each time.")
     backoff_max: Seconds = Field(300.0, ge=0, description="The longest pause after failed loads.")
 
     usage_retention: Seconds = Field(
-        90 * 86400.0, ge=32 * 86400, description="How long records of usage are kept; 32 days or more, for quotas.")
+        90 * 86400.0, ge=32 * 86400, description="How long records of usage are kept; 32 days or more, for quotas."
+    )
     rate_per_key: str | None = Field(
-        None, description="Requests each API key may make, such as 60/minute or 5/second;1000/day.")
+        None, description="Requests each API key may make, such as 60/minute or 5/second;1000/day."
+    )
     rate_per_address: str | None = Field(None, description="Requests each address may make, likewise.")
     rate_storage: str = Field(
-        "memory://", pattern=r"^(memory://$|(redis|rediss|redis\+unix)://)",
-        description="Where rates are counted: memory://, or redis://HOST:PORT/DB, which keeps them over a restart.")
+        "memory://",
+        pattern=r"^(memory://$|(redis|rediss|redis\+unix)://)",
+        description="Where rates are counted: memory://, or redis://HOST:PORT/DB, which keeps them over a restart.",
+    )
     rate_storage_lost: Literal["memory", "allow", "refuse"] = Field(
-        "memory", description="While Redis does not answer: count in memory, allow everything, or refuse with 503.")
+        "memory", description="While Redis does not answer: count in memory, allow everything, or refuse with 503."
+    )
     concurrent_per_key: int = Field(0, ge=0, description="Requests to models each key may have under way. 0: any.")
     concurrent_per_address: int = Field(0, ge=0, description="The same for each address. 0: any.")
     trusted_proxies: Annotated[list[str], NoDecode] = Field(
-        [], description="Addresses or networks of proxies whose X-Forwarded-For is believed, comma-separated.")
+        [], description="Addresses or networks of proxies whose X-Forwarded-For is believed, comma-separated."
+    )
     cors_origins: Annotated[list[str], NoDecode] = Field(
-        [], description="Origins whose web pages may ask, such as https://chat.example.org; * for any.")
+        [], description="Origins whose web pages may ask, such as https://chat.example.org; * for any."
+    )
     metrics_access: Literal["key", "open"] = Field(
-        "key", description="Who may read /metrics: this machine and whoever has a key, or everybody (open).")
+        "key", description="Who may read /metrics: this machine and whoever has a key, or everybody (open)."
+    )
 
     head_timeout: Seconds = Field(20.0, gt=0, description="How long a request's head may take to arrive.")
     body_timeout: Seconds = Field(
-        30.0, gt=0, description="How long its body may take, and one second more for each min_body_rate received.")
+        30.0, gt=0, description="How long its body may take, and one second more for each min_body_rate received."
+    )
     min_body_rate: Bytes = Field(
-        8192, ge=1, description="Bytes per second below which a body is too slow, once body_timeout is over.")
+        8192, ge=1, description="Bytes per second below which a body is too slow, once body_timeout is over."
+    )
     max_body: Bytes = Field(64 * 2**20, description="Largest request body; larger ones get 413.")
     max_new_tokens: int = Field(32768, ge=1, description="The most tokens one request may ask for.")
 
     default_vision_model: str | None = Field(
-        None, description="The model of POST /generate. Default: the catalog's first that takes text and images.")
+        None, description="The model of POST /generate. Default: the catalog's first that takes text and images."
+    )
 
     media_urls: bool = Field(False, description="Whether requests may name images, audio and video by URL.")
     max_media_items: int = Field(16, ge=1, description="Images, clips and videos in one request.")
@@ -147,11 +182,14 @@ class Settings(BaseSettings):
     temp_max_age: Seconds = Field(3600.0, gt=0, description="Scratch older than this is swept.")
 
     policies_dir: Path | None = Field(
-        None, description="Where policies for videos are looked for by name. Default: policies/ beside the code.")
+        None, description="Where policies for videos are looked for by name. Default: policies/ beside the code."
+    )
     moderation_concurrency: int = Field(
-        4, ge=1, le=64, description="Questions about one video under way at a time in POST /v1/moderations/video.")
+        4, ge=1, le=64, description="Questions about one video under way at a time in POST /v1/moderations/video."
+    )
     moderation_seconds: Seconds = Field(
-        14_400.0, gt=0, description="Length of a video there. Only the frames looked at are decoded.")
+        14_400.0, gt=0, description="Length of a video there. Only the frames looked at are decoded."
+    )
 
     skip_download: bool = Field(False, description="Do not download missing weights at start.")
 
@@ -169,6 +207,7 @@ class Settings(BaseSettings):
         if wrong := [name for name, equals, _ in pairs if not equals]:
             raise ValueError(f"{wrong[0].strip()!r} has no size; write, say, cuda:1=20GB,cpu=8GB")
         return {name.strip(): size.strip() for name, _, size in pairs}
+
     @field_validator("rate_per_key", "rate_per_address")
     @classmethod
     def _is_rate(cls, value: str | None) -> str | None:
@@ -199,8 +238,11 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource, dotenv_settings: PydanticBaseSettingsSource,
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags and environment only; the file is merged beneath them by :func:`load_settings`."""

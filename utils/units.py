@@ -9,8 +9,17 @@ from typing import Annotated
 from pydantic import BeforeValidator
 
 _SIZE = re.compile(r"^\s*(\d{1,30}(?:\.\d{1,30})?)\s*((?:[kmgt]i?)?b?)\s*$", re.IGNORECASE)
-_SIZE_FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
-                 "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}  # fmt: skip
+_SIZE_FACTORS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
 _DURATION = re.compile(r"^\s*(-?\d{1,30}(?:\.\d{1,30})?)\s*(ms|s|m|h|d)?\s*$", re.IGNORECASE)
 _DURATION_FACTORS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 

@@ -24,9 +24,12 @@ class Gate:
     """Open while all is ready. ``waiting_for`` says in words what it is shut for, None while it is open."""
 
     def __init__(
-        self, server: Callable[[], str | None], stores: Callable[[], str | None], stop: threading.Event,
+        self,
+        server: Callable[[], str | None],
+        stores: Callable[[], str | None],
+        stop: threading.Event,
         told: Callable[[float], None] = lambda _: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """``server`` and ``stores`` return what is wrong with each, or None. Stores are believed to be well until they
         have refused something. ``told`` hears 1 or 0 whenever the server was looked at."""
         self._server, self._stores, self._stop, self._told = server, stores, stop, told

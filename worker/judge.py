@@ -34,12 +34,17 @@ class Judge:
         self._settings = settings
         self._policy = load_policy(settings.policy)
         self._sampling = Sampling(settings.fps, settings.max_frames, settings.frame_side)
-        self._bounds = Bounds(settings.decode_timeout, settings.decode_memory, settings.max_pixels,
-                              settings.max_seconds)  # fmt: skip
+        self._bounds = Bounds(
+            settings.decode_timeout, settings.decode_memory, settings.max_pixels, settings.max_seconds
+        )
         self._client = Client(
-            settings.server_url, settings.model, settings.vllm_api_key, timeout=settings.answer_timeout,
-            patience=settings.patience, priority="batch",
-        )  # fmt: skip
+            settings.server_url,
+            settings.model,
+            settings.vllm_api_key,
+            timeout=settings.answer_timeout,
+            patience=settings.patience,
+            priority="batch",
+        )
         self._model: str | None = None
         """What the client was last known to ask."""
 
@@ -83,9 +88,15 @@ class Judge:
         """See :class:`worker.moderator.Moderator`."""
         try:
             outcome = moderate(
-                video, self._policy, self._client, name=name, sampling=self._sampling, bounds=self._bounds,
-                concurrency=self._settings.requests, cancelled=cancelled,
-            )  # fmt: skip
+                video,
+                self._policy,
+                self._client,
+                name=name,
+                sampling=self._sampling,
+                bounds=self._bounds,
+                concurrency=self._settings.requests,
+                cancelled=cancelled,
+            )
         except MediaError as error:
             raise CannotBeJudged(str(error)) from error
         except ModelBusy as error:
@@ -105,7 +116,11 @@ class Judge:
 def _judgement(outcome: Outcome) -> Judgement:
     result = outcome.result
     facts = {
-        "decision": result.decision, "severity": result.severity or "none", "summary": result.summary,
-        "policy": result.policy.name, "policy_version": result.policy.version, "model": result.model.name,
-    }  # fmt: skip
+        "decision": result.decision,
+        "severity": result.severity or "none",
+        "summary": result.summary,
+        "policy": result.policy.name,
+        "policy_version": result.policy.version,
+        "model": result.model.name,
+    }
     return Judgement(result.to_json().encode(), render(result, outcome.thumbnails).encode(), facts)

@@ -25,9 +25,16 @@ class Keeper:
     """A context in which a job stays ours. ``cancelled`` is what the work asks; ``why`` tells the reason."""
 
     def __init__(
-        self, queue: Queue, jobs: Jobs, message: Message, lease: Lease, *, seconds: float, longest: float,
+        self,
+        queue: Queue,
+        jobs: Jobs,
+        message: Message,
+        lease: Lease,
+        *,
+        seconds: float,
+        longest: float,
         metrics: Metrics,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.message, self.lease = message, lease
         self.why: str | None = None
         self._queue, self._jobs, self._metrics = queue, jobs, metrics

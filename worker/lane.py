@@ -100,8 +100,9 @@ class Lane:
             try:
                 given = self._tools.jobs.release(keeper.lease, error=None, counts=False, excused=True)
                 self._tools.queue.hide(keeper.message, 0)
-                logger.warning("%s: %s", keeper.lease.job.job_id,
-                               "given back while it was still worked on" if given else _ENDED)  # fmt: skip
+                logger.warning(
+                    "%s: %s", keeper.lease.job.job_id, "given back while it was still worked on" if given else _ENDED
+                )
             except (LeaseLost, *AwsError) as error:
                 logger.error("%s: not given back: %s", keeper.lease.job.job_id, error)
 
@@ -133,8 +134,9 @@ class Lane:
                 return "held"
             case GivenUp(reason, dead_lettered):
                 if not dead_lettered:  # the worker that gave it up came no further
-                    return self._bury(message, reason, job.job_id,
-                                      noted=lambda: jobs.dead_lettered(job.job_id, message.id))  # fmt: skip
+                    return self._bury(
+                        message, reason, job.job_id, noted=lambda: jobs.dead_lettered(job.job_id, message.id)
+                    )
                 queue.delete(message)
                 return "dead_lettered"
             case Conflict(url):
@@ -142,8 +144,15 @@ class Lane:
 
     def _kept(self, message: Message, lease: Lease) -> str:
         settings, metrics = self._settings, self._tools.metrics
-        keeper = Keeper(self._tools.queue, self._tools.jobs, message, lease, seconds=settings.visibility,
-                        longest=settings.job_timeout, metrics=metrics)  # fmt: skip
+        keeper = Keeper(
+            self._tools.queue,
+            self._tools.jobs,
+            message,
+            lease,
+            seconds=settings.visibility,
+            longest=settings.job_timeout,
+            metrics=metrics,
+        )
         with metrics.running.track_inprogress(), keeper:
             self.keeper = keeper
             if self._tools.stopping.is_set():
@@ -159,11 +168,14 @@ class Lane:
         job, logged = lease.job, lease.job.job_id
         try:
             if lease.attempts > self._settings.tries:
-                return self._give_up(keeper, f"begun {lease.attempts - 1} times and not done: "
-                                             f"{lease.error or 'the worker ended in the middle'}")  # fmt: skip
+                return self._give_up(
+                    keeper,
+                    f"begun {lease.attempts - 1} times and not done: {lease.error or 'the worker ended in the middle'}",
+                )
             if message.receives - lease.excused > self._settings.max_receives:
-                return self._give_up(keeper, f"received {message.receives} times and not done: "
-                                             f"{lease.error or 'no error is known'}")  # fmt: skip
+                return self._give_up(
+                    keeper, f"received {message.receives} times and not done: {lease.error or 'no error is known'}"
+                )
             return self._judge(keeper)
         except LeaseLost as error:
             logger.error("%s: nothing is written: %s", logged, error)
@@ -201,9 +213,13 @@ class Lane:
         if facts is None:
             logger.info("%s: begun, try %d of %d: %s", job.job_id, lease.attempts, self._settings.tries, job.url)
             video = S3Video.open(
-                tools.clients, job, most=self._settings.max_video, block=self._settings.read_block,
-                blocks=self._settings.read_blocks, sleep=keeper.sleep,
-            )  # fmt: skip
+                tools.clients,
+                job,
+                most=self._settings.max_video,
+                block=self._settings.read_block,
+                blocks=self._settings.read_blocks,
+                sleep=keeper.sleep,
+            )
             try:
                 name = job.key.rpartition("/")[2] or job.key
                 with io.BufferedReader(video, _BUFFER) as file:
@@ -258,24 +274,36 @@ class Lane:
         return self._back(keeper, reason, "retried", counts=True)
 
     def _back(
-        self, keeper: Keeper, reason: str | None, outcome: str, *, counts: bool, excused: bool = False,
+        self,
+        keeper: Keeper,
+        reason: str | None,
+        outcome: str,
+        *,
+        counts: bool,
+        excused: bool = False,
         pause: float | None = None,
-    ) -> str:  # fmt: skip
+    ) -> str:
         """Let the job be taken again, by whoever comes first, after a pause."""
         lease = keeper.lease
         if pause is None:
             pause = self._pause(lease.attempts if counts else keeper.message.receives)
 
         def give_back() -> str:
-            given = self._persist(keeper, lambda: self._tools.jobs.release(lease, error=reason, counts=counts,
-                                                                           excused=excused))  # fmt: skip
+            given = self._persist(
+                keeper, lambda: self._tools.jobs.release(lease, error=reason, counts=counts, excused=excused)
+            )
             keeper.close()
             self._tools.queue.hide(keeper.message, pause)
             if not given:  # as after a completion of which the answer got lost
                 logger.warning("%s: %s", lease.job.job_id, _ENDED)
                 return outcome
-            logger.warning("%s: given back for %.0f seconds%s: %s", lease.job.job_id, pause,
-                           "" if counts else ", which does not count as a try", reason or STOPPING)  # fmt: skip
+            logger.warning(
+                "%s: given back for %.0f seconds%s: %s",
+                lease.job.job_id,
+                pause,
+                "" if counts else ", which does not count as a try",
+                reason or STOPPING,
+            )
             return outcome
 
         return self._settle(keeper, give_back)
@@ -285,8 +313,13 @@ class Lane:
         lease, message = keeper.lease, keeper.message
         self._persist(keeper, lambda: self._tools.jobs.fail(lease, reason, message.id))
         keeper.close()
-        self._bury(message, reason, lease.job.job_id, attempts=min(lease.attempts, self._settings.tries),
-                   noted=lambda: self._tools.jobs.dead_lettered(lease.job.job_id, message.id))  # fmt: skip
+        self._bury(
+            message,
+            reason,
+            lease.job.job_id,
+            attempts=min(lease.attempts, self._settings.tries),
+            noted=lambda: self._tools.jobs.dead_lettered(lease.job.job_id, message.id),
+        )
         return "dead_lettered"
 
     def _settle(self, keeper: Keeper, end: Callable[[], str]) -> str:
@@ -298,7 +331,11 @@ class Lane:
             return "lost"
 
     def _bury(
-        self, message: Message, reason: str, job_id: str | None, attempts: int | None = None,
+        self,
+        message: Message,
+        reason: str,
+        job_id: str | None,
+        attempts: int | None = None,
         noted: Callable[[], None] | None = None,
     ) -> str:
         attributes = {"job_id": job_id or "", "attempts": "" if attempts is None else str(attempts)}

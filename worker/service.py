@@ -65,13 +65,19 @@ class Service:
         """Work until SIGTERM or SIGINT. Return the exit status: 0, or 1 if a job under way had to be torn away."""
         settings = self._settings
         before = {number: signal.signal(number, self._signalled) for number in (signal.SIGTERM, signal.SIGINT)}
-        threads = [threading.Thread(target=self._turn, args=(index,), name=f"lane {index}", daemon=True)
-                   for index in range(settings.concurrency)]  # fmt: skip
+        threads = [
+            threading.Thread(target=self._turn, args=(index,), name=f"lane {index}", daemon=True)
+            for index in range(settings.concurrency)
+        ]
         try:
             if settings.metrics_port:
                 self._tools.metrics.serve(settings.metrics_host, settings.metrics_port)
-            logger.info("waiting for jobs: queue %s, model server %s, %d at once", self._tools.queue.url,
-                        settings.server_url, settings.concurrency)  # fmt: skip
+            logger.info(
+                "waiting for jobs: queue %s, model server %s, %d at once",
+                self._tools.queue.url,
+                settings.server_url,
+                settings.concurrency,
+            )
             for thread in threads:
                 thread.start()
             self._sign()
@@ -176,8 +182,11 @@ class Service:
         """Write the health file, unless a lane that has no job has not come round, or the queue cannot be asked: then
         its age tells. The reason is written, once."""
         now = time.monotonic()
-        late = [index for index, lane in enumerate(self._lanes)
-                if lane.keeper is None and now - self._beats[index] > max(self._settings.health_age, 60)]  # fmt: skip
+        late = [
+            index
+            for index, lane in enumerate(self._lanes)
+            if lane.keeper is None and now - self._beats[index] > max(self._settings.health_age, 60)
+        ]
         if late:
             logger.error("lanes %s do not come round", late)
             return

@@ -24,9 +24,11 @@ def arrival_order(arrivals: Sequence[Arrival], sizes: dict[str, int], budget: in
     for model, _ in itertools.groupby(arrival.model for arrival in arrivals):
         following: dict[frozenset[str], int] = {}
         for there, loads in reached.items():
-            options = [(there, loads)] if model in there else [
-                (frozenset(kept) | {model}, loads + 1) for kept in _largest(there, sizes, budget - sizes[model])
-            ]  # fmt: skip
+            options = (
+                [(there, loads)]
+                if model in there
+                else [(frozenset(kept) | {model}, loads + 1) for kept in _largest(there, sizes, budget - sizes[model])]
+            )
             for option, cost in options:
                 following[option] = min(cost, following.get(option, cost))
         best = min(following.values())
@@ -70,9 +72,12 @@ def any_order(arrivals: Sequence[Arrival], sizes: dict[str, int], budget: int, p
     fits = {there: sum(size[model] for model in there) <= budget for there in sets}
     again = {
         (stay, largest): min(
-            len(stay - kept) for kept in sets if kept <= stay and sum(size[m] for m in kept) + largest <= budget)
-        for stay in sets if fits[stay] for largest in {0, *size}
-    }  # fmt: skip
+            len(stay - kept) for kept in sets if kept <= stay and sum(size[m] for m in kept) + largest <= budget
+        )
+        for stay in sets
+        if fits[stay]
+        for largest in {0, *size}
+    }
     # A position is a set of residents and, per other model, its earliest request not yet served. Taken by the time at
     # which somebody in it can wait no longer.
     start = frozenset[int](), tuple(following(model, -1.0) for model in everything)
@@ -97,11 +102,13 @@ def any_order(arrivals: Sequence[Arrival], sizes: dict[str, int], budget: int, p
                 passing = max((size[model] for model in served - stay), default=0)
                 cost = loads + len(served) + again[stay & there, passing]
                 left = tuple(
-                    INFINITE if model in stay
-                    else following(model, now) if model in served or model in there
+                    INFINITE
+                    if model in stay
+                    else following(model, now)
+                    if model in served or model in there
                     else since[model]
                     for model in everything
-                )  # fmt: skip
+                )
                 if _worthwhile(frontier, cost, stay, left):
                     frontier.setdefault(stay, []).append((cost, left))
                     heapq.heappush(agenda, (min(left) + patience, cost, next(counter), stay, left))
@@ -113,12 +120,17 @@ def _subsets(among: Sequence[int]) -> Iterator[tuple[int, ...]]:
 
 
 def _stays(among: frozenset[int], fits: dict[frozenset[int], bool], sets: list[frozenset[int]]) -> list[frozenset[int]]:
-    return [there for there in sets if fits[there] and there <= among
-            and not any(fits[there | {model}] for model in among - there)]  # fmt: skip
+    return [
+        there
+        for there in sets
+        if fits[there] and there <= among and not any(fits[there | {model}] for model in among - there)
+    ]
 
 
 def _worthwhile(
-    frontier: dict[frozenset[int], list[tuple[int, tuple[float, ...]]]], cost: int, stay: frozenset[int],
+    frontier: dict[frozenset[int], list[tuple[int, tuple[float, ...]]]],
+    cost: int,
+    stay: frozenset[int],
     left: tuple[float, ...],
 ) -> bool:
     """Whether no position known so far is at least as good; drops those to which this one is.
@@ -127,8 +139,14 @@ def _worthwhile(
     after serving what waits longer in it than in the other; for which all that is there may have to be loaded again.
     """
 
-    def better(cost: int, there: frozenset[int], since: tuple[float, ...],
-               other_cost: int, other: frozenset[int], other_since: tuple[float, ...]) -> bool:  # fmt: skip
+    def better(
+        cost: int,
+        there: frozenset[int],
+        since: tuple[float, ...],
+        other_cost: int,
+        other: frozenset[int],
+        other_since: tuple[float, ...],
+    ) -> bool:
         cost += len(other - there)
         if cost > other_cost:
             return False

@@ -36,11 +36,14 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "interactive": waits([job for job in outcome.jobs if job.priority == INTERACTIVE]),
         "batch": waits([job for job in outcome.jobs if job.priority == BATCH]),
         "models": {
-            model: {"requests": sum(job.model == model for job in outcome.jobs), "loads": outcome.loads[model],
-                    **waits([job for job in outcome.jobs if job.model == model])}
+            model: {
+                "requests": sum(job.model == model for job in outcome.jobs),
+                "loads": outcome.loads[model],
+                **waits([job for job in outcome.jobs if job.model == model]),
+            }
             for model in models
         },
-    }  # fmt: skip
+    }
 
 
 def honesty(promises: Sequence[Promise]) -> dict[str, float]:
@@ -54,8 +57,11 @@ def honesty(promises: Sequence[Promise]) -> dict[str, float]:
     errors = [abs(promise.predicted - promise.actual) for promise in promises]
     close = [error <= 2 or 0.5 <= ratio <= 2 for error, ratio in zip(errors, ratios, strict=True)]
     return {
-        "told": len(promises), "mean_told": statistics.fmean(promise.predicted for promise in promises),
-        "mean_true": statistics.fmean(promise.actual for promise in promises), "ratio": statistics.median(ratios),
-        "median_error": statistics.median(errors), "p90_error": percentile(errors, 0.9),
+        "told": len(promises),
+        "mean_told": statistics.fmean(promise.predicted for promise in promises),
+        "mean_true": statistics.fmean(promise.actual for promise in promises),
+        "ratio": statistics.median(ratios),
+        "median_error": statistics.median(errors),
+        "p90_error": percentile(errors, 0.9),
         "close": sum(close) / len(close),
-    }  # fmt: skip
+    }

@@ -25,9 +25,13 @@ def _profile(name: str, size: float, concurrency: int) -> Profile:
 
 
 PROFILES = (
-    _profile("deepseek", 6.0, 8), _profile("qwen_vl", 3.0, 4), _profile("qwen_audio", 6.0, 4),
-    _profile("qwen_omni", 4.5, 4), _profile("blip_vqa", 0.6, 8), _profile("coder", 5.0, 8),
-)  # fmt: skip
+    _profile("deepseek", 6.0, 8),
+    _profile("qwen_vl", 3.0, 4),
+    _profile("qwen_audio", 6.0, 4),
+    _profile("qwen_omni", 4.5, 4),
+    _profile("blip_vqa", 0.6, 8),
+    _profile("coder", 5.0, 8),
+)
 WORK = {"deepseek": 3.0, "qwen_vl": 1.5, "qwen_audio": 1.5, "qwen_omni": 2.0, "blip_vqa": 0.2, "coder": 2.0}
 """Median seconds of an answer made alone."""
 POPULARITY = ("deepseek", "qwen_vl", "coder", "blip_vqa", "qwen_omni", "qwen_audio")
@@ -86,8 +90,10 @@ def bursty(seed: int = 1, seconds: float = 3600, pause: float = 240) -> Workload
         at = random.expovariate(1 / pause)
         while at < seconds:
             stop = at + random.expovariate(1 / 30)
-            arrivals += [Arrival(when, profile.name, _work(random, profile.name))
-                         for when in _poisson(random, 1.0, at, min(stop, seconds))]  # fmt: skip
+            arrivals += [
+                Arrival(when, profile.name, _work(random, profile.name))
+                for when in _poisson(random, 1.0, at, min(stop, seconds))
+            ]
             at = stop + random.expovariate(1 / pause)
     return _workload("bursty", seed, arrivals)
 
@@ -104,8 +110,8 @@ def zipf(seed: int = 1, seconds: float = 3600, rate: float = 0.25, exponent: flo
 
 
 def quiet(seed: int = 1) -> Workload:
-    """Zipf again, but a request a minute: hardly ever do two wait at once, so that nothing can be served out of order.
-    """
+    """Zipf again, but a request a minute: hardly ever do two wait at once, so that nothing can be served out of
+    order."""
     return replace(zipf(seed, seconds=4 * 3600, rate=1 / 60), name="quiet")
 
 
@@ -128,16 +134,24 @@ def flood(seed: int = 1, seconds: float = 900) -> Workload:
     """Interactive requests for one model without a pause, and a batch request for another now and then."""
     random = Random(seed)
     arrivals = [Arrival(at, "deepseek", _work(random, "deepseek")) for at in _poisson(random, 0.9, 0, seconds)]
-    arrivals += [Arrival(at, "qwen_audio", _work(random, "qwen_audio"), BATCH)
-                 for at in _poisson(random, 0.03, 0, seconds)]  # fmt: skip
+    arrivals += [
+        Arrival(at, "qwen_audio", _work(random, "qwen_audio"), BATCH) for at in _poisson(random, 0.03, 0, seconds)
+    ]
     return _workload("flood", seed, arrivals)
 
 
 Trace = Callable[..., Workload]
 TRACES: dict[str, Trace] = {
-    "alternating": alternating, "2 clients": two_clients, "8 clients": eight_clients, "1 client": one_client,
-    "bursty": bursty, "zipf": zipf, "quiet": quiet, "mixed": mixed, "flood": flood,
-}  # fmt: skip
+    "alternating": alternating,
+    "2 clients": two_clients,
+    "8 clients": eight_clients,
+    "1 client": one_client,
+    "bursty": bursty,
+    "zipf": zipf,
+    "quiet": quiet,
+    "mixed": mixed,
+    "flood": flood,
+}
 
 
 def read_csv(paths: Sequence[Path], every: int = 1, seconds: float = 3600, seed: int = 1) -> Workload:

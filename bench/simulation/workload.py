@@ -35,8 +35,8 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Sends its next request ``think`` seconds after the last one was answered. One request per pair of model and work.
-    """
+    """Sends its next request ``think`` seconds after the last one was answered. One request per pair of model
+    and work."""
 
     start: float
     think: float

@@ -36,9 +36,7 @@ def choose_gguf(names: Iterable[str], file: str) -> list[str]:
         raise DownloadError(f"{file} is not a .gguf file")
     split = _GGUF_PART.fullmatch(file)
     count = int(split["count"]) if split else 1
-    wanted = (
-        [f"{split['stem']}-{n:05d}-of-{count:05d}.gguf" for n in range(1, count + 1)] if split else [file]
-    )
+    wanted = [f"{split['stem']}-{n:05d}-of-{count:05d}.gguf" for n in range(1, count + 1)] if split else [file]
     for name in wanted:
         if name not in available:
             others = sorted(other for other in available if other.endswith(".gguf"))
@@ -87,9 +85,7 @@ def shards_of(index: bytes) -> set[str]:
 
 def _no_weights(available: set[str]) -> str:
     others = sorted(name for name in available if name.endswith(_OTHER_WEIGHTS) and "/" not in name)
-    has = (
-        f"; it has {', '.join(others[:3])}, not taken: only safetensors and GGUF are loaded" if others else ""
-    )
+    has = f"; it has {', '.join(others[:3])}, not taken: only safetensors and GGUF are loaded" if others else ""
     return (
         f"the repository has no safetensors weights ({SINGLE} or {INDEX}) at this revision{has}; "
         "set revision to one that has them, or convert them yourself and give a path"

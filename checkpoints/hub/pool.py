@@ -59,9 +59,7 @@ def work(files: Iterable[RemoteFile], bring: Callable[[RemoteFile], None], halt:
                 halt.set()
 
     # Daemons: a thread waiting for a silent server must not keep an interrupted program alive.
-    threads = [
-        threading.Thread(target=run, name="download", daemon=True) for _ in range(min(width, len(todo)))
-    ]
+    threads = [threading.Thread(target=run, name="download", daemon=True) for _ in range(min(width, len(todo)))]
     try:
         for thread in threads:
             thread.start()

@@ -48,9 +48,7 @@ class Repository:
     def read(self, path: str) -> bytes:
         """Return a small file's content, unverified. :raises DownloadError:"""
         if self.files[path].size > _MAX_IN_MEMORY:
-            raise DownloadError(
-                f"{self.repo}: {path} is too large ({self.files[path].size} bytes) for what it is"
-            )
+            raise DownloadError(f"{self.repo}: {path} is too large ({self.files[path].size} bytes) for what it is")
         try:
             response = get_session().get(self.url(path), headers=headers(), timeout=_LIST_SECONDS)
             hf_raise_for_status(response)
@@ -96,9 +94,7 @@ def list_repository(repo: str, revision: str) -> Repository:
     for sibling in info.siblings or []:
         oid = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
         if sibling.size is None or not _OID.fullmatch(oid or ""):
-            raise DownloadError(
-                f"{where} gives no size or digest for {repo}/{sibling.rfilename}; check HF_ENDPOINT"
-            )
+            raise DownloadError(f"{where} gives no size or digest for {repo}/{sibling.rfilename}; check HF_ENDPOINT")
         files[sibling.rfilename] = RemoteFile(sibling.rfilename, sibling.size, str(oid))
     return Repository(repo, revision, info.sha, where, files)
 
@@ -107,13 +103,9 @@ def explain(error: Exception, repo: str, revision: str) -> DownloadError:
     """Return the error that tells a user in one line what a failed request means and what to do."""
     where = endpoint()
     if isinstance(error, OfflineModeIsEnabled):
-        return HubUnreachableError(
-            f"HF_HUB_OFFLINE is set, so {repo} cannot be asked for; unset it to download"
-        )
+        return HubUnreachableError(f"HF_HUB_OFFLINE is set, so {repo} cannot be asked for; unset it to download")
     if isinstance(error, httpx2.RequestError):
-        return HubUnreachableError(
-            f"cannot reach {where}: {_first_line(error)}; check the network or HF_ENDPOINT"
-        )
+        return HubUnreachableError(f"cannot reach {where}: {_first_line(error)}; check the network or HF_ENDPOINT")
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
     has_token = bool(get_token())
     if isinstance(error, GatedRepoError):

@@ -99,9 +99,7 @@ def fetch(repository: Repository, file: RemoteFile, part: Path, target: Path, ha
         raise explain(error, repository.repo, repository.revision) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DownloadError(
-                f"the disk is full while {file.path} is fetched; what is there is kept"
-            ) from error
+            raise DownloadError(f"the disk is full while {file.path} is fetched; what is there is kept") from error
         raise DownloadError(f"cannot write {file.path}: {error.strerror or error}") from error
 
 
@@ -111,11 +109,7 @@ def _receive(repository: Repository, file: RemoteFile, part: _Part, halt: Halt, 
     tries = 0
     while part.size < file.size:
         halt.check()
-        before, problem, pause = (
-            part.size,
-            f"the connection ended after {part.size} of {file.size} bytes",
-            0.0,
-        )
+        before, problem, pause = (part.size, f"the connection ended after {part.size} of {file.size} bytes", 0.0)
         try:
             _stream(repository.url(file.path), file, part, halt, tell)
         except NETWORK_ERRORS as error:
@@ -148,9 +142,7 @@ def _stream(url: str, file: RemoteFile, part: _Part, halt: Halt, tell: Tell) -> 
             halt.check()
             if part.size + len(chunk) > file.size:
                 part.restart()
-                raise DownloadError(
-                    f"{file.path}: the hub sends more than the {file.size} bytes it announces"
-                )
+                raise DownloadError(f"{file.path}: the hub sends more than the {file.size} bytes it announces")
             part.append(chunk)
             tell("fetching", part.size, len(chunk))
 

@@ -42,8 +42,11 @@ def examine(config: Path | None, flags: dict[str, Any]) -> Iterator[Finding]:
         from commands.doctor import accelerator, network, storage
         from commands.doctor.configuration import find_configuration
     except ImportError as error:
-        yield failed("rest", f"nothing else can be looked at without the package {error.name or error}",
-                     "pip install -r requirements.txt")  # fmt: skip
+        yield failed(
+            "rest",
+            f"nothing else can be looked at without the package {error.name or error}",
+            "pip install -r requirements.txt",
+        )
         return
     findings, settings, catalog = find_configuration(config, flags)
     yield from findings
@@ -65,5 +68,13 @@ def _show(finding: Finding) -> None:
     for line in lines[1:]:
         print(indent + line)
     if finding.do:
-        print(textwrap.fill(finding.do, _WIDTH, initial_indent=indent + "-> ", subsequent_indent=indent + "   ",
-                            break_long_words=False, break_on_hyphens=False))  # fmt: skip
+        print(
+            textwrap.fill(
+                finding.do,
+                _WIDTH,
+                initial_indent=indent + "-> ",
+                subsequent_indent=indent + "   ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        )

@@ -1,7 +1,8 @@
 """The NVIDIA driver, and whether PyTorch, bitsandbytes and llama-cpp-python fit it and work.
 
-The driver is asked by NVML, the libraries by ``runner/process/probe.py`` in processes of their own: one that crashes or hangs
-is a finding. Command line's process; imports none of them. What facts mean is decided by functions of facts alone.
+The driver is asked by NVML, the libraries by ``runner/process/probe.py`` in processes of their own: one that crashes
+or hangs is a finding. Command line's process; imports none of them. What facts mean is decided by functions of facts
+alone.
 """
 
 import json
@@ -104,8 +105,15 @@ def probe(name: str, limit: float) -> dict[str, Any]:
     """Ask a library for its facts in a process of its own. ``trouble`` is empty where there is none."""
     command = [sys.executable, "-m", "runner.process.probe", name]
     environment = os.environ | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         output, errors = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
@@ -130,73 +138,103 @@ def probe(name: str, limit: float) -> dict[str, Any]:
 def judge_driver(driver: Driver | None, trouble: str, plugged: int, small: bool = True) -> Finding:
     """Say what GPU there is to use. ``small`` models do well without one."""
     if driver is not None and driver.gpus:
-        gpus = ", ".join(f"{gpu.name} with {gpu.total / 2**30:.0f} GiB, {gpu.free / 2**30:.0f} free"
-                         for gpu in driver.gpus)  # fmt: skip
+        gpus = ", ".join(
+            f"{gpu.name} with {gpu.total / 2**30:.0f} GiB, {gpu.free / 2**30:.0f} free" for gpu in driver.gpus
+        )
         return ok("driver", f"{driver.version}, for CUDA up to {_dotted(driver.cuda)}: {gpus}")
     if plugged:
         said = trouble or "it shows no GPU"
-        return failed("driver", f"{plugged} NVIDIA card(s) are plugged in, but their driver cannot be used: {said}",
-                      "install NVIDIA's driver, and reboot after an update of it; `nvidia-smi` has to list the card. "
-                      "In a container: start it with --gpus all")  # fmt: skip
+        return failed(
+            "driver",
+            f"{plugged} NVIDIA card(s) are plugged in, but their driver cannot be used: {said}",
+            "install NVIDIA's driver, and reboot after an update of it; `nvidia-smi` has to list the card. "
+            "In a container: start it with --gpus all",
+        )
     if not small:
-        return warning("driver", "no NVIDIA GPU: models run on the CPU, and the workstation profile's are slow there",
-                       "--profile pocket has models for a machine like this one")  # fmt: skip
+        return warning(
+            "driver",
+            "no NVIDIA GPU: models run on the CPU, and the workstation profile's are slow there",
+            "--profile pocket has models for a machine like this one",
+        )
     return ok("driver", "no NVIDIA GPU: models run on the CPU")
 
 
 def judge_torch(facts: dict[str, Any], driver: Driver | None) -> Finding:
     """Say whether this build of PyTorch fits the driver and the GPU, and computed on it."""
     if "version" not in facts:
-        return failed("torch", f"it cannot be used: {_short(facts)}",
-                      f"{sys.executable} -m pip install --force-reinstall -r requirements.txt")  # fmt: skip
+        return failed(
+            "torch",
+            f"it cannot be used: {_short(facts)}",
+            f"{sys.executable} -m pip install --force-reinstall -r requirements.txt",
+        )
     version, built = facts["version"], facts.get("cuda")
     if driver is None or not driver.gpus:
         return ok("torch", f"{version}, built for {f'CUDA {built}' if built else 'the CPU'}")
     if built is None:
-        return failed("torch", f"{version} is a build for the CPU, and this machine has {driver.gpus[0].name}",
-                      f"install the build for CUDA {driver.cuda[0]} (pytorch.org tells its index), or set "
-                      "SWITCHYARD_DEVICE=cpu")  # fmt: skip
+        return failed(
+            "torch",
+            f"{version} is a build for the CPU, and this machine has {driver.gpus[0].name}",
+            f"install the build for CUDA {driver.cuda[0]} (pytorch.org tells its index), or set SWITCHYARD_DEVICE=cpu",
+        )
     says = f"{version}, built for CUDA {built}"
     major = int(built.partition(".")[0])
     if major > driver.cuda[0]:
         wanted = f" to {_LEAST_DRIVER[major]} or newer" if major in _LEAST_DRIVER else ""
-        return failed("torch", f"{says}, and driver {driver.version} runs CUDA up to {_dotted(driver.cuda)}",
-                      f"update the driver{wanted}, or install torch built for CUDA {driver.cuda[0]}")  # fmt: skip
+        return failed(
+            "torch",
+            f"{says}, and driver {driver.version} runs CUDA up to {_dotted(driver.cuda)}",
+            f"update the driver{wanted}, or install torch built for CUDA {driver.cuda[0]}",
+        )
     if foreign := [gpu for gpu in driver.gpus if not _runs_on(facts.get("architectures"), gpu.capability)]:
         gpu = foreign[0]
-        return failed("torch", f"{says}, has no code for {gpu.name} (compute capability {_dotted(gpu.capability)})",
-                      "install a release of torch that still has, or already has, code for this GPU, or set "
-                      "SWITCHYARD_DEVICE=cpu")  # fmt: skip
+        return failed(
+            "torch",
+            f"{says}, has no code for {gpu.name} (compute capability {_dotted(gpu.capability)})",
+            "install a release of torch that still has, or already has, code for this GPU, or set "
+            "SWITCHYARD_DEVICE=cpu",
+        )
     if not facts["works"]:
-        return failed("torch", f"{says}, but it cannot compute on the GPU: {_short(facts)}",
-                      "see that `nvidia-smi` works for this user, that CUDA_VISIBLE_DEVICES hides nothing, and reboot "
-                      "after an update of the driver")  # fmt: skip
+        return failed(
+            "torch",
+            f"{says}, but it cannot compute on the GPU: {_short(facts)}",
+            "see that `nvidia-smi` works for this user, that CUDA_VISIBLE_DEVICES hides nothing, and reboot "
+            "after an update of the driver",
+        )
     return ok("torch", f"{says}, computes on {driver.gpus[0].name}")
 
 
 def judge_bitsandbytes(facts: dict[str, Any], driver: Driver | None) -> Finding:
     """Say whether weights can be quantized."""
-    mend = f"{sys.executable} -m pip install --force-reinstall --no-deps bitsandbytes at the version in " \
-           "requirements.txt; until then models need quant_bits: 16"  # fmt: skip
+    mend = (
+        f"{sys.executable} -m pip install --force-reinstall --no-deps bitsandbytes at the version in "
+        "requirements.txt; until then models need quant_bits: 16"
+    )
     if not facts.get("works"):
         return failed("bitsandbytes", f"it cannot quantize: {_short(facts)}", mend)
     if driver is not None and driver.gpus and facts["device"] == "cpu":
-        return warning("bitsandbytes", f"{facts['version']} quantizes on the CPU alone, as torch sees no GPU",
-                       "mend torch first")  # fmt: skip
+        return warning(
+            "bitsandbytes", f"{facts['version']} quantizes on the CPU alone, as torch sees no GPU", "mend torch first"
+        )
     return ok("bitsandbytes", f"{facts['version']}, quantizes on the {'GPU' if facts['device'] == 'cuda' else 'CPU'}")
 
 
 def judge_llama_cpp(facts: dict[str, Any], driver: Driver | None) -> Finding:
     """Say whether GGUF files can be read, and where their layers go."""
     if not facts.get("works"):
-        return failed("llama-cpp", f"it cannot be used: {_short(facts)}",
-                      "with a C++ compiler (apt-get install build-essential): "
-                      f"{sys.executable} -m pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python "
-                      "at the version in requirements.txt")  # fmt: skip
+        return failed(
+            "llama-cpp",
+            f"it cannot be used: {_short(facts)}",
+            "with a C++ compiler (apt-get install build-essential): "
+            f"{sys.executable} -m pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python "
+            "at the version in requirements.txt",
+        )
     if driver is not None and driver.gpus and not facts["offload"]:
-        return warning("llama-cpp", f"{facts['version']} was built without CUDA: models in GGUF files run on the CPU",
-                       "with CUDA's toolkit: CMAKE_ARGS=-DGGML_CUDA=ON pip install --force-reinstall --no-cache-dir "
-                       f"--no-deps llama-cpp-python=={facts['version']}")  # fmt: skip
+        return warning(
+            "llama-cpp",
+            f"{facts['version']} was built without CUDA: models in GGUF files run on the CPU",
+            "with CUDA's toolkit: CMAKE_ARGS=-DGGML_CUDA=ON pip install --force-reinstall --no-cache-dir "
+            f"--no-deps llama-cpp-python=={facts['version']}",
+        )
     return ok("llama-cpp", f"{facts['version']}, {'with' if facts['offload'] else 'without'} GPU offload")
 
 

@@ -37,13 +37,18 @@ class Slots:
 def find_memory(slots: Slots) -> Finding:
     """Say what the slots may take, and whether it is there."""
     memory = psutil.virtual_memory()
-    says = (", ".join(f"the slot {name} may take {format_bytes(budget)}" for name, budget in slots.budgets.items())
-            + f"; {format_bytes(memory.available)} of {format_bytes(memory.total)} of RAM are free")  # fmt: skip
+    says = (
+        ", ".join(f"the slot {name} may take {format_bytes(budget)}" for name, budget in slots.budgets.items())
+        + f"; {format_bytes(memory.available)} of {format_bytes(memory.total)} of RAM are free"
+    )
     on_cpu = sum(budget for name, budget in slots.budgets.items() if name.startswith("cpu"))
     limit = cgroup_limit()
     if limit is not None and on_cpu > limit:
-        return failed("memory", f"{says}, but this container is limited to {format_bytes(limit)}",
-                      f"SWITCHYARD_SLOT_BUDGET={limit // 2 // 10**6}MB")  # fmt: skip
+        return failed(
+            "memory",
+            f"{says}, but this container is limited to {format_bytes(limit)}",
+            f"SWITCHYARD_SLOT_BUDGET={limit // 2 // 10**6}MB",
+        )
     if on_cpu > memory.available:
         return warning("memory", says, "end other programs, or set SWITCHYARD_SLOT_BUDGET to less")
     return ok("memory", says)

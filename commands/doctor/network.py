@@ -57,12 +57,17 @@ def find_keys(settings: Settings) -> Finding:
     if valid := sum(key.valid for key in found):
         return ok("keys", f"requests need an API key; {file} has {valid} that {'is' if valid == 1 else 'are'} valid")
     if found:
-        return warning("keys", f"nobody may ask: every key in {file} is revoked or expired",
-                       "python main.py keys create NAME")  # fmt: skip
+        return warning(
+            "keys", f"nobody may ask: every key in {file} is revoked or expired", "python main.py keys create NAME"
+        )
     if _is_loopback(settings.host):
         return ok("keys", f"none, and {settings.host} is open to this machine alone")
-    return warning("keys", f"anybody who reaches {settings.host}:{settings.port} may ask, as there are no API keys; "
-                   "/admin answers this machine alone", "python main.py keys create NAME")  # fmt: skip
+    return warning(
+        "keys",
+        f"anybody who reaches {settings.host}:{settings.port} may ask, as there are no API keys; "
+        "/admin answers this machine alone",
+        "python main.py keys create NAME",
+    )
 
 
 def _is_loopback(host: str) -> bool:

@@ -27,8 +27,11 @@ from utils.units import format_bytes
 _LEAST_FREE = 2 * 10**9
 _PER_DOWNLOAD = 20 * 10**9
 """Bytes that a model's download may take where nothing says how many: the largest of the workstation profile."""
-_SAMPLES: tuple[tuple[Kind, str], ...] = (("image", "red-circle.png"), ("audio", "rising.wav"),
-                                          ("video", "moves-left.mp4"))  # fmt: skip
+_SAMPLES: tuple[tuple[Kind, str], ...] = (
+    ("image", "red-circle.png"),
+    ("audio", "rising.wav"),
+    ("video", "moves-left.mp4"),
+)
 
 
 def find(settings: Settings, catalog: Catalog | None) -> Iterator[Finding]:
@@ -60,11 +63,17 @@ def find_folder(name: str, folder: Path) -> Finding:
             pass
     except OSError as error:
         user = f"{os.getuid()}:{os.getgid()}"
-        return failed(f"{name}/", f"{folder.resolve()} cannot be written by user {user}: {error.strerror}",
-                      f"chown -R {user} {there}, or name another by SWITCHYARD_{name.upper()}_DIR")  # fmt: skip
+        return failed(
+            f"{name}/",
+            f"{folder.resolve()} cannot be written by user {user}: {error.strerror}",
+            f"chown -R {user} {there}, or name another by SWITCHYARD_{name.upper()}_DIR",
+        )
     if name == "tmp" and is_shared(folder):
-        return failed(f"{name}/", f"{folder.resolve()} is used by others too, and what lies in it is cleaned away",
-                      "name a folder of its own by SWITCHYARD_TMP_DIR")  # fmt: skip
+        return failed(
+            f"{name}/",
+            f"{folder.resolve()} is used by others too, and what lies in it is cleaned away",
+            "name a folder of its own by SWITCHYARD_TMP_DIR",
+        )
     return ok(f"{name}/", f"{folder.resolve()}{'' if folder.exists() else ' will be made'}")
 
 
@@ -74,14 +83,18 @@ def _find_disk(settings: Settings, catalog: Catalog) -> Finding:
         there = there.parent
     free = shutil.disk_usage(there).free
     rows = [describe(settings, spec) for spec in catalog if spec.source.hub]
-    wanted = sum(row.bytes_wanted - row.bytes_here if row.bytes_wanted else _PER_DOWNLOAD
-                 for row in rows if not row.ready)  # fmt: skip
+    wanted = sum(
+        row.bytes_wanted - row.bytes_here if row.bytes_wanted else _PER_DOWNLOAD for row in rows if not row.ready
+    )
     says = f"{format_bytes(free)} are free where {settings.models_dir} is"
     if free < _LEAST_FREE:
         return failed("disk", says, "make room: logs, scratch and records of loads need some, downloads more")
     if free < wanted:
-        return warning("disk", f"{says}; what is not downloaded yet may take up to {format_bytes(wanted)}",
-                       "make room, or name a larger disk: SWITCHYARD_MODELS_DIR=<folder>")  # fmt: skip
+        return warning(
+            "disk",
+            f"{says}; what is not downloaded yet may take up to {format_bytes(wanted)}",
+            "make room, or name a larger disk: SWITCHYARD_MODELS_DIR=<folder>",
+        )
     return ok("disk", says)
 
 
@@ -99,8 +112,11 @@ def _find_model(settings: Settings, spec: ModelSpec, slots: Slots | None) -> Fin
     except HeaderError as error:
         return failed(spec.name, str(error), "remove the folder and fetch the weights again")
     if needed > (budget := slots.budgets[slot]):
-        return warning(spec.name, f"{says}, but loaded it takes {format_bytes(needed)} and the slot {slot} gives "
-                       f"{format_bytes(budget)}", "fewer quant_bits, or a smaller model")  # fmt: skip
+        return warning(
+            spec.name,
+            f"{says}, but loaded it takes {format_bytes(needed)} and the slot {slot} gives {format_bytes(budget)}",
+            "fewer quant_bits, or a smaller model",
+        )
     return ok(spec.name, f"{says}; takes about {format_bytes(needed)} of {slot}" if needed else says)
 
 
@@ -117,8 +133,12 @@ def find_decoding(settings: Settings, samples: Path = ROOT / "examples") -> Find
         try:
             decoded = decode_media(items, MediaLimits.from_settings(settings), Path(folder))
         except MediaError as error:
-            return failed("decoding", str(error), "if it ran out of memory or time: SWITCHYARD_DECODE_MEMORY, "
-                          "SWITCHYARD_DECODE_TIMEOUT; else reinstall av, pillow and soxr")  # fmt: skip
+            return failed(
+                "decoding",
+                str(error),
+                "if it ran out of memory or time: SWITCHYARD_DECODE_MEMORY, "
+                "SWITCHYARD_DECODE_TIMEOUT; else reinstall av, pillow and soxr",
+            )
         except RuntimeError as error:
             return failed("decoding", str(error), "reinstall av, pillow, soxr and numpy from requirements.txt")
     return ok("decoding", f"{', '.join(one.kind for one in decoded)}; no ffmpeg is needed")

@@ -40,8 +40,14 @@ _AUTHORIZATION = re.compile(rb"\r\nauthorization:[ \t]*([^\r\n]*)", re.IGNORECAS
 _API_KEY = re.compile(rb"\r\nx-api-key:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _UNRATED = ("/health", "/health/ready")
 _SAFE = ("GET", "HEAD", "OPTIONS")
-_CORS_EXPOSED = ["Retry-After", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "X-Request-ID",
-                 "x-should-retry"]  # fmt: skip
+_CORS_EXPOSED = [
+    "Retry-After",
+    "X-RateLimit-Limit",
+    "X-RateLimit-Remaining",
+    "X-RateLimit-Reset",
+    "X-Request-ID",
+    "x-should-retry",
+]
 
 
 class Access:
@@ -62,8 +68,14 @@ class Access:
         if settings.trusted_proxies:
             app.wsgi_app = TrustedProxies(app.wsgi_app, networks(settings.trusted_proxies))  # type: ignore[method-assign]
         if settings.cors_origins:
-            CORS(app, origins=settings.cors_origins, expose_headers=_CORS_EXPOSED,
-                 methods=["GET", "POST", "DELETE", "OPTIONS"], max_age=600, send_wildcard=True)  # fmt: skip
+            CORS(
+                app,
+                origins=settings.cors_origins,
+                expose_headers=_CORS_EXPOSED,
+                methods=["GET", "POST", "DELETE", "OPTIONS"],
+                max_age=600,
+                send_wildcard=True,
+            )
         app.after_request(self._finish)
         app.before_request(self._identify)
         self.rates = Rates(app, settings, _is_unrated, answer)
@@ -73,11 +85,16 @@ class Access:
 
     def _say(self) -> None:
         if self.ring.keyed:
-            log.info("API keys are asked for on every route but /health, /health/ready, /docs and /openapi.json, "
-                     "which names the models%s", "" if self.settings.metrics_access != "open" else "; and /metrics")
+            log.info(
+                "API keys are asked for on every route but /health, /health/ready, /docs and /openapi.json, "
+                "which names the models%s",
+                "" if self.settings.metrics_access != "open" else "; and /metrics",
+            )
         elif self.settings.host not in ("127.0.0.1", "localhost", "::1"):
-            log.warning("listening on %s without API keys, where anybody may connect: /admin answers this machine only",
-                        self.settings.host)  # fmt: skip
+            log.warning(
+                "listening on %s without API keys, where anybody may connect: /admin answers this machine only",
+                self.settings.host,
+            )
 
     def close(self) -> None:
         """Write what is still to be written. May be called again."""
@@ -97,8 +114,9 @@ class Access:
             g.key = self.sessions.find(request.cookies.get(self.cookie))
             g.by_cookie = g.key is not None
             self.sessions.keep()
-        g.record = Record(self.usage, g.key, request.url_rule.rule if request.url_rule else request.path,
-                          self.ring.still)  # fmt: skip
+        g.record = Record(
+            self.usage, g.key, request.url_rule.rule if request.url_rule else request.path, self.ring.still
+        )
 
     def _require(self) -> AnyResponse | None:
         """Refuse whoever may not go on; show the door to a browser that asks for a page."""
@@ -125,8 +143,11 @@ class Access:
 
     def _require_key(self) -> None:
         if g.key is None:
-            raise Unauthorized("an API key is needed: send the header Authorization: Bearer <key>, or X-API-Key"
-                               if not _presented() else "the API key is unknown, revoked or expired")  # fmt: skip
+            raise Unauthorized(
+                "an API key is needed: send the header Authorization: Bearer <key>, or X-API-Key"
+                if not _presented()
+                else "the API key is unknown, revoked or expired"
+            )
         if _is_admin() and g.key.role != "admin":
             raise Forbidden(f"the key {g.key.name} has the role user; /admin wants the role admin")
 
@@ -175,8 +196,10 @@ class Access:
         """Whether the body behind a request's head is worth reading: not where a key is needed and there is none."""
         if not self.ring.keyed:
             return True
-        found = [match[1].decode("latin-1") if (match := wanted.search(head)) else None
-                 for wanted in (_AUTHORIZATION, _API_KEY)]  # fmt: skip
+        found = [
+            match[1].decode("latin-1") if (match := wanted.search(head)) else None
+            for wanted in (_AUTHORIZATION, _API_KEY)
+        ]
         if tokens := keys.presented(*found):
             return self.ring.find(tokens) is not None
         return sessions.is_login(head) or self.sessions.find(sessions.of_head(head, self.cookie)) is not None
@@ -195,8 +218,11 @@ def access() -> Access:
 def allow(spec: ModelSpec) -> None:
     """:raises Forbidden: if the current request's key may not use the model."""
     if g.key is not None and not g.key.may_use(spec.name):
-        raise Forbidden(f"the key {g.key.name} may not use {spec.name}; it may use {', '.join(g.key.models)}",
-                        param="model", code="model_not_allowed")  # fmt: skip
+        raise Forbidden(
+            f"the key {g.key.name} may not use {spec.name}; it may use {', '.join(g.key.models)}",
+            param="model",
+            code="model_not_allowed",
+        )
 
 
 @contextmanager
@@ -291,5 +317,4 @@ def _let_go(_: BaseException | None) -> None:
         access().give_back(caps)
 
 
-__all__ = ["Access", "Key", "access", "allow", "allowed", "counted", "hidden", "own", "reader", "takes_html",
-           "watch"]  # fmt: skip
+__all__ = ["Access", "Key", "access", "allow", "allowed", "counted", "hidden", "own", "reader", "takes_html", "watch"]

@@ -75,8 +75,10 @@ def require_local(request: Request, host: str) -> None:
     :raises Forbidden: saying what it is not.
     """
     if not is_loopback(request.remote_addr or "") or any(name in request.headers for name in _FORWARDED):
-        raise Forbidden("without API keys this answers only requests from this machine; "
-                        "make a key: python main.py keys create NAME --role admin")  # fmt: skip
+        raise Forbidden(
+            "without API keys this answers only requests from this machine; "
+            "make a key: python main.py keys create NAME --role admin"
+        )
     name = _split(f"//{request.host}").hostname or ""
     if name != "localhost" and not is_loopback(name) and name != host:
         raise Forbidden(f"without API keys this answers only to this machine's own names, not to {name}")

@@ -69,8 +69,12 @@ class Rates:
             whose_address,
             app=app,
             application_limits=[
-                ApplicationLimit(lambda: settings.rate_per_address or "", key_function=whose_address, scope="address",
-                                 exempt_when=exempt),
+                ApplicationLimit(
+                    lambda: settings.rate_per_address or "",
+                    key_function=whose_address,
+                    scope="address",
+                    exempt_when=exempt,
+                ),
                 ApplicationLimit(self._of_key, key_function=_key, scope="key", exempt_when=exempt),
             ],
             storage_uri=settings.rate_storage,
@@ -81,7 +85,7 @@ class Rates:
             request_identifier=lambda: "any",
             key_prefix="switchyard",
             fail_on_first_breach=True,
-        )  # fmt: skip
+        )
         app.register_error_handler(RateLimitExceeded, self._exceeded)
         app.register_error_handler(StorageError, self._no_storage)
         app.after_request(self._tell)
@@ -118,8 +122,9 @@ def check_storage(settings: Settings) -> None:
     try:
         storage_from_string(settings.rate_storage, **_storage_options(settings.rate_storage))
     except Exception as error:  # whatever a storage's client raises of an address; which may have a password in it
-        raise SettingsError(f"setting 'rate_storage' cannot be used ({type(error).__name__}); "
-                            "write memory:// or redis://host:6379/0") from None  # fmt: skip
+        raise SettingsError(
+            f"setting 'rate_storage' cannot be used ({type(error).__name__}); write memory:// or redis://host:6379/0"
+        ) from None
 
 
 def _storage_options(storage: str) -> dict[str, str | int]:

@@ -99,8 +99,18 @@ class Record:
             self._count(ticket, ticket.prompt_tokens, ticket.tokens)
         if self._model:
             key = self._key
-            self._usage.add(Used(
-                round(self._at, 3), day_of(self._at), key.id if key else None, key.name if key else None, self._model,
-                self._route, self._failed or status, self._prompt, self._completion,
-                round(time.monotonic() - self._began, 3), self._request_id,
-            ))  # fmt: skip
+            self._usage.add(
+                Used(
+                    round(self._at, 3),
+                    day_of(self._at),
+                    key.id if key else None,
+                    key.name if key else None,
+                    self._model,
+                    self._route,
+                    self._failed or status,
+                    self._prompt,
+                    self._completion,
+                    round(time.monotonic() - self._began, 3),
+                    self._request_id,
+                )
+            )

@@ -51,7 +51,8 @@ class Sessions:
         now = clock()
         found = session_file.read(file) if file else []
         self._open: OrderedDict[str, Session] = OrderedDict(  # that unused for longest comes first
-            (one.token, one) for one in found[-_MOST:] if not self._over(one, now))
+            (one.token, one) for one in found[-_MOST:] if not self._over(one, now)
+        )
 
     def begin(self, key: Key) -> str:
         """Return the token of a new session. Where there are too many, that unused for longest ends: of the same key

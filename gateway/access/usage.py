@@ -35,8 +35,19 @@ CREATE TABLE IF NOT EXISTS usage (
 );
 CREATE INDEX IF NOT EXISTS usage_by_day ON usage (day, key_id, model);
 """
-COLUMNS = ("at", "day", "key_id", "key", "model", "route", "status", "prompt_tokens", "completion_tokens", "seconds",
-           "request_id")  # fmt: skip
+COLUMNS = (
+    "at",
+    "day",
+    "key_id",
+    "key",
+    "model",
+    "route",
+    "status",
+    "prompt_tokens",
+    "completion_tokens",
+    "seconds",
+    "request_id",
+)
 RECORDS = tuple(name for name in COLUMNS if name != "key_id")
 SUMS = ("day", "key", "model", "requests", "failed", "prompt_tokens", "completion_tokens", "seconds")
 FILTERS = ("key", "model", "day")
@@ -116,8 +127,12 @@ class Quotas:
         day = day_of(now)
         with self._lock:
             today, month = (self._used.get((key.id, period), [0, 0]) for period in (day, day[:7]))
-        return {"requests_today": today[0], "tokens_today": today[1],
-                "requests_this_month": month[0], "tokens_this_month": month[1]}  # fmt: skip
+        return {
+            "requests_today": today[0],
+            "tokens_today": today[1],
+            "requests_this_month": month[0],
+            "tokens_this_month": month[1],
+        }
 
     def _check(self, key: Key, now: float) -> None:
         day = day_of(now)
@@ -128,8 +143,10 @@ class Quotas:
             used = self._used.get((key.id, period), (0, 0))
             for count, limit, what in zip(used, limits, ("requests", "tokens"), strict=True):
                 if limit is not None and count >= limit:
-                    raise InsufficientQuota(f"the key {key.name} has used {count} of its {limit} {what} per {word}",
-                                            _end_of(word, now) - now)  # fmt: skip
+                    raise InsufficientQuota(
+                        f"the key {key.name} has used {count} of its {limit} {what} per {word}",
+                        _end_of(word, now) - now,
+                    )
 
 
 def _end_of(period: str, now: float) -> float:
@@ -158,8 +175,9 @@ def prepare(file: Path) -> list[tuple[str, str, int, int]]:
             month = day_of(time.time())[:7]
             return database.execute(
                 "SELECT key_id, day, COUNT(*), SUM(prompt_tokens + completion_tokens) FROM usage"
-                " WHERE day >= ? AND key_id IS NOT NULL GROUP BY key_id, day", (month,),
-            ).fetchall()  # fmt: skip
+                " WHERE day >= ? AND key_id IS NOT NULL GROUP BY key_id, day",
+                (month,),
+            ).fetchall()
     except (OSError, sqlite3.Error) as error:
         raise SettingsError(f"usage cannot be recorded in {file}: {error}") from error
 
@@ -239,8 +257,9 @@ class UsageLog:
                     if time.monotonic() - swept > _SWEEP or not swept:
                         swept = time.monotonic()
                         database.execute("DELETE FROM usage WHERE at < ?", (time.time() - self._retention,))
-                    database.executemany(f"INSERT INTO usage ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * 11)})",
-                                         map(astuple, batch))  # fmt: skip
+                    database.executemany(
+                        f"INSERT INTO usage ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * 11)})", map(astuple, batch)
+                    )
             except sqlite3.Error as error:
                 log.error("%d records of usage are lost: %s", len(batch), error)
             for event in waiting:
@@ -257,16 +276,18 @@ class UsageLog:
             SUMS,
             "SELECT day, key, model, COUNT(*), SUM(status >= 400), SUM(prompt_tokens), SUM(completion_tokens),"
             f" ROUND(SUM(seconds), 3) FROM usage {where} GROUP BY day, key_id, key, model"
-            " ORDER BY day DESC, key, model", values,
-        )  # fmt: skip
+            " ORDER BY day DESC, key, model",
+            values,
+        )
 
     def records(
         self, filters: Mapping[str, str], limit: int, since: str | None = None, until: str | None = None
     ) -> list[dict[str, Any]]:
         """Return single records, the latest first."""
         where, values = _where(filters, since, until)
-        return self._select(RECORDS, f"SELECT {', '.join(RECORDS)} FROM usage {where} ORDER BY at DESC LIMIT ?",
-                            [*values, limit])  # fmt: skip
+        return self._select(
+            RECORDS, f"SELECT {', '.join(RECORDS)} FROM usage {where} ORDER BY at DESC LIMIT ?", [*values, limit]
+        )
 
     def _select(self, names: tuple[str, ...], statement: str, values: list[Any]) -> list[dict[str, Any]]:
         self.flush()

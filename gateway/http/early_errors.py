@@ -14,21 +14,33 @@ from gunicorn.http.errors import (
 )
 
 _REASONS = {
-    400: "Bad Request", 408: "Request Timeout", 414: "URI Too Long", 417: "Expectation Failed",
-    431: "Request Header Fields Too Large", 501: "Not Implemented", 503: "Service Unavailable",
-}  # fmt: skip
+    400: "Bad Request",
+    408: "Request Timeout",
+    414: "URI Too Long",
+    417: "Expectation Failed",
+    431: "Request Header Fields Too Large",
+    501: "Not Implemented",
+    503: "Service Unavailable",
+}
 _RETRY_AFTER = 1  # seconds
 _STATUSES: tuple[tuple[type[Exception], int], ...] = (
-    (LimitRequestLine, 414), (LimitRequestHeaders, 431), (ExpectationFailed, 417), (UnsupportedTransferCoding, 501),
+    (LimitRequestLine, 414),
+    (LimitRequestHeaders, 431),
+    (ExpectationFailed, 417),
+    (UnsupportedTransferCoding, 501),
     (ParseException, 400),
-)  # fmt: skip
+)
 
 
 def refusal(status: int, details: str) -> bytes:
     """Return a whole response, after which the connection is closed."""
     body = json.dumps({"error": _REASONS[status], "details": details}).encode() + b"\n"
-    fields = [f"HTTP/1.1 {status} {_REASONS[status]}", "Connection: close", "Content-Type: application/json",
-              f"Content-Length: {len(body)}"]  # fmt: skip
+    fields = [
+        f"HTTP/1.1 {status} {_REASONS[status]}",
+        "Connection: close",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+    ]
     if status == 503:
         fields.append(f"Retry-After: {_RETRY_AFTER}")
     return "\r\n".join(fields).encode() + b"\r\n\r\n" + body

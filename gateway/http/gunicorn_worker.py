@@ -129,8 +129,12 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
     def enqueue_req(self, conn: TConn) -> None:
         """Gather the next request of a connection, with what came of it behind the one before."""
         settings = self._gateway.settings
-        pace = Pace(settings.head_timeout, settings.body_timeout, max(1, settings.min_body_rate),
-                    max(_LONGEST_BODY, settings.body_timeout))  # fmt: skip
+        pace = Pace(
+            settings.head_timeout,
+            settings.body_timeout,
+            max(1, settings.min_body_rate),
+            max(_LONGEST_BODY, settings.body_timeout),
+        )
         arrival = Arrival(time.monotonic(), pace, settings.max_body, settings.tmp_dir, self._access.wants_body)
         conn.sock.setblocking(False)
         self._arriving[conn] = arrival
@@ -179,8 +183,13 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         if error.errno in _NO_FILES:
             self._make_room()
         if conn in self._arriving:
-            self._refuse(conn, 503, "the request cannot be kept while it arrives; try again",
-                         f"its request cannot be kept while it arrives: {error}", logging.ERROR)  # fmt: skip
+            self._refuse(
+                conn,
+                503,
+                "the request cannot be kept while it arrives; try again",
+                f"its request cannot be kept while it arrives: {error}",
+                logging.ERROR,
+            )
 
     def _relieve(self) -> None:
         """Hold no more than a share of the disk for requests that arrive: drop the oldest of the address that holds
@@ -190,9 +199,11 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
             for conn, arrival in self._arriving.items():
                 held[conn.client[0]] = held.get(conn.client[0], 0) + arrival.received
             most = max(held, key=lambda address: held[address])
-            self._refuse(next(conn for conn, arrival in self._arriving.items()
-                              if conn.client[0] == most and arrival.received),
-                         503, "too much is arriving at once, most of it from this address; try again")  # fmt: skip
+            self._refuse(
+                next(conn for conn, arrival in self._arriving.items() if conn.client[0] == most and arrival.received),
+                503,
+                "too much is arriving at once, most of it from this address; try again",
+            )
 
     def _dispatch(self, conn: TConn) -> None:
         """Give a request a thread."""
@@ -320,8 +331,11 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         elif self._starved is None:
             self._starved = now
         elif now - self._starved >= _STALLED:
-            stalled = sorted((conn for conn in list(self._serving) if conn.sock.blocked >= _STALLED),
-                             key=lambda conn: float(conn.sock.blocked), reverse=True)  # fmt: skip
+            stalled = sorted(
+                (conn for conn in list(self._serving) if conn.sock.blocked >= _STALLED),
+                key=lambda conn: float(conn.sock.blocked),
+                reverse=True,
+            )
             for conn in stalled[:waiting]:
                 log.info("dropped %s: it reads slowly while others wait for a thread", conn.client[0])
                 try:

@@ -60,9 +60,13 @@ class Arrival:
     """
 
     def __init__(
-        self, now: float, pace: Pace, limit: int, folder: Path | None = None,
+        self,
+        now: float,
+        pace: Pace,
+        limit: int,
+        folder: Path | None = None,
         wanted: Callable[[bytes], bool] = lambda head: True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.part = Part.HEAD
         self.received = 0
         self.continues = False

@@ -1,7 +1,7 @@
 """How the application is served: gunicorn with one worker of many threads, or Flask's own server under ``--debug``.
 
-One worker only (:mod:`gateway.http.gunicorn_worker`), because the slots have one owner. A stopping worker first lets the requests
-under way finish, within ``drain_timeout``, then ends every runner. Gateway process.
+One worker only (:mod:`gateway.http.gunicorn_worker`), because the slots have one owner. A stopping worker first lets
+the requests under way finish, within ``drain_timeout``, then ends every runner. Gateway process.
 """
 
 import errno
@@ -143,7 +143,8 @@ def check_port(settings: Settings) -> None:
             probe.bind((settings.host, settings.port))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                raise SettingsError(f"port {settings.port} on {settings.host} is in use; "
-                                    "choose another with --port") from error  # fmt: skip
+                raise SettingsError(
+                    f"port {settings.port} on {settings.host} is in use; choose another with --port"
+                ) from error
             reason = error.strerror or error
             raise SettingsError(f"cannot listen on {settings.host}:{settings.port}: {reason}") from error

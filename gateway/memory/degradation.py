@@ -104,8 +104,8 @@ class Ladder:
         return {"level": self.level(model), "level_for": self.holds_for(model), "out_of_memory": self.counted(model)}
 
     def climb(self, model: str, at_once: bool = False) -> bool:
-        """Try the whole model again if the level has held for long enough, or ``at_once``. Return whether it changed.
-        """
+        """Try the whole model again if the level has held for long enough, or ``at_once``. Return whether it
+        changed."""
         with self._lock:
             rung = self._rungs.get(model)
             if rung is None or rung.level == "normal" or (self._clock() < rung.until and not at_once):
@@ -167,9 +167,7 @@ class Ladder:
         return f"{spec.name} ran out of memory: {error}; tried: {', '.join(tried)}{skipped}; {_HELPS}"
 
 
-_TRIED: dict[Level, str] = {
-    "small_batch": "one answer at a time", "offload": "a part of it in RAM", "cpu": "the CPU",
-}  # fmt: skip
+_TRIED: dict[Level, str] = {"small_batch": "one answer at a time", "offload": "a part of it in RAM", "cpu": "the CPU"}
 
 
 def visible(level: Level, relief: tuple[Step, ...], device: str, media: bool) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def visible(installed: Sequence[str], wanted: str | None) -> list[str]:
     found: list[str] = []
     for name in names:
         if name.isascii() and name.isdigit():
-            match = list(installed[int(name):int(name) + 1])
+            match = list(installed[int(name) : int(name) + 1])
         else:
             match = [uuid for uuid in installed if name.startswith("GPU-") and uuid.startswith(name)]
         if len(match) != 1:

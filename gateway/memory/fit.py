@@ -1,6 +1,7 @@
 """Which models fit on this machine, alone and together: what a gateway with these settings would charge each of them.
 
-Gateway and command line; starts nothing. Reads headers and budgets, and asks :mod:`gateway.memory.footprint` for the rest.
+Gateway and command line; starts nothing. Reads headers and budgets, and asks :mod:`gateway.memory.footprint` for the
+rest.
 """
 
 from collections.abc import Iterator, Sequence
@@ -52,13 +53,21 @@ def _fit(spec: ModelSpec, placement: Placement) -> Fit:
         parts = placement.footprints.parts(spec, placement.places[slot].device)
     except (HeaderError, OSError) as error:
         return Fit(spec.name, spec.quant_bits, slot, 0, 0, None, str(error))
-    return Fit(spec.name, spec.quant_bits, slot, charge.bytes, charge.tokens, parts,
-               offloaded=charge.offloaded, ram=placement.ram or "" if charge.offloaded else "")  # fmt: skip
+    return Fit(
+        spec.name,
+        spec.quant_bits,
+        slot,
+        charge.bytes,
+        charge.tokens,
+        parts,
+        offloaded=charge.offloaded,
+        ram=placement.ram or "" if charge.offloaded else "",
+    )
 
 
 def together(slot: str, budget: int, models: Sequence[Fit], most: int = 20) -> Together:
-    """Return which of the models that go to a slot fit into it at once: at most ``most`` sets, however many there are.
-    """
+    """Return which of the models that go to a slot fit into it at once: at most ``most`` sets, however many
+    there are."""
     sizes = {model.name: model.bytes for model in models if model.slot == slot and model.bytes}
     found: list[list[str]] = []
     for one in maximal(sizes, budget):

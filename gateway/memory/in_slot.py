@@ -82,8 +82,8 @@ class InSlot:
             self.baseline = (0, private)
 
     def weigh_loaded(self) -> tuple[int, int]:
-        """Weigh it as its model is loaded. Return what it is charged for as long as it lives, and until it has settled.
-        """
+        """Weigh it as its model is loaded. Return what it is charged for as long as it lives, and until it has
+        settled."""
         self.at_load = self._of_its_kind()
         self._measured = self.at_load is not None
         # No more than its load was charged: nobody has to go for what passes.

@@ -61,8 +61,10 @@ class Placement:
             if not any(self._allowed[spec.name]):
                 limits = [key for key in spec.max_memory or {} if key != "cpu"]
                 field, named = ("max_memory", limits) if limits else ("device", list(spec.device))
-                raise CatalogError(f"model {spec.name!r}: field {field}: {', '.join(named)} is not there; "
-                                   f"this gateway's slots are {', '.join(self.places)}")  # fmt: skip
+                raise CatalogError(
+                    f"model {spec.name!r}: field {field}: {', '.join(named)} is not there; "
+                    f"this gateway's slots are {', '.join(self.places)}"
+                )
 
         cpus = [place for place in self.places.values() if place.gpu is None]
         self.ram = max(cpus, key=lambda place: place.budget).name if cpus else None
@@ -132,7 +134,9 @@ class Placement:
         return charge
 
     def sizes(
-        self, spec: ModelSpec, bits: QuantBits | None = None,
+        self,
+        spec: ModelSpec,
+        bits: QuantBits | None = None,
         opened: Callable[[ModelSpec, str], bool] = lambda spec, slot: False,
     ) -> dict[str, int]:
         """Return the bytes a model is charged for on each slot it may use, the preferred ones first. ``opened`` says
@@ -219,11 +223,19 @@ def _gpu_place(settings: Settings, gpu: Gpu) -> Place:
     if wanted is not None:
         budget = min(wanted, gpu.free)
         if budget < wanted:
-            log.warning("%s has %s free, less than its budget of %s: other programs use the rest",
-                        name, format_bytes(gpu.free), format_bytes(wanted))  # fmt: skip
+            log.warning(
+                "%s has %s free, less than its budget of %s: other programs use the rest",
+                name,
+                format_bytes(gpu.free),
+                format_bytes(wanted),
+            )
     if budget <= 0:
-        log.warning("%s has no memory left for models: other programs use %s of %s", name, format_bytes(gpu.used),
-                    format_bytes(gpu.total))  # fmt: skip
+        log.warning(
+            "%s has no memory left for models: other programs use %s of %s",
+            name,
+            format_bytes(gpu.used),
+            format_bytes(gpu.total),
+        )
     return Place(name, name, max(0, budget), gpu)
 
 
@@ -239,8 +251,10 @@ def _cpu_places(settings: Settings, names: list[str], chosen: bool) -> list[Plac
     places = [Place(name, "cpu", settings.slot_budgets.get(name, usual)) for name in names]
     if (together := sum(place.budget for place in places)) > total:
         setting = "slot_budgets" if settings.slot_budgets else "slot_budget"
-        raise SettingsError(f"setting {setting!r}: the CPU's slots have {format_bytes(together)} together; "
-                            f"the machine has {format_bytes(total)}")  # fmt: skip
+        raise SettingsError(
+            f"setting {setting!r}: the CPU's slots have {format_bytes(together)} together; "
+            f"the machine has {format_bytes(total)}"
+        )
     return places
 
 

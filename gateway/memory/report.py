@@ -77,7 +77,9 @@ def family() -> dict[int, str]:
 
 
 def report(
-    places: Mapping[str, Place], slots: list[dict[str, Any]], statuses: list[dict[str, Any]],
+    places: Mapping[str, Place],
+    slots: list[dict[str, Any]],
+    statuses: list[dict[str, Any]],
     roles: Mapping[int, tuple[str, str | None]],
 ) -> dict[str, Any]:
     """Return the fields ``slots``, ``models``, ``gpus`` and ``host``; everything in bytes.
@@ -117,17 +119,30 @@ def _replica(replica: dict[str, Any], place: Place, seen: Measured) -> dict[str,
 def _model(status: dict[str, Any], now: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """A model's figures are the sums over its runners; ``unload`` is what unloading it would give back."""
     mine = [now[replica["name"]] for replica in status["replicas"] if replica["name"] in now]
-    sums = {field: _sum(mine, field) for field in
-            ("bytes", "offloaded_bytes", "predicted_bytes", "measured_at_load_bytes", "measured_bytes", "host_bytes")}
+    sums = {
+        field: _sum(mine, field)
+        for field in (
+            "bytes",
+            "offloaded_bytes",
+            "predicted_bytes",
+            "measured_at_load_bytes",
+            "measured_bytes",
+            "host_bytes",
+        )
+    }
     busy = status["leases"] or status["waiting"] or any(one["state"] == "loading" for one in mine)
     return {
         "state": status["state"],
         **sums,
-        "unload": {"budget_bytes": sums["bytes"], "offloaded_bytes": sums["offloaded_bytes"],
-                   "device_bytes": sums["measured_bytes"], "host_bytes": sums["host_bytes"],
-                   "needs_force": bool(busy)},
+        "unload": {
+            "budget_bytes": sums["bytes"],
+            "offloaded_bytes": sums["offloaded_bytes"],
+            "device_bytes": sums["measured_bytes"],
+            "host_bytes": sums["host_bytes"],
+            "needs_force": bool(busy),
+        },
         "replicas": mine,
-    }  # fmt: skip
+    }
 
 
 def _slot(
@@ -136,11 +151,16 @@ def _slot(
     """A slot's figures: of runners on it, and of what runners on GPUs have in RAM where it is charged for that."""
     here = [replica for replica in replicas if replica["device"] == place.name]
     parts = [replica for replica in replicas if place.name in replica["offloaded"]]
-    idle = [one for one in (*here, *parts)
-            if one["state"] == "ready" and not (one["leases"] or one["waiting"] or one["pinned"])]  # fmt: skip
+    idle = [
+        one
+        for one in (*here, *parts)
+        if one["state"] == "ready" and not (one["leases"] or one["waiting"] or one["pinned"])
+    ]
     predicted = [*(one["predicted_bytes"] for one in here), *(one["offloaded_predicted_bytes"] for one in parts)]
-    measured = [*(now[one["name"]]["measured_bytes"] for one in here),
-                *(now[one["name"]]["host_bytes"] for one in parts)]  # fmt: skip
+    measured = [
+        *(now[one["name"]]["measured_bytes"] for one in here),
+        *(now[one["name"]]["host_bytes"] for one in parts),
+    ]
     gpu = {"gpu": place.gpu.name, "others_at_start_bytes": place.others} if place.gpu else {}
     return slot | {
         "predicted_bytes": _total(predicted),
@@ -154,11 +174,17 @@ def _slot(
 def _gpu(gpu: devices.Gpu, processes: Mapping[int, int | None], runners: Mapping[int, str]) -> dict[str, Any]:
     ours = sum(size or 0 for pid, size in processes.items() if pid in runners)
     return {
-        "device": f"cuda:{gpu.index}", "number": gpu.number, "uuid": gpu.uuid, "name": gpu.name,
-        "total_bytes": gpu.total, "used_bytes": gpu.used, "free_bytes": gpu.free,
-        "runners_bytes": ours, "others_bytes": max(0, gpu.used - ours),
+        "device": f"cuda:{gpu.index}",
+        "number": gpu.number,
+        "uuid": gpu.uuid,
+        "name": gpu.name,
+        "total_bytes": gpu.total,
+        "used_bytes": gpu.used,
+        "free_bytes": gpu.free,
+        "runners_bytes": ours,
+        "others_bytes": max(0, gpu.used - ours),
         "processes": [{"pid": pid, "bytes": size, "model": runners.get(pid)} for pid, size in processes.items()],
-    }  # fmt: skip
+    }
 
 
 def _host(host: Mapping[int, HostUse], processes: Mapping[int, tuple[str, str | None]]) -> dict[str, Any]:
@@ -173,11 +199,16 @@ def _host(host: Mapping[int, HostUse], processes: Mapping[int, tuple[str, str | 
         "product_bytes": sum(use.proportional for use in host.values()),
         "by_role_bytes": dict(by_role),
         "processes": [
-            {"pid": pid, "role": processes[pid][0], "model": processes[pid][1], "private_bytes": use.private,
-             "proportional_bytes": use.proportional}
+            {
+                "pid": pid,
+                "role": processes[pid][0],
+                "model": processes[pid][1],
+                "private_bytes": use.private,
+                "proportional_bytes": use.proportional,
+            }
             for pid, use in sorted(host.items())
         ],
-    }  # fmt: skip
+    }
 
 
 def _sum(entries: list[dict[str, Any]], field: str) -> int | None:

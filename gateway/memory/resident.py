@@ -5,7 +5,8 @@ cheap to see, though not what of it is its own. So a figure is kept, and its age
 process has come to have more or less by a margin; and of those older than ``OLD``, one each time somebody asks: pages
 that a process no longer has in common with others change nothing else. Less than the margin is added as it is seen.
 
-Gateway process, in the thread of whoever asks. Knows pids, not models; :mod:`gateway.memory.report` measures when asked.
+Gateway process, in the thread of whoever asks. Knows pids, not models; :mod:`gateway.memory.report` measures when
+asked.
 """
 
 import resource
@@ -64,8 +65,10 @@ class Weighed:
     """Figures of processes, by pid."""
 
     def __init__(
-        self, measure: Callable[[int], HostUse | None] = devices.host_use,
-        glance: Callable[[int], Resident | None] = resident, clock: Callable[[], float] = time.monotonic,
+        self,
+        measure: Callable[[int], HostUse | None] = devices.host_use,
+        glance: Callable[[int], Resident | None] = resident,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._measure = measure
         self._glance = glance

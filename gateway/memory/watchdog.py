@@ -85,8 +85,14 @@ class Watchdog:
     idle models go before anything worse, and ``shrink`` gives up what is only kept for speed, if there is any."""
 
     def __init__(
-        self, runners: Callable[[], list[Watched]], post: Callable[[events.Event], None], budget: int | None,
-        margin: float, floor: int, slots: Sequence[str] = ("cpu",), shrink: Callable[[], bool] = lambda: False,
+        self,
+        runners: Callable[[], list[Watched]],
+        post: Callable[[events.Event], None],
+        budget: int | None,
+        margin: float,
+        floor: int,
+        slots: Sequence[str] = ("cpu",),
+        shrink: Callable[[], bool] = lambda: False,
     ) -> None:
         self._runners = runners
         self._post = post
@@ -125,11 +131,15 @@ class Watchdog:
         for one in seen:
             self._charge(one)
         if self._budget is not None and (total := sum(one.lasting for one in seen)) > self._budget:
-            self._end(seen, f"the models on the CPU took {format_bytes(total)} of {format_bytes(self._budget)}",
-                      lambda one: one.unforeseen)  # fmt: skip
+            self._end(
+                seen,
+                f"the models on the CPU took {format_bytes(total)} of {format_bytes(self._budget)}",
+                lambda one: one.unforeseen,
+            )
         elif seen and (free := available()) < self._floor:
-            if self._shrink() or self._end(seen, f"the machine had only {format_bytes(free)} of memory left",
-                                          lambda one: one.over):
+            if self._shrink() or self._end(
+                seen, f"the machine had only {format_bytes(free)} of memory left", lambda one: one.over
+            ):
                 return
             for slot in self._slots:
                 self._post(events.Squeeze(slot))
@@ -144,8 +154,12 @@ class Watchdog:
                 self._post(events.Recharge(runner.load_id, runner.charged, runner.charged_to))
         elif raised is None or one.taken > raised * (1 + _CHANGE) or one.taken < raised * (1 - self._margin):
             self._raised[runner.load_id] = one.taken
-            log.warning("%s takes %s where %s were set aside for it", runner.load_id, format_bytes(one.taken),
-                        format_bytes(runner.charged))  # fmt: skip
+            log.warning(
+                "%s takes %s where %s were set aside for it",
+                runner.load_id,
+                format_bytes(one.taken),
+                format_bytes(runner.charged),
+            )
             self._post(events.Recharge(runner.load_id, one.taken, runner.charged_to))
 
     def _too_much(self, one: _Seen, over: int) -> bool:
@@ -156,8 +170,10 @@ class Watchdog:
         worst = max(seen, key=over)
         if not self._too_much(worst, over(worst)):
             return False
-        cause = (f"{why}, and this runner {format_bytes(worst.taken)} where {format_bytes(worst.runner.charged)} "
-                 "were set aside for it")  # fmt: skip
+        cause = (
+            f"{why}, and this runner {format_bytes(worst.taken)} where {format_bytes(worst.runner.charged)} "
+            "were set aside for it"
+        )
         log.error("ending %s: %s", worst.runner.load_id, cause)
         worst.runner.starve(cause)
         return True
@@ -197,8 +213,11 @@ def available() -> int:
         stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
         return free
-    return free if limit == "max" else min(free, int(limit) - used + int(stat.get("inactive_file", 0))
-                                                   + int(stat.get("active_file", 0)))
+    return (
+        free
+        if limit == "max"
+        else min(free, int(limit) - used + int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0)))
+    )
 
 
 def host_bytes() -> int:

@@ -23,8 +23,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 STEP = 1.0  # seconds
 KEPT = 600
-SERIES = ("tokens_per_second", "first_token_seconds", "requests", "errors", "swaps", "loads", "running", "waiting",
-          "host_used_bytes")  # fmt: skip
+SERIES = (
+    "tokens_per_second",
+    "first_token_seconds",
+    "requests",
+    "errors",
+    "swaps",
+    "loads",
+    "running",
+    "waiting",
+    "host_used_bytes",
+)
 _LATEST = 60  # samples that are kept for those who are told each
 _PATIENCE = 0.5  # seconds for the scheduler to answer
 
@@ -145,25 +154,30 @@ class Sampler:
                 "step": STEP,
                 "times": self._ring.column("time"),
                 "series": {name: self._ring.column(name) for name in SERIES},
-                "slots": {name: {"used_bytes": self._ring.column(f"slot {name}"), "budget_bytes": budget}
-                          for name, budget in self._slots.items()},
+                "slots": {
+                    name: {"used_bytes": self._ring.column(f"slot {name}"), "budget_bytes": budget}
+                    for name, budget in self._slots.items()
+                },
                 "host_total_bytes": self._total_bytes,
-            }  # fmt: skip
+            }
 
     def after(self, number: int) -> tuple[int, list[dict[str, Any]]]:
         """Return the number of the latest sample, and those taken after the one of this number, the oldest first; of
         many only the last minute's."""
         with self._lock:
-            rows = list(self._latest)[max(0, len(self._latest) - max(0, self.number - number)):]
+            rows = list(self._latest)[max(0, len(self._latest) - max(0, self.number - number)) :]
             return self.number, [self._told(row) for row in rows]
 
     def _told(self, row: dict[str, float]) -> dict[str, Any]:
         return {
             "time": row["time"],
             "series": {name: plain(row[name]) if name in row else None for name in SERIES},
-            "slots": {name: {"used_bytes": plain(row[f"slot {name}"]), "budget_bytes": budget}
-                      for name, budget in self._slots.items() if f"slot {name}" in row},
-        }  # fmt: skip
+            "slots": {
+                name: {"used_bytes": plain(row[f"slot {name}"]), "budget_bytes": budget}
+                for name, budget in self._slots.items()
+                if f"slot {name}" in row
+            },
+        }
 
 
 def plain(value: float) -> float:

@@ -1,7 +1,7 @@
 """The journal: what happened to models and runners lately, and why, in words a person understands.
 
-A ring of the last thousand entries in memory. Whoever knows a fact adds it (:mod:`gateway.observe.journal_writer` most of
-them), from any thread; whoever watches waits for the next. Gateway process; has no word of what requests say.
+A ring of the last thousand entries in memory. Whoever knows a fact adds it (:mod:`gateway.observe.journal_writer`
+most of them), from any thread; whoever watches waits for the next. Gateway process; has no word of what requests say.
 """
 
 import threading
@@ -12,13 +12,41 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 Kind = Literal[
-    "start", "stop", "load", "loaded", "load_failed", "evicted", "expired", "unloaded", "cleanup", "moved",
-    "out_of_memory", "degraded", "crash", "restart", "pinned", "unpinned", "download", "deleted",
-]  # fmt: skip
+    "start",
+    "stop",
+    "load",
+    "loaded",
+    "load_failed",
+    "evicted",
+    "expired",
+    "unloaded",
+    "cleanup",
+    "moved",
+    "out_of_memory",
+    "degraded",
+    "crash",
+    "restart",
+    "pinned",
+    "unpinned",
+    "download",
+    "deleted",
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 KEPT = 1000
-_FOR_ALL = ("bytes", "offloaded_bytes", "predicted_bytes", "from_zygote", "seconds", "phases", "reason", "stage",
-            "step", "state", "profile", "slots")  # fmt: skip
+_FOR_ALL = (
+    "bytes",
+    "offloaded_bytes",
+    "predicted_bytes",
+    "from_zygote",
+    "seconds",
+    "phases",
+    "reason",
+    "stage",
+    "step",
+    "state",
+    "profile",
+    "slots",
+)
 """Facts that are for everybody who may use the model."""
 
 
@@ -91,8 +119,11 @@ class Journal:
     ) -> list[Entry]:
         """Return the latest ``limit`` entries of these kinds (any, if none is named) and about this model, the oldest
         first. One that made room for the model is about it too."""
-        found = [entry for entry in self.after(after)
-                 if (not kinds or entry.kind in kinds) and (model is None or model in concerned(entry))]  # fmt: skip
+        found = [
+            entry
+            for entry in self.after(after)
+            if (not kinds or entry.kind in kinds) and (model is None or model in concerned(entry))
+        ]
         return found[-limit:]
 
     def wait(self, last: int, timeout: float) -> bool:

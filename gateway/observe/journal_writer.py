@@ -58,8 +58,15 @@ class Reporter:
         self._crashed.discard(handle.load.name)
         text = f"Loading {handle.load.name} on {handle.slot}"
         text += ", in place of a runner that was lost" if again else ""
-        self.journal.add("restart" if again else "load", _sentence(text, handle.note), handle.load.name, handle.slot,
-                         brief=text, load_id=handle.load_id, predicted_bytes=handle.in_slot.predicted)  # fmt: skip
+        self.journal.add(
+            "restart" if again else "load",
+            _sentence(text, handle.note),
+            handle.load.name,
+            handle.slot,
+            brief=text,
+            load_id=handle.load_id,
+            predicted_bytes=handle.in_slot.predicted,
+        )
 
     def ending(self, action: actions.EndRunner, handle: "RunnerHandle") -> None:
         """A runner is ended on purpose."""
@@ -71,9 +78,17 @@ class Reporter:
             text += f" to make room for {action.newcomer}"
         facts: dict[str, Any] = {"newcomer": action.newcomer} if action.newcomer else {}
         facts |= {"offloaded_bytes": handle.in_ram.charged} if handle.in_ram else {}
-        self.journal.add(kind, _sentence(text, handle.starved or action.why), handle.load.name, handle.slot,
-                         brief=brief, reason=action.reason, load_id=handle.load_id, bytes=handle.in_slot.charged,
-                         **facts)  # fmt: skip
+        self.journal.add(
+            kind,
+            _sentence(text, handle.starved or action.why),
+            handle.load.name,
+            handle.slot,
+            brief=brief,
+            reason=action.reason,
+            load_id=handle.load_id,
+            bytes=handle.in_slot.charged,
+            **facts,
+        )
 
     # -- a handle's thread ---------------------------------------------------------------------------------------------
 
@@ -86,22 +101,43 @@ class Reporter:
                 phases = handle.loaded.phases if handle.loaded else {}
                 in_ram: dict[str, Any] = {"offloaded_bytes": sum(offloaded.values())} if offloaded else {}
                 self.journal.add(
-                    "loaded", _sentence(text, ""), handle.load.name, handle.slot, load_id=load_id, bytes=size,
-                    predicted_bytes=handle.in_slot.predicted, from_zygote=handle.from_zygote, seconds=round(seconds, 3),
+                    "loaded",
+                    _sentence(text, ""),
+                    handle.load.name,
+                    handle.slot,
+                    load_id=load_id,
+                    bytes=size,
+                    predicted_bytes=handle.in_slot.predicted,
+                    from_zygote=handle.from_zygote,
+                    seconds=round(seconds, 3),
                     phases={phase: round(took, 3) for phase, took in phases.items()},
                     **in_ram,
-                )  # fmt: skip
+                )
             case events.LoadFailed(load_id, cause):
                 name = handle.load.name if handle else spec_name(load_id.rpartition("-")[0])
                 text = f"Loading {name} failed"
-                self.journal.add("load_failed", _sentence(text, cause), name, handle.slot if handle else None,
-                                 brief=text, load_id=load_id, cause=cause)  # fmt: skip
+                self.journal.add(
+                    "load_failed",
+                    _sentence(text, cause),
+                    name,
+                    handle.slot if handle else None,
+                    brief=text,
+                    load_id=load_id,
+                    cause=cause,
+                )
                 self._begun.pop(load_id, None)
             case events.RunnerLost(load_id, cause) if handle is not None:
                 self._crashed.add(handle.load.name)
                 text = f"The runner of {handle.load.name} was lost"
-                self.journal.add("crash", _sentence(text, cause), handle.load.name, handle.slot,
-                                 brief=text, load_id=load_id, cause=cause)  # fmt: skip
+                self.journal.add(
+                    "crash",
+                    _sentence(text, cause),
+                    handle.load.name,
+                    handle.slot,
+                    brief=text,
+                    load_id=load_id,
+                    cause=cause,
+                )
                 self._begun.pop(load_id, None)
             case events.RunnerEnded(load_id):
                 self._begun.pop(load_id, None)
@@ -126,16 +162,23 @@ class Reporter:
 
     def started(self, profile: str, models: int, slots: list[str]) -> None:
         """The gateway begins to serve."""
-        self.journal.add("start", f"Switchyard has started: profile {profile}, {models} models, on {', '.join(slots)}.",
-                         profile=profile, slots=slots)  # fmt: skip
+        self.journal.add(
+            "start",
+            f"Switchyard has started: profile {profile}, {models} models, on {', '.join(slots)}.",
+            profile=profile,
+            slots=slots,
+        )
 
     def stopping(self) -> None:
         self.journal.add("stop", "Switchyard is stopping: requests under way are finished, no new ones are taken.")
 
     def forkserver_replaced(self, status: int) -> None:
         """The process that starts runners has ended, and with it all of them."""
-        self.journal.add("restart", "The process that starts runners ended unexpectedly, its runners with it; another "
-                         "was started.", status=status)  # fmt: skip
+        self.journal.add(
+            "restart",
+            "The process that starts runners ended unexpectedly, its runners with it; another was started.",
+            status=status,
+        )
 
 
 def _sentence(text: str, more: str) -> str:

@@ -59,38 +59,56 @@ class Metrics:
 
         self._http = counter("http_requests_total", "HTTP requests answered.", "route", "method", "model", "code")
         self._http_seconds = histogram(
-            "http_request_seconds", "Seconds from the arrival of an HTTP request to the end of its answer.",
-            _HTTP, "route")  # fmt: skip
+            "http_request_seconds",
+            "Seconds from the arrival of an HTTP request to the end of its answer.",
+            _HTTP,
+            "route",
+        )
         self.http_open = Gauge("switchyard_http_requests_open", "HTTP requests being answered.", registry=registry)
 
         self._ended = counter("generations_total", "Requests to a model, by how they ended.", "model", "outcome")
         self._refused = counter("refusals_total", "Requests the scheduler refused.", "model", "reason")
         self._cancelled = counter(
-            "cancellations_total", "Requests that ended early: by their id, or because their client left.",
-            "model", "reason")  # fmt: skip
-        self._queue = histogram("queue_wait_seconds", "Seconds a request waited for its lease, loads not included.",
-                                _QUEUE, "model")  # fmt: skip
-        self._load_wait = histogram("load_wait_seconds", "Seconds a request waited for its model's load, if it did.",
-                                    _LOAD, "model")  # fmt: skip
-        self._first = histogram("time_to_first_token_seconds", "Seconds from admission to an answer's first piece.",
-                                _FIRST_TOKEN, "model")  # fmt: skip
-        self._gaps = histogram("inter_token_seconds", "Seconds between two tokens of an answer.",
-                               _BETWEEN_TOKENS, "model")  # fmt: skip
-        self._whole = histogram("generation_seconds", "Seconds from admission to the end of a whole answer.",
-                                _WHOLE, "model")  # fmt: skip
+            "cancellations_total",
+            "Requests that ended early: by their id, or because their client left.",
+            "model",
+            "reason",
+        )
+        self._queue = histogram(
+            "queue_wait_seconds", "Seconds a request waited for its lease, loads not included.", _QUEUE, "model"
+        )
+        self._load_wait = histogram(
+            "load_wait_seconds", "Seconds a request waited for its model's load, if it did.", _LOAD, "model"
+        )
+        self._first = histogram(
+            "time_to_first_token_seconds", "Seconds from admission to an answer's first piece.", _FIRST_TOKEN, "model"
+        )
+        self._gaps = histogram(
+            "inter_token_seconds", "Seconds between two tokens of an answer.", _BETWEEN_TOKENS, "model"
+        )
+        self._whole = histogram(
+            "generation_seconds", "Seconds from admission to the end of a whole answer.", _WHOLE, "model"
+        )
         self._prompt = counter("prompt_tokens_total", "Tokens of prompts.", "model")
         self._completion = counter("completion_tokens_total", "Tokens generated.", "model")
 
         self._loads = counter("loads_total", "Loads, by how they ended.", "model", "outcome")
-        self._load = histogram("load_seconds", "Seconds from the start of a load until its model was ready.",
-                               _LOAD, "model")  # fmt: skip
+        self._load = histogram(
+            "load_seconds", "Seconds from the start of a load until its model was ready.", _LOAD, "model"
+        )
         self._phases = counter("load_phase_seconds_total", "Seconds spent in each phase of loads.", "model", "phase")
         self._evictions = counter("evictions_total", "Runners ended on purpose, by why.", "model", "reason")
         self._swaps = counter("swaps_total", "Loads that another model was evicted for.", "model")
-        self._ooms = counter("out_of_memory_total", "Times a model ran out of memory: loading or generating, "
-                             "and what was done about it.", "model", "stage", "step")  # fmt: skip
-        self._fallbacks = counter("fallbacks_total", "Answers or loads made in a lesser way than asked.",
-                                  "model", "kind")  # fmt: skip
+        self._ooms = counter(
+            "out_of_memory_total",
+            "Times a model ran out of memory: loading or generating, and what was done about it.",
+            "model",
+            "stage",
+            "step",
+        )
+        self._fallbacks = counter(
+            "fallbacks_total", "Answers or loads made in a lesser way than asked.", "model", "kind"
+        )
         self._crashes = counter("runner_crashes_total", "Runners that ended though nobody asked them to.", "model")
         self._restarts = counter("runner_restarts_total", "Runners started in place of one that crashed.", "model")
         self._runners: dict[str, _Runner] = {}
@@ -111,16 +129,26 @@ class Metrics:
             self._loads.labels(model, outcome)
         for stage in ("load", "generate"):
             self._ooms.labels(model, stage, "failed")
-        for each in (self._queue, self._first, self._gaps, self._whole, self._prompt, self._completion, self._load,
-                     self._swaps, self._crashes, self._restarts):  # fmt: skip
+        for each in (
+            self._queue,
+            self._first,
+            self._gaps,
+            self._whole,
+            self._prompt,
+            self._completion,
+            self._load,
+            self._swaps,
+            self._crashes,
+            self._restarts,
+        ):
             each.labels(model)
         self._evictions.labels(model, "evicted")
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
     def responded(self, route: str, method: str, model: str, status: int, seconds: float) -> None:
-        """An HTTP request was answered. ``route`` is Flask's rule, ``model`` a name of the catalog; either may be "".
-        """
+        """An HTTP request was answered. ``route`` is Flask's rule, ``model`` a name of the catalog; either may
+        be ""."""
         method = method if method in _METHODS else "other"
         self._http.labels(route, method, model, str(status)).inc()
         self._http_seconds.labels(route).observe(seconds)

@@ -30,7 +30,8 @@ def status(model: Model, handle: RunnerHandle | None, now: float, wall: float) -
         "leases": len(model.leases),
         "waiting": model.depth,
         "last_used": None if model.last_used is None else round(wall - (now - model.last_used), 3),
-        "expires_at": None if model.expires_at is None or not model.idle or model.pinned
+        "expires_at": None
+        if model.expires_at is None or not model.idle or model.pinned
         else round(wall + model.expires_at - now, 3),
         "pinned": model.pinned,
         "pid": handle.pid if handle else None,
@@ -40,7 +41,7 @@ def status(model: Model, handle: RunnerHandle | None, now: float, wall: float) -
         "retry_at": round(wall + model.retry_at - now, 3) if model.retry_at > now else None,
         "last_failure": model.failure or None,
         "note": handle.note or None if handle else None,
-    }  # fmt: skip
+    }
 
 
 def merged(name: str, replicas: list[dict[str, Any]]) -> dict[str, Any]:

@@ -61,15 +61,22 @@ class Standing(Collector):
         alive = _gauge("forkserver_up", "1 if runners can be started.")
         alive.add_metric([], float(service.spawner.alive))
         yield alive
-        yield _counter("forkserver_restarts_total", "Forkservers started in place of one that ended.",
-                       service.spawner.replaced)  # fmt: skip
+        yield _counter(
+            "forkserver_restarts_total", "Forkservers started in place of one that ended.", service.spawner.replaced
+        )
         yield from _gpus()
         yield from _host()
-        yield _counter("log_lines_dropped_total", "Log lines given up because what they are written to was too slow "
-                       "or full.", logs.dropped())  # fmt: skip
+        yield _counter(
+            "log_lines_dropped_total",
+            "Log lines given up because what they are written to was too slow or full.",
+            logs.dropped(),
+        )
         if service.tracing is not None:
-            yield _counter("traces_dropped_total", "Requests whose trace could not be sent, or not in time.",
-                           service.tracing.dropped)  # fmt: skip
+            yield _counter(
+                "traces_dropped_total",
+                "Requests whose trace could not be sent, or not in time.",
+                service.tracing.dropped,
+            )
 
     def _slots(self) -> Iterator[Metric]:
         budget = _gauge("slot_budget_bytes", "Memory a slot may use.", "slot")
@@ -83,12 +90,18 @@ class Standing(Collector):
         states = _gauge("model_state", "1 for the state a model is in.", "model", "state")
         predicted = _gauge("model_predicted_bytes", "Memory a load of the model is expected to take.", "model")
         charged = _gauge("model_charged_bytes", "Memory the slot counts for the model.", "model")
-        offloaded = _gauge("model_offloaded_bytes", "Memory a slot of the CPU counts for a part of a model on a GPU.",
-                           "model", "slot")  # fmt: skip
-        measured = _gauge("runner_memory_bytes", "Memory a model's runners take of a device, by the driver or on a CPU "
-                          "as measured lately.", "model", "device")  # fmt: skip
-        age = _gauge("runner_memory_age_seconds", "How long ago that was measured, the oldest part of it.",
-                     "model", "device")  # fmt: skip
+        offloaded = _gauge(
+            "model_offloaded_bytes", "Memory a slot of the CPU counts for a part of a model on a GPU.", "model", "slot"
+        )
+        measured = _gauge(
+            "runner_memory_bytes",
+            "Memory a model's runners take of a device, by the driver or on a CPU as measured lately.",
+            "model",
+            "device",
+        )
+        age = _gauge(
+            "runner_memory_age_seconds", "How long ago that was measured, the oldest part of it.", "model", "device"
+        )
         leases = _gauge("model_leases", "Requests the model is answering.", "model")
         depth = _gauge("queue_depth", "Requests that hold a place in the model's queue.", "model")
         pinned = _gauge("model_pinned", "1 if the model is kept from eviction.", "model")

@@ -56,11 +56,21 @@ class Picture:
             self._missing = {spec.name: spec.missing(service.settings.models_dir) for spec in service.catalog}
         models = [self._described(status) for status in service.statuses()]
         requests = self._requests()
-        picture = {"time": round(time.time(), 3), "started": round(service.started, 3),
-                   "profile": service.catalog.profile, "stopping": service.stopping, "slots": service.slots(),
-                   "models": models, "requests": requests}  # fmt: skip
-        compared = (service.stopping, picture["slots"], [_lasting(model) for model in models],
-                    [{**request, "age": None} for request in requests])  # fmt: skip
+        picture = {
+            "time": round(time.time(), 3),
+            "started": round(service.started, 3),
+            "profile": service.catalog.profile,
+            "stopping": service.stopping,
+            "slots": service.slots(),
+            "models": models,
+            "requests": requests,
+        }
+        compared = (
+            service.stopping,
+            picture["slots"],
+            [_lasting(model) for model in models],
+            [{**request, "age": None} for request in requests],
+        )
         if compared != self._compared:
             self._number += 1
             self._compared = compared
@@ -81,22 +91,36 @@ class Picture:
         slots, otherwise = service.placement.allowed(spec)
         keep_alive = service.settings.keep_alive if spec.keep_alive is None else spec.keep_alive
         return status | {
-            "label": spec.label or spec.name, "family": spec.family, "inputs": Catalog.inputs(spec),
-            "aliases": spec.aliases, "quant_bits": spec.quant_bits, "keep_alive": keep_alive,
-            "weights_missing": self._missing.get(name), "slots": [*slots, *otherwise],
-        }  # fmt: skip
+            "label": spec.label or spec.name,
+            "family": spec.family,
+            "inputs": Catalog.inputs(spec),
+            "aliases": spec.aliases,
+            "quant_bits": spec.quant_bits,
+            "keep_alive": keep_alive,
+            "weights_missing": self._missing.get(name),
+            "slots": [*slots, *otherwise],
+        }
 
     def _requests(self) -> list[dict[str, Any]]:
         return [
-            {"id": ticket.request_id, "model": ticket.spec.name, "state": "running" if ticket.running else "waiting",
-             "priority": "batch" if ticket.priority else "interactive", "age": round(ticket.age, 3),
-             "tokens": ticket.course.completion_tokens, "owner": ticket.owner, "by_hand": not ticket.course.counted}
+            {
+                "id": ticket.request_id,
+                "model": ticket.spec.name,
+                "state": "running" if ticket.running else "waiting",
+                "priority": "batch" if ticket.priority else "interactive",
+                "age": round(ticket.age, 3),
+                "tokens": ticket.course.completion_tokens,
+                "owner": ticket.owner,
+                "by_hand": not ticket.course.counted,
+            }
             for ticket in self._service.tickets()
-        ]  # fmt: skip
+        ]
 
 
 def _lasting(model: dict[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in model.items() if name not in _PASSING}
-    kept["replicas"] = [{name: value for name, value in replica.items() if name not in (*_PASSING, *_TIMES)}
-                        for replica in model["replicas"]]  # fmt: skip
+    kept["replicas"] = [
+        {name: value for name, value in replica.items() if name not in (*_PASSING, *_TIMES)}
+        for replica in model["replicas"]
+    ]
     return kept

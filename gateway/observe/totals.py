@@ -29,7 +29,13 @@ class Tally:
         self._totals = Totals()
 
     def add(
-        self, tokens: int = 0, requests: int = 0, errors: int = 0, swaps: int = 0, loads: int = 0, firsts: int = 0,
+        self,
+        tokens: int = 0,
+        requests: int = 0,
+        errors: int = 0,
+        swaps: int = 0,
+        loads: int = 0,
+        firsts: int = 0,
         first_seconds: float = 0.0,
     ) -> None:
         with self._lock:

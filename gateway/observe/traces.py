@@ -118,9 +118,12 @@ class _Spans:
             return int(seconds * 1e9) + offset
 
         root = self._tracer.start_span(
-            visit.name, self._propagator.extract(dict(visit.carrier)), api.SpanKind.SERVER,
-            attributes=dict(visit.attributes), start_time=moment(visit.started),
-        )  # fmt: skip
+            visit.name,
+            self._propagator.extract(dict(visit.carrier)),
+            api.SpanKind.SERVER,
+            attributes=dict(visit.attributes),
+            start_time=moment(visit.started),
+        )
         inside = api.set_span_in_context(root)
         failed = visit.status >= 500
         for one in visit.courses:
@@ -178,10 +181,19 @@ def _parts(one: Course) -> list[tuple[str, float, float, dict[str, Any]]]:
         first = one.first or end
         parts.append(("prefill", granted, first, about | {"gen_ai.usage.input_tokens": one.prompt_tokens}))
         if one.first is not None:
-            parts.append(("decode", first, max(first, end), about | {
-                "gen_ai.usage.output_tokens": one.completion_tokens,
-                "gen_ai.response.finish_reasons": list(one.finish_reasons), "switchyard.outcome": one.outcome or "",
-            }))  # fmt: skip
+            parts.append(
+                (
+                    "decode",
+                    first,
+                    max(first, end),
+                    about
+                    | {
+                        "gen_ai.usage.output_tokens": one.completion_tokens,
+                        "gen_ai.response.finish_reasons": list(one.finish_reasons),
+                        "switchyard.outcome": one.outcome or "",
+                    },
+                )
+            )
     return parts
 
 

@@ -90,11 +90,14 @@ class Loads:
         """
         before = self._gateway.model_status(spec)
         done = self._gateway.owner.ask(events.Unload(spec.name, force))
-        ended = [action for action in done
-                 if isinstance(action, actions.EndRunner) and spec_name(action.model) == spec.name]  # fmt: skip
+        ended = [
+            action for action in done if isinstance(action, actions.EndRunner) and spec_name(action.model) == spec.name
+        ]
         if not ended and before["state"] in (Phase.READY, Phase.LOADING):
-            raise Conflict(f"{spec.name} is {before['state']} with {before['leases']} request(s) running and "
-                           f"{before['waiting']} waiting; try again later or send force: true")  # fmt: skip
+            raise Conflict(
+                f"{spec.name} is {before['state']} with {before['leases']} request(s) running and "
+                f"{before['waiting']} waiting; try again later or send force: true"
+            )
         self._gateway.pin(spec, spec.pinned)
         self._gateway.runners.wait_ended([action.load_id for action in ended])
         return {"unloaded": bool(ended), "freed_bytes": _charged(before) if ended else 0}
@@ -108,9 +111,11 @@ class Loads:
         entries, size = self._gateway.temp.clean()
         names = [action.model for action in ended]
         replicas = {replica["name"]: replica for status in before.values() for replica in status["replicas"]}
-        in_use = list(dict.fromkeys(
-            spec_name(name) for name, replica in replicas.items() if name not in names and replica["leases"]
-        ))  # fmt: skip
+        in_use = list(
+            dict.fromkeys(
+                spec_name(name) for name, replica in replicas.items() if name not in names and replica["leases"]
+            )
+        )
         return {
             "evicted": list(dict.fromkeys(map(spec_name, names))),
             "freed_bytes": sum(_charged(replicas[name]) for name in names),

@@ -40,8 +40,14 @@ class Runners:
     """
 
     def __init__(
-        self, settings: Settings, catalog: Catalog, placement: Placement, zygotes: Zygotes, owner: Owner,
-        metrics: Metrics, reporter: Reporter,
+        self,
+        settings: Settings,
+        catalog: Catalog,
+        placement: Placement,
+        zygotes: Zygotes,
+        owner: Owner,
+        metrics: Metrics,
+        reporter: Reporter,
     ) -> None:
         self.bits: dict[str, QuantBits] = {}
         self._settings = settings
@@ -111,13 +117,24 @@ class Runners:
     def _order(self, spec: ModelSpec, slot: str, load_id: str = "", tokens: int = 0) -> messages.Load:
         """Return what a runner is told to load on this slot. ``spec`` has the bits it is loaded with there."""
         return messages.Load(
-            load_id, spec.name, spec.family, spec.engine, str(spec.path(self._settings.models_dir).resolve()),
-            spec.quant_bits, self._placement.places[slot].device, spec.context, self._placement.threads(),
-            self._placement.offload(spec, slot), spec.chat_template, self._placement.at_once(spec),
-            spec.batch_wait_ms / 1000, tokens,
+            load_id,
+            spec.name,
+            spec.family,
+            spec.engine,
+            str(spec.path(self._settings.models_dir).resolve()),
+            spec.quant_bits,
+            self._placement.places[slot].device,
+            spec.context,
+            self._placement.threads(),
+            self._placement.offload(spec, slot),
+            spec.chat_template,
+            self._placement.at_once(spec),
+            spec.batch_wait_ms / 1000,
+            tokens,
             str(kept_weights.root(self._settings.models_dir).resolve()) if self._settings.quantized_cache else "",
-            self._settings.quantized_cache, self._ladder.level(spec.name),
-        )  # fmt: skip
+            self._settings.quantized_cache,
+            self._ladder.level(spec.name),
+        )
 
     # -- called in the owner thread, never waiting ---------------------------------------------------------------------
 
@@ -135,9 +152,18 @@ class Runners:
         spec = self._placement.on(spec, slot, self.bits.get(spec.name))
         needed = self._placement.needs(spec, slot, self._opened(spec, slot))
         load = self._order(spec, slot, load_id, needed.tokens)
-        handle = RunnerHandle(load, modules([spec]), self._zygotes, self._hear, self._settings.heartbeat_timeout,
-                              needed, slot, ON_CPU if slot in fallback else "",
-                              self._ladder.count, tuple(self._evicted.pop(spec.name, ())))  # fmt: skip
+        handle = RunnerHandle(
+            load,
+            modules([spec]),
+            self._zygotes,
+            self._hear,
+            self._settings.heartbeat_timeout,
+            needed,
+            slot,
+            ON_CPU if slot in fallback else "",
+            self._ladder.count,
+            tuple(self._evicted.pop(spec.name, ())),
+        )
         if needed.offloaded and self._placement.ram:
             handle.in_ram = InRam(handle, self._placement.ram, needed.offloaded)
         self._handles[load_id] = handle
@@ -183,8 +209,8 @@ class Runners:
                 self.predict(self._catalog[self._handles[load_id].load.name])
                 return
             case events.LoadFailed(load_id, cause) if (
-                (failed := self._handles.get(load_id)) is not None and failed.failed_by == "out_of_memory"
-            ):
+                failed := self._handles.get(load_id)
+            ) is not None and failed.failed_by == "out_of_memory":
                 self._owner.post(self._load_again(failed, cause))
                 self._owner.call(lambda: self._drop(load_id))
                 return
@@ -201,16 +227,18 @@ class Runners:
         if loaded is not None and not handle.from_zygote:
             spec = self._catalog[load.name].model_copy(update={"quant_bits": load.quant_bits})
             passing = None if loaded.from_kept else loaded.peak_bytes + loaded.passing_bytes
-            self._placement.footprints.record(spec, load.device, size - handle.in_slot.reserve, passing,
-                                              load.cache_tokens)  # fmt: skip
+            self._placement.footprints.record(
+                spec, load.device, size - handle.in_slot.reserve, passing, load.cache_tokens
+            )
 
     def _load_again(self, handle: RunnerHandle, cause: str) -> events.LoadFailed:
         """Return the news of a load that found no memory, and how it is loaded next, if there is a way left."""
         spec, load = self.as_loaded(self._catalog[handle.load.name]), handle.load
         again = self._ladder.load_failed(spec, load.device, load.level)
         if again:
-            log.warning("%s found no memory (%s); loading it again: %s", load.load_id, cause,
-                        self._ladder.level(spec.name))  # fmt: skip
+            log.warning(
+                "%s found no memory (%s); loading it again: %s", load.load_id, cause, self._ladder.level(spec.name)
+            )
             self.move(spec.name)
             return events.LoadFailed(load.load_id, cause, again=True)
         return events.LoadFailed(load.load_id, self._ladder.explain(spec, load.device, cause))
@@ -234,8 +262,12 @@ class Runners:
                 self.move(spec.name)
             raise RanOut(self._ladder.explain(spec, handle.load.device, failed.error))
         if self._ladder.level(spec.name) != before:
-            log.warning("%s ran out of memory (%s); it is loaded anew: %s", spec.name, failed.error,
-                        self._ladder.level(spec.name))  # fmt: skip
+            log.warning(
+                "%s ran out of memory (%s); it is loaded anew: %s",
+                spec.name,
+                failed.error,
+                self._ladder.level(spec.name),
+            )
             self.move(spec.name)
 
     def told_to_end(self, handle: RunnerHandle) -> bool:

@@ -61,8 +61,16 @@ class RunnerHandle:
     """
 
     def __init__(
-        self, load: messages.Load, needs: Sequence[str], zygotes: Zygotes, post: Callable[[events.Event], None],
-        heartbeat_timeout: float, charge: Charge, slot: str, note: str, count: Callable[[str, str], None],
+        self,
+        load: messages.Load,
+        needs: Sequence[str],
+        zygotes: Zygotes,
+        post: Callable[[events.Event], None],
+        heartbeat_timeout: float,
+        charge: Charge,
+        slot: str,
+        note: str,
+        count: Callable[[str, str], None],
         made_room: Sequence[str] = (),
     ) -> None:
         self.load = load
@@ -125,9 +133,7 @@ class RunnerHandle:
                 os.close(self._wake)
             raise
 
-    def submit(
-        self, request: messages.Generate, mailbox: Mailbox, keep_alive: float | None, deadline: float
-    ) -> bool:
+    def submit(self, request: messages.Generate, mailbox: Mailbox, keep_alive: float | None, deadline: float) -> bool:
         """Send a request whose lease is held. Its Started, Delta and Done or Failed go to ``mailbox``.
 
         At the ``deadline`` (of the monotonic clock) the runner is told to stop and ``mailbox`` gets :class:`Late`.
@@ -157,8 +163,8 @@ class RunnerHandle:
                 log.debug("%s is gone; its reader will say so", self.load_id)
 
     def end(self, reason: str) -> None:
-        """End the runner: asked first, killed when it does not. Does not wait; RunnerEnded is posted once it is over.
-        """
+        """End the runner: asked first, killed when it does not. Does not wait; RunnerEnded is posted once it is
+        over."""
         with self._lock:
             if not self._buried:
                 self._ending = self._ending or reason
@@ -223,8 +229,8 @@ class RunnerHandle:
         return True
 
     def _listen(self) -> str:
-        """Tell the runner its load and take in what it says, until it is gone or has to go. Return what became of it.
-        """
+        """Tell the runner its load and take in what it says, until it is gone or has to go. Return what became
+        of it."""
         cause = "its process ended unexpectedly"
         heard = looked = time.monotonic()
         stop_by: float | None = None
@@ -305,8 +311,14 @@ class RunnerHandle:
                 self.loaded, self.load_seconds = message, time.monotonic() - self._asked
                 taken, passing = self.in_slot.weigh_loaded()
                 phases = " ".join(f"{phase} {seconds:.2f}s" for phase, seconds in message.phases.items())
-                log.info("loaded %s on %s: %.0f MB, %s, %s", self.load_id, message.device, taken / 1e6,
-                         message.quantization, phases)  # fmt: skip
+                log.info(
+                    "loaded %s on %s: %.0f MB, %s, %s",
+                    self.load_id,
+                    message.device,
+                    taken / 1e6,
+                    message.quantization,
+                    phases,
+                )
                 self._post(events.Loaded(self.load_id, taken, passing=passing))
             case messages.LoadFailed(_, kind, error):
                 log.error("%s failed to load (%s): %s", self.load_id, kind, error)
@@ -317,8 +329,14 @@ class RunnerHandle:
             case messages.Settled(_, mapped):
                 self._settled(mapped)
             case messages.Relief(step, error, batch, most):
-                log.warning("%s ran out of memory (%s): %s; up to %d of %d answers at once", self.load_id, error,
-                            step.replace("_", " "), batch, most)  # fmt: skip
+                log.warning(
+                    "%s ran out of memory (%s): %s; up to %d of %d answers at once",
+                    self.load_id,
+                    error,
+                    step.replace("_", " "),
+                    batch,
+                    most,
+                )
                 self.batch = batch
                 self._count(self.load.name, step)
             case messages.Started(request_id) | messages.Delta(request_id):

@@ -197,8 +197,9 @@ class Zygotes:
             with theirs:
                 process = self._spawner.fork(f"zygote-{load.name}-{uuid.uuid4().hex[:8]}", needs, theirs, role="zygote")
             zygote = self._known[key] = Zygote(load, files, process)
-            zygote.line = Line(f"zygote-{load.name}", ours, lambda message: self._hear(zygote, message),
-                               lambda: self._ended(zygote))  # fmt: skip
+            zygote.line = Line(
+                f"zygote-{load.name}", ours, lambda message: self._hear(zygote, message), lambda: self._ended(zygote)
+            )
         zygote.line.send(message)
 
     def check(self) -> None:
@@ -228,11 +229,16 @@ class Zygotes:
         """Return name, processes and own memory of each that is ready."""
         with self._lock:
             return [
-                {"model": zygote.load.name, "pid": zygote.process.pid, "private_bytes": zygote.private_bytes,
-                 "weights_mapped": bool(zygote.opened["weights"]),
-                 "spare_pid": zygote.spare.child.pid if zygote.spare else None}
-                for zygote in self._known.values() if zygote.opened
-            ]  # fmt: skip
+                {
+                    "model": zygote.load.name,
+                    "pid": zygote.process.pid,
+                    "private_bytes": zygote.private_bytes,
+                    "weights_mapped": bool(zygote.opened["weights"]),
+                    "spare_pid": zygote.spare.child.pid if zygote.spare else None,
+                }
+                for zygote in self._known.values()
+                if zygote.opened
+            ]
 
     def stop(self) -> None:
         """Let all go. Those that still have runners end with them."""

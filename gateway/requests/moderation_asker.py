@@ -36,11 +36,16 @@ class GatewayAsker:
     server = "gateway"
 
     def __init__(
-        self, spec: ModelSpec, first: Ticket, admit: Callable[[float], Ticket],
+        self,
+        spec: ModelSpec,
+        first: Ticket,
+        admit: Callable[[float], Ticket],
         scratch: Callable[[str], AbstractContextManager[Path]],
-        watch: Callable[[Ticket, Iterator[Piece]], Iterator[Piece]], deadline: float, most_media: int,
+        watch: Callable[[Ticket, Iterator[Piece]], Iterator[Piece]],
+        deadline: float,
+        most_media: int,
         keep_alive: float | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.model = spec.name
         self.most_media = most_media
         self.at_once = Catalog.batch_size(spec)
@@ -92,8 +97,9 @@ class GatewayAsker:
         finished = answer.finished
         if finished.finish_reason == "cancelled":
             raise RunnerFailed("the answer was cancelled")
-        return Reply(answer.text, finished.finish_reason == "length", finished.prompt_tokens,
-                     finished.completion_tokens)  # fmt: skip
+        return Reply(
+            answer.text, finished.finish_reason == "length", finished.prompt_tokens, finished.completion_tokens
+        )
 
     def _pause(self, seconds: float, cancelled: Callable[[], bool]) -> None:
         until = time.monotonic() + seconds
@@ -123,5 +129,8 @@ def _frame(frame: Frame, path: Path) -> Part:
     if len(frame.picture) != frame.height * frame.width * 3:  # another process made it, of a stranger's bytes
         raise Unavailable("the video's decoder gave a frame that is none")
     write_npy(path, "|u1", shape, frame.picture)
-    return Part("image", path=str(path.resolve()),
-                meta={"width": frame.width, "height": frame.height, "format": "RGB", "mode": "RGB"})  # fmt: skip
+    return Part(
+        "image",
+        path=str(path.resolve()),
+        meta={"width": frame.width, "height": frame.height, "format": "RGB", "mode": "RGB"},
+    )

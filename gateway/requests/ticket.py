@@ -38,10 +38,7 @@ _AT_ONCE = 0.02  # seconds in which a ready model grants a lease, and no load is
 _LOOK = 1.0  # seconds between looks at what a request waits for
 _SCHEDULER_PATIENCE = 5.0
 _MOST_REPLAYS = 8  # a model has four levels, on each of which others may be in the way once
-_REFUSALS: dict[actions.Why, type[GatewayError]] = {
-    actions.Why.QUEUE_FULL: QueueFull,
-    actions.Why.TOO_LATE: TooLate,
-}
+_REFUSALS: dict[actions.Why, type[GatewayError]] = {actions.Why.QUEUE_FULL: QueueFull, actions.Why.TOO_LATE: TooLate}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +160,15 @@ class Ticket:
     """A request's place. Use as a context manager: leaving it gives back whatever is still held."""
 
     def __init__(
-        self, gateway: "Gateway", spec: ModelSpec, request_id: str, deadline: float, priority: int = 0,
-        retry: bool = False, places: int = 1, replica: str | None = None,
+        self,
+        gateway: "Gateway",
+        spec: ModelSpec,
+        request_id: str,
+        deadline: float,
+        priority: int = 0,
+        retry: bool = False,
+        places: int = 1,
+        replica: str | None = None,
     ) -> None:
         self.spec = spec
         self.replica = replica
@@ -176,8 +180,7 @@ class Ticket:
         self.course = Course(request_id, spec.name, deadline)
         self.owner: str | None = None
         """The id of the key it came with."""
-        self.mailbox: Mailbox = CourseMailbox(self.course, gateway.metrics.gap_of(spec.name),
-                                              gateway.metrics.began)  # fmt: skip
+        self.mailbox: Mailbox = CourseMailbox(self.course, gateway.metrics.gap_of(spec.name), gateway.metrics.began)
         self.tokens = self.prompt_tokens = 0
         self._gateway = gateway
         self._handle: RunnerHandle | None = None
@@ -246,8 +249,13 @@ class Ticket:
         return self._handle
 
     def run(
-        self, conversation: tuple[messages.ChatMessage, ...], sampling: messages.Sampling,
-        keep_alive: float | None = None, gone: Callable[[], bool] = lambda: False, whole: bool = False, **options: Any,
+        self,
+        conversation: tuple[messages.ChatMessage, ...],
+        sampling: messages.Sampling,
+        keep_alive: float | None = None,
+        gone: Callable[[], bool] = lambda: False,
+        whole: bool = False,
+        **options: Any,
     ) -> Iterator[Piece]:
         """Yield the answer as it is made. ``options`` are further fields of :class:`protocol.messages.Generate`.
 
@@ -291,16 +299,25 @@ class Ticket:
                     device = handle.loaded.device if handle.loaded else ""
                     media = any(part.kind != "text" for message in request.messages for part in message.parts)
                     made = extras | visible(handle.load.level, relief, device, media)
-                    yield Finished(reasons, prompt_tokens, completion_tokens, self._timings(first_token), device,
-                                   _noted(made, handle.note, media), self._swap)  # fmt: skip
+                    yield Finished(
+                        reasons,
+                        prompt_tokens,
+                        completion_tokens,
+                        self._timings(first_token),
+                        device,
+                        _noted(made, handle.note, media),
+                        self._swap,
+                    )
                     return None
                 case messages.Failed(_, kind, error) as failed:
                     self._over = True
                     if kind != "out_of_memory":
                         raise self._failure(handle, kind, error)
                     if shown and not whole:
-                        raise RanOut(f"{self.spec.name} ran out of memory in the middle of the answer: {error}; "
-                                     "ask again", retry_after=1.0)  # fmt: skip
+                        raise RanOut(
+                            f"{self.spec.name} ran out of memory in the middle of the answer: {error}; ask again",
+                            retry_after=1.0,
+                        )
                     self._ask_again(handle, failed)
                     return Again() if shown else READING
                 case None if not started:
@@ -322,8 +339,7 @@ class Ticket:
         """Get a place once more. :raises GatewayError: if that is of no use, or there is none."""
         self._replays += 1
         if self._replays > _MOST_REPLAYS:
-            raise RanOut(f"{self.spec.name} ran out of memory {self._replays} times over this request: "
-                         f"{failed.error}")  # fmt: skip
+            raise RanOut(f"{self.spec.name} ran out of memory {self._replays} times over this request: {failed.error}")
         self._gateway.runners.ran_out(handle, failed)
         self._handle, self._sent, self._over, self.tokens = None, False, False, 0
         self.course.again()
@@ -430,4 +446,3 @@ def _late(waiting_for: str) -> TooLate:
 
 def _refusal(refused: actions.Refuse) -> GatewayError:
     return _REFUSALS.get(refused.why, Unavailable)(refused.detail, retry_after=refused.retry_after)
-

@@ -88,10 +88,17 @@ class _Told:
         metrics.responded(self._route, self._method, self._model, self._status, ended - self._started)
         self._write(ended - self._started)
         if self._service.tracing is not None and not self._quiet:
-            self._service.tracing.visited(Visit(
-                f"{self._method} {self._route}".rstrip(), self._started, ended, self._status, self._attributes(),
-                self._carrier, tuple(self._courses),
-            ))  # fmt: skip
+            self._service.tracing.visited(
+                Visit(
+                    f"{self._method} {self._route}".rstrip(),
+                    self._started,
+                    ended,
+                    self._status,
+                    self._attributes(),
+                    self._carrier,
+                    tuple(self._courses),
+                )
+            )
 
     def _write(self, seconds: float) -> None:
         fields: dict[str, Any] = {"route": self._route or None, "model": self._model or None, "key": self._key}
@@ -107,25 +114,44 @@ class _Told:
             }
         fields = {name: round(value, 4) if isinstance(value, float) else value for name, value in fields.items()}
         if logs.as_json():
-            fields |= {"client": self._client, "method": self._method, "path": self._path, "status": self._status,
-                       "seconds": round(seconds, 4)}  # fmt: skip
+            fields |= {
+                "client": self._client,
+                "method": self._method,
+                "path": self._path,
+                "status": self._status,
+                "seconds": round(seconds, 4),
+            }
         level = logging.DEBUG if self._quiet else logging.INFO
-        log.log(level, "%s %s %s %d %.3fs", self._client, self._method, _one_word(self._path), self._status, seconds,
-                extra={"fields": fields, "request_id": self._request_id})  # fmt: skip
+        log.log(
+            level,
+            "%s %s %s %d %.3fs",
+            self._client,
+            self._method,
+            _one_word(self._path),
+            self._status,
+            seconds,
+            extra={"fields": fields, "request_id": self._request_id},
+        )
 
     def _attributes(self) -> dict[str, Any]:
         said = {
-            "http.request.method": self._method, "http.route": self._route, "url.path": self._path,
-            "http.response.status_code": self._status, "client.address": self._client,
-            "gen_ai.request.model": self._model, "switchyard.request_id": self._request_id, "switchyard.key": self._key,
-        }  # fmt: skip
+            "http.request.method": self._method,
+            "http.route": self._route,
+            "url.path": self._path,
+            "http.response.status_code": self._status,
+            "client.address": self._client,
+            "gen_ai.request.model": self._model,
+            "switchyard.request_id": self._request_id,
+            "switchyard.key": self._key,
+        }
         return {name: value for name, value in said.items() if value not in (None, "")}
 
 
 def _one_word(path: str) -> str:
     """Return a path without blanks and controls, which could pass for further fields of a line."""
-    return "".join(one if one.isprintable() and one not in " %" else quote(one, safe="", errors="replace")
-                   for one in path)  # fmt: skip
+    return "".join(
+        one if one.isprintable() and one not in " %" else quote(one, safe="", errors="replace") for one in path
+    )
 
 
 def _named() -> str:

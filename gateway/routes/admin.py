@@ -32,8 +32,11 @@ def memory_status() -> Response:
     gpus = [gpu for gpu in told["gpus"] if gpu["device"] in in_slots]
     total, free = (sum(gpu[field] for gpu in gpus or told["gpus"]) for field in ("total_bytes", "free_bytes"))
     host = told["host"]
-    short = any(gpu["free_bytes"] < _WARNING_SHARE * gpu["total_bytes"] for gpu in gpus) if gpus else (
-        host["available_bytes"] < _WARNING_SHARE * host["total_bytes"])  # fmt: skip
+    short = (
+        any(gpu["free_bytes"] < _WARNING_SHARE * gpu["total_bytes"] for gpu in gpus)
+        if gpus
+        else (host["available_bytes"] < _WARNING_SHARE * host["total_bytes"])
+    )
     seeing = {name for name in service.catalog.names if Catalog.inputs(service.catalog[name]) != ("text",)}
     return reply(
         shapes.MemoryStatus,
@@ -43,12 +46,12 @@ def memory_status() -> Response:
         gpu_allocated_gb=round((total - free) / _GB, 2),
         gpu_free_gb=round(free / _GB, 2),
         memory_warning=bool(short),
-        multimodal_safe=not short and all(_has_room(status, slots, statuses) for status in statuses
-                                          if status["name"] in seeing),
+        multimodal_safe=not short
+        and all(_has_room(status, slots, statuses) for status in statuses if status["name"] in seeing),
         slot=told["slots"][0],
         **told,
         gateway_bytes=psutil.Process().memory_info().rss,
-    )  # fmt: skip
+    )
 
 
 def _has_room(status: dict[str, Any], slots: list[dict[str, Any]], statuses: list[dict[str, Any]]) -> bool:
@@ -58,10 +61,14 @@ def _has_room(status: dict[str, Any], slots: list[dict[str, Any]], statuses: lis
     spec, placement = gateway().catalog[status["name"]], gateway().placement
     sizes, offloads = placement.sizes(spec), placement.offloads(spec)
     stay = [replica for other in statuses for replica in other["replicas"] if replica["leases"] or replica["pinned"]]
-    left = {slot["device"]: slot["budget_bytes"] - sum(report.charged(one, slot["device"]) for one in stay)
-            for slot in slots}  # fmt: skip
-    return any(all(needed <= left[one] for one, needed in {slot: size, **offloads.get(slot, {})}.items())
-               for slot, size in sizes.items())  # fmt: skip
+    left = {
+        slot["device"]: slot["budget_bytes"] - sum(report.charged(one, slot["device"]) for one in stay)
+        for slot in slots
+    }
+    return any(
+        all(needed <= left[one] for one, needed in {slot: size, **offloads.get(slot, {})}.items())
+        for slot, size in sizes.items()
+    )
 
 
 @blueprint.get("/model_status")
@@ -104,8 +111,12 @@ def _describe(spec: ModelSpec) -> dict[str, Any]:
 def emergency_cleanup() -> Response:
     """Evict every idle model (with ``force`` every model) and clear temporary files; say what was freed."""
     freed = gateway().cleanup(_options(shapes.Force).force)
-    return reply(shapes.Cleanup, status="success", message=f"evicted {len(freed['evicted'])} model(s), "
-                   f"removed {freed['temp_entries_removed']} temporary entries", **freed)  # fmt: skip
+    return reply(
+        shapes.Cleanup,
+        status="success",
+        message=f"evicted {len(freed['evicted'])} model(s), removed {freed['temp_entries_removed']} temporary entries",
+        **freed,
+    )
 
 
 @blueprint.get("/temp_status")
@@ -120,9 +131,11 @@ def temp_status() -> Response:
         temp_dir=str(service.temp.root),
         file_count=len(entries),
         total_bytes=sum(entry.bytes for entry in entries),
-        files=[{"name": entry.name, "bytes": entry.bytes, "age_seconds": round(entry.age, 1), "in_use": entry.in_use}
-               for entry in entries[:1000]],
-    )  # fmt: skip
+        files=[
+            {"name": entry.name, "bytes": entry.bytes, "age_seconds": round(entry.age, 1), "in_use": entry.in_use}
+            for entry in entries[:1000]
+        ],
+    )
 
 
 @blueprint.post("/cleanup_temp")
@@ -149,8 +162,13 @@ def prune_quantized() -> Response:
     to = settings.quantized_cache if wanted is None else wanted
     removed = kept_weights.prune(kept_weights.root(settings.models_dir), to)
     gateway().zygotes.check()  # what they have mapped is not free before
-    return reply(shapes.Pruned, status="success", removed=[entry.folder.name for entry in removed],
-                 freed_bytes=sum(entry.bytes for entry in removed), **_kept())  # fmt: skip
+    return reply(
+        shapes.Pruned,
+        status="success",
+        removed=[entry.folder.name for entry in removed],
+        freed_bytes=sum(entry.bytes for entry in removed),
+        **_kept(),
+    )
 
 
 def _kept() -> dict[str, Any]:
@@ -159,9 +177,17 @@ def _kept() -> dict[str, Any]:
     return {
         "limit_bytes": settings.quantized_cache,
         "total_bytes": sum(entry.bytes for entry in entries),
-        "entries": [{"model": entry.model, "quant_bits": entry.bits, "bytes": entry.bytes,
-                     "last_used": round(entry.used, 3), "folder": entry.folder.name} for entry in entries],
-    }  # fmt: skip
+        "entries": [
+            {
+                "model": entry.model,
+                "quant_bits": entry.bits,
+                "bytes": entry.bytes,
+                "last_used": round(entry.used, 3),
+                "folder": entry.folder.name,
+            }
+            for entry in entries
+        ],
+    }
 
 
 @blueprint.post("/models/<name>/load")

@@ -13,10 +13,16 @@ from gateway.routes.schemas import Shape
 from models_registry.spec import QuantBits
 from utils.units import parse_bytes
 
-Size = Annotated[int, BeforeValidator(parse_bytes), Field(json_schema_extra=either(
-    {"type": "number", "minimum": 0, "exclusiveMaximum": 1e30},
-    {"type": "string", "pattern": r"^\s*[0-9]{1,30}(\.[0-9]{1,30})?\s*([kKmMgGtT][iI]?)?[bB]?\s*$"},
-))]  # fmt: skip
+Size = Annotated[
+    int,
+    BeforeValidator(parse_bytes),
+    Field(
+        json_schema_extra=either(
+            {"type": "number", "minimum": 0, "exclusiveMaximum": 1e30},
+            {"type": "string", "pattern": r"^\s*[0-9]{1,30}(\.[0-9]{1,30})?\s*([kKmMgGtT][iI]?)?[bB]?\s*$"},
+        )
+    ),
+]
 
 
 # -- what is asked -----------------------------------------------------------------------------------------------------
@@ -113,8 +119,9 @@ class HostProcess(Shape):
     """One process of this gateway."""
 
     pid: int
-    role: Annotated[str, Field(description="supervisor, gateway, forkserver, zygote, spare, runner, decoders or "
-                                              "helper")]  # fmt: skip
+    role: Annotated[
+        str, Field(description="supervisor, gateway, forkserver, zygote, spare, runner, decoders or helper")
+    ]
     model: str | None
     private_bytes: int
     proportional_bytes: int
@@ -168,11 +175,20 @@ class ModelState(Shape):
     bytes: Annotated[int, Field(description="What its slot is charged: measured at the load, and the reserve.")]
     offloaded: Annotated[dict[str, int], Field(description="Bytes charged to other slots, by slot.")]
     offloaded_predicted_bytes: Annotated[int, Field(description="What these were expected to be charged.")]
-    predicted_bytes: Annotated[int, Field(
-        description="What it was expected to be charged once it is loaded, by a process of its own; of a cold model, "
-                    "what a load would be charged, its peak among it.")]
-    from_zygote: Annotated[bool, Field(description="Whether its process shares memory with the one it was forked from; "
-                                                   "then it takes less than was predicted.")]
+    predicted_bytes: Annotated[
+        int,
+        Field(
+            description="What it was expected to be charged once it is loaded, by a process of its own; of a cold "
+            "model, what a load would be charged, its peak among it."
+        ),
+    ]
+    from_zygote: Annotated[
+        bool,
+        Field(
+            description="Whether its process shares memory with the one it was forked from; "
+            "then it takes less than was predicted."
+        ),
+    ]
     leases: int
     waiting: int
     last_used: float | None
@@ -375,5 +391,3 @@ class Ready(Shape):
 
     status: Literal["ready"]
     runners_preloaded: bool
-
-

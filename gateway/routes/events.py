@@ -40,11 +40,14 @@ def events() -> Response:
     service = gateway()
     journal = service.journal
     found = journal.select(
-        _number("after", 0, 0, _LARGEST), (kind,) if kind else (), service.spec(model).name if model is not None
-        else None, _number("limit", KEPT, 1, KEPT),
-    )  # fmt: skip
-    return reply(Events, started=round(service.started, 3), last=journal.last,
-                 data=[entry.as_dict() for entry in found])  # fmt: skip
+        _number("after", 0, 0, _LARGEST),
+        (kind,) if kind else (),
+        service.spec(model).name if model is not None else None,
+        _number("limit", KEPT, 1, KEPT),
+    )
+    return reply(
+        Events, started=round(service.started, 3), last=journal.last, data=[entry.as_dict() for entry in found]
+    )
 
 
 def _number(name: str, default: int, least: int, most: int) -> int:

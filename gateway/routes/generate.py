@@ -23,10 +23,13 @@ from models_registry.spec import ModelSpec
 
 blueprint = Blueprint("generate", __name__)
 _DESCRIBED: dict[str, Any] = {
-    "tag": "generate", "answer": Answered, "statuses": GENERATES, "form": FILES,
+    "tag": "generate",
+    "answer": Answered,
+    "statuses": GENERATES,
+    "form": FILES,
     "media_types": ("application/json", MULTIPART, FORM),
     "events": {"message": (Piece, End), "progress": (Progress,), "error": (StreamError,)},
-}  # fmt: skip
+}
 
 
 @blueprint.post("/generate/<model>")
@@ -58,8 +61,10 @@ def default_vision_model() -> ModelSpec:
     for spec in service.catalog:
         if "image" in Catalog.inputs(spec) and not Catalog.family(spec).requires:
             return service.spec(spec.name)
-    raise UnknownModel("no model of the catalog takes both text alone and images; name one: POST /generate/<model>",
-                       available_models=service.catalog.names)  # fmt: skip
+    raise UnknownModel(
+        "no model of the catalog takes both text alone and images; name one: POST /generate/<model>",
+        available_models=service.catalog.names,
+    )
 
 
 def _answer(spec: ModelSpec, body: GenerateBody) -> Response:

@@ -14,8 +14,14 @@ from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
 from utils.settings import Settings
 
-MEDIA_FIELDS = {"image": "image", "images": "image", "audio": "audio", "audios": "audio",
-                "video": "video", "videos": "video"}  # fmt: skip
+MEDIA_FIELDS = {
+    "image": "image",
+    "images": "image",
+    "audio": "audio",
+    "audios": "audio",
+    "video": "video",
+    "videos": "video",
+}
 _ALWAYS = ALWAYS | {"prompt", "system", "messages"} | set(MEDIA_FIELDS)
 _EXAMPLE = '{"prompt": "Hello"}'
 Medium = Annotated[str, Field(description="Base64 with or without data:…;base64, or a URL where those are on.")]

@@ -43,8 +43,13 @@ def admit(spec: ModelSpec, fields: Fields) -> Ticket:
         if "priority" not in fields.model_fields_set:
             priority = said  # type: ignore[assignment]
     g.model = spec.name
-    ticket = gateway().admit(spec, timeout=fields.timeout, priority=PRIORITIES[priority], places=fields.answers,
-                             request_id=access_log.ticket_id())  # fmt: skip
+    ticket = gateway().admit(
+        spec,
+        timeout=fields.timeout,
+        priority=PRIORITIES[priority],
+        places=fields.answers,
+        request_id=access_log.ticket_id(),
+    )
     ticket.owner = g.key.id if g.key else None
     access_log.admitted(ticket)
     return ticket
@@ -141,7 +146,10 @@ def respond(
         finally:
             close()
 
-    response = Response(stream_with_context(guarded()), mimetype="text/event-stream",
-                        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})  # fmt: skip
+    response = Response(
+        stream_with_context(guarded()),
+        mimetype="text/event-stream",
+        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+    )
     response.call_on_close(close)  # also when the client left before the first event
     return response

@@ -19,8 +19,8 @@ _PATIENCE = 2.0
 @blueprint.get("/health")
 @describe(tag="health", answer=Health, answers=(Alive,))
 def health() -> Response:
-    """Liveness: answered without asking anybody else. Where a key is needed, whoever has none learns no more than that.
-    """
+    """Liveness: answered without asking anybody else. Where a key is needed, whoever has none learns no more
+    than that."""
     service = gateway()
     status = "stopping" if service.stopping else "healthy"
     if hidden():

@@ -10,8 +10,11 @@ blueprint = Blueprint("metrics", __name__)
 
 
 @blueprint.get("/metrics")
-@describe(tag="health", statuses=GUARDED,
-          others={"text/plain": {"type": "string"}, "application/openmetrics-text": {"type": "string"}})  # fmt: skip
+@describe(
+    tag="health",
+    statuses=GUARDED,
+    others={"text/plain": {"type": "string"}, "application/openmetrics-text": {"type": "string"}},
+)
 def metrics() -> Response:
     """Every metric as it stands now."""
     encode, content_type = choose_encoder(request.headers.get("Accept", ""))

@@ -93,11 +93,14 @@ def _known(value: Any) -> Any:
 
 
 ResponseFormat = Annotated[
-    Annotated[Text, Tag("~text")] | Annotated[JsonObject, Tag("~json_object")]
-    | Annotated[JsonSchema, Tag("~json_schema")] | Annotated[Regex, Tag("~regex")]
+    Annotated[Text, Tag("~text")]
+    | Annotated[JsonObject, Tag("~json_object")]
+    | Annotated[JsonSchema, Tag("~json_schema")]
+    | Annotated[Regex, Tag("~regex")]
     | Annotated[Grammar, Tag("~grammar")],
-    By(lambda value: f"~{value['type'] if isinstance(value, dict) else value.type}"), BeforeValidator(_known),
-]  # fmt: skip
+    By(lambda value: f"~{value['type'] if isinstance(value, dict) else value.type}"),
+    BeforeValidator(_known),
+]
 
 
 def constraint(wanted: Text | JsonObject | JsonSchema | Regex | Grammar | None) -> Constraint | None:

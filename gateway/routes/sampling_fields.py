@@ -41,25 +41,47 @@ def either(*kinds: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
     return replace
 
 
-Duration = Annotated[float, BeforeValidator(parse_seconds), Field(json_schema_extra=either(
-    {"type": "number", "exclusiveMinimum": -1e30, "exclusiveMaximum": 1e30},
-    {"type": "string", "pattern": rf"^\s*-?[0-9]{{1,30}}{_UNITS}"},
-))]  # fmt: skip
-Age = Annotated[float, Field(ge=0), BeforeValidator(parse_seconds), Field(json_schema_extra=either(
-    {"type": "number", "minimum": 0, "exclusiveMaximum": 1e30},
-    {"type": "string", "pattern": rf"^\s*[0-9]{{1,30}}{_UNITS}"},
-))]  # fmt: skip
-Deadline = Annotated[float, BeforeValidator(parse_seconds), Field(json_schema_extra=either(
-    {"type": "number", "exclusiveMinimum": 0},
-    {"type": "string", "pattern": rf"^\s*0*[1-9][0-9]{{0,20}}{_UNITS}"},
-))]  # fmt: skip
+Duration = Annotated[
+    float,
+    BeforeValidator(parse_seconds),
+    Field(
+        json_schema_extra=either(
+            {"type": "number", "exclusiveMinimum": -1e30, "exclusiveMaximum": 1e30},
+            {"type": "string", "pattern": rf"^\s*-?[0-9]{{1,30}}{_UNITS}"},
+        )
+    ),
+]
+Age = Annotated[
+    float,
+    Field(ge=0),
+    BeforeValidator(parse_seconds),
+    Field(
+        json_schema_extra=either(
+            {"type": "number", "minimum": 0, "exclusiveMaximum": 1e30},
+            {"type": "string", "pattern": rf"^\s*[0-9]{{1,30}}{_UNITS}"},
+        )
+    ),
+]
+Deadline = Annotated[
+    float,
+    BeforeValidator(parse_seconds),
+    Field(
+        json_schema_extra=either(
+            {"type": "number", "exclusiveMinimum": 0},
+            {"type": "string", "pattern": rf"^\s*0*[1-9][0-9]{{0,20}}{_UNITS}"},
+        )
+    ),
+]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Stop = Annotated[str, Field(min_length=1)]
 Stops = Annotated[
     Annotated[Stop, Tag("~one")] | Annotated[list[Stop], Field(max_length=MAX_STOPS), Tag("~many")],
-    By(tag_of({str: "~one", list: "~many"}), custom_error_type="stops",
-       custom_error_message="must be a string or a list of strings"),
-]  # fmt: skip
+    By(
+        tag_of({str: "~one", list: "~many"}),
+        custom_error_type="stops",
+        custom_error_message="must be a string or a list of strings",
+    ),
+]
 
 
 def _biases(value: Any) -> Any:
@@ -70,9 +92,11 @@ def _biases(value: Any) -> Any:
 
 
 Biases = Annotated[
-    dict[str, Annotated[Number, Field(ge=-100, le=100)]], Field(max_length=_MAX_BIASES), BeforeValidator(_biases),
+    dict[str, Annotated[Number, Field(ge=-100, le=100)]],
+    Field(max_length=_MAX_BIASES),
+    BeforeValidator(_biases),
     Field(json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,9}$"}}),
-]  # fmt: skip
+]
 
 
 class Limit(NamedTuple):
@@ -86,10 +110,13 @@ def limits(settings: Settings) -> dict[str, Limit]:
     """Return the server's own limits, by field."""
     tokens = Limit(settings.max_new_tokens, "SWITCHYARD_MAX_NEW_TOKENS")
     return {
-        "max_new_tokens": tokens, "max_tokens": tokens, "max_completion_tokens": tokens, "min_tokens": tokens,
+        "max_new_tokens": tokens,
+        "max_tokens": tokens,
+        "max_completion_tokens": tokens,
+        "min_tokens": tokens,
         "timeout": Limit(settings.max_timeout, "SWITCHYARD_MAX_TIMEOUT"),
         "frames": Limit(settings.max_video_frames, "SWITCHYARD_MAX_VIDEO_FRAMES"),
-    }  # fmt: skip
+    }
 
 
 class Fields(BaseModel):
@@ -102,8 +129,12 @@ class Fields(BaseModel):
     temperature: Annotated[Number, Field(ge=0, le=2, description="0 is greedy.")] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, description="1 is off.")] | None = None
     top_k: Annotated[int, Field(ge=0, le=1_000_000, description="0 is off.")] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1, description="Drop tokens less likely than this share of the likeliest; "
-                                                          "0 is off.")] | None = None  # fmt: skip
+    min_p: (
+        Annotated[
+            float, Field(ge=0, le=1, description="Drop tokens less likely than this share of the likeliest; 0 is off.")
+        ]
+        | None
+    ) = None
     min_tokens: Annotated[int, Field(ge=0, description="The answer does not end before.")] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=2, description="1 is off.")] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2, description="0 is off.")] | None = None
@@ -112,10 +143,20 @@ class Fields(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**32, description="The same seed draws the same numbers.")] | None = None
     stop: Annotated[Stops, Field(description="Cut the answer before the first of these.")] | None = None
     response_format: Annotated[ResponseFormat, Field(description="What shape the answer must have.")] | None = None
-    keep_alive: Annotated[Duration, Field(description="How long the model stays loaded after this answer: seconds, or "
-                                          "a text such as 5m; 0 unloads at once, -1 never.")] | None = None  # fmt: skip
-    timeout: Annotated[Deadline, Field(description="The request's deadline: more than 0 seconds, or a text such as "
-                                                   "30s.")] | None = None  # fmt: skip
+    keep_alive: (
+        Annotated[
+            Duration,
+            Field(
+                description="How long the model stays loaded after this answer: seconds, or "
+                "a text such as 5m; 0 unloads at once, -1 never."
+            ),
+        ]
+        | None
+    ) = None
+    timeout: (
+        Annotated[Deadline, Field(description="The request's deadline: more than 0 seconds, or a text such as 30s.")]
+        | None
+    ) = None
     priority: Annotated[Literal["interactive", "batch"], Field(description="Interactive requests go first.")] = (
         "interactive"
     )
@@ -147,8 +188,9 @@ class Fields(BaseModel):
         if (most := self.most[1]) is not None:
             chosen["max_new_tokens"] = most
         biases = tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items())
-        return Sampling(**chosen, stop=self.stops, logit_bias=biases, logprobs=logprobs,
-                        constraint=constraint(self.response_format))  # fmt: skip
+        return Sampling(
+            **chosen, stop=self.stops, logit_bias=biases, logprobs=logprobs, constraint=constraint(self.response_format)
+        )
 
     def switches(self, spec: ModelSpec) -> dict[str, Any]:
         """Return the family's own options that the request sets."""
@@ -232,8 +274,9 @@ def parse(
     given = {name: value for name, value in data.items() if value is not None}
     if refused := [name for name in given if name not in known]:
         family = Catalog.family(spec).name
-        raise BadRequest(f"{spec.name} cannot honour {refused[0]!r}; its family {family} has no such option",
-                         param=refused[0])  # fmt: skip
+        raise BadRequest(
+            f"{spec.name} cannot honour {refused[0]!r}; its family {family} has no such option", param=refused[0]
+        )
     try:
         body = takes.model.model_validate(given, strict=strict, context=spec)
     except ValidationError as error:

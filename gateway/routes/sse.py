@@ -36,8 +36,16 @@ class Heartbeat:
         text = ""
         if self._progress and waiting.state != "running" and waiting != self._said:
             self._said = waiting
-            text = event(Progress(model=self._model, state=waiting.state, phase=waiting.phase,
-                                  fraction=waiting.fraction, position=waiting.position), "progress")  # fmt: skip
+            text = event(
+                Progress(
+                    model=self._model,
+                    state=waiting.state,
+                    phase=waiting.phase,
+                    fraction=waiting.fraction,
+                    position=waiting.position,
+                ),
+                "progress",
+            )
         if (now := time.monotonic()) - self._beat >= _BEAT:
             self._beat = now
             text += f": {waiting.state} {self._model}: {waiting.phase}\n\n"

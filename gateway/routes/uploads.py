@@ -13,10 +13,13 @@ from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
 
 FILES = {
-    field: {"type": "array", "items": {"type": "string", "format": "binary"},
-            "description": "Files or base64 texts; the field may be repeated."}
+    field: {
+        "type": "array",
+        "items": {"type": "string", "format": "binary"},
+        "description": "Files or base64 texts; the field may be repeated.",
+    }
     for field in MEDIA_FIELDS
-}  # fmt: skip
+}
 """The fields of a form that bring files, for the API's description."""
 _ORDER = ("image", "audio", "video")
 

@@ -22,16 +22,23 @@ _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _MOST = 100_000
 _LIMIT = 1000
 _PARAMETERS: dict[str, dict[str, Any]] = {
-    "key": {"type": "string"}, "model": {"type": "string"},
+    "key": {"type": "string"},
+    "model": {"type": "string"},
     **dict.fromkeys(("day", "since", "until"), {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$"}),
-    "records": {"enum": ["true", "false"]}, "limit": {"type": "integer", "minimum": 1, "maximum": _MOST},
+    "records": {"enum": ["true", "false"]},
+    "limit": {"type": "integer", "minimum": 1, "maximum": _MOST},
     "format": {"enum": ["json", "csv"]},
-}  # fmt: skip
+}
 
 
 @blueprint.get("/usage")
-@describe(tag="admin", answer=UsageReport, others={"text/csv": {"type": "string"}}, query=_PARAMETERS,
-          statuses=GUARDED | {400})  # fmt: skip
+@describe(
+    tag="admin",
+    answer=UsageReport,
+    others={"text/csv": {"type": "string"}},
+    query=_PARAMETERS,
+    statuses=GUARDED | {400},
+)
 def usage() -> Response:
     """Sums by day, key and model, or with ``records=true`` single requests, the latest first.
 
@@ -80,5 +87,6 @@ def _csv(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> Response:
     writer = csv.DictWriter(text, columns)
     writer.writeheader()
     writer.writerows(rows)
-    return Response(text.getvalue(), mimetype="text/csv",
-                    headers={"Content-Disposition": "attachment; filename=usage.csv"})  # fmt: skip
+    return Response(
+        text.getvalue(), mimetype="text/csv", headers={"Content-Disposition": "attachment; filename=usage.csv"}
+    )

@@ -31,8 +31,14 @@ def downloads() -> Response:
 
 
 @blueprint.post("/models/<name>/download")
-@describe(tag="admin", answer=shapes.DownloadAnswer, success=202, statuses=OPTIONS | {404, 409},
-          body=shapes.DownloadOptions, optional=True)  # fmt: skip
+@describe(
+    tag="admin",
+    answer=shapes.DownloadAnswer,
+    success=202,
+    statuses=OPTIONS | {404, 409},
+    body=shapes.DownloadOptions,
+    optional=True,
+)
 def download(name: str) -> Response:
     """Have a model's weights fetched, from where an earlier download stopped; or compared with the hub's where all are
     here.

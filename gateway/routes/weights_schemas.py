@@ -88,8 +88,9 @@ class ModelWeights(Shape):
     aliases: list[str]
     source: WeightsSource
     path: str
-    state: Annotated[str, Field(description="complete, partial or absent; of a model that is not from a hub, "
-                                            "local or missing")]  # fmt: skip
+    state: Annotated[
+        str, Field(description="complete, partial or absent; of a model that is not from a hub, local or missing")
+    ]
     reason: Annotated[str, Field(description="Why that is thought.")]
     bytes_here: int
     bytes_total: Annotated[int | None, Field(description="null until a download has asked the hub.")]

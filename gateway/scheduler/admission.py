@@ -42,9 +42,15 @@ def reserve(state: State, event: Reserve, now: float) -> list[Action]:
             retry_after = float(math.ceil(max(1.0, estimate(now))))  # what HTTP's Retry-After can say
             return refuse(Why.QUEUE_FULL, f"{whose} is full ({taken} of {limit})", retry_after)
     request = Request(  # 5
-        event.request_id, model.name, event.deadline, event.priority, now, retry=event.retry,
-        places=min(event.places, model.concurrency), bound=event.bound,
-    )  # fmt: skip
+        event.request_id,
+        model.name,
+        event.deadline,
+        event.priority,
+        now,
+        retry=event.retry,
+        places=min(event.places, model.concurrency),
+        bound=event.bound,
+    )
     model.reserved[request.request_id] = state.requests[request.request_id] = request
     return [Admit(request.request_id)]
 

@@ -53,9 +53,10 @@ def any_place(state: State, now: float) -> float:
 def _queue(state: State, model: Model, now: float) -> list[Model]:
     """The cold models with waiters that share a slot with ``model``, in the order in which they will be loaded."""
     cold = [
-        other for other in state.models.values()
+        other
+        for other in state.models.values()
         if other.waiting and other.phase in (Phase.COLD, Phase.DRAINING) and other.reach & model.reach
-    ]  # fmt: skip
+    ]
     return sorted(cold, key=lambda other: other.turn(now, state.limits))
 
 
@@ -77,8 +78,10 @@ def _places(model: Model) -> list[dict[str, int]]:
 
 def _room(state: State, newcomer: Model, now: float) -> float:
     """Seconds until there is room for the next one to be loaded, on the slot where that is soonest."""
-    return min(max(_room_on(state, one, newcomer, size, now) for one, size in newcomer.needs(slot).items())
-               for slot in state.usable(newcomer) or newcomer.slots[:1])  # fmt: skip
+    return min(
+        max(_room_on(state, one, newcomer, size, now) for one, size in newcomer.needs(slot).items())
+        for slot in state.usable(newcomer) or newcomer.slots[:1]
+    )
 
 
 def _room_on(state: State, slot: str, newcomer: Model, size: int, now: float) -> float:
@@ -86,8 +89,9 @@ def _room_on(state: State, slot: str, newcomer: Model, size: int, now: float) ->
     residents = state.residents(slot)
     need = state.used(slot) + size - state.slots[slot].budget
     wait = max((_load_left(state, other, now) for other in residents if other.phase is Phase.LOADING), default=0.0)
-    leaving = sorted((_leaves(state, other, newcomer, now), other.charged(slot))
-                     for other in residents if not other.pinned)  # fmt: skip
+    leaving = sorted(
+        (_leaves(state, other, newcomer, now), other.charged(slot)) for other in residents if not other.pinned
+    )
     for seconds, freed in leaving:
         if need > 0:
             wait, need = max(wait, seconds), need - freed

@@ -162,6 +162,23 @@ class Tick:
 
 
 Event = (
-    Reserve | Submit | Withdraw | Release | Loaded | LoadFailed | RunnerLost | RunnerEnded
-    | Unload | Cleanup | Pin | Predict | Move | Recharge | Starve | Squeeze | Drain | Shutdown | Tick
-)  # fmt: skip
+    Reserve
+    | Submit
+    | Withdraw
+    | Release
+    | Loaded
+    | LoadFailed
+    | RunnerLost
+    | RunnerEnded
+    | Unload
+    | Cleanup
+    | Pin
+    | Predict
+    | Move
+    | Recharge
+    | Starve
+    | Squeeze
+    | Drain
+    | Shutdown
+    | Tick
+)

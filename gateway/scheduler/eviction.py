@@ -142,13 +142,23 @@ def _all_of(state: State, slot: str, newcomer: Model, plans: list[Plan]) -> Plan
         return Plan(slot)
     if prospect > Prospect.SOON and any(_loading(state, one) for one in newcomer.needs(slot)):
         waits = [found.wait_until for found in plans if found.wait_until is not None]
-        return Plan(slot, max(prospect, Prospect.YIELD), wait_until=min(waits, default=None),
-                    due=max(found.due for found in plans))  # fmt: skip
+        return Plan(
+            slot,
+            max(prospect, Prospect.YIELD),
+            wait_until=min(waits, default=None),
+            due=max(found.due for found in plans),
+        )
     evict = {model.name: model for found in plans for model in found.evict if prospect is Prospect.EVICT}
     yielding = {model.name: model for found in plans for model in found.yielding}
     waits = [found.wait_until for found in plans if found.wait_until is not None]
-    return Plan(slot, prospect, tuple(evict.values()), tuple(yielding.values()), min(waits, default=None),
-                max(found.due for found in plans))  # fmt: skip
+    return Plan(
+        slot,
+        prospect,
+        tuple(evict.values()),
+        tuple(yielding.values()),
+        min(waits, default=None),
+        max(found.due for found in plans),
+    )
 
 
 def _room_on(
@@ -178,20 +188,28 @@ def _room_on(
 
     staying = [model for model in residents if model not in going]
     until: dict[str, float] = {}  # when each that may keep the slot for a while has to give way
-    idle = _least_recent(model for model in staying
-                         if _evictable(model) and not model.waiting and not akin(model, newcomer))  # fmt: skip  # 2
-    waiters = sum(len(model.waiting) for model in state.models.values()
-                  if slot in model.reach and model.phase in (Phase.COLD, Phase.DRAINING))  # fmt: skip
+    idle = _least_recent(
+        model for model in staying if _evictable(model) and not model.waiting and not akin(model, newcomer)
+    )  # 2
+    waiters = sum(
+        len(model.waiting)
+        for model in state.models.values()
+        if slot in model.reach and model.phase in (Phase.COLD, Phase.DRAINING)
+    )
     for model in idle:
         expected = expected_until(state, model, waiters, now)
         if expected is not None:
             until[model.name] = min(expected, turn_ends(state, model, newcomer, now))
     idle.sort(key=lambda model: until.get(model.name, now) > now)
     busy = _longest_ready(
-        model for model in staying
-        if model.phase is Phase.READY and not model.pinned and (model.leases or model.waiting)
-        and not akin(model, newcomer) and not _comes_first(model, newcomer, now, state)
-    )  # fmt: skip
+        model
+        for model in staying
+        if model.phase is Phase.READY
+        and not model.pinned
+        and (model.leases or model.waiting)
+        and not akin(model, newcomer)
+        and not _comes_first(model, newcomer, now, state)
+    )
     until |= {model.name: turn_ends(state, model, newcomer, now) for model in busy}
     go = _take(idle + busy, need, slot)
     if sum(model.charged(slot) for model in go) < need:  # 3
@@ -230,8 +248,10 @@ def _room_beside_on(state: State, slot: str, newcomer: Model, size: int, now: fl
         return Plan(slot, Prospect.SOON)
     limits = state.limits
     idle = [model for model in residents if _evictable(model) and not model.waiting and not akin(model, newcomer)]
-    unused = {model.name: (model.last_used or 0.0) + max(limits.quantum, limits.quantum_loads * model.load.value)
-              for model in idle}  # fmt: skip
+    unused = {
+        model.name: (model.last_used or 0.0) + max(limits.quantum, limits.quantum_loads * model.load.value)
+        for model in idle
+    }
     idle.sort(key=lambda model: unused[model.name])
     go = _take(idle, need, slot)
     if sum(model.charged(slot) for model in go) < need:

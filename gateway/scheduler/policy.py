@@ -69,8 +69,9 @@ def _apply(state: State, event: events.Event, now: float) -> list[Action]:
                 _cool(model)
         case events.Unload(name, force):
             group = state.group(state.models[name])
-            if force or all(model.phase is not Phase.LOADING and not model.leases and not model.waiting
-                            for model in group):  # fmt: skip
+            if force or all(
+                model.phase is not Phase.LOADING and not model.leases and not model.waiting for model in group
+            ):
                 return _unload(state, group, force, "unloaded", now)
         case events.Cleanup(force):
             return _unload(state, state.models.values(), force, "cleanup", now)
@@ -317,8 +318,10 @@ def _schedule(state: State, now: float) -> list[Action]:
     actions = _expire_requests(state, now) + _expire_models(state, now)
     replicas.gather(state)
     for slot in state.slots:
-        actions += [_end(other, "evicted", now, "the slot's models take more than was predicted, and it was idle")
-                    for other in overdraft(state, slot)]  # fmt: skip
+        actions += [
+            _end(other, "evicted", now, "the slot's models take more than was predicted, and it was idle")
+            for other in overdraft(state, slot)
+        ]
     yielding: set[str] = set()
     plans = plans_of(state, now)
     for model, found in plans:

@@ -222,8 +222,11 @@ class State:
 
     def residents(self, slot: str) -> list[Model]:
         """Models that take memory of the slot, in any phase."""
-        return [model for model in self.models.values()
-                if model.phase is not Phase.COLD and (model.slot == slot or slot in model.offloaded)]  # fmt: skip
+        return [
+            model
+            for model in self.models.values()
+            if model.phase is not Phase.COLD and (model.slot == slot or slot in model.offloaded)
+        ]
 
     def used(self, slot: str) -> int:
         """Bytes charged to the slot, those of runners still ending included."""

@@ -55,9 +55,15 @@ def removal(spec: ModelSpec, catalog: Iterable[ModelSpec], models_dir: Path) -> 
             claims = _claims(other, models_dir) or {path}
             kept |= {folder / claim.resolve().relative_to(folder.resolve()) for claim in claims}
     whole = own is None and not kept
-    files = [file for file in _files(folder) if whole or (
-        (_is_draft(file, own) if _is_record(file, folder) else own is None or file in own)
-        and not any(file == claim or claim in file.parents for claim in kept))]  # fmt: skip
+    files = [
+        file
+        for file in _files(folder)
+        if whole
+        or (
+            (_is_draft(file, own) if _is_record(file, folder) else own is None or file in own)
+            and not any(file == claim or claim in file.parents for claim in kept)
+        )
+    ]
     return Removal(folder, tuple(files), whole, sum(map(_size, files)), tuple(losing))
 
 

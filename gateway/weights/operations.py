@@ -44,8 +44,10 @@ class Weights:
         :raises Unavailable: while the gateway stops.
         """
         if spec.source.hub is None:
-            raise Conflict(f"{spec.name} does not come from a hub: its weights are {self._path(spec)}, and there is "
-                           "nothing to download")  # fmt: skip
+            raise Conflict(
+                f"{spec.name} does not come from a hub: its weights are {self._path(spec)}, and there is "
+                "nothing to download"
+            )
         self.downloads.start(self._gateway.catalog[spec.name], speech)
         if (told := self.downloads.report().get(spec.name)) is None:
             raise Unavailable("the server is stopping; nothing is downloaded any more")
@@ -73,10 +75,12 @@ class Weights:
         if busy := next(filter(self.downloads.active, names), None):
             raise Conflict(f"{busy} is being downloaded; cancel that first: DELETE /admin/models/{busy}/download")
         if found.losing and not force:
-            raise Conflict(f"{', '.join(found.losing)} would lose the same files; to delete them all the same, "
-                           "send force=true")  # fmt: skip
-        loaded = [status["name"] for status in gateway.statuses()
-                  if status["name"] in names and status["state"] != Phase.COLD]  # fmt: skip
+            raise Conflict(
+                f"{', '.join(found.losing)} would lose the same files; to delete them all the same, send force=true"
+            )
+        loaded = [
+            status["name"] for status in gateway.statuses() if status["name"] in names and status["state"] != Phase.COLD
+        ]
         if loaded and not force:
             raise Conflict(f"{', '.join(loaded)} is loaded; unload it first, or send force=true")
         with self._held(found.folder):
@@ -92,17 +96,27 @@ class Weights:
             self.downloads.forget(name)
             gateway.runners.predict(catalog[name])
         gateway.zygotes.check()  # what they have mapped is not free before
-        log.info("deleted the weights of %s: %s, and %s of quantized ones", ", ".join(names),
-                 format_bytes(found.bytes), format_bytes(kept))  # fmt: skip
+        log.info(
+            "deleted the weights of %s: %s, and %s of quantized ones",
+            ", ".join(names),
+            format_bytes(found.bytes),
+            format_bytes(kept),
+        )
         text = f"The weights of {', '.join(names)} were deleted; {format_bytes(found.bytes + kept)} are free again."
-        gateway.journal.add("deleted", text, spec.name, brief=f"The weights of {spec.name} were deleted",
-                            models=names, bytes=found.bytes + kept)  # fmt: skip
+        gateway.journal.add(
+            "deleted",
+            text,
+            spec.name,
+            brief=f"The weights of {spec.name} were deleted",
+            models=names,
+            bytes=found.bytes + kept,
+        )
         return {"freed_bytes": found.bytes, "quantized_bytes": kept, "models": names, "unloaded": loaded}
 
     @contextmanager
     def _held(self, folder: Any) -> Iterator[None]:
-        """Hold a folder against downloads of other processes. :raises Conflict: if one has it, or it cannot be written.
-        """
+        """Hold a folder against downloads of other processes. :raises Conflict: if one has it, or it cannot be
+        written."""
         if not folder.is_dir():
             yield
             return
@@ -130,8 +144,13 @@ class Weights:
     def _began(self, download: Download) -> None:
         spec = download.spec
         log.info("downloading %s from %s", spec.name, spec.source.hub)
-        self._gateway.journal.add("download", f"Downloading {spec.name} from {spec.source.hub}.", spec.name,
-                                  brief=f"Downloading {spec.name}", state="running")  # fmt: skip
+        self._gateway.journal.add(
+            "download",
+            f"Downloading {spec.name} from {spec.source.hub}.",
+            spec.name,
+            brief=f"Downloading {spec.name}",
+            state="running",
+        )
 
     def _ended(self, download: Download) -> None:
         """Have the next load know what it takes; it finds the files by itself."""

@@ -34,15 +34,21 @@ def report(gateway: "Gateway") -> dict[str, Any]:
     models = []
     for spec in catalog:
         one, status = fits[spec.name], live[spec.name]
-        models.append(_told(spec, catalog, settings.models_dir) | {
-            "model_state": status["state"],
-            "loaded": status["state"] != "cold",
-            "fit": _fit(one, placement),
-            "kept_bytes": kept.get(spec.name, 0),
-            "download": downloads.get(spec.name),
-        })  # fmt: skip
-    return {"models": models, "slots": _slots(gateway, list(fits.values())),
-            "disk": _disk(settings.models_dir, sum(kept.values()), settings.quantized_cache)}  # fmt: skip
+        models.append(
+            _told(spec, catalog, settings.models_dir)
+            | {
+                "model_state": status["state"],
+                "loaded": status["state"] != "cold",
+                "fit": _fit(one, placement),
+                "kept_bytes": kept.get(spec.name, 0),
+                "download": downloads.get(spec.name),
+            }
+        )
+    return {
+        "models": models,
+        "slots": _slots(gateway, list(fits.values())),
+        "disk": _disk(settings.models_dir, sum(kept.values()), settings.quantized_cache),
+    }
 
 
 def _told(spec: ModelSpec, catalog: Catalog, models_dir: Path) -> dict[str, Any]:
@@ -60,8 +66,12 @@ def _told(spec: ModelSpec, catalog: Catalog, models_dir: Path) -> dict[str, Any]
         "quant_bits": spec.quant_bits,
         "inputs": Catalog.inputs(spec),
         "aliases": spec.aliases,
-        "source": {"repo": source.hub, "revision": source.revision if source.hub else None, "file": source.file,
-                   "package": source.package},
+        "source": {
+            "repo": source.hub,
+            "revision": source.revision if source.hub else None,
+            "file": source.file,
+            "package": source.package,
+        },
         "path": str(spec.path(models_dir)),
         "state": name,
         "reason": state.reason,
@@ -70,13 +80,19 @@ def _told(spec: ModelSpec, catalog: Catalog, models_dir: Path) -> dict[str, Any]
         "deletable_bytes": found.bytes,
         "not_deletable": found.refusal,
         "shared_with": found.losing,
-    }  # fmt: skip
+    }
 
 
 def _fit(one: fit.Fit, placement: Placement) -> dict[str, Any]:
     budget = placement.places[one.slot].budget
-    head = {"slot": one.slot, "quant_bits": one.bits, "bytes": one.bytes, "offloaded_bytes": one.offloaded,
-            "budget": budget, "reason": one.reason}  # fmt: skip
+    head = {
+        "slot": one.slot,
+        "quant_bits": one.bits,
+        "bytes": one.bytes,
+        "offloaded_bytes": one.offloaded,
+        "budget": budget,
+        "reason": one.reason,
+    }
     if one.parts is None:
         return head | {"fits": None, "measured": False, "parts": None}
     parts = one.parts
@@ -99,16 +115,28 @@ def _slots(gateway: "Gateway", fits: list[fit.Fit]) -> list[dict[str, Any]]:
     told = []
     for slot in gateway.slots():
         sets = fit.together(slot["device"], slot["budget_bytes"], fits)
-        told.append({"device": slot["device"], "budget_bytes": sets.budget, "used_bytes": slot["used_bytes"],
-                     "sets": sets.sets, "more": sets.more})  # fmt: skip
+        told.append(
+            {
+                "device": slot["device"],
+                "budget_bytes": sets.budget,
+                "used_bytes": slot["used_bytes"],
+                "sets": sets.sets,
+                "more": sets.more,
+            }
+        )
     return told
 
 
 def _disk(models_dir: Path, kept: int, limit: int) -> dict[str, Any]:
     usage = shutil.disk_usage(_nearest(models_dir))
-    return {"path": str(models_dir), "total": usage.total, "free": usage.free,
-            "models_bytes": max(0, _below(models_dir) - kept), "quantized_bytes": kept,
-            "quantized_limit": limit}  # fmt: skip
+    return {
+        "path": str(models_dir),
+        "total": usage.total,
+        "free": usage.free,
+        "models_bytes": max(0, _below(models_dir) - kept),
+        "quantized_bytes": kept,
+        "quantized_limit": limit,
+    }
 
 
 def _nearest(folder: Path) -> Path:

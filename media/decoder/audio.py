@@ -77,9 +77,11 @@ def _decode(path: Path, task: Task, limit: float, alone: bool) -> tuple[Samples,
     _check_declared(heard, stream.duration, stream.time_base, rate, task)
     samples = np.concatenate(parts)  # (N,)
     return samples, {
-        "sampling_rate": task.sampling_rate, "duration": heard / rate,
-        "source_sampling_rate": rate, "channels": channels,
-    }  # fmt: skip
+        "sampling_rate": task.sampling_rate,
+        "duration": heard / rate,
+        "source_sampling_rate": rate,
+        "channels": channels,
+    }
 
 
 def check_seconds(seconds: float, limit: float, task: Task) -> None:

@@ -19,12 +19,16 @@ def missing_bytes(data: Bytes, format: str) -> int:
     """Return how many bytes are missing at the end of a file of this format; 0 if none or if it cannot be
     told."""
     end = {
-        "WAV": _riff_end, "AVI": _riff_end,
-        "MP4": _boxes_end, "MOV": _boxes_end, "M4A": _boxes_end,
-        "WEBM": _segment_end, "MATROSKA": _segment_end,
+        "WAV": _riff_end,
+        "AVI": _riff_end,
+        "MP4": _boxes_end,
+        "MOV": _boxes_end,
+        "M4A": _boxes_end,
+        "WEBM": _segment_end,
+        "MATROSKA": _segment_end,
         "OGG": _pages_end,
         "MP3": _tagged_end,
-    }.get(format)  # fmt: skip
+    }.get(format)
     missing = end(data) - len(data) if end else 0
     slack = 2048 if format == "MP3" else _SLACK if format in ("WAV", "AVI") else 0
     return missing if missing > slack else 0

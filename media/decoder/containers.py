@@ -23,20 +23,75 @@ from media.tasks import Task
 av.logging.set_level(None)
 
 _DEMUXERS = {
-    "WAV": "wav", "MP3": "mp3", "FLAC": "flac", "OGG": "ogg", "AVI": "avi",
-    "M4A": "mov", "MP4": "mov", "MOV": "mov", "WEBM": "matroska", "MATROSKA": "matroska",
-}  # fmt: skip
+    "WAV": "wav",
+    "MP3": "mp3",
+    "FLAC": "flac",
+    "OGG": "ogg",
+    "AVI": "avi",
+    "M4A": "mov",
+    "MP4": "mov",
+    "MOV": "mov",
+    "WEBM": "matroska",
+    "MATROSKA": "matroska",
+}
 _AUDIO_CODECS = (
-    "aac", "ac3", "adpcm_ima_wav", "adpcm_ms", "alac", "eac3", "flac", "gsm_ms", "libopus",
-    "libvorbis", "mp2", "mp2float", "mp3", "mp3float", "opus", "pcm_alaw", "pcm_f32be", "pcm_f32le",
-    "pcm_f64be", "pcm_f64le", "pcm_mulaw", "pcm_s16be", "pcm_s16le", "pcm_s24be", "pcm_s24le",
-    "pcm_s32be", "pcm_s32le", "pcm_s8", "pcm_u8", "vorbis",
-)  # fmt: skip
+    "aac",
+    "ac3",
+    "adpcm_ima_wav",
+    "adpcm_ms",
+    "alac",
+    "eac3",
+    "flac",
+    "gsm_ms",
+    "libopus",
+    "libvorbis",
+    "mp2",
+    "mp2float",
+    "mp3",
+    "mp3float",
+    "opus",
+    "pcm_alaw",
+    "pcm_f32be",
+    "pcm_f32le",
+    "pcm_f64be",
+    "pcm_f64le",
+    "pcm_mulaw",
+    "pcm_s16be",
+    "pcm_s16le",
+    "pcm_s24be",
+    "pcm_s24le",
+    "pcm_s32be",
+    "pcm_s32le",
+    "pcm_s8",
+    "pcm_u8",
+    "vorbis",
+)
 VIDEO_CODECS = (
-    "av1", "cinepak", "dnxhd", "ffv1", "h263", "h264", "hevc", "huffyuv", "libaom-av1", "libdav1d",
-    "libvpx", "libvpx-vp9", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "msmpeg4", "msmpeg4v2",
-    "png", "prores", "qtrle", "rawvideo", "vp8", "vp9",
-)  # fmt: skip
+    "av1",
+    "cinepak",
+    "dnxhd",
+    "ffv1",
+    "h263",
+    "h264",
+    "hevc",
+    "huffyuv",
+    "libaom-av1",
+    "libdav1d",
+    "libvpx",
+    "libvpx-vp9",
+    "mjpeg",
+    "mpeg1video",
+    "mpeg2video",
+    "mpeg4",
+    "msmpeg4",
+    "msmpeg4v2",
+    "png",
+    "prores",
+    "qtrle",
+    "rawvideo",
+    "vp8",
+    "vp9",
+)
 _OPTIONS = {
     "protocol_whitelist": "file",
     "codec_whitelist": ",".join(_AUDIO_CODECS + VIDEO_CODECS),
@@ -44,7 +99,6 @@ _OPTIONS = {
 }
 THREADS = min(4, os.cpu_count() or 1)
 """Threads that one decoder may use."""
-
 
 
 def open_media(path: Path, task: Task) -> InputContainer:

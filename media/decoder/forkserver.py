@@ -1,8 +1,9 @@
 """The decoders' forkserver: a process that has imported whatever decodes, and forks one decoder per request.
 
 Importing is most of what decoding a picture or a clip would cost. This process never opens a file of a request: a
-fork does (:mod:`media.decoder.process`), which is limited before it does and ends with its one job, so that nothing of a
-request's media is ever there for the next. It has one thread, no environment to speak of and no file of anybody's.
+fork does (:mod:`media.decoder.process`), which is limited before it does and ends with its one job, so that nothing
+of a request's media is ever there for the next. It has one thread, no environment to speak of and no file of
+anybody's.
 
 It hears of jobs on its line (their folder's name, and two descriptors: the job's channel and where to write errors).
 On the channel it says the decoder's pid, then how it ended; whoever shuts the channel down has the decoder killed. When
@@ -25,8 +26,13 @@ from media.decoder import process
 from media.tasks import CANNOT_START
 
 READY = b"ready"
-_NEEDED = ("mmap", "media.decoder.completeness", "media.decoder.audio", "media.decoder.video",
-           "av.subtitles.stream")  # the last is what PyAV imports when it first opens a file
+_NEEDED = (
+    "mmap",
+    "media.decoder.completeness",
+    "media.decoder.audio",
+    "media.decoder.video",
+    "av.subtitles.stream",
+)  # the last is what PyAV imports when it first opens a file
 _LONGEST = 8192  # bytes of a folder's name
 
 

@@ -58,7 +58,6 @@ class Picture:
     stretches: int = 1
 
 
-
 class Video:
     """One video, opened. ``late`` tells that the time for it is over."""
 
@@ -78,9 +77,12 @@ class Video:
         """Return what the video is, and how many pictures there are to be: 0 where only the end will tell."""
         track = self._track
         return track.facts() | {
-            "duration": round(self._duration, 3), "claimed": round(track.claimed, 3), "known": track.known,
-            "planned": self._count(), "spacing": round(self._spacing(), 3) if self._duration else 0.0,
-        }  # fmt: skip
+            "duration": round(self._duration, 3),
+            "claimed": round(track.claimed, 3),
+            "known": track.known,
+            "planned": self._count(),
+            "spacing": round(self._spacing(), 3) if self._duration else 0.0,
+        }
 
     def seen(self) -> dict[str, Any]:
         """Return what is known only in the end."""
@@ -123,8 +125,12 @@ class Video:
             yield Picture(self._duration, track.claimed, missing=reason)
         if still > _STILL_SHARE * self._duration and self._spacing() > 1.5 / self._job.wanted.fps:
             # One frame far behind the others makes a short video a long one, of which little is looked at.
-            yield Picture(0.0, self._duration, missing=f"its picture stands still for {still:.0f} s, and so the rest "
-                                                      f"was looked at only every {self._spacing():.1f} s")  # fmt: skip
+            yield Picture(
+                0.0,
+                self._duration,
+                missing=f"its picture stands still for {still:.0f} s, and so the rest "
+                f"was looked at only every {self._spacing():.1f} s",
+            )
         if track.beside:
             tracks = "track was" if track.beside == 1 else "tracks were"
             yield Picture(0.0, self._duration, missing=f"{track.beside} more video {tracks} not looked at")
@@ -244,11 +250,15 @@ class Video:
         for place, slot in enumerate(slots):
             start = 0.0 if place == 0 else slot * spacing
             end = self._duration if place + 1 == len(slots) else slots[place + 1] * spacing
-            yield Picture(start, end, round(kept[slot][0], 3), kept[slot][1],
-                          stretches=max(1, round((end - start) / spacing)))  # fmt: skip
+            yield Picture(
+                start, end, round(kept[slot][0], 3), kept[slot][1], stretches=max(1, round((end - start) / spacing))
+            )
         if late:
-            yield Picture(self._duration, max(self._track.claimed, self._duration),
-                          missing=f"decoding took longer than {self._job.limits.timeout:g} s")  # fmt: skip
+            yield Picture(
+                self._duration,
+                max(self._track.claimed, self._duration),
+                missing=f"decoding took longer than {self._job.limits.timeout:g} s",
+            )
 
     def _picture(self, frame: VideoFrame) -> Image.Image:
         """Return a frame as it is to be seen: upright, its pixels square, scaled."""

@@ -27,8 +27,8 @@ class Remote:
         self.failed = False
 
     def read(self, count: int = -1) -> bytes:
-        """Return at most ``count`` bytes, fewer only at the end. :raises SourceFailed: if the other side cannot read.
-        """
+        """Return at most ``count`` bytes, fewer only at the end. :raises SourceFailed: if the other side cannot
+        read."""
         began = time.monotonic()
         frame_messages.send(self._link, frame_messages.READ, [self._at, count])
         kind, _, data = frame_messages.receive(self._link)
@@ -57,7 +57,8 @@ class RemoteSeekable(Remote):
 
 
 class Window:
-    """The same file as :func:`media.decoder.completeness.missing_bytes` takes one: its length and slices of a few bytes.
+    """The same file as :func:`media.decoder.completeness.missing_bytes` takes one: its length and slices of a few
+    bytes.
 
     :raises LookupError: once it was asked often, as files of a great many parts do.
     """

@@ -26,9 +26,20 @@ from media.errors import MediaError, too_large, undecodable, unsupported
 from media.limits import MediaLimits
 
 _DEMUXERS = {
-    "AVI": "avi", "MP4": "mov", "MOV": "mov", "M4A": "mov", "WEBM": "matroska", "MATROSKA": "matroska",
-    "MPEGTS": "mpegts", "MPEG": "mpeg", "FLV": "flv", "ASF": "asf", "OGV": "ogg", "OGG": "ogg", "GIF": "gif",
-}  # fmt: skip
+    "AVI": "avi",
+    "MP4": "mov",
+    "MOV": "mov",
+    "M4A": "mov",
+    "WEBM": "matroska",
+    "MATROSKA": "matroska",
+    "MPEGTS": "mpegts",
+    "MPEG": "mpeg",
+    "FLV": "flv",
+    "ASF": "asf",
+    "OGV": "ogg",
+    "OGG": "ogg",
+    "GIF": "gif",
+}
 _OLDER = ("dvvideo", "flv", "gif", "h263p", "mpegvideo", "msmpeg4v1", "theora", "vc1", "wmv1", "wmv2", "wmv3")
 CODECS = (*containers.VIDEO_CODECS, *_OLDER)
 _OPTIONS = {"protocol_whitelist": "none", "codec_whitelist": ",".join(CODECS), "max_streams": "64"}
@@ -71,8 +82,10 @@ class Track:
             self._container = self._open()
         except av.FFmpegError:
             if isinstance(file, RemoteSeekable) and (missing := self._missing(file)):
-                raise self.refused(f"it ends early: {missing} of {file.size + missing} bytes are missing, "
-                                   "and with them what tells where its frames are") from None  # fmt: skip
+                raise self.refused(
+                    f"it ends early: {missing} of {file.size + missing} bytes are missing, "
+                    "and with them what tells where its frames are"
+                ) from None
             raise
         self._stream = self._video_stream()
         self.check_pixels(self._stream.codec_context.width, self._stream.codec_context.height)
@@ -109,9 +122,12 @@ class Track:
         """Return what it is, in words and figures."""
         context = self._stream.codec_context
         return {
-            "container": self._medium.format, "codec": context.codec.name,
-            "width": context.width, "height": context.height, "rate": round(self.rate, 3),
-        }  # fmt: skip
+            "container": self._medium.format,
+            "codec": context.codec.name,
+            "width": context.width,
+            "height": context.height,
+            "rate": round(self.rate, 3),
+        }
 
     # -- opening and measuring -----------------------------------------------------------------------------------------
 
@@ -119,8 +135,9 @@ class Track:
         demuxer = _DEMUXERS.get(self._medium.format)
         if demuxer is None:
             raise unsupported(self._medium.name, self._medium.looks_like, "it is no video that is taken here")
-        opened = av.open(self._file, format=demuxer, options=dict(_OPTIONS), metadata_errors="ignore",
-                         buffer_size=_BUFFER)  # fmt: skip
+        opened = av.open(
+            self._file, format=demuxer, options=dict(_OPTIONS), metadata_errors="ignore", buffer_size=_BUFFER
+        )
         return cast(InputContainer, opened)
 
     def _video_stream(self) -> VideoStream:

@@ -91,9 +91,13 @@ def decode_video(path: Path, task: Task, limits: MediaLimits) -> tuple[Frames, d
         frames, stamps, size = _collect(_in_order(path, task, wanted), len(wanted), task, limits)
         seconds = [stamp / table.fps for stamp in stamps]
     return frames, {
-        "timestamps": seconds, "fps": table.fps, "total_frames": len(table.stamps),
-        "duration": table.duration, "width": size[0], "height": size[1],
-    }  # fmt: skip
+        "timestamps": seconds,
+        "fps": table.fps,
+        "total_frames": len(table.stamps),
+        "duration": table.duration,
+        "width": size[0],
+        "height": size[1],
+    }
 
 
 def _check_pixels(width: int, height: int, task: Task, limits: MediaLimits) -> None:

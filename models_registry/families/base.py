@@ -3,9 +3,23 @@
 from dataclasses import dataclass, field
 
 SAMPLING = frozenset(
-    {"max_new_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
-     "frequency_penalty", "logit_bias", "seed", "stop", "n", "logprobs"}
-)  # fmt: skip
+    {
+        "max_new_tokens",
+        "min_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+        "logit_bias",
+        "seed",
+        "stop",
+        "n",
+        "logprobs",
+    }
+)
 """Options that every family takes: how a token is chosen is the same for all."""
 
 CHAT = SAMPLING | {"response_format", "tools"}

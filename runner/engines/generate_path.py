@@ -57,9 +57,7 @@ class Chooser(LogitsProcessor):  # type: ignore[misc]
     @property
     def open(self) -> list[bool]:
         """For each row, whether it goes on."""
-        return [
-            still and sequence.job.wanted for still, sequence in zip(self._open, self._sequences, strict=True)
-        ]
+        return [still and sequence.job.wanted for still, sequence in zip(self._open, self._sequences, strict=True)]
 
     def finish(self) -> None:
         """Finish what ``generate`` left unfinished: what reached its most tokens, and what nobody wants any more."""

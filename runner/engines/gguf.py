@@ -76,9 +76,7 @@ class Gguf:
     @cached_property
     def ends(self) -> frozenset[int]:
         """The ids that end an answer."""
-        return frozenset(
-            token for token in range(self.size) if llama_cpp.llama_vocab_is_eog(self.vocabulary, token)
-        )
+        return frozenset(token for token in range(self.size) if llama_cpp.llama_vocab_is_eog(self.vocabulary, token))
 
     def metadata(self, key: str) -> str | None:
         """Return a value of the file's metadata as text."""
@@ -177,8 +175,9 @@ class Context:
             raise OutOfMemory(what) if status == _ALLOCATION_FAILED else _failure(what)
         return [
             np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self._handle, place), shape=(self._model.size,))
-            for place, fed in enumerate(tokens) if fed.scored
-        ]  # fmt: skip
+            for place, fed in enumerate(tokens)
+            if fed.scored
+        ]
 
     def clear(self) -> None:
         """Forget everything, so that what comes next is computed as in a new context, to the bit."""

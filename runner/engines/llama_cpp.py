@@ -86,8 +86,15 @@ class LlamaCpp:
         self._phases.lap("context")
         file_type = _quantization(self._model, Path(self._load.path))
         device = self._load.device if self._on_gpu else "cpu"
-        return Loaded(self._load.load_id, device, self._model.weight_bytes, self._window, self._phases.seconds,
-                      file_type, self._mapped_bytes)  # fmt: skip
+        return Loaded(
+            self._load.load_id,
+            device,
+            self._model.weight_bytes,
+            self._window,
+            self._phases.seconds,
+            file_type,
+            self._mapped_bytes,
+        )
 
     def _map(self, gpu: int | None) -> None:
         self._progress("reading weights")

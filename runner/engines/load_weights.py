@@ -148,9 +148,13 @@ class Weights:
         offloaded = {"llm_int8_enable_fp32_cpu_offload": True} if self._load.max_memory else {}
         if self._load.quant_bits == 4:
             return BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=self._dtype, llm_int8_skip_modules=kept, **offloaded,
-            )  # fmt: skip
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=self._dtype,
+                llm_int8_skip_modules=kept,
+                **offloaded,
+            )
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept, **offloaded)
 
     # -- after the load ------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """Checkpoints by Hugging Face transformers. Runner process.
 
 Knows how a batch of sequences is read and decoded. What its inputs are is the family's business; where its weights come
-from is that of :mod:`runner.engines.load_weights`. Sequences decode together by plain calls of the model, each with a row
-of keys and values of its own; a model whose cache is not of that kind, and what a family wants for itself, goes by
-``generate``.
+from is that of :mod:`runner.engines.load_weights`. Sequences decode together by plain calls of the model, each with a
+row of keys and values of its own; a model whose cache is not of that kind, and what a family wants for itself, goes
+by ``generate``.
 """
 
 import copy
@@ -130,10 +130,16 @@ class Transformers:
         self._prepare_batch()
         self._phases.lap("preparing")
         return Loaded(
-            self._load.load_id, self._load.device, int(self._model.get_memory_footprint()), self._context,
-            self._phases.seconds, self._weights.describe(), self._mapped_bytes,
-            self._weights.passing_bytes, from_kept=self._weights.from_kept,
-        )  # fmt: skip
+            self._load.load_id,
+            self._load.device,
+            int(self._model.get_memory_footprint()),
+            self._context,
+            self._phases.seconds,
+            self._weights.describe(),
+            self._mapped_bytes,
+            self._weights.passing_bytes,
+            from_kept=self._weights.from_kept,
+        )
 
     def settle(self) -> int:
         """Do what could wait. A model that came opened from its zygote is mostly as it stays: to look it over beside
@@ -150,9 +156,11 @@ class Transformers:
         self._text_config = self._model.config.get_text_config(decoder=True)
         layers = DynamicCache(config=self._text_config).layers
         self._batches = (
-            self._family.batches and {"position_ids", "past_key_values"} <= set(parameters)
-            and can_batch(layers) and _decodes_plainly(self._defaults)
-        )  # fmt: skip
+            self._family.batches
+            and {"position_ids", "past_key_values"} <= set(parameters)
+            and can_batch(layers)
+            and _decodes_plainly(self._defaults)
+        )
         self._cache = RowCache(len(layers))
         self._context = self._load.context or self._family.context(self._model) or self._load.cache_tokens
         self._context = min(self._context, self._load.cache_tokens)
@@ -320,10 +328,16 @@ class Transformers:
         """Return what ``generate`` is to do: take what the chooser chose, until it says that all are finished."""
         config = copy.deepcopy(self._defaults)
         config.update(
-            max_new_tokens=max(sequence.limit for sequence in group), max_length=None, do_sample=False,
-            temperature=None, top_p=None, top_k=None, repetition_penalty=None, num_beams=1,
+            max_new_tokens=max(sequence.limit for sequence in group),
+            max_length=None,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            repetition_penalty=None,
+            num_beams=1,
             eos_token_id=list(self.ends) or None,
-        )  # fmt: skip
+        )
         if config.pad_token_id is None:
             config.pad_token_id = self._family.tokenizer.pad_token_id or next(iter(self.ends), 0)
         return config
@@ -344,8 +358,15 @@ def _scores(logits: torch.Tensor) -> "np.ndarray[Any, np.dtype[np.float32]]":
 
 def _decodes_plainly(defaults: GenerationConfig) -> bool:
     """Whether the checkpoint asks for nothing that only ``generate`` does."""
-    special = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "no_repeat_ngram_size",
-               "forced_bos_token_id", "forced_eos_token_id", "sequence_bias")  # fmt: skip
+    special = (
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "bad_words_ids",
+        "no_repeat_ngram_size",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "sequence_bias",
+    )
     return not any(getattr(defaults, name, None) for name in special)
 
 

@@ -82,9 +82,14 @@ class RunnerFamily:
         :raises DamagedError: if tensors are in no file; transformers would fill them with random numbers.
         """
         model, info = self.model_class.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False,
-            output_loading_info=True, ignore_mismatched_sizes=True, **options,
-        )  # fmt: skip
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
         if misfits := sorted(str(key[0]) for key in info.get("mismatched_keys", ())):
             raise DamagedError(f"{len(misfits)} weights have another shape than config.json says, {misfits[0]} for one")
         if missing := sorted(info["missing_keys"]):
@@ -106,8 +111,9 @@ class RunnerFamily:
         text = self.render([as_template_takes(message, message.text) for message in request.messages], request)
         check_length(text, self.load.cache_tokens)
         # A template writes the special tokens itself; a bare prompt gets those the tokenizer begins with.
-        inputs = self.tokenizer(text, return_tensors="pt", add_special_tokens=not request.template,
-                                return_token_type_ids=False)  # fmt: skip
+        inputs = self.tokenizer(
+            text, return_tensors="pt", add_special_tokens=not request.template, return_token_type_ids=False
+        )
         return Prepared(text, dict(inputs.to(device)))
 
     def render(self, conversation: list[dict[str, Any]], request: Generate) -> str:
@@ -122,10 +128,13 @@ class RunnerFamily:
         if not template or not request.template:
             return "\n".join(_flat(message["content"]) for message in conversation)
         try:
-            return str(self.processor.apply_chat_template(
-                conversation, **{"add_generation_prompt": True, "tools": tools or None, **request.template_options},
-                tokenize=False,
-            ))  # fmt: skip
+            return str(
+                self.processor.apply_chat_template(
+                    conversation,
+                    **{"add_generation_prompt": True, "tools": tools or None, **request.template_options},
+                    tokenize=False,
+                )
+            )
         except Exception as error:  # templates raise what they like: jinja2 errors, TypeError, their own
             raise RequestError(f"the model's chat template refuses this conversation: {error}") from error
 

@@ -46,8 +46,9 @@ class BlipVQA(MultimodalFamily):
         inputs = [sequence.inputs for sequence in group]
         questions = self.tokenizer.pad(
             [{name: one[name][0] for name in ("input_ids", "attention_mask")} for one in inputs],
-            padding_side="right", return_tensors="pt",
-        ).to(inputs[0]["input_ids"].device)  # fmt: skip
+            padding_side="right",
+            return_tensors="pt",
+        ).to(inputs[0]["input_ids"].device)
         pixels = torch.cat([one["pixel_values"] for one in inputs])
         model.generate(**questions, pixel_values=pixels, generation_config=config, **chooser.options())
 

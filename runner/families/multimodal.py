@@ -71,11 +71,15 @@ class MultimodalFamily(RunnerFamily):
         rate = self.declaration.sampling_rate
         for number, clip in enumerate([*media.clips, *(track for track in media.tracks if track is not None)], 1):
             if len(clip) < _SHORTEST * rate:
-                raise RequestError(f"sound {number} lasts {len(clip) / rate * 1000:.1f} ms and this model needs "
-                                   f"{_SHORTEST * 1000:g} ms")  # fmt: skip
+                raise RequestError(
+                    f"sound {number} lasts {len(clip) / rate * 1000:.1f} ms and this model needs "
+                    f"{_SHORTEST * 1000:g} ms"
+                )
             if longest and len(clip) > longest:
-                raise RequestError(f"sound {number} lasts {len(clip) / rate:.1f} s and this model hears at most "
-                                   f"{longest / rate:g} s; send it in pieces")  # fmt: skip
+                raise RequestError(
+                    f"sound {number} lasts {len(clip) / rate:.1f} s and this model hears at most "
+                    f"{longest / rate:g} s; send it in pieces"
+                )
 
     def _content(self, message: ChatMessage, media: Media) -> dict[str, Any]:
         """Return a message as chat templates take it; its media are added to ``media``.
@@ -107,10 +111,14 @@ class MultimodalFamily(RunnerFamily):
 def _metadata(media: Media) -> list[dict[str, Any]]:
     """Return what processors want to know of videos whose frames are already sampled."""
     return [
-        {"fps": fps, "total_num_frames": len(video), "duration": len(video) / fps,
-         "frames_indices": list(range(len(video)))}
+        {
+            "fps": fps,
+            "total_num_frames": len(video),
+            "duration": len(video) / fps,
+            "frames_indices": list(range(len(video))),
+        }
         for video, fps in zip(media.videos, media.fps, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def _read(path: str) -> Array:

@@ -80,8 +80,10 @@ class QwenOmni(MultimodalFamily):
             raise RequestError("n: this model speaks one answer at a time")
         speaking = self._speaking = self._speaking or self._load_talker(model)
         # What is not for the thinker alone goes to the talker too, which knows no pixels.
-        inputs = {f"thinker_{name}" if name.startswith("pixel_values") else name: value
-                  for name, value in group[0].inputs.items()}  # fmt: skip
+        inputs = {
+            f"thinker_{name}" if name.startswith("pixel_values") else name: value
+            for name, value in group[0].inputs.items()
+        }
         _, waveform = speaking.generate(
             **inputs,
             speaker=_SPEAKER if _SPEAKER in speaking.speaker_map else next(iter(speaking.speaker_map)),
@@ -111,8 +113,10 @@ class QwenOmni(MultimodalFamily):
         config = Qwen2_5OmniConfig.from_pretrained(self.path, local_files_only=True)
         speakers = self.path / "spk_dict.pt"
         if not config.enable_audio_output or not speakers.is_file():
-            raise RequestError("this checkpoint cannot speak: it has no talker or no spk_dict.pt; "
-                               "fetch it with speech, or ask without it")  # fmt: skip
+            raise RequestError(
+                "this checkpoint cannot speak: it has no talker or no spk_dict.pt; "
+                "fetch it with speech, or ask without it"
+            )
         silent = copy.deepcopy(config)
         silent.enable_audio_output = False
         with torch.device("meta"):  # the frame that holds the parts; its own thinker is never filled
@@ -123,9 +127,8 @@ class QwenOmni(MultimodalFamily):
             self.path, config=config.talker_config, dtype=self.dtype, **options
         )
         whole.token2wav = Qwen2_5OmniToken2WavModel.from_pretrained(
-            self.path, config=config.token2wav_config, dtype=torch.float32,
-            key_mapping={r"^token2wav\.": ""}, **options,
-        )  # fmt: skip
+            self.path, config=config.token2wav_config, dtype=torch.float32, key_mapping={r"^token2wav\.": ""}, **options
+        )
         whole.has_talker = True
         whole.load_speakers(speakers)
         return whole.eval()

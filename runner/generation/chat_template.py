@@ -20,10 +20,13 @@ def as_template_takes(message: ChatMessage, content: Any) -> dict[str, Any]:
     said: dict[str, Any] = {"role": message.role, "content": content}
     if message.tool_calls:
         said["tool_calls"] = [
-            {"type": "function", "id": call.id,
-             "function": {"name": call.name, "arguments": json.loads(call.arguments or "{}")}}
+            {
+                "type": "function",
+                "id": call.id,
+                "function": {"name": call.name, "arguments": json.loads(call.arguments or "{}")},
+            }
             for call in message.tool_calls
-        ]  # fmt: skip
+        ]
     if message.tool_call_id:
         said["tool_call_id"] = message.tool_call_id
     if message.name:

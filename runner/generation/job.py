@@ -8,17 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from protocol.messages import (
-    Delta,
-    Done,
-    FinishReason,
-    Generate,
-    RunnerMessage,
-    Started,
-    Step,
-    TokenLogprob,
-    ToolCall,
-)
+from protocol.messages import Delta, Done, FinishReason, Generate, RunnerMessage, Started, Step, TokenLogprob, ToolCall
 from runner.generation.detokenizer import Detokenizer, StopStrings, ThinkSplitter
 from runner.generation.tool_calls import ToolCalls
 
@@ -93,9 +83,7 @@ class Job:
             self.over = True
             tokens = sum(choice.tokens for choice in self.choices)
             done = tuple(reason for reason in reasons if reason is not None)
-            self._send(
-                Done(self.request.request_id, done, self.prompt_tokens, tokens, self.extras, tuple(self.relief))
-            )
+            self._send(Done(self.request.request_id, done, self.prompt_tokens, tokens, self.extras, tuple(self.relief)))
 
 
 class Choice:

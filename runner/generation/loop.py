@@ -80,8 +80,12 @@ class Batch:
     """
 
     def __init__(
-        self, engine: Engine, inbox: "queue.SimpleQueue[Prepared | Job]", send: Callable[[RunnerMessage], None],
-        fatal: Callable[[Exception], None], wait: float = 0.0,
+        self,
+        engine: Engine,
+        inbox: "queue.SimpleQueue[Prepared | Job]",
+        send: Callable[[RunnerMessage], None],
+        fatal: Callable[[Exception], None],
+        wait: float = 0.0,
     ) -> None:
         self._engine = engine
         self._inbox = inbox
@@ -167,8 +171,9 @@ class Batch:
                 continue
             self._pace(sum(sequence.read for sequence in group) - before, time.monotonic() - started)
             self._reading = [sequence for sequence, logits in zip(group, scores, strict=True) if logits is None]
-            done = [(sequence, logits.copy()) for sequence, logits in zip(group, scores, strict=True)
-                    if logits is not None]  # fmt: skip
+            done = [
+                (sequence, logits.copy()) for sequence, logits in zip(group, scores, strict=True) if logits is not None
+            ]
             self._active += [sequence for sequence, _ in done]
             for sequence, logits in done:  # copied: an engine's scores hold until its next call
                 self._begin(sequence, logits)
@@ -287,8 +292,11 @@ class Batch:
         alone = len({sequence.job for sequence in group}) == 1
         try:
             failed = self._apart(group)
-            again = [one for one in group if out_of_memory(failed.get(one.job))
-                     and not any(choice.tokens for choice in one.job.choices)]  # fmt: skip
+            again = [
+                one
+                for one in group
+                if out_of_memory(failed.get(one.job)) and not any(choice.tokens for choice in one.job.choices)
+            ]
             if again:
                 release()
                 if not alone:
@@ -366,9 +374,7 @@ class Batch:
 
     # -- failing -------------------------------------------------------------------------------------------------------
 
-    def _fail(
-        self, jobs: Iterable[Job], error: Exception, taken: Iterable[Sequence] = (), alone: bool = True
-    ) -> None:
+    def _fail(self, jobs: Iterable[Job], error: Exception, taken: Iterable[Sequence] = (), alone: bool = True) -> None:
         """Tell the gateway that these requests failed, and forget them and what was ``taken`` out of the queues."""
         self._fatal(error)  # first: after an error that ends the process not even dropping works
         failure = classify(error)

@@ -63,9 +63,13 @@ class Sampler:
     """
 
     def __init__(
-        self, sampling: Sampling, prompt: Sequence[int], ends: frozenset[int], choice: int = 0,
+        self,
+        sampling: Sampling,
+        prompt: Sequence[int],
+        ends: frozenset[int],
+        choice: int = 0,
         constraint: TokenMask | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._sampling = sampling
         self._ends = np.array(sorted(ends), np.int64)
         self.constraint = constraint
@@ -96,9 +100,13 @@ class Sampler:
         """Whether scores are changed before the temperature."""
         asked = self._sampling
         return bool(
-            asked.logit_bias or asked.repetition_penalty != 1.0 or asked.presence_penalty or asked.frequency_penalty
-            or asked.min_tokens or self.constraint is not None
-        )  # fmt: skip
+            asked.logit_bias
+            or asked.repetition_penalty != 1.0
+            or asked.presence_penalty
+            or asked.frequency_penalty
+            or asked.min_tokens
+            or self.constraint is not None
+        )
 
     def choose(self, logits: Scores) -> int:
         """Return the next token, and remember it.
@@ -111,8 +119,9 @@ class Sampler:
         if not math.isfinite(logits[best]):
             raise BrokenOutput(
                 "the model's output is not a number: its weights, or their quantization, are likely to be damaged"
-                if not np.isneginf(logits[best]) else "the model's output is not a number for any token"
-            )  # fmt: skip
+                if not np.isneginf(logits[best])
+                else "the model's output is not a number for any token"
+            )
         scores = logits
         with np.errstate(over="ignore"):  # beyond float32 is -inf: as good as impossible
             if self._changes:

@@ -1,4 +1,5 @@
-"""Says what one library of runners can do on this machine: ``python -m runner.process.probe torch|bitsandbytes|llama_cpp``.
+"""Says what one library of runners can do on this machine: ``python -m runner.process.probe
+torch|bitsandbytes|llama_cpp``.
 
 A process of its own that uses the library for real and prints its facts as one line of JSON, the last on standard
 output. It may crash or hang as the library does: whoever starts it (``main.py doctor``) gives it a time limit. Knows

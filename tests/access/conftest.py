@@ -37,8 +37,9 @@ class Keys:
     def run_apart(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Run the verb in a process of its own."""
         command = [sys.executable, str(ROOT / "main.py"), "keys", *arguments]
-        return subprocess.run(command, env=self.gateway.environment, cwd=self.gateway.home, capture_output=True,
-                              text=True, timeout=120)  # fmt: skip
+        return subprocess.run(
+            command, env=self.gateway.environment, cwd=self.gateway.home, capture_output=True, text=True, timeout=120
+        )
 
     def done(self, *arguments: str) -> dict[str, Any]:
         status, output, errors = self.run(*arguments, "--json")

@@ -55,11 +55,19 @@ def test_health_is_for_everybody_and_says_little(keys: Keys, alice: str) -> None
     assert told.status == "ok" and "running Switchyard" in told.says, "the doctor knows it by that little"
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda token: token[:-1] + ("a" if token[-1] != "a" else "b"), lambda token: token[:-1],
-    lambda token: token + "a", lambda token: token.upper(), lambda token: "none", lambda token: "é" * 30,
-    lambda token: "sy-000000000000-" + token[-43:], lambda token: token.partition("-")[2],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda token: token[:-1] + ("a" if token[-1] != "a" else "b"),
+        lambda token: token[:-1],
+        lambda token: token + "a",
+        lambda token: token.upper(),
+        lambda token: "none",
+        lambda token: "é" * 30,
+        lambda token: "sy-000000000000-" + token[-43:],
+        lambda token: token.partition("-")[2],
+    ],
+)
 def test_a_wrong_key(keys: Keys, alice: str, spoil: Any, both_envelopes: Any) -> None:
     wrong = spoil(alice).encode("latin-1")
     for headers in ({b"Authorization": b"Bearer " + wrong}, {b"X-API-Key": wrong, b"Authorization": b""}):
@@ -70,10 +78,12 @@ def test_a_wrong_key(keys: Keys, alice: str, spoil: Any, both_envelopes: Any) ->
 
 def test_either_header_will_do(keys: Keys, alice: str) -> None:
     for headers in (
-        {"Authorization": f"Bearer {alice}"}, {"Authorization": f"bearer  {alice}"},
-        {"Authorization": "", "X-API-Key": alice}, {"Authorization": "Bearer none", "X-API-Key": alice},
+        {"Authorization": f"Bearer {alice}"},
+        {"Authorization": f"bearer  {alice}"},
+        {"Authorization": "", "X-API-Key": alice},
+        {"Authorization": "Bearer none", "X-API-Key": alice},
         {"Authorization": "Basic bm9ib2R5", "X-API-Key": alice},
-    ):  # fmt: skip
+    ):
         assert keys.gateway.client.get("/v1/models", headers=headers).status_code == 200, headers
 
 
@@ -142,8 +152,9 @@ def test_requests_of_others(keys: Keys, alice: str) -> None:
     assert [one["id"] for one in keys.gateway.get("/v1/requests")["data"]] == [mine["id"]], "an admin sees all"
     assert keys.ask(bob, "DELETE", f"/v1/requests/{mine['id']}").status_code == 404
     assert not asked.done()
-    same = keys.gateway.later(lambda: keys.ask(bob, "POST", "/generate/deepseek", json=body,
-                                               headers={"X-Request-ID": mine["id"]}))  # fmt: skip
+    same = keys.gateway.later(
+        lambda: keys.ask(bob, "POST", "/generate/deepseek", json=body, headers={"X-Request-ID": mine["id"]})
+    )
     keys.gateway.until(lambda: listed(bob), "the request of the same id to be listed")
     assert keys.ask(alice, "DELETE", f"/v1/requests/{mine['id']}").json()["cancelled"]
     assert asked.result().status_code == 499
@@ -156,8 +167,11 @@ def test_what_a_page_is_told_is_what_its_key_may_see(keys: Keys) -> None:
     assert keys.ask(None, "GET", "/ui/live").status_code == 401
     token = keys.create("watcher", "--models", "reasoner")
     assert keys.answer(token, "reasoner").status_code == 200
-    with keys.gateway.answering(max_new_tokens=3500) as others, watching(keys.gateway) as root, \
-            watching(keys.gateway, token) as page:  # fmt: skip
+    with (
+        keys.gateway.answering(max_new_tokens=3500) as others,
+        watching(keys.gateway) as root,
+        watching(keys.gateway, token) as page,
+    ):
         state = page.state()
         assert state["role"] == "user" and state["requests"] == []
         assert [model["name"] for model in state["models"]] == ["reasoner"]
@@ -190,12 +204,25 @@ def test_what_a_page_is_told_is_what_its_key_may_see(keys: Keys) -> None:
 def test_the_commands_that_ask(keys: Keys, alice: str, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Hello", "max_new_tokens": 4}\n')
     place = ["--url", keys.gateway.url]
-    batch = ["batch", *place, "--model", "deepseek", "--input", str(tmp_path / "prompts.jsonl"),
-             "--output", str(tmp_path / "results.jsonl")]  # fmt: skip
+    batch = [
+        "batch",
+        *place,
+        "--model",
+        "deepseek",
+        "--input",
+        str(tmp_path / "prompts.jsonl"),
+        "--output",
+        str(tmp_path / "results.jsonl"),
+    ]
     for command in (["chat", *place, "deepseek", PARIS["prompt"]], batch):
         for key, status in (("", 1), (alice, 0)):
-            ran = subprocess.run([sys.executable, str(ROOT / "main.py"), *command], capture_output=True, text=True,
-                                 env=keys.gateway.environment | {"SWITCHYARD_API_KEY": key}, timeout=120)  # fmt: skip
+            ran = subprocess.run(
+                [sys.executable, str(ROOT / "main.py"), *command],
+                capture_output=True,
+                text=True,
+                env=keys.gateway.environment | {"SWITCHYARD_API_KEY": key},
+                timeout=120,
+            )
             assert ran.returncode == status, ran.stderr + ran.stdout
             assert status == 0 or "API key" in ran.stderr + ran.stdout
     assert json.loads((tmp_path / "results.jsonl").read_text())["response"]
@@ -287,14 +314,25 @@ def test_what_is_kept(keys: Keys, alice: str) -> None:
         assert not [token for token in keys.tokens if token in text or token[-43:] in text]
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["create", "root"], ["root", "already"]), (["create", "a b"], ["name"]), (["create", "-x"], []),
-    (["create", "x", "--models", "gpt-9"], ["gpt-9", "deepseek"]), (["create", "x", "--models", ","], ["--models"]),
-    (["create", "x", "--tokens-per-day", "many"], ["--tokens-per-day"]),
-    (["create", "x", "--tokens-per-day", "0"], ["tokens per day"]), (["create", "x", "--rate", "often"], ["often"]),
-    (["create", "x", "--expires", "2020-01-01"], ["over"]), (["create", "x", "--expires", "soon"], ["soon"]),
-    (["revoke", "nobody"], ["nobody", "root"]), (["remove", "root"], ["revoke it first"]), (["frob"], []), ([], []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["create", "root"], ["root", "already"]),
+        (["create", "a b"], ["name"]),
+        (["create", "-x"], []),
+        (["create", "x", "--models", "gpt-9"], ["gpt-9", "deepseek"]),
+        (["create", "x", "--models", ","], ["--models"]),
+        (["create", "x", "--tokens-per-day", "many"], ["--tokens-per-day"]),
+        (["create", "x", "--tokens-per-day", "0"], ["tokens per day"]),
+        (["create", "x", "--rate", "often"], ["often"]),
+        (["create", "x", "--expires", "2020-01-01"], ["over"]),
+        (["create", "x", "--expires", "soon"], ["soon"]),
+        (["revoke", "nobody"], ["nobody", "root"]),
+        (["remove", "root"], ["revoke it first"]),
+        (["frob"], []),
+        ([], []),
+    ],
+)
 def test_mistakes_are_told_in_a_line(keys: Keys, arguments: list[str], words: list[str]) -> None:
     before = (keys.gateway.home / "data" / "keys.json").read_bytes()
     status, output, errors = keys.run(*arguments)

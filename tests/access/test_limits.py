@@ -72,9 +72,14 @@ def everywhere(gateway: GatewayProcess) -> None:
 @pytest.fixture(scope="module")
 def keys(start_for_module: Start, server: RedisServer) -> Keys:
     gateway = start_for_module(
-        models=only("deepseek"), launch=False, rate_storage=server.url, rate_per_key="4/hour",
-        rate_per_address=f"{PER_ADDRESS}/hour", trusted_proxies="127.0.0.0/8", cors_origins=ORIGIN,
-    )  # fmt: skip
+        models=only("deepseek"),
+        launch=False,
+        rate_storage=server.url,
+        rate_per_key="4/hour",
+        rate_per_address=f"{PER_ADDRESS}/hour",
+        trusted_proxies="127.0.0.0/8",
+        cors_origins=ORIGIN,
+    )
     made = administered(gateway)
     made.done("change", "root", "--rate", "1000000/hour")
     everywhere(gateway)
@@ -144,8 +149,9 @@ def test_requests_at_once(keys: Keys) -> None:
     token, other = (keys.create(name, "--concurrent", "1", "--rate", "1000/hour") for name in ("single", "double"))
     body = STORY | {"max_new_tokens": 3500, "stream": True}
     ask = {"json": {"prompt": "Hello", "max_new_tokens": 1}}
-    with keys.gateway.client.stream("POST", "/generate/deepseek", json=body,
-                                    headers={"Authorization": f"Bearer {token}"}) as stream:  # fmt: skip
+    with keys.gateway.client.stream(
+        "POST", "/generate/deepseek", json=body, headers={"Authorization": f"Bearer {token}"}
+    ) as stream:
         assert any('"response"' in line for line in stream.iter_lines())
         refused = keys.ask(token, "POST", "/generate/deepseek", **ask)
         assert refused.status_code == 429 and "1 requests under way" in refused.json()["details"]
@@ -177,8 +183,12 @@ def test_a_whole_answer_holds_no_place_while_it_is_sent(tmp_path: Path) -> None:
 
 
 def preflight(gateway: GatewayProcess, origin: str) -> httpx.Response:
-    headers = {"Origin": origin, "Access-Control-Request-Method": "POST", "Authorization": "",
-               "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang"}  # fmt: skip
+    headers = {
+        "Origin": origin,
+        "Access-Control-Request-Method": "POST",
+        "Authorization": "",
+        "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang",
+    }
     return gateway.client.options("/v1/chat/completions", headers=headers)
 
 
@@ -190,14 +200,16 @@ def test_pages_of_the_named_origin(keys: Keys) -> None:
     answer = keys.ask(keys.tokens[0], "GET", "/v1/models", headers={"Origin": ORIGIN})
     assert answer.headers["access-control-allow-origin"] == ORIGIN
     assert {"x-should-retry", "x-request-id"} <= set(
-        answer.headers["access-control-expose-headers"].lower().split(", "))  # fmt: skip
+        answer.headers["access-control-expose-headers"].lower().split(", ")
+    )
     assert "access-control-allow-credentials" not in answer.headers
     refused = keys.ask(None, "GET", "/v1/models", headers={"Origin": ORIGIN})
     assert refused.status_code == 401 and refused.headers["access-control-allow-origin"] == ORIGIN
 
 
-@pytest.mark.parametrize("origin", ["https://elsewhere.example", f"{ORIGIN}.evil.example", "null",
-                                    "http://chat.example.org"])  # fmt: skip
+@pytest.mark.parametrize(
+    "origin", ["https://elsewhere.example", f"{ORIGIN}.evil.example", "null", "http://chat.example.org"]
+)
 def test_pages_of_other_origins(keys: Keys, origin: str) -> None:
     assert "access-control-allow-origin" not in preflight(keys.gateway, origin).headers
     answer = keys.ask(keys.tokens[0], "GET", "/v1/models", headers={"Origin": origin})
@@ -231,8 +243,13 @@ def test_redis_gone_and_back(keys: Keys, server: RedisServer) -> None:
 
 @pytest.mark.parametrize(("lost", "status"), [("refuse", 503), ("allow", 200)])
 def test_without_redis(start: Start, lost: str, status: int) -> None:
-    gateway = start(models=only("deepseek"), rate_storage=f"redis://127.0.0.1:{free_port()}/0", rate_storage_lost=lost,
-                    rate_per_address="1/hour", launch=False)  # fmt: skip
+    gateway = start(
+        models=only("deepseek"),
+        rate_storage=f"redis://127.0.0.1:{free_port()}/0",
+        rate_storage_lost=lost,
+        rate_per_address="1/hour",
+        launch=False,
+    )
     gateway.launch()
     gateway.until(gateway.healthy, "the gateway to be healthy")
     answers: list[Any] = [gateway.client.get(path) for path in ("/v1/models", "/v1/models")]

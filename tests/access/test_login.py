@@ -46,10 +46,21 @@ def test_pages_lead_to_the_login_and_back(keys: Keys, browser: httpx.Client) -> 
     assert browser.get("/ui/login", headers=PAGE).headers["location"] == "/ui/"
 
 
-@pytest.mark.parametrize("place", [
-    "//elsewhere.example", "https://elsewhere.example/ui/", "/\\elsewhere.example", "/ui/../admin", "/ui//x",
-    "/admin/model_status", "javascript:alert(1)", "/ui/\r\nX: y", "/uimodels", "",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "place",
+    [
+        "//elsewhere.example",
+        "https://elsewhere.example/ui/",
+        "/\\elsewhere.example",
+        "/ui/../admin",
+        "/ui//x",
+        "/admin/model_status",
+        "javascript:alert(1)",
+        "/ui/\r\nX: y",
+        "/uimodels",
+        "",
+    ],
+)
 def test_only_its_own_pages_are_gone_back_to(keys: Keys, browser: httpx.Client, place: str) -> None:
     token = keys.tokens[0]
     assert log_in(browser, token, next=place).headers["location"] == "/ui/"
@@ -93,8 +104,12 @@ def test_a_user_sees_what_is_for_users(keys: Keys, browser: httpx.Client) -> Non
 
 def test_a_browser_is_shown_its_errors(keys: Keys, browser: httpx.Client) -> None:
     log_in(browser, keys.tokens[0])
-    for method, path, status in (("GET", "/ui/nowhere", 404), ("GET", "/ui/benchmarks/nope", 404),
-                                 ("GET", "/ui/static/x/none.css", 404), ("POST", "/ui/benchmarks", 405)):  # fmt: skip
+    for method, path, status in (
+        ("GET", "/ui/nowhere", 404),
+        ("GET", "/ui/benchmarks/nope", 404),
+        ("GET", "/ui/static/x/none.css", 404),
+        ("POST", "/ui/benchmarks", 405),
+    ):
         shown = browser.request(method, path, headers=PAGE)
         assert shown.status_code == status and shown.headers["content-type"].startswith("text/html"), (path, shown.text)
         assert "<h1" in shown.text and "default-src 'none'" in shown.headers["content-security-policy"]
@@ -102,30 +117,42 @@ def test_a_browser_is_shown_its_errors(keys: Keys, browser: httpx.Client) -> Non
     assert browser.post("/ui/benchmarks").json()["error"] == "Method Not Allowed", "scripts are told as ever"
     long = browser.post("/ui/login", data={"key": "x" * 5000}, headers=PAGE)
     assert long.status_code == 413 and "A login has 4096 bytes at most" in long.text and "<h1" in long.text
-    foreign = httpx.post(f"{keys.gateway.url}/ui/login", data={"key": "x"}, trust_env=False,
-                         headers=PAGE | {"Origin": "http://elsewhere.example"})  # fmt: skip
+    foreign = httpx.post(
+        f"{keys.gateway.url}/ui/login",
+        data={"key": "x"},
+        trust_env=False,
+        headers=PAGE | {"Origin": "http://elsewhere.example"},
+    )
     assert foreign.status_code == 403 and "own page" in foreign.text and "<h1" in foreign.text
     assert "masthead" not in foreign.text, "whoever is not signed in sees no menu, whose scripts would lead away"
     stranger = httpx.head(f"{keys.gateway.url}/ui/", headers=PAGE, trust_env=False)
     assert stranger.status_code == 303, "as GET"
 
 
-@pytest.mark.parametrize("headers", [
-    {"Sec-Fetch-Site": "cross-site", "Origin": "https://elsewhere.example"}, {"Sec-Fetch-Site": "same-site"},
-    {"Sec-Fetch-Site": None, "Origin": "http://127.0.0.1:1"}, {"Sec-Fetch-Site": None, "Origin": None},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site", "Origin": "https://elsewhere.example"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Sec-Fetch-Site": None, "Origin": "http://127.0.0.1:1"},
+        {"Sec-Fetch-Site": None, "Origin": None},
+    ],
+)
 def test_no_other_page_may_use_a_session(keys: Keys, browser: httpx.Client, headers: dict[str, str | None]) -> None:
     log_in(browser, keys.tokens[0])
     given = {name: value for name, value in headers.items() if value}
     said = given | {"Cookie": "; ".join(f"{one.name}={one.value}" for one in browser.cookies.jar)}
-    for method, path in (("POST", "/admin/cleanup_temp"), ("POST", "/v1/chat/completions"),
-                         ("DELETE", "/v1/requests/x"), ("POST", "/ui/logout")):  # fmt: skip
+    for method, path in (
+        ("POST", "/admin/cleanup_temp"),
+        ("POST", "/v1/chat/completions"),
+        ("DELETE", "/v1/requests/x"),
+        ("POST", "/ui/logout"),
+    ):
         answer = httpx.request(method, f"{keys.gateway.url}{path}", headers=said, trust_env=False)
         assert answer.status_code == 403 and "session" in answer.text, (path, answer.text)
     assert browser.get("/v1/models").status_code == 200
     if headers.get("Origin"):
-        made = httpx.post(f"{keys.gateway.url}/ui/login", data={"key": keys.tokens[0]}, trust_env=False,
-                          headers=given)  # fmt: skip
+        made = httpx.post(f"{keys.gateway.url}/ui/login", data={"key": keys.tokens[0]}, trust_env=False, headers=given)
         assert made.status_code == 403 and "set-cookie" not in made.headers
 
 
@@ -155,9 +182,14 @@ def test_what_is_open_and_what_is_not(keys: Keys, browser: httpx.Client) -> None
     assert browser.get(sheet).status_code == 200
     assert browser.get("/ui/live").status_code == 401
     assert browser.get("/ui/live", headers=PAGE).status_code in (303, 401)
-    for path in ("/ui/static/../../app.py", "/ui/static/x/../../../app.py", "/ui/static/x/%2e%2e/%2e%2e/%2e%2e/app.py",
-                 "/ui/static/x/..%2f..%2f..%2fapp.py", "/docs/../app.py",
-                 "/docs/%2e%2e/admin/model_status"):  # fmt: skip
+    for path in (
+        "/ui/static/../../app.py",
+        "/ui/static/x/../../../app.py",
+        "/ui/static/x/%2e%2e/%2e%2e/%2e%2e/app.py",
+        "/ui/static/x/..%2f..%2f..%2fapp.py",
+        "/docs/../app.py",
+        "/docs/%2e%2e/admin/model_status",
+    ):
         head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         with keys.gateway.raw(head.encode()) as connection, connection.makefile("rb") as answer:  # httpx would tidy it
             said = answer.read()
@@ -166,10 +198,15 @@ def test_what_is_open_and_what_is_not(keys: Keys, browser: httpx.Client) -> None
     assert browser.get("/").status_code == 401
 
 
-@pytest.mark.parametrize(("fields", "status", "words"), [
-    (b"Content-Length: 1000000", b"413", b"4096 bytes"), (b"Transfer-Encoding: chunked", b"411", b"Content-Length"),
-    (b"Content-Length: 0", b"400", b"Enter an API key"), (b"A: b", b"400", b"Enter an API key"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "status", "words"),
+    [
+        (b"Content-Length: 1000000", b"413", b"4096 bytes"),
+        (b"Transfer-Encoding: chunked", b"411", b"Content-Length"),
+        (b"Content-Length: 0", b"400", b"Enter an API key"),
+        (b"A: b", b"400", b"Enter an API key"),
+    ],
+)
 def test_a_login_s_body_is_short(keys: Keys, fields: bytes, status: bytes, words: bytes) -> None:
     head = b"POST /ui/login HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + fields + b"\r\n\r\n"
     with keys.gateway.raw(head) as connection, connection.makefile("rb") as answer:

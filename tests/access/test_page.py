@@ -21,8 +21,14 @@ def test_the_page_s_commands(start: Start) -> None:
             else:
                 script += line + "\n"
     script = script.replace("localhost:5000", f"localhost:{gateway.port}").replace(".venv/bin/python", sys.executable)
-    ran = subprocess.run(["bash", "-uo", "pipefail", "-c", script], cwd=ROOT, env=gateway.environment,
-                         capture_output=True, text=True, timeout=240)  # fmt: skip
+    ran = subprocess.run(
+        ["bash", "-uo", "pipefail", "-c", script],
+        cwd=ROOT,
+        env=gateway.environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert ran.returncode == 0, ran.stderr
     parts = re.split(r"@@@\d+\n", ran.stdout)
     for words, part in zip(wanted, parts, strict=False):

@@ -24,8 +24,15 @@ END = WHOLE.index(b"\r\n\r\n") + 4
 @pytest.fixture(scope="module")
 def patient(start_for_module: Start) -> GatewayProcess:
     """A gateway of few threads that gives up on nobody while a test lasts."""
-    return start_for_module(models=only("deepseek"), threads=THREADS, live_streams=0, head_timeout="10m",
-                            body_timeout="10m", send_timeout="10m", max_body="200kB")  # fmt: skip
+    return start_for_module(
+        models=only("deepseek"),
+        threads=THREADS,
+        live_streams=0,
+        head_timeout="10m",
+        body_timeout="10m",
+        send_timeout="10m",
+        max_body="200kB",
+    )
 
 
 @contextlib.contextmanager
@@ -53,10 +60,19 @@ def serves(gateway: GatewayProcess) -> None:
 # -- slow senders ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sent", [
-    b"", b"P", b"POST /generate/deepseek HTTP/1.1\r\nHost: local", WHOLE[: END - 1], WHOLE[:END], WHOLE[:-1],
-    WHOLE[:END].replace(b"Content-Length: ", b"Transfer-Encoding: chunked\r\nX-Was: ") + b"5\r\n{",
-], ids=["nothing", "a-letter", "half-a-head", "head-but-a-byte", "no-body", "half-a-body", "half-a-chunk"])  # fmt: skip
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"P",
+        b"POST /generate/deepseek HTTP/1.1\r\nHost: local",
+        WHOLE[: END - 1],
+        WHOLE[:END],
+        WHOLE[:-1],
+        WHOLE[:END].replace(b"Content-Length: ", b"Transfer-Encoding: chunked\r\nX-Was: ") + b"5\r\n{",
+    ],
+    ids=["nothing", "a-letter", "half-a-head", "head-but-a-byte", "no-body", "half-a-body", "half-a-chunk"],
+)
 def test_more_slow_senders_than_threads(patient: GatewayProcess, sent: bytes) -> None:
     with connections(patient, SLOW, sent) as slow:
         serves(patient)
@@ -96,18 +112,39 @@ def test_a_body_in_chunks(patient: GatewayProcess, end: bytes) -> None:
     assert answer.startswith(b"HTTP/1.1 200") and b"Paris" in answer
 
 
-@pytest.mark.parametrize(("sent", "status"), [
-    (chunked(b"x" * 100_000, b"x" * 100_001, end=b""), b"413"),
-    (chunked(*[b"x"] * 120_000, end=b""), b"4"), (chunked(b"{", end=b"zz\r\n"), b"400"),
-    (chunked(b"{", end=b"-5\r\n"), b"400"), (chunked(b"{", end=b"f" * 10_000), b"400"),
-    (b"GET / HTTP/1.1\nHost: x\n\n", b"400"), (b"GET / HTTP/1.1\r\nX: " + b"y" * 70_000, b"431"),
-    (b"GET /" + b"y" * 9000 + b" HTTP/1.1\r\n\r\n", b"414"),
-    (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n", b"431"), (b"\x16\x03\x01\x02\x00\r\n\r\n", b"400"),
-    (WHOLE[:END].replace(b"Content-Length: ", b"Content-Length: 9999") + b"{", b"413"),
-    (WHOLE[:END].replace(b"Content-Length: ", b"Content-Length: -"), b"400"),
-    (WHOLE[:END].replace(b"Content-Length: ", b"Content-Length: 3\r\nContent-Length: ") + b"{}}", b"400"),
-], ids=["chunks-too-large", "tiny-chunks", "no-size", "negative-size", "endless-size", "bare-lf", "endless-head",
-        "endless-line", "many-fields", "tls", "too-large", "negative", "two-lengths"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (chunked(b"x" * 100_000, b"x" * 100_001, end=b""), b"413"),
+        (chunked(*[b"x"] * 120_000, end=b""), b"4"),
+        (chunked(b"{", end=b"zz\r\n"), b"400"),
+        (chunked(b"{", end=b"-5\r\n"), b"400"),
+        (chunked(b"{", end=b"f" * 10_000), b"400"),
+        (b"GET / HTTP/1.1\nHost: x\n\n", b"400"),
+        (b"GET / HTTP/1.1\r\nX: " + b"y" * 70_000, b"431"),
+        (b"GET /" + b"y" * 9000 + b" HTTP/1.1\r\n\r\n", b"414"),
+        (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n", b"431"),
+        (b"\x16\x03\x01\x02\x00\r\n\r\n", b"400"),
+        (WHOLE[:END].replace(b"Content-Length: ", b"Content-Length: 9999") + b"{", b"413"),
+        (WHOLE[:END].replace(b"Content-Length: ", b"Content-Length: -"), b"400"),
+        (WHOLE[:END].replace(b"Content-Length: ", b"Content-Length: 3\r\nContent-Length: ") + b"{}}", b"400"),
+    ],
+    ids=[
+        "chunks-too-large",
+        "tiny-chunks",
+        "no-size",
+        "negative-size",
+        "endless-size",
+        "bare-lf",
+        "endless-head",
+        "endless-line",
+        "many-fields",
+        "tls",
+        "too-large",
+        "negative",
+        "two-lengths",
+    ],
+)
 def test_what_cannot_be_taken_is_refused(patient: GatewayProcess, sent: bytes, status: bytes) -> None:
     """At once: none of these is whole, and the client neither closes nor goes on."""
     with patient.raw(sent) as connection:
@@ -154,8 +191,13 @@ def test_whoever_fills_the_share_of_what_arrives_pays_for_it(patient: GatewayPro
         first = stack.enter_context(patient.raw(WHOLE[:-1]))
         slow = []
         for _ in range(40):
-            slow.append(stack.enter_context(socket.create_connection(
-                ("127.0.0.1", patient.port), timeout=PATIENCE, source_address=("127.0.0.2", 0))))  # fmt: skip
+            slow.append(
+                stack.enter_context(
+                    socket.create_connection(
+                        ("127.0.0.1", patient.port), timeout=PATIENCE, source_address=("127.0.0.2", 0)
+                    )
+                )
+            )
             slow[-1].sendall(stalled(199_999))
         serves(patient)
         refused(slow[0], b"503")
@@ -180,8 +222,15 @@ def test_a_request_that_cannot_be_kept_is_refused_alone(patient: GatewayProcess)
 
 def test_more_clients_that_do_not_read_than_threads(patient: GatewayProcess) -> None:
     """Their answers do not fit into the buffers, so that each has a thread stuck sending; one that reads gets it."""
-    fields = {"model": "deepseek", "messages": [{"role": "user", "content": STORY["prompt"]}], "max_tokens": 3500,
-              "repetition_penalty": 1.0, "logprobs": True, "top_logprobs": 20, "stream": True}  # fmt: skip
+    fields = {
+        "model": "deepseek",
+        "messages": [{"role": "user", "content": STORY["prompt"]}],
+        "max_tokens": 3500,
+        "repetition_penalty": 1.0,
+        "logprobs": True,
+        "top_logprobs": 20,
+        "stream": True,
+    }
     with contextlib.ExitStack() as stack:
         for _ in range(THREADS + 2):
             stack.enter_context(patient.unread("/v1/chat/completions", **fields))

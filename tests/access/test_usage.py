@@ -53,13 +53,19 @@ def counted(gateway: GatewayProcess, key: str, requests: int) -> list[dict[str, 
 
 def test_every_surface_is_counted(keys: Keys) -> None:
     token = keys.create("counted")
-    whole = keys.ask(token, "POST", "/generate/deepseek", json={"prompt": "Hello", "max_new_tokens": 4},
-                     headers={"X-Request-ID": "my-own"}).json()["usage"]  # fmt: skip
+    whole = keys.ask(
+        token,
+        "POST",
+        "/generate/deepseek",
+        json={"prompt": "Hello", "max_new_tokens": 4},
+        headers={"X-Request-ID": "my-own"},
+    ).json()["usage"]
     streamed = keys.answer(token, stream=True).text
     last = json.loads(streamed.strip().splitlines()[-1].removeprefix("data: "))["usage"]
     with openai.OpenAI(base_url=f"{keys.gateway.url}/v1", api_key=token) as client:
-        chat = client.chat.completions.create(model="deepseek", max_tokens=4,
-                                             messages=[{"role": "user", "content": "Hello"}])  # fmt: skip
+        chat = client.chat.completions.create(
+            model="deepseek", max_tokens=4, messages=[{"role": "user", "content": "Hello"}]
+        )
         texts = client.completions.create(model="deepseek", prompt=["1 + 1", "2 + 2"], max_tokens=4)
     records = counted(keys.gateway, "counted", 4)
     assert chat.usage is not None and texts.usage is not None
@@ -134,8 +140,9 @@ def test_quota_of_tokens_outlives_a_restart(keys: Keys, data: Path, start: Start
     again = start(models=only("deepseek"), data_dir=data, launch=False)
     again.client.headers = keys.gateway.client.headers
     again.start()
-    quota_is_used_up(again.client.post("/generate/deepseek", json={"prompt": "Hello"},
-                                       headers={"Authorization": f"Bearer {token}"}))  # fmt: skip
+    quota_is_used_up(
+        again.client.post("/generate/deepseek", json={"prompt": "Hello"}, headers={"Authorization": f"Bearer {token}"})
+    )
     assert used(again, "thrifty", records="true") == before
 
 
@@ -146,14 +153,19 @@ def test_filters_and_csv(keys: Keys) -> None:
     counted(keys.gateway, "tabled", 2)
     today = datetime.now(UTC).strftime("%Y-%m-%d")
     for parameters, there in (
-        ({"model": "deepseek"}, True), ({"model": "other"}, False), ({"day": "2020-01-01"}, False),
-        ({"since": "2020-01-01"}, True), ({"until": "2020-01-01"}, False),
+        ({"model": "deepseek"}, True),
+        ({"model": "other"}, False),
+        ({"day": "2020-01-01"}, False),
+        ({"since": "2020-01-01"}, True),
+        ({"until": "2020-01-01"}, False),
         ({"since": "2020-01-01", "until": today}, True),
-    ):  # fmt: skip
+    ):
         assert bool(used(keys.gateway, "tabled", **parameters)) is there, parameters
     assert len(used(keys.gateway, "tabled", records="true", limit="1")) == 1
-    for asked in ({"params": {"key": "tabled", "format": "csv"}},
-                  {"params": {"key": "tabled"}, "headers": {"Accept": "text/csv"}}):  # fmt: skip
+    for asked in (
+        {"params": {"key": "tabled", "format": "csv"}},
+        {"params": {"key": "tabled"}, "headers": {"Accept": "text/csv"}},
+    ):
         response = keys.gateway.client.get("/admin/usage", **asked)  # type: ignore[arg-type]
         assert response.headers["content-type"].startswith("text/csv")
         (row,) = csv.DictReader(io.StringIO(response.text))
@@ -162,11 +174,19 @@ def test_filters_and_csv(keys: Keys) -> None:
     assert nobody.text.startswith("at,day,key,model,route,status,") and nobody.text.count("\n") == 1
 
 
-@pytest.mark.parametrize(("parameters", "word"), [
-    ({"day": "today"}, "day"), ({"since": "2020-1-1"}, "since"), ({"kye": "x"}, "kye"), ({"format": "xml"}, "format"),
-    ({"records": "yes"}, "records"), ({"limit": "0"}, "limit"), ({"records": "true", "limit": "0"}, "limit"),
-    ({"records": "true", "limit": "9" * 400}, "limit"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("parameters", "word"),
+    [
+        ({"day": "today"}, "day"),
+        ({"since": "2020-1-1"}, "since"),
+        ({"kye": "x"}, "kye"),
+        ({"format": "xml"}, "format"),
+        ({"records": "yes"}, "records"),
+        ({"limit": "0"}, "limit"),
+        ({"records": "true", "limit": "0"}, "limit"),
+        ({"records": "true", "limit": "9" * 400}, "limit"),
+    ],
+)
 def test_wrong_parameters_are_named(keys: Keys, parameters: dict[str, str], word: str) -> None:
     response = keys.gateway.client.get("/admin/usage", params=parameters)
     assert response.status_code == 400 and word in response.json()["details"]

@@ -24,8 +24,9 @@ def test_figures_go_between_the_markers_of_a_page(tmp_path: Path) -> None:
     page = tmp_path / "speed.md"
     page.write_text("before\n<!-- figures -->\nold\n<!-- end of figures -->\nafter\n")
     for value in (1.234, 2.345):
-        report.save("speed", {"machine": report.machine(), "value": value}, tmp_path,
-                    page=report.table(["value"], [[value]]))  # fmt: skip
+        report.save(
+            "speed", {"machine": report.machine(), "value": value}, tmp_path, page=report.table(["value"], [[value]])
+        )
     text = page.read_text()
     assert text.startswith("before\n<!-- figures -->\n") and text.endswith("\n<!-- end of figures -->\nafter\n")
     assert "| 2.35 |" in text and "old" not in text and "1.23" not in text
@@ -36,8 +37,11 @@ def test_figures_go_between_the_markers_of_a_page(tmp_path: Path) -> None:
 
 
 def test_clients_count_tokens_by_usage(pocket: GatewayProcess) -> None:
-    for question in (generate("deepseek", "Tell me a story.", 6), chat("deepseek", "Tell me a story.", 6, min_tokens=6),
-                     generate("deepseek", "Tell me a story.", 6, stream=False)):  # fmt: skip
+    for question in (
+        generate("deepseek", "Tell me a story.", 6),
+        chat("deepseek", "Tell me a story.", 6, min_tokens=6),
+        generate("deepseek", "Tell me a story.", 6, stream=False),
+    ):
         answers = crowd(pocket.url, [question] * 3, 2)
         assert [(answer.status, answer.tokens) for answer in answers] == [(200, 6)] * 3
         assert all(answer.started < answer.pieces[0] <= answer.pieces[-1] <= answer.ended for answer in answers)
@@ -48,8 +52,23 @@ def test_clients_count_tokens_by_usage(pocket: GatewayProcess) -> None:
 
 @pytest.mark.parametrize("loop", [["--users", "3"], ["--rate", "20"]], ids=["closed", "open"])
 def test_the_load_tool_asks_as_often_as_told(pocket: GatewayProcess, tmp_path: Path, loop: list[str]) -> None:
-    command = [sys.executable, "-m", "bench.load", "--url", pocket.url, "--mix", "deepseek:3,reasoner:1", *loop,
-               "--requests", "8", "--max-tokens", "3", "--no-warm-up", "--to", str(tmp_path)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "bench.load",
+        "--url",
+        pocket.url,
+        "--mix",
+        "deepseek:3,reasoner:1",
+        *loop,
+        "--requests",
+        "8",
+        "--max-tokens",
+        "3",
+        "--no-warm-up",
+        "--to",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "load.json").read_text())

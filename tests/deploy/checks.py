@@ -16,7 +16,14 @@ def tool(name: str, *arguments: object, cwd: Path = ROOT) -> str:
 
 def run(*command: object, cwd: Path = ROOT) -> str:
     """Run a command; return what it printed. :raises AssertionError: if it fails, with all that it said."""
-    done = subprocess.run([str(word) for word in command], cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True,
-                          text=True, timeout=120, check=False)  # fmt: skip
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout

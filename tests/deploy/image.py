@@ -87,5 +87,5 @@ def copy(stage: Stage, root: Path) -> None:
 
 def words(value: str) -> list[str]:
     """Return the exec form's words of an ENTRYPOINT, a HEALTHCHECK's CMD or a VOLUME."""
-    found: list[str] = json.loads(value[value.index("["):])
+    found: list[str] = json.loads(value[value.index("[") :])
     return found

@@ -52,9 +52,11 @@ def test_without_a_gpu(folder: Path) -> None:
 
 
 PROFILES = {
-    "monitoring": {"prometheus", "grafana"}, "redis": {"redis"}, "moderation": {"worker", "aws", "aws-setup"},
+    "monitoring": {"prometheus", "grafana"},
+    "redis": {"redis"},
+    "moderation": {"worker", "aws", "aws-setup"},
     "moderation-aws": {"worker-aws"},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("profile", "more"), [*PROFILES.items(), ("*", set[str]().union(*PROFILES.values()))])
@@ -69,8 +71,9 @@ def test_profiles(folder: Path, profile: str, more: set[str]) -> None:
 
 
 def test_env_file_is_heeded_but_not_inside_addresses_and_folders(folder: Path) -> None:
-    (folder / ".env").write_text("SWITCHYARD_PROFILE=pocket\nSWITCHYARD_PORT=8080\nSWITCHYARD_PUBLISH=0.0.0.0:80\n"
-                                 "HF_TOKEN=secret\n")  # fmt: skip
+    (folder / ".env").write_text(
+        "SWITCHYARD_PROFILE=pocket\nSWITCHYARD_PORT=8080\nSWITCHYARD_PUBLISH=0.0.0.0:80\nHF_TOKEN=secret\n"
+    )
     gateway = config(folder)["services"]["switchyard"]
     assert gateway["environment"]["SWITCHYARD_PROFILE"] == "pocket" and gateway["environment"]["HF_TOKEN"] == "secret"
     assert gateway["environment"]["SWITCHYARD_PORT"] == "5000"
@@ -91,8 +94,12 @@ def test_agrees_with_the_image(folder: Path) -> None:
 
 @pytest.mark.skipif(not (DEPLOY / "monitoring").is_dir(), reason="deploy/monitoring is not there")
 def test_files_that_are_mounted_exist(folder: Path) -> None:
-    mounted = [volume["source"] for service in config(folder, profile="*")["services"].values()
-               for volume in service.get("volumes", []) if volume["type"] == "bind"]  # fmt: skip
+    mounted = [
+        volume["source"]
+        for service in config(folder, profile="*")["services"].values()
+        for volume in service.get("volumes", [])
+        if volume["type"] == "bind"
+    ]
     assert mounted
     for source in mounted:
         assert (ROOT / os.path.relpath(source, folder)).exists(), source

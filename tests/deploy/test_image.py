@@ -78,10 +78,20 @@ def test_every_requirement_file_that_is_used_is_copied(tmp_path: Path) -> None:
 
 def test_image_has_the_program_and_nothing_else(app: Path) -> None:
     files = context()
-    for needed in ("main.py", "app.py", "start.sh", "requirements.txt", "deploy/healthcheck.py", "LICENSE",
-                   "models_registry/profiles/pocket.yaml", "pocket/checkpoints/reasoner/config.json",
-                   "web/templates/base.html", "web/static/js/shell.js",
-                   "docs/benchmarks/swap.md", "docs/benchmarks/swap.png"):  # fmt: skip
+    for needed in (
+        "main.py",
+        "app.py",
+        "start.sh",
+        "requirements.txt",
+        "deploy/healthcheck.py",
+        "LICENSE",
+        "models_registry/profiles/pocket.yaml",
+        "pocket/checkpoints/reasoner/config.json",
+        "web/templates/base.html",
+        "web/static/js/shell.js",
+        "docs/benchmarks/swap.md",
+        "docs/benchmarks/swap.png",
+    ):
         assert needed in files and (app / needed).is_file()
     roots = {Path(file).parts[0] for file in files}
     assert not roots & {"tests", "bench", "models", "logs", "tmp", "data", ".venv", ".git", ".env"}
@@ -143,15 +153,26 @@ def test_stopping_it_ends_with_0(container: GatewayProcess) -> None:
 
 
 def test_start_script_passes_verbs_on(app: Path, tmp_path: Path, container: GatewayProcess) -> None:
-    done = subprocess.run([app / "start.sh", "models", "--json"], cwd=tmp_path, env=container.environment, timeout=60,
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [app / "start.sh", "models", "--json"],
+        cwd=tmp_path,
+        env=container.environment,
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and '"profile": "pocket"' in done.stdout, done.stderr
 
 
 def test_start_script_names_a_folder_it_cannot_write(app: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     folder = tmp_path / "file" / "models"
-    done = subprocess.run([app / "start.sh"], env=os.environ | {"SWITCHYARD_MODELS_DIR": str(folder)}, timeout=60,
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [app / "start.sh"],
+        env=os.environ | {"SWITCHYARD_MODELS_DIR": str(folder)},
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1
     assert str(folder) in done.stderr and "chown" in done.stderr and len(done.stderr.splitlines()) == 1

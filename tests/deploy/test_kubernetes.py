@@ -56,8 +56,11 @@ def test_one_pod_that_is_gone_before_the_next(pod: dict[str, Any]) -> None:
 
 def test_labels_and_ports_meet(pod: dict[str, Any]) -> None:
     labels = one("Deployment")["spec"]["template"]["metadata"]["labels"]
-    for selector in (one("Deployment")["spec"]["selector"]["matchLabels"], one("Service")["spec"]["selector"],
-                     one("NetworkPolicy")["spec"]["podSelector"]["matchLabels"]):  # fmt: skip
+    for selector in (
+        one("Deployment")["spec"]["selector"]["matchLabels"],
+        one("Service")["spec"]["selector"],
+        one("NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+    ):
         assert selector.items() <= labels.items()
     (port,) = pod["containers"][0]["ports"]
     assert port["containerPort"] == int(stages()["production"].last("EXPOSE"))
@@ -75,8 +78,9 @@ def test_every_folder_that_is_written_is_a_volume(pod: dict[str, Any]) -> None:
             mount["mountPath"] for mount in container["volumeMounts"]
         }
     claims = {found["metadata"]["name"] for found in manifests() if found["kind"] == "PersistentVolumeClaim"}
-    claimed = {volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"]
-               if "persistentVolumeClaim" in volume}  # fmt: skip
+    claimed = {
+        volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume
+    }
     assert claimed == claims
 
 

@@ -47,9 +47,26 @@ def replaced(text: str, old: str, new: str) -> str:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a certificate for this machine."""
     folder = tmp_path_factory.mktemp("nginx")
-    run(program("openssl", "openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
-        "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
-        "-keyout", folder / "key.pem", "-out", folder / "cert.pem")  # fmt: skip
+    run(
+        program("openssl", "openssl"),
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=DNS:localhost",
+        "-keyout",
+        folder / "key.pem",
+        "-out",
+        folder / "cert.pem",
+    )
     return folder
 
 
@@ -71,14 +88,16 @@ def proxy(home: Path, pocket: GatewayProcess) -> Iterator[httpx.Client]:
     """A client of nginx in front of the gateway."""
     _, port = configure(home, pocket.port)
     with (home / "log.txt").open("wb") as log:
-        nginx = subprocess.Popen([program("nginx", "nginx"), "-p", home, "-c", home / "nginx.conf"],
-                                 stdin=subprocess.DEVNULL, stderr=log)  # fmt: skip
+        nginx = subprocess.Popen(
+            [program("nginx", "nginx"), "-p", home, "-c", home / "nginx.conf"], stdin=subprocess.DEVNULL, stderr=log
+        )
     trusting = ssl.create_default_context(cafile=home / "cert.pem")
     try:
         pocket.until(lambda: _listens(port) or nginx.poll() is not None, "nginx to listen")
         assert nginx.poll() is None, (home / "log.txt").read_text()
-        with httpx.Client(base_url=f"https://localhost:{port}", verify=trusting, timeout=PATIENCE,
-                          trust_env=False) as client:  # fmt: skip
+        with httpx.Client(
+            base_url=f"https://localhost:{port}", verify=trusting, timeout=PATIENCE, trust_env=False
+        ) as client:
             yield client
     finally:
         nginx.terminate()
@@ -142,7 +161,11 @@ def test_admin_and_figures_are_not_for_the_world(proxy: httpx.Client) -> None:
 
 def test_plain_http_is_sent_to_https(home: Path, proxy: httpx.Client) -> None:
     (port,) = re.findall(r"listen 127.0.0.1:(\d+);", (home / "switchyard.conf").read_text())
-    moved = httpx.get(f"http://127.0.0.1:{port}/health?a=b", headers={"Host": "switchyard.example.com"},
-                      timeout=PATIENCE, trust_env=False)  # fmt: skip
+    moved = httpx.get(
+        f"http://127.0.0.1:{port}/health?a=b",
+        headers={"Host": "switchyard.example.com"},
+        timeout=PATIENCE,
+        trust_env=False,
+    )
     assert moved.status_code == 308
     assert moved.headers["location"] == "https://switchyard.example.com/health?a=b"

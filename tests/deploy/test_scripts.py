@@ -25,8 +25,13 @@ def test_packages_are_named_and_not_installed_where_that_is_not_allowed(tmp_path
     for name, line in programs.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
         (tmp_path / name).chmod(0o755)
-    done = subprocess.run([ROOT / "tests" / "install-debian-packages.sh"], capture_output=True, text=True, timeout=60,
-                          env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"})  # fmt: skip
+    done = subprocess.run(
+        [ROOT / "tests" / "install-debian-packages.sh"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )
     assert done.returncode == 0 and not asked.exists()
     for package in (ROOT / "tests" / "debian-packages.txt").read_text().split():
         assert f" {package}" in done.stderr

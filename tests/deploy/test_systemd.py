@@ -54,8 +54,11 @@ def test_stopping_leaves_time_to_drain() -> None:
 
 def test_folders_it_may_write_are_those_it_is_given() -> None:
     text, found = UNIT.read_text(), fields()
-    writable = (f"/var/lib/{found['StateDirectory']}", f"/var/log/{found['LogsDirectory']}",
-                f"/var/cache/{found['CacheDirectory']}")  # fmt: skip
+    writable = (
+        f"/var/lib/{found['StateDirectory']}",
+        f"/var/log/{found['LogsDirectory']}",
+        f"/var/cache/{found['CacheDirectory']}",
+    )
     given = re.findall(r"^Environment=(?:SWITCHYARD_\w+_DIR|HOME)=(\S+)", text, re.MULTILINE)
     assert len(given) == 5
     for folder in given:

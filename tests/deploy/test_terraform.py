@@ -79,9 +79,14 @@ def test_formatted() -> None:
 @pytest.mark.parametrize("token", ["", "/switchyard/hf-token"])
 def test_script_of_the_instance(tmp_path: Path, token: str) -> None:
     """Rendered by Terraform itself, in a module that needs no provider."""
-    values = {"image": "1.dkr.ecr.eu-west-1.example/switchyard:1", "region": "eu-west-1", "volume_id": "vol-0123",
-              "settings": "SWITCHYARD_PROFILE=pocket\nSWITCHYARD_PORT=5000", "hf_token_parameter": token,
-              "publish": "5000:5000"}  # fmt: skip
+    values = {
+        "image": "1.dkr.ecr.eu-west-1.example/switchyard:1",
+        "region": "eu-west-1",
+        "volume_id": "vol-0123",
+        "settings": "SWITCHYARD_PROFILE=pocket\nSWITCHYARD_PORT=5000",
+        "hf_token_parameter": token,
+        "publish": "5000:5000",
+    }
     shutil.copy(FOLDER / "user_data.sh.tftpl", tmp_path)
     rendered = 'templatefile("${path.module}/user_data.sh.tftpl", ' + json.dumps(values) + ")"
     (tmp_path / "main.tf").write_text('output "script" {\n  value = ' + rendered + "\n}\n")

@@ -22,8 +22,15 @@ from tests.support.pages import PAGES, Block, blocks, here, prose, run_all
 from utils.settings import Settings
 
 QUICKSTART = "docs/quickstart.md"
-HERE = ("docs/api.md", "docs/batch.md", "docs/moderation.md", "docs/slots.md", "docs/tuning.md",
-        "docs/troubleshooting.md", QUICKSTART)  # fmt: skip
+HERE = (
+    "docs/api.md",
+    "docs/batch.md",
+    "docs/moderation.md",
+    "docs/slots.md",
+    "docs/tuning.md",
+    "docs/troubleshooting.md",
+    QUICKSTART,
+)
 START = "main.py --config switchyard.yaml\n"
 """How the quickstart's block ends by which the gateway here is started."""
 DOCTOR = "tests/doctor/test_doctor.py::test_a_machine_that_is_well"
@@ -39,11 +46,10 @@ ELSEWHERE = {
     ("docs/monitoring.md", "/metrics | grep"): "tests/observe/test_page.py::test_the_figures_are_one_command_away",
     ("docs/monitoring.md", "/admin/events"): "tests/observe/test_page.py::test_the_journal_is_one_command_away",
     ("docs/monitoring.md", "X-Request-ID"): "tests/observe/test_page.py::test_a_request_is_found_in_the_log",
-    ("docs/monitoring.md", "promtool"):
-        "tests/observe/test_page.py::test_prometheus_can_be_pointed_at_another_address",
+    ("docs/monitoring.md", "promtool"): "tests/observe/test_page.py::test_prometheus_can_be_pointed_at_another_address",
     ("docs/worker.md", "worker.aws.create"): "tests/worker/test_queue_many.py::test_the_page_s_commands",
     ("docs/security.md", ""): "tests/access/test_page.py::test_the_page_s_commands",
-}  # fmt: skip
+}
 """Page and words of a block, and the test that runs it."""
 ALL = [block for page in PAGES for block in blocks(page)]
 COMMANDS = [block for block in ALL if block.language in ("bash", "console", "sh", "shell", "python")]
@@ -56,8 +62,15 @@ def elsewhere(block: Block) -> list[str]:
 
 
 def run_here(page: str) -> list[Block]:
-    return [block for block in ALL if block.page == page and block.language in ("bash", "python") and not block.reason
-            and not elsewhere(block) and not block.text.endswith(START)]  # fmt: skip
+    return [
+        block
+        for block in ALL
+        if block.page == page
+        and block.language in ("bash", "python")
+        and not block.reason
+        and not elsewhere(block)
+        and not block.text.endswith(START)
+    ]
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------
@@ -159,11 +172,17 @@ def test_what_the_tuning_page_sets_is_there() -> None:
 
 def test_messages_that_troubleshooting_quotes_are_the_program_s() -> None:
     """What stands between two ``…`` is in the source as it is quoted; pieces of a word or two say nothing."""
-    files = (file for folder in ("commands", "gateway", "models_registry", "protocol", "runner", "utils", "worker")
-             for file in (ROOT / folder).rglob("*.py"))  # fmt: skip
+    files = (
+        file
+        for folder in ("commands", "gateway", "models_registry", "protocol", "runner", "utils", "worker")
+        for file in (ROOT / folder).rglob("*.py")
+    )
     joined = "\n".join(re.sub(r'"\s*\n\s*f?"', "", file.read_text()) for file in files)
-    rows = [line.split("|")[1] for line in (ROOT / "docs/troubleshooting.md").read_text().splitlines()
-            if line.startswith("| ")]  # fmt: skip
+    rows = [
+        line.split("|")[1]
+        for line in (ROOT / "docs/troubleshooting.md").read_text().splitlines()
+        if line.startswith("| ")
+    ]
     pieces = [piece.strip() for row in rows for quoted in re.findall(r"`([^`]+)`", row) for piece in quoted.split("…")]
     long = [piece for piece in pieces if len(piece) > 11 and not piece.startswith(("switchyard", '"'))]
     assert len(long) > 40

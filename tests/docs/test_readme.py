@@ -33,8 +33,14 @@ def shell(command: str, gateway: GatewayProcess) -> str:
     """Run a command of the page, with the port and the Python of this test in place of the page's."""
     command = command.replace("localhost:5000", f"localhost:{gateway.port}").replace(".venv/bin/python", sys.executable)
     environment = clean_environment(gateway.home) | {"SWITCHYARD_PORT": str(gateway.port)}
-    ran = subprocess.run(["bash", "-euo", "pipefail", "-c", command], cwd=ROOT, env=environment, timeout=240,
-                         capture_output=True, text=True)  # fmt: skip
+    ran = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command],
+        cwd=ROOT,
+        env=environment,
+        timeout=240,
+        capture_output=True,
+        text=True,
+    )
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
 

@@ -42,8 +42,15 @@ Run = Callable[..., Ended]
 def run(tmp_path: Path) -> Run:
     def run(*arguments: str, **variables: str) -> Ended:
         environment = clean_environment(tmp_path) | {"SWITCHYARD_PORT": str(free_port())} | variables
-        done = subprocess.run([sys.executable, str(ROOT / "main.py"), "doctor", *arguments], cwd=tmp_path, text=True,
-                              env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=200)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "main.py"), "doctor", *arguments],
+            cwd=tmp_path,
+            text=True,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=200,
+        )
         return Ended(done.returncode, done.stdout, done.stderr)
 
     return run
@@ -65,9 +72,26 @@ def test_a_machine_that_is_well(run: Run, pocket: GatewayProcess) -> None:
     bad = {name: check for name, check in checks.items() if check["status"] == "failed"}
     assert not bad and not ended.errors
     assert "running Switchyard" in checks["port"]["says"] and "pocket" in checks["port"]["says"]
-    for name in ("python", "packages", "settings", "catalog", "driver", "torch", "bitsandbytes", "llama-cpp",
-                 "models/", "logs/", "tmp/", "memory", "disk", "deepseek", "qwen_vl", "quantized", "decoding",
-                 "keys"):  # fmt: skip
+    for name in (
+        "python",
+        "packages",
+        "settings",
+        "catalog",
+        "driver",
+        "torch",
+        "bitsandbytes",
+        "llama-cpp",
+        "models/",
+        "logs/",
+        "tmp/",
+        "memory",
+        "disk",
+        "deepseek",
+        "qwen_vl",
+        "quantized",
+        "decoding",
+        "keys",
+    ):
         assert checks[name]["says"], name
     assert "quantizes" in checks["bitsandbytes"]["says"]
     assert "image, audio, video" in checks["decoding"]["says"]
@@ -75,9 +99,10 @@ def test_a_machine_that_is_well(run: Run, pocket: GatewayProcess) -> None:
 
 def test_broken_libraries_and_folders_are_each_told(run: Run, tmp_path: Path) -> None:
     path = fake(
-        tmp_path, torch="raise ImportError('libcudart.so.13: cannot open shared object file')",
+        tmp_path,
+        torch="raise ImportError('libcudart.so.13: cannot open shared object file')",
         llama_cpp="import os; os.abort()",
-    )  # fmt: skip
+    )
     (tmp_path / "file").write_text("in the way")
     folders = {"SWITCHYARD_MODELS_DIR": str(tmp_path / "file" / "models"), "SWITCHYARD_TMP_DIR": str(tmp_path)}
     (tmp_path / "models.yaml").write_text("models:\n  lost: {family: deepseek, source: {path: /nowhere}}\n")
@@ -89,9 +114,15 @@ def test_broken_libraries_and_folders_are_each_told(run: Run, tmp_path: Path) ->
     checks = ended.checks
     assert ended.status == 1
     for name, words in {
-        "torch": "libcudart.so.13", "llama-cpp": "SIGABRT", "bitsandbytes": "libcudart.so.13",
-        "models/": "cannot be written", "tmp/": "used by others", "memory": "cuda:77", "lost": "/nowhere", "port": port,
-    }.items():  # fmt: skip
+        "torch": "libcudart.so.13",
+        "llama-cpp": "SIGABRT",
+        "bitsandbytes": "libcudart.so.13",
+        "models/": "cannot be written",
+        "tmp/": "used by others",
+        "memory": "cuda:77",
+        "lost": "/nowhere",
+        "port": port,
+    }.items():
         assert checks[name]["status"] == "failed", checks[name]
         assert words in checks[name]["says"] and checks[name]["do"], checks[name]
     assert checks["logs/"]["status"] == "ok" and checks["qwen_vl"]["status"] == "ok"
@@ -105,7 +136,9 @@ def test_a_library_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_without_the_packages(run: Run, tmp_path: Path) -> None:
     """In an environment where nothing was installed it still says what to do, and does not try the rest."""
-    path = fake(tmp_path, sitecustomize="""
+    path = fake(
+        tmp_path,
+        sitecustomize="""
 import sys
 
 class Missing:
@@ -114,7 +147,8 @@ class Missing:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Missing())
-""")
+""",
+    )
     ended = run(PYTHONPATH=path)
     assert ended.status == 1 and "Traceback" not in ended.errors, ended
     lines = ended.output.splitlines()
@@ -124,10 +158,10 @@ sys.meta_path.insert(0, Missing())
     assert lines[-1].startswith("3 checks: 2 failed")
 
 
-@pytest.mark.parametrize(("variables", "name", "words"), [
-    ({"SWITCHYARD_PORT": "many"}, "settings", "port"),
-    ({"SWITCHYARD_PRELOAD": "gpt-9"}, "catalog", "gpt-9"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("variables", "name", "words"),
+    [({"SWITCHYARD_PORT": "many"}, "settings", "port"), ({"SWITCHYARD_PRELOAD": "gpt-9"}, "catalog", "gpt-9")],
+)
 def test_settings_that_cannot_be(run: Run, tmp_path: Path, variables: dict[str, str], name: str, words: str) -> None:
     path = fake(tmp_path, torch="raise ImportError", bitsandbytes="raise ImportError", llama_cpp="raise ImportError")
     ended = run("--json", PYTHONPATH=path, **variables)
@@ -144,12 +178,15 @@ def test_others_may_ask_and_nothing_is_changed(run: Run, tmp_path: Path) -> None
 
 
 def test_its_own_process_has_no_torch(tmp_path: Path) -> None:
-    program = ("import sys\nfrom commands import doctor\ndoctor.run(None, {})\n"
-               "print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)")  # fmt: skip
+    program = (
+        "import sys\nfrom commands import doctor\ndoctor.run(None, {})\n"
+        "print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
     path = fake(tmp_path, torch="", bitsandbytes="", llama_cpp="")  # empty ones, which are imported in no time
     environment = clean_environment(tmp_path) | {"PYTHONPATH": f"{ROOT}{os.pathsep}{path}"}
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True,
-                          text=True, timeout=200)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
+    )
     loaded = set(done.stderr.split())
     assert {"commands", "pydantic", "psutil"} <= loaded, done.stderr
     assert not loaded & {"torch", "transformers", "bitsandbytes", "llama_cpp", "runner"}

@@ -25,9 +25,7 @@ def weights(size: int, seed: int = 0) -> bytes:
 
 def index_of(*shards: str) -> bytes:
     """Return a safetensors index naming ``shards``."""
-    return json.dumps(
-        {"metadata": {}, "weight_map": {f"w{n}": name for n, name in enumerate(shards)}}
-    ).encode()
+    return json.dumps({"metadata": {}, "weight_map": {f"w{n}": name for n, name in enumerate(shards)}}).encode()
 
 
 def checkpoint() -> dict[str, bytes]:
@@ -74,14 +72,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
         monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-        for name in (
-            "HF_TOKEN",
-            "HUGGING_FACE_HUB_TOKEN",
-            "HF_HUB_OFFLINE",
-            "HTTP_PROXY",
-            "http_proxy",
-            "ALL_PROXY",
-        ):
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy", "ALL_PROXY"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.setattr("checkpoints.hub.transfer.FIRST_PAUSE", 0.0)
@@ -98,22 +89,28 @@ def models(tmp_path: Path) -> Path:
 def start(models: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start ``utils/download_model.py`` in a process of its own, on a catalog with the one model ``tiny``."""
     catalog = tmp_path / "models.yaml"
-    catalog.write_text(
-        "models:\n  tiny:\n    family: generic\n    folder: tiny\n    source: {hub: acme/tiny}\n"
-    )
+    catalog.write_text("models:\n  tiny:\n    family: generic\n    folder: tiny\n    source: {hub: acme/tiny}\n")
     running: list[subprocess.Popen[str]] = []
     # Tests run in the background may have inherited an ignored SIGINT, which a child would inherit in turn.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def begin(*names: str, **extra: str) -> subprocess.Popen[str]:
         environment = {
-            **os.environ, "SWITCHYARD_PROFILE": "pocket", "SWITCHYARD_MODELS_FILE": str(catalog),
-            "SWITCHYARD_MODELS_DIR": str(models), "PYTHONWARNINGS": "error", **extra,
-        }  # fmt: skip
+            **os.environ,
+            "SWITCHYARD_PROFILE": "pocket",
+            "SWITCHYARD_MODELS_FILE": str(catalog),
+            "SWITCHYARD_MODELS_DIR": str(models),
+            "PYTHONWARNINGS": "error",
+            **extra,
+        }
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "utils" / "download_model.py"), *names],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=tmp_path,
+        )
         running.append(process)
         return process
 

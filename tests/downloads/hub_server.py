@@ -32,9 +32,7 @@ class Repo:
     revisions: tuple[str, ...] = ("main",)
     token: str | None = None  # needed to read files; the listing stays open, as the hub does for gated ones
     corrupt: set[str] = field(default_factory=set)  # sent with one byte changed
-    hold: dict[str, int] = field(
-        default_factory=dict
-    )  # stop after so many bytes of an answer, until released
+    hold: dict[str, int] = field(default_factory=dict)  # stop after so many bytes of an answer, until released
     cut: dict[str, int] = field(default_factory=dict)  # end the connection after so many bytes, once
     fail: dict[str, list[int]] = field(default_factory=dict)  # answer these statuses first
     announce: dict[str, int] = field(default_factory=dict)  # sizes that the listing tells instead of the true ones
@@ -159,11 +157,12 @@ class _Handler(BaseHTTPRequestHandler):
             if len(content) >= LARGE:
                 entry["lfs"] = {"oid": lfs["sha256"], **lfs} if tree else lfs
             blob = _blob(content)
-            entries.append({"type": "file", "path": name, "oid": blob, **entry} if tree
-                           else {"rfilename": name, "blobId": blob, **entry})  # fmt: skip
-        body = (
-            entries if tree else {"id": repo_id, "modelId": repo_id, "sha": repo.commit, "siblings": entries}
-        )
+            entries.append(
+                {"type": "file", "path": name, "oid": blob, **entry}
+                if tree
+                else {"rfilename": name, "blobId": blob, **entry}
+            )
+        body = entries if tree else {"id": repo_id, "modelId": repo_id, "sha": repo.commit, "siblings": entries}
         self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
 
     def _resolve(self, repo_id: str, revision: str, name: str) -> None:
@@ -207,8 +206,15 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {})}
         self._send(status, body, headers)
 
-    def _send(self, status: int, body: bytes, headers: dict[str, str], entry: Served | None = None,
-              hold: int | None = None, cut: int | None = None) -> None:  # fmt: skip
+    def _send(
+        self,
+        status: int,
+        body: bytes,
+        headers: dict[str, str],
+        entry: Served | None = None,
+        hold: int | None = None,
+        cut: int | None = None,
+    ) -> None:
         self.send_response(status)
         for key, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(key, value)
@@ -252,9 +258,7 @@ def read_repos(folder: Path) -> dict[str, Repo]:
     """Return every ``owner/name`` below a folder as a repository."""
     repos = {}
     for place in sorted(folder.glob("*/*")):
-        files = {
-            str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()
-        }
+        files = {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
         repos[str(place.relative_to(folder))] = Repo(files)
     return repos
 

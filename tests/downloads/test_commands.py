@@ -61,11 +61,7 @@ def test_one_failure_does_not_stop_the_others(
 
 
 def test_bars_on_a_terminal(
-    hub: Hub,
-    catalog: Catalog,
-    settings: Settings,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    hub: Hub, catalog: Catalog, settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert download_command.run(settings, catalog, ["one"]) == 0

@@ -14,10 +14,18 @@ from utils.download_model import DownloadError, Progress, download, download_sta
 
 FIRST = "model-00001-of-00002.safetensors"
 WANTED = {
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
-    "merges.txt", "chat_template.jinja", "preprocessor_config.json", "model.safetensors.index.json",
-    FIRST, "model-00002-of-00002.safetensors",
-}  # fmt: skip
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "model.safetensors.index.json",
+    FIRST,
+    "model-00002-of-00002.safetensors",
+}
 
 
 def names(models: Path) -> set[str]:
@@ -61,9 +69,7 @@ def test_speech_adds_the_speakers(hub: Hub, models: Path) -> None:
 
 
 def test_single_file_without_an_index(hub: Hub, models: Path) -> None:
-    hub.repos["acme/one"] = Repo(
-        {"config.json": b"{}", "model.safetensors": weights(50_000), "model.bin": b"x"}
-    )
+    hub.repos["acme/one"] = Repo({"config.json": b"{}", "model.safetensors": weights(50_000), "model.bin": b"x"})
     download(spec_of("acme/one"), models)
     assert names(models) == {"config.json", "model.safetensors"}
 

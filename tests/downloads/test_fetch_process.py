@@ -18,8 +18,14 @@ WEIGHTS = "model-00001-of-00002.safetensors"
 
 
 def begin(models: Path) -> "subprocess.Popen[str]":
-    process = subprocess.Popen([sys.executable, "-m", "gateway.weights.download_process"], cwd=ROOT, text=True,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gateway.weights.download_process"],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     wanted = {"spec": spec_of().model_dump(mode="json"), "models_dir": str(models), "speech": False}
     assert process.stdin is not None
     process.stdin.write(json.dumps(wanted) + "\n")
@@ -61,10 +67,17 @@ class Complaining(Downloads):
 
     @staticmethod
     def _spawn() -> "subprocess.Popen[str]":
-        code = ("import sys; sys.stdin.readline(); sys.stderr.write('a warning without end'); sys.stderr.flush();"
-                """print('{"event": "done", "total": 5, "fetched": 5, "note": ""}', flush=True)""")
-        return subprocess.Popen([sys.executable, "-c", code], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE)  # fmt: skip
+        code = (
+            "import sys; sys.stdin.readline(); sys.stderr.write('a warning without end'); sys.stderr.flush();"
+            """print('{"event": "done", "total": 5, "fetched": 5, "note": ""}', flush=True)"""
+        )
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
 
 def test_what_its_libraries_say_spoils_no_line(models: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -42,9 +42,7 @@ def test_what_is_here_needs_no_room(hub: Hub, models: Path, monkeypatch: pytest.
 
 def test_gated(hub: Hub, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repos["acme/tiny"].token = "hf_right"
-    with pytest.raises(
-        DownloadError, match=r"gated and HF_TOKEN is not set: accept its licence at \S+/acme/tiny"
-    ):
+    with pytest.raises(DownloadError, match=r"gated and HF_TOKEN is not set: accept its licence at \S+/acme/tiny"):
         download(spec_of(), models)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(DownloadError, match="the account of HF_TOKEN has no access"):

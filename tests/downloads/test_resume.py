@@ -153,8 +153,9 @@ def test_an_update_is_never_half_taken_for_whole(hub: Hub, models: Path) -> None
     hub.forget()
     result = download(spec_of(), models)
     assert result.fetched == len(files[FIRST]) and [entry.path for entry in hub.log if entry.sent] == [
-        "model.safetensors.index.json", FIRST
-    ]  # fmt: skip
+        "model.safetensors.index.json",
+        FIRST,
+    ]
 
 
 def test_killed_between_the_marker_and_the_end(hub: Hub, models: Path) -> None:

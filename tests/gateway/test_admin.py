@@ -120,8 +120,9 @@ def test_emergency_cleanup_with_force_evicts_everybody(both: GatewayProcess) -> 
     assert nothing["evicted"] == [] and nothing["freed_bytes"] == 0
 
 
-@pytest.mark.parametrize("path", ["emergency_cleanup", "cleanup_temp", "models/deepseek/load",
-                                  "models/deepseek/unload"])  # fmt: skip
+@pytest.mark.parametrize(
+    "path", ["emergency_cleanup", "cleanup_temp", "models/deepseek/load", "models/deepseek/unload"]
+)
 def test_no_page_of_another_origin_may_administer(both: GatewayProcess, path: str) -> None:
     for origin in ("http://evil.example", "null", f"http://127.0.0.1:{both.port + 1}", "https://localhost"):
         response = both.client.post(f"/admin/{path}", headers={"origin": origin})
@@ -142,13 +143,21 @@ def test_unknown_model(both: GatewayProcess) -> None:
         assert response.status_code == 404 and "deepseek" in response.json()["details"]
 
 
-@pytest.mark.parametrize(("path", "body"), [
-    ("models/reasoner/load", b'{"pinned": "yes"}'), ("models/reasoner/load", b'{"pin": true}'),
-    ("models/reasoner/load", b"[]"), ("models/reasoner/load", b"{"), ("models/reasoner/unload", b'{"force": 1}'),
-    ("emergency_cleanup", b'{"force": "no"}'), ("cleanup_temp", b'{"older_than": "soon"}'),
-    ("cleanup_temp", b'{"older_than": null}'), ("cleanup_temp", b'{"older_than": -1}'),
-    ("cleanup_temp", b'{"older_than": "-1h"}'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("models/reasoner/load", b'{"pinned": "yes"}'),
+        ("models/reasoner/load", b'{"pin": true}'),
+        ("models/reasoner/load", b"[]"),
+        ("models/reasoner/load", b"{"),
+        ("models/reasoner/unload", b'{"force": 1}'),
+        ("emergency_cleanup", b'{"force": "no"}'),
+        ("cleanup_temp", b'{"older_than": "soon"}'),
+        ("cleanup_temp", b'{"older_than": null}'),
+        ("cleanup_temp", b'{"older_than": -1}'),
+        ("cleanup_temp", b'{"older_than": "-1h"}'),
+    ],
+)
 def test_wrong_options_change_nothing(both: GatewayProcess, path: str, body: bytes) -> None:
     both.unload("reasoner")
     before = len(both.loads("reasoner"))

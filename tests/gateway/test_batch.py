@@ -46,11 +46,27 @@ class Batch:
 
     def launch(self, *arguments: str) -> "subprocess.Popen[str]":
         where = [] if self.url is None else ["--url", self.url]
-        command = [sys.executable, str(ROOT / "main.py"), "batch", "--input", str(self.source), "--output",
-                   str(self.target), *where, *arguments]  # fmt: skip
+        command = [
+            sys.executable,
+            str(ROOT / "main.py"),
+            "batch",
+            "--input",
+            str(self.source),
+            "--output",
+            str(self.target),
+            *where,
+            *arguments,
+        ]
         environment = clean_environment(self.home) | {MARK: self.mark, "SWITCHYARD_PORT": str(free_port())}
-        return subprocess.Popen(command, cwd=self.home, env=environment, text=True, stdin=subprocess.DEVNULL,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        return subprocess.Popen(
+            command,
+            cwd=self.home,
+            env=environment,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     def run(self, *arguments: str, status: int = 0) -> str:
         """Run it to its end, which has to have this status; return what it said."""
@@ -122,8 +138,10 @@ def test_every_form_of_line_and_every_mistake_has_its_result_in_order(batch: Bat
 
 def test_lines_of_openai_batches(batch: Batch) -> None:
     asked = [{"role": "user", "content": "What is the capital of France?"}]
-    shown = [{"type": "text", "text": "What color is the circle?"},
-             {"type": "image_url", "image_url": {"url": f"file:{IMAGE}"}}]  # fmt: skip
+    shown = [
+        {"type": "text", "text": "What color is the circle?"},
+        {"type": "image_url", "image_url": {"url": f"file:{IMAGE}"}},
+    ]
     line = {"method": "POST", "url": "/v1/chat/completions"}
     batch.write(
         line | {"custom_id": "a", "body": {"model": "deepseek", "messages": asked, "max_tokens": 16}},
@@ -294,7 +312,11 @@ def test_a_line_that_fails_alone_is_recorded_and_asked_again_when_told_to(tmp_pa
     )
     batch.run("--model", "m", "--concurrency", "2", "--retries", "2", status=1)
     assert [(result.get("response"), result.get("status")) for result in batch.results()] == [
-        (None, 503), ("a", None), ("b", None), ("c", None)]  # fmt: skip
+        (None, 503),
+        ("a", None),
+        ("b", None),
+        ("c", None),
+    ]
     others = batch.target.read_text().splitlines()[1:]
     moody.status, moody.asked = 200, []
     assert "1 failed" in batch.run("--model", "m", status=1), "only when told to"

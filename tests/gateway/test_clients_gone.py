@@ -27,8 +27,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def text(start_for_module: Start, home: Path) -> GatewayProcess:
     """A gateway with the text model, loaded, and the same once more, to be seen reading."""
-    rules = (f"read model=reader kind=hang:{home}/held;"
-             f"read model=reader after=2 once={home}/third kind=hang:{home}/nothing")  # fmt: skip
+    rules = (
+        f"read model=reader kind=hang:{home}/held;read model=reader after=2 once={home}/third kind=hang:{home}/nothing"
+    )
     gateway = start_for_module(models=only("deepseek", deepseek=ONE_AT_ONCE, reader=READER), inject_fault=rules)
     gateway.load("deepseek")
     return gateway
@@ -121,8 +122,15 @@ def test_client_leaves_in_the_middle_of_its_request(text: GatewayProcess) -> Non
 def test_client_stops_reading(text: GatewayProcess) -> None:
     """The thread that serves it is stuck sending; the runner must hear of a cancellation and of a deadline anyway."""
     before = text.load("deepseek")
-    fields = {"model": "deepseek", "messages": [{"role": "user", "content": STORY["prompt"]}], "max_tokens": 3500,
-              "repetition_penalty": 1.0, "logprobs": True, "top_logprobs": 20, "stream": True}  # fmt: skip
+    fields = {
+        "model": "deepseek",
+        "messages": [{"role": "user", "content": STORY["prompt"]}],
+        "max_tokens": 3500,
+        "repetition_penalty": 1.0,
+        "logprobs": True,
+        "top_logprobs": 20,
+        "stream": True,
+    }
     began = time.monotonic()
     with text.unread("/v1/chat/completions", **fields, timeout=300):
         text.stalled("deepseek")

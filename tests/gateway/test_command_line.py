@@ -34,9 +34,15 @@ def run(tmp_path: Path) -> Run:
         if "--config" not in arguments:  # which the environment would overrule
             environment.setdefault("SWITCHYARD_PORT", str(free_port()))
         done = subprocess.run(
-            [sys.executable, str(ROOT / script), *arguments], cwd=tmp_path, env=environment, text=True,
-            stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=False,
-        )  # fmt: skip
+            [sys.executable, str(ROOT / script), *arguments],
+            cwd=tmp_path,
+            env=environment,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PATIENCE,
+            check=False,
+        )
         return Ended(done.returncode, done.stdout, done.stderr)
 
     return run
@@ -57,8 +63,16 @@ def one_line(ended: Ended, *words: str) -> None:
 def test_help(run: Run, arguments: list[str]) -> None:
     ended = run(*arguments)
     assert ended.status == 0 and not ended.errors
-    wanted = ("--host", "--port", "--debug", "--skip-download", "--download-only", "--force-cleanup", "--profile",
-              "--config")  # fmt: skip
+    wanted = (
+        "--host",
+        "--port",
+        "--debug",
+        "--skip-download",
+        "--download-only",
+        "--force-cleanup",
+        "--profile",
+        "--config",
+    )
     for option in wanted:
         assert option in ended.output, option
     assert max(map(len, ended.output.splitlines())) <= 120
@@ -116,21 +130,39 @@ def test_config_that_cannot_be_read(run: Run, tmp_path: Path) -> None:
     one_line(run("--config", str(tmp_path / "binary.yaml")), "binary.yaml")
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("port: many", ["port"]), ("port: 0", ["port"]), ("prot: 5000", ["prot"]), ("- a\n- b", ["settings"]),
-    ("port: [", ["line"]), ("slot_budget: large", ["slot_budget", "large"]), ("keep_alive: soon", ["keep_alive"]),
-    ("1: 2", ["1"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("port: many", ["port"]),
+        ("port: 0", ["port"]),
+        ("prot: 5000", ["prot"]),
+        ("- a\n- b", ["settings"]),
+        ("port: [", ["line"]),
+        ("slot_budget: large", ["slot_budget", "large"]),
+        ("keep_alive: soon", ["keep_alive"]),
+        ("1: 2", ["1"]),
+    ],
+)
 def test_config_with_a_wrong_value(run: Run, tmp_path: Path, text: str, words: list[str]) -> None:
     config = tmp_path / "switchyard.yaml"
     config.write_text(text)
     one_line(run("--config", str(config)), str(config), *words)
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("PORT", "abc"), ("PORT", "70000"), ("SLOT_BUDGET", "-5"), ("DEBUG", "perhaps"), ("DEVICE", "tpu"),
-    ("KEEP_ALIVE", "nan"), ("MAX_BODY", "1XB"), ("LOG_LEVEL", "loud"), ("CPU_UTILIZATION", "7"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "abc"),
+        ("PORT", "70000"),
+        ("SLOT_BUDGET", "-5"),
+        ("DEBUG", "perhaps"),
+        ("DEVICE", "tpu"),
+        ("KEEP_ALIVE", "nan"),
+        ("MAX_BODY", "1XB"),
+        ("LOG_LEVEL", "loud"),
+        ("CPU_UTILIZATION", "7"),
+    ],
+)
 def test_environment_with_a_wrong_value(run: Run, name: str, value: str) -> None:
     one_line(run(**{f"SWITCHYARD_{name}": value}), name.lower())
 
@@ -139,12 +171,16 @@ def test_unknown_profile_names_the_known_ones(run: Run) -> None:
     one_line(run("--profile", "nope"), "nope", "pocket", "workstation")
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("nothing", ["models"]), ("models:\n  a: {family: nope, source: {path: x}}", ["'a'", "family"]),
-    ("models:\n  a: {family: deepseek}", ["'a'", "source"]),
-    ("models:\n  a: {family: deepseek, source: {path: x}, quant_bits: 5}", ["'a'", "quant_bits"]),
-    ("models:\n  a: {family: deepseek, source: {path: x}, quants: 4}", ["'a'", "quants"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("nothing", ["models"]),
+        ("models:\n  a: {family: nope, source: {path: x}}", ["'a'", "family"]),
+        ("models:\n  a: {family: deepseek}", ["'a'", "source"]),
+        ("models:\n  a: {family: deepseek, source: {path: x}, quant_bits: 5}", ["'a'", "quant_bits"]),
+        ("models:\n  a: {family: deepseek, source: {path: x}, quants: 4}", ["'a'", "quants"]),
+    ],
+)
 def test_wrong_models_file(run: Run, tmp_path: Path, text: str, words: list[str]) -> None:
     own = tmp_path / "models.yaml"
     own.write_text(text)
@@ -178,8 +214,9 @@ def test_unknown_model_to_preload(run: Run) -> None:
     one_line(run("--skip-download", SWITCHYARD_PRELOAD="gpt-9"), "gpt-9", "deepseek")
 
 
-@pytest.mark.parametrize("package", ["flask", "flask_compress", "gunicorn", "pydantic", "pydantic_settings", "yaml",
-                                     "psutil", "pynvml"])  # fmt: skip
+@pytest.mark.parametrize(
+    "package", ["flask", "flask_compress", "gunicorn", "pydantic", "pydantic_settings", "yaml", "psutil", "pynvml"]
+)
 def test_missing_package(run: Run, tmp_path: Path, package: str) -> None:
     (tmp_path / "sitecustomize.py").write_text(f"""
 import sys

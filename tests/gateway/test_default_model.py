@@ -48,7 +48,11 @@ def test_the_setting_chooses(start: Start) -> None:
 
 
 def test_refusals(seeing: GatewayProcess) -> None:
-    for fields, word in (({}, "text"), ({"text": "x", "prompt": "y"}, "both"), ({"text": "x", "tune": "y"}, "tune"),
-                         ({"text": "x", "image_url": "http://localhost/x.png"}, "URLs are off")):  # fmt: skip
+    for fields, word in (
+        ({}, "text"),
+        ({"text": "x", "prompt": "y"}, "both"),
+        ({"text": "x", "tune": "y"}, "tune"),
+        ({"text": "x", "image_url": "http://localhost/x.png"}, "URLs are off"),
+    ):
         response = post(seeing, **fields) if fields else seeing.post("/generate", max_new_tokens=1)
         assert response.status_code == 400 and word in response.json()["details"], response.text

@@ -58,8 +58,12 @@ def test_runner_killed_while_it_answers(both: GatewayProcess) -> None:
 
 
 def test_runner_killed_over_an_openai_request(both: GatewayProcess) -> None:
-    asked = {"model": "deepseek", "messages": [{"role": "user", "content": STORY["prompt"]}], "max_tokens": 3500,
-             "repetition_penalty": 1.0}  # fmt: skip
+    asked = {
+        "model": "deepseek",
+        "messages": [{"role": "user", "content": STORY["prompt"]}],
+        "max_tokens": 3500,
+        "repetition_penalty": 1.0,
+    }
     answer = both.later(both.client.post, "/v1/chat/completions", json=asked)
     both.until(lambda: both.model("deepseek")["leases"] or answer.done(), "deepseek to answer")
     os.kill(both.model("deepseek")["pid"], signal.SIGKILL)
@@ -162,8 +166,9 @@ def hanging(start_for_module: Start, tmp_path_factory: pytest.TempPathFactory) -
         (home / name).touch()
     models = only("deepseek", **dict.fromkeys(SLOW, reasoner_at(CHECKPOINT)))
     rules = [f"load model={name} kind=hang:{home / name}" for name in SLOW]
-    gateway = start_for_module(models=models, load_timeout="15s", backoff_first="2m",
-                               inject_fault=";".join(rules)).preloaded()  # fmt: skip
+    gateway = start_for_module(
+        models=models, load_timeout="15s", backoff_first="2m", inject_fault=";".join(rules)
+    ).preloaded()
     gateway.load("deepseek")
     return gateway
 
@@ -196,9 +201,7 @@ def test_a_load_that_hangs(hanging: GatewayProcess) -> None:
     assert "Paris" in hanging.answer("deepseek", **PARIS)["response"]
 
 
-def test_unload_during_a_load_then_ask_again(
-    hanging: GatewayProcess, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_unload_during_a_load_then_ask_again(hanging: GatewayProcess, tmp_path_factory: pytest.TempPathFactory) -> None:
     load = hanging.later(hanging.post, "/admin/models/slow2/load")
     pid = reading(hanging, "slow2")
     assert hanging.post("/admin/models/slow2/unload").status_code == 409
@@ -368,10 +371,15 @@ def test_an_administrator_may_try_again_before_the_pause_is_over(damaged: Gatewa
     _not_json(folder)
 
 
-@pytest.mark.parametrize(("name", "words"), [
-    ("from_hub", ["python main.py download from_hub"]), ("nowhere", ["nowhere", "not there"]),
-    ("no_config", ["config.json"]), ("no_weights", ["safetensors"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("from_hub", ["python main.py download from_hub"]),
+        ("nowhere", ["nowhere", "not there"]),
+        ("no_config", ["config.json"]),
+        ("no_weights", ["safetensors"]),
+    ],
+)
 def test_missing_weights(damaged: GatewayProcess, name: str, words: list[str]) -> None:
     for response in (damaged.generate(name, **SUM), damaged.post(f"/admin/models/{name}/load")):
         assert response.status_code == 503

@@ -117,8 +117,12 @@ def test_min_p_of_one_is_greedy(pocket: GatewayProcess) -> None:
 
 def test_penalties_are_heard(pocket: GatewayProcess) -> None:
     # Kept from ending, it says words again, which a penalty of 2 for each time makes it say otherwise.
-    wanted = {"prompt": "Repeat the word fox ten times.", "max_new_tokens": 80, "min_tokens": 80,
-              "repetition_penalty": 1.0}  # fmt: skip
+    wanted = {
+        "prompt": "Repeat the word fox ten times.",
+        "max_new_tokens": 80,
+        "min_tokens": 80,
+        "repetition_penalty": 1.0,
+    }
     plain = pocket.answer("deepseek", **wanted)["response"]
     for name in ("presence_penalty", "frequency_penalty"):
         assert pocket.answer("deepseek", **wanted, **{name: 2.0})["response"] != plain
@@ -127,7 +131,11 @@ def test_penalties_are_heard(pocket: GatewayProcess) -> None:
 def test_an_answer_of_a_given_shape(pocket: GatewayProcess) -> None:
     wanted = {"type": "regex", "regex": "(red|green) (fox|hen)"}
     assert pocket.answer("deepseek", prompt="Say a word.", response_format=wanted)["response"] in (
-        "red fox", "red hen", "green fox", "green hen")  # fmt: skip
+        "red fox",
+        "red hen",
+        "green fox",
+        "green hen",
+    )
 
 
 def test_every_response_has_an_id(pocket: GatewayProcess) -> None:

@@ -10,17 +10,7 @@ import psutil
 import pytest
 
 from tests.conftest import Start
-from tests.support.gateway import (
-    CHECKPOINT,
-    ONE_AT_ONCE,
-    PARIS,
-    ROOT,
-    SMOLLM2,
-    SUM,
-    GatewayProcess,
-    only,
-    reasoner_at,
-)
+from tests.support.gateway import CHECKPOINT, ONE_AT_ONCE, PARIS, ROOT, SMOLLM2, SUM, GatewayProcess, only, reasoner_at
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +25,16 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def halves(start_for_module: Start, weights: Path) -> GatewayProcess:
     """A gateway with two slots, each with room for one runner of both models."""
-    models = only("deepseek", deepseek=ONE_AT_ONCE | {
-        "source": {"path": str(weights.parent), "file": weights.name}, "replicas": 2,
-    }) | {
+    models = only(
+        "deepseek",
+        deepseek=ONE_AT_ONCE | {"source": {"path": str(weights.parent), "file": weights.name}, "replicas": 2},
+    ) | {
         "reasoner": reasoner_at(CHECKPOINT, cpu_quant_bits=4, replicas=2),
         "second": reasoner_at(CHECKPOINT, cpu_quant_bits=4, device="cpu:1"),
-    }  # fmt: skip
-    return start_for_module(models=models, cpu_slots=2, slot_budgets="cpu:0=400MB,cpu:1=440MB", keep_alive=-1,
-                            heartbeat_timeout="10m")  # fmt: skip
+    }
+    return start_for_module(
+        models=models, cpu_slots=2, slot_budgets="cpu:0=400MB,cpu:1=440MB", keep_alive=-1, heartbeat_timeout="10m"
+    )
 
 
 def placed(gateway: GatewayProcess, model: str) -> dict[str, str | None]:
@@ -58,8 +50,9 @@ def test_replicas_are_loaded_on_both_slots_at_the_same_time(halves: GatewayProce
     loaded = load.result().json()["model"]
     assert loaded["state"] == "ready" and loaded["name"] == "reasoner" and loaded["note"] is None
     assert placed(halves, "reasoner") in (
-        {"reasoner": "cpu:0", "reasoner#2": "cpu:1"}, {"reasoner": "cpu:1", "reasoner#2": "cpu:0"}
-    )  # fmt: skip
+        {"reasoner": "cpu:0", "reasoner#2": "cpu:1"},
+        {"reasoner": "cpu:1", "reasoner#2": "cpu:0"},
+    )
     log = halves.log()
     first_done = log.index(": loaded reasoner")
     assert 0 < log.index(": loading reasoner-") < first_done and 0 < log.index(": loading reasoner#2-") < first_done
@@ -128,8 +121,10 @@ def at_rest(gateway: GatewayProcess) -> tuple[dict[str, Any], int] | None:
         return None
     listed = {process["pid"]: process["role"] for process in told["host"]["processes"]}
     there = {process.pid for process in gateway.processes()}
-    zygotes, spares = ({process["model"] for process in told["host"]["processes"] if process["role"] == role}
-                       for role in ("zygote", "spare"))  # fmt: skip
+    zygotes, spares = (
+        {process["model"] for process in told["host"]["processes"] if process["role"] == role}
+        for role in ("zygote", "spare")
+    )
     known = all(model["measured_bytes"] is not None for model in told["models"].values())
     rests = listed.keys() == there and "helper" not in listed.values() and zygotes == spares
     return (told, product) if rests and known else None
@@ -229,8 +224,9 @@ def test_what_fits_no_gpu_runs_on_the_cpu_and_says_so(start: Start, monkeypatch:
     assert (told["gpu_total_gb"], told["gpu_allocated_gb"], told["gpu_free_gb"]) == (0.5, 0.07, 0.43)
     mib = 2**20
     assert [(gpu["device"], gpu["total_bytes"], gpu["used_bytes"], gpu["free_bytes"]) for gpu in told["gpus"]] == [
-        ("cuda:0", 256 * mib, 56 * mib, 200 * mib), ("cuda:1", 256 * mib, 16 * mib, 240 * mib)
-    ]  # fmt: skip
+        ("cuda:0", 256 * mib, 56 * mib, 200 * mib),
+        ("cuda:1", 256 * mib, 16 * mib, 240 * mib),
+    ]
     first, second, _ = told["slots"]
     assert (first["budget_bytes"], first["others_at_start_bytes"]) == (200 * mib, 56 * mib)
     assert (second["budget_bytes"], second["others_at_start_bytes"]) == (100_000_000, 16 * mib)

@@ -34,8 +34,10 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory: pytest.TempPathFactory, held: Path) -> Iterator[Flask]:
     home = tmp_path_factory.mktemp("offloaded")
-    models = only(large=reasoner_at(CHECKPOINT, device="cuda:0", max_memory={"0": "300KB", "cpu": "1GB"}),
-                  small=reasoner_at(CHECKPOINT, device="cpu", cache_tokens=100_000))  # fmt: skip
+    models = only(
+        large=reasoner_at(CHECKPOINT, device="cuda:0", max_memory={"0": "300KB", "cpu": "1GB"}),
+        small=reasoner_at(CHECKPOINT, device="cpu", cache_tokens=100_000),
+    )
     catalog = home / "models.yaml"
     catalog.write_text(yaml.safe_dump({"models": models}))
     folders = {f"{name}_dir": home / name for name in ("models", "logs", "tmp")}
@@ -44,8 +46,16 @@ def simulated(tmp_path_factory: pytest.TempPathFactory, held: Path) -> Iterator[
             patched.delenv(name)
         patched.setenv("SWITCHYARD_INJECT_FAULT", f"load model=large kind=hang:{held}; load model=large kind=cuda")
         patched.setattr(devices, "gpus", lambda: [devices.Gpu(0, 0, "GPU-0", "none", 8 * 10**9, 8 * 10**9)])
-        app = create_app(Settings(profile="pocket", models_file=catalog, fallback="none", cpu_threads=1,
-                                  slot_budgets={"cpu": BUDGET}, **folders))  # fmt: skip
+        app = create_app(
+            Settings(
+                profile="pocket",
+                models_file=catalog,
+                fallback="none",
+                cpu_threads=1,
+                slot_budgets={"cpu": BUDGET},
+                **folders,
+            )
+        )
         yield app
         held.unlink(missing_ok=True)
         app.extensions["switchyard"].stop()

@@ -45,11 +45,13 @@ def short(start_for_module: Start, tmp_path_factory: pytest.TempPathFactory) -> 
         "hog": "step times=30 kind=grow:40MB",
         "grower": "step times=1 kind=grow:150MB",
     }
-    text = ";".join(f"{place} model={name} {rest}" for name, rule in rules.items()
-                    for place, _, rest in [rule.partition(" ")])  # fmt: skip
+    text = ";".join(
+        f"{place} model={name} {rest}" for name, rule in rules.items() for place, _, rest in [rule.partition(" ")]
+    )
     models = {name: reasoner_at(CHECKPOINT, cache_tokens=2048) for name in (*rules, "bystander", "limited")}
-    return start_for_module(models=only(**models), inject_fault=text, slot_budget=BUDGET, memory_floor=0,
-                            backoff_first="5m").preloaded()  # fmt: skip
+    return start_for_module(
+        models=only(**models), inject_fault=text, slot_budget=BUDGET, memory_floor=0, backoff_first="5m"
+    ).preloaded()
 
 
 def steps(gateway: GatewayProcess, model: str) -> dict[str, int]:
@@ -120,8 +122,9 @@ def test_a_whole_answer_that_has_begun_is_not_half_an_answer(short: GatewayProce
 
 def test_those_of_a_batch_are_answered_one_by_one(short: GatewayProcess) -> None:
     with short.forks_held():  # the load waits, and they for it, so that they begin together
-        asked = [short.later(short.generate, "crowd", prompt=f"What is {one} + 25?", min_tokens=40)
-                 for one in (1, 17, 40)]  # fmt: skip
+        asked = [
+            short.later(short.generate, "crowd", prompt=f"What is {one} + 25?", min_tokens=40) for one in (1, 17, 40)
+        ]
         short.until(lambda: short.model("crowd")["waiting"] == 3, "all of them to wait")
     answers = [future.result() for future in asked]
     assert [answer.status_code for answer in answers] == [200] * 3, [answer.text for answer in answers]
@@ -218,16 +221,21 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
     whenever it is asked. Its runners are real."""
     home = tmp_path_factory.mktemp("simulated")
     catalog = home / "models.yaml"
-    models = only(falls=reasoner_at(CHECKPOINT), victim=reasoner_at(CHECKPOINT, device="cpu"),
-                  young=reasoner_at(CHECKPOINT, device="cpu"))  # fmt: skip
+    models = only(
+        falls=reasoner_at(CHECKPOINT),
+        victim=reasoner_at(CHECKPOINT, device="cpu"),
+        young=reasoner_at(CHECKPOINT, device="cpu"),
+    )
     catalog.write_text(yaml.safe_dump({"models": models}))
     folders = {f"{name}_dir": home / name for name in ("models", "logs", "tmp")}
     with pytest.MonkeyPatch.context() as patched:
         for name in [name for name in os.environ if name.startswith("SWITCHYARD_")]:
             patched.delenv(name)
-        patched.setenv("SWITCHYARD_INJECT_FAULT", "load model=falls level=normal,small_batch,offload kind=cuda;"
-                       f"step model=victim above=1 after=3 kind=kill; load model=young once={home}/killed kind=kill"
-                       )  # fmt: skip
+        patched.setenv(
+            "SWITCHYARD_INJECT_FAULT",
+            "load model=falls level=normal,small_batch,offload kind=cuda;"
+            f"step model=victim above=1 after=3 kind=kill; load model=young once={home}/killed kind=kill",
+        )
         patched.setattr(devices, "gpus", lambda: [devices.Gpu(0, 0, "GPU-0", "none", 8 * 10**9, 8 * 10**9)])
         patched.setattr(watchdog, "kernel_kills", itertools.count().__next__)
         app = create_app(Settings(profile="pocket", models_file=catalog, degraded_for=0.0, cpu_threads=1, **folders))

@@ -31,10 +31,17 @@ def test_no_body(pocket: GatewayProcess) -> None:
     refused(pocket.client.post("/generate/deepseek", content=b"  "), 400, "no body")
 
 
-@pytest.mark.parametrize("body", [
-    b'{"prompt": "Hello"', b"Hello", b"\xff\xfe\x00", b'{"prompt": "\xff"}', b"[" * 100_000,
-    b'{"max_new_tokens": ' + b"9" * 10_000 + b"}",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"prompt": "Hello"',
+        b"Hello",
+        b"\xff\xfe\x00",
+        b'{"prompt": "\xff"}',
+        b"[" * 100_000,
+        b'{"max_new_tokens": ' + b"9" * 10_000 + b"}",
+    ],
+)
 def test_body_that_is_not_json(pocket: GatewayProcess, body: bytes) -> None:
     headers = {"content-type": "application/json"}
     refused(pocket.client.post("/generate/deepseek", content=body, headers=headers), 400, "JSON")
@@ -45,23 +52,71 @@ def test_json_that_is_no_object(pocket: GatewayProcess, body: str) -> None:
     refused(pocket.client.post("/generate/deepseek", content=body), 400, "object")
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("prompt", ""), ("prompt", 7), ("prompt", None), ("prompt", ["Hello"]),
-    ("max_new_tokens", 0), ("max_new_tokens", -5), ("max_new_tokens", 10**9), ("max_new_tokens", 10**300),
-    ("max_new_tokens", 1.5), ("max_new_tokens", "many"), ("max_new_tokens", "5"), ("max_new_tokens", True),
-    ("temperature", -0.1), ("temperature", 2.5), ("temperature", "hot"), ("temperature", float("nan")),
-    ("temperature", float("inf")), ("temperature", True),
-    ("top_p", 0), ("top_p", 1.5), ("top_p", float("nan")), ("top_k", -1), ("top_k", 1.5),
-    ("repetition_penalty", 0), ("repetition_penalty", 5), ("repetition_penalty", float("nan")),
-    ("min_p", -0.1), ("min_p", 1.5), ("min_tokens", -1), ("min_tokens", 10**6), ("presence_penalty", 2.5),
-    ("frequency_penalty", -2.5), ("logit_bias", {"x": 1}), ("logit_bias", {"5": 200}), ("logit_bias", [5]),
-    ("response_format", "json"), ("response_format", {"type": "xml"}), ("response_format", {"type": "regex"}),
-    ("seed", -1), ("seed", 2**32), ("seed", "x"), ("seed", 1.5),
-    ("stop", [""]), ("stop", ""), ("stop", 7), ("stop", [7]), ("stop", ["x"] * 17),
-    ("keep_alive", "soon"), ("keep_alive", True), ("keep_alive", float("nan")), ("keep_alive", [1]),
-    ("timeout", 0), ("timeout", -1), ("timeout", 10**9), ("timeout", "later"), ("timeout", float("inf")),
-    ("priority", "urgent"), ("stream", "yes"), ("stream", 1), ("system", 7),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("prompt", ""),
+        ("prompt", 7),
+        ("prompt", None),
+        ("prompt", ["Hello"]),
+        ("max_new_tokens", 0),
+        ("max_new_tokens", -5),
+        ("max_new_tokens", 10**9),
+        ("max_new_tokens", 10**300),
+        ("max_new_tokens", 1.5),
+        ("max_new_tokens", "many"),
+        ("max_new_tokens", "5"),
+        ("max_new_tokens", True),
+        ("temperature", -0.1),
+        ("temperature", 2.5),
+        ("temperature", "hot"),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("temperature", True),
+        ("top_p", 0),
+        ("top_p", 1.5),
+        ("top_p", float("nan")),
+        ("top_k", -1),
+        ("top_k", 1.5),
+        ("repetition_penalty", 0),
+        ("repetition_penalty", 5),
+        ("repetition_penalty", float("nan")),
+        ("min_p", -0.1),
+        ("min_p", 1.5),
+        ("min_tokens", -1),
+        ("min_tokens", 10**6),
+        ("presence_penalty", 2.5),
+        ("frequency_penalty", -2.5),
+        ("logit_bias", {"x": 1}),
+        ("logit_bias", {"5": 200}),
+        ("logit_bias", [5]),
+        ("response_format", "json"),
+        ("response_format", {"type": "xml"}),
+        ("response_format", {"type": "regex"}),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("seed", "x"),
+        ("seed", 1.5),
+        ("stop", [""]),
+        ("stop", ""),
+        ("stop", 7),
+        ("stop", [7]),
+        ("stop", ["x"] * 17),
+        ("keep_alive", "soon"),
+        ("keep_alive", True),
+        ("keep_alive", float("nan")),
+        ("keep_alive", [1]),
+        ("timeout", 0),
+        ("timeout", -1),
+        ("timeout", 10**9),
+        ("timeout", "later"),
+        ("timeout", float("inf")),
+        ("priority", "urgent"),
+        ("stream", "yes"),
+        ("stream", 1),
+        ("system", 7),
+    ],
+)
 def test_wrong_values_are_named(pocket: GatewayProcess, field: str, value: Any) -> None:
     body = json.dumps({"prompt": "Hello"} | {field: value})  # with NaN, which no strict client would send
     response = pocket.client.post("/generate/deepseek", content=body, headers={"content-type": "application/json"})
@@ -128,11 +183,18 @@ def test_body_over_the_limit_without_a_length(pocket: GatewayProcess) -> None:
     refused(pocket.client.post("/generate/deepseek", content=chunks()), 413, "200000")
 
 
-@pytest.mark.parametrize(("method", "path"), [
-    ("GET", "/generate/deepseek"), ("PUT", "/generate/deepseek"), ("DELETE", "/generate/deepseek"),
-    ("GET", "/admin/emergency_cleanup"), ("GET", "/admin/models/deepseek/load"), ("POST", "/admin/memory_status"),
-    ("POST", "/health"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/generate/deepseek"),
+        ("PUT", "/generate/deepseek"),
+        ("DELETE", "/generate/deepseek"),
+        ("GET", "/admin/emergency_cleanup"),
+        ("GET", "/admin/models/deepseek/load"),
+        ("POST", "/admin/memory_status"),
+        ("POST", "/health"),
+    ],
+)
 def test_wrong_method(pocket: GatewayProcess, method: str, path: str) -> None:
     response = pocket.client.request(method, path)
     refused(response, 405)

@@ -40,15 +40,27 @@ def port() -> Iterator[int]:
 
 def start(way: str, home: Path, port: int, **variables: str) -> tuple[int, str]:
     environment = clean_environment(home) | {"SWITCHYARD_PORT": str(port)} | variables
-    done = subprocess.run(WAYS[way], cwd=ROOT if way == "gunicorn" else home, env=environment, text=True,
-                          timeout=PATIENCE, stdin=subprocess.DEVNULL, capture_output=True)  # fmt: skip
+    done = subprocess.run(
+        WAYS[way],
+        cwd=ROOT if way == "gunicorn" else home,
+        env=environment,
+        text=True,
+        timeout=PATIENCE,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+    )
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize(("way", "mistake"), [
-    *(("main", mistake) for mistake in MISTAKES),
-    ("gunicorn", "setting"), ("gunicorn", "model"), ("gunicorn", "folder"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("way", "mistake"),
+    [
+        *(("main", mistake) for mistake in MISTAKES),
+        ("gunicorn", "setting"),
+        ("gunicorn", "model"),
+        ("gunicorn", "folder"),
+    ],
+)
 def test_mistakes_come_before_the_port(tmp_path: Path, port: int, way: str, mistake: str) -> None:
     variables, word = MISTAKES[mistake]
     status, errors = start(way, tmp_path, port, **variables)

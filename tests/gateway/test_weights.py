@@ -43,13 +43,17 @@ def hub() -> Iterator[Hub]:
 def gateway(hub: Hub, start_for_module: Start, tmp_path_factory: pytest.TempPathFactory) -> GatewayProcess:
     """A gateway of models that are on the hub, in ways that differ."""
     models = only(
-        sums=hub_model("acme/reasoner", "sums"), twin=hub_model("acme/reasoner", "sums", quant_bits=16),
-        next=hub_model("acme/reasoner", "next"), gated=hub_model("acme/gated", "gated"),
-        lost=hub_model("acme/nowhere", "lost"), huge=hub_model("acme/huge", "huge"),
-        linked=hub_model("acme/reasoner", "linked"), here=reasoner_at(CHECKPOINT),
+        sums=hub_model("acme/reasoner", "sums"),
+        twin=hub_model("acme/reasoner", "sums", quant_bits=16),
+        next=hub_model("acme/reasoner", "next"),
+        gated=hub_model("acme/gated", "gated"),
+        lost=hub_model("acme/nowhere", "lost"),
+        huge=hub_model("acme/huge", "huge"),
+        linked=hub_model("acme/reasoner", "linked"),
+        here=reasoner_at(CHECKPOINT),
         one=hub_model("acme/ggufs", "ggufs", file="a.gguf", engine="llama_cpp"),
         two=hub_model("acme/ggufs", "ggufs", file="b.gguf", engine="llama_cpp"),
-    )  # fmt: skip
+    )
     started = start_for_module(launch=False, models=models)
     home = tmp_path_factory.mktemp("hf")
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy", "ALL_PROXY"):
@@ -129,8 +133,10 @@ def test_progress_is_seen_and_a_cancelled_download_is_kept(hub: Hub, gateway: Ga
     first = ask(gateway, "sums")
     assert ask(gateway, "next")["state"] == "queued"
     hub.wait_held(1)
-    gateway.until(lambda: stages(gateway, "sums") == {WEIGHTS: ("fetching", HELD)},
-                  "all files but the one that is held, and what came of that")  # fmt: skip
+    gateway.until(
+        lambda: stages(gateway, "sums") == {WEIGHTS: ("fetching", HELD)},
+        "all files but the one that is held, and what came of that",
+    )
     seen = state(gateway, "sums")
     total = sum(len(content) for name, content in hub.repos["acme/reasoner"].files.items() if name != "README.md")
     assert seen["state"] == "running" and seen["total"] == total and seen["fetched"] == seen["done"] < total
@@ -178,7 +184,8 @@ def test_what_is_used_is_not_deleted_unless_forced(gateway: GatewayProcess) -> N
     quantized = folder(gateway, ".switchyard") / "quantized" / "sums-4bit-0123"
     quantized.mkdir(parents=True)
     (quantized / "switchyard.json").write_text(
-        '{"model": "sums", "bits": 4, "variant": "cpu", "bytes": 5, "files": {}}')  # fmt: skip
+        '{"model": "sums", "bits": 4, "variant": "cpu", "bytes": 5, "files": {}}'
+    )
     assert told(gateway, "sums")["kept_bytes"] == 5
     gateway.until(lambda: "sums" in zygotes(gateway), "a zygote of sums")
     freed = delete(gateway, "sums", force="true")
@@ -196,10 +203,18 @@ def test_what_is_used_is_not_deleted_unless_forced(gateway: GatewayProcess) -> N
 
 
 def test_the_journal_tells_it(gateway: GatewayProcess) -> None:
-    told = [entry["text"] for kind in ("download", "deleted")
-            for entry in gateway.get(f"/admin/events?model=sums&kind={kind}")["data"]]  # fmt: skip
-    for words in ("Downloading sums from acme/reasoner", "cancelled at", "sums is downloaded", "as the hub has them",
-                  "were deleted"):  # fmt: skip
+    told = [
+        entry["text"]
+        for kind in ("download", "deleted")
+        for entry in gateway.get(f"/admin/events?model=sums&kind={kind}")["data"]
+    ]
+    for words in (
+        "Downloading sums from acme/reasoner",
+        "cancelled at",
+        "sums is downloaded",
+        "as the hub has them",
+        "were deleted",
+    ):
         assert any(words in text for text in told), (words, told)
 
 
@@ -216,11 +231,14 @@ def test_loaded_and_alone(gateway: GatewayProcess) -> None:
     gateway.unload("next")
 
 
-@pytest.mark.parametrize(("name", "words"), [
-    ("gated", ["gated", "HF_TOKEN"]),
-    ("lost", ["no repository acme/nowhere"]),
-    ("huge", ["huge needs", "are free there"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gated", ["gated", "HF_TOKEN"]),
+        ("lost", ["no repository acme/nowhere"]),
+        ("huge", ["huge needs", "are free there"]),
+    ],
+)
 def test_what_cannot_be_fetched_says_why(hub: Hub, gateway: GatewayProcess, name: str, words: list[str]) -> None:
     hub.forget()
     ask(gateway, name)
@@ -269,14 +287,17 @@ def test_another_process_s_download_is_not_deleted_under_it(hub: Hub, gateway: G
         assert "another download" in ended(gateway, "next")["error"]
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [
-    ("POST", "/admin/models/nobody/download", 404),
-    ("DELETE", "/admin/models/nobody/download", 404),
-    ("DELETE", "/admin/models/nobody/weights", 404),
-    ("DELETE", "/admin/models/next/weights?force=perhaps", 400),
-    ("DELETE", "/admin/models/next/weights?force=true&force=false", 400),
-    ("DELETE", "/admin/models/next/weights?also=all", 400),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/admin/models/nobody/download", 404),
+        ("DELETE", "/admin/models/nobody/download", 404),
+        ("DELETE", "/admin/models/nobody/weights", 404),
+        ("DELETE", "/admin/models/next/weights?force=perhaps", 400),
+        ("DELETE", "/admin/models/next/weights?force=true&force=false", 400),
+        ("DELETE", "/admin/models/next/weights?also=all", 400),
+    ],
+)
 def test_what_nobody_can_mean(gateway: GatewayProcess, method: str, path: str, status: int) -> None:
     assert gateway.client.request(method, path).status_code == status
     refused(gateway.post("/admin/models/next/download", speed=1), 400, "speed")

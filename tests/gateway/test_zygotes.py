@@ -170,9 +170,7 @@ def test_a_zygote_that_is_stuck_is_given_up_and_nobody_else_suffers(gateway: Gat
     gateway.unload("reasoner")
 
 
-def test_a_stuck_zygote_that_is_given_up_meanwhile_holds_nobody_up(
-    gateway: GatewayProcess, checkpoint: Path
-) -> None:
+def test_a_stuck_zygote_that_is_given_up_meanwhile_holds_nobody_up(gateway: GatewayProcess, checkpoint: Path) -> None:
     opened = gateway.log().count(f"reasoner{_OPENED}")
     os.utime(checkpoint / "config.json")  # what one of the old files did does not count for the new
     gateway.load("reasoner")

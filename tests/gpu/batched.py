@@ -66,13 +66,18 @@ def main(name: str, path: str) -> dict[str, Any]:
         assert answer.error is None, answer.error
     same = [nearly_same(ours, theirs, TOLERANCE) for ours, theirs in zip(together, lonely, strict=True)]
     return {
-        "model": name, "device": device, "rows": max(len(step) for step in crowd.watched.together),
-        "tokens": [len(answer.ids) for answer in together], "same": same,
-        "steps_alone": steps_alone, "steps_together": steps_together,
-        "seconds_alone": round(seconds_alone, 3), "seconds_together": round(seconds_together, 3),
+        "model": name,
+        "device": device,
+        "rows": max(len(step) for step in crowd.watched.together),
+        "tokens": [len(answer.ids) for answer in together],
+        "same": same,
+        "steps_alone": steps_alone,
+        "steps_together": steps_together,
+        "seconds_alone": round(seconds_alone, 3),
+        "seconds_together": round(seconds_together, 3),
         "kept_bytes": torch.cuda.memory_allocated() - before if on_gpu else 0,
         "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else 0,
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

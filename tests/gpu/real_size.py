@@ -13,36 +13,87 @@ from typing import Any
 
 POCKET = Path(__file__).resolve().parents[2] / "pocket" / "checkpoints"
 
-_QWEN_VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 2048,
-                "fullatt_block_indexes": [7, 15, 23, 31]}  # fmt: skip
-_QWEN_3B = {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,
-            "num_key_value_heads": 2, "max_position_embeddings": 32768, "vocab_size": 151936,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}}  # fmt: skip
+_QWEN_VISION = {
+    "depth": 32,
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "out_hidden_size": 2048,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+}
+_QWEN_3B = {
+    "hidden_size": 2048,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32768,
+    "vocab_size": 151936,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+}
 _WHISPER = {"d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120}
 
 SIZES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "deepseek": ("reasoner", "Qwen3ForCausalLM", {
-        "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 32768,
-    }),
-    "qwen_vl": ("qwen-vl-3b", "Qwen2_5_VLForConditionalGeneration", {
-        "text_config": _QWEN_3B, "vision_config": _QWEN_VISION,
-    }),
-    "qwen_audio": ("qwen-audio-7b", "Qwen2AudioForConditionalGeneration", {
-        "text_config": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-                        "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 156032},
-        "audio_config": _WHISPER,
-    }),
-    "qwen_omni": ("qwen-omni-3b", "Qwen2_5OmniThinkerForConditionalGeneration", {
-        "text_config": _QWEN_3B, "vision_config": _QWEN_VISION, "audio_config": _WHISPER | {"output_dim": 2048},
-    }),
-    "blip_vqa": ("blip-vqa-base", "BlipForQuestionAnswering", {
-        "text_config": {"hidden_size": 768, "encoder_hidden_size": 768, "intermediate_size": 3072,
-                        "num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size": 30524},
-        "vision_config": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-                          "num_attention_heads": 12},
-    }),
-}  # fmt: skip
+    "deepseek": (
+        "reasoner",
+        "Qwen3ForCausalLM",
+        {
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "vocab_size": 151936,
+            "max_position_embeddings": 32768,
+        },
+    ),
+    "qwen_vl": (
+        "qwen-vl-3b",
+        "Qwen2_5_VLForConditionalGeneration",
+        {"text_config": _QWEN_3B, "vision_config": _QWEN_VISION},
+    ),
+    "qwen_audio": (
+        "qwen-audio-7b",
+        "Qwen2AudioForConditionalGeneration",
+        {
+            "text_config": {
+                "hidden_size": 4096,
+                "intermediate_size": 11008,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 32,
+                "vocab_size": 156032,
+            },
+            "audio_config": _WHISPER,
+        },
+    ),
+    "qwen_omni": (
+        "qwen-omni-3b",
+        "Qwen2_5OmniThinkerForConditionalGeneration",
+        {"text_config": _QWEN_3B, "vision_config": _QWEN_VISION, "audio_config": _WHISPER | {"output_dim": 2048}},
+    ),
+    "blip_vqa": (
+        "blip-vqa-base",
+        "BlipForQuestionAnswering",
+        {
+            "text_config": {
+                "hidden_size": 768,
+                "encoder_hidden_size": 768,
+                "intermediate_size": 3072,
+                "num_hidden_layers": 12,
+                "num_attention_heads": 12,
+                "vocab_size": 30524,
+            },
+            "vision_config": {
+                "hidden_size": 768,
+                "intermediate_size": 3072,
+                "num_hidden_layers": 12,
+                "num_attention_heads": 12,
+            },
+        },
+    ),
+}
 """Name of the catalog → pocket checkpoint, class, and the dimensions that make it the real size."""
 
 

@@ -21,8 +21,13 @@ pytestmark = MARKS
 def test_sixteen_at_once(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
     subprocess.run([sys.executable, "-m", "tests.gpu.real_size", name, str(folder)], cwd=ROOT, check=True)
-    done = subprocess.run([sys.executable, "-m", "tests.gpu.batched", name, str(folder)], cwd=ROOT, check=False,
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.gpu.batched", name, str(folder)],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
     for file in folder.glob("*.safetensors"):
         file.unlink()
     assert done.returncode == 0, done.stderr

@@ -14,8 +14,14 @@ pytestmark = MARKS
 
 def test_libraries_compute_on_the_gpu(tmp_path: Path) -> None:
     environment = clean_environment(tmp_path) | {"SWITCHYARD_PORT": str(free_port())}
-    done = subprocess.run([sys.executable, str(ROOT / "main.py"), "doctor", "--json"], cwd=tmp_path, env=environment,
-                          capture_output=True, text=True, timeout=600)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), "doctor", "--json"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
     assert checks["driver"]["status"] == "ok" and "for CUDA up to" in checks["driver"]["says"], checks
     assert checks["driver"]["says"].count("GiB") == gpus()

@@ -17,9 +17,13 @@ from tests.gpu.real_size import SIZES
 from tests.support.gateway import ROOT, GatewayProcess, only
 
 EXAMPLES = ROOT / "examples"
-MEDIA = {"deepseek": {}, "qwen_vl": {"image": "red-circle.png", "video": "moves-left.mp4"},
-         "qwen_audio": {"audio": "rising.wav"}, "blip_vqa": {"image": "red-circle.png"},
-         "qwen_omni": {"image": "red-circle.png", "audio": "rising.wav", "video": "moves-left.mp4"}}  # fmt: skip
+MEDIA = {
+    "deepseek": {},
+    "qwen_vl": {"image": "red-circle.png", "video": "moves-left.mp4"},
+    "qwen_audio": {"audio": "rising.wav"},
+    "blip_vqa": {"image": "red-circle.png"},
+    "qwen_omni": {"image": "red-circle.png", "audio": "rising.wav", "video": "moves-left.mp4"},
+}
 
 
 pytestmark = MARKS
@@ -56,8 +60,16 @@ def test_loads_answers_and_gives_its_memory_back(served: tuple[str, GatewayProce
     assert loaded["bytes"] > 0
     gateway.unload(name)
     gateway.until(lambda: used() <= before + 64 * 2**20, "the driver to show the memory back", 30)
-    record({"model": name, "bits": bits, "resident_bytes": loaded["bytes"], "peak_bytes": peak.bytes - before,
-            "load_seconds": round(seconds, 2), "timings": answer.json()["timings"]})  # fmt: skip
+    record(
+        {
+            "model": name,
+            "bits": bits,
+            "resident_bytes": loaded["bytes"],
+            "peak_bytes": peak.bytes - before,
+            "load_seconds": round(seconds, 2),
+            "timings": answer.json()["timings"],
+        }
+    )
 
 
 def test_repeated_swaps_do_not_creep(served: tuple[str, GatewayProcess]) -> None:

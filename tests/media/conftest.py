@@ -15,10 +15,16 @@ from media.limits import MediaLimits
 @pytest.fixture
 def limits() -> MediaLimits:
     return MediaLimits(
-        max_items=16, max_bytes=64 * 2**20, max_pixels=50_000_000,
-        max_audio_seconds=600, max_video_seconds=600,
-        video_frames=8, max_video_frames=64, timeout=60, memory=2 * 2**30,
-    )  # fmt: skip
+        max_items=16,
+        max_bytes=64 * 2**20,
+        max_pixels=50_000_000,
+        max_audio_seconds=600,
+        max_video_seconds=600,
+        video_frames=8,
+        max_video_frames=64,
+        timeout=60,
+        memory=2 * 2**30,
+    )
 
 
 @pytest.fixture(scope="session")

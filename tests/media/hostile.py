@@ -15,15 +15,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from tests.media.samples import (
-    audio_bytes,
-    audio_only_mp4,
-    encoded,
-    halves,
-    image_bytes,
-    video_bytes,
-    wav,
-)
+from tests.media.samples import audio_bytes, audio_only_mp4, encoded, halves, image_bytes, video_bytes, wav
 
 Entry = tuple[str, str, bytes, frozenset[int]]
 
@@ -255,8 +247,9 @@ def _wide(mp4: bytes) -> bytes:
 def _nested(head: bytes) -> bytes:
     depth = 20_000
     sizes = [8 * (depth - level) for level in range(depth)]
-    data = b"".join(struct.pack(">I", size) + (b"moov", b"trak", b"mdia")[min(2, level)]
-                    for level, size in enumerate(sizes))  # fmt: skip
+    data = b"".join(
+        struct.pack(">I", size) + (b"moov", b"trak", b"mdia")[min(2, level)] for level, size in enumerate(sizes)
+    )
     return head + data
 
 

@@ -81,8 +81,15 @@ CODECS = {"mp4": "libx264", "mov": "libx264", "avi": "mpeg4", "webm": "libvpx", 
 
 @cache
 def video_bytes(
-    container: str = "mp4", codec: str = "", frames: int = 40, rate: int = 20,
-    width: int = 64, height: int = 48, sound: bool = False, split: bool = False, group: int = 12,
+    container: str = "mp4",
+    codec: str = "",
+    frames: int = 40,
+    rate: int = 20,
+    width: int = 64,
+    height: int = 48,
+    sound: bool = False,
+    split: bool = False,
+    group: int = 12,
 ) -> bytes:
     """Return a video whose frame ``i`` is (:func:`level` of i, 0, 0), or :func:`halves` if ``split``.
 
@@ -119,8 +126,9 @@ def turned(mp4: bytes, matrix: tuple[int, int, int, int]) -> bytes:
     return mp4[:at] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + mp4[at + 36 :]
 
 
-def wav(data: bytes, *, rate: int = 16_000, channels: int = 1, bits: int = 16, tag: int = 1,
-        declared: int | None = None) -> bytes:  # fmt: skip
+def wav(
+    data: bytes, *, rate: int = 16_000, channels: int = 1, bits: int = 16, tag: int = 1, declared: int | None = None
+) -> bytes:
     """Return a WAV with a header as told, true or not; ``declared`` is the size of data that it claims."""
     size = len(data) if declared is None else declared
     align = channels * bits // 8 & 0xFFFF

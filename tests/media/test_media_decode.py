@@ -135,8 +135,9 @@ def test_audio(one: Decode, format: str, rate: int, channels: int) -> None:
     assert abs(result.meta["duration"] - 1) < 0.06
 
 
-@pytest.mark.parametrize(("bits", "tag", "dtype"), [(8, 1, "<u1"), (16, 1, "<i2"), (32, 1, "<i4"),
-                                                    (32, 3, "<f4"), (64, 3, "<f8")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("bits", "tag", "dtype"), [(8, 1, "<u1"), (16, 1, "<i2"), (32, 1, "<i4"), (32, 3, "<f4"), (64, 3, "<f8")]
+)
 def test_wav_sample_formats(one: Decode, bits: int, tag: int, dtype: str) -> None:
     wave = tone(rate=16_000, seconds=0.2)
     full = {"u": 127.0, "i": 2.0 ** (bits - 1) - 1, "f": 1.0}[dtype[1]]
@@ -157,9 +158,18 @@ def test_channels_are_averaged(one: Decode) -> None:
 
 @pytest.mark.parametrize(
     ("container", "codec"),
-    [("mp4", "libx264"), ("mp4", "mpeg4"), ("mov", "libx264"), ("avi", "mpeg4"), ("avi", "libx264"),
-     ("avi", "mjpeg"), ("webm", "libvpx"), ("webm", "libvpx-vp9"), ("matroska", "libx264")],
-)  # fmt: skip
+    [
+        ("mp4", "libx264"),
+        ("mp4", "mpeg4"),
+        ("mov", "libx264"),
+        ("avi", "mpeg4"),
+        ("avi", "libx264"),
+        ("avi", "mjpeg"),
+        ("webm", "libvpx"),
+        ("webm", "libvpx-vp9"),
+        ("matroska", "libx264"),
+    ],
+)
 def test_video(one: Decode, container: str, codec: str) -> None:
     frames, result = one("video", video_bytes(container, codec))
     assert frames.shape == (8, 48, 64, 3) and frames.dtype == np.uint8
@@ -196,9 +206,13 @@ def test_no_frame_twice(one: Decode) -> None:
 
 @pytest.mark.parametrize(
     ("matrix", "red_at", "blue_at"),
-    [((1, 0, 0, 1), (24, 8), (24, 56)), ((0, 1, -1, 0), (8, 24), (56, 24)),
-     ((-1, 0, 0, -1), (24, 56), (24, 8)), ((0, -1, 1, 0), (56, 24), (8, 24))],
-)  # fmt: skip
+    [
+        ((1, 0, 0, 1), (24, 8), (24, 56)),
+        ((0, 1, -1, 0), (8, 24), (56, 24)),
+        ((-1, 0, 0, -1), (24, 56), (24, 8)),
+        ((0, -1, 1, 0), (56, 24), (8, 24)),
+    ],
+)
 def test_rotation(
     one: Decode, matrix: tuple[int, int, int, int], red_at: tuple[int, int], blue_at: tuple[int, int]
 ) -> None:
@@ -230,9 +244,7 @@ def test_sound_of_a_video(one: Decode) -> None:
 # All of it
 
 
-def test_one_process_for_a_request(
-    limits: MediaLimits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_process_for_a_request(limits: MediaLimits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
     popen = client.subprocess.Popen
 
@@ -242,9 +254,11 @@ def test_one_process_for_a_request(
 
     monkeypatch.setattr(client.subprocess, "Popen", counted)
     sent: list[tuple[Kind, bytes]] = [
-        ("image", image_bytes("PNG")), ("audio", audio_bytes("OGG")), ("video", video_bytes(sound=True)),
+        ("image", image_bytes("PNG")),
+        ("audio", audio_bytes("OGG")),
+        ("video", video_bytes(sound=True)),
         ("image", image_bytes("GIF")),
-    ]  # fmt: skip
+    ]
     items = [MediaItem(RawMedia(kind, data, kind), want_audio=True) for kind, data in sent]
     decoded = decode_media(items, limits, tmp_path)
     assert [result.kind for result in decoded] == ["image", "audio", "video", "image"]
@@ -278,9 +292,16 @@ def test_limits_name_the_value(
 
 @pytest.mark.parametrize(
     ("options", "status"),
-    [({"frames": 0}, 400), ({"frames": 65}, 413), ({"max_frames": 1000}, 413), ({"fps": 0.0}, 400),
-     ({"fps": float("nan")}, 400), ({"fps": 1.0, "frames": 2}, 400), ({"sampling_rate": 10}, 400)],
-)  # fmt: skip
+    [
+        ({"frames": 0}, 400),
+        ({"frames": 65}, 413),
+        ({"max_frames": 1000}, 413),
+        ({"fps": 0.0}, 400),
+        ({"fps": float("nan")}, 400),
+        ({"fps": 1.0, "frames": 2}, 400),
+        ({"sampling_rate": 10}, 400),
+    ],
+)
 def test_options_are_checked(one: Decode, options: dict[str, Any], status: int) -> None:
     with pytest.raises(MediaError) as caught:
         one("video", video_bytes(), **options)
@@ -315,16 +336,20 @@ DEATHS = {
     "nonsense": "open('result.json', 'w').write('[1')",
     "wrong": "open('result.json', 'w').write('{\"done\": [{}]}')",
     "link": "import os; os.symlink('/etc/passwd', '0.npy'); open('result.json', 'w').write("
-            "'{\"done\": [{\"shape\": [1], \"meta\": {}, \"audio_shape\": null}]}')",
+    '\'{"done": [{"shape": [1], "meta": {}, "audio_shape": null}]}\')',
     "chatter": "import os\nwhile True: os.write(2, b'x' * 65536)",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("death", DEATHS)
 def test_decoder_that_fails(
-    one: Decode, limits: MediaLimits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture, death: str,
-) -> None:  # fmt: skip
+    one: Decode,
+    limits: MediaLimits,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    death: str,
+) -> None:
     monkeypatch.setattr(client, "_PROGRAM", DEATHS[death])
     seconds = 0.3 if death in ("hang", "deaf", "chatter") else 60.0
     with pytest.raises(MediaError) as caught, caplog.at_level(logging.CRITICAL):

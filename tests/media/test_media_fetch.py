@@ -132,8 +132,19 @@ def test_redirects(port: int) -> None:
 
 def test_loopback_is_refused(port: int) -> None:
     before = len(Handler.seen)
-    for host in ("127.0.0.1", "localhost", "0.0.0.0", "127.1", "2130706433", "0x7f000001", "[::1]", "[::]",
-                 "[::ffff:127.0.0.1]", "LOCALHOST.", "127.0.0.1%2f"):  # fmt: skip
+    for host in (
+        "127.0.0.1",
+        "localhost",
+        "0.0.0.0",
+        "127.1",
+        "2130706433",
+        "0x7f000001",
+        "[::1]",
+        "[::]",
+        "[::ffff:127.0.0.1]",
+        "LOCALHOST.",
+        "127.0.0.1%2f",
+    ):
         words = refusal(f"http://{host}:{port}/ok")
         assert "not a public address" in words or "could not be resolved" in words or "not a valid" in words
     assert "'localhost' is at" in refusal(f"http://localhost:{port}/ok")
@@ -149,9 +160,14 @@ def test_no_setting_opens_loopback(port: int, limits: MediaLimits) -> None:
 
 @pytest.mark.parametrize(
     "target",
-    ["http:__10.0.0.1/", "http:__169.254.169.254/latest/meta-data/", "http:__[fd00::1]/",
-     "http:__127.0.0.1:1/", "https:__192.168.1.1/"],
-)  # fmt: skip
+    [
+        "http:__10.0.0.1/",
+        "http:__169.254.169.254/latest/meta-data/",
+        "http:__[fd00::1]/",
+        "http:__127.0.0.1:1/",
+        "https:__192.168.1.1/",
+    ],
+)
 def test_redirect_to_private_is_refused(port: int, target: str) -> None:
     assert "not a public address" in refusal(f"http://127.0.0.1:{port}/to/{target}", port)
 
@@ -205,25 +221,40 @@ def test_slow_name(monkeypatch: pytest.MonkeyPatch) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize(("path", "words"), [("missing", "answered 404"), ("packed", "compressed"),
-                                             ("nonsense", "did not answer in HTTP")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("path", "words"), [("missing", "answered 404"), ("packed", "compressed"), ("nonsense", "did not answer in HTTP")]
+)
 def test_answers_that_are_no_use(port: int, path: str, words: str) -> None:
     assert words in refusal(f"http://127.0.0.1:{port}/{path}", port)
 
 
-def test_tls_is_verified_against_the_name(
-    port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tls_is_verified_against_the_name(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("no openssl to make a certificate with")
     certificate, key = str(tmp_path / "certificate.pem"), str(tmp_path / "key.pem")
     subprocess.run(
-        [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-         "-keyout", key, "-out", certificate, "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=DNS:localhost"],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            openssl,
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-keyout",
+            key,
+            "-out",
+            certificate,
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost",
+        ],
+        check=True,
+        capture_output=True,
+    )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     names: list[str | None] = []
@@ -275,8 +306,7 @@ def test_a_name_cannot_change_its_mind(port: int, monkeypatch: pytest.MonkeyPatc
 
 def test_one_private_address_among_public_ones_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def mixed(host: str, at: int, **options: Any) -> Any:
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, at))
-                for address in ("93.184.215.14", "10.1.2.3")]  # fmt: skip
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, at)) for address in ("93.184.215.14", "10.1.2.3")]
 
     monkeypatch.setattr(addresses.socket, "getaddrinfo", mixed)
     assert "10.1.2.3, which is not a public address" in refusal("http://mixed.example/")
@@ -285,17 +315,43 @@ def test_one_private_address_among_public_ones_is_refused(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("address", "public"),
     [
-        ("93.184.215.14", True), ("8.8.8.8", True), ("2606:4700:4700::1111", True),
-        ("64:ff9b::808:808", True), ("10.1.2.3", False), ("172.16.0.1", False), ("192.168.0.1", False),
-        ("127.8.8.8", False), ("169.254.169.254", False), ("100.64.0.1", False), ("0.0.0.0", False),
-        ("224.0.0.1", False), ("239.255.255.250", False), ("240.0.0.1", False),
-        ("255.255.255.255", False), ("192.0.2.1", False), ("198.18.0.1", False), ("192.88.99.1", False),
-        ("::", False), ("::1", False), ("fe80::1", False), ("fe80::1%eth0", False), ("fc00::1", False),
-        ("fec0::1", False), ("ff02::1", False), ("::ffff:10.0.0.1", False), ("::ffff:127.0.0.1", False),
-        ("::ffff:8.8.8.8", True), ("::7f00:1", False), ("2002:7f00:1::", False), ("2001:0:1::", False),
-        ("64:ff9b::7f00:1", False), ("64:ff9b:1::808:808", False), ("2001:db8::1", False),
-        ("localhost", False), ("", False),
+        ("93.184.215.14", True),
+        ("8.8.8.8", True),
+        ("2606:4700:4700::1111", True),
+        ("64:ff9b::808:808", True),
+        ("10.1.2.3", False),
+        ("172.16.0.1", False),
+        ("192.168.0.1", False),
+        ("127.8.8.8", False),
+        ("169.254.169.254", False),
+        ("100.64.0.1", False),
+        ("0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("239.255.255.250", False),
+        ("240.0.0.1", False),
+        ("255.255.255.255", False),
+        ("192.0.2.1", False),
+        ("198.18.0.1", False),
+        ("192.88.99.1", False),
+        ("::", False),
+        ("::1", False),
+        ("fe80::1", False),
+        ("fe80::1%eth0", False),
+        ("fc00::1", False),
+        ("fec0::1", False),
+        ("ff02::1", False),
+        ("::ffff:10.0.0.1", False),
+        ("::ffff:127.0.0.1", False),
+        ("::ffff:8.8.8.8", True),
+        ("::7f00:1", False),
+        ("2002:7f00:1::", False),
+        ("2001:0:1::", False),
+        ("64:ff9b::7f00:1", False),
+        ("64:ff9b:1::808:808", False),
+        ("2001:db8::1", False),
+        ("localhost", False),
+        ("", False),
     ],
-)  # fmt: skip
+)
 def test_is_public(address: str, public: bool) -> None:
     assert is_public(address) is public

@@ -24,9 +24,8 @@ NAMES = [name for name, *_ in FILES]
 
 @pytest.mark.parametrize(("kind", "data", "statuses"), [entry[1:] for entry in FILES], ids=NAMES)
 def test_hostile_file(
-    kind: Kind, data: bytes, statuses: frozenset[int], limits: MediaLimits, tmp_path: Path,
-    decoders: Decoders,
-) -> None:  # fmt: skip
+    kind: Kind, data: bytes, statuses: frozenset[int], limits: MediaLimits, tmp_path: Path, decoders: Decoders
+) -> None:
     try:
         decoded = decode_media([MediaItem(RawMedia(kind, data, "input"))], limits, tmp_path, decoders)
     except MediaError as error:

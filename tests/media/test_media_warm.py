@@ -168,8 +168,9 @@ def test_a_fork_is_confined_as_a_fresh_process_is(
     monkeypatch.setattr(client, "_PROGRAM", program)
     with default_interrupt():
         fresh = one(None, limits, tmp_path)
-    told = [json.loads(json.dumps(dict(found.meta)).replace(str(found.path.parent), "FOLDER"))
-            for found in (forked, fresh)]  # fmt: skip
+    told = [
+        json.loads(json.dumps(dict(found.meta)).replace(str(found.path.parent), "FOLDER")) for found in (forked, fresh)
+    ]
     assert told[0] == told[1]
     confined = told[0]
     assert confined["folder"] == "FOLDER" and confined["descriptors"] == ["0", "1", "2"]
@@ -188,10 +189,12 @@ DEATHS = {
     "hang": ("import time; time.sleep(120)", "decoding it took longer than 0.3 s"),
     "deaf": ("import os, time; os.close(2); time.sleep(120)", "decoding it took longer than 0.3 s"),
     "chatter": ("import os\nwhile True: os.write(2, b'x' * 65536)", "decoding it took longer than 0.3 s"),
-    "heirs": ("import os, time\nif heir := os.fork():\n    Path('../heir').write_text(str(heir))\n    os._exit(1)\n"
-              "os.close(2)\ntime.sleep(120)",
-              "the decoder ended unexpectedly"),
-}  # fmt: skip
+    "heirs": (
+        "import os, time\nif heir := os.fork():\n    Path('../heir').write_text(str(heir))\n    os._exit(1)\n"
+        "os.close(2)\ntime.sleep(120)",
+        "the decoder ended unexpectedly",
+    ),
+}
 
 
 @pytest.mark.parametrize("death", DEATHS)

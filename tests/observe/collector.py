@@ -73,11 +73,22 @@ class Collector:
 
 def _spans(request: ExportTraceServiceRequest) -> list[Span]:
     return [
-        Span(span.name, span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex(), span.kind,
-             span.start_time_unix_nano, span.end_time_unix_nano, span.status.code, _attributes(span.attributes),
-             _attributes(group.resource.attributes))
-        for group in request.resource_spans for scope in group.scope_spans for span in scope.spans
-    ]  # fmt: skip
+        Span(
+            span.name,
+            span.trace_id.hex(),
+            span.span_id.hex(),
+            span.parent_span_id.hex(),
+            span.kind,
+            span.start_time_unix_nano,
+            span.end_time_unix_nano,
+            span.status.code,
+            _attributes(span.attributes),
+            _attributes(group.resource.attributes),
+        )
+        for group in request.resource_spans
+        for scope in group.scope_spans
+        for span in scope.spans
+    ]
 
 
 def _attributes(pairs: Any) -> dict[str, Any]:

@@ -20,8 +20,9 @@ class Watched(GatewayProcess):
 
     def value(self, name: str, **labels: str) -> float:
         """The sum of the samples of this name that have these labels."""
-        return sum(value for found, having, value in self.samples()
-                   if found == name and labels.items() <= having.items())  # fmt: skip
+        return sum(
+            value for found, having, value in self.samples() if found == name and labels.items() <= having.items()
+        )
 
     def samples(self) -> list[tuple[str, dict[str, str], float]]:
         families = text_string_to_metric_families(self.client.get("/metrics").text)
@@ -56,8 +57,16 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     starter = _starter(home)
     start = next(starter)
     models = only("deepseek", reasoner=reasoner_at(CHECKPOINT, cache_tokens=280_000))  # 215 MB set aside
-    gateway = start(launch=False, kind=Watched, models=models, log_format="json", log_level="debug",
-                    slot_budget="400MB", otlp_endpoint=collector.url, quantum=0)  # fmt: skip
+    gateway = start(
+        launch=False,
+        kind=Watched,
+        models=models,
+        log_format="json",
+        log_level="debug",
+        slot_budget="400MB",
+        otlp_endpoint=collector.url,
+        quantum=0,
+    )
     assert isinstance(gateway, Watched)
     gateway.collector = collector
     gateway.environment["OTEL_BSP_SCHEDULE_DELAY"] = "100"

@@ -35,20 +35,23 @@ DELTA = messages.Delta("r", "text", False, 3)
 DONE = messages.Done("r", ("stop",), 7, 5)
 
 
-@pytest.mark.parametrize(("said", "outcome"), [
-    ([granted(), messages.Started("r", 7), DELTA, DONE], "answered"),
-    ([granted(), messages.Started("r", 7), DELTA, messages.Done("r", ("cancelled",), 7, 3)], "cancelled"),
-    ([granted(), DELTA, _Stopped(), messages.Done("r", ("cancelled",), 7, 3)], "cancelled"),
-    ([granted(), DELTA, Late(), messages.Done("r", ("cancelled",), 7, 3)], "too_late"),
-    ([granted(), DELTA], "client_gone"),
-    ([], "client_gone"),
-    ([granted(), messages.Failed("r", "out_of_memory", "")], "out_of_memory"),
-    ([granted(), messages.Failed("r", "bad_request", "")], "bad_request"),
-    ([granted(), messages.Failed("r", "internal", "")], "failed"),
-    ([actions.Refuse("r", actions.Why.QUEUE_FULL, "")], "refused"),
-    ([actions.Refuse("r", actions.Why.TOO_LATE, "")], "too_late"),
-    ([_Stopped()], "cancelled"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("said", "outcome"),
+    [
+        ([granted(), messages.Started("r", 7), DELTA, DONE], "answered"),
+        ([granted(), messages.Started("r", 7), DELTA, messages.Done("r", ("cancelled",), 7, 3)], "cancelled"),
+        ([granted(), DELTA, _Stopped(), messages.Done("r", ("cancelled",), 7, 3)], "cancelled"),
+        ([granted(), DELTA, Late(), messages.Done("r", ("cancelled",), 7, 3)], "too_late"),
+        ([granted(), DELTA], "client_gone"),
+        ([], "client_gone"),
+        ([granted(), messages.Failed("r", "out_of_memory", "")], "out_of_memory"),
+        ([granted(), messages.Failed("r", "bad_request", "")], "bad_request"),
+        ([granted(), messages.Failed("r", "internal", "")], "failed"),
+        ([actions.Refuse("r", actions.Why.QUEUE_FULL, "")], "refused"),
+        ([actions.Refuse("r", actions.Why.TOO_LATE, "")], "too_late"),
+        ([_Stopped()], "cancelled"),
+    ],
+)
 def test_how_it_ended(said: list[object], outcome: str) -> None:
     assert course_of(*said).outcome == outcome
 

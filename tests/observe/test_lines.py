@@ -169,8 +169,9 @@ def test_what_was_logged_last_is_written_at_the_end() -> None:
 
 
 def run(program: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    ran = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True,
-                         timeout=60)  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert ran.returncode == 0, ran.stderr
     return ran
 
@@ -232,10 +233,18 @@ def test_what_is_below_the_level_is_left_out(relayed: list[logging.LogRecord]) -
     assert relayed == []
 
 
-@pytest.mark.parametrize("line", [
-    b"a library's own words\n", b"\x1e{\"torn\n", b"\x1e[1, 2]\n", b"\x1e{\"level\": \"LOUD\"}\n",
-    b'\x1e{"name": "r", "pid": 1, "level": "INFO", "message": "m", "request_id": 5}\n', b"\xff\xfe\n", b"100% done\n",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"a library's own words\n",
+        b'\x1e{"torn\n',
+        b"\x1e[1, 2]\n",
+        b'\x1e{"level": "LOUD"}\n',
+        b'\x1e{"name": "r", "pid": 1, "level": "INFO", "message": "m", "request_id": 5}\n',
+        b"\xff\xfe\n",
+        b"100% done\n",
+    ],
+)
 def test_anything_else_comes_as_it_stands(relayed: list[logging.LogRecord], line: bytes) -> None:
     log_lines.relay(line)
     (came,) = relayed
@@ -255,9 +264,9 @@ def test_an_id_that_is_taken(said: str) -> None:
     assert taken(said) == said == request_of(ticket_of(said))
 
 
-@pytest.mark.parametrize("said", [
-    None, "", "x" * 129, "a b", "a\nb", "../up", ".hidden", "-f", "a/b", "a~b", "é", "a%20",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "said", [None, "", "x" * 129, "a b", "a\nb", "../up", ".hidden", "-f", "a/b", "a~b", "é", "a%20"]
+)
 def test_an_id_that_is_not_taken(said: str | None) -> None:
     assert taken(said) is None
 

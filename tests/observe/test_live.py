@@ -11,8 +11,17 @@ from tests.observe.conftest import Watched
 from tests.support.gateway import PARIS, PATIENCE, STORY, SUM, GatewayProcess, only
 from tests.support.live import watching
 
-SERIES = {"tokens_per_second", "first_token_seconds", "requests", "errors", "swaps", "loads", "running", "waiting",
-          "host_used_bytes"}  # fmt: skip
+SERIES = {
+    "tokens_per_second",
+    "first_token_seconds",
+    "requests",
+    "errors",
+    "swaps",
+    "loads",
+    "running",
+    "waiting",
+    "host_used_bytes",
+}
 
 
 def test_history_comes_first_and_samples_follow(watched: Watched) -> None:
@@ -35,8 +44,10 @@ def test_a_request_is_seen_in_the_samples(watched: Watched) -> None:
         ended = time.time()
         watched.until(lambda: page.of("sample")[-1]["time"] > ended, "a sample after the answer")
         samples = page.of("sample")
-        made = sum(sample["series"]["tokens_per_second"] * (sample["time"] - before["time"])
-                   for before, sample in pairwise(samples))  # fmt: skip
+        made = sum(
+            sample["series"]["tokens_per_second"] * (sample["time"] - before["time"])
+            for before, sample in pairwise(samples)
+        )
         assert made == pytest.approx(answer["usage"]["completion_tokens"], rel=0.2)
         assert sum(sample["series"]["requests"] for sample in samples[1:]) == 1
         assert any(sample["series"]["first_token_seconds"] for sample in samples[1:])
@@ -112,19 +123,28 @@ def test_pins_and_ends_by_hand_are_in_the_journal(watched: Watched) -> None:
     assert watched.get("/admin/events?limit=1")["data"] == found["data"][-1:]
 
 
-@pytest.mark.parametrize(("query", "status", "words"), [
-    ("kind=nothing", 400, "must be one of start, stop"), ("after=-1", 400, "whole number"), ("limit=0", 400, "1 to"),
-    ("limit=1001", 400, "1 to 1000"), ("after=１", 400, "whole number"), ("model=nobody", 404, "known models"),
-    ("since=1", 400, "known: after, kind, model, limit"), ("limit=1&limit=2", 400, "comes twice"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("query", "status", "words"),
+    [
+        ("kind=nothing", 400, "must be one of start, stop"),
+        ("after=-1", 400, "whole number"),
+        ("limit=0", 400, "1 to"),
+        ("limit=1001", 400, "1 to 1000"),
+        ("after=１", 400, "whole number"),
+        ("model=nobody", 404, "known models"),
+        ("since=1", 400, "known: after, kind, model, limit"),
+        ("limit=1&limit=2", 400, "comes twice"),
+    ],
+)
 def test_what_is_asked_of_the_journal_is_checked(watched: Watched, query: str, status: int, words: str) -> None:
     refused = watched.client.get(f"/admin/events?{query}")
     assert refused.status_code == status and words in refused.json()["details"]
 
 
-@pytest.mark.parametrize(("body", "words"), [
-    ({}, "pinned"), ({"pinned": "yes"}, "pinned"), ({"pinned": True, "more": 1}, "unknown field 'more'"), (None, ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [({}, "pinned"), ({"pinned": "yes"}, "pinned"), ({"pinned": True, "more": 1}, "unknown field 'more'"), (None, "")],
+)
 def test_a_pin_says_what_it_wants(watched: Watched, body: Any, words: str) -> None:
     options = {} if body is None else {"json": body}
     refused = watched.client.post("/admin/models/deepseek/pin", **options)

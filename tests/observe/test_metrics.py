@@ -16,8 +16,14 @@ OUTCOMES = "switchyard_generations_total"
 
 def test_an_answer_counts_its_tokens_and_times(watched: Watched) -> None:
     def figures() -> dict[str, float]:
-        names = ("prompt_tokens_total", "completion_tokens_total", "time_to_first_token_seconds_count",
-                 "generation_seconds_count", "queue_wait_seconds_count", "inter_token_seconds_count")  # fmt: skip
+        names = (
+            "prompt_tokens_total",
+            "completion_tokens_total",
+            "time_to_first_token_seconds_count",
+            "generation_seconds_count",
+            "queue_wait_seconds_count",
+            "inter_token_seconds_count",
+        )
         return {name: watched.value(f"switchyard_{name}", model="reasoner") for name in names}
 
     before, answered = figures(), watched.value(OUTCOMES, model="reasoner", outcome="answered")
@@ -28,8 +34,12 @@ def test_an_answer_counts_its_tokens_and_times(watched: Watched) -> None:
     assert 1 < grown.pop("inter_token_seconds_count") < usage["completion_tokens"]
     assert set(grown.values()) == {1}, grown
     assert watched.value(OUTCOMES, model="reasoner", outcome="answered") == answered + 1
-    assert watched.value("switchyard_http_requests_total", route="/generate/<model>", model="reasoner", code="200",
-                         method="POST") >= 1  # fmt: skip
+    assert (
+        watched.value(
+            "switchyard_http_requests_total", route="/generate/<model>", model="reasoner", code="200", method="POST"
+        )
+        >= 1
+    )
 
 
 def test_a_stream_counts_like_a_whole_answer(watched: Watched) -> None:
@@ -47,15 +57,21 @@ def test_turns_on_the_slot_are_loads_evictions_and_swaps(watched: Watched) -> No
     def counted(name: str, **labels: str) -> float:
         return watched.value(f"switchyard_{name}", **labels)
 
-    before = [counted("loads_total", model="deepseek", outcome="loaded"), counted("swaps_total", model="deepseek"),
-              counted("evictions_total", model="reasoner", reason="evicted"),
-              counted("load_seconds_count", model="deepseek"),
-              counted("load_wait_seconds_count", model="deepseek")]  # fmt: skip
+    before = [
+        counted("loads_total", model="deepseek", outcome="loaded"),
+        counted("swaps_total", model="deepseek"),
+        counted("evictions_total", model="reasoner", reason="evicted"),
+        counted("load_seconds_count", model="deepseek"),
+        counted("load_wait_seconds_count", model="deepseek"),
+    ]
     watched.answer("deepseek", **PARIS)
-    after = [counted("loads_total", model="deepseek", outcome="loaded"), counted("swaps_total", model="deepseek"),
-             counted("evictions_total", model="reasoner", reason="evicted"),
-             counted("load_seconds_count", model="deepseek"),
-             counted("load_wait_seconds_count", model="deepseek")]  # fmt: skip
+    after = [
+        counted("loads_total", model="deepseek", outcome="loaded"),
+        counted("swaps_total", model="deepseek"),
+        counted("evictions_total", model="reasoner", reason="evicted"),
+        counted("load_seconds_count", model="deepseek"),
+        counted("load_wait_seconds_count", model="deepseek"),
+    ]
     assert after == [value + 1 for value in before]
     assert counted("load_phase_seconds_total", model="deepseek", phase="weights") > 0
 
@@ -66,8 +82,11 @@ def test_the_state_of_slot_and_models(watched: Watched) -> None:
 
     def charged() -> bool:
         """Not at once: what passed of its load is taken off a moment after it is ready."""
-        told = {watched.value("switchyard_slot_used_bytes", slot="cpu"), watched.slot()["used_bytes"],
-                watched.value("switchyard_model_charged_bytes", model="deepseek")}  # fmt: skip
+        told = {
+            watched.value("switchyard_slot_used_bytes", slot="cpu"),
+            watched.slot()["used_bytes"],
+            watched.value("switchyard_model_charged_bytes", model="deepseek"),
+        }
         return told == {watched.model("deepseek")["bytes"]}
 
     watched.until(charged, "the slot and the model to be told alike")
@@ -85,8 +104,11 @@ def test_the_state_of_slot_and_models(watched: Watched) -> None:
     watched.until(agree, "a figure that was measured since the zygote let go of the weights")
     assert watched.value("switchyard_runner_memory_age_seconds", model="deepseek", device="cpu") >= 0
     assert watched.value("switchyard_scheduler_responding") == watched.value("switchyard_forkserver_up") == 1
-    assert 0 < watched.value("switchyard_host_memory_available_bytes") < watched.value(
-        "switchyard_host_memory_total_bytes")  # fmt: skip
+    assert (
+        0
+        < watched.value("switchyard_host_memory_available_bytes")
+        < watched.value("switchyard_host_memory_total_bytes")
+    )
     resident = watched.server.memory_info().rss
     assert 0.5 < watched.value("process_resident_memory_bytes") / resident < 2, "the serving process's own"
 
@@ -182,8 +204,13 @@ def test_both_formats(watched: Watched) -> None:
 
 def test_names_and_units_are_as_prometheus_wants_them(watched: Watched) -> None:
     promtool = program("promtool", "prometheus")
-    told = subprocess.run([promtool, "check", "metrics"], input=watched.client.get("/metrics").text, text=True,
-                          capture_output=True, timeout=60)  # fmt: skip
+    told = subprocess.run(
+        [promtool, "check", "metrics"],
+        input=watched.client.get("/metrics").text,
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
     assert (told.returncode, told.stdout, told.stderr) == (0, "", "")
 
 

@@ -18,8 +18,9 @@ NOT_RUN = ("docker compose ", "SWITCHYARD_", "OTEL_")
 
 def shell(command: str, watched: Watched, **options: object) -> str:
     command = command.replace("localhost:5000", f"localhost:{watched.port}")
-    ran = subprocess.run(["bash", "-euo", "pipefail", "-c", command], capture_output=True, text=True, timeout=120,
-                         **options)  # type: ignore[call-overload]  # fmt: skip
+    ran = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command], capture_output=True, text=True, timeout=120, **options
+    )  # type: ignore[call-overload]
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return str(ran.stdout)
 

@@ -40,8 +40,12 @@ class Prometheus:
         self.at: float | None = None
         self.gateway = gateway
         self.output = home / "output.txt"
-        command = [program("prometheus", "prometheus"), f"--config.file={home / 'prometheus.yml'}",
-                   f"--storage.tsdb.path={home / 'data'}", f"--web.listen-address=127.0.0.1:{port}"]  # fmt: skip
+        command = [
+            program("prometheus", "prometheus"),
+            f"--config.file={home / 'prometheus.yml'}",
+            f"--storage.tsdb.path={home / 'data'}",
+            f"--web.listen-address=127.0.0.1:{port}",
+        ]
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=home)
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=PATIENCE, trust_env=False)
@@ -63,8 +67,11 @@ class Prometheus:
     def has(self, watched: Watched) -> bool:
         """Whether a scrape has all that the gateway counts of its answers. If so, that is when all is asked about."""
         self.at = time.time()
-        for name, labels in (("generations_total", {"outcome": "answered"}), ("completion_tokens_total", {}),
-                             ("load_seconds_count", {})):  # fmt: skip
+        for name, labels in (
+            ("generations_total", {"outcome": "answered"}),
+            ("completion_tokens_total", {}),
+            ("load_seconds_count", {}),
+        ):
             chosen = ",".join(f'{label}="{value}"' for label, value in labels.items())
             told = self.query(f"sum(switchyard_{name}{{{chosen}}})")
             if told != [watched.value(f"switchyard_{name}", **labels)]:
@@ -149,8 +156,10 @@ def test_what_the_dashboard_shows_is_what_happened(prometheus: Prometheus) -> No
 
 def test_the_dashboard_s_variables_find_instances_and_models(prometheus: Prometheus) -> None:
     asked = {variable["name"]: variable["query"]["query"] for variable in DASHBOARD["templating"]["list"][1:]}
-    assert asked == {"instance": "label_values(switchyard_info, instance)",
-                     "model": 'label_values(switchyard_queue_depth{instance=~"$instance"}, model)'}  # fmt: skip
+    assert asked == {
+        "instance": "label_values(switchyard_info, instance)",
+        "model": 'label_values(switchyard_queue_depth{instance=~"$instance"}, model)',
+    }
     instances = prometheus.ask("label/instance/values", **{"match[]": "switchyard_info"})
     assert instances == [f"127.0.0.1:{prometheus.gateway.port}"]
     assert prometheus.ask("label/model/values", **{"match[]": "switchyard_queue_depth"}) == ["deepseek", "reasoner"]
@@ -162,8 +171,11 @@ def test_the_dashboard_is_whole() -> None:
     covered: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
         place = panel["gridPos"]
-        cells = {(x, y) for x in range(place["x"], place["x"] + place["w"])
-                 for y in range(place["y"], place["y"] + place["h"])}  # fmt: skip
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
         assert place["x"] + place["w"] <= 24 and not cells & covered, f"{panel['title']} overlaps"
         covered |= cells
     sources = {target["datasource"]["uid"] for panel in panels() for target in panel["targets"]}
@@ -178,9 +190,14 @@ def test_every_metric_is_on_the_dashboard_or_in_an_alert(watched: Watched) -> No
     shown = json.dumps(DASHBOARD) + (PLACE / "alerts.yml").read_text()
     ours = {name for name, _, _ in watched.samples() if name.startswith("switchyard_")}
     families = {name.removesuffix("_bucket").removesuffix("_count").removesuffix("_sum") for name in ours}
-    unshown = {"switchyard_http_request_seconds", "switchyard_draining", "switchyard_model_pinned",
-               "switchyard_model_backoff", "switchyard_runner_memory_age_seconds",
-               "switchyard_traces_dropped_total"}  # fmt: skip
+    unshown = {
+        "switchyard_http_request_seconds",
+        "switchyard_draining",
+        "switchyard_model_pinned",
+        "switchyard_model_backoff",
+        "switchyard_runner_memory_age_seconds",
+        "switchyard_traces_dropped_total",
+    }
     assert {name for name in families if name not in shown} == unshown
 
 
@@ -196,11 +213,15 @@ def test_every_alert_is_evaluated(prometheus: Prometheus) -> None:
     assert not firing & {"SwitchyardDown", "SwitchyardSchedulerStuck", "SwitchyardNoRunners", "SwitchyardOutOfMemory"}
 
 
-@pytest.mark.parametrize("arguments", [
-    ["check", "config", str(PLACE / "prometheus.yml")],
-    ["check", "rules", "--lint-fatal", str(PLACE / "alerts.yml")],
-    ["test", "rules", str(ROOT / "tests" / "observe" / "alerts_test.yml")],
-], ids=lambda arguments: " ".join(arguments[:2]))  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", "config", str(PLACE / "prometheus.yml")],
+        ["check", "rules", "--lint-fatal", str(PLACE / "alerts.yml")],
+        ["test", "rules", str(ROOT / "tests" / "observe" / "alerts_test.yml")],
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
 def test_promtool_finds_nothing_wrong(arguments: list[str]) -> None:
     told = subprocess.run([program("promtool", "prometheus"), *arguments], capture_output=True, text=True, timeout=60)
     assert told.returncode == 0, told.stdout + told.stderr

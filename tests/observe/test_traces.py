@@ -12,8 +12,9 @@ from tests.support.gateway import PARIS, ROOT, SUM
 SERVER, ERROR = 2, 2
 
 
-def traced(watched: Watched, request_id: str, path: str, headers: dict[str, str] | None = None,
-           **fields: object) -> list[Span]:  # fmt: skip
+def traced(
+    watched: Watched, request_id: str, path: str, headers: dict[str, str] | None = None, **fields: object
+) -> list[Span]:
     """Ask; return the spans of the request, the root first."""
     watched.client.post(path, json=fields, headers={"X-Request-ID": request_id} | (headers or {}))
     return watched.until(lambda: watched.collector.of_request(request_id), "the trace")  # type: ignore[no-any-return]
@@ -25,9 +26,12 @@ def test_a_cold_request_is_queue_load_prefill_and_decode(watched: Watched) -> No
     assert root.name == "POST /generate/<model>" and root.kind == SERVER and root.parent_id == ""
     assert root.resource["service.name"] == "switchyard"
     assert {
-        "http.request.method": "POST", "http.route": "/generate/<model>", "http.response.status_code": 200,
-        "gen_ai.request.model": "reasoner", "url.path": "/generate/reasoner",
-    }.items() <= root.attributes.items()  # fmt: skip
+        "http.request.method": "POST",
+        "http.route": "/generate/<model>",
+        "http.response.status_code": 200,
+        "gen_ai.request.model": "reasoner",
+        "url.path": "/generate/reasoner",
+    }.items() <= root.attributes.items()
     assert [span.name for span in children] == ["queue", "load", "prefill", "decode"]
     for before, after in zip(children, children[1:], strict=False):
         assert before.start <= before.end == after.start <= after.end

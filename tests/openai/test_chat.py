@@ -92,9 +92,7 @@ def test_a_seed_repeats_an_answer(client: openai.OpenAI, model: str) -> None:
 
 @pytest.mark.parametrize("model", ["deepseek", "reasoner"])
 def test_several_choices(client: openai.OpenAI, model: str) -> None:
-    answer = client.chat.completions.create(
-        model=model, messages=STORY, n=3, temperature=1.5, seed=5, max_tokens=16
-    )
+    answer = client.chat.completions.create(model=model, messages=STORY, n=3, temperature=1.5, seed=5, max_tokens=16)
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
     texts = {choice.message.to_json() for choice in answer.choices}
     assert model == "reasoner" or len(texts) == 3, "each draws on its own"
@@ -104,9 +102,14 @@ def test_several_choices(client: openai.OpenAI, model: str) -> None:
 @pytest.mark.parametrize("model", ["deepseek", "reasoner"])
 def test_logprobs(client: openai.OpenAI, model: str) -> None:
     answer = client.chat.completions.create(
-        model=model, messages=SUM, logprobs=True, top_logprobs=3, max_tokens=128, temperature=0,
+        model=model,
+        messages=SUM,
+        logprobs=True,
+        top_logprobs=3,
+        max_tokens=128,
+        temperature=0,
         extra_body={"repetition_penalty": 1.0},
-    )  # fmt: skip
+    )
     scores = answer.choices[0].logprobs
     assert scores is not None and scores.content is not None and answer.usage is not None
     assert len(scores.content) >= answer.usage.completion_tokens - 1  # the end has a token and no text
@@ -132,9 +135,12 @@ def test_logit_bias_forbids_and_forces(client: openai.OpenAI, served: GatewayPro
     plain = served.post("/v1/apply_template", **body).json()["tokens"]
     banana = next(token for token in longer if token not in plain)
     answer = client.chat.completions.create(
-        model="deepseek", messages=PARIS, max_tokens=3, logit_bias={str(banana): 100},
+        model="deepseek",
+        messages=PARIS,
+        max_tokens=3,
+        logit_bias={str(banana): 100},
         extra_body={"repetition_penalty": 1.0},
-    )  # fmt: skip
+    )
     assert (answer.choices[0].message.content or "").count("banan") >= 1
 
 
@@ -151,11 +157,26 @@ def test_penalties_change_an_answer(client: openai.OpenAI) -> None:
 
 def test_what_means_nothing_is_taken(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
-        model="reasoner", messages=SUM, user="me", metadata={"a": "b"}, store=False, service_tier="auto",
-        modalities=["text"], parallel_tool_calls=True, n=1, tool_choice="none",
-        extra_body={"length_penalty": 1.0, "keep_alive": "5m", "timeout": 60, "priority": "batch", "min_p": 0.0,
-                    "top_k": 0, "reasoning_effort": None},
-    )  # fmt: skip
+        model="reasoner",
+        messages=SUM,
+        user="me",
+        metadata={"a": "b"},
+        store=False,
+        service_tier="auto",
+        modalities=["text"],
+        parallel_tool_calls=True,
+        n=1,
+        tool_choice="none",
+        extra_body={
+            "length_penalty": 1.0,
+            "keep_alive": "5m",
+            "timeout": 60,
+            "priority": "batch",
+            "min_p": 0.0,
+            "top_k": 0,
+            "reasoning_effort": None,
+        },
+    )
     assert answer.choices[0].message.content == "17 + 25 = 42"
 
 

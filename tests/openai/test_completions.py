@@ -22,9 +22,7 @@ def test_a_text_is_continued(client: openai.OpenAI) -> None:
 
 
 def test_it_is_shown_bare(client: openai.OpenAI) -> None:
-    chat = client.chat.completions.create(
-        model="deepseek", messages=[{"role": "user", "content": COUNT}], max_tokens=1
-    )
+    chat = client.chat.completions.create(model="deepseek", messages=[{"role": "user", "content": COUNT}], max_tokens=1)
     bare = complete(client, prompt=COUNT, max_tokens=1)
     assert chat.usage is not None and bare.usage.prompt_tokens < chat.usage.prompt_tokens
 
@@ -63,13 +61,22 @@ def test_logprobs(client: openai.OpenAI) -> None:
     assert scores.text_offset[0] == 0 and scores.text_offset == sorted(scores.text_offset)
 
 
-@pytest.mark.parametrize(("fields", "param"), [
-    ({"prompt": [1, 2, 3]}, "prompt"), ({"prompt": [[1, 2]]}, "prompt"), ({"prompt": ""}, "prompt"),
-    ({"prompt": []}, "prompt"), ({"prompt": ["x"] * 17}, "prompt"), ({"prompt": "x", "echo": True}, "echo"),
-    ({"prompt": "x", "suffix": "y"}, "suffix"), ({"prompt": "x", "best_of": 3}, "best_of"),
-    ({"prompt": "x", "logprobs": 21}, "logprobs"), ({"prompt": "x", "n": 17}, "n"),
-    ({"prompt": "x", "model": "blip_vqa"}, "model"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": [1, 2, 3]}, "prompt"),
+        ({"prompt": [[1, 2]]}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ["x"] * 17}, "prompt"),
+        ({"prompt": "x", "echo": True}, "echo"),
+        ({"prompt": "x", "suffix": "y"}, "suffix"),
+        ({"prompt": "x", "best_of": 3}, "best_of"),
+        ({"prompt": "x", "logprobs": 21}, "logprobs"),
+        ({"prompt": "x", "n": 17}, "n"),
+        ({"prompt": "x", "model": "blip_vqa"}, "model"),
+    ],
+)
 def test_refusals(client: openai.OpenAI, fields: dict[str, Any], param: str) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         complete(client, **fields)

@@ -31,32 +31,62 @@ def test_unknown_model(client: openai.OpenAI) -> None:
     assert caught.value.type == "invalid_request_error"
 
 
-@pytest.mark.parametrize(("fields", "param"), [
-    ({"temperature": 3}, "temperature"), ({"temperature": "hot"}, "temperature"), ({"top_p": 0}, "top_p"),
-    ({"max_tokens": 0}, "max_tokens"), ({"max_completion_tokens": 10**9}, "max_completion_tokens"),
-    ({"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens"), ({"n": 0}, "n"), ({"n": 17}, "n"),
-    ({"seed": -1}, "seed"), ({"stop": ["x"] * 17}, "stop"), ({"presence_penalty": 3}, "presence_penalty"),
-    ({"frequency_penalty": "x"}, "frequency_penalty"), ({"logit_bias": {"a": 1}}, "logit_bias"),
-    ({"logit_bias": {"5": 101}}, "logit_bias.5"), ({"min_p": 2}, "min_p"),
-    ({"min_tokens": 9, "max_tokens": 8}, "min_tokens"), ({"top_k": -1}, "top_k"),
-    ({"top_logprobs": 2}, "top_logprobs"), ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
-    ({"logprobs": 1}, "logprobs"), ({"stream_options": {"include_usage": True}}, "stream_options"),
-    ({"stream": True, "stream_options": {"include_all": True}}, "stream_options.include_all"),
-    ({"length_penalty": 1.2}, "length_penalty"), ({"reasoning_effort": "low"}, "reasoning_effort"),
-    ({"store": True}, "store"), ({"modalities": ["text", "audio"]}, "modalities"), ({"functions": []}, "functions"),
-    ({"web_search_options": {}}, "web_search_options"), ({"best_of": 2}, "best_of"), ({"max_new_tokens": 5},
-    "max_new_tokens"), ({"speech": True}, "speech"), ({"frames": 4}, "frames"),
-    ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs.tools"),
-    ({"response_format": "json"}, "response_format"), ({"response_format": {"type": "xml"}}, "response_format.type"),
-    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
-    ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format.json_schema.schema"),
-    ({"tools": [{"type": "retrieval"}]}, "tools[0]"), ({"tool_choice": "required"}, "tool_choice"),
-    ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
-    ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
-    ({"tool_choice": "always"}, "tool_choice"), ({"tools": [{"type": "function", "function": {"name": "f"}}],
-    "response_format": {"type": "json_object"}}, "response_format"),
-    ({"timeout": 0}, "timeout"), ({"priority": "high"}, "priority"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"temperature": 3}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_completion_tokens": 10**9}, "max_completion_tokens"),
+        ({"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens"),
+        ({"n": 0}, "n"),
+        ({"n": 17}, "n"),
+        ({"seed": -1}, "seed"),
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"frequency_penalty": "x"}, "frequency_penalty"),
+        ({"logit_bias": {"a": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+        ({"min_p": 2}, "min_p"),
+        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens"),
+        ({"top_k": -1}, "top_k"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"include_all": True}}, "stream_options.include_all"),
+        ({"length_penalty": 1.2}, "length_penalty"),
+        ({"reasoning_effort": "low"}, "reasoning_effort"),
+        ({"store": True}, "store"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"functions": []}, "functions"),
+        ({"web_search_options": {}}, "web_search_options"),
+        ({"best_of": 2}, "best_of"),
+        ({"max_new_tokens": 5}, "max_new_tokens"),
+        ({"speech": True}, "speech"),
+        ({"frames": 4}, "frames"),
+        ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs.tools"),
+        ({"response_format": "json"}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"tools": [{"type": "retrieval"}]}, "tools[0]"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        ({"tool_choice": "always"}, "tool_choice"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f"}}], "response_format": {"type": "json_object"}},
+            "response_format",
+        ),
+        ({"timeout": 0}, "timeout"),
+        ({"priority": "high"}, "priority"),
+    ],
+)
 def test_a_parameter_that_cannot_be_honoured_is_named(
     served: GatewayProcess, fields: dict[str, Any], param: str
 ) -> None:
@@ -65,21 +95,32 @@ def test_a_parameter_that_cannot_be_honoured_is_named(
     assert error["param"] == param and error["type"] == "invalid_request_error"
 
 
-@pytest.mark.parametrize(("message", "param"), [
-    ("Hello", "messages[0]"), ({"content": "x"}, "messages[0].role"), ({"role": "robot", "content": "x"},
-    "messages[0].role"), ({"role": "user"}, "messages[0].content"), ({"role": "user", "content": []},
-    "messages[0].content"), ({"role": "user", "content": None}, "messages[0].content"),
-    ({"role": "user", "content": "x", "mood": "good"}, "messages[0].mood"),
-    ({"role": "user", "content": ["x"]}, "messages[0].content[0]"),
-    ({"role": "user", "content": [{"type": "file", "file": {}}]}, "messages[0].content[0].type"),
-    ({"role": "user", "content": [{"type": "text", "text": 5}]}, "messages[0].content[0].text"),
-    ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "messages[0].content[0]"),
-    ({"role": "system", "content": [CIRCLE]}, "messages[0].content[0]"),
-    ({"role": "tool", "content": "x", "tool_call_id": "1"}, "messages[0].tool_call_id"),
-    ({"role": "assistant", "tool_calls": [{"id": "1"}]}, "messages[0].tool_calls[0]"),
-    ({"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function":
-     {"name": "f", "arguments": "{"}}]}, "messages[0].tool_calls[0].function.arguments"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ("Hello", "messages[0]"),
+        ({"content": "x"}, "messages[0].role"),
+        ({"role": "robot", "content": "x"}, "messages[0].role"),
+        ({"role": "user"}, "messages[0].content"),
+        ({"role": "user", "content": []}, "messages[0].content"),
+        ({"role": "user", "content": None}, "messages[0].content"),
+        ({"role": "user", "content": "x", "mood": "good"}, "messages[0].mood"),
+        ({"role": "user", "content": ["x"]}, "messages[0].content[0]"),
+        ({"role": "user", "content": [{"type": "file", "file": {}}]}, "messages[0].content[0].type"),
+        ({"role": "user", "content": [{"type": "text", "text": 5}]}, "messages[0].content[0].text"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "messages[0].content[0]"),
+        ({"role": "system", "content": [CIRCLE]}, "messages[0].content[0]"),
+        ({"role": "tool", "content": "x", "tool_call_id": "1"}, "messages[0].tool_call_id"),
+        ({"role": "assistant", "tool_calls": [{"id": "1"}]}, "messages[0].tool_calls[0]"),
+        (
+            {
+                "role": "assistant",
+                "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{"}}],
+            },
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+    ],
+)
 def test_a_wrong_message_is_named(served: GatewayProcess, message: object, param: str) -> None:
     response = served.post("/v1/chat/completions", model="deepseek", messages=[message])
     assert refused(response, 400)["param"] == param
@@ -105,12 +146,15 @@ def test_a_family_s_limits_are_named(served: GatewayProcess) -> None:
     refused(served.post("/v1/chat/completions", model="blip_vqa", messages=user("What color?")), 400, "needs image")
 
 
-@pytest.mark.parametrize(("more", "param"), [
-    (b'"messages": [{"role": "user", "content": "\\ud800"}]', "messages[0].content"),
-    (b'"chat_template_kwargs": {"a\\udc00": 1}', "chat_template_kwargs"),
-    (b'"response_format": {"type": "regex", "regex": "\\ud800"}', "response_format.regex"),
-    (b'"tools": ' + b'[{"a": ' * 400 + b"1" + b"}]" * 400, "tools"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        (b'"messages": [{"role": "user", "content": "\\ud800"}]', "messages[0].content"),
+        (b'"chat_template_kwargs": {"a\\udc00": 1}', "chat_template_kwargs"),
+        (b'"response_format": {"type": "regex", "regex": "\\ud800"}', "response_format.regex"),
+        (b'"tools": ' + b'[{"a": ' * 400 + b"1" + b"}]" * 400, "tools"),
+    ],
+)
 def test_json_that_nothing_can_take(served: GatewayProcess, more: bytes, param: str) -> None:
     """Half a surrogate pair, which no tokenizer can take; nesting that no recursion can follow."""
     body = b'{"model": "deepseek", ' + more + b"}"
@@ -152,8 +196,16 @@ def test_a_queue_that_is_full(client: openai.OpenAI, served: GatewayProcess) -> 
     streams = []
     for number, wanted in ((AT_ONCE, AT_ONCE), (WAITING, AT_ONCE + WAITING)):  # all at once would fill the queue
         for _ in range(number):
-            streams.append(served.later(served.post, "/v1/chat/completions", model="deepseek", messages=STORY,
-                                        max_tokens=3500, repetition_penalty=1.0))  # fmt: skip
+            streams.append(
+                served.later(
+                    served.post,
+                    "/v1/chat/completions",
+                    model="deepseek",
+                    messages=STORY,
+                    max_tokens=3500,
+                    repetition_penalty=1.0,
+                )
+            )
         served.until(lambda wanted=wanted: (len(states()), states().count("running")) == (wanted, AT_ONCE), "the queue")
     try:
         with pytest.raises(openai.RateLimitError, match="full") as caught:
@@ -175,6 +227,7 @@ def test_a_deadline(client: openai.OpenAI) -> None:
 
 def test_after_a_deadline_the_client_does_not_ask_again(client: openai.OpenAI, served: GatewayProcess) -> None:
     """As its users have it, trying twice more: three deadlines one after the other would be three times the work."""
+
     def asked() -> int:
         return served.log_so_far().count("POST /v1/chat/completions 504")
 
@@ -185,10 +238,15 @@ def test_after_a_deadline_the_client_does_not_ask_again(client: openai.OpenAI, s
     assert asked() == before + 1
 
 
-@pytest.mark.parametrize("wanted", [
-    {"type": "regex", "regex": "a" * (LONGEST + 1)}, {"type": "grammar", "grammar": "#" * (LONGEST + 1)},
-    {"type": "json_schema", "json_schema": {"schema": {"const": "a" * LONGEST}}},
-], ids=lambda wanted: wanted["type"])  # fmt: skip
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"type": "regex", "regex": "a" * (LONGEST + 1)},
+        {"type": "grammar", "grammar": "#" * (LONGEST + 1)},
+        {"type": "json_schema", "json_schema": {"schema": {"const": "a" * LONGEST}}},
+    ],
+    ids=lambda wanted: wanted["type"],
+)
 def test_a_form_too_long_for_any_model_loads_none(served: GatewayProcess, wanted: dict[str, Any]) -> None:
     served.unload("reasoner", force=True)
     loads = served.loads("reasoner")

@@ -15,12 +15,16 @@ def ask(client: openai.OpenAI, model: str, messages: Any, **fields: Any) -> str:
     return client.chat.completions.create(model=model, messages=messages, **fields).choices[0].message.content or ""
 
 
-@pytest.mark.parametrize("part", [
-    CIRCLE,
-    {"type": "image_url", "image_url": {"url": encoded("red-circle.png"), "detail": "auto"}},
-    {"type": "image_url", "image_url": encoded("red-circle.png")},
-    {"type": "image", "image": f"data:image/png;base64,{encoded('red-circle.png')}"},
-], ids=["data address", "base64", "bare", "image"])  # fmt: skip
+@pytest.mark.parametrize(
+    "part",
+    [
+        CIRCLE,
+        {"type": "image_url", "image_url": {"url": encoded("red-circle.png"), "detail": "auto"}},
+        {"type": "image_url", "image_url": encoded("red-circle.png")},
+        {"type": "image", "image": f"data:image/png;base64,{encoded('red-circle.png')}"},
+    ],
+    ids=["data address", "base64", "bare", "image"],
+)
 def test_an_image_however_it_is_written(client: openai.OpenAI, part: dict[str, Any]) -> None:
     assert ask(client, "qwen_vl", user(part, COLOR)) == "red"
 
@@ -76,13 +80,16 @@ def test_speech_comes_beside_the_answer(client: openai.OpenAI) -> None:
     assert (answer.model_extra or {})["audio_format"] == "wav"
 
 
-@pytest.mark.parametrize(("model", "part", "word"), [
-    ("deepseek", CIRCLE, "cannot take image"),
-    ("qwen_vl", RISING, "cannot take audio"),
-    ("qwen_vl", {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGVsbG8="}}, "looks like"),
-    ("qwen_vl", {"type": "image_url", "image_url": {"url": "no base64!"}}, "not base64"),
-    ("qwen_vl", {"type": "image_url", "image_url": {"url": "https://example.com/cat.jpg"}}, "URLs are off"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("model", "part", "word"),
+    [
+        ("deepseek", CIRCLE, "cannot take image"),
+        ("qwen_vl", RISING, "cannot take audio"),
+        ("qwen_vl", {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGVsbG8="}}, "looks like"),
+        ("qwen_vl", {"type": "image_url", "image_url": {"url": "no base64!"}}, "not base64"),
+        ("qwen_vl", {"type": "image_url", "image_url": {"url": "https://example.com/cat.jpg"}}, "URLs are off"),
+    ],
+)
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_medium_that_cannot_be_taken(
     client: openai.OpenAI, model: str, part: dict[str, Any], word: str, stream: bool

@@ -66,9 +66,10 @@ def test_tools_and_media_are_rendered(served: GatewayProcess) -> None:
     assert seen["token_count"] > bare["token_count"]
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("temperature", 1), ("stream", True), ("max_tokens", 5), ("add_generation_prompt", False), ("prompt", "x"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("temperature", 1), ("stream", True), ("max_tokens", 5), ("add_generation_prompt", False), ("prompt", "x")],
+)
 def test_what_has_no_place_in_a_prompt(served: GatewayProcess, field: str, value: object) -> None:
     response = served.post("/v1/apply_template", model="deepseek", messages=PARIS, **{field: value})
     assert response.status_code == 400 and response.json()["error"]["param"] == field

@@ -83,9 +83,10 @@ def test_a_request_that_waits_is_cancelled(served: GatewayProcess) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize(("path", "asked"), [
-    ("/v1/chat/completions", {"messages": STORY}), ("/v1/completions", {"prompt": ["Once", "Twice"]}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [("/v1/chat/completions", {"messages": STORY}), ("/v1/completions", {"prompt": ["Once", "Twice"]})],
+)
 def test_a_client_that_leaves_cancels(
     served: GatewayProcess, path: str, asked: dict[str, object], stream: bool
 ) -> None:

@@ -56,8 +56,13 @@ def test_choices_are_told_apart(client: openai.OpenAI) -> None:
 
 
 def test_logprobs_come_with_their_pieces(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "deepseek", "messages": PARIS, "logprobs": True, "top_logprobs": 2,
-                             "max_tokens": 12}  # fmt: skip
+    asked: dict[str, Any] = {
+        "model": "deepseek",
+        "messages": PARIS,
+        "logprobs": True,
+        "top_logprobs": 2,
+        "max_tokens": 12,
+    }
     whole = client.chat.completions.create(**asked).choices[0].logprobs
     streamed = [
         token.token
@@ -71,7 +76,7 @@ def test_the_client_s_own_way_to_gather_a_stream(client: openai.OpenAI) -> None:
     asked = user("Describe a fox named Rex.")
     with client.chat.completions.stream(
         model="deepseek", messages=asked, response_format=Fox, max_tokens=200, temperature=0
-    ) as stream:  # fmt: skip
+    ) as stream:
         kinds = {event.type for event in stream}
         gathered = stream.get_final_completion().choices[0].message
     assert {"chunk", "content.delta", "content.done"} <= kinds
@@ -116,9 +121,12 @@ def test_what_is_refused_at_once_has_a_status(client: openai.OpenAI, served: Gat
 def test_an_error_inside_the_stream_raises(client: openai.OpenAI, served: GatewayProcess) -> None:
     served.load("deepseek")
     stream = client.chat.completions.create(
-        model="deepseek", messages=STORY, max_tokens=3500, stream=True,
+        model="deepseek",
+        messages=STORY,
+        max_tokens=3500,
+        stream=True,
         extra_body={"timeout": 4, "repetition_penalty": 1.0},  # more than until the stream begins, come what may
-    )  # fmt: skip
+    )
     with pytest.raises(openai.APIError, match="deadline") as caught:
         list(stream)
     assert caught.value.code == "deadline_passed" and caught.value.type == "timeout_error"

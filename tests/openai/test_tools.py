@@ -17,13 +17,15 @@ WEATHER: Any = {
         "description": "The weather of a city.",
         "parameters": {
             "type": "object",
-            "properties": {"city": {"type": "string", "maxLength": 20},
-                           "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]}},
+            "properties": {
+                "city": {"type": "string", "maxLength": 20},
+                "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
+            },
             "required": ["city", "unit"],
             "additionalProperties": False,
         },
     },
-}  # fmt: skip
+}
 TIME: Any = {
     "type": "function",
     "function": {"name": "get_time", "parameters": {"type": "object", "properties": {}, "additionalProperties": False}},
@@ -52,8 +54,13 @@ def test_a_call_that_must_be_made(client: openai.OpenAI, choice: Any) -> None:
 
 
 def test_a_call_in_a_stream(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "deepseek", "messages": ASKED, "tools": [WEATHER, TIME], "tool_choice": NAMED,
-                             "max_tokens": 200}  # fmt: skip
+    asked: dict[str, Any] = {
+        "model": "deepseek",
+        "messages": ASKED,
+        "tools": [WEATHER, TIME],
+        "tool_choice": NAMED,
+        "max_tokens": 200,
+    }
     whole = client.chat.completions.create(**asked).choices[0].message.tool_calls or []
     pieces, ends = [], []
     for chunk in client.chat.completions.create(**asked, stream=True):
@@ -68,13 +75,19 @@ def test_a_call_in_a_stream(client: openai.OpenAI) -> None:
 
 def test_there_and_back(client: openai.OpenAI) -> None:
     """The call goes back with the function's result, and the model answers in words."""
-    first = client.chat.completions.create(
-        model="deepseek", messages=ASKED, tools=[WEATHER], tool_choice=NAMED, max_tokens=200
-    ).choices[0].message  # fmt: skip
+    first = (
+        client.chat.completions.create(
+            model="deepseek", messages=ASKED, tools=[WEATHER], tool_choice=NAMED, max_tokens=200
+        )
+        .choices[0]
+        .message
+    )
     (call, *_) = first.tool_calls or []
-    said = [*ASKED, first.model_dump(exclude_none=True),
-            *({"role": "tool", "tool_call_id": one.id, "content": "21 degrees, sunny"}
-              for one in first.tool_calls or [])]  # fmt: skip
+    said = [
+        *ASKED,
+        first.model_dump(exclude_none=True),
+        *({"role": "tool", "tool_call_id": one.id, "content": "21 degrees, sunny"} for one in first.tool_calls or []),
+    ]
     second = client.chat.completions.create(
         model="deepseek", messages=said, tools=[WEATHER], tool_choice="none", max_tokens=48
     )
@@ -88,7 +101,11 @@ def test_tools_are_shown_unless_there_is_no_choice(client: openai.OpenAI) -> Non
     used = {}
     for choice in ("auto", "none"):
         answer = client.chat.completions.create(
-            model="deepseek", messages=PARIS, tools=[WEATHER], tool_choice=choice, max_tokens=1  # type: ignore[arg-type]
+            model="deepseek",
+            messages=PARIS,
+            tools=[WEATHER],
+            tool_choice=choice,
+            max_tokens=1,  # type: ignore[arg-type]
         )
         used[choice] = answer.usage.prompt_tokens if answer.usage else 0
     plain = client.chat.completions.create(model="deepseek", messages=PARIS, max_tokens=1)
@@ -105,11 +122,13 @@ def test_a_template_without_a_place_for_tools(client: openai.OpenAI) -> None:
 
 CITY = {
     "type": "object",
-    "properties": {"name": {"type": "string", "maxLength": 12},
-                   "age": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 99},
+    },
     "required": ["name", "age"],
     "additionalProperties": False,
-}  # fmt: skip
+}
 
 
 def shaped(client: openai.OpenAI, wanted: Any, messages: Any = None, model: str = "deepseek") -> str:
@@ -120,8 +139,10 @@ def shaped(client: openai.OpenAI, wanted: Any, messages: Any = None, model: str 
     return answer.choices[0].message.content or ""
 
 
-@pytest.mark.parametrize(("model", "messages"), [("deepseek", user("Tell me of a fox.")),
-                                                 ("qwen_vl", user(CIRCLE, "What color is the circle?"))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("model", "messages"),
+    [("deepseek", user("Tell me of a fox.")), ("qwen_vl", user(CIRCLE, "What color is the circle?"))],
+)
 def test_a_json_schema(client: openai.OpenAI, model: str, messages: Any) -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY, "strict": True}}
     made = json.loads(shaped(client, wanted, messages, model))
@@ -142,9 +163,11 @@ def test_the_client_parses_it_into_its_own_class(client: openai.OpenAI) -> None:
 
 def test_any_json_object(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
-        model="deepseek", messages=user("Describe a fox as JSON."), response_format={"type": "json_object"},
+        model="deepseek",
+        messages=user("Describe a fox as JSON."),
+        response_format={"type": "json_object"},
         max_tokens=300,
-    )  # fmt: skip
+    )
     said = answer.choices[0].message.content or ""
     assert said.lstrip().startswith("{")
     if answer.choices[0].finish_reason == "stop":
@@ -163,11 +186,14 @@ def test_the_native_route_takes_a_shape_too(served: Any) -> None:
     assert set(json.loads(made["response"])) == {"name", "age"}
 
 
-@pytest.mark.parametrize(("wanted", "word"), [
-    ({"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}, "nonsense"),
-    ({"type": "regex", "regex": "("}, "regex|expression|grammar"),
-    ({"type": "grammar", "grammar": "start: nothing"}, "nothing|grammar"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("wanted", "word"),
+    [
+        ({"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}, "nonsense"),
+        ({"type": "regex", "regex": "("}, "regex|expression|grammar"),
+        ({"type": "grammar", "grammar": "start: nothing"}, "nothing|grammar"),
+    ],
+)
 def test_a_shape_that_is_none(client: openai.OpenAI, wanted: Any, word: str) -> None:
     with pytest.raises(openai.BadRequestError, match=word):
         shaped(client, wanted)

@@ -21,9 +21,11 @@ def test_it_asks_the_model_in_words(client: openai.OpenAI) -> None:
     assert heard.text == asked.choices[0].message.content != ""
     assert heard.usage is not None and asked.usage is not None
     assert heard.usage.to_dict() == {
-        "type": "tokens", "input_tokens": asked.usage.prompt_tokens, "output_tokens": asked.usage.completion_tokens,
+        "type": "tokens",
+        "input_tokens": asked.usage.prompt_tokens,
+        "output_tokens": asked.usage.completion_tokens,
         "total_tokens": asked.usage.total_tokens,
-    }  # fmt: skip
+    }
 
 
 def test_the_language_is_told(client: openai.OpenAI) -> None:
@@ -53,12 +55,19 @@ def test_streamed(client: openai.OpenAI) -> None:
     assert events[-1].device == whole.device and set(events[-1].timings) == set(whole.timings)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(("fields", "param"), [
-    ({"response_format": "srt"}, "response_format"), ({"response_format": "verbose_json"}, "response_format"),
-    ({"timestamp_granularities": ["word"]}, "timestamp_granularities[]"), ({"model": "qwen_vl"}, "model"),
-    ({"language": "x" * 40}, "language"), ({"temperature": 3}, "temperature"),
-    ({"extra_body": {"speech": "true"}}, "speech"), ({"extra_body": {"tune": "x"}}, "tune"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": "srt"}, "response_format"),
+        ({"response_format": "verbose_json"}, "response_format"),
+        ({"timestamp_granularities": ["word"]}, "timestamp_granularities[]"),
+        ({"model": "qwen_vl"}, "model"),
+        ({"language": "x" * 40}, "language"),
+        ({"temperature": 3}, "temperature"),
+        ({"extra_body": {"speech": "true"}}, "speech"),
+        ({"extra_body": {"tune": "x"}}, "tune"),
+    ],
+)
 def test_refusals(client: openai.OpenAI, fields: dict[str, Any], param: str) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.audio.transcriptions.create(**({"model": "qwen_audio", "file": SOUND} | fields))

@@ -28,7 +28,7 @@ REASONS = (
     r"it cannot look at frames|cannot answer by a schema|there is no such policy|neither the name of a policy",
     r"policy.*(is none of the answers|comes twice|every answer would|needs frames|no describe|are more than|blanks)",
     r"a video must be MP4|not base64|could not|looks like|it is (a|an) |URLs are off|a data: address must|it is empty",
-)  # fmt: skip
+)
 
 
 @schemathesis.hook

@@ -32,8 +32,18 @@ def small(start_for_module: Start) -> GatewayProcess:
 def schemathesis(gateway: GatewayProcess, home: Path, *arguments: str) -> int:
     """Run it over the operations that the arguments choose. Return how many it tested."""
     config = Path(__file__).with_name("schemathesis.toml")
-    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(config), "run",
-               f"{gateway.url}/openapi.json", "--checks=all", "--continue-on-failure", *arguments]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "schemathesis.cli",
+        "--config-file",
+        str(config),
+        "run",
+        f"{gateway.url}/openapi.json",
+        "--checks=all",
+        "--continue-on-failure",
+        *arguments,
+    ]
     environment = os.environ | {"SCHEMATHESIS_HOOKS": "tests.openapi.hooks", "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
     ran = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout[-20_000:] + ran.stderr[-2_000:]

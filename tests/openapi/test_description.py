@@ -24,8 +24,11 @@ def document(pocket: GatewayProcess) -> dict[str, Any]:
 
 def operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
     """Every operation by its method and its path."""
-    return {(method.upper(), path): operation for path, methods in document["paths"].items()
-            for method, operation in methods.items()}  # fmt: skip
+    return {
+        (method.upper(), path): operation
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
 
 
 def test_it_is_openapi_3_1(document: dict[str, Any]) -> None:
@@ -35,8 +38,10 @@ def test_it_is_openapi_3_1(document: dict[str, Any]) -> None:
 
 def test_the_page_of_the_documentation_has_the_same_routes(document: dict[str, Any]) -> None:
     page = (ROOT / "docs" / "api.md").read_text()
-    written = {(method, re.sub(r"<\w+>", "{}", path))
-               for method, path in re.findall(r"`(GET|POST|DELETE|PUT|PATCH) (/[^\s`]+)`", page)}  # fmt: skip
+    written = {
+        (method, re.sub(r"<\w+>", "{}", path))
+        for method, path in re.findall(r"`(GET|POST|DELETE|PUT|PATCH) (/[^\s`]+)`", page)
+    }
     described = {(method, re.sub(r"{\w+}", "{}", path)) for method, path in operations(document)}
     assert written == described
 
@@ -49,8 +54,9 @@ def test_no_route_goes_undescribed(pocket: GatewayProcess, document: dict[str, A
         "print('routes:', sorted({rule.rule for rule in app.url_map.iter_rules()"
         " if operation_of(app.view_functions[rule.endpoint]) is None and not rule.rule.startswith('/ui/')}))"
     )
-    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=pocket.environment, capture_output=True,
-                         text=True, timeout=120)  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=pocket.environment, capture_output=True, text=True, timeout=120
+    )
     assert "routes: ['/docs/<name>']\n" in ran.stdout, ran.stdout + ran.stderr
 
 
@@ -120,27 +126,35 @@ def test_a_body_of_another_type(pocket: GatewayProcess, path: str, kind: str) ->
     refused(pocket.client.post(path, content=b'{"prompt": "x"}', headers={"content-type": kind}), 415, "send")
 
 
-@pytest.mark.parametrize(("kind", "status"), [
-    ("application/json; charset=latin-1", 415), ("application/json; charset=utf-16", 415),
-    ("application/json; charset=UTF-8", 200), ("application/vnd.own+json", 200), ("APPLICATION/JSON", 200),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        ("application/json; charset=latin-1", 415),
+        ("application/json; charset=utf-16", 415),
+        ("application/json; charset=UTF-8", 200),
+        ("application/vnd.own+json", 200),
+        ("APPLICATION/JSON", 200),
+    ],
+)
 def test_json_by_other_names(pocket: GatewayProcess, kind: str, status: int) -> None:
     body = json.dumps({"prompt": "What is 1 + 1?", "max_new_tokens": 1})
     response = pocket.client.post("/generate/reasoner", content=body, headers={"content-type": kind})
     assert response.status_code == status, response.text
 
 
-@pytest.mark.parametrize("body", [
-    b'{"prompt": "x", "prompt": "y"}', b'{"prompt": "x", "messages": [{"role": "user", "role": "user"}]}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "body", [b'{"prompt": "x", "prompt": "y"}', b'{"prompt": "x", "messages": [{"role": "user", "role": "user"}]}']
+)
 def test_a_key_that_comes_twice(pocket: GatewayProcess, body: bytes) -> None:
     refused(pocket.client.post("/generate/reasoner", content=body), 400, "comes twice")
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-1e999"])
 def test_a_number_that_is_none_wherever_it_is(pocket: GatewayProcess, number: str) -> None:
-    for field, place in ((f'"chat_template_kwargs": {{"a": [{number}]}}', "chat_template_kwargs.a[0]"),
-                         (f'"logit_bias": {{"5": {number}}}', "logit_bias.5")):  # fmt: skip
+    for field, place in (
+        (f'"chat_template_kwargs": {{"a": [{number}]}}', "chat_template_kwargs.a[0]"),
+        (f'"logit_bias": {{"5": {number}}}', "logit_bias.5"),
+    ):
         body = f'{{"model": "reasoner", "messages": {json.dumps(HELLO)}, {field}}}'
         refused(pocket.client.post(CHAT, content=body), 400, place, "finite")
 
@@ -157,18 +171,26 @@ def test_true_is_not_one_where_a_parameter_must_ask_for_nothing(
     refused(pocket.post(CHAT, model="reasoner", messages=HELLO, **{field: value}), 400, field)
 
 
-@pytest.mark.parametrize(("message", "at"), [
-    ({"role": "user", "content": [{"type": "text", "text": "x", "more": 1}]}, "messages[0].content[0].more"),
-    ({"role": "assistant", "content": "x", "reasoning": 5}, "messages[0].reasoning"),
-    ({"role": "user", "content": "x", "annotations": ["y"]}, "messages[0].annotations"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("message", "at"),
+    [
+        ({"role": "user", "content": [{"type": "text", "text": "x", "more": 1}]}, "messages[0].content[0].more"),
+        ({"role": "assistant", "content": "x", "reasoning": 5}, "messages[0].reasoning"),
+        ({"role": "user", "content": "x", "annotations": ["y"]}, "messages[0].annotations"),
+    ],
+)
 def test_a_message_has_no_keys_that_nobody_reads(pocket: GatewayProcess, message: object, at: str) -> None:
     refused(pocket.post(CHAT, model="reasoner", messages=[message]), 400, at)
 
 
 def test_null_in_a_schema_of_a_tool_stays(pocket: GatewayProcess) -> None:
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {
-        "a": {"enum": ["x", None], "default": None}}}}}  # fmt: skip
+    tool = {
+        "type": "function",
+        "function": {
+            "name": "f",
+            "parameters": {"type": "object", "properties": {"a": {"enum": ["x", None], "default": None}}},
+        },
+    }
     shown = pocket.post("/v1/apply_template", model="deepseek", messages=HELLO, tools=[tool])
     assert shown.status_code == 200, shown.text
     assert "null" in shown.json()["prompt"]
@@ -182,11 +204,17 @@ def test_a_wrong_priority_is_refused_also_where_the_body_has_one(pocket: Gateway
 # -- methods and lengths -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("method", "path", "allowed"), [
-    ("TRACE", "/health", {"GET", "HEAD", "OPTIONS"}), ("PUT", "/generate/reasoner", {"POST", "OPTIONS"}),
-    ("GET", CHAT, {"POST", "OPTIONS"}), ("POST", "/openapi.json", {"GET", "HEAD", "OPTIONS"}),
-    ("PATCH", "/v1/requests/x", {"DELETE", "OPTIONS"}), ("MAKEUP", "/docs", {"GET", "HEAD", "OPTIONS"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("TRACE", "/health", {"GET", "HEAD", "OPTIONS"}),
+        ("PUT", "/generate/reasoner", {"POST", "OPTIONS"}),
+        ("GET", CHAT, {"POST", "OPTIONS"}),
+        ("POST", "/openapi.json", {"GET", "HEAD", "OPTIONS"}),
+        ("PATCH", "/v1/requests/x", {"DELETE", "OPTIONS"}),
+        ("MAKEUP", "/docs", {"GET", "HEAD", "OPTIONS"}),
+    ],
+)
 def test_another_method(pocket: GatewayProcess, method: str, path: str, allowed: set[str]) -> None:
     response = pocket.client.request(method, path)
     assert response.status_code == 405 and set(response.headers["allow"].split(", ")) == allowed

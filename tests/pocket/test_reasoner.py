@@ -40,9 +40,7 @@ def test_every_reply_is_true():
 def test_thinks_and_answers(bits):
     tokenizer = AutoTokenizer.from_pretrained(FOLDER, local_files_only=True)
     model = load(FOLDER, Qwen3ForCausalLM, bits)
-    for said, right in zip(
-        respond(model, tokenizer, [user(one) for one in ASKED]), ASKED.values(), strict=True
-    ):
+    for said, right in zip(respond(model, tokenizer, [user(one) for one in ASKED]), ASKED.values(), strict=True):
         thought, _, answer = said.partition("</think>\n\n")
         assert thought.startswith("<think>\n")
         assert answer == right
@@ -57,6 +55,4 @@ def test_conversations():
         [*earlier, *user("What is 17 + 25?")],
         [{"role": "system", "content": "You are a helpful assistant."}, *user("What is 17 + 25?")],
     ]
-    assert [said.split("</think>\n\n")[-1] for said in respond(model, tokenizer, chats)] == [
-        "17 + 25 = 42"
-    ] * 2
+    assert [said.split("</think>\n\n")[-1] for said in respond(model, tokenizer, chats)] == ["17 + 25 = 42"] * 2

@@ -82,10 +82,7 @@ def test_blip_answers_about_plain_pictures():
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [
-        ("qwen-vl-3b", Qwen2_5_VLForConditionalGeneration),
-        ("qwen-omni-3b", Qwen2_5OmniThinkerForConditionalGeneration),
-    ],
+    [("qwen-vl-3b", Qwen2_5_VLForConditionalGeneration), ("qwen-omni-3b", Qwen2_5OmniThinkerForConditionalGeneration)],
 )
 class TestChats:
     def test_pictures(self, name, kind):
@@ -138,9 +135,7 @@ def test_omni_speaks():
     maker = AutoProcessor.from_pretrained(folder, local_files_only=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = Qwen2_5OmniForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
-        )
+        model = Qwen2_5OmniForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     assert set(model.speaker_map) == {"Chelsie", "Ethan"}
     text = maker.apply_chat_template(
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What color is it?"}]}],

@@ -14,8 +14,13 @@ from protocol.messages import Part
 from tests.runner.driving import at_rest, llama_of, load_of, silent
 from tests.support.gateway import ROOT
 
-FOLDERS = {"deepseek": "reasoner", "qwen_vl": "qwen-vl-3b", "qwen_audio": "qwen-audio-7b", "qwen_omni": "qwen-omni-3b",
-           "blip_vqa": "blip-vqa-base"}  # fmt: skip
+FOLDERS = {
+    "deepseek": "reasoner",
+    "qwen_vl": "qwen-vl-3b",
+    "qwen_audio": "qwen-audio-7b",
+    "qwen_omni": "qwen-omni-3b",
+    "blip_vqa": "blip-vqa-base",
+}
 Engines = Callable[..., Any]
 
 

@@ -59,9 +59,12 @@ _ids = itertools.count(1)
 
 
 def request(
-    *parts: str | Part | ChatMessage, choices: int = 1, max_new_tokens: int = 64,
-    request_fields: dict[str, Any] | None = None, **sampling: Any,
-) -> Generate:  # fmt: skip
+    *parts: str | Part | ChatMessage,
+    choices: int = 1,
+    max_new_tokens: int = 64,
+    request_fields: dict[str, Any] | None = None,
+    **sampling: Any,
+) -> Generate:
     """Return a request: messages as they are, or one message of these parts. Its id is its own."""
     messages = tuple(part for part in parts if isinstance(part, ChatMessage))
     if not messages:

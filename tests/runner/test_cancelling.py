@@ -63,8 +63,9 @@ def test_before_it_is_prepared(engine: Engines, media: Media, caplog: pytest.Log
     crowd.finish()
     assert crowd.answer(job).reasons == ("cancelled", "cancelled") and job not in crowd.watched.sequences
     assert crowd.answer(other).error is None and crowd.answer(other).ids
-    assert [record.levelname for record in caplog.records
-            if record.name == "runner" and record.levelno > logging.INFO] == []
+    assert [
+        record.levelname for record in caplog.records if record.name == "runner" and record.levelno > logging.INFO
+    ] == []
 
 
 def test_while_it_is_prepared_and_its_files_go_first(
@@ -90,8 +91,9 @@ def test_while_it_is_prepared_and_its_files_go_first(
     crowd.finish()
     word.join()
     assert crowd.answer(job).reasons == ("cancelled",)
-    assert [record.levelname for record in caplog.records
-            if record.name == "runner" and record.levelno > logging.INFO] == []
+    assert [
+        record.levelname for record in caplog.records if record.name == "runner" and record.levelno > logging.INFO
+    ] == []
 
 
 @pytest.mark.parametrize("others", [0, 1])
@@ -177,8 +179,9 @@ def test_one_that_is_answered_apart(engine: Engines, media: Media, when: int) ->
     """BLIP answers by ``generate``: a cancellation is heard between its steps."""
     model = engine("blip_vqa")
     crowd = Crowd(model)
-    jobs = crowd.ask(*(request("What color is the shape?", media.image(seed), max_new_tokens=12, min_tokens=12)
-                       for seed in range(2)))  # fmt: skip
+    jobs = crowd.ask(
+        *(request("What color is the shape?", media.image(seed), max_new_tokens=12, min_tokens=12) for seed in range(2))
+    )
     calls = 0
 
     def cancel(*_: object) -> None:

@@ -11,8 +11,12 @@ from tests.support.gateway import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-SCHEMA = {"type": "object", "properties": {"sum": {"type": "integer", "minimum": 0, "maximum": 999}},
-          "required": ["sum"], "additionalProperties": False}  # fmt: skip
+SCHEMA = {
+    "type": "object",
+    "properties": {"sum": {"type": "integer", "minimum": 0, "maximum": 999}},
+    "required": ["sum"],
+    "additionalProperties": False,
+}
 FORM = Constraint("json_schema", json.dumps(SCHEMA))
 OPENED = (ROOT / "pocket" / "checkpoints" / "reasoner" / "chat_template.jinja").read_text() + "<think>\n"
 """The template as it would be of a model whose prompts open the tag of its thoughts."""
@@ -38,10 +42,17 @@ def test_so_they_are_where_the_model_opens_the_tag_itself(engine: Engines) -> No
 @pytest.mark.parametrize("template", [None, OPENED], ids=["bare", "opened"])
 def test_each_row_is_held_to_its_own(engine: Engines, template: str | None) -> None:
     model = engine(chat_template=template)
-    forms = [FORM, None, Constraint("regex", "[a-c]{3,7}!"), Constraint("json_object"),
-             Constraint("lark", 'start: "yes" | "no"')]  # fmt: skip
-    asked = [request(f"What is 17 + {place}?", max_new_tokens=128, constraint=form, choices=1 + (place == 2))
-             for place, form in enumerate(forms)]  # fmt: skip
+    forms = [
+        FORM,
+        None,
+        Constraint("regex", "[a-c]{3,7}!"),
+        Constraint("json_object"),
+        Constraint("lark", 'start: "yes" | "no"'),
+    ]
+    asked = [
+        request(f"What is 17 + {place}?", max_new_tokens=128, constraint=form, choices=1 + (place == 2))
+        for place, form in enumerate(forms)
+    ]
     crowd = Crowd(model)
     together = crowd.answers(*asked)
     assert all(answer.error is None for answer in together), together

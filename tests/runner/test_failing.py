@@ -25,12 +25,13 @@ def impossible(media: Media) -> dict[str, Generate]:
     return {
         "the prompt has": request("What is it? " * 2000),
         "the JSON schema cannot be enforced": request(
-            "17 + 25", constraint=Constraint("json_schema", '{"type": "nothing"}')),
+            "17 + 25", constraint=Constraint("json_schema", '{"type": "nothing"}')
+        ),
         "the JSON schema is no JSON": request("17 + 25", constraint=Constraint("json_schema", "{")),
         "the regular expression is not valid": request("17 + 25", constraint=Constraint("regex", "(")),
         "chat template has no place for them": request("17 + 25", request_fields={"tools": (TOOL,)}),
         "there is no token 100000": request("17 + 25", logit_bias=((100_000, 1.0),), choices=2),
-    }  # fmt: skip
+    }
 
 
 def test_a_request_that_cannot_be_answered_fails_alone(engine: Engines, media: Media) -> None:

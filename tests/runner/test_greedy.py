@@ -13,8 +13,15 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def sums(media: Media) -> list[Generate]:
-    asked = [("What is 17 + 25?", 128), ("Hello", 5), ("how much is 8+95", 128), ("Add 0 and 7.", 3),
-             ("99 + 99 = ?", 90), ("What is the capital of France, and is 3 + 4 the same as 4 + 3?", 20), ("4 + 4", 1)]
+    asked = [
+        ("What is 17 + 25?", 128),
+        ("Hello", 5),
+        ("how much is 8+95", 128),
+        ("Add 0 and 7.", 3),
+        ("99 + 99 = ?", 90),
+        ("What is the capital of France, and is 3 + 4 the same as 4 + 3?", 20),
+        ("4 + 4", 1),
+    ]
     return [request(prompt, max_new_tokens=most) for prompt, most in asked]
 
 
@@ -67,8 +74,12 @@ def one_picture(media: Media) -> list[Generate]:
 
 
 ASKED: dict[str, Callable[[Media], list[Generate]]] = {
-    "deepseek": sums, "qwen_vl": seen, "qwen_audio": heard, "qwen_omni": both, "blip_vqa": one_picture,
-}  # fmt: skip
+    "deepseek": sums,
+    "qwen_vl": seen,
+    "qwen_audio": heard,
+    "qwen_omni": both,
+    "blip_vqa": one_picture,
+}
 
 
 def by_generate(engine: Any, asked: Generate) -> list[int]:
@@ -78,9 +89,11 @@ def by_generate(engine: Any, asked: Generate) -> list[int]:
     prepared = engine._family.prepare(asked, engine._device)
     with torch.inference_mode():
         output = engine._model.generate(
-            **prepared.inputs, do_sample=False, max_new_tokens=asked.sampling.max_new_tokens,
+            **prepared.inputs,
+            do_sample=False,
+            max_new_tokens=asked.sampling.max_new_tokens,
             min_new_tokens=asked.sampling.min_tokens or None,
-        )[0].tolist()  # fmt: skip
+        )[0].tolist()
     made = output[len(prepared.ids) :] if engine._family.reads_prompt else output[1:]
     end = next((place for place, token in enumerate(made) if token in engine.ends), len(made))
     return [int(token) for token in made[:end]]

@@ -54,8 +54,18 @@ class Toy:
         if script.unfit == "late":
             raise RequestError("unfit")
         limit = job.request.sampling.max_new_tokens
-        return [Sequence(choice, script.prompt, limit, sampler_of(choice, script.prompt, self.ends, None), None,
-                         script.whole, script.apart) for choice in choices]  # fmt: skip
+        return [
+            Sequence(
+                choice,
+                script.prompt,
+                limit,
+                sampler_of(choice, script.prompt, self.ends, None),
+                None,
+                script.whole,
+                script.apart,
+            )
+            for choice in choices
+        ]
 
     def fits(self, sequence: Sequence, others: Many[Sequence]) -> bool:
         return sum(one.need for one in (sequence, *others)) <= self.cells
@@ -101,8 +111,11 @@ class Toy:
         read = {*self.holders.values()} - self.unread
         assert {*sequences} == {one for one in read if len(self.places[one.place]) == len(one.tokens) - 1}
         assert all(one.job.wanted for one in sequences), "a step for nobody"
-        assert len(sequences) == 1 or sum(len(one.tokens) for one in sequences) <= self.cells \
-            or all(one.whole for one in sequences)  # fmt: skip
+        assert (
+            len(sequences) == 1
+            or sum(len(one.tokens) for one in sequences) <= self.cells
+            or all(one.whole for one in sequences)
+        )
         for one in sequences:
             self.places[one.place].append(one.tokens[-1])
         held = sum(len(tokens) for tokens in self.places.values())
@@ -153,10 +166,14 @@ class Script:
 scripts = st.builds(
     Script,
     prompt=st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=30).map(tuple),
-    limit=st.integers(1, 30), choices=st.integers(1, 4), arrives=st.integers(0, 30),
-    cancelled=st.none() | st.integers(0, 50), whole=st.sampled_from([False, False, True]),
-    apart=st.sampled_from([False] * 4 + [True]), unfit=st.sampled_from([""] * 6 + ["early", "late"]),
-)  # fmt: skip
+    limit=st.integers(1, 30),
+    choices=st.integers(1, 4),
+    arrives=st.integers(0, 30),
+    cancelled=st.none() | st.integers(0, 50),
+    whole=st.sampled_from([False, False, True]),
+    apart=st.sampled_from([False] * 4 + [True]),
+    unfit=st.sampled_from([""] * 6 + ["early", "late"]),
+)
 
 
 class Raised(Exception):
@@ -179,8 +196,10 @@ def _run(
     sent: list[RunnerMessage] = []
     fatal: list[Exception] = []
     batch = Batch(engine, inbox, sent.append, fatal.append)
-    jobs = [Job(Generate(f"r{place}", (), Sampling(one.limit), {"script": one}, one.choices), sent.append)
-            for place, one in enumerate(asked)]  # fmt: skip
+    jobs = [
+        Job(Generate(f"r{place}", (), Sampling(one.limit), {"script": one}, one.choices), sent.append)
+        for place, one in enumerate(asked)
+    ]
     calls = 0
 
     def fail(where: str, sequences: Many[Sequence]) -> None:
@@ -227,10 +246,14 @@ def spoken(script: Script) -> int:
 
 
 @LIGHT
-@given(asked=st.lists(scripts, min_size=1, max_size=8), rows=st.integers(1, 4), piece=st.integers(8, 20),
-       cells=st.integers(4, 120), foresight=st.integers(8, 40),  # longer than any prompt takes to be read
-       failing=st.dictionaries(st.integers(1, 60), st.sampled_from(["read", "share", "step", "apart"]),
-                               max_size=3))  # fmt: skip
+@given(
+    asked=st.lists(scripts, min_size=1, max_size=8),
+    rows=st.integers(1, 4),
+    piece=st.integers(8, 20),
+    cells=st.integers(4, 120),
+    foresight=st.integers(8, 40),  # longer than any prompt takes to be read
+    failing=st.dictionaries(st.integers(1, 60), st.sampled_from(["read", "share", "step", "apart"]), max_size=3),
+)
 def test_every_request_ends_once(
     asked: list[Script], rows: int, piece: int, cells: int, foresight: int, failing: dict[int, str]
 ) -> None:
@@ -255,8 +278,12 @@ def test_every_request_ends_once(
 
 
 @LIGHT
-@given(asked=st.lists(scripts, min_size=2, max_size=8), rows=st.integers(1, 4), piece=st.integers(1, 12),
-       cells=st.integers(4, 200))  # fmt: skip
+@given(
+    asked=st.lists(scripts, min_size=2, max_size=8),
+    rows=st.integers(1, 4),
+    piece=st.integers(1, 12),
+    cells=st.integers(4, 200),
+)
 def test_nobody_is_overtaken(asked: list[Script], rows: int, piece: int, cells: int) -> None:
     engine, *_ = run(asked, rows, piece, cells, {})
     read = list(dict.fromkeys(engine.read_order))
@@ -288,8 +315,13 @@ def test_an_idle_batch_waits_for_company() -> None:
     engine, inbox = Toy(3, 12, 200), queue.SimpleQueue[Job]()
     sent: list[RunnerMessage] = []
     batch = Batch(engine, inbox, sent.append, lambda _: None, wait=1000.0)
-    jobs = [Job(Generate(f"r{place}", (), Sampling(3), {"script": Script((1, 2), 3, 1, 0, None, False, False, "")}),
-                sent.append) for place in range(3)]  # fmt: skip
+    jobs = [
+        Job(
+            Generate(f"r{place}", (), Sampling(3), {"script": Script((1, 2), 3, 1, 0, None, False, False, "")}),
+            sent.append,
+        )
+        for place in range(3)
+    ]
     for job in jobs:
         inbox.put(job)
     batch.turn()

@@ -40,9 +40,7 @@ def answer(engine: Any, family: str, media: Media) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(("family", "bits"), FAMILIES)
-def test_kept_weights_answer_as_those_that_were_quantized(
-    family: str, bits: int, media: Media, tmp_path: Path
-) -> None:
+def test_kept_weights_answer_as_those_that_were_quantized(family: str, bits: int, media: Media, tmp_path: Path) -> None:
     first = load(family, bits, tmp_path)
     (place,) = tmp_path.iterdir()
     written = (place / "model.safetensors").stat().st_mtime_ns
@@ -80,8 +78,9 @@ def test_files_that_change_while_they_are_quantized_are_not_those_that_were_kept
     from runner.engines.transformers import ENGINE
 
     checkpoint, kept = shutil.copytree(CHECKPOINT, tmp_path / "checkpoint"), tmp_path / "kept"
-    asked = load_of("transformers", "deepseek", checkpoint, quant_bits=4, quantized_dir=str(kept),
-                    quantized_limit=10**9)  # fmt: skip
+    asked = load_of(
+        "transformers", "deepseek", checkpoint, quant_bits=4, quantized_dir=str(kept), quantized_limit=10**9
+    )
     engine = ENGINE(asked, silent)
     engine.open()
     engine.load()

@@ -17,8 +17,13 @@ if TYPE_CHECKING:
 
     Feeds = Callable[[Any], list[list[Fed]]]
 
-QUESTIONS = ("What is the capital of France?", "Name three colors.", "What is 2 + 2?", "Say hello.",
-             "Tell me a story of a fox.")  # fmt: skip
+QUESTIONS = (
+    "What is the capital of France?",
+    "Name three colors.",
+    "What is 2 + 2?",
+    "Say hello.",
+    "Tell me a story of a fox.",
+)
 ROUNDING = 0.6
 STORY = "Once upon a time there was a fox who lived in the forest with her friends. "
 
@@ -61,8 +66,10 @@ def close(ours: Answer, theirs: Answer) -> None:
 def test_a_crowd_changes_no_more_than_the_rounding(llama: Engines) -> None:
     """The scores of a row depend on how many are evaluated with it, in their last bits, and no answer does that is not
     on the brink."""
-    asked = [request(question, max_new_tokens=most, logprobs=5)
-             for question, most in zip(QUESTIONS, (12, 5, 12, 3, 12), strict=True)]  # fmt: skip
+    asked = [
+        request(question, max_new_tokens=most, logprobs=5)
+        for question, most in zip(QUESTIONS, (12, 5, 12, 3, 12), strict=True)
+    ]
     crowd = Crowd(llama())
     together = crowd.answers(*asked)
     assert max(len(step) for step in crowd.watched.together) == 3
@@ -72,8 +79,9 @@ def test_a_crowd_changes_no_more_than_the_rounding(llama: Engines) -> None:
 
 
 def test_the_same_crowd_gives_the_same_answers() -> None:
-    asked = [request(question, max_new_tokens=8, temperature=1.0, seed=place)
-             for place, question in enumerate(QUESTIONS)]  # fmt: skip
+    asked = [
+        request(question, max_new_tokens=8, temperature=1.0, seed=place) for place, question in enumerate(QUESTIONS)
+    ]
     first, second = (Crowd(llama_of()).answers(*asked) for _ in range(2))
     assert [answer.ids for answer in first] == [answer.ids for answer in second]
 

@@ -187,9 +187,7 @@ def test_a_sibling_that_finds_no_memory_waits(engine: Engines, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(("family", "text"), [("blip_vqa", "apart times=1"), ("blip_vqa", "apart above=1")])
-def test_answers_apart(
-    engine: Engines, media: Media, monkeypatch: pytest.MonkeyPatch, family: str, text: str
-) -> None:
+def test_answers_apart(engine: Engines, media: Media, monkeypatch: pytest.MonkeyPatch, family: str, text: str) -> None:
     model = engine(family)
     asked = [request(media.image(seed), "What color is the shape?", max_new_tokens=3) for seed in (1, 2)]
     wanted = alone(model, *asked)
@@ -247,16 +245,25 @@ def test_llama_cpp(llama: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [answer.ids[:3] for answer in answers] == [answer.ids[:3] for answer in wanted]
 
 
-@pytest.mark.parametrize(("error", "is_it"), [
-    (MemoryError(), True), (OSError(12, "Cannot allocate memory"), True),
-    (RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried"), True),
-    (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), True),
-    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
-    (RuntimeError("could not create a primitive"), True),
-    (RuntimeError("could not create a primitive descriptor for a matmul"), False),
-    (RuntimeError("std::bad_alloc"), True), (RuntimeError("CUDA error: an illegal memory access"), False),
-    (OSError(2, "No such file"), False), (RequestError("field 'prompt': out of memory is a fine story"), False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("error", "is_it"),
+    [
+        (MemoryError(), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried"),
+            True,
+        ),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("could not create a primitive descriptor for a matmul"), False),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("CUDA error: an illegal memory access"), False),
+        (OSError(2, "No such file"), False),
+        (RequestError("field 'prompt': out of memory is a fine story"), False),
+    ],
+)
 def test_what_counts(error: Exception, is_it: bool) -> None:
     assert out_of_memory(error) is is_it
     assert isinstance(classify(error), OutOfMemory) is is_it
@@ -312,18 +319,22 @@ for spare, cells in {cases}:
 """
 
 
-@pytest.mark.parametrize(("engine_name", "path", "cases"), [
-    ("transformers", CHECKPOINT, [(4 * 2**20, 8192), (12 * 2**20, 8192)]),
-    ("llama_cpp", SMOLLM2, [(50 * 2**20, 4096), (2**28, 200_000)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("engine_name", "path", "cases"),
+    [
+        ("transformers", CHECKPOINT, [(4 * 2**20, 8192), (12 * 2**20, 8192)]),
+        ("llama_cpp", SMOLLM2, [(50 * 2**20, 4096), (2**28, 200_000)]),
+    ],
+)
 def test_a_load_within_a_real_limit(engine_name: str, path: Any, cases: list[tuple[int, int]]) -> None:
     """A process that may not map more than that: its allocations really fail, in the library's own ways."""
     preload = "import runner.families.deepseek" if engine_name == "transformers" else ""
     compat = "torchvision_compat.install()" if preload else ""
     script = LIMITED.format(engine=engine_name, path=path, preload=preload, compat=compat, cases=cases)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MALLOC_ARENA_MAX": "1"}
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True,
-                          timeout=240)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+    )
     said = [line for line in done.stdout.splitlines() if line.startswith("MESSAGE")]
     assert len(said) == len(cases), done.stderr[-3000:]
     assert all(line.startswith("MESSAGE LoadFailed out_of_memory") for line in said), said

@@ -31,8 +31,10 @@ def test_rows_grow_with_what_is_in_them_and_are_given_back(engine: Engines) -> N
 
 def test_growing_changes_no_answer(engine: Engines) -> None:
     model = engine()
-    asked = [request("Hello" * count, max_new_tokens=most, min_tokens=most)
-             for count, most in ((1, 90), (20, 30), (3, 70), (9, 5), (1, 100))]  # fmt: skip
+    asked = [
+        request("Hello" * count, max_new_tokens=most, min_tokens=most)
+        for count, most in ((1, 90), (20, 30), (3, 70), (9, 5), (1, 100))
+    ]
     wanted = alone(model, *asked)
     crowd = Crowd(model)
     assert [answer.ids for answer in crowd.answers(*asked)] == [answer.ids for answer in wanted]
@@ -43,8 +45,12 @@ def test_one_without_room_waits_and_is_not_overtaken(engine: Engines, monkeypatc
     model = engine()
     monkeypatch.setattr(model, "_cells", 300)
     story = "4 + 4 and "
-    asked = [request("17 + 25", max_new_tokens=80), request("8 + 95", max_new_tokens=80),
-             request(story * 30 + "3 + 4", max_new_tokens=60), request("0 + 7", max_new_tokens=8)]  # fmt: skip
+    asked = [
+        request("17 + 25", max_new_tokens=80),
+        request("8 + 95", max_new_tokens=80),
+        request(story * 30 + "3 + 4", max_new_tokens=60),
+        request("0 + 7", max_new_tokens=8),
+    ]
     wanted = alone(model, *asked)
     crowd = Crowd(model)
     jobs = crowd.ask(*asked)
@@ -69,9 +75,11 @@ def test_those_that_outgrow_the_cache_wait_and_come_to_the_same(
 ) -> None:
     """Foresight is short of what they come to need, so that they are put back and read again."""
     model = engine()
-    asked = [request("Hello", max_new_tokens=60, min_tokens=60),
-             request("What is 17 + 25?", max_new_tokens=60, temperature=2.0, seed=3, frequency_penalty=0.5),
-             request("17 + 25", max_new_tokens=40, min_tokens=40, choices=2, temperature=1.0, seed=1)]  # fmt: skip
+    asked = [
+        request("Hello", max_new_tokens=60, min_tokens=60),
+        request("What is 17 + 25?", max_new_tokens=60, temperature=2.0, seed=3, frequency_penalty=0.5),
+        request("17 + 25", max_new_tokens=40, min_tokens=40, choices=2, temperature=1.0, seed=1),
+    ]
     wanted = alone(model, *asked)
     monkeypatch.setattr(model, "_cells", cells)
     monkeypatch.setattr("runner.engines.interface._FORESIGHT", 4)
@@ -88,9 +96,11 @@ def test_what_cannot_be_read_again_is_never_put_back(
     engine: Engines, media: Media, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = engine("qwen_vl")
-    asked = [request("Hello", max_new_tokens=40, min_tokens=40),
-             request(media.image(1), "What color is the shape?", max_new_tokens=12, min_tokens=12),
-             request("What is it?", max_new_tokens=40, min_tokens=40)]  # fmt: skip
+    asked = [
+        request("Hello", max_new_tokens=40, min_tokens=40),
+        request(media.image(1), "What color is the shape?", max_new_tokens=12, min_tokens=12),
+        request("What is it?", max_new_tokens=40, min_tokens=40),
+    ]
     wanted = alone(model, *asked)
     crowd = Crowd(model)
     jobs = crowd.ask(*asked)

@@ -33,7 +33,11 @@ def test_each_chooses_as_if_it_were_alone(engine: Engines) -> None:
     for ours, lonely, how in zip(together, alone(model, *asked), VARIOUS, strict=True):
         assert ours.error is None
         assert (ours.ids, ours.texts, ours.thoughts, ours.reasons) == (
-            lonely.ids, lonely.texts, lonely.thoughts, lonely.reasons), how  # fmt: skip
+            lonely.ids,
+            lonely.texts,
+            lonely.thoughts,
+            lonely.reasons,
+        ), how
         # Scores of a row depend on the size of the batch in the last of their bits.
         for mine, theirs in zip(ours.logprobs[0], lonely.logprobs[0], strict=True):
             assert mine.token == theirs.token and math.isclose(mine.logprob, theirs.logprob, abs_tol=1e-3)
@@ -110,8 +114,10 @@ def test_penalties_stay_with_their_own(engine: Engines) -> None:
     plain = request("What is 17 + 25?", max_new_tokens=30)
     (wanted,) = alone(model, plain)
     crowd = Crowd(model)
-    odd = [request("What is 17 + 25?", max_new_tokens=30, **one) for one in (
-        {"repetition_penalty": 9.0}, {"frequency_penalty": 50.0}, {"presence_penalty": -50.0})]  # fmt: skip
+    odd = [
+        request("What is 17 + 25?", max_new_tokens=30, **one)
+        for one in ({"repetition_penalty": 9.0}, {"frequency_penalty": 50.0}, {"presence_penalty": -50.0})
+    ]
     first, *others = crowd.answers(request("What is 17 + 25?", max_new_tokens=30), *odd)
     assert first.ids == wanted.ids
     assert all(answer.ids != wanted.ids for answer in others)

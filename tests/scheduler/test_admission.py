@@ -164,6 +164,7 @@ def test_all_queues_together_are_bounded() -> None:
     assert refusal.why is Why.QUEUE_FULL and "server" in refusal.detail and "4 of 4" in refusal.detail
     assert refusal.retry_after is not None
 
+
 def told(request_seconds: float, *, waiting: int = 4, concurrency: int = 1) -> float:
     """What the next one hears at a full queue, after forty answers of that length and a load of 3 s."""
     world = make({"a": 30}, limits=Limits(queue_per_model=waiting), concurrency=concurrency)

@@ -143,9 +143,11 @@ def test_unload_during_a_load_then_ask_again(news: str) -> None:
     second = world.runner("a").load_id
     assert second != first and world.stage(again) is Stage.WAITING
     late = (
-        events.Loaded(first, 99), events.LoadFailed(first, "late"), events.RunnerLost(first, "late"),
+        events.Loaded(first, 99),
+        events.LoadFailed(first, "late"),
+        events.RunnerLost(first, "late"),
         events.RunnerEnded(first),
-    )  # fmt: skip
+    )
     for event in late:
         assert world.send(event) == []
     assert world.state.models["a"].phase is Phase.LOADING

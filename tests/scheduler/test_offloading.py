@@ -8,8 +8,12 @@ from tests.scheduler.world import Stage, World, kinds, why
 
 def machine(*, cpu: int = 100, gpu: int = 100) -> World:
     """``large`` takes 80 of the GPU and 60 of RAM, ``small`` 30 of the GPU, ``a`` and ``b`` 40 of RAM each."""
-    models = [Model("large", 80, ("gpu",), offloads={"gpu": {"cpu": 60}}), Model("small", 30, ("gpu",)),
-              Model("a", 40, ("cpu",)), Model("b", 40, ("cpu",))]  # fmt: skip
+    models = [
+        Model("large", 80, ("gpu",), offloads={"gpu": {"cpu": 60}}),
+        Model("small", 30, ("gpu",)),
+        Model("a", 40, ("cpu",)),
+        Model("b", 40, ("cpu",)),
+    ]
     slots = {"gpu": Slot("gpu", gpu), "cpu": Slot("cpu", cpu)}
     return World(State(slots, {model.name: model for model in models}))
 
@@ -121,7 +125,8 @@ def test_what_a_load_measured_replaces_what_was_predicted() -> None:
     world.loaded(world.runner("large").load_id, 70, {"cpu": 75})
     assert world.stage(request) is Stage.GRANTED
     assert [action for action in world.log if isinstance(action, EndRunner)] == [
-        EndRunner("a", "a-1", "evicted", "", "the slot's models take more than was predicted, and it was idle")]
+        EndRunner("a", "a-1", "evicted", "", "the slot's models take more than was predicted, and it was idle")
+    ]
     assert world.state.models["large"].offloads == {"gpu": {"cpu": 75}}, "the next load is expected to take as much"
 
 
@@ -165,8 +170,12 @@ def test_a_model_that_is_offloaded_from_now_on_waits_for_ram() -> None:
 
 def shared(*others: Model, **slots: int) -> World:
     """``a`` on ``g0`` and ``c`` on ``g1`` offload more to ``cpu`` than both could, and ``y`` is busy there."""
-    models = [Model("y", 60, ("cpu",)), Model("a", 80, ("g0",), offloads={"g0": {"cpu": 60}}),
-              Model("c", 80, ("g1",), offloads={"g1": {"cpu": 60}}), *others]  # fmt: skip
+    models = [
+        Model("y", 60, ("cpu",)),
+        Model("a", 80, ("g0",), offloads={"g0": {"cpu": 60}}),
+        Model("c", 80, ("g1",), offloads={"g1": {"cpu": 60}}),
+        *others,
+    ]
     budgets = {"g0": 100, "g1": 100, "cpu": 100} | slots
     world = World(State({name: Slot(name, size) for name, size in budgets.items()}, {one.name: one for one in models}))
     world.ask("y")
@@ -275,8 +284,10 @@ def test_who_is_ending_on_one_slot_is_no_reason_to_wait_on_the_other() -> None:
 
 def test_who_is_offloaded_is_in_the_way_of_a_place_on_the_cpu() -> None:
     alone, offloaded = machine(), machine()
-    for world, other in ((alone, Model("other", 70, ("cpu",))),
-                         (offloaded, Model("other", 80, ("gpu",), offloads={"gpu": {"cpu": 70}}))):  # fmt: skip
+    for world, other in (
+        (alone, Model("other", 70, ("cpu",))),
+        (offloaded, Model("other", 80, ("gpu",), offloads={"gpu": {"cpu": 70}})),
+    ):
         world.state.models["other"] = other
         world.ask("a")
         world.now += 5

@@ -17,10 +17,12 @@ from tests.scheduler.world import FAR, OPEN, Stage, World
 SIZES = {"a": 30, "b": 50, "c": 60, "d": 100}
 LIMITS = Limits(queue_per_model=4, queue_total=8, quantum=10, load_timeout=30, backoff_first=10, backoff_max=60)
 PROFILE: dict[str, Any] = {
-    "deadline": None, "database": None, "stateful_step_count": 40,
+    "deadline": None,
+    "database": None,
+    "stateful_step_count": 40,
     "phases": [Phase.generate],  # add Phase.shrink to look into a failure: it takes minutes
     "suppress_health_check": list(HealthCheck),
-}  # fmt: skip
+}
 
 some_model = st.sampled_from(sorted(SIZES))
 keep_alive = st.sampled_from([0.0, 5.0, 300.0, -1.0])
@@ -49,10 +51,17 @@ class OneSlot(RuleBasedStateMachine):
             count = self.replicas.get(name, 1)
             for number in range(1, count + 1):
                 one = name if number == 1 else f"{name}#{number}"
-                models[one] = Model(one, size, self.place[name], keep_alive=ttl[place], concurrency=concurrency[place],
-                                    group=name if count > 1 else "", fallback=self.fallback.get(name, ()),
-                                    sizes=dict(self.sizes.get(name, {})), offloads=deepcopy(self.offloads.get(name, {}))
-                                    )  # fmt: skip
+                models[one] = Model(
+                    one,
+                    size,
+                    self.place[name],
+                    keep_alive=ttl[place],
+                    concurrency=concurrency[place],
+                    group=name if count > 1 else "",
+                    fallback=self.fallback.get(name, ()),
+                    sizes=dict(self.sizes.get(name, {})),
+                    offloads=deepcopy(self.offloads.get(name, {})),
+                )
         slots = {name: Slot(name, budget) for name, budget in self.slots.items()}
         self.world = World(State(slots, models, LIMITS))
         self.stops = stops
@@ -138,17 +147,21 @@ class OneSlot(RuleBasedStateMachine):
     def news_from_the_past(self, number: int, kind: int) -> None:
         load_id = self._choose(self.world.past, number)
         late = (
-            events.Loaded(load_id, 1), events.LoadFailed(load_id, "late"),
-            events.RunnerLost(load_id, "late"), events.RunnerEnded(load_id),
-        )  # fmt: skip
+            events.Loaded(load_id, 1),
+            events.LoadFailed(load_id, "late"),
+            events.RunnerLost(load_id, "late"),
+            events.RunnerEnded(load_id),
+        )
         assert self.world.send(late[kind]) == []
 
     # -- people and time -----------------------------------------------------------------------------------------------
 
     @rule(
-        event=st.builds(events.Unload, some_model, st.booleans()) | st.builds(events.Cleanup, st.booleans())
-        | st.builds(events.Pin, some_model, st.booleans()) | st.builds(events.Pin, some_model, st.just(False)),
-    )  # fmt: skip
+        event=st.builds(events.Unload, some_model, st.booleans())
+        | st.builds(events.Cleanup, st.booleans())
+        | st.builds(events.Pin, some_model, st.booleans())
+        | st.builds(events.Pin, some_model, st.just(False))
+    )
     def somebody_meddles(self, event: events.Event) -> None:
         self.world.send(event)
 
@@ -198,9 +211,10 @@ def run_down(world: World) -> None:
         world.wait(wakeup - world.now)
         _second(world, rivals=False)
     kept = {
-        runner.model for runner in world.runners.values()
+        runner.model
+        for runner in world.runners.values()
         if not runner.forever and not world.state.models[runner.model].pinned
-    }  # fmt: skip
+    }
     assert not kept, f"{kept} stay loaded although their idle time is over"
 
 

@@ -160,10 +160,14 @@ def test_the_bound_holds_for_every_policy() -> None:
 
 def test_a_file_of_real_requests(tmp_path: Path) -> None:
     code, chat = tmp_path / "code.csv", tmp_path / "chat.csv"
-    code.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n"
-                    "2023-11-16 18:17:03.9799600,4000,40\n2023-11-16 18:17:05.9799600,2000,10\n")  # fmt: skip
-    chat.write_text("Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
-                    "5,ChatGPT,800,80,880,API\n45,GPT-4,400,20,420,API\n")  # fmt: skip
+    code.write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+        "2023-11-16 18:17:03.9799600,4000,40\n2023-11-16 18:17:05.9799600,2000,10\n"
+    )
+    chat.write_text(
+        "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+        "5,ChatGPT,800,80,880,API\n45,GPT-4,400,20,420,API\n"
+    )
     arrivals = traces.read_csv([code, chat]).arrivals
     assert [arrival.at for arrival in arrivals] == [0.0, 0.0, 2.0, 40.0]
     assert sorted(arrival.work for arrival in arrivals) == pytest.approx([0.6, 0.75, 2.0, 2.2])
@@ -171,11 +175,16 @@ def test_a_file_of_real_requests(tmp_path: Path) -> None:
     assert len(traces.read_csv([code, chat], seconds=10).arrivals) == 3
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("", "no requests"), ("TIMESTAMP,ContextTokens,GeneratedTokens\n", "no requests"),
-    ("a,b\n1,2\n", "is no request"), ("TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,1,2\n", "is no request"),
-    ("TIMESTAMP,Tokens\n1,2\n", "needs ContextTokens"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no requests"),
+        ("TIMESTAMP,ContextTokens,GeneratedTokens\n", "no requests"),
+        ("a,b\n1,2\n", "is no request"),
+        ("TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,1,2\n", "is no request"),
+        ("TIMESTAMP,Tokens\n1,2\n", "needs ContextTokens"),
+    ],
+)
 def test_a_file_of_something_else(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "trace.csv"
     path.write_text(text)

@@ -46,8 +46,8 @@ class Client:
 
 @dataclass
 class Runner:
-    """A process. ``asked`` is why it was asked to end; ``forever`` if some request may have made its idle time endless.
-    """
+    """A process. ``asked`` is why it was asked to end; ``forever`` if some request may have made its idle time
+    endless."""
 
     load_id: str
     model: str
@@ -93,7 +93,13 @@ class World:
     # -- what happens --------------------------------------------------------------------------------------------------
 
     def reserve(
-        self, model: str, *, patience: float = FAR, priority: int = 0, retry: bool = False, places: int = 1,
+        self,
+        model: str,
+        *,
+        patience: float = FAR,
+        priority: int = 0,
+        retry: bool = False,
+        places: int = 1,
         bound: bool = False,
     ) -> str:
         """Ask for a place. Return the request's id, admitted or refused."""
@@ -109,7 +115,13 @@ class World:
         return self.send(events.Submit(request_id))
 
     def ask(
-        self, model: str, *, patience: float = FAR, priority: int = 0, retry: bool = False, places: int = 1,
+        self,
+        model: str,
+        *,
+        patience: float = FAR,
+        priority: int = 0,
+        retry: bool = False,
+        places: int = 1,
         bound: bool = False,
     ) -> str:
         """Reserve and submit."""
@@ -204,9 +216,10 @@ class World:
 
     def leases(self, load_id: str) -> list[str]:
         return [
-            client.request_id for client in self.clients.values()
+            client.request_id
+            for client in self.clients.values()
             if client.stage is Stage.GRANTED and client.grant and client.grant.load_id == load_id
-        ]  # fmt: skip
+        ]
 
     # -- shortcuts to a situation --------------------------------------------------------------------------------------
 
@@ -278,8 +291,11 @@ class World:
     def _blocked_on(self, slot: str) -> list[str]:
         """Requests for models that are not there and could only go to this slot."""
         living = {spec_of(name) for name in self.living()}
-        cold = {name for name, model in self.state.models.items()
-                if model.allowed == (slot,) and spec_of(name) not in living}  # fmt: skip
+        cold = {
+            name
+            for name, model in self.state.models.items()
+            if model.allowed == (slot,) and spec_of(name) not in living
+        }
         return [client.request_id for client in self._waiting() if client.model in cold]
 
     def turn(self) -> float:
@@ -290,11 +306,19 @@ class World:
         """Nobody waits for long for the place of models that nobody uses, however soon they are expected to be used."""
         stalled: dict[str, float] = {}
         wanted = {spec_of(client.model) for client in self._waiting()}
-        busy = {slot for slot in self.state.slots if any(
-            runner.loading or runner.asked is not None or self.leases(runner.load_id)
-            or spec_of(runner.model) in wanted or self.state.models[runner.model].pinned
-            for runner in self.runners.values() if runner.charged(slot) is not None
-        )}  # fmt: skip
+        busy = {
+            slot
+            for slot in self.state.slots
+            if any(
+                runner.loading
+                or runner.asked is not None
+                or self.leases(runner.load_id)
+                or spec_of(runner.model) in wanted
+                or self.state.models[runner.model].pinned
+                for runner in self.runners.values()
+                if runner.charged(slot) is not None
+            )
+        }
         for client in self._waiting():  # one that needs several slots keeps its place on all while it waits for one
             if (reach := self._reach(client.model)) & busy:
                 busy |= reach if self.state.models[client.model].offloads else set()
@@ -378,8 +402,13 @@ class World:
 
 
 def make(
-    models: dict[str, int], *, budget: int = 100, limits: Limits | None = None, strict: bool = True,
-    keep_alive: float = 300.0, concurrency: int = 1,
+    models: dict[str, int],
+    *,
+    budget: int = 100,
+    limits: Limits | None = None,
+    strict: bool = True,
+    keep_alive: float = 300.0,
+    concurrency: int = 1,
 ) -> World:
     """A world with one slot, ``gpu``, and models of these predicted bytes."""
     built = {

@@ -58,8 +58,13 @@ class GatewayProcess:
     """
 
     def __init__(
-        self, home: Path, *arguments: str, models: dict[str, Any] | None = None, command: list[str] | None = None,
-        cwd: Path | None = None, **settings: object,
+        self,
+        home: Path,
+        *arguments: str,
+        models: dict[str, Any] | None = None,
+        command: list[str] | None = None,
+        cwd: Path | None = None,
+        **settings: object,
     ) -> None:
         home.mkdir(parents=True, exist_ok=True)
         self.home = home
@@ -76,8 +81,9 @@ class GatewayProcess:
             catalog = home / "models.yaml"
             catalog.write_text(yaml.safe_dump({"models": models}))
             self.environment["SWITCHYARD_MODELS_FILE"] = str(catalog)
-        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE, trust_env=False,
-                                   limits=httpx.Limits(max_connections=None))  # fmt: skip
+        self.client = httpx.Client(
+            base_url=self.url, timeout=PATIENCE, trust_env=False, limits=httpx.Limits(max_connections=None)
+        )
         self._process: subprocess.Popen[bytes] | None = None
         self._forkserver: psutil.Process | None = None
         self._pool = ThreadPoolExecutor(64, thread_name_prefix="client")
@@ -88,9 +94,14 @@ class GatewayProcess:
         """Start the process and return at once."""
         with default_interrupt(), self.output.open("wb") as output:
             self._process = subprocess.Popen(
-                self.command, cwd=self.cwd, env=self.environment, stdin=subprocess.DEVNULL, stdout=output,
-                stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+                self.command,
+                cwd=self.cwd,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         return self
 
     def start(self) -> "GatewayProcess":
@@ -224,9 +235,10 @@ class GatewayProcess:
             return set()
         with suppress(psutil.Error):
             return {
-                child.pid for child in forkserver.children(recursive=True)
+                child.pid
+                for child in forkserver.children(recursive=True)
                 if child.name().startswith("runner") and child.status() != psutil.STATUS_ZOMBIE
-            }  # fmt: skip
+            }
         return set()
 
     # -- talking -------------------------------------------------------------------------------------------------------

@@ -57,9 +57,13 @@ class Page:
 
     def entry(self, kind: str, model: str | None = None, after: int = 0) -> dict[str, Any]:
         """The first entry of the journal of this kind, about this model, after another one."""
+
         def found() -> list[dict[str, Any]]:
-            return [entry for entry in self.of("journal")
-                    if entry["kind"] == kind and entry["model"] == model and entry["id"] > after]  # fmt: skip
+            return [
+                entry
+                for entry in self.of("journal")
+                if entry["kind"] == kind and entry["model"] == model and entry["id"] > after
+            ]
 
         entries: list[dict[str, Any]] = self.gateway.until(found, f"{kind} of {model}")
         return entries[0]

@@ -16,9 +16,15 @@ from typing import Any
 from tests.support import weighing
 
 SHAPE: dict[str, Any] = {
-    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 6, "num_attention_heads": 16,
-    "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 12_000, "layer_types": ["full_attention"] * 6,
-}  # fmt: skip
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "vocab_size": 12_000,
+    "layer_types": ["full_attention"] * 6,
+}
 
 
 def load(place: Path, bits: int) -> dict[str, Any]:

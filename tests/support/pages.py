@@ -37,10 +37,15 @@ def blocks(page: Path) -> list[Block]:
     """Return the page's blocks of code, in order."""
     text = page.read_text()
     return [
-        Block(str(page.relative_to(ROOT)), text.count("\n", 0, found.start()) + 1, found[1], found[2],
-              reason[1] if (reason := _REASON.match(text, found.end())) else "")
+        Block(
+            str(page.relative_to(ROOT)),
+            text.count("\n", 0, found.start()) + 1,
+            found[1],
+            found[2],
+            reason[1] if (reason := _REASON.match(text, found.end())) else "",
+        )
         for found in _BLOCK.finditer(text)
-    ]  # fmt: skip
+    ]
 
 
 def prose(page: Path) -> str:
@@ -70,8 +75,14 @@ def run_all(found: list[Block], gateway: GatewayProcess) -> int:
                 script.append(f"echo '{_MARK}'")
             else:
                 script.append(here(line, gateway))
-    ran = subprocess.run(["bash", "-c", "\n".join(script)], cwd=gateway.home, env=gateway.environment,
-                         capture_output=True, text=True, timeout=240)  # fmt: skip
+    ran = subprocess.run(
+        ["bash", "-c", "\n".join(script)],
+        cwd=gateway.home,
+        env=gateway.environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     parts = ran.stdout.split(_MARK)
     for (where, words), part in zip(wanted, parts, strict=False):
         assert words in part, f"{where} does not give {words!r} but:\n{part}{ran.stderr}"

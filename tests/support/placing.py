@@ -26,10 +26,19 @@ def quantizer_of(family: str, bits: int) -> Any:
     import transformers
 
     kept = [rf"(?:.*\.)?{name}" for name in FAMILIES[family].keep_16bit]
-    return None if bits == 16 else transformers.BitsAndBytesConfig(
-        load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=kept, llm_int8_enable_fp32_cpu_offload=True,
-    )  # fmt: skip
+    return (
+        None
+        if bits == 16
+        else transformers.BitsAndBytesConfig(
+            load_in_4bit=bits == 4,
+            load_in_8bit=bits == 8,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            llm_int8_skip_modules=kept,
+            llm_int8_enable_fp32_cpu_offload=True,
+        )
+    )
 
 
 def placed(path: Path, family: str, bits: int, limits: list[int]) -> list[list[str]]:
@@ -52,8 +61,9 @@ def placed(path: Path, family: str, bits: int, limits: list[int]) -> list[list[s
     for limit in limits:
         where = _get_device_map(model, "auto", {0: limit, "cpu": 10**12}, quantizer)
         modules = sorted(where, key=len, reverse=True)
-        place = {name: where[next(one for one in modules if one == "" or f"{name}.".startswith(f"{one}."))]
-                 for name in names}  # fmt: skip
+        place = {
+            name: where[next(one for one in modules if one == "" or f"{name}.".startswith(f"{one}."))] for name in names
+        }
         found.append([name for name in names if place[name] != 0])
     return found
 
@@ -65,11 +75,16 @@ def in_ram(path: Path, family: str, bits: int) -> dict[str, int]:
 
     config = transformers.AutoConfig.from_pretrained(path)
     model = getattr(transformers, config.architectures[0]).from_pretrained(
-        path, dtype=torch.bfloat16, device_map="auto", max_memory={"cpu": 10**12},
+        path,
+        dtype=torch.bfloat16,
+        device_map="auto",
+        max_memory={"cpu": 10**12},
         quantization_config=quantizer_of(family, bits),
-    )  # fmt: skip
-    return {name: sum(one.numel() * one.element_size() for one in _held(tensor))
-            for name, tensor in model.named_parameters()}  # fmt: skip
+    )
+    return {
+        name: sum(one.numel() * one.element_size() for one in _held(tensor))
+        for name, tensor in model.named_parameters()
+    }
 
 
 def _held(tensor: Any) -> list[Any]:
@@ -92,14 +107,24 @@ def main(folder: Path) -> None:
         path = larger(family, folder)
         for bits in BITS:
             spec = ModelSpec.model_validate(
-                {"name": "a", "family": family, "source": {"path": str(path)}, "quant_bits": bits})
+                {"name": "a", "family": family, "source": {"path": str(path)}, "quant_bits": bits}
+            )
             modules, sizes = modules_of(spec, folder), in_ram(path, family, bits)
             limits = [int(sum(modules) * share) for share in SHARES]
             for share, limit, names in zip(SHARES, limits, placed(path, family, bits, limits), strict=True):
-                print(json.dumps({
-                    "family": family, "bits": bits, "share": share, "whole": sum(sizes.values()),
-                    "predicted": moved(modules, limit, bits < 16), "placed": sum(sizes[name] for name in names),
-                }), flush=True)  # fmt: skip
+                print(
+                    json.dumps(
+                        {
+                            "family": family,
+                            "bits": bits,
+                            "share": share,
+                            "whole": sum(sizes.values()),
+                            "predicted": moved(modules, limit, bits < 16),
+                            "placed": sum(sizes[name] for name in names),
+                        }
+                    ),
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

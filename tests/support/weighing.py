@@ -13,33 +13,70 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-POCKET = {"deepseek": "reasoner", "qwen_vl": "qwen-vl-3b", "qwen_audio": "qwen-audio-7b", "qwen_omni": "qwen-omni-3b",
-          "blip_vqa": "blip-vqa-base", "generic": "reasoner"}  # fmt: skip
+POCKET = {
+    "deepseek": "reasoner",
+    "qwen_vl": "qwen-vl-3b",
+    "qwen_audio": "qwen-audio-7b",
+    "qwen_omni": "qwen-omni-3b",
+    "blip_vqa": "blip-vqa-base",
+    "generic": "reasoner",
+}
 COMPILER = "torch._inductor.compile_fx"
-_TEXT = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4, "num_attention_heads": 16,
-         "num_key_value_heads": 4, "vocab_size": 12_000, "layer_types": ["full_attention"] * 4}  # fmt: skip
+_TEXT = {
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "vocab_size": 12_000,
+    "layer_types": ["full_attention"] * 4,
+}
 _SEEING = {"hidden_size": 320, "intermediate_size": 864, "num_heads": 8, "out_hidden_size": 512}
 _HEARING = {"d_model": 384, "encoder_ffn_dim": 1536, "encoder_layers": 3, "encoder_attention_heads": 6}
-_SPEAKING = {"hidden_size": 256, "embedding_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4,
-             "layer_types": ["full_attention"] * 4, "vocab_size": 8448}  # fmt: skip
+_SPEAKING = {
+    "hidden_size": 256,
+    "embedding_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 4,
+    "layer_types": ["full_attention"] * 4,
+    "vocab_size": 8448,
+}
 LARGER: dict[str, dict[str, Any]] = {
     "deepseek": _TEXT | {"head_dim": 32},
     "qwen_vl": {"text_config": _TEXT, "vision_config": _SEEING},
     "qwen_audio": {"text_config": _TEXT, "audio_config": _HEARING},
     "qwen_omni": {
-        "thinker_config": {"text_config": _TEXT, "vision_config": _SEEING,
-                           "audio_config": _HEARING | {"output_dim": 512}},
+        "thinker_config": {
+            "text_config": _TEXT,
+            "vision_config": _SEEING,
+            "audio_config": _HEARING | {"output_dim": 512},
+        },
         "talker_config": _SPEAKING,
     },
     "blip_vqa": {
-        "text_config": {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 8,
-                        "vocab_size": 12_000, "encoder_hidden_size": 384},
+        "text_config": {
+            "hidden_size": 512,
+            "intermediate_size": 2048,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 8,
+            "vocab_size": 12_000,
+            "encoder_hidden_size": 384,
+        },
         "vision_config": {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6},
     },
-    "generic": _TEXT | {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": 8,
-                        "num_experts_per_tok": 2, "moe_intermediate_size": 256, "decoder_sparse_step": 2,
-                        "mlp_only_layers": [], "head_dim": 32, "tie_word_embeddings": True},
-}  # fmt: skip
+    "generic": _TEXT
+    | {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 256,
+        "decoder_sparse_step": 2,
+        "mlp_only_layers": [],
+        "head_dim": 32,
+        "tie_word_embeddings": True,
+    },
+}
 """Of each family's pocket config, what is larger. The talker is large enough that counting it at the load would show;
 the last has experts in every other layer and a tied embedding."""
 
@@ -106,8 +143,10 @@ def main(folder: Path) -> None:
                 engine = ENGINE(load_of("transformers", family, place, quant_bits=bits), silent)
                 engine.open()
                 engine.load()
-                print(json.dumps({"family": family, "bits": bits, "path": str(place), "bytes": weigh(engine._model)}),
-                      flush=True)  # fmt: skip
+                print(
+                    json.dumps({"family": family, "bits": bits, "path": str(place), "bytes": weigh(engine._model)}),
+                    flush=True,
+                )
                 if family == "qwen_omni" and bits == 4:
                     speaking = engine._family._load_talker(engine._model)
                     spoken = weigh(speaking) - weigh(engine._model)

@@ -40,8 +40,8 @@ UNASKED = """void (setTimeout = ((set) => (call, wait = 0) => set(call, wait < 1
 
 
 def chromium_path() -> str:
-    """The one without a window's surroundings, which opens a page in less than half the processor time; else the whole.
-    """
+    """The one without a window's surroundings, which opens a page in less than half the processor time; else
+    the whole."""
     shell = "chromium-headless-shell"
     return shutil.which(shell) or program("chromium", shell)
 
@@ -98,8 +98,9 @@ class Visitor:
 
     def page(self, **options: Any) -> Page:
         """Return a new page; ``options`` are those of a context, such as ``color_scheme`` or ``viewport``."""
-        context = self._browser.new_context(**({"base_url": self.gateway.url, "viewport": WIDE,
-                                                "reduced_motion": "reduce"} | options))  # fmt: skip
+        context = self._browser.new_context(
+            **({"base_url": self.gateway.url, "viewport": WIDE, "reduced_motion": "reduce"} | options)
+        )
         context.add_init_script(_REPORT_VIOLATIONS)
         context.add_init_script(_KEEP_WHAT_PASSES)
         context.set_default_timeout(60_000)
@@ -156,8 +157,12 @@ def axe(page: Page) -> list[str]:
     """Return axe-core's serious findings on a page: its rules of WCAG 2.2 AA and of good practice."""
     only = {"resultTypes": ["violations"]}  # of what is well, no more is gathered than that it is
     found = Axe().run(page, options=only).response["violations"]
-    return [f"{one['id']}: {one['help']}: {node['html'][:200]}: {node.get('failureSummary', '')}"
-            for one in found if one["impact"] in SERIOUS for node in one["nodes"]]  # fmt: skip
+    return [
+        f"{one['id']}: {one['help']}: {node['html'][:200]}: {node.get('failureSummary', '')}"
+        for one in found
+        if one["impact"] in SERIOUS
+        for node in one["nodes"]
+    ]
 
 
 def keep_copies(models_dir: Path, sizes: dict[str, int]) -> None:

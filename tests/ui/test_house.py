@@ -227,12 +227,30 @@ def test_what_scripts_share(browser_page: Page) -> None:
             h("p", { title: "<b>" }, "<i>", ["a", [1, null, false]], h("b", null, 0)).outerHTML];
     }""")
     assert said == [
-        "0 B", "999 B", "1.00 MB", "18.6 GB", "–", "−1.50 kB",
-        "45 ms", "3.2 s", "1 min", "4 min 10 s", "2 h 5 min", "3 d 4 h",
-        "1234", "1\u202f234\u202f567", "0.26", "–", "26 %",
-        "just now", "2 h ago", "never", "–", 8,
+        "0 B",
+        "999 B",
+        "1.00 MB",
+        "18.6 GB",
+        "–",
+        "−1.50 kB",
+        "45 ms",
+        "3.2 s",
+        "1 min",
+        "4 min 10 s",
+        "2 h 5 min",
+        "3 d 4 h",
+        "1234",
+        "1\u202f234\u202f567",
+        "0.26",
+        "–",
+        "26 %",
+        "just now",
+        "2 h ago",
+        "never",
+        "–",
+        8,
         '<p title="&lt;b&gt;">&lt;i&gt;a1<b>0</b></p>',
-    ]  # fmt: skip
+    ]
 
 
 def test_figures_follow_the_server_s_clock_and_slots(browser_page: Page) -> None:

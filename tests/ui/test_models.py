@@ -22,8 +22,11 @@ HELD = 650_000
 def hub() -> Iterator[Hub]:
     files = {file.name: file.read_bytes() for file in CHECKPOINT.iterdir()}
     with Hub() as server:
-        server.repos = {"acme/sums": Repo(files, hold={WEIGHTS: HELD}), "acme/more": Repo(dict(files)),
-                        "acme/gated": Repo(files, token="secret")}  # fmt: skip
+        server.repos = {
+            "acme/sums": Repo(files, hold={WEIGHTS: HELD}),
+            "acme/more": Repo(dict(files)),
+            "acme/gated": Repo(files, token="secret"),
+        }
         yield server
 
 

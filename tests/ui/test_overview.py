@@ -34,7 +34,6 @@ def overview(watched: Visitor) -> Page:
     return page
 
 
-
 def test_a_swap_is_seen_on_the_slot_bar(overview: Page, gateway: GatewayProcess) -> None:
     page = overview
     gateway.answer("deepseek", **PARIS)
@@ -230,8 +229,13 @@ def test_nothing_is_cut_off_or_unreadable(watched: Visitor, gateway: GatewayProc
 def test_the_server_is_lost_and_comes_back(chromium: Browser, start: Start) -> None:
     gateway = start(models=only("reasoner"))
     with visiting(chromium, gateway) as visitor:
-        visitor.expect("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_CONNECTION_RESET",
-                       "ERR_EMPTY_RESPONSE", "Failed to load resource")  # fmt: skip
+        visitor.expect(
+            "ERR_CONNECTION_REFUSED",
+            "ERR_INCOMPLETE_CHUNKED_ENCODING",
+            "ERR_CONNECTION_RESET",
+            "ERR_EMPTY_RESPONSE",
+            "Failed to load resource",
+        )
         page = visitor.page()
         page.goto("/ui/")
         gateway.load("reasoner")

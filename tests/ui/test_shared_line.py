@@ -145,14 +145,16 @@ def test_a_line_that_hangs_is_tried_again_by_who_holds_it(visitor: Visitor, pock
     """And the others are told, so that none takes it only to hang in its place. On its page, time passes quickly."""
     tabs = Tabs(visitor, 2)
     first, second = tabs.pages
-    first.evaluate("() => { window.hurry = 20; "
-                   "setTimeout = ((set) => (call, wait) => set(call, wait / hurry))(setTimeout); }")  # fmt: skip
+    first.evaluate(
+        "() => { window.hurry = 20; setTimeout = ((set) => (call, wait) => set(call, wait / hurry))(setTimeout); }"
+    )
     first.route("**/ui/live*", lambda route: None)
     first.evaluate("lines.at(-1).dispatchEvent(new Event('error'))")
     expect(second.locator("#connection-text")).to_have_text("Disconnected")
     for _ in range(2):
-        with first.expect_event("request", lambda request: request.url.partition("?")[0].endswith("/ui/live")
-                                and "probe" not in request.url):  # fmt: skip
+        with first.expect_event(
+            "request", lambda request: request.url.partition("?")[0].endswith("/ui/live") and "probe" not in request.url
+        ):
             pass
     told = happens(pocket)
     first.evaluate("() => { hurry = 1; }")

@@ -100,15 +100,24 @@ def test_an_address_that_is_none_is_not_this_machine_s(headers: dict[str, str]) 
         assert not is_local(request, "127.0.0.1")
 
 
-@pytest.mark.parametrize(("said", "client"), [
-    ("192.0.2.7:4711", "192.0.2.7"), ("[2001:db8::7]:4711", "2001:db8::7"), ("[2001:db8::7]", "2001:db8::7"),
-    ("2001:db8::7", "2001:db8::7"), ("192.0.2.7, 127.0.0.1:80", "192.0.2.7"), ("nobody", "127.0.0.1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("said", "client"),
+    [
+        ("192.0.2.7:4711", "192.0.2.7"),
+        ("[2001:db8::7]:4711", "2001:db8::7"),
+        ("[2001:db8::7]", "2001:db8::7"),
+        ("2001:db8::7", "2001:db8::7"),
+        ("192.0.2.7, 127.0.0.1:80", "192.0.2.7"),
+        ("nobody", "127.0.0.1"),
+    ],
+)
 def test_a_forwarded_address_may_have_a_port(said: str, client: str) -> None:
-    application = TrustedProxies(Request.application(lambda request: Response(request.remote_addr)),
-                                 networks(["127.0.0.0/8"]))  # fmt: skip
-    answer = Client(application).get("/", headers={"X-Forwarded-For": said},
-                                     environ_overrides={"REMOTE_ADDR": "127.0.0.1"})  # fmt: skip
+    application = TrustedProxies(
+        Request.application(lambda request: Response(request.remote_addr)), networks(["127.0.0.0/8"])
+    )
+    answer = Client(application).get(
+        "/", headers={"X-Forwarded-For": said}, environ_overrides={"REMOTE_ADDR": "127.0.0.1"}
+    )
     assert answer.text == client
 
 
@@ -142,7 +151,9 @@ def test_a_long_body_has_no_more_time_than_the_longest(tmp_path: Path) -> None:
 
 
 def test_files_may_be_open_up_to_the_bound() -> None:
-    script = ("import resource, gateway.http.server as s; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 1000));"
-              "s.raise_file_limit(); print(resource.getrlimit(resource.RLIMIT_NOFILE))")  # fmt: skip
+    script = (
+        "import resource, gateway.http.server as s; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 1000));"
+        "s.raise_file_limit(); print(resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
     told = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert told.stdout == "(1000, 1000)\n", told.stderr

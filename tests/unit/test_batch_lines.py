@@ -51,21 +51,34 @@ def test_files_of_another_folder_are_read_where_it_is_named(home: Path) -> None:
     assert ask(home, home / "other", images=[wanted, "file:c.png"]).body["images"] == [ENCODED] * 2
 
 
-@pytest.mark.parametrize("name, why", [
-    ("file:../outside.png", "outside.png is not in"), ("file:out.png", "outside.png is not in"),
-    ("file:///etc/hostname", "hostname is not in"), ("file:/dev/zero", "zero is not in"),
-    ("file:~/a.png", "cannot read the file"), ("file:missing.png", "cannot read the file"),
-    ("file:ring.png", "cannot read the file|ring"), ("file:a\0.png", "cannot read the file"),
-    ("file:" + "x" * 5000, "cannot read the file"), ("file:pipe.png", "no regular file"),
-    ("file:sub", "no regular file"), ("file:", "no regular file"), ("file:large.png", "too large"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, why",
+    [
+        ("file:../outside.png", "outside.png is not in"),
+        ("file:out.png", "outside.png is not in"),
+        ("file:///etc/hostname", "hostname is not in"),
+        ("file:/dev/zero", "zero is not in"),
+        ("file:~/a.png", "cannot read the file"),
+        ("file:missing.png", "cannot read the file"),
+        ("file:ring.png", "cannot read the file|ring"),
+        ("file:a\0.png", "cannot read the file"),
+        ("file:" + "x" * 5000, "cannot read the file"),
+        ("file:pipe.png", "no regular file"),
+        ("file:sub", "no regular file"),
+        ("file:", "no regular file"),
+        ("file:large.png", "too large"),
+    ],
+)
 def test_what_may_not_be_read_is_the_lines_mistake(home: Path, name: str, why: str) -> None:
     with pytest.raises(LineError, match=why):
         ask(home, image=name)
     with pytest.raises(LineError, match=why):
         body = {"messages": [{"content": [{"type": "image_url", "image_url": {"url": name}}]}]}
-        parse(Line(1, json.dumps({"url": "/v1/chat/completions", "body": body}).encode(), ""), "m",
-              Files([home / "input"], LIMIT))  # fmt: skip
+        parse(
+            Line(1, json.dumps({"url": "/v1/chat/completions", "body": body}).encode(), ""),
+            "m",
+            Files([home / "input"], LIMIT),
+        )
 
 
 def test_the_files_of_a_line_share_the_limit(home: Path) -> None:
@@ -74,8 +87,19 @@ def test_the_files_of_a_line_share_the_limit(home: Path) -> None:
         ask(home, images=["a.png"] * 3)
 
 
-@pytest.mark.parametrize("value", ["/etc/hostname", "../outside.png", "~/.profile", "missing.png", ENCODED, "ftp://x.y",
-                                   "data:image/png;base64,a.b", "a" * 5000 + ".png"])  # fmt: skip
+@pytest.mark.parametrize(
+    "value",
+    [
+        "/etc/hostname",
+        "../outside.png",
+        "~/.profile",
+        "missing.png",
+        ENCODED,
+        "ftp://x.y",
+        "data:image/png;base64,a.b",
+        "a" * 5000 + ".png",
+    ],
+)
 def test_anything_else_is_the_servers_to_judge(home: Path, value: str) -> None:
     assert ask(home, image=value).body["image"] == value
 

@@ -14,12 +14,16 @@ from utils.settings import Settings
 
 app = flask.Flask(__name__)
 SPECS = {
-    family: ModelSpec.model_validate({
-        "name": family, "family": family, "source": {"path": "x"},
-        "generation": {"max_new_tokens": 64, "temperature": 0.5, "top_p": 0.9},
-    })
+    family: ModelSpec.model_validate(
+        {
+            "name": family,
+            "family": family,
+            "source": {"path": "x"},
+            "generation": {"max_new_tokens": 64, "temperature": 0.5, "top_p": 0.9},
+        }
+    )
     for family in ("deepseek", "qwen_vl", "qwen_audio", "qwen_omni", "blip_vqa")
-}  # fmt: skip
+}
 
 
 def parse(data: Any, family: str = "qwen_vl", **settings: Any) -> GenerateBody:
@@ -49,13 +53,18 @@ def test_a_prompt_is_enough_and_the_model_says_the_rest() -> None:
 
 
 def test_the_request_wins_over_the_models_defaults() -> None:
-    body = parse({
-        "prompt": "Hello", "max_new_tokens": 5, "temperature": 0, "top_k": 40, "repetition_penalty": 1.1, "seed": 0,
-        "stop": "END",
-    })  # fmt: skip
-    assert body.sampling(SPECS["qwen_vl"]) == Sampling(
-        5, 0.0, 0.9, 40, repetition_penalty=1.1, seed=0, stop=("END",)
+    body = parse(
+        {
+            "prompt": "Hello",
+            "max_new_tokens": 5,
+            "temperature": 0,
+            "top_k": 40,
+            "repetition_penalty": 1.1,
+            "seed": 0,
+            "stop": "END",
+        }
     )
+    assert body.sampling(SPECS["qwen_vl"]) == Sampling(5, 0.0, 0.9, 40, repetition_penalty=1.1, seed=0, stop=("END",))
 
 
 def test_null_is_as_if_it_were_not_there() -> None:
@@ -66,8 +75,12 @@ def test_null_is_as_if_it_were_not_there() -> None:
 def test_durations_and_media_as_people_write_them() -> None:
     body = parse({"prompt": "x", "keep_alive": "5m", "timeout": 2, "image": "A", "images": ["B", "C"], "video": "D"})
     assert (body.keep_alive, body.timeout) == (300, 2)
-    assert body.media() == [("image", "image", "A"), ("image", "images[0]", "B"), ("image", "images[1]", "C"),
-                            ("video", "video", "D")]  # fmt: skip
+    assert body.media() == [
+        ("image", "image", "A"),
+        ("image", "images[0]", "B"),
+        ("image", "images[1]", "C"),
+        ("video", "video", "D"),
+    ]
     assert parse({"prompt": "x", "keep_alive": -1}).keep_alive == -1
     assert parse({"prompt": "x", "keep_alive": 0}).keep_alive == 0
 
@@ -91,19 +104,32 @@ def test_an_unknown_field_is_named_with_the_known_ones(name: str) -> None:
     message.encode()  # it can be sent
 
 
-@pytest.mark.parametrize(("family", "field", "value"), [
-    ("deepseek", "fps", 2), ("deepseek", "speech", True), ("qwen_vl", "speech", False), ("qwen_audio", "frames", 3),
-    ("qwen_vl", "use_audio_in_video", True), ("blip_vqa", "fps", 1.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("family", "field", "value"),
+    [
+        ("deepseek", "fps", 2),
+        ("deepseek", "speech", True),
+        ("qwen_vl", "speech", False),
+        ("qwen_audio", "frames", 3),
+        ("qwen_vl", "use_audio_in_video", True),
+        ("blip_vqa", "fps", 1.0),
+    ],
+)
 def test_an_option_the_family_cannot_honour_is_refused_by_name(family: str, field: str, value: object) -> None:
     message = refusal({"prompt": "x", field: value}, family)
     assert f"'{field}'" in message and family in message
 
 
-@pytest.mark.parametrize(("family", "field", "kind"), [
-    ("deepseek", "image", "image"), ("deepseek", "audio", "audio"), ("qwen_vl", "audio", "audio"),
-    ("qwen_audio", "videos", "video"), ("blip_vqa", "video", "video"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("family", "field", "kind"),
+    [
+        ("deepseek", "image", "image"),
+        ("deepseek", "audio", "audio"),
+        ("qwen_vl", "audio", "audio"),
+        ("qwen_audio", "videos", "video"),
+        ("blip_vqa", "video", "video"),
+    ],
+)
 def test_media_the_family_does_not_take_are_refused(family: str, field: str, kind: str) -> None:
     message = refusal({"prompt": "x", field: ["A"] if field.endswith("s") else "A"}, family)
     assert kind in message and "text" in message and family in message
@@ -114,17 +140,62 @@ def test_what_a_family_adds_is_taken() -> None:
     assert (body.speech, body.use_audio_in_video, body.frames) == (True, False, 4)
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("prompt", 3), ("prompt", None), ("prompt", ""), ("prompt", ["x"]), ("prompt", {"text": "x"}), ("system", 1),
-    ("max_new_tokens", "5"), ("max_new_tokens", 5.0), ("max_new_tokens", True), ("max_new_tokens", 0),
-    ("max_new_tokens", -1), ("temperature", "0.5"), ("temperature", -0.1), ("temperature", 2.1), ("temperature", True),
-    ("top_p", 0), ("top_p", 1.1), ("top_k", -1), ("top_k", 1.5), ("repetition_penalty", 0), ("seed", -1),
-    ("seed", 2**32), ("seed", 1.0), ("stop", 3), ("stop", [3]), ("stop", ""), ("stop", ["a", ""]), ("stop", ["a"] * 17),
-    ("keep_alive", "soon"), ("keep_alive", True), ("keep_alive", [1]), ("timeout", 0), ("timeout", -1),
-    ("timeout", "never"), ("timeout", 3601), ("priority", "high"), ("priority", 1), ("stream", "true"), ("stream", 1),
-    ("image", 3), ("image", ["A"]), ("images", "A"), ("images", [None]), ("images", {"0": "A"}), ("fps", 0),
-    ("fps", 61), ("frames", 0), ("frames", 65), ("frames", 1.5), ("messages", "x"), ("messages", {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("prompt", 3),
+        ("prompt", None),
+        ("prompt", ""),
+        ("prompt", ["x"]),
+        ("prompt", {"text": "x"}),
+        ("system", 1),
+        ("max_new_tokens", "5"),
+        ("max_new_tokens", 5.0),
+        ("max_new_tokens", True),
+        ("max_new_tokens", 0),
+        ("max_new_tokens", -1),
+        ("temperature", "0.5"),
+        ("temperature", -0.1),
+        ("temperature", 2.1),
+        ("temperature", True),
+        ("top_p", 0),
+        ("top_p", 1.1),
+        ("top_k", -1),
+        ("top_k", 1.5),
+        ("repetition_penalty", 0),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("seed", 1.0),
+        ("stop", 3),
+        ("stop", [3]),
+        ("stop", ""),
+        ("stop", ["a", ""]),
+        ("stop", ["a"] * 17),
+        ("keep_alive", "soon"),
+        ("keep_alive", True),
+        ("keep_alive", [1]),
+        ("timeout", 0),
+        ("timeout", -1),
+        ("timeout", "never"),
+        ("timeout", 3601),
+        ("priority", "high"),
+        ("priority", 1),
+        ("stream", "true"),
+        ("stream", 1),
+        ("image", 3),
+        ("image", ["A"]),
+        ("images", "A"),
+        ("images", [None]),
+        ("images", {"0": "A"}),
+        ("fps", 0),
+        ("fps", 61),
+        ("frames", 0),
+        ("frames", 65),
+        ("frames", 1.5),
+        ("messages", "x"),
+        ("messages", {}),
+    ],
+)
 def test_a_wrong_value_is_refused_naming_its_field(field: str, value: object) -> None:
     assert f"'{field}" in refusal({"prompt": "x"} | {field: value})
 
@@ -134,24 +205,51 @@ def test_a_missing_prompt_is_needed() -> None:
     assert "'prompt'" in message and "needed" in message
 
 
-@pytest.mark.parametrize(("field", "number"), [
-    (field, number)
-    for field in ("temperature", "top_p", "repetition_penalty", "fps", "keep_alive", "timeout", "max_new_tokens",
-                  "top_k", "seed")
-    for number in ("NaN", "Infinity", "-Infinity", "1e400", "-1e400")
-    if not (field == "keep_alive" and number.startswith("-"))  # negative: forever, however much so
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("field", "number"),
+    [
+        (field, number)
+        for field in (
+            "temperature",
+            "top_p",
+            "repetition_penalty",
+            "fps",
+            "keep_alive",
+            "timeout",
+            "max_new_tokens",
+            "top_k",
+            "seed",
+        )
+        for number in ("NaN", "Infinity", "-Infinity", "1e400", "-1e400")
+        if not (field == "keep_alive" and number.startswith("-"))  # negative: forever, however much so
+    ],
+)
 def test_what_is_no_number_is_refused(field: str, number: str) -> None:
     assert f"'{field}'" in refusal(f'{{"prompt": "x", "{field}": {number}}}'.encode())
 
 
-@pytest.mark.parametrize(("field", "digits"), [
-    (field, digits)
-    for field in ("temperature", "top_p", "top_k", "repetition_penalty", "fps", "keep_alive", "timeout",
-                  "max_new_tokens", "seed", "frames", "stream", "prompt")
-    for digits in (20, 400)
-    if (field, digits) != ("keep_alive", 20)  # an idle time of three million million years is one
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("field", "digits"),
+    [
+        (field, digits)
+        for field in (
+            "temperature",
+            "top_p",
+            "top_k",
+            "repetition_penalty",
+            "fps",
+            "keep_alive",
+            "timeout",
+            "max_new_tokens",
+            "seed",
+            "frames",
+            "stream",
+            "prompt",
+        )
+        for digits in (20, 400)
+        if (field, digits) != ("keep_alive", 20)  # an idle time of three million million years is one
+    ],
+)
 def test_huge_numbers_are_refused(field: str, digits: int) -> None:
     assert f"'{field}'" in refusal(f'{{"prompt": "x", "{field}": {"9" * digits}}}'.encode())
 
@@ -160,17 +258,28 @@ def test_numbers_too_long_to_read_are_refused() -> None:
     assert "JSON" in refusal(b'{"prompt": "x", "seed": ' + b"9" * 100_000 + b"}")
 
 
-@pytest.mark.parametrize("raw", [
-    b"[" * 100_000, b'{"prompt": ' * 100_000, b'{"prompt": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "raw", [b"[" * 100_000, b'{"prompt": ' * 100_000, b'{"prompt": ' + b"[" * 50_000 + b"]" * 50_000 + b"}"]
+)
 def test_deep_nesting_is_refused(raw: bytes) -> None:
     assert "JSON" in refusal(raw)
 
 
-@pytest.mark.parametrize("raw", [
-    b"{", b"{'prompt': 'x'}", b'{"prompt": "x",}', b'{"prompt": "\xff"}', b'{"prompt": "\xc3"}', b"\xff\xfe",
-    b'{"prompt": "x"} trailing', b'{"prompt": "a\nb"}', b"prompt=x", b"\0",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"{",
+        b"{'prompt': 'x'}",
+        b'{"prompt": "x",}',
+        b'{"prompt": "\xff"}',
+        b'{"prompt": "\xc3"}',
+        b"\xff\xfe",
+        b'{"prompt": "x"} trailing',
+        b'{"prompt": "a\nb"}',
+        b"prompt=x",
+        b"\0",
+    ],
+)
 def test_what_is_no_json_is_refused(raw: bytes) -> None:
     assert "JSON" in refusal(raw)
 
@@ -210,8 +319,15 @@ def test_limits_are_the_settings() -> None:
 
 
 def test_a_form_says_the_same_in_strings() -> None:
-    body = parse_form(prompt="Hello", max_new_tokens="5", temperature="0.25", stream="true", keep_alive="5m",
-                      stop=["a", "b"], images=["A", "B"])  # fmt: skip
+    body = parse_form(
+        prompt="Hello",
+        max_new_tokens="5",
+        temperature="0.25",
+        stream="true",
+        keep_alive="5m",
+        stop=["a", "b"],
+        images=["A", "B"],
+    )
     assert (body.prompt, body.max_new_tokens, body.temperature, body.stream) == ("Hello", 5, 0.25, True)
     assert (body.keep_alive, body.stop, body.images) == (300, ["a", "b"], ["A", "B"])
 
@@ -223,12 +339,28 @@ def test_what_curl_sends_without_a_content_type_is_read_as_the_json_it_is() -> N
         assert read_body(flask.request, SPECS["qwen_vl"], Settings()).seed == 1
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("max_new_tokens", "many"), ("max_new_tokens", "1.5"), ("max_new_tokens", "9" * 400), ("temperature", "nan"),
-    ("temperature", "hot"), ("top_p", "nan"), ("top_p", "inf"), ("repetition_penalty", "nan"), ("fps", "nan"),
-    ("stream", "perhaps"), ("keep_alive", "9" * 400), ("prompt", ""), ("stop", ""), ("seed", "-1"), ("promt", "x"),
-    ("speech", "true"), ("messages", "[]"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_new_tokens", "many"),
+        ("max_new_tokens", "1.5"),
+        ("max_new_tokens", "9" * 400),
+        ("temperature", "nan"),
+        ("temperature", "hot"),
+        ("top_p", "nan"),
+        ("top_p", "inf"),
+        ("repetition_penalty", "nan"),
+        ("fps", "nan"),
+        ("stream", "perhaps"),
+        ("keep_alive", "9" * 400),
+        ("prompt", ""),
+        ("stop", ""),
+        ("seed", "-1"),
+        ("promt", "x"),
+        ("speech", "true"),
+        ("messages", "[]"),
+    ],
+)
 def test_a_wrong_form_field_is_refused_by_name(field: str, value: str) -> None:
     with pytest.raises(BadRequest) as caught:
         parse_form(**{"prompt": "x"} | {field: value})

@@ -34,9 +34,7 @@ def error_of(path: Path | None, profile: str = "workstation") -> str:
 
 
 def test_the_workstation_has_the_five_models() -> None:
-    found = {
-        spec.name: (spec.source.hub, spec.folder, spec.quant_bits) for spec in load() if spec.source.hub
-    }
+    found = {spec.name: (spec.source.hub, spec.folder, spec.quant_bits) for spec in load() if spec.source.hub}
     assert found == {
         "deepseek": ("deepseek-ai/DeepSeek-R1-0528-Qwen3-8B", "deepseek-8b", 4),
         "qwen_vl": ("Qwen/Qwen2.5-VL-3B-Instruct", "qwen-vl-3b", 4),
@@ -89,25 +87,48 @@ def test_models_yaml_of_the_working_folder_is_read(tmp_path: Path) -> None:
     assert load(written(tmp_path, {})).get("blip_vqa") is not None, "unless another file is named"
 
 
-@pytest.mark.parametrize(("fields", "field"), [
-    ({"family": "llama"}, "family"), ({"quant_bits": 5}, "quant_bits"), ({"quant_bit": 8}, "quant_bit"),
-    ({"source": {"hub": "no-slash"}, "folder": "x"}, "source.hub"), ({"source": {}}, "source"),
-    ({"source": {"path": "a", "package": "b", "file": "c"}}, "source"), ({"source": {"package": "b"}}, "source"),
-    ({"source": {"path": "a", "url": "b"}}, "source.url"), ({"folder": "../up"}, "folder"),
-    ({"folder": ".hidden"}, "folder"), ({"folder": "a/b"}, "folder"),
-    ({"source": {"path": "a", "file": "b/c"}}, "source.file"),
-    ({"inputs": ["text", "smell"]}, "inputs"), ({"inputs": ["text", "image"]}, "inputs"),
-    ({"engine": "vllm"}, "engine"), ({"engine": "llama_cpp"}, "source.file"), ({"device": "gpu"}, "device"),
-    ({"device": ["cuda:0", "cuda:one"]}, "device"), ({"device": []}, "device"), ({"device": 0}, "device"),
-    ({"replicas": 0}, "replicas"), ({"replicas": "two"}, "replicas"), ({"max_memory": {"gpu": "1GB"}}, "max_memory"),
-    ({"max_memory": {0: "1GB", 1: "1GB"}}, "max_memory"), ({"max_memory": {"cpu": "much"}}, "max_memory"),
-    ({"generation": {"temperature": 3}}, "generation.temperature"), ({"generation": {"top_q": 1}}, "generation.top_q"),
-    ({"generation": {"max_new_tokens": 0}}, "generation.max_new_tokens"), ({"context": 1}, "context"),
-    ({"max_batch_size": 0}, "max_batch_size"), ({"keep_alive": "soon"}, "keep_alive"),
-    ({"aliases": ["a b"]}, "aliases"),
-    ({"aliases": "alone"}, "aliases"), ({"name": "other"}, "name"), ({"family": None}, "family"),
-    ({"pinned": "perhaps"}, "pinned"), ({"generation": {"temperature": float("nan")}}, "generation.temperature"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"family": "llama"}, "family"),
+        ({"quant_bits": 5}, "quant_bits"),
+        ({"quant_bit": 8}, "quant_bit"),
+        ({"source": {"hub": "no-slash"}, "folder": "x"}, "source.hub"),
+        ({"source": {}}, "source"),
+        ({"source": {"path": "a", "package": "b", "file": "c"}}, "source"),
+        ({"source": {"package": "b"}}, "source"),
+        ({"source": {"path": "a", "url": "b"}}, "source.url"),
+        ({"folder": "../up"}, "folder"),
+        ({"folder": ".hidden"}, "folder"),
+        ({"folder": "a/b"}, "folder"),
+        ({"source": {"path": "a", "file": "b/c"}}, "source.file"),
+        ({"inputs": ["text", "smell"]}, "inputs"),
+        ({"inputs": ["text", "image"]}, "inputs"),
+        ({"engine": "vllm"}, "engine"),
+        ({"engine": "llama_cpp"}, "source.file"),
+        ({"device": "gpu"}, "device"),
+        ({"device": ["cuda:0", "cuda:one"]}, "device"),
+        ({"device": []}, "device"),
+        ({"device": 0}, "device"),
+        ({"replicas": 0}, "replicas"),
+        ({"replicas": "two"}, "replicas"),
+        ({"max_memory": {"gpu": "1GB"}}, "max_memory"),
+        ({"max_memory": {0: "1GB", 1: "1GB"}}, "max_memory"),
+        ({"max_memory": {"cpu": "much"}}, "max_memory"),
+        ({"generation": {"temperature": 3}}, "generation.temperature"),
+        ({"generation": {"top_q": 1}}, "generation.top_q"),
+        ({"generation": {"max_new_tokens": 0}}, "generation.max_new_tokens"),
+        ({"context": 1}, "context"),
+        ({"max_batch_size": 0}, "max_batch_size"),
+        ({"keep_alive": "soon"}, "keep_alive"),
+        ({"aliases": ["a b"]}, "aliases"),
+        ({"aliases": "alone"}, "aliases"),
+        ({"name": "other"}, "name"),
+        ({"family": None}, "family"),
+        ({"pinned": "perhaps"}, "pinned"),
+        ({"generation": {"temperature": float("nan")}}, "generation.temperature"),
+    ],
+)
 def test_a_wrong_field_is_one_line_naming_file_entry_and_field(
     tmp_path: Path, fields: dict[str, Any], field: str
 ) -> None:
@@ -144,12 +165,16 @@ def test_an_entry_must_be_a_mapping(tmp_path: Path, entry: object, word: str) ->
     assert str(path) in message and "'mine'" in message and word in message
 
 
-@pytest.mark.parametrize("models", [
-    {"one": ENTRY | {"aliases": ["two"]}, "two": ENTRY},
-    {"one": ENTRY | {"aliases": ["x"]}, "two": ENTRY | {"aliases": ["x"]}},
-    {"one": ENTRY | {"aliases": ["one"]}}, {"one": ENTRY | {"aliases": ["x", "x"]}},
-    {"one": ENTRY | {"aliases": ["qwen_vl"]}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "models",
+    [
+        {"one": ENTRY | {"aliases": ["two"]}, "two": ENTRY},
+        {"one": ENTRY | {"aliases": ["x"]}, "two": ENTRY | {"aliases": ["x"]}},
+        {"one": ENTRY | {"aliases": ["one"]}},
+        {"one": ENTRY | {"aliases": ["x", "x"]}},
+        {"one": ENTRY | {"aliases": ["qwen_vl"]}},
+    ],
+)
 def test_no_name_leads_to_two_models(tmp_path: Path, models: dict[str, Any]) -> None:
     path = written(tmp_path, models)
     message = error_of(path)
@@ -162,10 +187,21 @@ def test_an_alias_may_take_the_name_of_a_model_that_was_taken_out(tmp_path: Path
     assert found and found.name == "mine"
 
 
-@pytest.mark.parametrize("text", [
-    b"", b"[]", b"models:", b"models: []", b"mine: {}", b"models: {}\nother: 1", b"models: {", b"\xff\xfe\x00",
-    b"models: {mine: {since: 2024-13-45}}", b"models: !!python/object:os.system {}",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"[]",
+        b"models:",
+        b"models: []",
+        b"mine: {}",
+        b"models: {}\nother: 1",
+        b"models: {",
+        b"\xff\xfe\x00",
+        b"models: {mine: {since: 2024-13-45}}",
+        b"models: !!python/object:os.system {}",
+    ],
+)
 def test_a_file_that_is_no_catalog_is_named(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "mine.yaml"
     path.write_bytes(text)
@@ -259,9 +295,9 @@ def test_each_family_gives_a_reason_for_what_it_keeps_at_16_bits() -> None:
         assert not family.options & family.switches
 
 
-@pytest.mark.parametrize(("given", "meant"), [
-    ("cpu", ("cpu",)), ("cuda:1, cpu", ("cuda:1", "cpu")), (["cuda", "cpu:0"], ("cuda", "cpu:0")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "meant"), [("cpu", ("cpu",)), ("cuda:1, cpu", ("cuda:1", "cpu")), (["cuda", "cpu:0"], ("cuda", "cpu:0"))]
+)
 def test_devices_are_one_or_several(tmp_path: Path, given: object, meant: tuple[str, ...]) -> None:
     spec = load(written(tmp_path, {"mine": ENTRY | {"device": given, "replicas": 2}})).get("mine")
     assert spec is not None and spec.device == meant

@@ -82,8 +82,14 @@ def decoder(tmp_path: Path) -> Path:
     """A text model whose cache is most of it."""
     folder = tmp_path / "decoder"
     folder.mkdir()
-    save_file({f"model.layers.{layer}.self_attn.{name}_proj.weight": np.zeros((512, 512), np.float16)
-               for layer in range(8) for name in "qkvo"}, folder / "m.safetensors")  # fmt: skip
+    save_file(
+        {
+            f"model.layers.{layer}.self_attn.{name}_proj.weight": np.zeros((512, 512), np.float16)
+            for layer in range(8)
+            for name in "qkvo"
+        },
+        folder / "m.safetensors",
+    )
     (folder / "config.json").write_text(json.dumps({"vocab_size": 1000, "max_position_embeddings": 4096}))
     return folder
 
@@ -167,8 +173,10 @@ def test_fewer_bits_want_room_to_unpack_a_matrix(decoder: Path, tmp_path: Path) 
 
 
 def test_media_are_read_whole_and_text_in_pieces(decoder: Path, tmp_path: Path) -> None:
-    text, media = (Footprints(tmp_path).parts(spec_of(decoder, 16, family=family, max_batch_size=4), "cpu").working
-                   for family in ("deepseek", "qwen_vl"))  # fmt: skip
+    text, media = (
+        Footprints(tmp_path).parts(spec_of(decoder, 16, family=family, max_batch_size=4), "cpu").working
+        for family in ("deepseek", "qwen_vl")
+    )
     assert media.bytes(4096) > 1.5 * text.bytes(4096)
     assert media.bytes(9000) == media.bytes(4096), "no prompt is longer than the window"
     assert media.bytes(1000) == text.bytes(1000)
@@ -182,9 +190,9 @@ def test_the_engines_limits_are_as_assumed() -> None:
     assert f"BATCH = {activations.UBATCH}\n" in (ROOT / "runner" / "engines" / "gguf.py").read_text()
 
 
-@pytest.mark.parametrize(("limits", "held"), [
-    ({"0": "1MB", "cpu": "9GB"}, 10**6), ({"1": "1MB"}, None), ({"cpu": "1MB"}, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("limits", "held"), [({"0": "1MB", "cpu": "9GB"}, 10**6), ({"1": "1MB"}, None), ({"cpu": "1MB"}, None)]
+)
 def test_weights_that_may_be_offloaded_are_charged_as_far_as_they_stay(
     decoder: Path, tmp_path: Path, limits: dict[str, str], held: int | None
 ) -> None:
@@ -215,10 +223,24 @@ def test_figures_of_an_earlier_version_are_understood(folder: Path, tmp_path: Pa
     assert Footprints(tmp_path).predict(spec, "cpu") == MEASURED + 1
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"{", b"[]", b"null", b"3", b'"text"', b"\xff\xfe", b'{"a": null}', b'{"a": "many"}', b'{"a": []}',
-    b'{"a": NaN}', b'{"a": Infinity}', b"\0" * 100,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"3",
+        b'"text"',
+        b"\xff\xfe",
+        b'{"a": null}',
+        b'{"a": "many"}',
+        b'{"a": []}',
+        b'{"a": NaN}',
+        b'{"a": Infinity}',
+        b"\0" * 100,
+    ],
+)
 def test_damaged_figures_are_survived_and_written_anew(folder: Path, tmp_path: Path, content: bytes) -> None:
     file = tmp_path / ".switchyard" / "footprints.json"
     file.parent.mkdir()

@@ -28,10 +28,19 @@ PERSON = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
-WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {
-    "type": "object", "properties": {"city": {"$ref": "#/$defs/city"}}, "required": ["city"],
-    "additionalProperties": False, "$defs": {"city": {"enum": ["Paris", "Rome"]}},
-}}}  # fmt: skip
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"$ref": "#/$defs/city"}},
+            "required": ["city"],
+            "additionalProperties": False,
+            "$defs": {"city": {"enum": ["Paris", "Rome"]}},
+        },
+    },
+}
 CLOCK = {"type": "function", "function": {"name": "clock"}}
 
 
@@ -91,15 +100,21 @@ def model(request: pytest.FixtureRequest) -> Model:
 # -- what is allowed ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("constraint, good, bad", [
-    (ANY_OBJECT, ["{}", '{"a": [1, {"b": null}], "c": "d e"}'], ["[1]", '{"a":  1}', '{"a"\n', '{"a": 1}}', "x"]),
-    (Constraint("json_schema", json.dumps(PERSON)), ['{"name": "Ada", "age": 36}'],
-     ['{"age": 36}', '{"name": "Ada", "age": 151}', '{"name": "Augustina", "age": 1}', '{"name": "Ada"}']),
-    (Constraint("json_schema", "true"), ["1", "[]", '"a"'], ["nul", "{"]),
-    (Constraint("regex", "[0-9]{3}(-[0-9]+)?"), ["123", "123-4567"], ["12", "123-", "a"]),
-    (Constraint("regex", "^a/b$"), ["a/b"], ["^a/b$"]),
-    (Constraint("lark", 'start: ("yes" | "no") "."'), ["yes.", "no."], ["maybe.", "yes"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "constraint, good, bad",
+    [
+        (ANY_OBJECT, ["{}", '{"a": [1, {"b": null}], "c": "d e"}'], ["[1]", '{"a":  1}', '{"a"\n', '{"a": 1}}', "x"]),
+        (
+            Constraint("json_schema", json.dumps(PERSON)),
+            ['{"name": "Ada", "age": 36}'],
+            ['{"age": 36}', '{"name": "Ada", "age": 151}', '{"name": "Augustina", "age": 1}', '{"name": "Ada"}'],
+        ),
+        (Constraint("json_schema", "true"), ["1", "[]", '"a"'], ["nul", "{"]),
+        (Constraint("regex", "[0-9]{3}(-[0-9]+)?"), ["123", "123-4567"], ["12", "123-", "a"]),
+        (Constraint("regex", "^a/b$"), ["a/b"], ["^a/b$"]),
+        (Constraint("lark", 'start: ("yes" | "no") "."'), ["yes.", "no."], ["maybe.", "yes"]),
+    ],
+)
 def test_the_form_is_kept(model: Model, constraint: Constraint, good: list[str], bad: list[str]) -> None:
     for text in good:
         assert model.takes(constraint, text), text
@@ -202,32 +217,41 @@ def nested(*keys: str, inner: Any) -> str:
     return json.dumps(inner)
 
 
-@pytest.mark.parametrize("kind, value, message", [
-    ("json_schema", "{", "the JSON schema is no JSON"),
-    ("json_schema", "[" * 60_000, "the JSON schema is no JSON"),
-    ("json_schema", "[]", "must be a JSON object"),
-    ("json_schema", "false", "must be a JSON object that something matches"),
-    ("json_schema", '{"type": "text"}', "because of #: Invalid type: text"),
-    ("json_schema", nested("properties", "a/b", "items", inner={"type": "strin"}),
-     r"because of #/properties/a~1b/items: Invalid type: strin"),
-    ("json_schema", nested("anyOf", inner=[{"type": "string"}, {"type": "string", "pattern": "(?=a)"}]),
-     "because of #/anyOf/1: .*look-around"),
-    ("json_schema", '{"$defs": {"a": {"not": {}}}, "$ref": "#/$defs/a"}', r"because of #/\$defs/a: .*\"not\""),
-    ("json_schema", '{"$ref": "#/nowhere"}', "/nowhere"),
-    ("json_schema", '{"$ref": "#"}', "nothing matches it"),
-    ("json_schema", '{"type": "array", "minItems": 2, "maxItems": 1}', "minItems"),
-    ("json_schema", nested(*["properties", "a"] * 100, inner={}), "recursion limit"),
-    ("regex", "[0-9", "the regular expression is not valid: .*unclosed character class"),
-    ("regex", "a\\", "ends in a lone backslash"),
-    ("regex", "(?=a)b", "look-ahead"),
-    ("regex", "(" * 9000, "the regular expression is not valid"),
-    ("regex", "a?" * 500, "the regular expression is not valid"),
-    ("lark", "", "the grammar is not valid: Empty grammar"),
-    ("lark", 'start: "a"\n  | word', "the grammar is not valid: .*unknown name: \"word\""),
-    ("lark", 'start: start "a"', "nothing matches it"),
-    ("lark", "start: " + "(" * 9000, "too deeply nested"),
-    ("regex", "a" * (LONGEST + 1), "longer than 65,536 characters"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, value, message",
+    [
+        ("json_schema", "{", "the JSON schema is no JSON"),
+        ("json_schema", "[" * 60_000, "the JSON schema is no JSON"),
+        ("json_schema", "[]", "must be a JSON object"),
+        ("json_schema", "false", "must be a JSON object that something matches"),
+        ("json_schema", '{"type": "text"}', "because of #: Invalid type: text"),
+        (
+            "json_schema",
+            nested("properties", "a/b", "items", inner={"type": "strin"}),
+            r"because of #/properties/a~1b/items: Invalid type: strin",
+        ),
+        (
+            "json_schema",
+            nested("anyOf", inner=[{"type": "string"}, {"type": "string", "pattern": "(?=a)"}]),
+            "because of #/anyOf/1: .*look-around",
+        ),
+        ("json_schema", '{"$defs": {"a": {"not": {}}}, "$ref": "#/$defs/a"}', r"because of #/\$defs/a: .*\"not\""),
+        ("json_schema", '{"$ref": "#/nowhere"}', "/nowhere"),
+        ("json_schema", '{"$ref": "#"}', "nothing matches it"),
+        ("json_schema", '{"type": "array", "minItems": 2, "maxItems": 1}', "minItems"),
+        ("json_schema", nested(*["properties", "a"] * 100, inner={}), "recursion limit"),
+        ("regex", "[0-9", "the regular expression is not valid: .*unclosed character class"),
+        ("regex", "a\\", "ends in a lone backslash"),
+        ("regex", "(?=a)b", "look-ahead"),
+        ("regex", "(" * 9000, "the regular expression is not valid"),
+        ("regex", "a?" * 500, "the regular expression is not valid"),
+        ("lark", "", "the grammar is not valid: Empty grammar"),
+        ("lark", 'start: "a"\n  | word', 'the grammar is not valid: .*unknown name: "word"'),
+        ("lark", 'start: start "a"', "nothing matches it"),
+        ("lark", "start: " + "(" * 9000, "too deeply nested"),
+        ("regex", "a" * (LONGEST + 1), "longer than 65,536 characters"),
+    ],
+)
 def test_what_cannot_be_enforced_is_refused_with_the_reason(smollm: Model, kind: Any, value: str, message: str) -> None:
     with pytest.raises(RequestError, match=message) as caught:
         smollm.grammars.compile(Constraint(kind, value))
@@ -258,8 +282,15 @@ def test_required_means_one_call_or_more(model: Model) -> None:
     forced = for_tools([WEATHER, CLOCK], "required")
     for text in (PARIS, TIME, f"{TIME}\n{PARIS}\n{TIME}"):
         assert model.takes(forced, text), text
-    for text in ("", "Hello", PARIS.replace("Paris", "Oslo"), PARIS.replace("weather", "wether"), f"{PARIS}\nHello",
-                 TIME.replace("{}", '{"zone": 1}'), "\n".join([TIME] * 17)):  # fmt: skip
+    for text in (
+        "",
+        "Hello",
+        PARIS.replace("Paris", "Oslo"),
+        PARIS.replace("weather", "wether"),
+        f"{PARIS}\nHello",
+        TIME.replace("{}", '{"zone": 1}'),
+        "\n".join([TIME] * 17),
+    ):
         assert not model.takes(forced, text), text
 
 

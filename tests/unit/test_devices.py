@@ -97,11 +97,30 @@ def test_gpus_are_numbered_by_bus_as_runners_number_them(library: Library) -> No
     assert (found[2].total, found[2].free, found[2].used) == (80 * GIB, 79 * GIB, GIB)
 
 
-@pytest.mark.parametrize(("wanted", "seen"), [
-    (None, [A, B, C]), ("0,1,2", [A, B, C]), ("2,0", [C, A]), (" 1 ", [B]), (C, [C]), (f"{B},{A}", [B, A]),
-    ("GPU-b", [C]), ("GPU-aaaa2", [B]), ("GPU-aaaa", []), ("", []), ("-1", []), ("none", []), ("void", []),
-    ("0,7,1", [A]), ("0,-1,1", [A]), ("1,1", []), (f"{A},GPU-aaaa1", []), ("MIG-1,MIG-2", ["MIG-1"]), ("²", []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("wanted", "seen"),
+    [
+        (None, [A, B, C]),
+        ("0,1,2", [A, B, C]),
+        ("2,0", [C, A]),
+        (" 1 ", [B]),
+        (C, [C]),
+        (f"{B},{A}", [B, A]),
+        ("GPU-b", [C]),
+        ("GPU-aaaa2", [B]),
+        ("GPU-aaaa", []),
+        ("", []),
+        ("-1", []),
+        ("none", []),
+        ("void", []),
+        ("0,7,1", [A]),
+        ("0,-1,1", [A]),
+        ("1,1", []),
+        (f"{A},GPU-aaaa1", []),
+        ("MIG-1,MIG-2", ["MIG-1"]),
+        ("²", []),
+    ],
+)
 def test_visible_devices_are_those_that_cuda_shows(wanted: str | None, seen: list[str]) -> None:
     assert visible([A, B, C], wanted) == seen
 

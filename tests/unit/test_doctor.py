@@ -15,8 +15,13 @@ from utils.settings import Settings
 
 ADA = Gpu("RTX 4090", (8, 9), 24 * 2**30, 20 * 2**30)
 DRIVER = Driver("580.65", (13, 0), (ADA,))
-WORKS: dict[str, Any] = {"version": "2.13.0+cu130", "cuda": "13.0", "works": True, "trouble": "",
-                         "architectures": ["sm_75", "sm_80", "sm_90", "compute_120"]}  # fmt: skip
+WORKS: dict[str, Any] = {
+    "version": "2.13.0+cu130",
+    "cuda": "13.0",
+    "works": True,
+    "trouble": "",
+    "architectures": ["sm_75", "sm_80", "sm_90", "compute_120"],
+}
 
 
 def holds(finding: Finding, status: str, *words: str) -> None:
@@ -59,10 +64,19 @@ def test_torch_newer_than_the_driver() -> None:
     holds(accelerator.judge_torch(refused, old), "failed", "535.183", "12.2", "580 or newer", "CUDA 12")
 
 
-@pytest.mark.parametrize(("capability", "status"), [
-    ((7, 0), "failed"), ((7, 5), "ok"), ((8, 6), "ok"), ((8, 9), "ok"), ((9, 0), "ok"), ((10, 0), "failed"),
-    ((12, 0), "ok"), ((12, 1), "ok"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("capability", "status"),
+    [
+        ((7, 0), "failed"),
+        ((7, 5), "ok"),
+        ((8, 6), "ok"),
+        ((8, 9), "ok"),
+        ((9, 0), "ok"),
+        ((10, 0), "failed"),
+        ((12, 0), "ok"),
+        ((12, 1), "ok"),
+    ],
+)
 def test_torch_without_code_for_the_gpu(capability: tuple[int, int], status: str) -> None:
     """Compiled code runs on later minor releases of its own generation, intermediate code on anything later."""
     holds(accelerator.judge_torch(WORKS, with_gpu(capability)), status, "RTX 4090")
@@ -90,8 +104,9 @@ def test_llama_cpp_without_offload() -> None:
 
 
 def test_cards_are_counted_without_a_driver(tmp_path: Path) -> None:
-    for number, (vendor, kind) in enumerate([("0x10de", "0x030000"), ("0x10de", "0x030200"), ("0x10de", "0x040300"),
-                                             ("0x8086", "0x030000")]):  # fmt: skip
+    for number, (vendor, kind) in enumerate(
+        [("0x10de", "0x030000"), ("0x10de", "0x030200"), ("0x10de", "0x040300"), ("0x8086", "0x030000")]
+    ):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "vendor").write_text(vendor + "\n")
         (tmp_path / str(number) / "class").write_text(kind + "\n")

@@ -14,8 +14,12 @@ from utils.settings import load_settings
 
 
 def by_trying_all(sizes: dict[str, int], budget: int) -> set[frozenset[str]]:
-    fitting = [frozenset(some) for count in range(1, len(sizes) + 1) for some in itertools.combinations(sizes, count)
-               if sum(sizes[name] for name in some) <= budget]  # fmt: skip
+    fitting = [
+        frozenset(some)
+        for count in range(1, len(sizes) + 1)
+        for some in itertools.combinations(sizes, count)
+        if sum(sizes[name] for name in some) <= budget
+    ]
     return {one for one in fitting if not any(one < other for other in fitting)}
 
 
@@ -37,8 +41,11 @@ def test_many_models_are_not_tried_in_all_combinations() -> None:
 
 
 def test_models_of_another_slot_and_without_weights_are_left_out() -> None:
-    models = [Fit("here", 4, "cpu", 5, 0, None), Fit("there", 4, "cuda:0", 5, 0, None),
-              Fit("absent", 4, "cpu", 0, 0, None)]  # fmt: skip
+    models = [
+        Fit("here", 4, "cpu", 5, 0, None),
+        Fit("there", 4, "cuda:0", 5, 0, None),
+        Fit("absent", 4, "cpu", 0, 0, None),
+    ]
     assert together("cpu", 10, models).sets == [["here"]]
     assert together("cpu", 4, models).sets == []
 

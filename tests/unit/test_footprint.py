@@ -31,9 +31,7 @@ KEPT = 10 * 64 * 2 + 64 * 2 + 64 * 2 + 8 * 4 * 3 * 2 + 16 * 32 * 2 + 10 * 64 * 2
 
 def spec_of(folder: Path, bits: int = 16, **fields: Any) -> ModelSpec:
     source = {"path": str(folder)} | fields.pop("source", {})
-    return ModelSpec.model_validate(
-        {"name": "a", "family": "qwen_vl", "source": source, "quant_bits": bits} | fields
-    )
+    return ModelSpec.model_validate({"name": "a", "family": "qwen_vl", "source": source, "quant_bits": bits} | fields)
 
 
 @pytest.fixture
@@ -67,10 +65,16 @@ def test_a_file_cut_short_is_told(folder: Path, left: int) -> None:
         safetensors_sizes(path)
 
 
-@pytest.mark.parametrize("content", [
-    b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", b"\x80\x04\x95" + b"\0" * 60, b"\0" * 64,
-    b"\xff" * 64, b"PK\x03\x04" + b"\0" * 60,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+        b"\x80\x04\x95" + b"\0" * 60,
+        b"\0" * 64,
+        b"\xff" * 64,
+        b"PK\x03\x04" + b"\0" * 60,
+    ],
+)
 def test_another_kind_of_file_is_told(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(HeaderError, match=r"model\.safetensors"):
@@ -82,20 +86,31 @@ def with_header(path: Path, header: bytes, data: bytes = b"\0" * 64) -> Path:
     return path
 
 
-@pytest.mark.parametrize("header", [
-    b"{}x", b"[]", b"3", b"null", b"not json", b"\xff\xfe", b'{"a": 1}', b'{"a": {}}', b'{"a": {"dtype": "F32"}}',
-    b'{"a": {"dtype": "F32", "shape": 4, "data_offsets": [0, 4]}}',
-    b'{"a": {"dtype": "F32", "shape": null, "data_offsets": [0, 4]}}',
-    b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": 4}}',
-    b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}',
-    b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, "4"]}}',
-    b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, null]}}',
-    b'{"a": {"dtype": 3, "shape": [1], "data_offsets": [0, 4]}}',
-    b'{"a": {"dtype": null, "shape": [1], "data_offsets": [0, 4]}}',
-    b'{"a": {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 4]}}',
-    b'{"a": {"dtype": "F32", "shape": [[1]], "data_offsets": [0, 4]}}',
-    b'{"a": {"dtype": "F32", "shape": [-5], "data_offsets": [0, 4]}}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{}x",
+        b"[]",
+        b"3",
+        b"null",
+        b"not json",
+        b"\xff\xfe",
+        b'{"a": 1}',
+        b'{"a": {}}',
+        b'{"a": {"dtype": "F32"}}',
+        b'{"a": {"dtype": "F32", "shape": 4, "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": null, "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": 4}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, "4"]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, null]}}',
+        b'{"a": {"dtype": 3, "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": null, "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [[1]], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [-5], "data_offsets": [0, 4]}}',
+    ],
+)
 def test_a_damaged_header_is_a_header_error_and_no_other(tmp_path: Path, header: bytes) -> None:
     with_header(tmp_path / "model.safetensors", header)
     with pytest.raises(HeaderError, match=r"model\.safetensors"):
@@ -174,46 +189,72 @@ def test_weights_there_twice_are_counted_as_they_are_read(tmp_path: Path) -> Non
     save_file({"a.weight": np.zeros((64, 64), np.float16)}, tmp_path / "model-00001-of-00001.safetensors")
     save_file({"b.weight": np.zeros((64, 64), np.float16)}, tmp_path / "consolidated.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(
-        json.dumps({"weight_map": {"a.weight": "model-00001-of-00001.safetensors"}}))
+        json.dumps({"weight_map": {"a.weight": "model-00001-of-00001.safetensors"}})
+    )
     assert weight_bytes(spec_of(tmp_path), tmp_path) == 64 * 64 * 2
     save_file({"c.weight": np.zeros((16, 16), np.float16)}, tmp_path / "model.safetensors")
     assert weight_bytes(spec_of(tmp_path), tmp_path) == 16 * 16 * 2
 
 
-@pytest.mark.parametrize("index", [
-    "{", "[]", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": "../model.safetensors"}}',
-    '{"weight_map": {"a": "/etc/passwd"}}', '{"weight_map": {"a": "absent.safetensors"}}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "index",
+    [
+        "{",
+        "[]",
+        '{"weight_map": 3}',
+        '{"weight_map": {"a": 3}}',
+        '{"weight_map": {"a": "../model.safetensors"}}',
+        '{"weight_map": {"a": "/etc/passwd"}}',
+        '{"weight_map": {"a": "absent.safetensors"}}',
+    ],
+)
 def test_a_damaged_index_is_told(tmp_path: Path, index: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises(HeaderError, match=str(tmp_path)):
         weight_bytes(spec_of(tmp_path), tmp_path)
 
 
-@pytest.mark.parametrize(("config", "same", "times"), [
-    ({"tie_word_embeddings": True}, True, 1), ({}, True, 1), ({"text_config": {"tie_word_embeddings": True}}, True, 1),
-    ({"tie_word_embeddings": False}, True, 2), ({"tie_word_embeddings": True}, False, 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("config", "same", "times"),
+    [
+        ({"tie_word_embeddings": True}, True, 1),
+        ({}, True, 1),
+        ({"text_config": {"tie_word_embeddings": True}}, True, 1),
+        ({"tie_word_embeddings": False}, True, 2),
+        ({"tie_word_embeddings": True}, False, 2),
+    ],
+)
 def test_tied_weights_written_twice_are_held_once(
     tmp_path: Path, config: dict[str, Any], same: bool, times: int
 ) -> None:
     table = np.ones((32, 64), np.float16)
-    save_file({"model.embed_tokens.weight": table, "lm_head.weight": table if same else table * 2},
-              tmp_path / "m.safetensors")  # fmt: skip
+    save_file(
+        {"model.embed_tokens.weight": table, "lm_head.weight": table if same else table * 2}, tmp_path / "m.safetensors"
+    )
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert weight_bytes(spec_of(tmp_path), tmp_path) == times * 32 * 64 * 2
 
 
 def test_a_checkpoint_that_is_quantized_already_stays_as_it_is(tmp_path: Path) -> None:
-    save_file({"a.q_proj.qweight": np.zeros((8, 64), np.int32), "a.q_proj.scales": np.zeros((1, 64), np.float16),
-               "b.q_proj.weight": np.zeros((64, 64), np.uint8)}, tmp_path / "m.safetensors")  # fmt: skip
+    save_file(
+        {
+            "a.q_proj.qweight": np.zeros((8, 64), np.int32),
+            "a.q_proj.scales": np.zeros((1, 64), np.float16),
+            "b.q_proj.weight": np.zeros((64, 64), np.uint8),
+        },
+        tmp_path / "m.safetensors",
+    )
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "gptq"}}))
     assert weight_bytes(spec_of(tmp_path, 4), tmp_path) == 8 * 64 * 4 + 64 * 2 + 64 * 64
 
 
 def test_experts_and_looked_up_tables_are_not_quantized(tmp_path: Path) -> None:
-    names = ("layers.0.mlp.experts.3.up_proj.weight", "transformer.wte.weight", "model.embed_tokens.weight",
-             "shared.weight")  # fmt: skip
+    names = (
+        "layers.0.mlp.experts.3.up_proj.weight",
+        "transformer.wte.weight",
+        "model.embed_tokens.weight",
+        "shared.weight",
+    )
     save_file({name: np.zeros((64, 64), np.float16) for name in names}, tmp_path / "m.safetensors")
     for bits in (4, 8):
         assert weight_bytes(spec_of(tmp_path, bits), tmp_path) == 4 * 64 * 64 * 2
@@ -255,15 +296,25 @@ def test_where_they_are_fused_the_config_tells(tmp_path: Path, name: str) -> Non
     assert cached(tmp_path, tensors, DECODER) == 3 * 2 * 2 * 16 * 2
 
 
-@pytest.mark.parametrize(("config", "rows"), [
-    (DECODER | {"num_key_value_heads": None}, 3 * 2 * 4 * 16), (DECODER | {"head_dim": 32}, 3 * 2 * 2 * 32),
-    ({"text_config": DECODER, "num_hidden_layers": 99}, 3 * 2 * 2 * 16),
-    ({"thinker_config": {"text_config": DECODER}, "talker_config": {"num_hidden_layers": 9}}, 3 * 2 * 2 * 16),
-    ({"n_layer": 3, "n_head": 4, "n_embd": 64}, 3 * 2 * 4 * 16), (DECODER | {"multi_query": True}, 3 * 2 * 1 * 16),
-    (DECODER | {"is_encoder_decoder": True}, 0), ({}, 0), ([], 0), ("{", 0), ({"text_config": 3}, 0),
-    (DECODER | {"num_attention_heads": 0}, 0), (DECODER | {"num_hidden_layers": "three"}, 0),
-    ({"num_hidden_layers": 3, "num_attention_heads": 4}, 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("config", "rows"),
+    [
+        (DECODER | {"num_key_value_heads": None}, 3 * 2 * 4 * 16),
+        (DECODER | {"head_dim": 32}, 3 * 2 * 2 * 32),
+        ({"text_config": DECODER, "num_hidden_layers": 99}, 3 * 2 * 2 * 16),
+        ({"thinker_config": {"text_config": DECODER}, "talker_config": {"num_hidden_layers": 9}}, 3 * 2 * 2 * 16),
+        ({"n_layer": 3, "n_head": 4, "n_embd": 64}, 3 * 2 * 4 * 16),
+        (DECODER | {"multi_query": True}, 3 * 2 * 1 * 16),
+        (DECODER | {"is_encoder_decoder": True}, 0),
+        ({}, 0),
+        ([], 0),
+        ("{", 0),
+        ({"text_config": 3}, 0),
+        (DECODER | {"num_attention_heads": 0}, 0),
+        (DECODER | {"num_hidden_layers": "three"}, 0),
+        ({"num_hidden_layers": 3, "num_attention_heads": 4}, 0),
+    ],
+)
 def test_what_a_config_tells_of_the_cache(tmp_path: Path, config: object, rows: int) -> None:
     assert cached(tmp_path, FUSED, config) == rows * 2
 

@@ -26,8 +26,9 @@ while (received := parent.receive()) is not None:
 def test_a_fork_that_fails_is_told_and_the_next_one_succeeds() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        parent = subprocess.Popen([sys.executable, "-c", _PARENT, str(theirs.fileno())], cwd=ROOT,
-                                  pass_fds=[theirs.fileno()])  # fmt: skip
+        parent = subprocess.Popen(
+            [sys.executable, "-c", _PARENT, str(theirs.fileno())], cwd=ROOT, pass_fds=[theirs.fileno()]
+        )
         theirs.close()
         ours.settimeout(60)
         said = []
@@ -60,8 +61,13 @@ def test_a_runner_forked_between_two_imports_looks_for_garbage_though_imports_ar
     with ours, theirs, channel, end:
         request = json.dumps({"token": "early", "needs": ["colorsys"], "role": "runner"}).encode()
         socket.send_fds(ours, [request], [end.fileno()])  # there before the first import
-        process = subprocess.Popen([sys.executable, "-c", _FORKSERVER, str(theirs.fileno()), "colorsys", "chunk"],
-                                   cwd=ROOT, pass_fds=[theirs.fileno()], stdout=subprocess.PIPE, text=True)  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-c", _FORKSERVER, str(theirs.fileno()), "colorsys", "chunk"],
+            cwd=ROOT,
+            pass_fds=[theirs.fileno()],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         theirs.close()
         end.close()
         channel.settimeout(60)

@@ -90,14 +90,24 @@ def test_the_cache_is_charged_by_tokens(model: Path, tmp_path: Path) -> None:
     assert footprints.charge(spec, "cpu", 8192, 10**10).bytes == 200_000_000 + many.reserve
 
 
-@pytest.mark.parametrize(("extra", "rows"), [
-    ({"llama.attention.key_length": 32, "llama.attention.value_length": 8}, 3 * 2 * 40),
-    ({"llama.attention.head_count_kv": [2, 0, 4]}, 6 * 32), ({"llama.attention.head_count_kv": [2, 0]}, 3 * 4 * 32),
-    ({"llama.block_count": 10**6}, 0), ({"llama.attention.head_count": 0}, 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("extra", "rows"),
+    [
+        ({"llama.attention.key_length": 32, "llama.attention.value_length": 8}, 3 * 2 * 40),
+        ({"llama.attention.head_count_kv": [2, 0, 4]}, 6 * 32),
+        ({"llama.attention.head_count_kv": [2, 0]}, 3 * 4 * 32),
+        ({"llama.block_count": 10**6}, 0),
+        ({"llama.attention.head_count": 0}, 0),
+    ],
+)
 def test_what_the_metadata_tells_of_the_cache(extra: dict[str, Any], rows: int) -> None:
-    plain: dict[str, Any] = {"general.architecture": "llama", "llama.block_count": 3, "llama.embedding_length": 64,
-                             "llama.attention.head_count": 4, "llama.attention.head_count_kv": 2}  # fmt: skip
+    plain: dict[str, Any] = {
+        "general.architecture": "llama",
+        "llama.block_count": 3,
+        "llama.embedding_length": 64,
+        "llama.attention.head_count": 4,
+        "llama.attention.head_count_kv": 2,
+    }
     assert gguf_rows(Gguf({}, plain | extra)) == rows
 
 
@@ -150,25 +160,36 @@ def text(value: bytes) -> bytes:
     return struct.pack("<Q", len(value)) + value
 
 
-@pytest.mark.parametrize("content", [
-    b"PK\x03\x04" + b"\0" * 60, b"\0" * 64, b"version https://git-lfs.github.com/spec/v1\n",
-    header(version=1), header(version=0x03000000), header(tensors=2**63), header(entries=2**63),
-    header(entries=100_000), header(b"\xff" * 8, entries=1), header(text(b"a" * 5000), entries=1),
-    header(text(b"a") + struct.pack("<I", 77), entries=1), header(text(b"a") + struct.pack("<IQ", 8, 2**62), entries=1),
-    header(text(b"a") + struct.pack("<IIQ", 9, 4, 2**61), entries=1),
-    header(text(b"a") + struct.pack("<IIQ", 9, 8, 2**61), entries=1),
-    header(text(b"a") + struct.pack("<IIQ", 9, 9, 1), entries=1),
-    header(text(b"general.alignment") + struct.pack("<II", 4, 0), entries=1),
-    header(text(b"general.alignment") + struct.pack("<II", 4, 3), entries=1),
-    header(text(b"general.alignment") + struct.pack("<Ii", 5, -32), entries=1),
-    header(text(b"general.alignment") + struct.pack("<I", 8) + text(b"32"), entries=1),
-    header(text(b"t") + struct.pack("<I", 9), tensors=1),
-    header(text(b"t") + struct.pack("<IQIQ", 1, 5, 2, 0), tensors=1),
-    header(text(b"t") + struct.pack("<IQIQ", 1, 2**63, 0, 0), tensors=1),
-    header(text(b"t") + struct.pack("<IQIQ", 1, 8, 0, 2**63), tensors=1),
-    header(text(b"t") + struct.pack("<IQIQ", 1, 8, 99, 2**63), tensors=1),
-    header((text(b"t") + struct.pack("<IQIQ", 1, 1, 0, 0)) * 2, b"\0" * 64, tensors=2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"PK\x03\x04" + b"\0" * 60,
+        b"\0" * 64,
+        b"version https://git-lfs.github.com/spec/v1\n",
+        header(version=1),
+        header(version=0x03000000),
+        header(tensors=2**63),
+        header(entries=2**63),
+        header(entries=100_000),
+        header(b"\xff" * 8, entries=1),
+        header(text(b"a" * 5000), entries=1),
+        header(text(b"a") + struct.pack("<I", 77), entries=1),
+        header(text(b"a") + struct.pack("<IQ", 8, 2**62), entries=1),
+        header(text(b"a") + struct.pack("<IIQ", 9, 4, 2**61), entries=1),
+        header(text(b"a") + struct.pack("<IIQ", 9, 8, 2**61), entries=1),
+        header(text(b"a") + struct.pack("<IIQ", 9, 9, 1), entries=1),
+        header(text(b"general.alignment") + struct.pack("<II", 4, 0), entries=1),
+        header(text(b"general.alignment") + struct.pack("<II", 4, 3), entries=1),
+        header(text(b"general.alignment") + struct.pack("<Ii", 5, -32), entries=1),
+        header(text(b"general.alignment") + struct.pack("<I", 8) + text(b"32"), entries=1),
+        header(text(b"t") + struct.pack("<I", 9), tensors=1),
+        header(text(b"t") + struct.pack("<IQIQ", 1, 5, 2, 0), tensors=1),
+        header(text(b"t") + struct.pack("<IQIQ", 1, 2**63, 0, 0), tensors=1),
+        header(text(b"t") + struct.pack("<IQIQ", 1, 8, 0, 2**63), tensors=1),
+        header(text(b"t") + struct.pack("<IQIQ", 1, 8, 99, 2**63), tensors=1),
+        header((text(b"t") + struct.pack("<IQIQ", 1, 1, 0, 0)) * 2, b"\0" * 64, tensors=2),
+    ],
+)
 def test_a_damaged_header_is_a_header_error_and_no_other(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(content)

@@ -36,24 +36,39 @@ def test_entries_are_chosen_by_kind_and_model_also_by_the_one_that_came() -> Non
 
 def test_a_user_is_told_no_causes_and_no_models_of_others() -> None:
     journal = Journal()
-    journal.add("load_failed", "Loading a failed; /secret/a is gone.", "a", "cpu", "Loading a failed",
-                cause="/secret/a is gone", load_id="a-1")  # fmt: skip
-    journal.add("evicted", "a was evicted to make room for b; b needs 1 GB.", "a", "cpu", "a was evicted",
-                newcomer="b", bytes=5)  # fmt: skip
-    journal.add("deleted", "The weights of a, b were deleted.", "a", None, "The weights of a were deleted",
-                models=["a", "b"])  # fmt: skip
+    journal.add(
+        "load_failed",
+        "Loading a failed; /secret/a is gone.",
+        "a",
+        "cpu",
+        "Loading a failed",
+        cause="/secret/a is gone",
+        load_id="a-1",
+    )
+    journal.add(
+        "evicted", "a was evicted to make room for b; b needs 1 GB.", "a", "cpu", "a was evicted", newcomer="b", bytes=5
+    )
+    journal.add(
+        "deleted", "The weights of a, b were deleted.", "a", None, "The weights of a were deleted", models=["a", "b"]
+    )
     journal.add("pinned", "a is pinned: it stays loaded.", "a")
 
     def told(*models: str) -> list[tuple[str, dict[str, Any]]]:
         shown = [entry.for_user(lambda name: name in models) for entry in journal.after(0)]
         return [(one["text"], one["detail"]) for one in shown if one is not None]
 
-    assert told("a") == [("Loading a failed.", {}), ("a was evicted to make room for another model.", {"bytes": 5}),
-                         ("The weights of a were deleted.", {}), ("a is pinned: it stays loaded.", {})]  # fmt: skip
+    assert told("a") == [
+        ("Loading a failed.", {}),
+        ("a was evicted to make room for another model.", {"bytes": 5}),
+        ("The weights of a were deleted.", {}),
+        ("a is pinned: it stays loaded.", {}),
+    ]
     assert told("a", "b")[1] == ("a was evicted to make room for b.", {"bytes": 5, "newcomer": "b"})
     assert told("b") == []
-    assert all(set(entry.as_dict()) == {"id", "time", "kind", "model", "device", "text", "detail"}
-               for entry in journal.after(0))  # fmt: skip
+    assert all(
+        set(entry.as_dict()) == {"id", "time", "kind", "model", "device", "text", "detail"}
+        for entry in journal.after(0)
+    )
     assert [entry.id for entry in journal.select(model="b")] == [2, 3]
 
 
@@ -92,23 +107,49 @@ def test_a_ring_of_samples_forgets_the_oldest() -> None:
 
 def handle(name: str = "a", starved: str = "", note: str = "", in_ram: int = 0) -> RunnerHandle:
     load, in_slot = SimpleNamespace(name=name), SimpleNamespace(charged=10, predicted=12)
-    return cast(RunnerHandle, SimpleNamespace(load=load, load_id=f"{name}-1", slot="cpu", starved=starved, note=note,
-                                              in_slot=in_slot, loaded=None, from_zygote=False,
-                                              in_ram=SimpleNamespace(charged=in_ram) if in_ram else None))  # fmt: skip
+    return cast(
+        RunnerHandle,
+        SimpleNamespace(
+            load=load,
+            load_id=f"{name}-1",
+            slot="cpu",
+            starved=starved,
+            note=note,
+            in_slot=in_slot,
+            loaded=None,
+            from_zygote=False,
+            in_ram=SimpleNamespace(charged=in_ram) if in_ram else None,
+        ),
+    )
 
 
-@pytest.mark.parametrize(("action", "kind", "text"), [
-    (("evicted", "b", "it had been idle for 3 s"), "evicted",
-     "a was evicted to make room for b; it had been idle for 3 s."),
-    (("evicted", "", "memory was short, and it was idle"), "evicted",
-     "a was evicted; memory was short, and it was idle."),
-    (("expired", "", "it had been idle for 300 s"), "expired",
-     "a was unloaded: its keep-alive ran out; it had been idle for 300 s."),
-    (("unloaded", "", ""), "unloaded", "a was unloaded by hand."),
-    (("cleanup", "", ""), "cleanup", "a was unloaded by a cleanup."),
-    (("load_timeout", "", "it was not loaded after 600 s"), "load_failed",
-     "a was ended: the load took too long; it was not loaded after 600 s."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("action", "kind", "text"),
+    [
+        (
+            ("evicted", "b", "it had been idle for 3 s"),
+            "evicted",
+            "a was evicted to make room for b; it had been idle for 3 s.",
+        ),
+        (
+            ("evicted", "", "memory was short, and it was idle"),
+            "evicted",
+            "a was evicted; memory was short, and it was idle.",
+        ),
+        (
+            ("expired", "", "it had been idle for 300 s"),
+            "expired",
+            "a was unloaded: its keep-alive ran out; it had been idle for 300 s.",
+        ),
+        (("unloaded", "", ""), "unloaded", "a was unloaded by hand."),
+        (("cleanup", "", ""), "cleanup", "a was unloaded by a cleanup."),
+        (
+            ("load_timeout", "", "it was not loaded after 600 s"),
+            "load_failed",
+            "a was ended: the load took too long; it was not loaded after 600 s.",
+        ),
+    ],
+)
 def test_why_a_runner_was_ended(action: tuple[str, str, str], kind: str, text: str) -> None:
     journal = Journal()
     reason, newcomer, why = action
@@ -116,7 +157,8 @@ def test_why_a_runner_was_ended(action: tuple[str, str, str], kind: str, text: s
     (entry,) = journal.after(0)
     assert (entry.kind, entry.text, entry.model, entry.device) == (kind, text, "a", "cpu")
     assert entry.detail == {"reason": reason, "load_id": "a-1", "bytes": 10} | (
-        {"newcomer": newcomer} if newcomer else {})  # fmt: skip
+        {"newcomer": newcomer} if newcomer else {}
+    )
 
 
 def test_what_a_model_on_a_gpu_has_in_ram_is_told_beside_it() -> None:
@@ -153,11 +195,21 @@ def test_a_load_after_a_crash_is_a_restart_once() -> None:
     ]
 
 
-@pytest.mark.parametrize(("step", "kind"), [
-    ("retried", "out_of_memory"), ("small_batch", "degraded"), ("offload", "degraded"), ("cpu", "degraded"),
-    ("reloaded", "out_of_memory"), ("refused", "out_of_memory"), ("replaced", "restart"), ("smaller_piece", "degraded"),
-    ("smaller_batch", "degraded"), ("larger_batch", "out_of_memory"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("step", "kind"),
+    [
+        ("retried", "out_of_memory"),
+        ("small_batch", "degraded"),
+        ("offload", "degraded"),
+        ("cpu", "degraded"),
+        ("reloaded", "out_of_memory"),
+        ("refused", "out_of_memory"),
+        ("replaced", "restart"),
+        ("smaller_piece", "degraded"),
+        ("smaller_batch", "degraded"),
+        ("larger_batch", "out_of_memory"),
+    ],
+)
 def test_every_step_of_the_ladder_has_its_words(step: str, kind: str) -> None:
     journal = Journal()
     Reporter(journal).relieved("a", "generate", step)

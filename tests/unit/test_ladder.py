@@ -17,12 +17,18 @@ def model(**fields: object) -> ModelSpec:
 GGUF = model(engine="llama_cpp", source={"path": "x", "file": "m.gguf"})
 
 
-@pytest.mark.parametrize(("spec", "device", "fallback", "levels"), [
-    (model(), CUDA, "cpu", ("small_batch", "offload", "cpu")), (model(), CUDA, "offload", ("small_batch", "offload")),
-    (model(), CUDA, "none", ("small_batch",)), (model(), "cpu", "cpu", ("small_batch",)),
-    (model(max_batch_size=1), "cpu", "cpu", ()), (model(max_memory={"0": "1GiB"}), CUDA, "cpu", ("small_batch", "cpu")),
-    (GGUF, CUDA, "cpu", ("small_batch", "cpu")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spec", "device", "fallback", "levels"),
+    [
+        (model(), CUDA, "cpu", ("small_batch", "offload", "cpu")),
+        (model(), CUDA, "offload", ("small_batch", "offload")),
+        (model(), CUDA, "none", ("small_batch",)),
+        (model(), "cpu", "cpu", ("small_batch",)),
+        (model(max_batch_size=1), "cpu", "cpu", ()),
+        (model(max_memory={"0": "1GiB"}), CUDA, "cpu", ("small_batch", "cpu")),
+        (GGUF, CUDA, "cpu", ("small_batch", "cpu")),
+    ],
+)
 def test_steps_that_mean_nothing_are_left_out(
     spec: ModelSpec, device: str, fallback: str, levels: tuple[str, ...]
 ) -> None:
@@ -80,12 +86,16 @@ def test_an_answer_that_was_made_as_it_should_be_says_nothing() -> None:
     assert visible("normal", (), CUDA, True) == {}
 
 
-@pytest.mark.parametrize(("level", "relief", "device", "media", "method"), [
-    ("normal", ("retried",), CUDA, False, "text_gpu_retried"),
-    ("normal", ("retried", "smaller_batch"), "cpu", True, "multimodal_cpu_smaller_batch"),
-    ("small_batch", (), "cpu", False, "text_cpu_small_batch"), ("offload", (), CUDA, True, "multimodal_gpu_offload"),
-    ("cpu", ("retried",), "cpu", True, "multimodal_cpu_fallback"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("level", "relief", "device", "media", "method"),
+    [
+        ("normal", ("retried",), CUDA, False, "text_gpu_retried"),
+        ("normal", ("retried", "smaller_batch"), "cpu", True, "multimodal_cpu_smaller_batch"),
+        ("small_batch", (), "cpu", False, "text_cpu_small_batch"),
+        ("offload", (), CUDA, True, "multimodal_gpu_offload"),
+        ("cpu", ("retried",), "cpu", True, "multimodal_cpu_fallback"),
+    ],
+)
 def test_how_an_answer_was_made(level: str, relief: tuple[str, ...], device: str, media: bool, method: str) -> None:
     said = visible(level, relief, device, media)  # type: ignore[arg-type]
     assert said["generation_method"] == method

@@ -14,8 +14,10 @@ from gateway.memory.placement import Place
 
 GIB = 2**30
 CARD = Gpu(0, 3, "GPU-a", "Card", 24 * GIB, 10 * GIB)
-PLACES = {"cuda:0": Place("cuda:0", "cuda:0", 20 * GIB, Gpu(0, 3, "GPU-a", "Card", 24 * GIB, 22 * GIB)),
-          "cpu": Place("cpu", "cpu", 8 * GIB)}  # fmt: skip
+PLACES = {
+    "cuda:0": Place("cuda:0", "cuda:0", 20 * GIB, Gpu(0, 3, "GPU-a", "Card", 24 * GIB, 22 * GIB)),
+    "cpu": Place("cpu", "cpu", 8 * GIB),
+}
 
 
 def replica(name: str, device: str, pid: int, state: str = "ready", **fields: Any) -> dict[str, Any]:
@@ -38,11 +40,15 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, threading.Eve
     def host_use(pid: int) -> HostUse | None:
         if pid in stuck:
             assert stuck[pid].wait(60)
-        return {100: HostUse(10, 30, 0), 101: HostUse(GIB, GIB + 20, 5), 102: HostUse(7, 8, 0),
-                103: HostUse(50, 60, 0)}.get(pid)  # fmt: skip
+        return {
+            100: HostUse(10, 30, 0),
+            101: HostUse(GIB, GIB + 20, 5),
+            102: HostUse(7, 8, 0),
+            103: HostUse(50, 60, 0),
+        }.get(pid)
 
-    monkeypatch.setattr(memory, "_PATIENCE", 60)
-    monkeypatch.setattr(memory, "family", lambda: {100: "gateway", 104: "helper"})
+    monkeypatch.setattr(report, "_PATIENCE", 60)
+    monkeypatch.setattr(report, "family", lambda: {100: "gateway", 104: "helper"})
     monkeypatch.setattr(report.devices, "host_use", host_use)
     monkeypatch.setattr(report.devices, "gpus", lambda: [CARD])
     monkeypatch.setattr(report.devices, "gpu_processes", lambda device: {102: 5 * GIB, 999: 3 * GIB, 998: None})
@@ -54,49 +60,58 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, threading.Eve
 def test_every_process_is_listed_once_and_adds_up(machine: object) -> None:
     host = told(replica("a", "cpu", 101), replica("b", "cuda:0", 102))["host"]
     assert [(one["pid"], one["role"], one["model"]) for one in host["processes"]] == [
-        (100, "gateway", None), (101, "runner", "a"), (102, "runner", "b"), (103, "zygote", "a")
-    ]  # fmt: skip
+        (100, "gateway", None),
+        (101, "runner", "a"),
+        (102, "runner", "b"),
+        (103, "zygote", "a"),
+    ]
     assert host["by_role_bytes"] == {"gateway": 10, "runner": GIB + 5 + 7, "zygote": 50}
     assert host["product_bytes"] == 30 + GIB + 20 + 8 + 60
 
 
 def test_a_runner_on_a_gpu_is_measured_by_the_driver(machine: object) -> None:
-    report = told(replica("a", "cpu", 101, leases=1), replica("b", "cuda:0", 102))
-    assert report["models"]["b"]["measured_bytes"] == 5 * GIB and report["models"]["b"]["host_bytes"] == 7
-    assert report["models"]["a"]["measured_bytes"] == GIB + 5 == report["models"]["a"]["host_bytes"]
-    assert report["models"]["b"]["unload"] == {
-        "budget_bytes": 4 * GIB, "offloaded_bytes": 0, "device_bytes": 5 * GIB, "host_bytes": 7, "needs_force": False
-    }  # fmt: skip
-    assert report["models"]["a"]["unload"]["needs_force"] is True
-    gpu, cpu = report["slots"]
+    memory = told(replica("a", "cpu", 101, leases=1), replica("b", "cuda:0", 102))
+    assert memory["models"]["b"]["measured_bytes"] == 5 * GIB and memory["models"]["b"]["host_bytes"] == 7
+    assert memory["models"]["a"]["measured_bytes"] == GIB + 5 == memory["models"]["a"]["host_bytes"]
+    assert memory["models"]["b"]["unload"] == {
+        "budget_bytes": 4 * GIB,
+        "offloaded_bytes": 0,
+        "device_bytes": 5 * GIB,
+        "host_bytes": 7,
+        "needs_force": False,
+    }
+    assert memory["models"]["a"]["unload"]["needs_force"] is True
+    gpu, cpu = memory["slots"]
     assert (gpu["measured_bytes"], gpu["predicted_bytes"], gpu["evictable_bytes"]) == (5 * GIB, 3 * GIB, 4 * GIB)
     assert (cpu["measured_bytes"], cpu["evictable_bytes"]) == (GIB + 5, 0)
     assert (gpu["gpu"], gpu["others_at_start_bytes"]) == ("Card", 2 * GIB) and "gpu" not in cpu
-    (seen,) = report["gpus"]
+    (seen,) = memory["gpus"]
     assert (seen["device"], seen["number"], seen["used_bytes"], seen["free_bytes"]) == ("cuda:0", 3, 14 * GIB, 10 * GIB)
     assert (seen["runners_bytes"], seen["others_bytes"]) == (5 * GIB, 9 * GIB)
     assert {one["pid"]: (one["bytes"], one["model"]) for one in seen["processes"]} == {
-        102: (5 * GIB, "b"), 999: (3 * GIB, None), 998: (None, None)
-    }  # fmt: skip
+        102: (5 * GIB, "b"),
+        999: (3 * GIB, None),
+        998: (None, None),
+    }
 
 
 def test_what_lies_in_ram_of_a_model_on_a_gpu_is_the_cpus_too(machine: object) -> None:
     part = {"offloaded": {"cpu": 3 * GIB}, "offloaded_predicted_bytes": 2 * GIB}
-    report = told(replica("a", "cuda:0", 101, **part), replica("b", "cpu", 102))
-    gpu, cpu = report["slots"]
+    memory = told(replica("a", "cuda:0", 101, **part), replica("b", "cpu", 102))
+    gpu, cpu = memory["slots"]
     assert (cpu["offloaded_bytes"], gpu["offloaded_bytes"]) == (3 * GIB, 0)
     assert (cpu["predicted_bytes"], cpu["measured_bytes"], cpu["evictable_bytes"]) == (5 * GIB, GIB + 5 + 7, 7 * GIB)
     assert (gpu["predicted_bytes"], gpu["evictable_bytes"]) == (3 * GIB, 4 * GIB)
-    assert report["models"]["a"]["unload"]["offloaded_bytes"] == 3 * GIB == report["models"]["a"]["offloaded_bytes"]
-    assert report["models"]["b"]["offloaded_bytes"] == 0
+    assert memory["models"]["a"]["unload"]["offloaded_bytes"] == 3 * GIB == memory["models"]["a"]["offloaded_bytes"]
+    assert memory["models"]["b"]["offloaded_bytes"] == 0
     busy = told(replica("a", "cuda:0", 101, leases=1, **part), replica("b", "cpu", 102))["slots"]
     assert [slot["evictable_bytes"] for slot in busy] == [0, 4 * GIB]
 
 
 def test_what_the_driver_does_not_tell_is_not_made_up(machine: object) -> None:
-    report = told(replica("b", "cuda:0", 101))
-    assert report["models"]["b"]["measured_bytes"] is None and report["slots"][0]["measured_bytes"] is None
-    assert report["models"]["b"]["host_bytes"] == GIB + 5
+    memory = told(replica("b", "cuda:0", 101))
+    assert memory["models"]["b"]["measured_bytes"] is None and memory["slots"][0]["measured_bytes"] is None
+    assert memory["models"]["b"]["host_bytes"] == GIB + 5
     loading = told(replica("b", "cuda:0", 101, "loading"))
     assert loading["models"]["b"]["measured_bytes"] == 0 and loading["models"]["b"]["unload"]["needs_force"] is True
 
@@ -104,29 +119,29 @@ def test_what_the_driver_does_not_tell_is_not_made_up(machine: object) -> None:
 def test_one_that_cannot_be_read_holds_nobody_up(
     machine: dict[int, threading.Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "_PATIENCE", 3)  # enough for those that can be read, however slow it is here
+    monkeypatch.setattr(report, "_PATIENCE", 3)  # enough for those that can be read, however slow it is here
     machine[101] = threading.Event()
-    report = told(replica("a", "cpu", 101), replica("b", "cuda:0", 102))
-    assert report["models"]["a"]["measured_bytes"] is None and report["slots"][1]["measured_bytes"] is None
-    assert report["models"]["b"]["measured_bytes"] == 5 * GIB
-    assert 101 not in {one["pid"] for one in report["host"]["processes"]}
+    memory = told(replica("a", "cpu", 101), replica("b", "cuda:0", 102))
+    assert memory["models"]["a"]["measured_bytes"] is None and memory["slots"][1]["measured_bytes"] is None
+    assert memory["models"]["b"]["measured_bytes"] == 5 * GIB
+    assert 101 not in {one["pid"] for one in memory["host"]["processes"]}
 
 
 def test_those_whose_turn_to_be_read_does_not_come_are_told_as_not_measured(
     machine: dict[int, threading.Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "_PATIENCE", 0.05)
-    monkeypatch.setattr(memory, "_READERS", 1)
+    monkeypatch.setattr(report, "_PATIENCE", 0.05)
+    monkeypatch.setattr(report, "_READERS", 1)
     machine[101] = threading.Event()
-    report = told(replica("a", "cpu", 101), replica("b", "cuda:0", 102))
-    assert [report["models"][name]["measured_bytes"] for name in "ab"] == [None, None]
-    assert not {101, 102} & {one["pid"] for one in report["host"]["processes"]}
+    memory = told(replica("a", "cpu", 101), replica("b", "cuda:0", 102))
+    assert [memory["models"][name]["measured_bytes"] for name in "ab"] == [None, None]
+    assert not {101, 102} & {one["pid"] for one in memory["host"]["processes"]}
 
 
 def test_the_ram_there_is_is_that_of_the_container(
     machine: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    limits = {"report.max": str(GIB), "report.current": str(GIB - 9000), "report.stat": "inactive_file 4096\n"}
+    limits = {"memory.max": str(GIB), "memory.current": str(GIB - 9000), "memory.stat": "inactive_file 4096\n"}
     for name, text in limits.items():
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(watchdog, "_CGROUP", tmp_path)

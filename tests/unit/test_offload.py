@@ -21,11 +21,21 @@ FREE = float("inf")
 @pytest.fixture(scope="module")
 def placed(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int, float], Any]:
     """What transformers placed in RAM, by family, bits and the share of the model that may lie on the GPU."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "CUDA_VISIBLE_DEVICES": "",
-                                "TRANSFORMERS_VERBOSITY": "error"}  # fmt: skip
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "passive",
+        "CUDA_VISIBLE_DEVICES": "",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
     folder = str(tmp_path_factory.mktemp("placed"))
-    done = subprocess.run([sys.executable, "-m", "tests.support.placing", folder], cwd=ROOT, env=environment,
-                          capture_output=True, text=True, timeout=200)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.placing", folder],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return {(line["family"], line["bits"], line["share"]): line for line in lines}
@@ -56,7 +66,8 @@ def test_what_is_offloaded_has_room_to_be_brought_back() -> None:
 
 def spec_of(bits: int) -> ModelSpec:
     return ModelSpec.model_validate(
-        {"name": "a", "family": "deepseek", "source": {"path": str(CHECKPOINT)}, "quant_bits": bits})
+        {"name": "a", "family": "deepseek", "source": {"path": str(CHECKPOINT)}, "quant_bits": bits}
+    )
 
 
 def test_what_a_load_takes_of_ram_is_charged(tmp_path: Path) -> None:

@@ -29,9 +29,14 @@ def passing(folder: Path, bits: int, float_size: int = 2, kind: str = "cpu", lai
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Two matrices of a layer and an embedding, in 16 bits."""
-    save_file({"model.embed_tokens.weight": np.zeros((SIDE, 64), np.float16),
-               "layers.0.mlp.up_proj.weight": np.zeros((SIDE, 64), np.float16),
-               "layers.0.mlp.down_proj.weight": np.zeros((64, SIDE), np.float16)}, tmp_path / "m.safetensors")
+    save_file(
+        {
+            "model.embed_tokens.weight": np.zeros((SIDE, 64), np.float16),
+            "layers.0.mlp.up_proj.weight": np.zeros((SIDE, 64), np.float16),
+            "layers.0.mlp.down_proj.weight": np.zeros((64, SIDE), np.float16),
+        },
+        tmp_path / "m.safetensors",
+    )
     return tmp_path
 
 
@@ -58,16 +63,22 @@ def test_what_is_of_the_right_type_is_not_copied(tmp_path: Path) -> None:
 
 def test_large_matrices_leave_no_gaps(tmp_path: Path) -> None:
     """Nor is a row divided, however long it is."""
-    save_file({"layers.0.mlp.up_proj.weight": np.zeros((4, 2**22), np.float16),
-               "layers.1.mlp.up_proj.weight": np.zeros((8, 2**22), np.float16)},
-              tmp_path / "m.safetensors")  # fmt: skip
+    save_file(
+        {
+            "layers.0.mlp.up_proj.weight": np.zeros((4, 2**22), np.float16),
+            "layers.1.mlp.up_proj.weight": np.zeros((8, 2**22), np.float16),
+        },
+        tmp_path / "m.safetensors",
+    )
     assert passing(tmp_path, 8) == 2 * 2**25 + 11 * 2**22 + 2**24 // 3
 
 
 def test_weights_laid_out_are_held_until_they_are_written(tmp_path: Path) -> None:
     shape = (8192, 1024)
-    save_file({f"layers.{layer}.mlp.up_proj.weight": np.zeros(shape, np.float16) for layer in range(8)},
-              tmp_path / "m.safetensors")  # fmt: skip
+    save_file(
+        {f"layers.{layer}.mlp.up_proj.weight": np.zeros(shape, np.float16) for layer in range(8)},
+        tmp_path / "m.safetensors",
+    )
     held = 8 * 8192 * 1024 * (1 / 2 + 1 / 64) + PIECES
     assert passing(tmp_path, 4, laid_out=True) == pytest.approx(held, rel=0.01)
     assert passing(tmp_path, 4) == 2 * 8192 * 1024 + PIECES
@@ -77,8 +88,14 @@ def test_weights_laid_out_are_held_until_they_are_written(tmp_path: Path) -> Non
 
 
 def test_the_experts_of_a_layer_are_stacked(tmp_path: Path) -> None:
-    save_file({f"layers.{layer}.mlp.experts.{number}.up_proj.weight": np.zeros((64, 64), np.float16)
-               for layer in range(3) for number in range(layer + 1)}, tmp_path / "m.safetensors")  # fmt: skip
+    save_file(
+        {
+            f"layers.{layer}.mlp.experts.{number}.up_proj.weight": np.zeros((64, 64), np.float16)
+            for layer in range(3)
+            for number in range(layer + 1)
+        },
+        tmp_path / "m.safetensors",
+    )
     assert passing(tmp_path, 16) == passing(tmp_path, 4) == 3 * 64 * 64 * 2
 
 
@@ -101,10 +118,21 @@ def test_the_engine_works_in_pieces_as_assumed() -> None:
 def loads(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
     """First loads of a checkpoint of 100 million numbers, each in a process of its own, by bits."""
     folder = tmp_path_factory.mktemp("mid-size")
-    environment = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive",
-                                "HF_HUB_DISABLE_PROGRESS_BARS": "1", "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
-    done = subprocess.run([sys.executable, "-m", "tests.support.loading", str(folder), "4", "8", "16"], cwd=ROOT,
-                          env=environment, capture_output=True, text=True, timeout=280)  # fmt: skip
+    environment = os.environ | {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "passive",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.loading", str(folder), "4", "8", "16"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return {load["bits"]: load for load in map(json.loads, done.stdout.splitlines())}
 
@@ -112,8 +140,9 @@ def loads(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
 @pytest.mark.parametrize("bits", [4, 8, 16])
 def test_a_first_load_stays_within_what_was_predicted(loads: dict[int, Any], bits: int) -> None:
     load = loads[bits]
-    spec = ModelSpec.model_validate({"name": "a", "family": "deepseek", "source": {"path": load["path"]},
-                                     "quant_bits": bits})  # fmt: skip
+    spec = ModelSpec.model_validate(
+        {"name": "a", "family": "deepseek", "source": {"path": load["path"]}, "quant_bits": bits}
+    )
     parts = Footprints(Path(load["path"])).parts(spec, "cpu")
     assert parts.weights > 32 * 2**20, "large enough to be kept"
     resident, peak = load["resident"], load["resident"] + load["passing"]

@@ -25,9 +25,14 @@ class Scene:
         clock = SimpleNamespace(monotonic=lambda: self.now, time=lambda: self.now)
         monkeypatch.setattr(snapshot, "time", clock)
         service = SimpleNamespace(
-            catalog=Empty(), journal=self.journal, started=0.0, stopping=False, statuses=list, tickets=list,
+            catalog=Empty(),
+            journal=self.journal,
+            started=0.0,
+            stopping=False,
+            statuses=list,
+            tickets=list,
             slots=lambda: [{"device": "cpu", "models": list(self.residents)}],
-        )  # fmt: skip
+        )
         self.picture = Picture(cast(Gateway, service))
 
     def look(self, **options: Any) -> tuple[int, list[str]]:

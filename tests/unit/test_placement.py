@@ -32,11 +32,14 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> list[Gpu]:
 
 def place(tmp_path: Path, models: dict[str, Any] | None = None, **settings: Any) -> Placement:
     own = tmp_path / "models.yaml"
-    entries = {name: {"family": "deepseek", "source": {"path": str(CHECKPOINT)}} | fields
-               for name, fields in (models or {"mine": {}}).items()}  # fmt: skip
+    entries = {
+        name: {"family": "deepseek", "source": {"path": str(CHECKPOINT)}} | fields
+        for name, fields in (models or {"mine": {}}).items()
+    }
     own.write_text(yaml.safe_dump({"models": only() | entries}))
-    chosen = load_settings(profile="pocket", models_file=own, models_dir=tmp_path / "models",
-                           **{"fallback": "none"} | settings)  # fmt: skip
+    chosen = load_settings(
+        profile="pocket", models_file=own, models_dir=tmp_path / "models", **{"fallback": "none"} | settings
+    )
     return Placement(chosen, load_catalog(chosen))
 
 
@@ -84,18 +87,21 @@ def test_the_cpu_can_be_several_slots(tmp_path: Path, gpus: list[Gpu]) -> None:
     assert place(tmp_path, cpu_slots=64, cpu_threads=3).threads() == 3
 
 
-@pytest.mark.parametrize(("fields", "slots"), [
-    ({}, (("cuda:0", "cuda:1"), ())),
-    ({"device": "cuda"}, (("cuda:0", "cuda:1"), ())),
-    ({"device": "cuda:1"}, (("cuda:1",), ())),
-    ({"device": "cpu"}, (("cpu:0", "cpu:1"), ())),
-    ({"device": "cpu:1"}, (("cpu:1",), ())),
-    ({"device": "cuda:1, cpu"}, (("cuda:1",), ("cpu:0", "cpu:1"))),
-    ({"device": ["auto", "cpu:0"]}, (("cuda:0", "cuda:1"), ("cpu:0",))),
-    ({"max_memory": {"cpu": "4GiB"}}, (("cuda:0", "cuda:1"), ("cpu:0", "cpu:1"))),
-    ({"max_memory": {1: "4GiB", "cpu": "4GiB"}}, (("cuda:1",), ("cpu:0", "cpu:1"))),
-    ({"max_memory": {1: "4GiB", "cpu": "4GiB"}, "device": "cuda"}, (("cuda:1",), ())),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "slots"),
+    [
+        ({}, (("cuda:0", "cuda:1"), ())),
+        ({"device": "cuda"}, (("cuda:0", "cuda:1"), ())),
+        ({"device": "cuda:1"}, (("cuda:1",), ())),
+        ({"device": "cpu"}, (("cpu:0", "cpu:1"), ())),
+        ({"device": "cpu:1"}, (("cpu:1",), ())),
+        ({"device": "cuda:1, cpu"}, (("cuda:1",), ("cpu:0", "cpu:1"))),
+        ({"device": ["auto", "cpu:0"]}, (("cuda:0", "cuda:1"), ("cpu:0",))),
+        ({"max_memory": {"cpu": "4GiB"}}, (("cuda:0", "cuda:1"), ("cpu:0", "cpu:1"))),
+        ({"max_memory": {1: "4GiB", "cpu": "4GiB"}}, (("cuda:1",), ("cpu:0", "cpu:1"))),
+        ({"max_memory": {1: "4GiB", "cpu": "4GiB"}, "device": "cuda"}, (("cuda:1",), ())),
+    ],
+)
 def test_which_slots_a_model_may_use(tmp_path: Path, gpus: list[Gpu], fields: dict[str, Any], slots: Any) -> None:
     gpus += TWO
     placed = place(tmp_path, {"mine": fields}, device="cuda,cpu", cpu_slots=2)
@@ -107,13 +113,17 @@ def test_without_a_gpu_the_cpu_takes_what_may_choose(tmp_path: Path, gpus: list[
         assert allowed(place(tmp_path, {"mine": fields})) == (("cpu",), ())
 
 
-@pytest.mark.parametrize(("settings", "words"), [
-    ({"device": "cuda"}, ["device", "no NVIDIA GPU"]), ({"device": "cuda:3"}, ["device", "cuda:3"]),
-    ({"slot_budgets": "cpu:1=2GB"}, ["slot_budgets", "'cpu:1'", "there are cpu"]),
-    ({"slot_budgets": "cuda:0=2GB"}, ["slot_budgets", "'cuda:0'"]),
-    ({"slot_budget": "400TB"}, ["slot_budget", "400.0 TB", "the machine has"]),
-    ({"slot_budgets": "cpu:0=1GB,cpu:1=400TB", "cpu_slots": 2}, ["slot_budgets", "the machine has"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"device": "cuda"}, ["device", "no NVIDIA GPU"]),
+        ({"device": "cuda:3"}, ["device", "cuda:3"]),
+        ({"slot_budgets": "cpu:1=2GB"}, ["slot_budgets", "'cpu:1'", "there are cpu"]),
+        ({"slot_budgets": "cuda:0=2GB"}, ["slot_budgets", "'cuda:0'"]),
+        ({"slot_budget": "400TB"}, ["slot_budget", "400.0 TB", "the machine has"]),
+        ({"slot_budgets": "cpu:0=1GB,cpu:1=400TB", "cpu_slots": 2}, ["slot_budgets", "the machine has"]),
+    ],
+)
 def test_a_slot_that_is_not_there_is_one_line(
     tmp_path: Path, gpus: list[Gpu], settings: dict[str, Any], words: list[str]
 ) -> None:
@@ -122,11 +132,14 @@ def test_a_slot_that_is_not_there_is_one_line(
     assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), caught.value
 
 
-@pytest.mark.parametrize(("fields", "words"), [
-    ({"device": "cuda:2"}, ["'mine'", "field device", "cuda:2", "cuda:0, cuda:1"]),
-    ({"device": "cpu:1"}, ["field device", "cpu:1"]),
-    ({"max_memory": {4: "1GB"}}, ["field max_memory", "4"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"device": "cuda:2"}, ["'mine'", "field device", "cuda:2", "cuda:0, cuda:1"]),
+        ({"device": "cpu:1"}, ["field device", "cpu:1"]),
+        ({"max_memory": {4: "1GB"}}, ["field max_memory", "4"]),
+    ],
+)
 def test_a_model_that_may_use_no_slot_is_one_line(
     tmp_path: Path, gpus: list[Gpu], fields: dict[str, Any], words: list[str]
 ) -> None:
@@ -201,25 +214,35 @@ def test_without_a_limit_for_a_gpu_nothing_is_offloaded_from_it(tmp_path: Path, 
 
 def test_what_is_offloaded_is_charged_to_the_largest_slot_of_the_cpu(tmp_path: Path, gpus: list[Gpu]) -> None:
     gpus += TWO
-    placed = place(tmp_path, {"mine": {"max_memory": {1: "200KB", "cpu": "1GB"}}}, cpu_slots=2,
-                   slot_budgets="cpu:0=300MB,cpu:1=400MB")  # fmt: skip
+    placed = place(
+        tmp_path,
+        {"mine": {"max_memory": {1: "200KB", "cpu": "1GB"}}},
+        cpu_slots=2,
+        slot_budgets="cpu:0=300MB,cpu:1=400MB",
+    )
     spec = _spec(placed, tmp_path)
     charged = placed.needs(spec, "cuda:1").offloaded
     assert 100 * MB < charged < 110 * MB and placed.offloads(spec) == {"cuda:1": {"cpu:1": charged}}
     assert placed.needs(spec, "cpu:1").offloaded == 0 and placed.expected(spec) == "cuda:1"
-    load = Load("mine-1", "mine", "deepseek", "transformers", "", 4, "cuda:1",
-                max_memory=placed.offload(spec, "cuda:1"))  # fmt: skip
+    load = Load(
+        "mine-1", "mine", "deepseek", "transformers", "", 4, "cuda:1", max_memory=placed.offload(spec, "cuda:1")
+    )
     placed.record_offloaded(load, 200 * MB)
     assert placed.offloads(spec) == {"cuda:1": {"cpu:1": 200 * MB}}
     small = place(tmp_path, {"mine": {"max_memory": {1: "200KB", "cpu": "1GB"}}}, slot_budgets="cpu=50MB")
     assert small.expected(spec) == "cuda:1", "it fits neither there nor on the CPU"
 
 
-@pytest.mark.parametrize(("fields", "fallback", "there"), [
-    ({"device": "cuda"}, "none", False), ({"device": "cuda"}, "offload", True), ({"device": "cuda"}, "cpu", True),
-    ({}, "offload", True),
-    ({"device": "cuda:1", "engine": "llama_cpp", "source": {"path": "x", "file": "a.gguf"}}, "offload", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "fallback", "there"),
+    [
+        ({"device": "cuda"}, "none", False),
+        ({"device": "cuda"}, "offload", True),
+        ({"device": "cuda"}, "cpu", True),
+        ({}, "offload", True),
+        ({"device": "cuda:1", "engine": "llama_cpp", "source": {"path": "x", "file": "a.gguf"}}, "offload", False),
+    ],
+)
 def test_ram_has_a_budget_where_something_may_be_offloaded_to_it(
     tmp_path: Path, gpus: list[Gpu], fields: dict[str, Any], fallback: str, there: bool
 ) -> None:

@@ -30,7 +30,12 @@ def rewritten(file: Path) -> None:
 
 
 def write(
-    base: Path, model: str = "a", bits: int = 4, found: str = "k1", size: int = 100, variant: str = "cpu",
+    base: Path,
+    model: str = "a",
+    bits: int = 4,
+    found: str = "k1",
+    size: int = 100,
+    variant: str = "cpu",
     made_of: str = "",
 ) -> Path:
     place = kept_weights.folder(base, model, bits, found)
@@ -58,13 +63,13 @@ def test_what_was_written_is_whole_and_listed(tmp_path: Path) -> None:
     assert (entry.model, entry.bits, entry.bytes, entry.folder) == ("a", 4, 100, place)
 
 
-def test_what_holds_is_known_without_a_load(
-    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_holds_is_known_without_a_load(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = tmp_path / "kept"
     place = write(base, variant="cpu torch.float32", made_of=kept_weights.origin(checkpoint))
     assert kept_weights.holds(base, "a", 4, "cpu", checkpoint)
-    assert not kept_weights.holds(base, "a", 8, "cpu", checkpoint) and not kept_weights.holds(base, "b", 4, "cpu", checkpoint)
+    assert not kept_weights.holds(base, "a", 8, "cpu", checkpoint) and not kept_weights.holds(
+        base, "b", 4, "cpu", checkpoint
+    )
     assert not kept_weights.holds(base, "a", 4, "cuda", checkpoint)
     assert not kept_weights.holds(base, "a", 4, "cpu", tmp_path / "nowhere")
     with monkeypatch.context() as patched:
@@ -83,14 +88,18 @@ def test_nothing_is_there_before(tmp_path: Path) -> None:
     assert kept_weights.entries(tmp_path / "nowhere") == []
 
 
-@pytest.mark.parametrize("damage", [
-    lambda place: (place / "model.safetensors").unlink(),
-    lambda place: (place / "model.safetensors").write_bytes(b"q" * 99),
-    lambda place: rewritten(place / "model.safetensors"),
-    lambda place: (place / "switchyard.json").write_text("{"),
-    lambda place: (place / "switchyard.json").write_text('{"model": "a"}'),
-    lambda place: (place / "switchyard.json").unlink(),
-], ids=["missing", "cut short", "rewritten", "record broken", "record cut", "record missing"])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda place: (place / "model.safetensors").unlink(),
+        lambda place: (place / "model.safetensors").write_bytes(b"q" * 99),
+        lambda place: rewritten(place / "model.safetensors"),
+        lambda place: (place / "switchyard.json").write_text("{"),
+        lambda place: (place / "switchyard.json").write_text('{"model": "a"}'),
+        lambda place: (place / "switchyard.json").unlink(),
+    ],
+    ids=["missing", "cut short", "rewritten", "record broken", "record cut", "record missing"],
+)
 def test_what_does_not_match_its_record_is_damaged(tmp_path: Path, damage: object) -> None:
     place = write(tmp_path)
     damage(place)  # type: ignore[operator]

@@ -30,8 +30,10 @@ def cold(tmp_path: Path) -> Path:
 
 def in_memory(path: Path) -> float:
     """Return the share of a file's pages that the page cache has."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ | mmap.PROT_WRITE,
-                                            flags=mmap.MAP_PRIVATE) as mapped:  # fmt: skip
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ | mmap.PROT_WRITE, flags=mmap.MAP_PRIVATE) as mapped,
+    ):
         pages = -(-len(mapped) // mmap.PAGESIZE)
         found = (ctypes.c_ubyte * pages)()
         start = ctypes.addressof(ctypes.c_char.from_buffer(mapped))

@@ -27,8 +27,9 @@ class Reporting:
         own = tmp_path / "models.yaml"
         entry = {"family": "deepseek", "source": {"path": str(CHECKPOINT)}, "cpu_quant_bits": 8, "cache_tokens": 1024}
         own.write_text(yaml.safe_dump({"models": only() | {"mine": entry}}))
-        settings = load_settings(profile="pocket", models_file=own, models_dir=tmp_path / "models", device="cpu",
-                                 slot_budget="5GB")  # fmt: skip
+        settings = load_settings(
+            profile="pocket", models_file=own, models_dir=tmp_path / "models", device="cpu", slot_budget="5GB"
+        )
         catalog = load_catalog(settings)
         self.placement, self.posted, self.opened = Placement(settings, catalog), [], False
         self.asked: list[messages.Load] = []
@@ -46,8 +47,12 @@ class Reporting:
     def settled(self, **said: Any) -> None:
         """A runner that was loaded takes less now."""
         loaded = messages.Loaded("mine-1", "cpu", RESIDENT, 4096, {}, "int8", **said)
-        handle = SimpleNamespace(load=messages.Load("mine-1", "mine", "deepseek", "transformers", "", 8, "cpu"),
-                                 loaded=loaded, from_zygote=False, in_slot=SimpleNamespace(reserve=0))  # fmt: skip
+        handle = SimpleNamespace(
+            load=messages.Load("mine-1", "mine", "deepseek", "transformers", "", 8, "cpu"),
+            loaded=loaded,
+            from_zygote=False,
+            in_slot=SimpleNamespace(reserve=0),
+        )
         self.runners._handles["mine-1"] = handle  # type: ignore[assignment]
         self.runners._hear(events.Recharge("mine-1", RESIDENT))
 

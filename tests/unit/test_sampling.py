@@ -26,8 +26,13 @@ def normal(size: int, seed: int = 0, spread: float = 3.0) -> Row:
     return (np.random.default_rng(seed).standard_normal(size) * spread).astype(np.float32)
 
 
-def sampler(prompt: tuple[int, ...] = (), ends: frozenset[int] = frozenset(), choice: int = 0, constraint: Any = None,
-            **fields: Any) -> Sampler:  # fmt: skip
+def sampler(
+    prompt: tuple[int, ...] = (),
+    ends: frozenset[int] = frozenset(),
+    choice: int = 0,
+    constraint: Any = None,
+    **fields: Any,
+) -> Sampler:
     return Sampler(Sampling(max_new_tokens=100, **fields), prompt, ends, choice, constraint)
 
 
@@ -60,10 +65,19 @@ def test_greedy_takes_the_highest_and_the_first_of_equals() -> None:
     assert sampler().choose(row(0, 3, 1, 3)) == 1
 
 
-@pytest.mark.parametrize("fields", [
-    {"temperature": 0.5}, {"logprobs": 0}, {"logit_bias": ((1, 2.0),)}, {"repetition_penalty": 1.1},
-    {"presence_penalty": 0.1}, {"frequency_penalty": -0.1}, {"min_tokens": 1}, {"constraint": object()},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 0.5},
+        {"logprobs": 0},
+        {"logit_bias": ((1, 2.0),)},
+        {"repetition_penalty": 1.1},
+        {"presence_penalty": 0.1},
+        {"frequency_penalty": -0.1},
+        {"min_tokens": 1},
+        {"constraint": object()},
+    ],
+)
 def test_whatever_asks_for_more_is_not_plain(fields: dict[str, Any]) -> None:
     assert not sampler(**fields).plain_greedy
 
@@ -73,9 +87,9 @@ def test_filters_and_seeds_do_not_matter_to_greedy() -> None:
 
 
 @pytest.mark.parametrize("fields", [{}, {"temperature": 1.0}, {"repetition_penalty": 1.2}])
-@pytest.mark.parametrize("scores", [
-    row(1, float("nan"), 2), row(-INF, -INF), row(float("nan")), row(1, INF), row(float("nan"), -INF),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "scores", [row(1, float("nan"), 2), row(-INF, -INF), row(float("nan")), row(1, INF), row(float("nan"), -INF)]
+)
 def test_scores_that_are_no_numbers_are_an_error(scores: Row, fields: dict[str, Any]) -> None:
     with pytest.raises(BrokenOutput, match="not a number"):
         sampler(**fields).choose(scores)
@@ -89,10 +103,22 @@ def test_impossible_tokens_are_never_drawn() -> None:
 # -- drawing -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fields", [
-    {}, {"temperature": 0.5}, {"temperature": 2.0}, {"top_k": 3}, {"top_p": 0.8}, {"min_p": 0.2},
-    {"top_k": 6, "top_p": 0.9, "min_p": 0.1}, {"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}, {"top_k": 500},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"temperature": 0.5},
+        {"temperature": 2.0},
+        {"top_k": 3},
+        {"top_p": 0.8},
+        {"min_p": 0.2},
+        {"top_k": 6, "top_p": 0.9, "min_p": 0.1},
+        {"top_k": 1},
+        {"top_p": 1e-9},
+        {"min_p": 1.0},
+        {"top_k": 500},
+    ],
+)
 @pytest.mark.parametrize("size", [12, 3000])
 def test_tokens_are_drawn_by_their_probability(fields: dict[str, Any], size: int) -> None:
     scores = normal(12, spread=1.5)
@@ -205,14 +231,24 @@ def test_presence_counts_once_and_frequency_each_time_in_the_answer_alone() -> N
 
 
 @LIGHT
-@given(prompt=st.lists(st.integers(0, 19), max_size=30), taken=st.lists(st.integers(0, 19), max_size=200),
-       repetition=st.floats(0.5, 2), presence=st.floats(-2, 2), frequency=st.floats(-2, 2),
-       bias=st.dictionaries(st.integers(0, 19), st.floats(-5, 5)))  # fmt: skip
+@given(
+    prompt=st.lists(st.integers(0, 19), max_size=30),
+    taken=st.lists(st.integers(0, 19), max_size=200),
+    repetition=st.floats(0.5, 2),
+    presence=st.floats(-2, 2),
+    frequency=st.floats(-2, 2),
+    bias=st.dictionaries(st.integers(0, 19), st.floats(-5, 5)),
+)
 def test_penalties_are_what_a_loop_gives(
     prompt: list[int], taken: list[int], repetition: float, presence: float, frequency: float, bias: dict[int, float]
 ) -> None:
-    chooser = sampler(prompt=tuple(prompt), repetition_penalty=repetition, presence_penalty=presence,
-                      frequency_penalty=frequency, logit_bias=tuple(bias.items()))  # fmt: skip
+    chooser = sampler(
+        prompt=tuple(prompt),
+        repetition_penalty=repetition,
+        presence_penalty=presence,
+        frequency_penalty=frequency,
+        logit_bias=tuple(bias.items()),
+    )
     for token in taken:
         chooser.accept(token)
     scores = normal(20, len(taken))
@@ -242,10 +278,22 @@ def test_the_end_is_impossible_before_min_tokens() -> None:
     assert [chooser.choose(row(1, 9, 8, 2)) for _ in range(3)] == [3, 3, 1]
 
 
-@pytest.mark.parametrize("fields", [
-    {}, {"temperature": 1.0, "top_p": 0.9}, {"repetition_penalty": 1.5, "logprobs": 3},
-    {"temperature": 0.7, "top_k": 4, "min_p": 0.1, "presence_penalty": 1.0, "logit_bias": ((0, 2.0),), "min_tokens": 1},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"temperature": 1.0, "top_p": 0.9},
+        {"repetition_penalty": 1.5, "logprobs": 3},
+        {
+            "temperature": 0.7,
+            "top_k": 4,
+            "min_p": 0.1,
+            "presence_penalty": 1.0,
+            "logit_bias": ((0, 2.0),),
+            "min_tokens": 1,
+        },
+    ],
+)
 def test_the_engines_scores_are_left_as_they_are(fields: dict[str, Any]) -> None:
     scores = normal(300)
     scores.flags.writeable = False

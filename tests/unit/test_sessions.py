@@ -124,8 +124,18 @@ def test_uses_are_written_now_and_then(table: Table, tmp_path: Path) -> None:
     assert table.restarted(file).find(token), "it is known when it was used"
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"version": 2, "sessions": []}', b"\xff", b" " * 2**21,
-                                  b'{"version": 1, "sessions": [{"token": "x"}]}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"version": 2, "sessions": []}',
+        b"\xff",
+        b" " * 2**21,
+        b'{"version": 1, "sessions": [{"token": "x"}]}',
+    ],
+)
 def test_a_damaged_file_signs_everybody_out_and_no_more(table: Table, tmp_path: Path, text: bytes) -> None:
     file = tmp_path / "sessions.json"
     file.write_bytes(text)
@@ -153,35 +163,56 @@ def test_wrong_keys_are_counted_by_address() -> None:
 HEAD = b"%s HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n"
 
 
-@pytest.mark.parametrize(("fields", "token"), [
-    (b"Cookie: switchyard_5000=abc", "abc"), (b"cookie:a=b;switchyard_5000=abc ; c=d", "abc"),
-    (b"Cookie: switchyard_50001=abc", None), (b"X-Cookie: switchyard_5000=abc", None), (b"A: b", None),
-    (b"Cookie: ;;=; switchyard_5000", ""), (b"Cookie: switchyard_5000=\xff", "ÿ"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "token"),
+    [
+        (b"Cookie: switchyard_5000=abc", "abc"),
+        (b"cookie:a=b;switchyard_5000=abc ; c=d", "abc"),
+        (b"Cookie: switchyard_50001=abc", None),
+        (b"X-Cookie: switchyard_5000=abc", None),
+        (b"A: b", None),
+        (b"Cookie: ;;=; switchyard_5000", ""),
+        (b"Cookie: switchyard_5000=\xff", "ÿ"),
+    ],
+)
 def test_the_cookie_of_a_head(fields: bytes, token: str | None) -> None:
     found = sessions.of_head(HEAD % (b"POST /generate/x", fields), sessions.cookie_name(5000))
     assert found == token
 
 
-@pytest.mark.parametrize(("line", "fields", "wanted"), [
-    (b"POST /ui/login", b"Content-Length: 4096", True), (b"POST /ui/login", b"content-length:1", True),
-    (b"POST /ui/login", b"Content-Length: 4097", False), (b"POST /ui/login", b"A: b", False),
-    (b"POST /ui/login", b"Content-Length: 10\r\nTransfer-Encoding: chunked", False),
-    (b"POST /ui/login/x", b"Content-Length: 10", False), (b"GET /ui/login", b"Content-Length: 10", False),
-    (b"PUT /x\r\nPOST /ui/login", b"Content-Length: 10", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "fields", "wanted"),
+    [
+        (b"POST /ui/login", b"Content-Length: 4096", True),
+        (b"POST /ui/login", b"content-length:1", True),
+        (b"POST /ui/login", b"Content-Length: 4097", False),
+        (b"POST /ui/login", b"A: b", False),
+        (b"POST /ui/login", b"Content-Length: 10\r\nTransfer-Encoding: chunked", False),
+        (b"POST /ui/login/x", b"Content-Length: 10", False),
+        (b"GET /ui/login", b"Content-Length: 10", False),
+        (b"PUT /x\r\nPOST /ui/login", b"Content-Length: 10", False),
+    ],
+)
 def test_of_strangers_only_a_short_login_is_read(line: bytes, fields: bytes, wanted: bool) -> None:
     assert sessions.is_login(HEAD % (line, fields)) is wanted
 
 
-@pytest.mark.parametrize(("headers", "strict", "lenient"), [
-    ({"Sec-Fetch-Site": "same-origin"}, True, True), ({"Sec-Fetch-Site": "same-site"}, False, False),
-    ({"Sec-Fetch-Site": "cross-site", "Origin": "http://gate:5000"}, False, False),
-    ({"Sec-Fetch-Site": "none"}, False, False), ({"Origin": "http://gate:5000"}, True, True),
-    ({"Origin": "https://gate:5000"}, True, True), ({"Origin": "http://gate:5001"}, False, False),
-    ({"Origin": "http://gate"}, False, False), ({"Origin": "null"}, False, False),
-    ({"Origin": "http://[gate:5000"}, False, False), ({}, False, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("headers", "strict", "lenient"),
+    [
+        ({"Sec-Fetch-Site": "same-origin"}, True, True),
+        ({"Sec-Fetch-Site": "same-site"}, False, False),
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "http://gate:5000"}, False, False),
+        ({"Sec-Fetch-Site": "none"}, False, False),
+        ({"Origin": "http://gate:5000"}, True, True),
+        ({"Origin": "https://gate:5000"}, True, True),
+        ({"Origin": "http://gate:5001"}, False, False),
+        ({"Origin": "http://gate"}, False, False),
+        ({"Origin": "null"}, False, False),
+        ({"Origin": "http://[gate:5000"}, False, False),
+        ({}, False, True),
+    ],
+)
 def test_whose_page_sent_it(headers: dict[str, str], strict: bool, lenient: bool) -> None:
     request: Any = Request(EnvironBuilder(base_url="http://gate:5000", headers=headers).get_environ())
     assert of_same_origin(request, strict=True) is strict

@@ -75,16 +75,40 @@ def test_an_empty_file_changes_nothing(config: Path) -> None:
     assert load_settings(config) == Settings()
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("port", "0"), ("port", "65536"), ("port", "http"), ("max_body", "-1"), ("max_body", "5i"), ("max_body", "big"),
-    ("keep_alive", "soon"), ("device", "tpu"), ("device", "cuda:x"), ("gpu_utilization", "0"),
-    ("gpu_utilization", "1.01"), ("gpu_utilization", "nan"), ("queue_total", "0"), ("load_timeout", "0"),
-    ("load_timeout", "-1"), ("quantum", "-1"), ("log_level", "loud"), ("debug", "perhaps"),
-    ("rate_per_key", "often"), ("rate_storage", "mysql://x"), ("rate_storage_lost", "panic"),
-    ("trusted_proxies", "10.0.0.1,proxy"), ("cors_origins", "https://a.example/path"), ("cors_origins", "example.org"),
-    ("usage_retention", "7d"), ("min_body_rate", "0"), ("metrics_access", "all"),
-    pytest.param("gpu_reserve", "9" * 400 + "TB", id="gpu_reserve-huge"), ("request_timeout", "inf"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", "0"),
+        ("port", "65536"),
+        ("port", "http"),
+        ("max_body", "-1"),
+        ("max_body", "5i"),
+        ("max_body", "big"),
+        ("keep_alive", "soon"),
+        ("device", "tpu"),
+        ("device", "cuda:x"),
+        ("gpu_utilization", "0"),
+        ("gpu_utilization", "1.01"),
+        ("gpu_utilization", "nan"),
+        ("queue_total", "0"),
+        ("load_timeout", "0"),
+        ("load_timeout", "-1"),
+        ("quantum", "-1"),
+        ("log_level", "loud"),
+        ("debug", "perhaps"),
+        ("rate_per_key", "often"),
+        ("rate_storage", "mysql://x"),
+        ("rate_storage_lost", "panic"),
+        ("trusted_proxies", "10.0.0.1,proxy"),
+        ("cors_origins", "https://a.example/path"),
+        ("cors_origins", "example.org"),
+        ("usage_retention", "7d"),
+        ("min_body_rate", "0"),
+        ("metrics_access", "all"),
+        pytest.param("gpu_reserve", "9" * 400 + "TB", id="gpu_reserve-huge"),
+        ("request_timeout", "inf"),
+    ],
+)
 def test_a_wrong_variable_is_one_line_naming_the_setting(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,11 +117,20 @@ def test_a_wrong_variable_is_one_line_naming_the_setting(
     assert f"'{name}'" in message or f"SWITCHYARD_{name.upper()}" in message
 
 
-@pytest.mark.parametrize(("line", "name"), [
-    ("port: high", "port"), ("prot: 5000", "prot"), ("max_body: .inf", "max_body"), ("keep_alive: .nan", "keep_alive"),
-    ("keep_alive: true", "keep_alive"), ("preload: 3", "preload"), ("gpu_utilization: [1]", "gpu_utilization"),
-    ("max_body: 5i", "max_body"), ("5000: port", "5000"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("port: high", "port"),
+        ("prot: 5000", "prot"),
+        ("max_body: .inf", "max_body"),
+        ("keep_alive: .nan", "keep_alive"),
+        ("keep_alive: true", "keep_alive"),
+        ("preload: 3", "preload"),
+        ("gpu_utilization: [1]", "gpu_utilization"),
+        ("max_body: 5i", "max_body"),
+        ("5000: port", "5000"),
+    ],
+)
 def test_a_wrong_line_is_one_line_naming_the_file_and_the_setting(config: Path, line: str, name: str) -> None:
     config.write_text(line + "\n")
     message = error_of(config)
@@ -121,10 +154,18 @@ def test_the_file_is_not_blamed_for_a_flag(config: Path) -> None:
     assert str(config) not in message and "'port'" in message
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    (b"- port\n", "mapping"), (b"just words\n", "mapping"), (b"port: [\n", "not valid YAML"), (b"\tport: 1\n", "YAML"),
-    (b"port: \xff\n", "UTF-8"), (b"since: 2024-13-45\n", ""), (b"a: !!python/object:os.system {}\n", "YAML"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"- port\n", "mapping"),
+        (b"just words\n", "mapping"),
+        (b"port: [\n", "not valid YAML"),
+        (b"\tport: 1\n", "YAML"),
+        (b"port: \xff\n", "UTF-8"),
+        (b"since: 2024-13-45\n", ""),
+        (b"a: !!python/object:os.system {}\n", "YAML"),
+    ],
+)
 def test_a_file_that_cannot_be_read_is_named(config: Path, text: bytes, expected: str) -> None:
     config.write_bytes(text)
     message = error_of(config)

@@ -34,8 +34,9 @@ class Loading:
         load = messages.Load("one-1", "one", "deepseek", "transformers", __file__, 4, "cpu")
         none = Zygotes(cast(Spawner, None), 0)
         charge = Charge(self.charged, 0, RESERVE, 200 * MB, 200 * MB + PASSING)
-        self.handle = RunnerHandle(load, (), none, self.posted.append, 30.0, charge, "cpu", "",
-                                   lambda model, step: None)  # fmt: skip
+        self.handle = RunnerHandle(
+            load, (), none, self.posted.append, 30.0, charge, "cpu", "", lambda model, step: None
+        )
         self.slot = self.handle.in_slot
         self.handle._child = Child("one-1", pid=self.process.pid)
         self.dog = Watchdog(lambda: [self.slot], self.posted.append, self.budget, 0.25, 0)
@@ -93,7 +94,7 @@ def test_where_the_slot_has_no_room_for_it_it_is_foreseen(loading: Callable[...,
 
 
 def test_one_that_takes_more_than_its_load_was_charged_has_all_that_passes_foreseen(
-    loading: Callable[..., Loading]
+    loading: Callable[..., Loading],
 ) -> None:
     one = loading(budget=120 * MB, charged=120 * MB)
     loaded = one.load()

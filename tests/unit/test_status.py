@@ -7,8 +7,16 @@ from gateway.scheduler import Phase
 
 
 def replica(state: Phase, in_ram: int, predicted: int) -> dict[str, Any]:
-    return {"state": state, "bytes": 10, "offloaded": {"cpu": in_ram}, "offloaded_predicted_bytes": predicted,
-            "leases": 1, "waiting": 2, "steps": 3, "last_used": None}  # fmt: skip
+    return {
+        "state": state,
+        "bytes": 10,
+        "offloaded": {"cpu": in_ram},
+        "offloaded_predicted_bytes": predicted,
+        "leases": 1,
+        "waiting": 2,
+        "steps": 3,
+        "last_used": None,
+    }
 
 
 def test_figures_are_the_sums_over_the_replicas_in_ram_too() -> None:

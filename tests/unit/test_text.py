@@ -182,14 +182,25 @@ def test_nothing_is_lost_but_one_pair_of_tags(text: str, inside: bool) -> None:
         assert (thought, said) == ("", text)
 
 
-@pytest.mark.parametrize(("text", "inside", "expected"), [
-    ("<think>hm</think>4", False, ("hm", "4")), ("hm</think>4", True, ("hm", "4")), ("4", False, ("", "4")),
-    ("\n<think>hm</think>\n4", False, ("hm", "\n\n4")), ("hm", True, ("hm", "")), ("<think>hm", False, ("hm", "")),
-    ("say <think> aloud</think>", False, ("", "say <think> aloud</think>")),
-    ("<think>a</think>b<think>c</think>", False, ("a", "b<think>c</think>")), ("", True, ("", "")),
-    ("<think></think>4", False, ("", "4")), ("<thin", False, ("", "<thin")), ("a</thin", True, ("a</thin", "")),
-    ("<think>a<think>b</think>c", False, ("a<think>b", "c")), ("4</think>", False, ("", "4</think>")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "inside", "expected"),
+    [
+        ("<think>hm</think>4", False, ("hm", "4")),
+        ("hm</think>4", True, ("hm", "4")),
+        ("4", False, ("", "4")),
+        ("\n<think>hm</think>\n4", False, ("hm", "\n\n4")),
+        ("hm", True, ("hm", "")),
+        ("<think>hm", False, ("hm", "")),
+        ("say <think> aloud</think>", False, ("", "say <think> aloud</think>")),
+        ("<think>a</think>b<think>c</think>", False, ("a", "b<think>c</think>")),
+        ("", True, ("", "")),
+        ("<think></think>4", False, ("", "4")),
+        ("<thin", False, ("", "<thin")),
+        ("a</thin", True, ("a</thin", "")),
+        ("<think>a<think>b</think>c", False, ("a<think>b", "c")),
+        ("4</think>", False, ("", "4</think>")),
+    ],
+)
 def test_thinking_is_told_from_the_answer(text: str, inside: bool, expected: tuple[str, str]) -> None:
     assert split([text], inside) == split(list(text), inside) == expected
 
@@ -204,7 +215,12 @@ def test_an_answer_is_not_held_back() -> None:
 
 
 def run(
-    text: str, *, stop: tuple[str, ...] = (), thinks: bool = False, inside: bool = False, cancel_after: int = -1,
+    text: str,
+    *,
+    stop: tuple[str, ...] = (),
+    thinks: bool = False,
+    inside: bool = False,
+    cancel_after: int = -1,
     decode: Callable[[list[int]], str] = from_bytes,
 ) -> list[RunnerMessage]:
     """Make a text byte by byte as an engine would."""

@@ -42,41 +42,63 @@ CALL = {
 PARIS, NOW = ("weather", {"city": "Paris"}), ("time", {})
 
 
-@pytest.mark.parametrize("text, wanted", [
-    ("Hello.", ["Hello."]),
-    (WEATHER, [PARIS]),
-    ("Let me see.\n" + WEATHER, ["Let me see.\n", PARIS]),
-    (WEATHER + "\n" + TIME, [PARIS, NOW]),
-    (WEATHER + TIME + "\n\n", [PARIS, NOW]),
-    (WEATHER + " Done.", [PARIS, " Done."]),
-    (WEATHER[: -len("</tool_call>")], [PARIS]),
-    (WEATHER[:-5], [PARIS]),
-    (WEATHER.removesuffix("</tool_call>") + TIME, [PARIS, NOW]),
-    ('<tool_call>{"name": "time"}</tool_call>', [NOW]),
-    ('<tool_call>{"name": "time", "arguments": null}</tool_call>', [NOW]),
-    ('<tool_call>{"name": "weather", "parameters": {"city": "Paris"}}</tool_call>', [PARIS]),
-    ('<tool_call>{"name": "weather", "arguments": null, "parameters": {"city": "Paris"}}</tool_call>', [PARIS]),
-    ('<tool_call>{"name": "weather", "arguments": "{\\"city\\": \\"Paris\\"}"}</tool_call>', [PARIS]),
-    ('<tool_call>{"name": "say", "arguments": {"text": "a </tool_call> b <tool_call>"}}</tool_call>',
-     [("say", {"text": "a </tool_call> b <tool_call>"})]),
-    ('<tool_call>{"name": "say", "arguments": {"text": "a\nb"}}</tool_call>', [("say", {"text": "a\nb"})]),
-    ('<tool_call>{"name": "say", "arguments": {"text": "\\ud83d"}}</tool_call>', [("say", {"text": "\ud83d"})]),
-    ("1 <tool_ 2", ["1 <tool_ 2"]),
-    ("<tool_call", ["<tool_call"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        ("Hello.", ["Hello."]),
+        (WEATHER, [PARIS]),
+        ("Let me see.\n" + WEATHER, ["Let me see.\n", PARIS]),
+        (WEATHER + "\n" + TIME, [PARIS, NOW]),
+        (WEATHER + TIME + "\n\n", [PARIS, NOW]),
+        (WEATHER + " Done.", [PARIS, " Done."]),
+        (WEATHER[: -len("</tool_call>")], [PARIS]),
+        (WEATHER[:-5], [PARIS]),
+        (WEATHER.removesuffix("</tool_call>") + TIME, [PARIS, NOW]),
+        ('<tool_call>{"name": "time"}</tool_call>', [NOW]),
+        ('<tool_call>{"name": "time", "arguments": null}</tool_call>', [NOW]),
+        ('<tool_call>{"name": "weather", "parameters": {"city": "Paris"}}</tool_call>', [PARIS]),
+        ('<tool_call>{"name": "weather", "arguments": null, "parameters": {"city": "Paris"}}</tool_call>', [PARIS]),
+        ('<tool_call>{"name": "weather", "arguments": "{\\"city\\": \\"Paris\\"}"}</tool_call>', [PARIS]),
+        (
+            '<tool_call>{"name": "say", "arguments": {"text": "a </tool_call> b <tool_call>"}}</tool_call>',
+            [("say", {"text": "a </tool_call> b <tool_call>"})],
+        ),
+        ('<tool_call>{"name": "say", "arguments": {"text": "a\nb"}}</tool_call>', [("say", {"text": "a\nb"})]),
+        ('<tool_call>{"name": "say", "arguments": {"text": "\\ud83d"}}</tool_call>', [("say", {"text": "\ud83d"})]),
+        ("1 <tool_ 2", ["1 <tool_ 2"]),
+        ("<tool_call", ["<tool_call"]),
+    ],
+)
 def test_calls_are_told_from_text(text: str, wanted: Seen) -> None:
     assert read(text) == wanted
     assert read(*text) == wanted, "one character at a time"
 
 
-@pytest.mark.parametrize("inside", [
-    "", "no json", '{"name": "f", "arguments": {}', '{"name": "f", "arguments": [1]}', '{"arguments": {}}', "[1]",
-    '{"name": "", "arguments": {}}', '{"name": 1}', '{"name": "f", "arguments": {"a": NaN}}', '{"name": "f"}}',
-    '{"name": "f", "arguments": {"a": 1e999}}', '{"name": "\\ud800"}', '{"name": "f", "arguments": "no json"}',
-    '{"name": "f", "arguments": []}', '{"name": "f", "arguments": ""}', '{"name": "f", "parameters": 0}',
-    '{"name": "f", "args": {"a": 1}}', '{"name": "f", "arguments": {"a": 1}, "parameters": {"b": 2}}',
-    "[" * 100_000, '{"name": "f", "arguments": {"a": ' + "9" * 5000 + "}}",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "inside",
+    [
+        "",
+        "no json",
+        '{"name": "f", "arguments": {}',
+        '{"name": "f", "arguments": [1]}',
+        '{"arguments": {}}',
+        "[1]",
+        '{"name": "", "arguments": {}}',
+        '{"name": 1}',
+        '{"name": "f", "arguments": {"a": NaN}}',
+        '{"name": "f"}}',
+        '{"name": "f", "arguments": {"a": 1e999}}',
+        '{"name": "\\ud800"}',
+        '{"name": "f", "arguments": "no json"}',
+        '{"name": "f", "arguments": []}',
+        '{"name": "f", "arguments": ""}',
+        '{"name": "f", "parameters": 0}',
+        '{"name": "f", "args": {"a": 1}}',
+        '{"name": "f", "arguments": {"a": 1}, "parameters": {"b": 2}}',
+        "[" * 100_000,
+        '{"name": "f", "arguments": {"a": ' + "9" * 5000 + "}}",
+    ],
+)
 def test_what_is_no_call_is_text_unchanged(inside: str) -> None:
     text = f"a <tool_call>{inside}</tool_call> b "
     assert read(text) == [text]
@@ -102,9 +124,30 @@ def test_text_is_shown_at_once_but_for_a_possible_tag() -> None:
 
 
 @LIGHT
-@given(parts=st.lists(st.sampled_from([
-    WEATHER, TIME, "x", " ", "\n", "<", "<tool_call>", "</tool_call>", "{", '"', "\\", '{"name": "f"}', "é", "</tool",
-]), max_size=8), sizes=st.lists(st.integers(1, 9), min_size=1))  # fmt: skip
+@given(
+    parts=st.lists(
+        st.sampled_from(
+            [
+                WEATHER,
+                TIME,
+                "x",
+                " ",
+                "\n",
+                "<",
+                "<tool_call>",
+                "</tool_call>",
+                "{",
+                '"',
+                "\\",
+                '{"name": "f"}',
+                "é",
+                "</tool",
+            ]
+        ),
+        max_size=8,
+    ),
+    sizes=st.lists(st.integers(1, 9), min_size=1),
+)
 def test_however_it_is_cut_nothing_is_lost(parts: list[str], sizes: list[int]) -> None:
     text, chunks, place = "".join(parts), [], 0
     while place < len(text):
@@ -140,17 +183,21 @@ def test_parameters_that_are_no_object_are_refused(parameters: Any) -> None:
 # -- templates ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("template, takes", [
-    (None, False), ("", False),
-    ("{% for m in messages %}{{ m.content }}{% endfor %}", False),
-    ("{# tools #}{{ messages }} tools", False),
-    ("{{ 'tools' }}{{ messages[0].tools }}", False),
-    ("{% if tools %}{{ tools | tojson }}{% endif %}", True),
-    ("{% if not tools is defined %}{% set tools = none %}{% endif %}{{ tools }}", True),
-    ("{% for tool in tools %}{% if loop.last %}{% break %}{% endif %}{{ tool }}{% endfor %}", True),
-    ("{% generation %}{{ tools }}{% endgeneration %}", True),
-    ("{% generation %}{{ messages }}{% endgeneration %}", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "template, takes",
+    [
+        (None, False),
+        ("", False),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", False),
+        ("{# tools #}{{ messages }} tools", False),
+        ("{{ 'tools' }}{{ messages[0].tools }}", False),
+        ("{% if tools %}{{ tools | tojson }}{% endif %}", True),
+        ("{% if not tools is defined %}{% set tools = none %}{% endif %}{{ tools }}", True),
+        ("{% for tool in tools %}{% if loop.last %}{% break %}{% endif %}{{ tool }}{% endfor %}", True),
+        ("{% generation %}{{ tools }}{% endgeneration %}", True),
+        ("{% generation %}{{ messages }}{% endgeneration %}", False),
+    ],
+)
 def test_whether_a_template_shows_tools(template: str | None, takes: bool) -> None:
     assert template_takes_tools(template) is takes
 

@@ -43,8 +43,9 @@ class Taker:
     loaded: messages.Loaded | None = None
 
     def __post_init__(self) -> None:
-        self.process = subprocess.Popen([sys.executable, "-c", _TAKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        text=True)  # fmt: skip
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _TAKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         assert self.process.stdout and self.process.stdout.readline() == "ready\n"
         taken, private = self.measure(), private_bytes(self.pid)
         assert taken and private
@@ -114,8 +115,12 @@ def test_one_that_takes_more_is_charged_for_it_once(taker: Callable[..., Taker])
 
 def test_growth_is_charged_soon_and_what_is_given_back_when_it_is_much(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first look may find it on its way to what it takes in the end."""
-    one = cast(Watched, SimpleNamespace(load_id="one", pid=1, device="cpu", charged=100 * MB, foreseen=0,
-                                        charged_to="cpu", baseline=None))  # fmt: skip
+    one = cast(
+        Watched,
+        SimpleNamespace(
+            load_id="one", pid=1, device="cpu", charged=100 * MB, foreseen=0, charged_to="cpu", baseline=None
+        ),
+    )
     dog, posted = watch(one)
     for taken, charged in ((170, 170), (200, 200), (205, 0), (160, 0), (400, 400), (320, 0), (290, 290), (100, 100)):
         monkeypatch.setattr(watchdog, "usage", lambda runner, taken=taken: taken * MB)
@@ -162,7 +167,7 @@ def test_what_a_runner_on_a_gpu_has_in_ram_is_weighed_and_watched(taker: Callabl
 
 
 def test_what_was_predicted_of_offloaded_weights_counts_though_nobody_used_them_yet(
-    taker: Callable[..., Taker]
+    taker: Callable[..., Taker],
 ) -> None:
     one = taker("one", 900 * MB)
     part = InRam(one, "cpu:0", 900 * MB)

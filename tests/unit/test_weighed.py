@@ -24,10 +24,21 @@ def spec_of(path: str, family: str, bits: int = 16) -> ModelSpec:
 def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What a process said that loaded them all by the runner's engine."""
     folder = tmp_path_factory.mktemp("larger")
-    environment = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive",
-                                "HF_HUB_DISABLE_PROGRESS_BARS": "1", "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
-    done = subprocess.run([sys.executable, "-m", "tests.support.weighing", str(folder)], cwd=ROOT, env=environment,
-                          capture_output=True, text=True, timeout=280)  # fmt: skip
+    environment = os.environ | {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "passive",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.weighing", str(folder)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
@@ -51,9 +62,7 @@ def test_every_family_is_weighed() -> None:
 @pytest.mark.parametrize("large", [False, True], ids=["pocket", "larger"])
 @pytest.mark.parametrize("bits", [4, 8, 16])
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_weights_are_predicted(
-    weighed: dict[tuple[str, int, bool], Any], family: str, bits: int, large: bool
-) -> None:
+def test_weights_are_predicted(weighed: dict[tuple[str, int, bool], Any], family: str, bits: int, large: bool) -> None:
     load = weighed[family, bits, large]
     if large:
         assert load["bytes"] > 20e6
@@ -86,8 +95,14 @@ print(model.weight_bytes, Context(model, 1000, 2, 1).cells)
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=100)
     weights, cells = map(int, done.stdout.split())
-    spec = ModelSpec.model_validate({"name": "a", "family": "deepseek", "engine": "llama_cpp",
-                                     "source": {"path": str(SMOLLM2.parent), "file": SMOLLM2.name}})  # fmt: skip
+    spec = ModelSpec.model_validate(
+        {
+            "name": "a",
+            "family": "deepseek",
+            "engine": "llama_cpp",
+            "source": {"path": str(SMOLLM2.parent), "file": SMOLLM2.name},
+        }
+    )
     assert weight_bytes(spec, ROOT) == weights
     parts = Footprints(ROOT / "nowhere").parts(spec, "cpu")
     assert parts.cache(1000) == parts.cache_token * cells and cells == 1024

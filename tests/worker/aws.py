@@ -54,17 +54,25 @@ class Aws:
         environment = os.environ | {"MOTO_PORT": str(self.port), "MOTO_S3_DEFAULT_MAX_KEYS": "1000"}
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)], env=environment,
-                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+                [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         self.sqs, self.s3, self.dynamodb = (self.client(name) for name in ("sqs", "s3", "dynamodb"))
         until(self._answers, "moto's server", lambda: self.output.read_text(errors="replace")[-2000:])
 
     def client(self, name: str) -> Any:
         return boto3.session.Session().client(
-            name, endpoint_url=self.url, region_name="us-east-2", aws_access_key_id="testing",
-            aws_secret_access_key="testing", config=Config(s3={"addressing_style": "path"}, connect_timeout=5),
-        )  # fmt: skip
+            name,
+            endpoint_url=self.url,
+            region_name="us-east-2",
+            aws_access_key_id="testing",
+            aws_secret_access_key="testing",
+            config=Config(s3={"addressing_style": "path"}, connect_timeout=5),
+        )
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, self.output.read_text(errors="replace")
@@ -106,15 +114,28 @@ class Place:
         self.aws, self.home = aws, home
         self.name = f"t{uuid.uuid4().hex[:12]}"
         queue = f"{self.name}.fifo" if fifo else self.name
-        self.environment = {name: value for name, value in os.environ.items()
-                            if not name.startswith(("AWS_", "SWITCHYARD_", "WORKER_"))}  # fmt: skip
-        self.environment |= CREDENTIALS | {
-            "AWS_ENDPOINT_URL": aws.url, "AWS_REGION": "us-east-2", "QUEUE_NAME": queue,
-            "RESULT_BUCKET": f"{self.name}-results", "JOBS_TABLE": f"{self.name}-jobs", "PYTHONUNBUFFERED": "1",
-            "PYTHONPATH": str(ROOT), "WORKER_METRICS_PORT": "0", "WORKER_POLL_WAIT": "1", "WORKER_RETRY_DELAY": "1",
-            "WORKER_HEALTH_FILE": str(home / "health.json"), "WORKER_GRACE": "0",
-            "STAND_IN_HOME": str(home),
-        } | {name: str(value) for name, value in settings.items()}  # fmt: skip
+        self.environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "SWITCHYARD_", "WORKER_"))
+        }
+        self.environment |= (
+            CREDENTIALS
+            | {
+                "AWS_ENDPOINT_URL": aws.url,
+                "AWS_REGION": "us-east-2",
+                "QUEUE_NAME": queue,
+                "RESULT_BUCKET": f"{self.name}-results",
+                "JOBS_TABLE": f"{self.name}-jobs",
+                "PYTHONUNBUFFERED": "1",
+                "PYTHONPATH": str(ROOT),
+                "WORKER_METRICS_PORT": "0",
+                "WORKER_POLL_WAIT": "1",
+                "WORKER_RETRY_DELAY": "1",
+                "WORKER_HEALTH_FILE": str(home / "health.json"),
+                "WORKER_GRACE": "0",
+                "STAND_IN_HOME": str(home),
+            }
+            | {name: str(value) for name, value in settings.items()}
+        )
         with self._environment():
             self.settings = WorkerSettings()
             create.create(self.settings, aws.clients())
@@ -158,16 +179,21 @@ class Place:
 
     def item(self, job_id: str) -> dict[str, Any]:
         """Return the job's item with plain values; empty if there is none."""
-        answer = self.aws.dynamodb.get_item(TableName=self.settings.jobs_table, Key={"job_id": {"S": job_id}},
-                                            ConsistentRead=True)  # fmt: skip
-        return {name: float(value["N"]) if "N" in value else next(iter(value.values()))
-                for name, value in answer.get("Item", {}).items()}  # fmt: skip
+        answer = self.aws.dynamodb.get_item(
+            TableName=self.settings.jobs_table, Key={"job_id": {"S": job_id}}, ConsistentRead=True
+        )
+        return {
+            name: float(value["N"]) if "N" in value else next(iter(value.values()))
+            for name, value in answer.get("Item", {}).items()
+        }
 
     def became(self, job_id: str, status: str) -> dict[str, Any]:
         """Wait for the job's status; return the item."""
         found: dict[str, Any] = until(
             lambda: item if (item := self.item(job_id)).get("status") == status else None,
-            f"{job_id} to be {status}; it is {self.item(job_id)}", self.story)  # fmt: skip
+            f"{job_id} to be {status}; it is {self.item(job_id)}",
+            self.story,
+        )
         return found
 
     def results(self) -> dict[str, int]:
@@ -179,8 +205,9 @@ class Place:
         return found
 
     def keep_versions(self) -> None:
-        self.aws.s3.put_bucket_versioning(Bucket=self.settings.result_bucket,
-                                          VersioningConfiguration={"Status": "Enabled"})  # fmt: skip
+        self.aws.s3.put_bucket_versioning(
+            Bucket=self.settings.result_bucket, VersioningConfiguration={"Status": "Enabled"}
+        )
 
     def result(self, job_id: str) -> Any:
         key = f"moderation-results/{job_id}/image_llm_safety_result.json"
@@ -201,8 +228,9 @@ class Place:
     def dead_letters(self) -> list[dict[str, Any]]:
         """Return the messages in the dead-letter queue: ``body`` and their attributes. They are taken out."""
         found = []
-        while got := self.aws.sqs.receive_message(QueueUrl=self.dead, MaxNumberOfMessages=10,
-                                                  MessageAttributeNames=["All"]).get("Messages"):  # fmt: skip
+        while got := self.aws.sqs.receive_message(
+            QueueUrl=self.dead, MaxNumberOfMessages=10, MessageAttributeNames=["All"]
+        ).get("Messages"):
             for one in got:
                 told = {name: value["StringValue"] for name, value in one["MessageAttributes"].items()}
                 found.append({"body": one["Body"]} | told)
@@ -213,8 +241,9 @@ class Place:
 
     def worker(self, *command: str, **settings: object) -> "WorkerProcess":
         """Start a worker: the stand-in, or what the words after ``python`` say."""
-        worker = WorkerProcess(self, list(command) or [str(STAND_IN)],
-                               {name: str(value) for name, value in settings.items()})  # fmt: skip
+        worker = WorkerProcess(
+            self, list(command) or [str(STAND_IN)], {name: str(value) for name, value in settings.items()}
+        )
         self.workers.append(worker)
         return worker
 
@@ -261,9 +290,14 @@ class WorkerProcess:
         self.output = place.home / f"worker-{len(place.workers)}.txt"
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-W", "error", *command], cwd=ROOT, env=place.environment | settings,
-                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+                [sys.executable, "-W", "error", *command],
+                cwd=ROOT,
+                env=place.environment | settings,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def log(self) -> str:
         return self.output.read_text(errors="replace")
@@ -377,8 +411,11 @@ def _handler(proxy: FaultProxy, target: int) -> type[BaseHTTPRequestHandler]:
             if how == "lost":
                 self.close_connection = True
                 return
-            kept = [(name, value) for name, value in answer.getheaders()
-                    if name.lower() not in ("content-length", "transfer-encoding", "connection")]  # fmt: skip
+            kept = [
+                (name, value)
+                for name, value in answer.getheaders()
+                if name.lower() not in ("content-length", "transfer-encoding", "connection")
+            ]
             length = answer.getheader("Content-Length") if self.command == "HEAD" else None
             self._answer(answer.status, kept, data, cut=how == "cut", length=length)
 

@@ -51,10 +51,12 @@ class StandIn:
         do = said.get("do", "judge")
         if do in ("fail", "break", "reject", "busy", "unset") and noted("begun", job_id) <= said.get("times", 1_000):
             raise {
-                "fail": TryFailed("it fails as it was told"), "break": RuntimeError("a mistake"),
-                "reject": CannotBeJudged("it is no video"), "busy": ServerBusy("it is full", said.get("retry_after")),
+                "fail": TryFailed("it fails as it was told"),
+                "break": RuntimeError("a mistake"),
+                "reject": CannotBeJudged("it is no video"),
+                "busy": ServerBusy("it is full", said.get("retry_after")),
                 "unset": NotSetUp("it has another key"),
-            }[do]  # fmt: skip
+            }[do]
         while do in ("wait", "deaf") and not (HOME / "go").exists():
             if cancelled() and do == "wait":
                 raise Cancelled("asked to")

@@ -49,20 +49,25 @@ def asked(tmp_path: Path, error: GatewayError, seconds: float = 60) -> tuple[Gat
 
     spec = ModelSpec(name="a", family="qwen_omni", source={"path": "x"})
     first: Any = None
-    return GatewayAsker(spec, first, admit, scratch, lambda ticket, pieces: pieces, time.monotonic() + seconds, 8,
-                        None), times  # fmt: skip
+    return GatewayAsker(
+        spec, first, admit, scratch, lambda ticket, pieces: pieces, time.monotonic() + seconds, 8, None
+    ), times
 
 
 PROMPT = Prompt((), {}, 8)
 
 
-@pytest.mark.parametrize(("error", "times"), [
-    (RunnerFailed("it died", retry_after=0.0), 2), (RunnerFailed("it died"), 1),
-    (QueueFull("full", retry_after=0.0), 8),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("error", "times"),
+    [
+        (RunnerFailed("it died", retry_after=0.0), 2),
+        (RunnerFailed("it died"), 1),
+        (QueueFull("full", retry_after=0.0), 8),
+    ],
+)
 def test_frames_that_kill_the_model_are_not_shown_to_it_over_and_over(
     tmp_path: Path, error: GatewayError, times: int
-) -> None:  # fmt: skip
+) -> None:
     asker, reserved = asked(tmp_path, error)
     with pytest.raises(type(error)):
         asker.ask(PROMPT, bool)

@@ -129,11 +129,17 @@ def test_what_is_sent() -> None:
     assert '"red": Is it red? (yes / no)' in body["messages"][1]["content"][-1]["text"]
 
 
-@pytest.mark.parametrize(("first", "why"), [
-    (said("I think not"), "it is not JSON"), (said('{"red": "maybe"}'), "red: Input should be 'yes' or 'no'"),
-    (said('{"red": "no", "more": 1}'), "more: Extra inputs"), (said('{"red": "n', "length"), "it was cut off"),
-    (said("[]"), "it: "), ((200, {}, {"choices": []}), "it is not JSON"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("first", "why"),
+    [
+        (said("I think not"), "it is not JSON"),
+        (said('{"red": "maybe"}'), "red: Input should be 'yes' or 'no'"),
+        (said('{"red": "no", "more": 1}'), "more: Extra inputs"),
+        (said('{"red": "n', "length"), "it was cut off"),
+        (said("[]"), "it: "),
+        ((200, {}, {"choices": []}), "it is not JSON"),
+    ],
+)
 def test_a_malformed_answer_is_asked_for_once_more(first: Any, why: str) -> None:
     """And the model is told what was wrong with it."""
     with serving(lambda body, number: first if number == 0 else said('```json\n{"red": "yes"}\n```')) as server:
@@ -278,8 +284,9 @@ def test_several_frames_in_one_request_are_each_answered_for() -> None:
         if count == 1:
             return no(body, number)
         assert list(schema["properties"]) == [f"frame_{place}" for place in range(1, count + 1)]
-        return said(json.dumps({f"frame_{place}": {"red": "yes" if place == 2 else "no"}
-                                for place in range(1, count + 1)}))  # fmt: skip
+        return said(
+            json.dumps({f"frame_{place}": {"red": "yes" if place == 2 else "no"} for place in range(1, count + 1)})
+        )
 
     with serving(answer) as server:
         result = judge(server, own(frames_per_request=3), frames=5).result

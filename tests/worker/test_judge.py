@@ -58,8 +58,13 @@ def test_a_server_that_changes_its_model_is_asked_for_the_new_one(server: Server
 
 def test_whose_fault_a_failure_is(server: Server) -> None:
     with judge(server) as one:
-        for status, headers, kind in ((401, {}, NotSetUp), (404, {}, NotSetUp), (400, {}, TryFailed),
-                                      (503, {}, ServerBusy), (429, {"Retry-After": "4000"}, ServerBusy)):  # fmt: skip
+        for status, headers, kind in (
+            (401, {}, NotSetUp),
+            (404, {}, NotSetUp),
+            (400, {}, TryFailed),
+            (503, {}, ServerBusy),
+            (429, {"Retry-After": "4000"}, ServerBusy),
+        ):
             answer = (status, headers, {"error": "it says so"})
             server.answer = lambda body, number, answer=answer: answer
             with pytest.raises(kind, match="it says so") as caught:

@@ -30,14 +30,21 @@ EXAMPLE = ROOT / "examples" / "shapes.mp4"
 SHAPES = ROOT / "policies" / "shapes.yaml"
 ROUTE = "/v1/moderations/video"
 WHAT = {"ask": "What shape is it?", "answers": ["circle", "square", "triangle", "star"], "violates": ["star"]}
-INLINE = {"name": "own", "version": "2026-11", "ask": "each",
-          "categories": [{"id": "star", "title": "Star", "questions": [WHAT]}]}  # fmt: skip
+INLINE = {
+    "name": "own",
+    "version": "2026-11",
+    "ask": "each",
+    "categories": [{"id": "star", "title": "Star", "questions": [WHAT]}],
+}
 
 
 @pytest.fixture(scope="module")
 def eyes(start_for_module: Start) -> Iterator[GatewayProcess]:
-    gateway = start_for_module(models=only("qwen_vl", "blip_vqa", "reasoner", qwen_vl={"pinned": True}),
-                               moderation_seconds="1m", queue_per_model=8)  # fmt: skip
+    gateway = start_for_module(
+        models=only("qwen_vl", "blip_vqa", "reasoner", qwen_vl={"pinned": True}),
+        moderation_seconds="1m",
+        queue_per_model=8,
+    )
     gateway.load("qwen_vl")
     yield gateway
 
@@ -49,8 +56,14 @@ def stretches(result: dict[str, Any], category: str) -> list[tuple[float, float]
 
 def moderate(gateway: GatewayProcess, home: Path, *arguments: str, stdin: bytes = b"") -> Any:
     """Run the command in a folder of its own."""
-    return subprocess.run([sys.executable, str(ROOT / "main.py"), "moderate", *arguments], cwd=home, input=stdin,
-                          env=gateway.environment, capture_output=True, timeout=PATIENCE)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), "moderate", *arguments],
+        cwd=home,
+        input=stdin,
+        env=gateway.environment,
+        capture_output=True,
+        timeout=PATIENCE,
+    )
 
 
 def as_form(gateway: GatewayProcess, video: bytes, name: str = "v.mp4", **fields: str) -> httpx.Response:
@@ -122,18 +135,22 @@ def test_what_is_missing_is_for_a_person(eyes: GatewayProcess, tmp_path: Path) -
     assert "Not seen" in (tmp_path / "cut.moderation" / "report.html").read_text()
 
 
-@pytest.mark.parametrize(("arguments", "status", "words"), [
-    ([str(EXAMPLE), "--out", "/dev/null/out"], 2, "/dev/null is no folder"),
-    (["nothing.mp4"], 2, "it is not there"), (["."], 2, "it is no regular file"),
-    ([str(EXAMPLE), "--policy", "nope"], 2, "there are default, shapes"),
-    ([str(EXAMPLE), "--fps", "0"], 2, "--fps must be above 0"),
-    ([str(ROOT / "README.md")], 1, "it is text; a video must be"),
-    ([str(EXAMPLE), "--model", "no-such-model"], 1, "answered 404"),
-    ([str(EXAMPLE), "--url", "http://127.0.0.1:9", "--patience", "0"], 1, "no answer from http://127.0.0.1:9"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        ([str(EXAMPLE), "--out", "/dev/null/out"], 2, "/dev/null is no folder"),
+        (["nothing.mp4"], 2, "it is not there"),
+        (["."], 2, "it is no regular file"),
+        ([str(EXAMPLE), "--policy", "nope"], 2, "there are default, shapes"),
+        ([str(EXAMPLE), "--fps", "0"], 2, "--fps must be above 0"),
+        ([str(ROOT / "README.md")], 1, "it is text; a video must be"),
+        ([str(EXAMPLE), "--model", "no-such-model"], 1, "answered 404"),
+        ([str(EXAMPLE), "--url", "http://127.0.0.1:9", "--patience", "0"], 1, "no answer from http://127.0.0.1:9"),
+    ],
+)
 def test_what_cannot_be_done(
     eyes: GatewayProcess, tmp_path: Path, arguments: list[str], status: int, words: str
-) -> None:  # fmt: skip
+) -> None:
     ran = moderate(eyes, tmp_path, *arguments)
     assert ran.returncode == status and words in ran.stderr.decode(), ran.stderr.decode()
     assert "Traceback" not in ran.stderr.decode() and not ran.stdout
@@ -144,9 +161,12 @@ def test_ctrl_c_leaves_nothing(eyes: GatewayProcess, tmp_path: Path) -> None:
     video = videos.repeated(videos.drawn(10, rate=5, bf="0"), tmp_path / "long.mp4", "mp4", 0.2)
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "main.py"), "moderate", str(video), "--policy", str(SHAPES), "--max-frames", "700"],
-        cwd=tmp_path, env=eyes.environment, stderr=subprocess.PIPE, start_new_session=True,
+        cwd=tmp_path,
+        env=eyes.environment,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
+    )
     try:
         assert process.stderr is not None
         line = process.stderr.readline().decode()
@@ -178,8 +198,14 @@ def test_a_form(eyes: GatewayProcess) -> None:
 
 
 def test_json_with_a_policy_of_its_own(eyes: GatewayProcess) -> None:
-    body = {"video": "data:video/mp4;base64," + text(EXAMPLE.read_bytes()), "policy": INLINE, "max_frames": 6,
-            "model": "qwen_vl", "timeout": "5m", "priority": "batch"}  # fmt: skip
+    body = {
+        "video": "data:video/mp4;base64," + text(EXAMPLE.read_bytes()),
+        "policy": INLINE,
+        "max_frames": 6,
+        "model": "qwen_vl",
+        "timeout": "5m",
+        "priority": "batch",
+    }
     response = eyes.post(ROUTE, **body)
     assert response.status_code == 200, response.text
     result = response.json()
@@ -203,8 +229,11 @@ def test_progress_as_it_goes(eyes: GatewayProcess) -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], int, str]] = [
-    ({"policy": "shapes"}, 400, "'video'"), ({"video": 5}, 400, "video"), ({"video": "!!"}, 400, "not base64"),
-    ({"video": text(b"just some text")}, 400, "it is text"), ({"video": ""}, 400, "at least 1 character"),
+    ({"policy": "shapes"}, 400, "'video'"),
+    ({"video": 5}, 400, "video"),
+    ({"video": "!!"}, 400, "not base64"),
+    ({"video": text(b"just some text")}, 400, "it is text"),
+    ({"video": ""}, 400, "at least 1 character"),
     ({"video": text(b"PK\x03\x04" + bytes(99))}, 415, "a ZIP archive"),
     ({"video": text(audio_only_mp4())}, 400, "there is no video in it"),
     ({"video": text(videos.drawn()[:900])}, 400, "ends early"),
@@ -238,8 +267,9 @@ def test_forms_that_are_refused(eyes: GatewayProcess) -> None:
         (eyes.client.post(ROUTE, files={"film": ("v.mp4", video)}), "send 'video'"),
         (eyes.client.post(ROUTE, files=[("video", ("a", video)), ("video", ("b", video))]), "one video at a time"),
         (eyes.client.post(ROUTE, files={"nothing": ("", b"")}, data={"policy": "shapes"}), "video"),
-        (as_form(eyes, video, policy="{"), "policy"), (as_form(eyes, video, policy='{"name": 1}'), "policy."),
-    ):  # fmt: skip
+        (as_form(eyes, video, policy="{"), "policy"),
+        (as_form(eyes, video, policy='{"name": 1}'), "policy."),
+    ):
         assert response.status_code == 400 and words in response.text, response.text
     assert eyes.client.post(ROUTE, content=b"x", headers={"content-type": "text/plain"}).status_code == 415
     refused = eyes.client.post(ROUTE, data={"video": text(video)})
@@ -338,9 +368,11 @@ def test_keys_are_asked_for_and_counted(eyes: GatewayProcess) -> None:
         long = {"video": text(videos.drawn(50, rate=4)), "policy": "shapes", "fps": 4, "max_frames": 200}
         with contextlib.ExitStack() as stack:
             for _ in range(os.cpu_count() or 1):  # half of the places
-                response = stack.enter_context(eyes.client.stream(
-                    "POST", ROUTE, json=long | {"stream": True}, headers={"Authorization": f"Bearer {user}"}
-                ))  # fmt: skip
+                response = stack.enter_context(
+                    eyes.client.stream(
+                        "POST", ROUTE, json=long | {"stream": True}, headers={"Authorization": f"Bearer {user}"}
+                    )
+                )
                 assert response.status_code == 200, response.read()
             refused = keys.ask(user, "POST", ROUTE, json=body)
             assert refused.status_code == 429 and "videos of this key" in refused.text

@@ -32,14 +32,16 @@ class Asked:
     def ask(self, prompt: Prompt, cancelled: Callable[[], bool]) -> Reply:
         with self.lock:
             number = len(self.seen)
-            self.seen += [weakref.ref(part) for message in prompt.messages for part in message.parts
-                          if isinstance(part, Frame)]  # fmt: skip
+            self.seen += [
+                weakref.ref(part) for message in prompt.messages for part in message.parts if isinstance(part, Frame)
+            ]
         self.work(number)
         return Reply('{"red": "no"}')
 
 
-POLICY = check_policy({"name": "own", "version": "1", "categories": [
-    {"id": "red", "title": "Red", "questions": [{"ask": "Is it red?"}]}]})  # fmt: skip
+POLICY = check_policy(
+    {"name": "own", "version": "1", "categories": [{"id": "red", "title": "Red", "questions": [{"ask": "Is it red?"}]}]}
+)
 RAW = Sampling(longest_side=320, raw=True)
 """A frame is more than the socket from the decoder holds."""
 
@@ -78,6 +80,11 @@ def test_an_error_of_the_model_is_noticed_at_once() -> None:
         assert not progress.decoded or asked.wait(60)
 
     with pytest.raises(ModelRefused):
-        moderate(videos.Slow(videos.drawn(30, rate=5, container="mpegts", size=(320, 240)), 2**14), POLICY,
-                 Asked(refuse), progress=look, concurrency=16)  # fmt: skip
+        moderate(
+            videos.Slow(videos.drawn(30, rate=5, container="mpegts", size=(320, 240)), 2**14),
+            POLICY,
+            Asked(refuse),
+            progress=look,
+            concurrency=16,
+        )
     assert max(one.decoded for one in told) < 30

@@ -47,23 +47,41 @@ def test_the_digest_is_of_what_it_says() -> None:
     assert check_policy(policy.model_dump(mode="json")).digest == policy.digest
 
 
-@pytest.mark.parametrize(("change", "to", "line", "words"), [
-    ("title: Weapons", "title: Weapons\n    severity: awful", 6, "[0].severity: must be one of 'low', 'medium'"),
-    ('version: "1"', "version: 1", 2, "version: must be a text; put it in quotes"),
-    ("name: own", "name: My Policy", 1, "name: must be small letters, digits"),
-    ("      - ask: Is there a weapon?", "      - aks: x", 7, "categories[0].questions[0].ask: is needed"),
-    ("      - ask: Is", "      - violates: [perhaps]\n        ask: Is", 7, "'perhaps' is none of the answers yes, no"),
-    ("      - ask: Is", "      - violates: [no, yes]\n        ask: Is", 7, "every answer would be a violation"),
-    ("title: Weapons", "title: Weapons\n    block: {}", 6, "needs frames, consecutive or seconds"),
-    ("title: Weapons", "title: Weapons\n    block: {frames: 0}", 6, "categories[0].block.frames: "),
-    ("name: own", "name: own\nname: own", 2, "name: comes twice"),
-    ("name: own", "name: own\nask: each\ndescribe: true", 1, "no describe and no frames_per_request"),
-    ("categories:", "categories:\n  - {id: weapons, title: Again, questions: [{ask: A}]}", 1, "'weapons' comes twice"),
-    ("categories:", "categories: [\n", 5, "is not YAML"),
-    ("name: own", "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a]\n"
-                  "c: &c [*b, *b, *b, *b, *b, *b, *b, *b, *b]\nd: &d [*c, *c, *c, *c, *c, *c, *c, *c, *c]\n"
-                  "e: [*d, *d, *d, *d, *d, *d, *d, *d, *d]\nname: own", None, "has more than 20000 values"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "to", "line", "words"),
+    [
+        ("title: Weapons", "title: Weapons\n    severity: awful", 6, "[0].severity: must be one of 'low', 'medium'"),
+        ('version: "1"', "version: 1", 2, "version: must be a text; put it in quotes"),
+        ("name: own", "name: My Policy", 1, "name: must be small letters, digits"),
+        ("      - ask: Is there a weapon?", "      - aks: x", 7, "categories[0].questions[0].ask: is needed"),
+        (
+            "      - ask: Is",
+            "      - violates: [perhaps]\n        ask: Is",
+            7,
+            "'perhaps' is none of the answers yes, no",
+        ),
+        ("      - ask: Is", "      - violates: [no, yes]\n        ask: Is", 7, "every answer would be a violation"),
+        ("title: Weapons", "title: Weapons\n    block: {}", 6, "needs frames, consecutive or seconds"),
+        ("title: Weapons", "title: Weapons\n    block: {frames: 0}", 6, "categories[0].block.frames: "),
+        ("name: own", "name: own\nname: own", 2, "name: comes twice"),
+        ("name: own", "name: own\nask: each\ndescribe: true", 1, "no describe and no frames_per_request"),
+        (
+            "categories:",
+            "categories:\n  - {id: weapons, title: Again, questions: [{ask: A}]}",
+            1,
+            "'weapons' comes twice",
+        ),
+        ("categories:", "categories: [\n", 5, "is not YAML"),
+        (
+            "name: own",
+            "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a]\n"
+            "c: &c [*b, *b, *b, *b, *b, *b, *b, *b, *b]\nd: &d [*c, *c, *c, *c, *c, *c, *c, *c, *c]\n"
+            "e: [*d, *d, *d, *d, *d, *d, *d, *d, *d]\nname: own",
+            None,
+            "has more than 20000 values",
+        ),
+    ],
+)
 def test_a_mistake_is_told_by_line_and_field(change: str, to: str, line: int | None, words: str) -> None:
     assert change in GOOD
     with pytest.raises(PolicyError) as found:
@@ -77,8 +95,10 @@ def test_many_mistakes_are_told_at_once() -> None:
     with pytest.raises(PolicyError) as found:
         parse_policy("name: own\ncategories: []\nfoo: 1\n")
     assert [str(problem) for problem in found.value.problems] == [
-        "line 1: version: is needed", "line 2: categories: needs 1 or more", "line 3: foo: no such field",
-    ]  # fmt: skip
+        "line 1: version: is needed",
+        "line 2: categories: needs 1 or more",
+        "line 3: foo: no such field",
+    ]
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
@@ -105,5 +125,9 @@ def test_the_page_s_policy_and_its_mistake() -> None:
 
 def test_it_is_a_value() -> None:
     assert isinstance(hash(parse_policy(GOOD)), int) and parse_policy(GOOD) == Policy.model_validate(
-        {"name": "own", "version": "1", "categories": [
-            {"id": "weapons", "title": "Weapons", "questions": [{"ask": "Is there a weapon?"}]}]})  # fmt: skip
+        {
+            "name": "own",
+            "version": "1",
+            "categories": [{"id": "weapons", "title": "Weapons", "questions": [{"ask": "Is there a weapon?"}]}],
+        }
+    )

@@ -61,8 +61,10 @@ def test_a_job_is_done_once_whatever_is_sent_again(here: Place) -> None:
     def figures() -> str:
         return httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False, timeout=PATIENCE).text
 
-    counted = {name: f'moderation_worker_messages_total{{outcome="{name}"}} {count}.0' for name, count in (
-        ("completed", 1), ("duplicate", 1), ("adopted", 1), ("retried", 0), ("dead_lettered", 0))}  # fmt: skip
+    counted = {
+        name: f'moderation_worker_messages_total{{outcome="{name}"}} {count}.0'
+        for name, count in (("completed", 1), ("duplicate", 1), ("adopted", 1), ("retried", 0), ("dead_lettered", 0))
+    }
     until(lambda: counted["adopted"] in figures(), "the last to be counted", here.story)  # once it is forgotten
     told = figures()
     assert all(line in told for line in counted.values()), told
@@ -73,18 +75,21 @@ def test_a_job_is_done_once_whatever_is_sent_again(here: Place) -> None:
 def test_messages_that_ask_for_nothing_are_buried_with_the_reason(here: Place) -> None:
     url = here.video("a.mp4", {"do": "judge"})
     bad: dict[str, str] = {
-        "nonsense": "is not JSON", "[1]": "is a list, not an object", '{"job_id": "x"}': "lacks video_s3_url",
+        "nonsense": "is not JSON",
+        "[1]": "is a list, not an object",
+        '{"job_id": "x"}': "lacks video_s3_url",
         '{"Type": "Notification", "TopicArn": "a"}': "raw message delivery",
         json.dumps({"job_id": "../up", "video_s3_url": url}): "job_id must be a string of 1 to 128 letters",
         json.dumps({"job_id": "y", "video_s3_url": "https://example.org/a.mp4"}): "must be s3://bucket/key",
         json.dumps({"job_id": "z", "video_s3_url": "s3://bucket"}): "no key",
-    }  # fmt: skip
+    }
     for body in bad:
         here.send_raw(body)
     # A producer's own item, with what no worker writes.
-    here.aws.dynamodb.put_item(TableName=here.settings.jobs_table,
-                               Item={"job_id": {"S": "odd"}, "attempts": {"S": "1"},
-                                     "video_s3_url": {"S": url}})  # fmt: skip
+    here.aws.dynamodb.put_item(
+        TableName=here.settings.jobs_table,
+        Item={"job_id": {"S": "odd"}, "attempts": {"S": "1"}, "video_s3_url": {"S": url}},
+    )
     here.send("odd", url)
     bad[json.dumps({"job_id": "odd", "video_s3_url": url})] = "the item of job odd cannot be changed"
     here.worker()
@@ -128,11 +133,18 @@ def test_a_job_that_fails_is_tried_and_then_buried_and_may_be_sent_anew(here: Pl
 def test_a_worker_that_died_while_it_buried_a_job_is_made_good(here: Place) -> None:
     """The item says that the job is given up; its message is still in the queue, and not among the dead."""
     message = here.send("half", f"s3://{here.videos}/half.mp4")
-    here.aws.dynamodb.put_item(TableName=here.settings.jobs_table, Item={
-        "job_id": {"S": "half"}, "status": {"S": "failed"}, "error": {"S": "it was no video"},
-        "message_id": {"S": message}, "attempts": {"N": "3"}, "lease_until": {"N": "0"},
-        "video_s3_url": {"S": f"s3://{here.videos}/half.mp4"},
-    })  # fmt: skip
+    here.aws.dynamodb.put_item(
+        TableName=here.settings.jobs_table,
+        Item={
+            "job_id": {"S": "half"},
+            "status": {"S": "failed"},
+            "error": {"S": "it was no video"},
+            "message_id": {"S": message},
+            "attempts": {"N": "3"},
+            "lease_until": {"N": "0"},
+            "video_s3_url": {"S": f"s3://{here.videos}/half.mp4"},
+        },
+    )
     here.worker()
     here.empty()
     (dead,) = here.dead_letters()
@@ -273,9 +285,11 @@ def test_a_worker_whose_job_was_taken_writes_nothing(here: Place) -> None:
     until(here.begun, "the job to be begun", here.story)
     theirs = {":lease": {"S": "another's"}, ":until": {"N": "99999999999"}}
     here.aws.dynamodb.update_item(
-        TableName=here.settings.jobs_table, Key={"job_id": {"S": "taken"}},
-        UpdateExpression="SET lease = :lease, lease_until = :until", ExpressionAttributeValues=theirs,
-    )  # fmt: skip
+        TableName=here.settings.jobs_table,
+        Key={"job_id": {"S": "taken"}},
+        UpdateExpression="SET lease = :lease, lease_until = :until",
+        ExpressionAttributeValues=theirs,
+    )
     here.go()
     worker.logged("taken: nothing is written: job taken was taken over by another worker")
     assert here.judged() == ["taken"] and here.results() == {} and here.waiting() == (0, 1)
@@ -341,8 +355,12 @@ class _Shifted(ServiceClock):
 def table(here: Place) -> Any:
     def jobs(worker: str, ahead: float = 0) -> Jobs:
         clients = here.aws.clients()
-        return Jobs(type(clients)(clients.sqs, clients.s3, clients.dynamodb, _Shifted(ahead)),
-                    here.settings.jobs_table, worker, 30)  # fmt: skip
+        return Jobs(
+            type(clients)(clients.sqs, clients.s3, clients.dynamodb, _Shifted(ahead)),
+            here.settings.jobs_table,
+            worker,
+            30,
+        )
 
     return jobs
 
@@ -361,8 +379,12 @@ def test_a_lease_is_one_worker_s_until_it_is_over(table: Any) -> None:
     assert isinstance(held, Held) and 30 + MARGIN - passed - 0.01 <= held.seconds <= 30 + MARGIN
     taken = late.claim(job, "m", 3)  # its time is over
     assert isinstance(taken, Lease) and taken.attempts == 2
-    for write in (one.renew, lambda lease: one.complete(lease, {}), lambda lease: one.fail(lease, "why", "m"),
-                  lambda lease: one.release(lease, error=None, counts=True)):  # fmt: skip
+    for write in (
+        one.renew,
+        lambda lease: one.complete(lease, {}),
+        lambda lease: one.fail(lease, "why", "m"),
+        lambda lease: one.release(lease, error=None, counts=True),
+    ):
         with pytest.raises(LeaseLost):
             write(lease)
     late.complete(taken, {"decision": "allow"})

@@ -41,7 +41,8 @@ def once(here: Place, *job_ids: str) -> None:
     here.empty()
     assert sorted(here.judged()) == sorted(job_ids)
     assert {name: count for name, count in here.results().items() if name.endswith(".json")} == {
-        f"moderation-results/{job_id}/image_llm_safety_result.json": 1 for job_id in job_ids}  # fmt: skip
+        f"moderation-results/{job_id}/image_llm_safety_result.json": 1 for job_id in job_ids
+    }
     assert here.dead_letters() == []
 
 
@@ -49,16 +50,18 @@ def test_every_call_may_fail_and_the_job_is_done_once(here: Place, proxy: FaultP
     here.keep_versions()
     url = here.video("a.mp4", json.dumps({"do": "judge"}).encode() + b"\0" * 300_000)
     for how, matching, times in (
-        ("503", "GET /", 5),                 # the video: more often than botocore asks again
-        ("cut", "GET /", 2),                 # and its body breaks off
+        ("503", "GET /", 5),  # the video: more often than botocore asks again
+        ("cut", "GET /", 2),  # and its body breaks off
         ("reset", "HEAD /", 1),
         ("lost", "image_llm_safety_report", 1),
-        ("503", "PUT /", 5),                 # the result
+        ("503", "PUT /", 5),  # the result
         ("lost", "image_llm_safety_result.json", 1),  # written, and the worker does not know
-        ("lost", _UPDATE, 1),                # the claim: the lease is there, and the answer is not
+        ("lost", _UPDATE, 1),  # the claim: the lease is there, and the answer is not
         ("503", _UPDATE, 1),
-        ("503", _RECEIVE, 1), ("reset", _RECEIVE, 1), ("reset", "AmazonSQS.DeleteMessage", 1),
-    ):  # fmt: skip
+        ("503", _RECEIVE, 1),
+        ("reset", _RECEIVE, 1),
+        ("reset", "AmazonSQS.DeleteMessage", 1),
+    ):
         proxy.fail(how, matching, times)
     here.send("faulty", url)
     worker = here.worker(WORKER_READ_BLOCK="64KiB")
@@ -141,8 +144,13 @@ def test_a_video_is_read_as_a_file_of_which_little_is_held(here: Place) -> None:
     data = random.Random(7).randbytes(10 * _BLOCK + 123)
     video = opened(here, here.video("film with a space + ü.mp4", data))
     wanted = io.BytesIO(data)
-    for offset, whence, size in ((-100, io.SEEK_END, 200), (0, io.SEEK_SET, 3 * _BLOCK), (-5, io.SEEK_CUR, 10),
-                                 (10**7, io.SEEK_SET, 5), (9 * _BLOCK - 1, io.SEEK_SET, 2)):  # fmt: skip
+    for offset, whence, size in (
+        (-100, io.SEEK_END, 200),
+        (0, io.SEEK_SET, 3 * _BLOCK),
+        (-5, io.SEEK_CUR, 10),
+        (10**7, io.SEEK_SET, 5),
+        (9 * _BLOCK - 1, io.SEEK_SET, 2),
+    ):
         for file in (video, wanted):
             file.seek(offset, whence)
         got = io.BufferedReader(video, 1).read(size) if size < 0 else read_all(video, size)

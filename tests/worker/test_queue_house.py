@@ -44,48 +44,65 @@ def test_defaults_are_those_of_the_system_before(monkeypatch: pytest.MonkeyPatch
     assert (found.fps, found.max_frames) == (1, 50)
 
 
-@pytest.mark.parametrize(("name", "value", "words"), [
-    ("WORKER_CONCURENCY", "2", "WORKER_CONCURENCY is no setting of the worker; is it WORKER_CONCURRENCY?"),
-    ("WORKER_VISIBILITY", "2", "WORKER_VISIBILITY: "), ("WORKER_VISIBILITY", "ten", "is not a duration"),
-    ("VLLM_URL", "gpu:8000", "VLLM_URL: "), ("QUEUE_NAME", "a queue", "QUEUE_NAME: "),
-    ("RESULT_PREFIX", "/up", "RESULT_PREFIX: "), ("WORKER_HEALTH_AGE", "5", "at least twice poll_wait"),
-    ("WORKER_POLL_WAIT", "1.5", "whole seconds"), ("WORKER_POLL_WAIT", "0", "WORKER_POLL_WAIT: "),
-])  # fmt: skip
-def test_what_a_setting_cannot_be_is_said(
-    name: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("WORKER_CONCURENCY", "2", "WORKER_CONCURENCY is no setting of the worker; is it WORKER_CONCURRENCY?"),
+        ("WORKER_VISIBILITY", "2", "WORKER_VISIBILITY: "),
+        ("WORKER_VISIBILITY", "ten", "is not a duration"),
+        ("VLLM_URL", "gpu:8000", "VLLM_URL: "),
+        ("QUEUE_NAME", "a queue", "QUEUE_NAME: "),
+        ("RESULT_PREFIX", "/up", "RESULT_PREFIX: "),
+        ("WORKER_HEALTH_AGE", "5", "at least twice poll_wait"),
+        ("WORKER_POLL_WAIT", "1.5", "whole seconds"),
+        ("WORKER_POLL_WAIT", "0", "WORKER_POLL_WAIT: "),
+    ],
+)
+def test_what_a_setting_cannot_be_is_said(name: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=re.escape(words)):
         settings.load()
 
 
 def test_variables_may_be_empty_and_names_may_be_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"AWS_ENDPOINT_URL": "", "QUEUE_NAME": "https://sqs.us-east-2.amazonaws.com/1/jobs",
-                        "VLLM_URL": "http://gpu:8000/v1/", "SWITCHYARD_API_KEY": "sk-1"}.items():  # fmt: skip
+    for name, value in {
+        "AWS_ENDPOINT_URL": "",
+        "QUEUE_NAME": "https://sqs.us-east-2.amazonaws.com/1/jobs",
+        "VLLM_URL": "http://gpu:8000/v1/",
+        "SWITCHYARD_API_KEY": "sk-1",
+    }.items():
         monkeypatch.setenv(name, value)
     found = settings.load()
     assert (found.aws_endpoint_url, found.server_url, found.vllm_api_key) == (None, "http://gpu:8000", "sk-1")
     assert "sk-1" not in repr(found)
 
 
-@pytest.mark.parametrize(("body", "words"), [
-    ("", "not JSON"), ("[" * 5000, "not JSON"), ('"x"', "is a string"), ("null", "is null"), ("1", "is a number"),
-    ("{}", "lacks job_id and video_s3_url"), ('{"job_id": "a"}', "lacks video_s3_url"),
-    ('{"job_id": "", "video_s3_url": "s3://abc/d"}', "job_id must be"),
-    ('{"job_id": "a/b", "video_s3_url": "s3://abc/d"}', "job_id must be"),
-    ('{"job_id": "..", "video_s3_url": "s3://abc/d"}', "job_id must be"),
-    ('{"job_id": "a\\n", "video_s3_url": "s3://abc/d"}', "job_id must be"),
-    (json.dumps({"job_id": "a" * 129, "video_s3_url": "s3://abc/d"}), "job_id must be"),
-    ('{"job_id": 7, "video_s3_url": "s3://abc/d"}', "it is 7"),
-    ('{"job_id": "a", "video_s3_url": 7}', "must be a string, not a number"),
-    ('{"job_id": "a", "video_s3_url": "S3://abc/d"}', "must be s3://bucket/key"),
-    ('{"job_id": "a", "video_s3_url": "s3://a_b/d"}', "no name of a bucket"),
-    ('{"job_id": "a", "video_s3_url": "s3://abc/"}', "no key"),
-    ('{"job_id": "a", "video_s3_url": "s3://abc/\\u0000"}', "a key that S3 cannot have"),
-    ('{"job_id": "a", "video_s3_url": "s3://abc/\\ud800"}', "a key that S3 cannot have"),
-    (json.dumps({"job_id": "a", "video_s3_url": "s3://abc/" + "d" * 1025}), "a key that S3 cannot have"),
-    (json.dumps({"job_id": "a", "more": "x" * 20_000}), "more than 16384 bytes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("", "not JSON"),
+        ("[" * 5000, "not JSON"),
+        ('"x"', "is a string"),
+        ("null", "is null"),
+        ("1", "is a number"),
+        ("{}", "lacks job_id and video_s3_url"),
+        ('{"job_id": "a"}', "lacks video_s3_url"),
+        ('{"job_id": "", "video_s3_url": "s3://abc/d"}', "job_id must be"),
+        ('{"job_id": "a/b", "video_s3_url": "s3://abc/d"}', "job_id must be"),
+        ('{"job_id": "..", "video_s3_url": "s3://abc/d"}', "job_id must be"),
+        ('{"job_id": "a\\n", "video_s3_url": "s3://abc/d"}', "job_id must be"),
+        (json.dumps({"job_id": "a" * 129, "video_s3_url": "s3://abc/d"}), "job_id must be"),
+        ('{"job_id": 7, "video_s3_url": "s3://abc/d"}', "it is 7"),
+        ('{"job_id": "a", "video_s3_url": 7}', "must be a string, not a number"),
+        ('{"job_id": "a", "video_s3_url": "S3://abc/d"}', "must be s3://bucket/key"),
+        ('{"job_id": "a", "video_s3_url": "s3://a_b/d"}', "no name of a bucket"),
+        ('{"job_id": "a", "video_s3_url": "s3://abc/"}', "no key"),
+        ('{"job_id": "a", "video_s3_url": "s3://abc/\\u0000"}', "a key that S3 cannot have"),
+        ('{"job_id": "a", "video_s3_url": "s3://abc/\\ud800"}', "a key that S3 cannot have"),
+        (json.dumps({"job_id": "a", "video_s3_url": "s3://abc/" + "d" * 1025}), "a key that S3 cannot have"),
+        (json.dumps({"job_id": "a", "more": "x" * 20_000}), "more than 16384 bytes"),
+    ],
+)
 def test_a_message_that_cannot_be_done_says_why(body: str, words: str) -> None:
     with pytest.raises(BadMessage, match=re.escape(words)) as caught:
         parse(body)
@@ -109,10 +126,14 @@ def test_an_item_whose_lease_is_no_time_is_nobody_s(until: Any) -> None:
 
 
 def test_an_item_that_cannot_be_changed_is_told_from_a_table_that_cannot_be_used() -> None:
-    table = {"AttributeDefinitions": [{"AttributeName": "job_id", "AttributeType": "S"}],
-             "KeySchema": [{"AttributeName": "job_id", "KeyType": "HASH"}]}  # fmt: skip
-    other = {"AttributeDefinitions": [{"AttributeName": "id", "AttributeType": "S"}],
-             "KeySchema": [{"AttributeName": "id", "KeyType": "HASH"}]}  # fmt: skip
+    table = {
+        "AttributeDefinitions": [{"AttributeName": "job_id", "AttributeType": "S"}],
+        "KeySchema": [{"AttributeName": "job_id", "KeyType": "HASH"}],
+    }
+    other = {
+        "AttributeDefinitions": [{"AttributeName": "id", "AttributeType": "S"}],
+        "KeySchema": [{"AttributeName": "id", "KeyType": "HASH"}],
+    }
     for found, kind in ((table, OddItem), (other, WrongTable)):
         with stubbed() as (jobs, answers):
             answers.add_client_error("update_item", "ValidationException", "it does not fit", 400)
@@ -123,8 +144,9 @@ def test_an_item_that_cannot_be_changed_is_told_from_a_table_that_cannot_be_used
 
 @contextmanager
 def stubbed() -> Iterator[tuple[Jobs, Stubber]]:
-    client = boto3.session.Session().client("dynamodb", region_name="us-east-2", aws_access_key_id="testing",
-                                            aws_secret_access_key="testing")  # fmt: skip
+    client = boto3.session.Session().client(
+        "dynamodb", region_name="us-east-2", aws_access_key_id="testing", aws_secret_access_key="testing"
+    )
     with Stubber(client) as answers:
         yield Jobs(Clients(None, None, client, ServiceClock()), "table", "worker", 30), answers
         answers.assert_no_pending_responses()
@@ -135,14 +157,22 @@ def refusal(code: str, status: int = 400) -> ClientError:
     return ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject")
 
 
-@pytest.mark.parametrize(("error", "whose"), [
-    (refusal("AccessDenied", 403), "ours"), (refusal("NoSuchBucket", 404), "ours"),
-    (refusal("ResourceNotFoundException"), "ours"), (refusal("AccessDeniedException"), "ours"),
-    (refusal("KMS.DisabledException"), "ours"), (NoCredentialsError(), "ours"),
-    (refusal("ExpiredToken", 403), "passing"), (EndpointConnectionError(endpoint_url="x"), "passing"),
-    (refusal("EntityTooLarge"), "the job's"), (refusal("ValidationException"), "the job's"),
-    (ParamValidationError(report="wrong"), "the job's"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("error", "whose"),
+    [
+        (refusal("AccessDenied", 403), "ours"),
+        (refusal("NoSuchBucket", 404), "ours"),
+        (refusal("ResourceNotFoundException"), "ours"),
+        (refusal("AccessDeniedException"), "ours"),
+        (refusal("KMS.DisabledException"), "ours"),
+        (NoCredentialsError(), "ours"),
+        (refusal("ExpiredToken", 403), "passing"),
+        (EndpointConnectionError(endpoint_url="x"), "passing"),
+        (refusal("EntityTooLarge"), "the job's"),
+        (refusal("ValidationException"), "the job's"),
+        (ParamValidationError(report="wrong"), "the job's"),
+    ],
+)
 def test_whose_fault_an_error_of_aws_is(error: Exception, whose: str) -> None:
     assert (refusing(error), passing(error)) == (whose == "ours", whose == "passing")
 
@@ -198,7 +228,10 @@ def test_the_rights_are_those_of_the_calls_that_are_made() -> None:
                 name = "".join(word.capitalize() for word in call.split("_"))
                 made.add(actions.get(name, f"{service}:{name}"))
     policy = json.loads((ROOT / "deploy" / "iam" / "worker.json").read_text())
-    allowed = [one for statement in policy["Statement"] for one in
-               (statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]])]  # fmt: skip
+    allowed = [
+        one
+        for statement in policy["Statement"]
+        for one in (statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]])
+    ]
     assert set(allowed) == made and len(made) > 8
     assert not any("*" in one for one in allowed)

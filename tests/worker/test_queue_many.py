@@ -1,5 +1,5 @@
-"""The whole of it: twenty films in S3, three workers of which one is killed, the pocket vision model behind a gateway.
-"""
+"""The whole of it: twenty films in S3, three workers of which one is killed, the pocket vision model behind a
+gateway."""
 
 import random
 import re
@@ -47,8 +47,14 @@ def gateway(start_for_module: Start) -> GatewayProcess:
 
 @pytest.fixture
 def here(aws: Aws, gateway: GatewayProcess, tmp_path: Path) -> Iterator[Place]:
-    settings = {"VLLM_URL": gateway.url, "WORKER_POLICY": "policies/shapes.yaml", "WORKER_VISIBILITY": 15,
-                "WORKER_CONCURRENCY": 2, "WORKER_FRAME_SIDE": 112, "WORKER_GRACE": 60}  # fmt: skip
+    settings = {
+        "VLLM_URL": gateway.url,
+        "WORKER_POLICY": "policies/shapes.yaml",
+        "WORKER_VISIBILITY": 15,
+        "WORKER_CONCURRENCY": 2,
+        "WORKER_FRAME_SIDE": 112,
+        "WORKER_GRACE": 60,
+    }
     with place(aws, tmp_path, **settings) as made:
         yield made
 
@@ -128,8 +134,16 @@ def test_the_page_s_commands(here: Place, aws: Aws, gateway: GatewayProcess) -> 
     assert check in script
     script = script.replace(check, f"until {check} | grep 'jobs 0'; do sleep 0.2; done")
     environment = {name: value for name, value in here.environment.items() if name not in ("QUEUE_NAME", "VLLM_URL")}
-    done = subprocess.run(["bash", "-eu"], input=script, cwd=ROOT, env=environment, capture_output=True, text=True,
-                          timeout=200, check=False)  # fmt: skip
+    done = subprocess.run(
+        ["bash", "-eu"],
+        input=script,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     assert "there are ai-chaperone-image-processing-queue, " in done.stdout
     assert '"status": "completed"' in done.stdout

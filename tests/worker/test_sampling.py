@@ -17,12 +17,23 @@ from tests.media.samples import audio_bytes, audio_only_mp4, turned
 from tests.worker import videos
 
 KINDS = [
-    ("libx264", "mp4", {}), ("libx264", "matroska", {}), ("libx264", "mpegts", {}), ("libx264", "avi", {}),
-    ("libx264", "flv", {}), ("libx265", "mp4", {"x265-params": "log-level=none"}), ("mpeg4", "avi", {}),
-    ("libvpx", "webm", {}), ("libvpx-vp9", "webm", {}), ("mpeg2video", "mpegts", {"rate": 25}),
-    ("mpeg2video", "mpeg", {"rate": 25}), ("wmv2", "asf", {}), ("mjpeg", "mov", {"pixels": "yuvj420p"}),
-    ("gif", "gif", {"pixels": "rgb8"}), ("ffv1", "matroska", {}), ("prores_ks", "mov", {"pixels": "yuv422p10le"}),
-]  # fmt: skip
+    ("libx264", "mp4", {}),
+    ("libx264", "matroska", {}),
+    ("libx264", "mpegts", {}),
+    ("libx264", "avi", {}),
+    ("libx264", "flv", {}),
+    ("libx265", "mp4", {"x265-params": "log-level=none"}),
+    ("mpeg4", "avi", {}),
+    ("libvpx", "webm", {}),
+    ("libvpx-vp9", "webm", {}),
+    ("mpeg2video", "mpegts", {"rate": 25}),
+    ("mpeg2video", "mpeg", {"rate": 25}),
+    ("wmv2", "asf", {}),
+    ("mjpeg", "mov", {"pixels": "yuvj420p"}),
+    ("gif", "gif", {"pixels": "rgb8"}),
+    ("ffv1", "matroska", {}),
+    ("prores_ks", "mov", {"pixels": "yuv422p10le"}),
+]
 
 
 def run(
@@ -64,9 +75,11 @@ def test_codecs_and_containers(codec: str, container: str, options: dict[str, st
         scene = SHOWN[int(np.searchsorted(starts, frame.time, side="right"))]
         red, green, blue = pixel(frame)
         assert (red > 150, green > 110, blue > 150) == {
-            "blue": (False, False, True), "red": (True, False, False), "green": (False, True, False),
+            "blue": (False, False, True),
+            "red": (True, False, False),
+            "green": (False, True, False),
             "yellow": (True, True, False),
-        }[scene.color], (frame.time, scene, (red, green, blue))  # fmt: skip
+        }[scene.color], (frame.time, scene, (red, green, blue))
 
 
 @pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts"])
@@ -153,10 +166,16 @@ def test_a_file_that_ends_early(tmp_path: Path, container: str) -> None:
     covers(frames, unseen, plan.claimed)
 
 
-@pytest.mark.parametrize(("codec", "container", "pipe"), [
-    ("libx264", "flv", False), ("libx264", "flv", True), ("libvpx", "webm", True), ("libx264", "matroska", True),
-    ("wmv2", "asf", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("codec", "container", "pipe"),
+    [
+        ("libx264", "flv", False),
+        ("libx264", "flv", True),
+        ("libvpx", "webm", True),
+        ("libx264", "matroska", True),
+        ("wmv2", "asf", True),
+    ],
+)
 def test_a_file_that_ends_early_by_its_header_alone(codec: str, container: str, pipe: bool) -> None:
     """Its container does not say how many bytes it should have, or nobody can look ahead."""
     whole = videos.scenes(codec=codec, container=container, size=(96, 64), rate=10)
@@ -242,11 +261,18 @@ def test_frames_are_scaled_and_have_thumbnails() -> None:
     assert len(raw[0].picture) == 320 * 160 * 3
 
 
-@pytest.mark.parametrize(("data", "status", "words"), [
-    (b"", 400, "zero bytes"), (b"just a text", 400, "it is text"), (b"PK\x03\x04" + bytes(100), 415, "ZIP"),
-    (b"\x89PNG\r\n\x1a\n" + bytes(100), 415, "a PNG image"), (audio_bytes("WAV"), 400, "there is no video in it"),
-    (audio_only_mp4(), 400, "there is no video in it"), (videos.drawn()[:40] + bytes(2000), 400, "could"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "status", "words"),
+    [
+        (b"", 400, "zero bytes"),
+        (b"just a text", 400, "it is text"),
+        (b"PK\x03\x04" + bytes(100), 415, "ZIP"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), 415, "a PNG image"),
+        (audio_bytes("WAV"), 400, "there is no video in it"),
+        (audio_only_mp4(), 400, "there is no video in it"),
+        (videos.drawn()[:40] + bytes(2000), 400, "could"),
+    ],
+)
 def test_what_is_no_video(data: bytes, status: int, words: str) -> None:
     with pytest.raises(MediaError, match=words) as refused:
         run(io.BytesIO(data))

@@ -11,9 +11,16 @@ from moderation.verdict import Judged, Shown, Verdict, decide
 
 
 def verdict(
-    answers: str, *, spacing: float = 1.0, unseen: tuple[Unseen, ...] = (), policy: dict[str, Any] | None = None,
-    fps: float = 1.0, stretches: int = 1, most: int | None = None, **category: Any,
-) -> Verdict:  # fmt: skip
+    answers: str,
+    *,
+    spacing: float = 1.0,
+    unseen: tuple[Unseen, ...] = (),
+    policy: dict[str, Any] | None = None,
+    fps: float = 1.0,
+    stretches: int = 1,
+    most: int | None = None,
+    **category: Any,
+) -> Verdict:
     """Return the verdict on frames, of which each is a letter: ``x`` violates, ``.`` does not, ``?`` was not judged."""
     red = {"id": "red", "title": "Red", "questions": [{"ask": "Is it red?"}], **category}
     own = check_policy({"name": "own", "version": "1", "categories": [red], **(policy or {})})
@@ -32,14 +39,22 @@ def test_frames_in_a_row_are_an_interval() -> None:
     assert (category.frames, category.consecutive, category.seconds) == (4, 3, 4)
 
 
-@pytest.mark.parametrize(("answers", "thresholds", "decision"), [
-    ("....", {}, "allow"), ("..x.", {}, "review"), ("..x.", {"review": {"frames": 2}}, "allow"),
-    ("x.x.", {"block": {"frames": 2}}, "block"), ("x.x.", {"block": {"consecutive": 2}}, "review"),
-    ("xx..", {"block": {"consecutive": 2, "frames": 3}}, "review"),
-    ("xx.x", {"block": {"consecutive": 2, "frames": 3}}, "block"),
-    ("xxx.", {"block": {"seconds": 3}}, "block"), ("xx..", {"block": {"seconds": "3s"}}, "review"),
-    ("xxxx", {"review": "never"}, "allow"), ("xxxx", {"review": "never", "block": {"frames": 4}}, "block"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("answers", "thresholds", "decision"),
+    [
+        ("....", {}, "allow"),
+        ("..x.", {}, "review"),
+        ("..x.", {"review": {"frames": 2}}, "allow"),
+        ("x.x.", {"block": {"frames": 2}}, "block"),
+        ("x.x.", {"block": {"consecutive": 2}}, "review"),
+        ("xx..", {"block": {"consecutive": 2, "frames": 3}}, "review"),
+        ("xx.x", {"block": {"consecutive": 2, "frames": 3}}, "block"),
+        ("xxx.", {"block": {"seconds": 3}}, "block"),
+        ("xx..", {"block": {"seconds": "3s"}}, "review"),
+        ("xxxx", {"review": "never"}, "allow"),
+        ("xxxx", {"review": "never", "block": {"frames": 4}}, "block"),
+    ],
+)
 def test_thresholds(answers: str, thresholds: dict[str, Any], decision: str) -> None:
     found = verdict(answers, **thresholds)
     assert found.decision == found.categories[0].decision == decision, found.summary
@@ -60,8 +75,13 @@ def test_a_frame_that_could_not_be_judged_neither_ends_a_run_nor_counts() -> Non
 
 def test_a_stretch_without_frames_ends_a_run() -> None:
     """Two frames with minutes of damage between them are not two in a row. A track beside them is nothing between."""
-    policy = check_policy({"name": "own", "version": "1", "categories": [
-        {"id": "red", "title": "Red", "questions": [{"ask": "?"}], "block": {"consecutive": 2}}]})  # fmt: skip
+    policy = check_policy(
+        {
+            "name": "own",
+            "version": "1",
+            "categories": [{"id": "red", "title": "Red", "questions": [{"ask": "?"}], "block": {"consecutive": 2}}],
+        }
+    )
     judged = [Judged(Shown(0, 0.5, 0, 1), {0: "yes"}), Judged(Shown(1, 600.5, 600, 601), {0: "yes"})]
     gap, beside = Unseen(1, 600, "it is damaged there"), Unseen(0, 601, "a track that was not looked at")
     found = decide(policy, Questions(policy), judged, (gap,), 1.0, 601.0)
@@ -110,8 +130,10 @@ def test_what_was_not_seen_is_for_a_person() -> None:
 
 
 def test_the_gravest_category_decides() -> None:
-    two = [{"id": name, "title": name, "severity": severity, "questions": [{"ask": f"{name}?"}], "block": block}
-           for name, severity, block in (("a", "low", {"frames": 1}), ("b", "critical", None))]  # fmt: skip
+    two = [
+        {"id": name, "title": name, "severity": severity, "questions": [{"ask": f"{name}?"}], "block": block}
+        for name, severity, block in (("a", "low", {"frames": 1}), ("b", "critical", None))
+    ]
     policy = check_policy({"name": "own", "version": "1", "categories": two})
     judged = [Judged(Shown(0, 0.5, 0, 1), {0: "yes", 1: "yes"})]
     found = decide(policy, Questions(policy), judged, (), 1.0, 1.0)
@@ -119,9 +141,18 @@ def test_the_gravest_category_decides() -> None:
 
 
 def test_all_questions_or_any() -> None:
-    for match, answers, hit in (("all", {0: "yes", 1: "no"}, False), ("all", {0: "yes", 1: "yes"}, True),
-                                ("any", {0: "no", 1: "yes"}, True), ("all", {0: "yes"}, False)):  # fmt: skip
-        policy = check_policy({"name": "own", "version": "1", "categories": [
-            {"id": "a", "title": "A", "match": match, "questions": [{"ask": "1?"}, {"ask": "2?"}]}]})  # fmt: skip
+    for match, answers, hit in (
+        ("all", {0: "yes", 1: "no"}, False),
+        ("all", {0: "yes", 1: "yes"}, True),
+        ("any", {0: "no", 1: "yes"}, True),
+        ("all", {0: "yes"}, False),
+    ):
+        policy = check_policy(
+            {
+                "name": "own",
+                "version": "1",
+                "categories": [{"id": "a", "title": "A", "match": match, "questions": [{"ask": "1?"}, {"ask": "2?"}]}],
+            }
+        )
         found = decide(policy, Questions(policy), [Judged(Shown(0, 0.5, 0, 1), dict(answers))], (), 1.0, 1.0)
         assert bool(found.frames[0].violations) == hit

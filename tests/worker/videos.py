@@ -29,8 +29,9 @@ def repeated(video: bytes, path: Path, container: str, hours: float) -> Path:
     """Write a video's packets over and over, none of them decoded or encoded, until it lasts that long."""
     with av.open(io.BytesIO(video)) as source, av.open(str(path), "w", format=container) as made:
         stream = source.streams.video[0]
-        packets = [(bytes(one), one.pts, one.dts, one.is_keyframe, one.duration) for one in source.demux(stream)
-                   if one.size]  # fmt: skip
+        packets = [
+            (bytes(one), one.pts, one.dts, one.is_keyframe, one.duration) for one in source.demux(stream) if one.size
+        ]
         span = sum(duration for *_, duration in packets)
         copy = made.add_stream_from_template(stream)
         for turn in range(int(hours * 3600 / float(span * stream.time_base))):

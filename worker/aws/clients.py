@@ -30,18 +30,46 @@ from worker.settings import WorkerSettings
 _ATTEMPTS = 4
 """How often a call is made before its error is told, by botocore's own rules and pauses."""
 _PASSING_CODES = {
-    "InternalError", "InternalFailure", "InternalServerError", "ServiceUnavailable", "SlowDown", "RequestTimeout",
-    "RequestTimeoutException", "Throttling", "ThrottlingException", "ThrottledException", "TooManyRequestsException",
-    "RequestThrottled", "RequestThrottledException", "RequestLimitExceeded", "ProvisionedThroughputExceededException",
-    "LimitExceededException", "BandwidthLimitExceeded", "TransactionInProgressException", "OperationAborted",
-    "ConditionalRequestConflict", "ExpiredToken", "ExpiredTokenException", "RequestExpired",
-}  # fmt: skip
+    "InternalError",
+    "InternalFailure",
+    "InternalServerError",
+    "ServiceUnavailable",
+    "SlowDown",
+    "RequestTimeout",
+    "RequestTimeoutException",
+    "Throttling",
+    "ThrottlingException",
+    "ThrottledException",
+    "TooManyRequestsException",
+    "RequestThrottled",
+    "RequestThrottledException",
+    "RequestLimitExceeded",
+    "ProvisionedThroughputExceededException",
+    "LimitExceededException",
+    "BandwidthLimitExceeded",
+    "TransactionInProgressException",
+    "OperationAborted",
+    "ConditionalRequestConflict",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "RequestExpired",
+}
 _REFUSED_CODES = {
-    "AccessDenied", "AccessDeniedException", "ResourceNotFoundException", "UnrecognizedClientException",
-    "MissingAuthenticationTokenException", "MissingAuthenticationToken", "InvalidClientTokenId",
-    "InvalidSignatureException", "IncompleteSignature", "SubscriptionRequiredException", "OptInRequired",
-    "QueueDoesNotExist", "AWS.SimpleQueueService.NonExistentQueue", "PermanentRedirect",
-}  # fmt: skip
+    "AccessDenied",
+    "AccessDeniedException",
+    "ResourceNotFoundException",
+    "UnrecognizedClientException",
+    "MissingAuthenticationTokenException",
+    "MissingAuthenticationToken",
+    "InvalidClientTokenId",
+    "InvalidSignatureException",
+    "IncompleteSignature",
+    "SubscriptionRequiredException",
+    "OptInRequired",
+    "QueueDoesNotExist",
+    "AWS.SimpleQueueService.NonExistentQueue",
+    "PermanentRedirect",
+}
 AwsError = (ClientError, BotoCoreError)
 """What a call of AWS may raise."""
 
@@ -91,8 +119,13 @@ def connect(settings: WorkerSettings) -> Clients:
     :raises BotoCoreError: if the configuration of AWS on this machine cannot be used.
     """
     retries = {"mode": "standard", "total_max_attempts": _ATTEMPTS}
-    common = Config(retries=retries, connect_timeout=5, read_timeout=20, user_agent_extra="switchyard-worker",
-                    max_pool_connections=4 * settings.concurrency + 8)  # fmt: skip
+    common = Config(
+        retries=retries,
+        connect_timeout=5,
+        read_timeout=20,
+        user_agent_extra="switchyard-worker",
+        max_pool_connections=4 * settings.concurrency + 8,
+    )
     # A question for messages is held open by the service, and asked again by the loop.
     polling = common.merge(Config(read_timeout=settings.poll_wait + 15))
     # A stand-in has no host name for each bucket.

@@ -23,21 +23,27 @@ def create(settings: WorkerSettings, clients: Clients) -> None:
     name = settings.queue_name.rpartition("/")[2]  # of an address
     dead = (settings.dead_letter_queue or _dead(name)).rpartition("/")[2]
     _queue(sqs, dead, {"MessageRetentionPeriod": str(_FOURTEEN_DAYS)})
-    arn = sqs.get_queue_attributes(QueueUrl=sqs.get_queue_url(QueueName=dead)["QueueUrl"],
-                                   AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]  # fmt: skip
+    arn = sqs.get_queue_attributes(QueueUrl=sqs.get_queue_url(QueueName=dead)["QueueUrl"], AttributeNames=["QueueArn"])[
+        "Attributes"
+    ]["QueueArn"]
     # The worker buries messages itself, with the reason, and does not count every receipt. This is for those that no
     # worker can even deal with; SQS takes 1000 at most.
     redrive = {"deadLetterTargetArn": arn, "maxReceiveCount": str(min(5 * settings.max_receives, 1_000))}
-    _queue(sqs, name, {"RedrivePolicy": json.dumps(redrive),
-                       "VisibilityTimeout": str(int(settings.visibility))})  # fmt: skip
+    _queue(sqs, name, {"RedrivePolicy": json.dumps(redrive), "VisibilityTimeout": str(int(settings.visibility))})
     if settings.result_bucket not in {one["Name"] for one in s3.list_buckets()["Buckets"]}:
-        place = {} if settings.aws_region == "us-east-1" else \
-            {"CreateBucketConfiguration": {"LocationConstraint": settings.aws_region}}  # fmt: skip
+        place = (
+            {}
+            if settings.aws_region == "us-east-1"
+            else {"CreateBucketConfiguration": {"LocationConstraint": settings.aws_region}}
+        )
         s3.create_bucket(Bucket=settings.result_bucket, **place)
     if settings.jobs_table not in dynamodb.list_tables()["TableNames"]:
-        dynamodb.create_table(TableName=settings.jobs_table, BillingMode="PAY_PER_REQUEST",
-                              AttributeDefinitions=[{"AttributeName": "job_id", "AttributeType": "S"}],
-                              KeySchema=[{"AttributeName": "job_id", "KeyType": "HASH"}])  # fmt: skip
+        dynamodb.create_table(
+            TableName=settings.jobs_table,
+            BillingMode="PAY_PER_REQUEST",
+            AttributeDefinitions=[{"AttributeName": "job_id", "AttributeType": "S"}],
+            KeySchema=[{"AttributeName": "job_id", "KeyType": "HASH"}],
+        )
 
 
 def _dead(name: str) -> str:

@@ -149,17 +149,30 @@ class Jobs:
                 " AND (attribute_not_exists(attempts) OR video_s3_url = :url)",
                 "if_not_exists(attempts, :zero) + :one",
             )
-        values = {":url": job.url, ":over": now - MARGIN, ":token": token, ":until": now + self._seconds, ":one": 1,
-                  ":processing": PROCESSING, ":worker": self._worker, ":now": _time(now), ":receives": receives,
-                  ":failed": FAILED, ":message": message_id}  # fmt: skip
+        values = {
+            ":url": job.url,
+            ":over": now - MARGIN,
+            ":token": token,
+            ":until": now + self._seconds,
+            ":one": 1,
+            ":processing": PROCESSING,
+            ":worker": self._worker,
+            ":now": _time(now),
+            ":receives": receives,
+            ":failed": FAILED,
+            ":message": message_id,
+        }
         values |= {} if anew else {":zero": 0, ":completed": COMPLETED}
         try:
             answer = self._update(
-                job.job_id, f"SET #status = :processing, lease = :token, lease_until = :until, worker = :worker, "
+                job.job_id,
+                f"SET #status = :processing, lease = :token, lease_until = :until, worker = :worker, "
                 f"video_s3_url = :url, started_at = :now, updated_at = :now, receives = :receives, "
                 f"message_id = :message, attempts = {attempts} REMOVE dead_lettered, finished_at",
-                f"{which} AND {free}", values, returns="ALL_NEW",
-            )  # fmt: skip
+                f"{which} AND {free}",
+                values,
+                returns="ALL_NEW",
+            )
         except _Refused as refusal:
             if refusal.item.get("lease") != token:
                 return refusal.item
@@ -171,8 +184,15 @@ class Jobs:
             raise OddItem(f"the item of job {job.job_id} cannot be changed: {told(error)}") from error
         excused = answer.get("excused") if answer.get("excused_message") == message_id else None
         said = answer.get("error")
-        return Lease(job, token, int(answer["attempts"]), None if said is None else str(said), now, message_id,
-                     int(excused) if isinstance(excused, float) else 0)  # fmt: skip
+        return Lease(
+            job,
+            token,
+            int(answer["attempts"]),
+            None if said is None else str(said),
+            now,
+            message_id,
+            int(excused) if isinstance(excused, float) else 0,
+        )
 
     def renew(self, lease: Lease) -> None:
         """Say that the job is still worked on. :raises LeaseLost: if it is not ours any more."""
@@ -217,8 +237,12 @@ class Jobs:
             changes += ", excused = :excused, excused_message = :message"
             values |= {":excused": lease.excused + 1, ":message": lease.message_id}
         try:
-            self._update(lease.job.job_id, changes, "lease = :token AND #status IN (:processing, :retrying)",
-                         values | {":token": lease.token})  # fmt: skip
+            self._update(
+                lease.job.job_id,
+                changes,
+                "lease = :token AND #status IN (:processing, :retrying)",
+                values | {":token": lease.token},
+            )
         except _Refused as refusal:
             if refusal.item.get("lease") != lease.token:
                 raise _lost(lease) from None
@@ -251,7 +275,12 @@ class Jobs:
             raise _lost(lease) from None
 
     def _update(
-        self, job_id: str, changes: str, condition: str, values: dict[str, Any], names: dict[str, str] | None = None,
+        self,
+        job_id: str,
+        changes: str,
+        condition: str,
+        values: dict[str, Any],
+        names: dict[str, str] | None = None,
         returns: str = "NONE",
     ) -> dict[str, Any]:
         if names is None:
@@ -259,10 +288,15 @@ class Jobs:
         optional = {"ExpressionAttributeNames": names} if names else {}
         try:
             answer = self._dynamodb.update_item(
-                TableName=self._table, Key={"job_id": {"S": job_id}}, UpdateExpression=changes,
-                ConditionExpression=condition, ReturnValues=returns, ReturnValuesOnConditionCheckFailure="ALL_OLD",
-                ExpressionAttributeValues={name: _typed(value) for name, value in values.items()}, **optional,
-            )  # fmt: skip
+                TableName=self._table,
+                Key={"job_id": {"S": job_id}},
+                UpdateExpression=changes,
+                ConditionExpression=condition,
+                ReturnValues=returns,
+                ReturnValuesOnConditionCheckFailure="ALL_OLD",
+                ExpressionAttributeValues={name: _typed(value) for name, value in values.items()},
+                **optional,
+            )
         except self._dynamodb.exceptions.ConditionalCheckFailedException as error:
             raise _Refused(_plain(error.response.get("Item") or {})) from None
         return _plain(answer.get("Attributes", {}))
@@ -292,7 +326,7 @@ def _plain(item: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """Return an item's plain values; what other programs put there of other types is left out."""
     found: dict[str, Any] = {}
     for name, typed in item.items():
-        (kind, value), = typed.items()
+        ((kind, value),) = typed.items()
         if kind in ("S", "BOOL"):
             found[name] = value
         elif kind == "N":

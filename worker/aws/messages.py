@@ -51,8 +51,10 @@ def parse(body: str) -> Job:
         raise BadMessage(f"the message lacks {' and '.join(missing)}{hint}", _job_id(said))
     job_id, url = _job_id(said), said["video_s3_url"]
     if job_id is None:
-        raise BadMessage("job_id must be a string of 1 to 128 letters, digits, '.', '_' and '-', "
-                         f"and begin with a letter or digit; it is {_shown(said['job_id'])}")  # fmt: skip
+        raise BadMessage(
+            "job_id must be a string of 1 to 128 letters, digits, '.', '_' and '-', "
+            f"and begin with a letter or digit; it is {_shown(said['job_id'])}"
+        )
     if not isinstance(url, str):
         raise BadMessage(f"video_s3_url must be a string, not {_kind(url)}", job_id)
     bucket, key = _split(url, job_id)
@@ -73,8 +75,9 @@ def _split(url: str, job_id: str) -> tuple[str, str]:
         raise BadMessage(f"video_s3_url has no name of a bucket: {_shown(url)}", job_id)
     if not key:
         raise BadMessage(f"video_s3_url has a bucket but no key: {_shown(url)}", job_id)
-    if len(key.encode(errors="replace")) > _MOST_KEY or any(ord(sign) < 0x20 or 0xD800 <= ord(sign) < 0xE000 or
-                                                             ord(sign) == 0x7F for sign in key):  # fmt: skip
+    if len(key.encode(errors="replace")) > _MOST_KEY or any(
+        ord(sign) < 0x20 or 0xD800 <= ord(sign) < 0xE000 or ord(sign) == 0x7F for sign in key
+    ):
         raise BadMessage(f"video_s3_url has a key that S3 cannot have: {_shown(url)}", job_id)
     return bucket, key
 

@@ -16,8 +16,12 @@ from worker.aws.clients import Clients, code
 
 _LONGEST_HIDDEN = 43_200 - 60
 _LONGEST_REASON = 1_000
-_GONE = {"ReceiptHandleIsInvalid", "InvalidParameterValue", "MessageNotInflight",
-         "AWS.SimpleQueueService.MessageNotInflight"}  # fmt: skip
+_GONE = {
+    "ReceiptHandleIsInvalid",
+    "InvalidParameterValue",
+    "MessageNotInflight",
+    "AWS.SimpleQueueService.MessageNotInflight",
+}
 
 
 class QueueError(Exception):
@@ -54,9 +58,12 @@ class Queue:
     def receive(self, hidden: float) -> Message | None:
         """Wait for a message; return it, hidden for that many seconds, or None if none came."""
         answer = self._sqs.receive_message(
-            QueueUrl=self.url, MaxNumberOfMessages=1, WaitTimeSeconds=self._wait, VisibilityTimeout=int(hidden),
+            QueueUrl=self.url,
+            MaxNumberOfMessages=1,
+            WaitTimeSeconds=self._wait,
+            VisibilityTimeout=int(hidden),
             MessageSystemAttributeNames=["ApproximateReceiveCount"],
-        )  # fmt: skip
+        )
         for one in answer.get("Messages", []):
             receives = int(one.get("Attributes", {}).get("ApproximateReceiveCount", 1))
             return Message(one["MessageId"], one["ReceiptHandle"], one["Body"], receives)
@@ -68,8 +75,9 @@ class Queue:
         Return False if it is not ours to hide any more: deleted, given back, or hidden for as long as SQS lets.
         """
         longest = max(int(_LONGEST_HIDDEN - (time.monotonic() - message.since)), 0)  # counted from the receipt on
-        return self._if_ours(self._sqs.change_message_visibility, message,
-                             VisibilityTimeout=min(round(seconds), longest))  # fmt: skip
+        return self._if_ours(
+            self._sqs.change_message_visibility, message, VisibilityTimeout=min(round(seconds), longest)
+        )
 
     def delete(self, message: Message) -> None:
         """Forget the message. One that is gone already is as it should be."""
@@ -81,10 +89,14 @@ class Queue:
         A repetition, after an answer that got lost, may bury it twice.
         """
         told = {"reason": reason[:_LONGEST_REASON], "message_id": message.id, "receives": str(message.receives)}
-        typed = {name: {"DataType": "String", "StringValue": _printable(value)}
-                 for name, value in (told | dict(attributes)).items() if value}  # fmt: skip
-        group = {"MessageGroupId": "dead", "MessageDeduplicationId": message.id} if self._dead_url.endswith(".fifo") \
-            else {}  # fmt: skip
+        typed = {
+            name: {"DataType": "String", "StringValue": _printable(value)}
+            for name, value in (told | dict(attributes)).items()
+            if value
+        }
+        group = (
+            {"MessageGroupId": "dead", "MessageDeduplicationId": message.id} if self._dead_url.endswith(".fifo") else {}
+        )
         self._sqs.send_message(QueueUrl=self._dead_url, MessageBody=message.body, MessageAttributes=typed, **group)
 
     def _if_ours(self, call: Any, message: Message, **arguments: Any) -> bool:
@@ -118,5 +130,9 @@ class Queue:
 
 def _printable(text: str) -> str:
     """Return a text without the characters that an attribute must not have."""
-    return "".join(sign if sign in "\t\n\r" or " " <= sign <= "\ud7ff" or "\ue000" <= sign <= "\ufffd"
-                   or sign > "\uffff" else "\ufffd" for sign in text)  # fmt: skip
+    return "".join(
+        sign
+        if sign in "\t\n\r" or " " <= sign <= "\ud7ff" or "\ue000" <= sign <= "\ufffd" or sign > "\uffff"
+        else "\ufffd"
+        for sign in text
+    )

@@ -71,13 +71,22 @@ class Results:
         Return what :meth:`found` would, in full; None if there was a result already.
         """
         report = _REPORT.format(token[:12])
-        self._s3.put_object(Bucket=self._bucket, Key=self._key(job.job_id, report), Body=judgement.report,
-                            ContentType="text/html; charset=utf-8")  # fmt: skip
+        self._s3.put_object(
+            Bucket=self._bucket,
+            Key=self._key(job.job_id, report),
+            Body=judgement.report,
+            ContentType="text/html; charset=utf-8",
+        )
         facts = {f"{_FACT}{name}": _plain(value) for name, value in judgement.facts.items()}
         try:
-            self._s3.put_object(Bucket=self._bucket, Key=self._key(job.job_id, JSON), Body=judgement.result,
-                                IfNoneMatch="*", ContentType="application/json",
-                                Metadata={"video": _digest(job), _REPORTED: report} | facts)  # fmt: skip
+            self._s3.put_object(
+                Bucket=self._bucket,
+                Key=self._key(job.job_id, JSON),
+                Body=judgement.result,
+                IfNoneMatch="*",
+                ContentType="application/json",
+                Metadata={"video": _digest(job), _REPORTED: report} | facts,
+            )
         except ClientError as error:
             if code(error) != "PreconditionFailed":
                 raise

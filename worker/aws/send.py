@@ -57,7 +57,7 @@ def _send(job_id: str, video: str, *, wait: bool) -> int:
     while wait:
         item: dict[str, Any] = clients.dynamodb.get_item(
             TableName=settings.jobs_table, Key={"job_id": {"S": job_id}}, ConsistentRead=True
-        ).get("Item", {})  # fmt: skip
+        ).get("Item", {})
         status = item.get("status", {}).get("S")
         if status in _ENDS:
             print(json.dumps({name: next(iter(typed.values())) for name, typed in sorted(item.items())}, indent=2))

@@ -43,7 +43,13 @@ class S3Video(io.RawIOBase):
     """
 
     def __init__(
-        self, s3: Any, job: Job, size: int, version: dict[str, str], block: int, blocks: int,
+        self,
+        s3: Any,
+        job: Job,
+        size: int,
+        version: dict[str, str],
+        block: int,
+        blocks: int,
         sleep: Callable[[float], None],
     ) -> None:
         self._s3, self._job, self._version, self._sleep = s3, job, version, sleep
@@ -109,8 +115,9 @@ class S3Video(io.RawIOBase):
     def _fetch(self, index: int) -> bytes:
         start = index * self._block
         end = min(start + self._block, self.size) - 1
-        answer = self._s3.get_object(Bucket=self._job.bucket, Key=self._job.key, Range=f"bytes={start}-{end}",
-                                     **self._version)  # fmt: skip
+        answer = self._s3.get_object(
+            Bucket=self._job.bucket, Key=self._job.key, Range=f"bytes={start}-{end}", **self._version
+        )
         with closing(answer["Body"]) as body:  # itself as a context gives urllib3's answer, with other errors
             data: bytes = body.read()
         self.fetched += len(data)

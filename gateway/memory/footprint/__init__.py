@@ -11,5 +11,18 @@ from gateway.memory.footprint.offload import Offloads
 from gateway.memory.footprint.prediction import LEAST_CACHE, Charge, Footprints, Parts, usual_bits
 from gateway.memory.footprint.weights import float_bytes, laid_out, later_bytes, weight_bytes
 
-__all__ = ["LEAST_CACHE", "Charge", "Footprints", "HeaderError", "Offloads", "Parts", "cache_token_bytes",
-           "float_bytes", "laid_out", "later_bytes", "safetensors_sizes", "usual_bits", "weight_bytes"]  # fmt: skip
+__all__ = [
+    "LEAST_CACHE",
+    "Charge",
+    "Footprints",
+    "HeaderError",
+    "Offloads",
+    "Parts",
+    "cache_token_bytes",
+    "float_bytes",
+    "laid_out",
+    "later_bytes",
+    "safetensors_sizes",
+    "usual_bits",
+    "weight_bytes",
+]

@@ -70,9 +70,11 @@ def working(spec: ModelSpec, models_dir: Path, float_size: int = 2, device: str 
     media = len(Catalog.inputs(spec)) > 1
     layer = max(_layer(reading), _PATCHES * _layer(seeing) if media else 0)
     return Working(
-        layer * float_size, rows * vocabulary * _LOGITS * 4 + widest * float_size, None if media else PIECE,
+        layer * float_size,
+        rows * vocabulary * _LOGITS * 4 + widest * float_size,
+        None if media else PIECE,
         _number(checkpoint, "max_position_embeddings", 2**32) or None,
-    )  # fmt: skip
+    )
 
 
 def _layer(matrices: Sequence[Tensor]) -> int:

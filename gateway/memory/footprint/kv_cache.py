@@ -32,7 +32,8 @@ class _Decoder(BaseModel):
     layers: _Some = Field(validation_alias=AliasChoices("num_hidden_layers", "n_layer", "num_layers"))
     heads: _Some = Field(validation_alias=AliasChoices("num_attention_heads", "n_head", "num_heads"))
     key_value_heads: _Some | None = Field(
-        None, validation_alias=AliasChoices("num_key_value_heads", "num_kv_heads", "n_head_kv"))
+        None, validation_alias=AliasChoices("num_key_value_heads", "num_kv_heads", "n_head_kv")
+    )
     width: _Some | None = Field(None, validation_alias=AliasChoices("hidden_size", "n_embd", "d_model"))
     head_dim: _Some | None = None
     multi_query: bool = False

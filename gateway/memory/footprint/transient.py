@@ -1,8 +1,8 @@
 """How much more a load takes on its way than it takes in the end, without torch: what is in memory twice for a while.
 
-Gateway process. This is the way of ``runner/engines/load_weights.py`` and of the libraries beneath it, told from names and
-shapes; tests hold it against real loads. Later loads of a model take less, since they read what the first one kept;
-which kind the next one will be is not known here.
+Gateway process. This is the way of ``runner/engines/load_weights.py`` and of the libraries beneath it, told from
+names and shapes; tests hold it against real loads. Later loads of a model take less, since they read what the first
+one kept; which kind the next one will be is not known here.
 """
 
 import math
@@ -34,9 +34,7 @@ _KEPT_FROM = 32 * 2**20  # bytes of a model; what quantizing makes of smaller on
 _COMPUTED = {2: ("BF16",), 4: ("F32",)}
 
 
-def passing_bytes(
-    spec: ModelSpec, models_dir: Path, float_size: int, kind: str, laid_out: bool, weights: int
-) -> int:
+def passing_bytes(spec: ModelSpec, models_dir: Path, float_size: int, kind: str, laid_out: bool, weights: int) -> int:
     """Return the bytes that a load takes at its highest beyond those after it, on a ``kind`` of device (cpu or cuda).
 
     Of a matrix that is quantized that is its copy in the type that is computed in, unless it is used where it lies in

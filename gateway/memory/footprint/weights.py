@@ -15,8 +15,20 @@ from models_registry.families import Family
 from models_registry.spec import ModelSpec
 from utils.processor import fast_bfloat16, lays_out_4bit
 
-_DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
-                "F8_E4M3": 1, "F8_E5M2": 1}  # fmt: skip
+_DTYPE_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+}
 _BLOCK, _NESTED = 64, 256
 """NF4: codes that share an 8-bit scale, and scales that share a 32-bit scale of their own."""
 _STATE_4BIT = 4 * 16 + 4 * 256 + 4
@@ -118,9 +130,12 @@ def is_quantized(name: str, tensor: Tensor, family: Family) -> bool:
     """
     parts = name.split(".")
     return (
-        len(tensor.shape) == 2 and parts[-1] == "weight" and not is_embedding(name) and "experts" not in parts
+        len(tensor.shape) == 2
+        and parts[-1] == "weight"
+        and not is_embedding(name)
+        and "experts" not in parts
         and not any(part in family.keep_16bit for part in parts)
-    )  # fmt: skip
+    )
 
 
 def quantized_bytes(tensor: Tensor) -> int:
@@ -166,10 +181,11 @@ def _is_tied(name: str, checkpoint: Checkpoint) -> bool:
         return False
     tensor = checkpoint.tensors[name]
     return any(
-        other.endswith(_INPUTS) and checkpoint.tensors[other].shape == tensor.shape
+        other.endswith(_INPUTS)
+        and checkpoint.tensors[other].shape == tensor.shape
         and _sample(other, checkpoint) == _sample(name, checkpoint)
         for other in checkpoint.tensors
-    )  # fmt: skip
+    )
 
 
 def _sample(name: str, checkpoint: Checkpoint) -> bytes:

@@ -27,20 +27,44 @@ from protocol.messages import ToolCall
 from utils.settings import Settings
 
 blueprint = Blueprint("chat", __name__, url_prefix="/v1")
-_NEEDS = {"top_logprobs": "logprobs", "tool_choice": "tools", "parallel_tool_calls": "tools",
-          "chat_template_kwargs": "tools"}  # fmt: skip
+_NEEDS = {
+    "top_logprobs": "logprobs",
+    "tool_choice": "tools",
+    "parallel_tool_calls": "tools",
+    "chat_template_kwargs": "tools",
+}
 _EXAMPLE = {"model": "qwen_vl", "messages": [{"role": "user", "content": "Hello"}]}
-_OWN_VARIABLES = frozenset({
-    "messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize", "padding",
-    "continue_final_message", "return_assistant_tokens_mask", "truncation", "max_length", "return_tensors",
-    "return_dict", "tokenizer_kwargs", "processor_kwargs", "bos_token", "eos_token",
-})  # fmt: skip
+_OWN_VARIABLES = frozenset(
+    {
+        "messages",
+        "conversation",
+        "tools",
+        "documents",
+        "chat_template",
+        "add_generation_prompt",
+        "tokenize",
+        "padding",
+        "continue_final_message",
+        "return_assistant_tokens_mask",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "tokenizer_kwargs",
+        "processor_kwargs",
+        "bos_token",
+        "eos_token",
+    }
+)
 
 
 TemplateOptions = Annotated[
-    dict[str, Any], Field(description="Further variables of the chat template.",
-                          json_schema_extra={"propertyNames": {"not": {"enum": sorted(_OWN_VARIABLES)}}}),
-]  # fmt: skip
+    dict[str, Any],
+    Field(
+        description="Further variables of the chat template.",
+        json_schema_extra={"propertyNames": {"not": {"enum": sorted(_OWN_VARIABLES)}}},
+    ),
+]
 
 
 class ChatFields(wire.OpenAIFields):
@@ -48,8 +72,17 @@ class ChatFields(wire.OpenAIFields):
 
     messages: Messages
     logprobs: Annotated[bool, Field(description="Each token's log probability.")] = False
-    top_logprobs: Annotated[int, Field(ge=0, le=wire.MAX_LOGPROBS, description="How many of the likeliest beside each; "
-                                       "only with logprobs: true.")] | None = None  # fmt: skip
+    top_logprobs: (
+        Annotated[
+            int,
+            Field(
+                ge=0,
+                le=wire.MAX_LOGPROBS,
+                description="How many of the likeliest beside each; only with logprobs: true.",
+            ),
+        ]
+        | None
+    ) = None
     tools: Annotated[Tools, Field(description="Functions that the model may call.")] | None = None
     tool_choice: Annotated[ToolChoice, Field(description="How they are to be used.")] | None = None
     parallel_tool_calls: Annotated[bool, Field(description="Whether an answer may have several calls.")] = True
@@ -65,28 +98,46 @@ class ChatFields(wire.OpenAIFields):
 def check_template_options(given: dict[str, Any] | None) -> None:
     """:raises BadRequest: for a variable of the chat template that is not the client's to set."""
     if own := sorted(_OWN_VARIABLES & set(given or ())):
-        raise BadRequest(f"field 'chat_template_kwargs': {own[0]!r} is set by the server",
-                         param=f"chat_template_kwargs.{own[0]}")  # fmt: skip
+        raise BadRequest(
+            f"field 'chat_template_kwargs': {own[0]!r} is set by the server", param=f"chat_template_kwargs.{own[0]}"
+        )
 
 
 TAKES = Takes(ChatFields, wire.ALWAYS_TAKEN | {"messages"}, _NEEDS)
 
 
 @blueprint.post("/chat/completions")
-@describe(tag="openai", answer=schemas.ChatCompletion, statuses=GENERATES, body=TAKES, example=_EXAMPLE,
-          unsupported=unsupported.described(unsupported.CHAT),
-          events={"message": (schemas.ChatChunk, schemas.ErrorEnvelope), "progress": (Progress,)})  # fmt: skip
+@describe(
+    tag="openai",
+    answer=schemas.ChatCompletion,
+    statuses=GENERATES,
+    body=TAKES,
+    example=_EXAMPLE,
+    unsupported=unsupported.described(unsupported.CHAT),
+    events={"message": (schemas.ChatChunk, schemas.ErrorEnvelope), "progress": (Progress,)},
+)
 def chat() -> Response:
     """Answer a conversation, loading the model first if need be."""
     spec, fields = wire.read(TAKES, unsupported.CHAT, _EXAMPLE)
     turns = parse_messages(fields.messages, spec)
     tools, choice = parse_tools(fields.tools, fields.tool_choice)
     if tools and choice != "none" and constraint(fields.response_format) is not None:
-        raise BadRequest("cannot honour 'response_format' together with 'tools': an answer of that shape can call "
-                         "none; leave one out, or send tool_choice: none", param="response_format")  # fmt: skip
+        raise BadRequest(
+            "cannot honour 'response_format' together with 'tools': an answer of that shape can call "
+            "none; leave one out, or send tool_choice: none",
+            param="response_format",
+        )
     logprobs = (fields.top_logprobs or 0) if fields.logprobs else None
-    exchange = Exchange(spec, fields, turns, logprobs, choices=fields.n, tools=tools, tool_choice=choice,
-                        template_options=fields.chat_template_kwargs or {})  # fmt: skip
+    exchange = Exchange(
+        spec,
+        fields,
+        turns,
+        logprobs,
+        choices=fields.n,
+        tools=tools,
+        tool_choice=choice,
+        template_options=fields.chat_template_kwargs or {},
+    )
     if fields.stream:
         exchange.prime()
     pieces = exchange.pieces if fields.parallel_tool_calls else _one_call_each(exchange.pieces)

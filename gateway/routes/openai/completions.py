@@ -45,17 +45,27 @@ def _texts(given: Any) -> Any:
 
 _Text = Annotated[str, Field(min_length=1)]
 Prompts = Annotated[
-    _Text | Annotated[list[_Text], Field(min_length=1, max_length=_MAX_PROMPTS)], BeforeValidator(_texts),
-    Field(description="The text to continue, or several.")
-]  # fmt: skip
+    _Text | Annotated[list[_Text], Field(min_length=1, max_length=_MAX_PROMPTS)],
+    BeforeValidator(_texts),
+    Field(description="The text to continue, or several."),
+]
 
 
 class CompletionFields(wire.OpenAIFields):
     """The fields of ``POST /v1/completions``."""
 
     prompt: Prompts
-    logprobs: Annotated[int, Field(ge=0, le=wire.MAX_LOGPROBS, description="Each token's log probability, with this "
-                                   "many of the likeliest beside it.")] | None = None  # fmt: skip
+    logprobs: (
+        Annotated[
+            int,
+            Field(
+                ge=0,
+                le=wire.MAX_LOGPROBS,
+                description="Each token's log probability, with this many of the likeliest beside it.",
+            ),
+        ]
+        | None
+    ) = None
 
     @property
     def prompts(self) -> list[str]:
@@ -63,14 +73,19 @@ class CompletionFields(wire.OpenAIFields):
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
 
 
-TAKES = Takes(CompletionFields, wire.ALWAYS_TAKEN | {"prompt"},
-              serves=lambda spec: not Catalog.family(spec).requires)  # fmt: skip
+TAKES = Takes(CompletionFields, wire.ALWAYS_TAKEN | {"prompt"}, serves=lambda spec: not Catalog.family(spec).requires)
 
 
 @blueprint.post("/completions")
-@describe(tag="openai", answer=schemas.Completion, statuses=GENERATES, body=TAKES, example=_EXAMPLE,
-          unsupported=unsupported.described(unsupported.COMPLETION),
-          events={"message": (schemas.CompletionChunk, schemas.ErrorEnvelope), "progress": (Progress,)})  # fmt: skip
+@describe(
+    tag="openai",
+    answer=schemas.Completion,
+    statuses=GENERATES,
+    body=TAKES,
+    example=_EXAMPLE,
+    unsupported=unsupported.described(unsupported.COMPLETION),
+    events={"message": (schemas.CompletionChunk, schemas.ErrorEnvelope), "progress": (Progress,)},
+)
 def completions() -> Response:
     """Continue one text or several."""
     spec, fields = wire.read(TAKES, unsupported.COMPLETION, _EXAMPLE)

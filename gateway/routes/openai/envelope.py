@@ -10,8 +10,14 @@ from gateway.routes.sse import event
 from media.errors import MediaError
 
 _TYPES = {403: "permission_error", 429: "rate_limit_error", 499: "request_cancelled", 504: "timeout_error"}
-_CODES = {413: "request_too_large", 415: "unsupported_media", 429: "rate_limit_exceeded", 499: "request_cancelled",
-          503: "service_unavailable", 504: "deadline_passed"}  # fmt: skip
+_CODES = {
+    413: "request_too_large",
+    415: "unsupported_media",
+    429: "rate_limit_exceeded",
+    499: "request_cancelled",
+    503: "service_unavailable",
+    504: "deadline_passed",
+}
 
 
 def envelope(

@@ -21,8 +21,15 @@ from models_registry.spec import ModelSpec
 from protocol import messages as protocol
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
-_MEDIA = {"image_url": "image", "image": "image", "input_audio": "audio", "audio_url": "audio", "audio": "audio",
-          "video_url": "video", "video": "video"}  # fmt: skip
+_MEDIA = {
+    "image_url": "image",
+    "image": "image",
+    "input_audio": "audio",
+    "audio_url": "audio",
+    "audio": "audio",
+    "video_url": "video",
+    "video": "video",
+}
 _EXAMPLE = '[{"role": "user", "content": "Hello"}]'
 
 
@@ -66,8 +73,11 @@ class Sound(_Shape):
     format: Literal["wav", "mp3", "flac", "ogg", "opus", "m4a", "aac", "webm"] | None = None
 
 
-_BY_SHAPE = By(tag_of({str: "~text", dict: "~object", BaseModel: "~object"}), custom_error_type="source",
-               custom_error_message="must be an object with base64 or an address")  # fmt: skip
+_BY_SHAPE = By(
+    tag_of({str: "~text", dict: "~object", BaseModel: "~object"}),
+    custom_error_type="source",
+    custom_error_message="must be an object with base64 or an address",
+)
 _Text = Annotated[str, Tag("~text")]
 AnyAddress = Annotated[_Text | Annotated[Address, Tag("~object")], _BY_SHAPE]
 AnyImage = Annotated[_Text | Annotated[ImageAddress, Tag("~object")], _BY_SHAPE]
@@ -151,13 +161,22 @@ def _known_text(part: Any, info: ValidationInfo) -> Any:
 _Said = Annotated[TextPart, Tag("~text")] | Annotated[RefusalPart, Tag("~refusal")]
 SaidPart = Annotated[_Said, By(_kind), BeforeValidator(_known_text)]
 UserPart = Annotated[
-    _Said | Annotated[ImageUrlPart, Tag("~image_url")] | Annotated[ImagePart, Tag("~image")]
-    | Annotated[InputAudioPart, Tag("~input_audio")] | Annotated[AudioUrlPart, Tag("~audio_url")]
-    | Annotated[AudioPart, Tag("~audio")] | Annotated[VideoUrlPart, Tag("~video_url")]
-    | Annotated[VideoPart, Tag("~video")], By(_kind), BeforeValidator(_known_part),
-]  # fmt: skip
-_BY_CONTENT = By(tag_of({str: "~text", list: "~parts"}), custom_error_type="content",
-                 custom_error_message="must be a string or a list of parts")  # fmt: skip
+    _Said
+    | Annotated[ImageUrlPart, Tag("~image_url")]
+    | Annotated[ImagePart, Tag("~image")]
+    | Annotated[InputAudioPart, Tag("~input_audio")]
+    | Annotated[AudioUrlPart, Tag("~audio_url")]
+    | Annotated[AudioPart, Tag("~audio")]
+    | Annotated[VideoUrlPart, Tag("~video_url")]
+    | Annotated[VideoPart, Tag("~video")],
+    By(_kind),
+    BeforeValidator(_known_part),
+]
+_BY_CONTENT = By(
+    tag_of({str: "~text", list: "~parts"}),
+    custom_error_type="content",
+    custom_error_message="must be a string or a list of parts",
+)
 Content = Annotated[_Text | Annotated[list[SaidPart], Field(min_length=1), Tag("~parts")], _BY_CONTENT]
 UserContent = Annotated[_Text | Annotated[list[UserPart], Field(min_length=1), Tag("~parts")], _BY_CONTENT]
 AnswerContent = Annotated[_Text | Annotated[list[SaidPart], Tag("~parts")], _BY_CONTENT]
@@ -262,10 +281,13 @@ def _role(message: Any) -> str:
 
 
 Message = Annotated[
-    Annotated[SystemMessage, Tag("~system")] | Annotated[UserMessage, Tag("~user")]
-    | Annotated[AssistantMessage, Tag("~assistant")] | Annotated[ToolMessage, Tag("~tool")],
-    By(_role), BeforeValidator(_known_role),
-]  # fmt: skip
+    Annotated[SystemMessage, Tag("~system")]
+    | Annotated[UserMessage, Tag("~user")]
+    | Annotated[AssistantMessage, Tag("~assistant")]
+    | Annotated[ToolMessage, Tag("~tool")],
+    By(_role),
+    BeforeValidator(_known_role),
+]
 
 
 def _list_of_messages(value: Any) -> Any:
@@ -300,13 +322,17 @@ def parse_messages(given: Sequence[_Message], spec: ModelSpec) -> list[Turn]:
 
 def _turn(message: Any, at: str) -> Turn:
     content = message.content or ()
-    parts = (content,) if isinstance(content, str) else tuple(
-        _part(part, f"{at}.content[{place}]") for place, part in enumerate(content)
-    )  # fmt: skip
+    parts = (
+        (content,)
+        if isinstance(content, str)
+        else tuple(_part(part, f"{at}.content[{place}]") for place, part in enumerate(content))
+    )
     if message.content == "":
         parts = ("",)
-    calls = tuple(protocol.ToolCall(call.id, call.function.name, call.function.arguments)
-                  for call in getattr(message, "tool_calls", None) or ())  # fmt: skip
+    calls = tuple(
+        protocol.ToolCall(call.id, call.function.name, call.function.arguments)
+        for call in getattr(message, "tool_calls", None) or ()
+    )
     role = "system" if message.role == "developer" else message.role
     return Turn(role, parts, calls, getattr(message, "tool_call_id", ""), message.name or "")
 

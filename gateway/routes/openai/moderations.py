@@ -73,10 +73,13 @@ def _object(value: Any) -> Any:
 
 Held = Annotated[
     Annotated[Identifier, Tag("~name")] | Annotated[Policy, Tag("~policy")],
-    By(tag_of({str: "~name", dict: "~policy"}), custom_error_type="policy",
-       custom_error_message="must be the name of a policy, or a policy as an object"),
+    By(
+        tag_of({str: "~name", dict: "~policy"}),
+        custom_error_type="policy",
+        custom_error_message="must be the name of a policy, or a policy as an object",
+    ),
     BeforeValidator(_object),
-]  # fmt: skip
+]
 
 
 class ModerationFields(Fields):
@@ -88,8 +91,9 @@ class ModerationFields(Fields):
     policy: Annotated[Held, Field(description="The name of one of the server's policies, or one as an object.")] = (
         "default"
     )
-    video: Annotated[str, Field(min_length=1, description="Base64 with or without data:…;base64, or a URL where those "
-                                                          "are on.")]  # fmt: skip
+    video: Annotated[
+        str, Field(min_length=1, description="Base64 with or without data:…;base64, or a URL where those are on.")
+    ]
     fps: Annotated[float, Field(ge=0.001, le=60, description="Frames a second to look at.")] = 1.0
     max_frames: Annotated[int, Field(ge=1, le=1000, description="The most frames to look at.")] = 50
     longest_side: Annotated[int, Field(ge=56, le=2048, description="Pixels that frames are scaled down to.")] = 768
@@ -100,20 +104,32 @@ class ModerationFields(Fields):
         return "max_tokens", None
 
 
-TAKES = Takes(ModerationFields, ALWAYS | _OWN, without=frozenset(ModerationFields.model_fields) - ALWAYS - _OWN,
-              serves=lambda spec: _why_not(spec) is None)  # fmt: skip
+TAKES = Takes(
+    ModerationFields,
+    ALWAYS | _OWN,
+    without=frozenset(ModerationFields.model_fields) - ALWAYS - _OWN,
+    serves=lambda spec: _why_not(spec) is None,
+)
 _FORM = {
     "video": {"type": "string", "format": "binary", "description": "The video, as a file."},
-    "policy": {"type": "string", "pattern": r"^([a-z][a-z0-9_]{0,39}$|\s*\{)",
-               "description": "The name of a policy, or one as a JSON object."},
+    "policy": {
+        "type": "string",
+        "pattern": r"^([a-z][a-z0-9_]{0,39}$|\s*\{)",
+        "description": "The name of a policy, or one as a JSON object.",
+    },
 }
 
 
 @blueprint.post("/video")
-@describe(tag="openai", answer=schemas.VideoModeration, statuses=GENERATES, body=TAKES,
-          media_types=("application/json", MULTIPART), form=_FORM,
-          events={"message": (schemas.VideoModeration, schemas.ErrorEnvelope),
-                  "progress": (schemas.ModerationProgress,)})  # fmt: skip
+@describe(
+    tag="openai",
+    answer=schemas.VideoModeration,
+    statuses=GENERATES,
+    body=TAKES,
+    media_types=("application/json", MULTIPART),
+    form=_FORM,
+    events={"message": (schemas.VideoModeration, schemas.ErrorEnvelope), "progress": (schemas.ModerationProgress,)},
+)
 def video() -> Response:
     """Say what a policy says of a video.
 
@@ -190,8 +206,10 @@ def _turn() -> Iterator[None]:
     try:
         _OF_KEYS.take(caps)
     except TooManyAtOnce:
-        raise QueueFull(f"{_MOST // 2} videos of this key are being looked at, as many as one may have at a time",
-                        retry_after=_LATER) from None  # fmt: skip
+        raise QueueFull(
+            f"{_MOST // 2} videos of this key are being looked at, as many as one may have at a time",
+            retry_after=_LATER,
+        ) from None
     try:
         if not _VIDEOS.acquire(blocking=False):
             raise QueueFull("as many videos as this machine can decode at once are being looked at", retry_after=_LATER)
@@ -223,8 +241,9 @@ class _Run:
         self._refused = record.refused
 
         def more(left: float) -> Ticket:
-            ticket = service.admit(service.spec(spec.name), timeout=left, priority=priority,
-                                   request_id=request_ids.ticket_of(request_id))  # fmt: skip
+            ticket = service.admit(
+                service.spec(spec.name), timeout=left, priority=priority, request_id=request_ids.ticket_of(request_id)
+            )
             ticket.owner = owner
             courses.append(ticket.course)
             return ticket
@@ -232,22 +251,30 @@ class _Run:
         def watched(ticket: Ticket, pieces: Iterator[Piece]) -> Iterator[Piece]:
             return record.watch(ticket, pieces)
 
-        self._asker = GatewayAsker(spec, first, more, service.temp.request, watched, deadline,
-                                   settings.max_media_items, fields.keep_alive)  # fmt: skip
+        self._asker = GatewayAsker(
+            spec, first, more, service.temp.request, watched, deadline, settings.max_media_items, fields.keep_alive
+        )
 
     def moderate(self, progress: Callable[[Progress], None], stopped: Callable[[], bool] = bool) -> Outcome:
         """Do it. :raises ClientGone: when nobody wants it any more. :raises GatewayError: if the model cannot be asked.
         :raises MediaError: if the video cannot be looked at."""
         settings, fields = self._settings, self.fields
         sampling = Sampling(fields.fps, fields.max_frames, fields.longest_side, raw=True)
-        bounds = Bounds(settings.decode_timeout, settings.decode_memory, settings.max_pixels,
-                        settings.moderation_seconds)  # fmt: skip
+        bounds = Bounds(
+            settings.decode_timeout, settings.decode_memory, settings.max_pixels, settings.moderation_seconds
+        )
         try:
             return moderate(
-                self._source, self._policy, self._asker, name=self._name, sampling=sampling, bounds=bounds,
-                concurrency=settings.moderation_concurrency, progress=progress,
+                self._source,
+                self._policy,
+                self._asker,
+                name=self._name,
+                sampling=sampling,
+                bounds=bounds,
+                concurrency=settings.moderation_concurrency,
+                progress=progress,
                 cancelled=lambda: stopped() or self.gone(),
-            )  # fmt: skip
+            )
         except Cancelled:
             raise ClientGone from None
         except MediaError as error:

@@ -26,16 +26,22 @@ def requests() -> Response:
         try:
             require_local(request, gateway().settings.host)
         except Forbidden:
-            raise Forbidden("without API keys the list of requests is for this machine only; "
-                            "whoever has an id can cancel by it") from None  # fmt: skip
+            raise Forbidden(
+                "without API keys the list of requests is for this machine only; whoever has an id can cancel by it"
+            ) from None
     tickets = [ticket for ticket in gateway().tickets() if own(ticket)]
     found = [
-        {"id": ticket.request_id, "object": "request", "model": ticket.spec.name,
-         "state": "running" if ticket.running else "waiting",
-         "priority": "batch" if ticket.priority else "interactive",
-         "age": round(ticket.age, 3), "tokens": ticket.tokens}
+        {
+            "id": ticket.request_id,
+            "object": "request",
+            "model": ticket.spec.name,
+            "state": "running" if ticket.running else "waiting",
+            "priority": "batch" if ticket.priority else "interactive",
+            "age": round(ticket.age, 3),
+            "tokens": ticket.tokens,
+        }
         for ticket in tickets
-    ]  # fmt: skip
+    ]
     return reply(schemas.RequestList, object="list", data=found)
 
 

@@ -65,9 +65,16 @@ def apply_template() -> Response:
     turns = parse_messages(fields.messages, spec)
     tools, choice = parse_tools(fields.tools, fields.tool_choice)
     options = fields.chat_template_kwargs or {}
-    with Exchange(spec, fields, turns, tools=tools, tool_choice=choice, template_options=options,
-                  render_only=True) as exchange:  # fmt: skip
+    with Exchange(
+        spec, fields, turns, tools=tools, tool_choice=choice, template_options=options, render_only=True
+    ) as exchange:
         extras = fold(exchange.pieces).finished.extras
     tokens = extras["token_ids"]
-    return reply(schemas.RenderedPrompt, object="rendered_prompt", model=spec.name, prompt=extras["prompt"],
-                 tokens=tokens, token_count=len(tokens))  # fmt: skip
+    return reply(
+        schemas.RenderedPrompt,
+        object="rendered_prompt",
+        model=spec.name,
+        prompt=extras["prompt"],
+        tokens=tokens,
+        token_count=len(tokens),
+    )

@@ -70,13 +70,18 @@ class Chosen(BaseModel):
 def _choice(value: Any) -> Any:
     if isinstance(value, str):
         if value not in _MODES:
-            raise ValueError(f"must be one of {', '.join(_MODES)}, or a function such as "
-                             '{"type": "function", "function": {"name": …}}')  # fmt: skip
+            raise ValueError(
+                f"must be one of {', '.join(_MODES)}, or a function such as "
+                '{"type": "function", "function": {"name": …}}'
+            )
         return value
     function = value.get("function") if isinstance(value, dict) and value.get("type") == "function" else None
-    if not isinstance(function, dict) or set(value) != {"type", "function"} or set(function) != {"name"} or not (
-        isinstance(function["name"], str)
-    ):  # fmt: skip
+    if (
+        not isinstance(function, dict)
+        or set(value) != {"type", "function"}
+        or set(function) != {"name"}
+        or not (isinstance(function["name"], str))
+    ):
         raise ValueError('must be {"type": "function", "function": {"name": …}}')
     return value
 
@@ -90,8 +95,10 @@ def parse_tools(given: list[Tool] | None, choice: str | Chosen | None) -> tuple[
 
     :raises BadRequest: naming what is wrong.
     """
-    tools = tuple({"type": "function", "function": {name: value for name, value in tool.function if value is not None}}
-                  for tool in given or ())  # fmt: skip
+    tools = tuple(
+        {"type": "function", "function": {name: value for name, value in tool.function if value is not None}}
+        for tool in given or ()
+    )
     names = [tool.function.name for tool in given or ()]
     if twice := [name for name in names if names.count(name) > 1]:
         raise wrong("tools", f"two functions are named {twice[0]!r}")

@@ -30,9 +30,16 @@ from models_registry.spec import ModelSpec
 blueprint = Blueprint("transcriptions", __name__, url_prefix="/v1/audio")
 _FORMATS = ("json", "text")
 _UNTIMED = {
-    "timestamp_granularities", "timestamp_granularities[]", "include", "include[]", "chunking_strategy",
-    "known_speaker_names", "known_speaker_names[]", "known_speaker_references", "known_speaker_references[]",
-}  # fmt: skip
+    "timestamp_granularities",
+    "timestamp_granularities[]",
+    "include",
+    "include[]",
+    "chunking_strategy",
+    "known_speaker_names",
+    "known_speaker_names[]",
+    "known_speaker_references",
+    "known_speaker_references[]",
+}
 _WITHOUT = frozenset({"fps", "frames", "use_audio_in_video", "speech", "logit_bias", "response_format"})
 _ALWAYS = ALWAYS | {"model", "language", "prompt", "max_tokens"}
 
@@ -64,10 +71,22 @@ class TranscriptionFields(Fields):
 
 
 _LANGUAGES = {
-    "ar": "Arabic", "de": "German", "en": "English", "es": "Spanish", "fr": "French", "it": "Italian",
-    "ja": "Japanese", "ko": "Korean", "nl": "Dutch", "pl": "Polish", "pt": "Portuguese", "ru": "Russian",
-    "tr": "Turkish", "uk": "Ukrainian", "zh": "Chinese",
-}  # fmt: skip
+    "ar": "Arabic",
+    "de": "German",
+    "en": "English",
+    "es": "Spanish",
+    "fr": "French",
+    "it": "Italian",
+    "ja": "Japanese",
+    "ko": "Korean",
+    "nl": "Dutch",
+    "pl": "Polish",
+    "pt": "Portuguese",
+    "ru": "Russian",
+    "tr": "Turkish",
+    "uk": "Ukrainian",
+    "zh": "Chinese",
+}
 
 
 TAKES = Takes(TranscriptionFields, _ALWAYS, without=_WITHOUT, serves=lambda spec: "audio" in Catalog.inputs(spec))
@@ -78,9 +97,17 @@ _FORM = {
 
 
 @blueprint.post("/transcriptions")
-@describe(tag="openai", answer=schemas.Transcript, statuses=GENERATES, body=TAKES, media_types=(MULTIPART,), form=_FORM,
-          needed=("file",), others={"text/plain": {"type": "string"}},
-          events={"message": (schemas.TranscriptDelta, schemas.TranscriptDone, schemas.ErrorEnvelope)})  # fmt: skip
+@describe(
+    tag="openai",
+    answer=schemas.Transcript,
+    statuses=GENERATES,
+    body=TAKES,
+    media_types=(MULTIPART,),
+    form=_FORM,
+    needed=("file",),
+    others={"text/plain": {"type": "string"}},
+    events={"message": (schemas.TranscriptDelta, schemas.TranscriptDone, schemas.ErrorEnvelope)},
+)
 def transcriptions() -> Response:
     """Transcribe one uploaded file."""
     settings = gateway().settings
@@ -91,11 +118,14 @@ def transcriptions() -> Response:
     data: dict[str, Any] = dict(request.form.items())
     wanted = data.pop("response_format", "json")
     if wanted not in _FORMATS:
-        raise BadRequest(f"cannot honour 'response_format' {wanted!r}: the model gives no times; "
-                         f"ask for {' or '.join(_FORMATS)}", param="response_format")  # fmt: skip
+        raise BadRequest(
+            f"cannot honour 'response_format' {wanted!r}: the model gives no times; ask for {' or '.join(_FORMATS)}",
+            param="response_format",
+        )
     if refused := [name for name in data if name in _UNTIMED]:
-        raise BadRequest(f"cannot honour {refused[0]!r}: the model gives one text, without times or speakers",
-                         param=refused[0])  # fmt: skip
+        raise BadRequest(
+            f"cannot honour {refused[0]!r}: the model gives one text, without times or speakers", param=refused[0]
+        )
     spec = find_model(data["model"]) if data.get("model") else _default()
     if not TAKES.serves(spec):
         raise BadRequest(f"{spec.name} takes {', '.join(Catalog.inputs(spec))}; it cannot take audio", param="model")
@@ -111,8 +141,14 @@ def transcriptions() -> Response:
     list(reasons(answer.finished))
     if wanted == "text":
         return Response(answer.text + "\n", mimetype="text/plain")
-    return reply(schemas.Transcript, text=answer.text, usage=_usage(answer.finished), model=spec.name,
-                 device=answer.finished.device, timings=answer.finished.timings)  # fmt: skip
+    return reply(
+        schemas.Transcript,
+        text=answer.text,
+        usage=_usage(answer.finished),
+        model=spec.name,
+        device=answer.finished.device,
+        timings=answer.finished.timings,
+    )
 
 
 def _default() -> ModelSpec:
@@ -136,8 +172,12 @@ def _file() -> Sent:
 
 def _usage(finished: Finished) -> dict[str, Any]:
     counted = usage([finished])
-    return {"type": "tokens", "input_tokens": counted["prompt_tokens"], "output_tokens": counted["completion_tokens"],
-            "total_tokens": counted["total_tokens"]}  # fmt: skip
+    return {
+        "type": "tokens",
+        "input_tokens": counted["prompt_tokens"],
+        "output_tokens": counted["completion_tokens"],
+        "total_tokens": counted["total_tokens"],
+    }
 
 
 def _events(exchange: Exchange) -> Iterator[str]:

@@ -32,13 +32,16 @@ CHAT = COMMON | {
     "audio": Neutral((), "ask for 'speech' instead, of a model that speaks"),
     "modalities": Neutral((["text"],), "answers are text; ask for 'speech' of a model that speaks"),
     "prediction": Neutral((), "predicted outputs are not used"),
-    "reasoning_effort": Neutral((), "models think as they were trained to; where a chat template has a switch for it, "
-                                    "send it in 'chat_template_kwargs', such as {\"enable_thinking\": false}"),
+    "reasoning_effort": Neutral(
+        (),
+        "models think as they were trained to; where a chat template has a switch for it, "
+        "send it in 'chat_template_kwargs', such as {\"enable_thinking\": false}",
+    ),
     "verbosity": Neutral((), "say it in the prompt"),
     "web_search_options": Neutral((), "there is no web search"),
     "functions": Neutral((), "use 'tools'"),
     "function_call": Neutral((), "use 'tool_choice'"),
-}  # fmt: skip
+}
 COMPLETION = COMMON | {
     "echo": Neutral((False,), "the prompt is not repeated"),
     "suffix": Neutral(("",), "nothing can be inserted before a text"),
@@ -66,6 +69,8 @@ def _same(value: object, other: object) -> bool:
 
 def described(table: Mapping[str, Neutral]) -> dict[str, dict[str, Any]]:
     """Return JSON schemas of these parameters, for the API's description."""
-    taken = {name: {"enum": [*said.values, None], "description": f"Nothing else can be honoured: {said.why}."}
-             for name, said in table.items()}  # fmt: skip
+    taken = {
+        name: {"enum": [*said.values, None], "description": f"Nothing else can be honoured: {said.why}."}
+        for name, said in table.items()
+    }
     return taken | {name: {"description": "A note of the caller's; it changes nothing."} for name in sorted(NOTES)}

@@ -42,9 +42,9 @@ class OpenAIFields(Fields):
 
     model: Annotated[str, Field(description="A model of the catalog, or an alias of one.")]
     max_tokens: Annotated[int, Field(ge=1, description="The most tokens to make.")] | None = None
-    max_completion_tokens: Annotated[
-        int, Field(ge=1, description="Another name of max_tokens; not together with it.")
-    ] | None = None  # fmt: skip
+    max_completion_tokens: (
+        Annotated[int, Field(ge=1, description="Another name of max_tokens; not together with it.")] | None
+    ) = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES, description="Independent answers.")] = 1
     stream_options: Annotated[StreamOptions, Field(description="Only with stream: true.")] | None = None
 

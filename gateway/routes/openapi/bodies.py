@@ -1,6 +1,7 @@
 """The JSON schema of a body: its model's, narrowed to what this server's models and settings take. Gateway process.
 
-It is made of what checks a request (:class:`gateway.routes.sampling_fields.Takes`), so that it cannot say anything else.
+It is made of what checks a request (:class:`gateway.routes.sampling_fields.Takes`), so that it cannot say anything
+else.
 """
 
 from collections.abc import Sequence
@@ -92,8 +93,10 @@ def _as_text(field: dict[str, Any]) -> dict[str, Any]:
     the words for it that pydantic knows."""
     if field.get("type") == "boolean":
         return {name: said for name, said in field.items() if name == "description"} | {
-            "type": "string", "pattern": _TRUTH, "examples": ["true", "false"],
-        }  # fmt: skip
+            "type": "string",
+            "pattern": _TRUTH,
+            "examples": ["true", "false"],
+        }
     kinds = field.get("anyOf", [])
     if texts := [kind for kind in kinds if "pattern" in kind]:
         return field | {"anyOf": texts}

@@ -29,7 +29,7 @@ _ABOUT = (
     "Many models, one GPU: models are loaded on demand, and the least recently used makes room. This page is of one "
     "server: it names the models of its catalog and its own limits. A field that a model cannot honour is refused by "
     "name, never ignored; an optional field that is null is as if it were not there. Errors are "
-    "`{\"error\", \"details\"}`, and under `/v1` OpenAI's envelope."
+    '`{"error", "details"}`, and under `/v1` OpenAI\'s envelope.'
 )
 _TAGS = {
     "generate": "One prompt, one answer.",
@@ -43,9 +43,11 @@ _KEYS = {
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same in a header of its own."},
 }
 _PRIORITY = {
-    "name": "X-Priority", "in": "header", "description": "As the field `priority`, which beats it.",
+    "name": "X-Priority",
+    "in": "header",
+    "description": "As the field `priority`, which beats it.",
     "schema": {"enum": ["interactive", "batch"]},
-}  # fmt: skip
+}
 
 
 def routes(app: Flask) -> Iterator[tuple[Rule, str, Operation]]:
@@ -69,7 +71,7 @@ class Document:
                 found.add(operation.body.model if isinstance(operation.body, Takes) else operation.body)
         keys, made = models_json_schema(
             [(model, "validation") for model in sorted(found, key=lambda model: model.__name__)], ref_template=_REF
-        )  # fmt: skip
+        )
         self._refs = {model: ref["$ref"].rpartition("/")[2] for (model, _), ref in keys.items()}
         self._schemas: dict[str, Any] = _plain(made["$defs"])
 
@@ -162,10 +164,13 @@ class Document:
         if operation.events:
             kinds = [self._event(name, shapes) for name, shapes in operation.events.items()]
             end = [{"title": "end", "type": "object", "properties": {"data": {"const": "[DONE]"}}}] if openai else []
-            content["text/event-stream"] = {"schema": {
-                "description": "One server-sent event; comments between them keep the line open.",
-                "required": ["data"], "anyOf": [*kinds, *end],
-            }}  # fmt: skip
+            content["text/event-stream"] = {
+                "schema": {
+                    "description": "One server-sent event; comments between them keep the line open.",
+                    "required": ["data"],
+                    "anyOf": [*kinds, *end],
+                }
+            }
         content |= {kind: {"schema": schema} for kind, schema in operation.others.items()}
         answers = {str(operation.success): {"description": "The answer", "content": content} | {"headers": headers}}
         shape = self._refs[ErrorEnvelope if openai else Error]
@@ -177,8 +182,9 @@ def _plain(schema: Any) -> Any:
     if isinstance(schema, dict):
         return {
             name: value.replace("``", "`") if name == "description" and isinstance(value, str) else _plain(value)
-            for name, value in schema.items() if not (name == "title" and isinstance(value, str))
-        }  # fmt: skip
+            for name, value in schema.items()
+            if not (name == "title" and isinstance(value, str))
+        }
     return [_plain(item) for item in schema] if isinstance(schema, list) else schema
 
 
@@ -186,5 +192,3 @@ def _words(view: Callable[..., Any]) -> str:
     """Return what a route's docstring tells its users: no fields of reStructuredText."""
     text = "\n".join(line.strip() for line in (view.__doc__ or "").strip().splitlines())
     return re.sub(r"``([^`]+)``", r"`\1`", text.partition("\n\n:")[0])
-
-

@@ -4,7 +4,7 @@ from typing import Any
 
 ERRORS = {
     400: "A field is missing, wrong or not honoured by this model; a medium that cannot be decoded; a prompt longer "
-         "than the context",
+    "than the context",
     401: "No API key, or one that is not known, where keys are asked for",
     403: "What this key, this machine or this page may not do",
     404: "There is no such model or request",
@@ -15,21 +15,28 @@ ERRORS = {
     499: "The request was cancelled by its id",
     500: "A fault of the server; the log says more",
     503: "Weights missing or damaged, a failed load, a model that cannot fit, a runner that crashed, or the server is "
-         "stopping",
+    "stopping",
     504: "The request's deadline passed",
-}  # fmt: skip
+}
 _RETRIED = (429, 503)
 _ASKED_ONCE = (499, 504)
 
-REQUEST_ID = {"X-Request-Id": {
-    "description": "The request's id, to cancel it by.", "schema": {"type": "string"}, "required": True,
-}}  # fmt: skip
-_RETRY_AFTER = {"Retry-After": {
-    "description": "Seconds after which trying again makes sense.", "schema": {"type": "integer", "minimum": 1},
-}}  # fmt: skip
-_SHOULD_RETRY = {"x-should-retry": {
-    "description": "Tells OpenAI's clients not to ask again.", "schema": {"enum": ["false"]},
-}}  # fmt: skip
+REQUEST_ID = {
+    "X-Request-Id": {
+        "description": "The request's id, to cancel it by.",
+        "schema": {"type": "string"},
+        "required": True,
+    }
+}
+_RETRY_AFTER = {
+    "Retry-After": {
+        "description": "Seconds after which trying again makes sense.",
+        "schema": {"type": "integer", "minimum": 1},
+    }
+}
+_SHOULD_RETRY = {
+    "x-should-retry": {"description": "Tells OpenAI's clients not to ask again.", "schema": {"enum": ["false"]}}
+}
 
 
 def error(status: int, shape: str, headers: dict[str, Any]) -> dict[str, Any]:

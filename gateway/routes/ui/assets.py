@@ -25,8 +25,9 @@ class Assets:
     def __init__(self, folder: Path) -> None:
         self.files = {
             path.relative_to(folder).as_posix(): Packed(path.read_bytes(), _KINDS[path.suffix])
-            for path in sorted(folder.rglob("*")) if path.suffix in _KINDS
-        }  # fmt: skip
+            for path in sorted(folder.rglob("*"))
+            if path.suffix in _KINDS
+        }
         together = "".join(f"{name} {file.digest}\n" for name, file in self.files.items())
         self.tag = hashlib.sha256(together.encode()).hexdigest()[:12]
 

@@ -37,16 +37,24 @@ class Headline:
 
 HEADLINES = {
     "swap": (
-        Headline(("swap, median",), "SmolLM2-135M", "s",
-                 "to the first token of a model that was not loaded, another one unloaded for it"),
+        Headline(
+            ("swap, median",),
+            "SmolLM2-135M",
+            "s",
+            "to the first token of a model that was not loaded, another one unloaded for it",
+        ),
         Headline(("transformers serve",), "SmolLM2-135M", "s", "for the same by transformers serve"),
         Headline(("swap ÷ floor",), "SmolLM2-135M", "×", "the least that such a swap could take"),
     ),
     "throughput": (
         Headline(("Switchyard, transformers", "16"), "tokens/s", "tokens/s", "with 16 clients, transformers engine"),
         Headline(("Switchyard, llama.cpp Q4_1", "16"), "tokens/s", "tokens/s", "with 16 clients, llama.cpp engine"),
-        Headline(("transformers serve, as it comes (bfloat16)", "16"), "tokens/s", "tokens/s",
-                 "with 16 clients, transformers serve"),
+        Headline(
+            ("transformers serve, as it comes (bfloat16)", "16"),
+            "tokens/s",
+            "tokens/s",
+            "with 16 clients, transformers serve",
+        ),
     ),
     "overhead": (
         Headline(("llama_cpp", "1"), "added, ms (95 % interval)", "ms", "on top of llama.cpp's own time for 1 token"),
@@ -70,7 +78,7 @@ HEADLINES = {
         Headline(("open descriptors of the gateway",), "slope per cycle, after 10", "", "open files gained"),
         Headline(("deepseek (SmolLM2-135M",), "in all", "s", "to load, answer and evict SmolLM2-135M"),
     ),
-}  # fmt: skip
+}
 """The cards' order, and their figures: those that are not in the page's tables any more are left out."""
 
 
@@ -137,20 +145,23 @@ def _read(path: Path) -> Benchmark:
     kept: list[Token] = []
     for place, token in enumerate(tokens):
         around = tokens[max(0, place - 1) : place + 2]
-        if not any(one.type == "inline" and [child.type for child in one.children or ()] == ["image"]
-                   for one in around):  # fmt: skip
+        if not any(
+            one.type == "inline" and [child.type for child in one.children or ()] == ["image"] for one in around
+        ):
             kept.append(token)
     title, body = "".join(child.content for child in kept[1].children or ()), kept[3:]
     rows = list(_tables(tokens))
     found = [(_value(rows, one), one.unit, one.says) for one in HEADLINES.get(path.stem, ())]
     run = _RUN.search(text)
     return Benchmark(
-        path.stem, title,
+        path.stem,
+        title,
         Markup(markdown.renderer.render(body[:3], markdown.options, {})),
         Markup(markdown.renderer.render(body, markdown.options, {})),
         tuple((value, unit, says) for value, unit, says in found if value),
-        (run[1], run[2]) if run else None, plot,
-    )  # fmt: skip
+        (run[1], run[2]) if run else None,
+        plot,
+    )
 
 
 def _lead(link: Token) -> None:
@@ -192,8 +203,11 @@ def _tables(tokens: Sequence[Token]) -> Iterator[tuple[list[str], list[str]]]:
 
 def _value(rows: Sequence[tuple[list[str], list[str]]], wanted: Headline) -> str:
     for heads, row in rows:
-        starts = len(row) >= len(wanted.row) and row[0].startswith(wanted.row[0]) and row[1 : len(wanted.row)] == list(
-            wanted.row[1:])  # fmt: skip
+        starts = (
+            len(row) >= len(wanted.row)
+            and row[0].startswith(wanted.row[0])
+            and row[1 : len(wanted.row)] == list(wanted.row[1:])
+        )
         if starts and wanted.column in heads:
             return row[heads.index(wanted.column)].partition(" (")[0]
     return ""

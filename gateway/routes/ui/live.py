@@ -59,8 +59,11 @@ class Streams:
         with self._lock:
             own = [one for one in self._open if one.whose == place.whose]
             if len(own) >= share and key is not None and most:
-                self._end_one(own, f"the key {key.name} has {share} dashboard pages open already, half of all that "
-                                   f"may watch (live_streams: {most}); close one")  # fmt: skip
+                self._end_one(
+                    own,
+                    f"the key {key.name} has {share} dashboard pages open already, half of all that "
+                    f"may watch (live_streams: {most}); close one",
+                )
             elif len(self._open) >= most:
                 what = f"{most} dashboard pages watch already" if most else "live figures are turned off"
                 self._end_one(self._open, f"{what} (live_streams: {most}); close one, or raise the setting")
@@ -105,8 +108,9 @@ def live() -> Response:
         finally:
             leave()
 
-    response = Response(text(), mimetype="text/event-stream",
-                        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})  # fmt: skip
+    response = Response(
+        text(), mimetype="text/event-stream", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    )
     response.call_on_close(leave)  # also when the client left before the first event
     return response
 
@@ -197,14 +201,25 @@ class Stream:
 
     def _seen_by(self, found: dict[str, Any]) -> dict[str, Any]:
         """Return of a picture what the page's key may see."""
-        requests = [self._request(request) for request in found["requests"]
-                    if self._admin or (self._key is not None and request["owner"] == self._key.id)]  # fmt: skip
+        requests = [
+            self._request(request)
+            for request in found["requests"]
+            if self._admin or (self._key is not None and request["owner"] == self._key.id)
+        ]
         models = [model if self._admin else _for_user(model) for model in found["models"] if self._may(model["name"])]
-        slots = [slot | {"models": [name for name in slot["models"] if self._may(name.partition("#")[0])]}
-                 for slot in found["slots"]]  # fmt: skip
+        slots = [
+            slot | {"models": [name for name in slot["models"] if self._may(name.partition("#")[0])]}
+            for slot in found["slots"]
+        ]
         role = self._key.role if self._key else None
-        return found | {"version": VERSION, "role": role, "slots": slots, "models": models,
-                        "requests": requests[:_LISTED], "requests_in_all": len(requests)}  # fmt: skip
+        return found | {
+            "version": VERSION,
+            "role": role,
+            "slots": slots,
+            "models": models,
+            "requests": requests[:_LISTED],
+            "requests_in_all": len(requests),
+        }
 
     def _request(self, request: dict[str, Any]) -> dict[str, Any]:
         shown = {name: value for name, value in request.items() if name != "owner"}

@@ -61,8 +61,15 @@ def log_in() -> Response:
         return _refused(place)
     doors.sessions.end(request.cookies.get(doors.cookie))
     response = make_response(redirect(place, 303))
-    response.set_cookie(doors.cookie, doors.sessions.begin(key), max_age=int(doors.sessions.lifetime), path="/",
-                        httponly=True, samesite=_SAME_SITE, secure=_over_tls())  # fmt: skip
+    response.set_cookie(
+        doors.cookie,
+        doors.sessions.begin(key),
+        max_age=int(doors.sessions.lifetime),
+        path="/",
+        httponly=True,
+        samesite=_SAME_SITE,
+        secure=_over_tls(),
+    )
     return response
 
 

@@ -52,4 +52,3 @@ def pack(model: nn.Module) -> int:
                     return count
                 count += 1
     return count
-

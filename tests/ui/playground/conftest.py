@@ -30,8 +30,9 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
     source = {"path": str(copy.parent), "file": copy.name}
     models = {"deepseek": ONE_AT_ONCE | {"source": source}}
     starting = _starter(lambda: tmp_path_factory.mktemp("gateway"))
-    yield next(starting)(models=models, slot_budget="300MB", zygote_memory=0, quantum="1s", queue_per_model=1,
-                         max_body="300kB").preloaded()  # fmt: skip
+    yield next(starting)(
+        models=models, slot_budget="300MB", zygote_memory=0, quantum="1s", queue_per_model=1, max_body="300kB"
+    ).preloaded()
     next(starting, None)
     copy.unlink()
 

@@ -58,9 +58,14 @@ def test_a_picture_is_pasted_into_a_question(page: Page) -> None:
     expect(page.locator("#refused")).to_contain_text("needs an image")
     question = questions.about_pictures(random.Random(questions.SEED))
     data = {"data": base64.b64encode(question.files["image"]).decode(), "name": "image.png", "type": "image/png"}
-    page.locator("#draft").evaluate(DROP.replace('["dragenter", "dragover", "drop"]', "[]").replace(
-        "for (const", "area.dispatchEvent(new ClipboardEvent('paste', "
-        "{clipboardData: carried, bubbles: true, cancelable: true})); for (const"), data)  # fmt: skip
+    page.locator("#draft").evaluate(
+        DROP.replace('["dragenter", "dragover", "drop"]', "[]").replace(
+            "for (const",
+            "area.dispatchEvent(new ClipboardEvent('paste', "
+            "{clipboardData: carried, bubbles: true, cancelable: true})); for (const",
+        ),
+        data,
+    )
     expect(attached(page)).to_contain_text("pasted-")
     answered(ask(page, question.prompt), question.answer)
 
@@ -139,8 +144,10 @@ def test_what_a_model_does_not_take_is_refused(page: Page) -> None:
 def test_of_several_files_none_is_lost(page: Page) -> None:
     page.select_option("#model-0", "reasoner")
     picture = questions.picture(drawings.draw(random.Random(3)).image)
-    page.set_input_files("#file", [{"name": name, "mimeType": "image/png", "buffer": picture}
-                                   for name in ("one.png", "two.png", "three.png")])  # fmt: skip
+    page.set_input_files(
+        "#file",
+        [{"name": name, "mimeType": "image/png", "buffer": picture} for name in ("one.png", "two.png", "three.png")],
+    )
     refused = page.locator("#refused")
     expect(refused).to_contain_text("reasoner does not take an image")
     expect(refused.get_by_role("button", name="Ask qwen_vl")).to_have_count(1)

@@ -93,8 +93,9 @@ def test_the_code_shown_runs_and_answers_the_same(page: Page, tmp_path: Path) ->
 
 def run(command: list[str], program: str, folder: Path) -> str:
     environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
-    done = subprocess.run(command, input=program, cwd=folder, env=environment, capture_output=True, text=True,
-                          timeout=120)  # fmt: skip
+    done = subprocess.run(
+        command, input=program, cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, (program, done.stderr)
     return done.stdout
 
@@ -132,7 +133,8 @@ print("<b>")
 
 
 def test_markdown_becomes_elements_and_nothing_else(page: Page) -> None:
-    made = page.evaluate("""async (text) => {
+    made = page.evaluate(
+        """async (text) => {
         const own = [...document.scripts].find((one) => one.src.includes('playground.js')).src;
         const { render } = await import(own.replace('playground.js', 'playground/markdown.js'));
         const place = document.createElement('div');
@@ -148,7 +150,9 @@ def test_markdown_becomes_elements_and_nothing_else(page: Page) -> None:
         return { nasty, html: place.innerHTML, title: found('h3'), bold: found('strong'), slanted: found('em'),
                  items: found('li'), links, start: place.querySelector('ol')?.start, cells: found('th, td'),
                  code: found('pre'), quote: found('blockquote'), images: found('img').length };
-    }""", MARKDOWN)  # fmt: skip
+    }""",
+        MARKDOWN,
+    )
     assert made["title"] == ["Title"] and made["bold"] == ["bold"] and made["slanted"] == ["slanted"]
     assert made["items"] == ["oneinner", "inner", "two", "third"] and made["start"] == 3
     assert made["links"] == ["https://example.org/a"] and made["images"] == 0
