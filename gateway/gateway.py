@@ -15,15 +15,15 @@ from gateway.memory.watchdog import Watchdog
 from gateway.observe import traces
 from gateway.observe.history import Sampler
 from gateway.observe.journal import Journal
-from gateway.observe.journal_writer import Reporter
+from gateway.observe.journal_writer import JournalWriter
 from gateway.observe.metrics import Metrics
 from gateway.observe.model_status import merged, status
-from gateway.observe.prometheus_collector import Standing
-from gateway.observe.snapshot import Picture
+from gateway.observe.prometheus_collector import StateCollector
+from gateway.observe.snapshot import Snapshot
 from gateway.processes.environment import environment, modules
-from gateway.processes.forkserver_client import Spawner
-from gateway.processes.manual_loads import Loads
-from gateway.processes.pool import Runners
+from gateway.processes.forkserver_client import ForkserverClient
+from gateway.processes.manual_loads import ManualLoads
+from gateway.processes.pool import RunnerPool
 from gateway.processes.readahead import ReadAhead
 from gateway.processes.zygotes import Zygotes
 from gateway.requests.ticket import Granted, Ticket, Waiting
@@ -54,7 +54,7 @@ class Gateway:
         self.footprints = self.placement.footprints
         self.device = next(iter(self.placement.places))
         self.started = time.time()
-        self.ladder = self.placement.ladder
+        self.degradation = self.placement.degradation
         slots = {place.name: Slot(place.name, place.budget) for place in self.placement.places.values()}
         models = {model.name: model for spec in catalog for model in self._models(spec)}
         limits = Limits(
@@ -66,13 +66,15 @@ class Gateway:
             settings.backoff_max,
         )
         self.owner = Owner(State(slots, models, limits), self._perform)
-        self.spawner = Spawner(modules(catalog), environment(settings))
-        self.zygotes = Zygotes(self.spawner, settings.zygote_memory)
+        self.forkserver = ForkserverClient(modules(catalog), environment(settings))
+        self.zygotes = Zygotes(self.forkserver, settings.zygote_memory)
         self.metrics = Metrics(catalog.names)
         self.journal = Journal()
-        self.reporter = Reporter(self.journal)
-        self.runners = Runners(settings, catalog, self.placement, self.zygotes, self.owner, self.metrics, self.reporter)
-        self._loads = Loads(self)
+        self.journal_writer = JournalWriter(self.journal)
+        self.runners = RunnerPool(
+            settings, catalog, self.placement, self.zygotes, self.owner, self.metrics, self.journal_writer
+        )
+        self._loads = ManualLoads(self)
         self.weights = Weights(self)
         self.readahead = ReadAhead()
         cpu_slots = [place.name for place in self.placement.places.values() if place.gpu is None]
@@ -87,11 +89,11 @@ class Gateway:
         )
         self._tickets: dict[str, Ticket] = {}
         self._stop_lock = threading.Lock()
-        self.metrics.registry.register(Standing(self))
-        self.ladder.listener = self._relieved
-        self.spawner.listener = self.reporter.forkserver_replaced
+        self.metrics.registry.register(StateCollector(self))
+        self.degradation.listener = self._relieved
+        self.forkserver.listener = self.journal_writer.forkserver_replaced
         self.sampler = Sampler(self)
-        self.picture = Picture(self)
+        self.snapshot = Snapshot(self)
         self.tracing = traces.configured(settings)
         self._stopping = self._stopped = False
 
@@ -126,9 +128,9 @@ class Gateway:
         removed, size = self.temp.clean(self.settings.temp_max_age)
         if removed:
             log.info("swept %d old temporary entries, %s", removed, format_bytes(size))
-        self.reporter.started(self.catalog.profile, len(self.catalog.names), list(self.placement.places))
+        self.journal_writer.started(self.catalog.profile, len(self.catalog.names), list(self.placement.places))
         self.owner.start()
-        self.spawner.start()
+        self.forkserver.start()
         self.sampler.start()
         self.watchdog.start()
         self.readahead.start()
@@ -139,7 +141,7 @@ class Gateway:
 
     def drain(self) -> None:
         """Take no new requests; those under way go on."""
-        self.reporter.stopping()  # before pages see that it stops: they leave with the journal's last word
+        self.journal_writer.stopping()  # before pages see that it stops: they leave with the journal's last word
         self._stopping = True
         self.owner.post(events.Drain())
 
@@ -161,7 +163,7 @@ class Gateway:
             self.owner.post(events.Shutdown())
             self.runners.join(5.0)
             self.zygotes.stop()
-            self.spawner.stop()
+            self.forkserver.stop()
             self.decoders.stop()
             self.owner.stop()
             if self.tracing is not None:
@@ -204,7 +206,7 @@ class Gateway:
         :raises Unavailable: if the weights are not there, a load failed lately, it cannot fit or the server stops.
         :raises QueueFull: if too many wait already.
         """
-        if self.ladder.climb(spec.name, at_once=retry):
+        if self.degradation.climb(spec.name, at_once=retry):
             log.info("%s is loaded as it should be again, the next time", spec.name)
             self.runners.move(spec.name)
             spec = self.spec(spec.name)
@@ -215,13 +217,13 @@ class Gateway:
         counted, request_id = request_id is not None, request_id or request_ids.new()
         deadline = time.monotonic() + (timeout or self.settings.request_timeout)
         ticket = Ticket(self, spec, request_id, deadline, priority, retry, places, replica)
-        ticket.course.counted = counted
+        ticket.timeline.counted = counted
         self._tickets[request_id] = ticket
         try:
             self.reserve(ticket)
         except BaseException:
             self.forget(request_id)
-            self.metrics.finished(ticket.course)
+            self.metrics.finished(ticket.timeline)
             raise
         if cold:
             self.readahead.want(files.read_by(spec, self.settings.models_dir))
@@ -278,15 +280,15 @@ class Gateway:
     # -- models --------------------------------------------------------------------------------------------------------
 
     def load(self, spec: ModelSpec, *, bits: QuantBits | None = None, pinned: bool | None = None) -> dict[str, Any]:
-        """Load a model by hand, see :meth:`gateway.processes.manual_loads.Loads.load`."""
+        """Load a model by hand, see :meth:`gateway.processes.manual_loads.ManualLoads.load`."""
         return self._loads.load(spec, bits, pinned)
 
     def unload(self, spec: ModelSpec, force: bool = False) -> dict[str, Any]:
-        """Unload a model by hand, see :meth:`gateway.processes.manual_loads.Loads.unload`."""
+        """Unload a model by hand, see :meth:`gateway.processes.manual_loads.ManualLoads.unload`."""
         return self._loads.unload(spec, force)
 
     def cleanup(self, force: bool = False) -> dict[str, Any]:
-        """Evict what is idle, see :meth:`gateway.processes.manual_loads.Loads.cleanup`."""
+        """Evict what is idle, see :meth:`gateway.processes.manual_loads.ManualLoads.cleanup`."""
         return self._loads.cleanup(force)
 
     def pin(self, spec: ModelSpec, pinned: bool) -> None:
@@ -294,7 +296,7 @@ class Gateway:
         before = self.owner.inspect(lambda state: state.models[spec.name].pinned)
         self.owner.ask(events.Pin(spec.name, pinned))
         if pinned is not before:
-            self.reporter.pinned(spec.name, pinned)
+            self.journal_writer.pinned(spec.name, pinned)
 
     def statuses(self) -> list[dict[str, Any]]:
         """Return the state of every model as the scheduler sees it now, its replicas in one."""
@@ -308,7 +310,7 @@ class Gateway:
             return found
 
         found = self.owner.inspect(look)
-        return [merged(name, replicas) | self.ladder.status(name) for name, replicas in found.items()]
+        return [merged(name, replicas) | self.degradation.status(name) for name, replicas in found.items()]
 
     def context(self, spec: ModelSpec) -> int | None:
         """Return the context in tokens of a model that is loaded; before, only its files know."""
@@ -341,7 +343,7 @@ class Gateway:
         zygotes = self.zygotes.report()
         found = {zygote["pid"]: ("zygote", zygote["model"]) for zygote in zygotes}
         found |= {zygote["spare_pid"]: ("spare", zygote["model"]) for zygote in zygotes}
-        found |= {self.spawner.pid: ("forkserver", None), self.decoders.pid: ("decoders", None)}
+        found |= {self.forkserver.pid: ("forkserver", None), self.decoders.pid: ("decoders", None)}
         return {pid: what for pid, what in found.items() if pid}
 
     def ping(self, timeout: float) -> None:
@@ -349,12 +351,12 @@ class Gateway:
         self.owner.inspect(lambda state: None, timeout)
         if self._stopping:
             raise Unavailable("the server is stopping")
-        if not self.spawner.alive:
+        if not self.forkserver.alive:
             raise Unavailable("no runner can be started: the forkserver is not running")
 
     def _relieved(self, model: str, stage: str, step: str) -> None:
         self.metrics.relieved(model, stage, step)
-        self.reporter.relieved(model, stage, step)
+        self.journal_writer.relieved(model, stage, step)
 
     # -- the owner's hands: called in the owner thread, never waiting --------------------------------------------------
 

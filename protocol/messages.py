@@ -175,7 +175,7 @@ class Loaded:
     """Runner to gateway: ready.
 
     ``weight_bytes`` is the sum over tensors, ``mapped_bytes`` those of them that are used where they lie in their file,
-    and ``passing_bytes`` what is there only until it has settled. ``phases`` are seconds by phase; ``peak_bytes`` is
+    and ``transient_bytes`` what is there only until it has settled. ``phases`` are seconds by phase; ``peak_bytes`` is
     how much more of its device the load had taken at its highest than it takes now. ``from_kept``: it read what an
     earlier load had quantized, so its peak says nothing of one that quantizes.
     """
@@ -187,7 +187,7 @@ class Loaded:
     phases: dict[str, float]
     quantization: str
     mapped_bytes: int = 0
-    passing_bytes: int = 0
+    transient_bytes: int = 0
     peak_bytes: int = 0
     from_kept: bool = False
 

@@ -57,7 +57,7 @@ def possible(spec: ModelSpec, device: str, fallback: Fallback) -> tuple[Level, .
     return tuple(level for level, there in levels.items() if there)
 
 
-class Ladder:
+class Degradation:
     """The level of each model, and what was done for want of memory, counted.
 
     A lower level holds for ``hold`` seconds. ``counts`` are numbers of (model, step) since the start: the steps of a

@@ -66,7 +66,7 @@ class InSlot:
     @property
     def foreseen(self) -> int:
         """Bytes beyond its charge that it may take for a while: as it loads, and until what it keeps is written."""
-        return max(0, (self._lasting + self._passing if self._runner.loaded else self._peak) - self.charged)
+        return max(0, (self._lasting + self._transient if self._runner.loaded else self._peak) - self.charged)
 
     def starve(self, cause: str) -> None:
         self._runner.starve(cause)
@@ -87,9 +87,9 @@ class InSlot:
         self.at_load = self._of_its_kind()
         self._measured = self.at_load is not None
         # No more than its load was charged: nobody has to go for what passes.
-        passing = max(0, min(self._passing, self.charged - self._lasting))
-        self.charged = self._lasting + passing
-        return self._lasting, passing
+        transient = max(0, min(self._transient, self.charged - self._lasting))
+        self.charged = self._lasting + transient
+        return self._lasting, transient
 
     def weigh_settled(self, answering: bool) -> bool:
         """Weigh it again, as what passed is gone and its weights may have been laid out anew. ``answering``: a cache
@@ -103,8 +103,8 @@ class InSlot:
         return less
 
     @property
-    def _passing(self) -> int:
-        return self._runner.loaded.passing_bytes if self._runner.loaded else 0
+    def _transient(self) -> int:
+        return self._runner.loaded.transient_bytes if self._runner.loaded else 0
 
     @property
     def _lasting(self) -> int:
@@ -117,7 +117,7 @@ class InSlot:
         from one zygote, which are all alike, the first is measured."""
         known = self._zygotes.taken(self._runner.load) if self._runner.from_zygote else None
         if known is not None and self.pid and (private := watchdog.private_bytes(self.pid)) is not None:
-            self.baseline = (known + self._passing, private)
+            self.baseline = (known + self._transient, private)
             return known
         measured = self._weigh()
         if measured is not None and self._runner.from_zygote:
@@ -133,4 +133,4 @@ class InSlot:
             return None
         if private is not None:
             self.baseline = (measured, private)
-        return measured - self._passing
+        return measured - self._transient

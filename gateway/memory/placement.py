@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gateway.memory import devices
-from gateway.memory.degradation import OFFLOAD_SHARE, Ladder, possible
+from gateway.memory.degradation import OFFLOAD_SHARE, Degradation, possible
 from gateway.memory.devices import Gpu
 from gateway.memory.footprint import LEAST_CACHE, Charge, Footprints, HeaderError, Offloads, usual_bits
 from gateway.memory.watchdog import available, host_bytes
@@ -52,7 +52,7 @@ class Placement:
 
     def __init__(self, settings: Settings, catalog: Catalog) -> None:
         self._settings = settings
-        self.ladder = Ladder(settings.fallback, settings.degraded_for)
+        self.degradation = Degradation(settings.fallback, settings.degraded_for)
         self._footprints = Footprints(settings.models_dir)
         self._offloads = Offloads(settings.models_dir)
         self.places = {place.name: place for place in slots(settings, catalog)}
@@ -76,13 +76,13 @@ class Placement:
 
     def allowed(self, spec: ModelSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the slots a model may use, and those for when it fits none of them: the CPU's where memory ran out."""
-        if self.ladder.level(spec.name) == "cpu":
+        if self.degradation.level(spec.name) == "cpu":
             return tuple(place.name for place in self.places.values() if place.gpu is None), ()
         return self._allowed[spec.name]
 
     def at_once(self, spec: ModelSpec) -> int:
         """Return how many answers its runner makes at once."""
-        return 1 if self.ladder.level(spec.name) in ("small_batch", "offload") else Catalog.batch_size(spec)
+        return 1 if self.degradation.level(spec.name) in ("small_batch", "offload") else Catalog.batch_size(spec)
 
     @property
     def cpu_budget(self) -> int | None:
@@ -118,7 +118,7 @@ class Placement:
 
         ``spec`` has the bits it is loaded with there; ``opened``: its weights wait for the load in a zygote. Those that
         were quantized and kept by an earlier load are as good, in that nothing of them passes."""
-        place, level, wanted = self.places[slot], self.ladder.level(spec.name), Catalog.cache_tokens(spec)
+        place, level, wanted = self.places[slot], self.degradation.level(spec.name), Catalog.cache_tokens(spec)
         if level == "small_batch":
             wanted = max(LEAST_CACHE, spec.context or 0)
         limits = self.offload(spec, slot)
@@ -163,7 +163,7 @@ class Placement:
         number = place.device.partition(":")[2]
         if place.gpu is None or spec.engine != "transformers":
             return None
-        if self.ladder.level(spec.name) != "offload":
+        if self.degradation.level(spec.name) != "offload":
             return spec.max_memory if number in (spec.max_memory or {}) else None
         try:
             weights = self._footprints.parts(spec, place.device).weights

@@ -129,8 +129,8 @@ class Sampler:
         """Return the tokens that requests under way have got so far, how many run, and how many wait."""
         tokens = running = waiting = 0
         for ticket in self._service.tickets():
-            if ticket.course.counted:
-                tokens += ticket.course.completion_tokens
+            if ticket.timeline.counted:
+                tokens += ticket.timeline.completion_tokens
                 running += ticket.running
                 waiting += not ticket.running
         return tokens, running, waiting

@@ -41,7 +41,7 @@ _STEPS: dict[str, tuple[Kind, str]] = {
 """By the step of the ladder or of a runner. ``ended`` is told with its cause, by the end itself."""
 
 
-class Reporter:
+class JournalWriter:
     """Writes into one journal."""
 
     def __init__(self, journal: Journal) -> None:

@@ -158,12 +158,12 @@ class Metrics:
         observe: Callable[[float], None] = self._gaps.labels(model).observe
         return observe
 
-    def began(self, over: timeline.Course) -> None:
+    def began(self, over: timeline.RequestTimeline) -> None:
         """The first piece of an answer has come."""
         if over.counted and over.first_token_seconds is not None:
             self.tally.add(firsts=1, first_seconds=over.first_token_seconds)
 
-    def finished(self, over: timeline.Course) -> None:
+    def finished(self, over: timeline.RequestTimeline) -> None:
         """A request is over, whether it was answered or not. Loads by hand are no requests."""
         if not over.counted or over.outcome is None:
             return

@@ -34,7 +34,7 @@ def _counter(name: str, text: str, value: float) -> CounterMetricFamily:
     return CounterMetricFamily(f"switchyard_{name}", text, value=value)
 
 
-class Standing(Collector):
+class StateCollector(Collector):
     """Reads a gateway's state for ``/metrics``."""
 
     def __init__(self, service: "Gateway") -> None:
@@ -59,10 +59,10 @@ class Standing(Collector):
             responding.add_metric([], 0)
         yield from (responding, *state)
         alive = _gauge("forkserver_up", "1 if runners can be started.")
-        alive.add_metric([], float(service.spawner.alive))
+        alive.add_metric([], float(service.forkserver.alive))
         yield alive
         yield _counter(
-            "forkserver_restarts_total", "Forkservers started in place of one that ended.", service.spawner.replaced
+            "forkserver_restarts_total", "Forkservers started in place of one that ended.", service.forkserver.replaced
         )
         yield from _gpus()
         yield from _host()

@@ -22,7 +22,7 @@ _PASSING = ("level_for", "steps")
 """What changes although nothing has happened."""
 
 
-class Picture:
+class Snapshot:
     """Pictures of one gateway."""
 
     def __init__(self, service: "Gateway") -> None:
@@ -56,7 +56,7 @@ class Picture:
             self._missing = {spec.name: spec.missing(service.settings.models_dir) for spec in service.catalog}
         models = [self._described(status) for status in service.statuses()]
         requests = self._requests()
-        picture = {
+        snapshot = {
             "time": round(time.time(), 3),
             "started": round(service.started, 3),
             "profile": service.catalog.profile,
@@ -67,14 +67,14 @@ class Picture:
         }
         compared = (
             service.stopping,
-            picture["slots"],
+            snapshot["slots"],
             [_lasting(model) for model in models],
             [{**request, "age": None} for request in requests],
         )
         if compared != self._compared:
             self._number += 1
             self._compared = compared
-        self._picture = picture
+        self._picture = snapshot
 
     def _described(self, status: dict[str, Any]) -> dict[str, Any]:
         """Add to a model's state what it is, and keep the times that only seem to differ."""
@@ -109,9 +109,9 @@ class Picture:
                 "state": "running" if ticket.running else "waiting",
                 "priority": "batch" if ticket.priority else "interactive",
                 "age": round(ticket.age, 3),
-                "tokens": ticket.course.completion_tokens,
+                "tokens": ticket.timeline.completion_tokens,
                 "owner": ticket.owner,
-                "by_hand": not ticket.course.counted,
+                "by_hand": not ticket.timeline.counted,
             }
             for ticket in self._service.tickets()
         ]

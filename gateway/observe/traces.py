@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.requests import timeline
-from gateway.requests.timeline import Course
+from gateway.requests.timeline import RequestTimeline
 from utils.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Visit:
     status: int
     attributes: Mapping[str, Any]
     carrier: Mapping[str, str] = field(default_factory=dict)
-    courses: Sequence[Course] = ()
+    courses: Sequence[RequestTimeline] = ()
 
 
 class Tracing:
@@ -168,7 +168,7 @@ class _Exporter:
         return bool(self._inner.force_flush(timeout_millis))
 
 
-def _parts(one: Course) -> list[tuple[str, float, float, dict[str, Any]]]:
+def _parts(one: RequestTimeline) -> list[tuple[str, float, float, dict[str, Any]]]:
     """Return name, start, end and attributes of each thing a request went through."""
     about: dict[str, Any] = {"gen_ai.request.model": one.model}
     end = one.ended or time.monotonic()

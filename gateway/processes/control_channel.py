@@ -84,7 +84,7 @@ def _readable(descriptor: int, timeout: float | None) -> bool:
     return bool(poll.poll(None if timeout is None else 1000 * timeout))
 
 
-class Line:
+class ControlChannel:
     """Our end of a control socket. A thread reads what comes back until the other end closes."""
 
     def __init__(

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gateway.processes.control_channel import Child, Line
+from gateway.processes.control_channel import Child, ControlChannel
 from utils import log_lines
 from utils.settings import ROOT
 
@@ -21,14 +21,14 @@ log = logging.getLogger(__name__)
 _REPLACE_PAUSE = 1.0  # seconds
 
 
-class Spawner:
+class ForkserverClient:
     """Forks runners. A forkserver that dies takes its runners along and is replaced a moment later."""
 
     def __init__(self, preload: Sequence[str], environment: dict[str, str] | None = None) -> None:
         self._preload = list(preload)
         self._environment = environment or {}
         self._lock = threading.Lock()
-        self._line: Line | None = None
+        self._line: ControlChannel | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._threads: list[threading.Thread] = []
         self._stopped = threading.Event()
@@ -91,7 +91,7 @@ class Spawner:
     def pid(self) -> int | None:
         return self._process.pid if self._process is not None else None
 
-    def _ensure(self) -> Line:
+    def _ensure(self) -> ControlChannel:
         if self._line is not None and self._line.open and self.alive:
             return self._line
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -109,7 +109,7 @@ class Spawner:
         theirs.close()
         self.ready.clear()
         self._process = process
-        self._line = Line("forkserver-replies", ours, self._hear, lambda: self._lost(process))
+        self._line = ControlChannel("forkserver-replies", ours, self._hear, lambda: self._lost(process))
         thread = threading.Thread(target=self._pump, args=(process,), name="forkserver-output", daemon=True)
         thread.start()
         self._threads.append(thread)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gateway.gateway import Gateway
 
 
-class Loads:
+class ManualLoads:
     """What a person asks of a gateway's models."""
 
     def __init__(self, gateway: "Gateway") -> None:

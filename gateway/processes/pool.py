@@ -16,7 +16,7 @@ from gateway.errors import RanOut
 from gateway.memory.in_ram import InRam
 from gateway.memory.placement import ON_CPU, Placement
 from gateway.memory.watchdog import Watched
-from gateway.observe.journal_writer import Reporter
+from gateway.observe.journal_writer import JournalWriter
 from gateway.observe.metrics import Metrics
 from gateway.processes.environment import modules
 from gateway.processes.runner import RunnerHandle
@@ -33,7 +33,7 @@ _ENDS = events.LoadFailed | events.RunnerLost | events.RunnerEnded
 _SPENT = 2  # requests in a row that find no memory: libraries do not always recover from having found none
 
 
-class Runners:
+class RunnerPool:
     """The handles of all runners, from their start until the scheduler has heard of their end.
 
     ``bits`` are those a model was last loaded with by hand; they hold for its later loads.
@@ -47,17 +47,17 @@ class Runners:
         zygotes: Zygotes,
         owner: Owner,
         metrics: Metrics,
-        reporter: Reporter,
+        journal_writer: JournalWriter,
     ) -> None:
         self.bits: dict[str, QuantBits] = {}
         self._settings = settings
         self._catalog = catalog
         self._placement = placement
-        self._ladder = placement.ladder
+        self._degradation = placement.degradation
         self._zygotes = zygotes
         self._owner = owner
         self._metrics = metrics
-        self._reporter = reporter
+        self._journal_writer = journal_writer
         self._handles: dict[str, RunnerHandle] = {}
         self._evicted: dict[str, list[str]] = {}  # by the model they make room for, for its next load
         self._told_to_end: WeakSet[RunnerHandle] = WeakSet()  # requests ask for it after the handle was dropped
@@ -133,7 +133,7 @@ class Runners:
             tokens,
             str(kept_weights.root(self._settings.models_dir).resolve()) if self._settings.quantized_cache else "",
             self._settings.quantized_cache,
-            self._ladder.level(spec.name),
+            self._degradation.level(spec.name),
         )
 
     # -- called in the owner thread, never waiting ---------------------------------------------------------------------
@@ -161,21 +161,21 @@ class Runners:
             needed,
             slot,
             ON_CPU if slot in fallback else "",
-            self._ladder.count,
+            self._degradation.count,
             tuple(self._evicted.pop(spec.name, ())),
         )
         if needed.offloaded and self._placement.ram:
             handle.in_ram = InRam(handle, self._placement.ram, needed.offloaded)
         self._handles[load_id] = handle
         log.info("loading %s on %s%s", load_id, slot, f": {handle.note}" if handle.note else "")
-        self._reporter.loading(handle)
+        self._journal_writer.loading(handle)
         handle.start()
 
     def end(self, action: actions.EndRunner) -> None:
         if handle := self._handles.get(action.load_id):
             if action.newcomer:
                 self._evicted.setdefault(action.newcomer, []).append(handle.load.name)
-            self._reporter.ending(action, handle)
+            self._journal_writer.ending(action, handle)
             self._told_to_end.add(handle)
             handle.end(action.reason)
 
@@ -190,11 +190,11 @@ class Runners:
         """Pass on what a runner's handle reports."""
         self._metrics.heard(event, self._handles)
         if isinstance(event, _ENDS | events.Loaded):
-            self._reporter.heard(event, self._handles.get(event.load_id))
+            self._journal_writer.heard(event, self._handles.get(event.load_id))
         match event:
             case events.Loaded(load_id, size):
                 handle = self._handles[load_id]
-                self._ladder.loaded(handle.load.name)
+                self._degradation.loaded(handle.load.name)
                 if handle.in_ram:
                     event = replace(event, offloaded=handle.in_ram.weigh())
                     self._placement.record_offloaded(handle.load, handle.in_ram.charged)
@@ -226,22 +226,22 @@ class Runners:
         load, loaded = handle.load, handle.loaded
         if loaded is not None and not handle.from_zygote:
             spec = self._catalog[load.name].model_copy(update={"quant_bits": load.quant_bits})
-            passing = None if loaded.from_kept else loaded.peak_bytes + loaded.passing_bytes
+            transient = None if loaded.from_kept else loaded.peak_bytes + loaded.transient_bytes
             self._placement.footprints.record(
-                spec, load.device, size - handle.in_slot.reserve, passing, load.cache_tokens
+                spec, load.device, size - handle.in_slot.reserve, transient, load.cache_tokens
             )
 
     def _load_again(self, handle: RunnerHandle, cause: str) -> events.LoadFailed:
         """Return the news of a load that found no memory, and how it is loaded next, if there is a way left."""
         spec, load = self.as_loaded(self._catalog[handle.load.name]), handle.load
-        again = self._ladder.load_failed(spec, load.device, load.level)
+        again = self._degradation.load_failed(spec, load.device, load.level)
         if again:
             log.warning(
-                "%s found no memory (%s); loading it again: %s", load.load_id, cause, self._ladder.level(spec.name)
+                "%s found no memory (%s); loading it again: %s", load.load_id, cause, self._degradation.level(spec.name)
             )
             self.move(spec.name)
             return events.LoadFailed(load.load_id, cause, again=True)
-        return events.LoadFailed(load.load_id, self._ladder.explain(spec, load.device, cause))
+        return events.LoadFailed(load.load_id, self._degradation.explain(spec, load.device, cause))
 
     # -- called in a request's thread ----------------------------------------------------------------------------------
 
@@ -253,20 +253,20 @@ class Runners:
         if not failed.alone and self._living(handle):
             return  # the runner makes fewer answers at once from now on
         spec = self.as_loaded(self._catalog[handle.load.name])
-        before = self._ladder.level(spec.name)
-        if not self._ladder.ran_out(spec, handle.load.device, handle.load.level, failed.alone):
+        before = self._degradation.level(spec.name)
+        if not self._degradation.ran_out(spec, handle.load.device, handle.load.level, failed.alone):
             log.error("%s ran out of memory and nothing is left to be tried: %s", spec.name, failed.error)
             if handle.ran_out >= _SPENT and self._living(handle):
                 log.warning("%s is loaded anew: its process may not have recovered", spec.name)
-                self._ladder.count(spec.name, "replaced")
+                self._degradation.count(spec.name, "replaced")
                 self.move(spec.name)
-            raise RanOut(self._ladder.explain(spec, handle.load.device, failed.error))
-        if self._ladder.level(spec.name) != before:
+            raise RanOut(self._degradation.explain(spec, handle.load.device, failed.error))
+        if self._degradation.level(spec.name) != before:
             log.warning(
                 "%s ran out of memory (%s); it is loaded anew: %s",
                 spec.name,
                 failed.error,
-                self._ladder.level(spec.name),
+                self._degradation.level(spec.name),
             )
             self.move(spec.name)
 

@@ -22,7 +22,7 @@ from gateway.memory.in_ram import InRam
 from gateway.memory.in_slot import InSlot
 from gateway.processes.control_channel import Child
 from gateway.processes.zygotes import Zygotes
-from gateway.requests.timeline import TOO_LATE, Course
+from gateway.requests.timeline import TOO_LATE, RequestTimeline
 from gateway.scheduler import events
 from protocol import messages
 
@@ -39,8 +39,8 @@ _FORK_PATIENCE = 120.0  # seconds a forkserver may need for its imports on a slo
 class Late:
     """In the mailbox: the deadline passed, and the runner is told to stop whether or not anybody looks."""
 
-    def note(self, course: Course) -> None:
-        course.end(TOO_LATE)
+    def note(self, timeline: RequestTimeline) -> None:
+        timeline.end(TOO_LATE)
 
 
 @dataclass
@@ -309,7 +309,7 @@ class RunnerHandle:
                 self.progress = message
             case messages.Loaded():
                 self.loaded, self.load_seconds = message, time.monotonic() - self._asked
-                taken, passing = self.in_slot.weigh_loaded()
+                taken, transient = self.in_slot.weigh_loaded()
                 phases = " ".join(f"{phase} {seconds:.2f}s" for phase, seconds in message.phases.items())
                 log.info(
                     "loaded %s on %s: %.0f MB, %s, %s",
@@ -319,7 +319,7 @@ class RunnerHandle:
                     message.quantization,
                     phases,
                 )
-                self._post(events.Loaded(self.load_id, taken, passing=passing))
+                self._post(events.Loaded(self.load_id, taken, transient=transient))
             case messages.LoadFailed(_, kind, error):
                 log.error("%s failed to load (%s): %s", self.load_id, kind, error)
                 self._failed_load, self.failed_by = error, kind
@@ -348,7 +348,7 @@ class RunnerHandle:
     def _settled(self, mapped: int) -> None:
         """Nothing of its load is left to be done: it is measured again and gets a zygote."""
         assert self.loaded is not None
-        self.loaded = replace(self.loaded, mapped_bytes=mapped, passing_bytes=0)
+        self.loaded = replace(self.loaded, mapped_bytes=mapped, transient_bytes=0)
         if self.in_slot.weigh_settled(answering=bool(self._in_flight)):
             self._post(events.Recharge(self.load_id, self.in_slot.charged))
         self._is_settled = True

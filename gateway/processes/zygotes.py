@@ -20,8 +20,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gateway.processes.control_channel import BUFFER, Child, Line
-from gateway.processes.forkserver_client import Spawner
+from gateway.processes.control_channel import BUFFER, Child, ControlChannel
+from gateway.processes.forkserver_client import ForkserverClient
 from protocol.messages import Load
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Zygote:
     load: Load
     files: dict[str, tuple[int, int]]
     process: Child
-    line: Line | None = None
+    line: ControlChannel | None = None
     opened: dict[str, Any] | None = None
     used: float = field(default_factory=time.monotonic)
     taken: dict[int, int] = field(default_factory=dict)
@@ -63,9 +63,9 @@ class Zygote:
 class Zygotes:
     """Starts runners: from a zygote where one is ready, else from the forkserver."""
 
-    def __init__(self, spawner: Spawner, limit: int) -> None:
+    def __init__(self, forkserver: ForkserverClient, limit: int) -> None:
         """``limit`` is how many bytes of their own all zygotes may have together; 0 for none at all."""
-        self._spawner = spawner
+        self._forkserver = forkserver
         self._limit = limit
         self._lock = threading.Lock()
         self._known: dict[str, Zygote] = {}
@@ -86,7 +86,7 @@ class Zygotes:
             channel.close()  # the zygote died an instant ago
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
-            return self._spawner.fork(load.load_id, needs, theirs), Connection(ours.detach())
+            return self._forkserver.fork(load.load_id, needs, theirs), Connection(ours.detach())
 
     def provide(self, load: Load) -> None:
         """See to it that the next load like this one finds a runner forked already, if its zygote is there and there is
@@ -179,7 +179,7 @@ class Zygotes:
     def abort(self, load: Load, child: Child) -> None:
         """End what was asked for a child and does not fork it: the load's zygote, or else the forkserver."""
         if child.zygote is None:
-            self._spawner.abort("it does not fork")
+            self._forkserver.abort("it does not fork")
         else:  # that very process: it may have been given up meanwhile, and another be known
             log.error("the zygote of %s is killed: it does not fork", load.name)
             self.unfit(load, "it does not fork")
@@ -195,9 +195,11 @@ class Zygotes:
             self._unfit.pop(key, None)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
-                process = self._spawner.fork(f"zygote-{load.name}-{uuid.uuid4().hex[:8]}", needs, theirs, role="zygote")
+                process = self._forkserver.fork(
+                    f"zygote-{load.name}-{uuid.uuid4().hex[:8]}", needs, theirs, role="zygote"
+                )
             zygote = self._known[key] = Zygote(load, files, process)
-            zygote.line = Line(
+            zygote.line = ControlChannel(
                 f"zygote-{load.name}", ours, lambda message: self._hear(zygote, message), lambda: self._ended(zygote)
             )
         zygote.line.send(message)

@@ -25,7 +25,7 @@ from gateway.errors import (
 )
 from gateway.memory.degradation import visible
 from gateway.processes.runner import Late, Mailbox, RunnerHandle
-from gateway.requests.timeline import CANCELLED, Course, CourseMailbox
+from gateway.requests.timeline import CANCELLED, RequestTimeline, TimelineMailbox
 from gateway.scheduler import actions, events
 from models_registry.spec import ModelSpec
 from protocol import messages
@@ -48,9 +48,9 @@ class Granted:
     handle: RunnerHandle
     cold: bool
 
-    def note(self, course: Course) -> None:
+    def note(self, timeline: RequestTimeline) -> None:
         if loaded := self.handle.loaded:
-            course.leased(loaded.device, self.handle.load_seconds, self.cold)
+            timeline.leased(loaded.device, self.handle.load_seconds, self.cold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +97,8 @@ class Again:
 class _Stopped:
     """In the mailbox: the request was cancelled by its id."""
 
-    def note(self, course: Course) -> None:
-        course.end(CANCELLED)
+    def note(self, timeline: RequestTimeline) -> None:
+        timeline.end(CANCELLED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +177,10 @@ class Ticket:
         self.retry = retry
         self.request_id = request_id
         self.deadline = deadline
-        self.course = Course(request_id, spec.name, deadline)
+        self.timeline = RequestTimeline(request_id, spec.name, deadline)
         self.owner: str | None = None
         """The id of the key it came with."""
-        self.mailbox: Mailbox = CourseMailbox(self.course, gateway.metrics.gap_of(spec.name), gateway.metrics.began)
+        self.mailbox: Mailbox = TimelineMailbox(self.timeline, gateway.metrics.gap_of(spec.name), gateway.metrics.began)
         self.tokens = self.prompt_tokens = 0
         self._gateway = gateway
         self._handle: RunnerHandle | None = None
@@ -206,8 +206,8 @@ class Ticket:
             return
         self._closed = True
         self._gateway.forget(self.request_id)
-        self.course.close()
-        self._gateway.metrics.finished(self.course)
+        self.timeline.close()
+        self._gateway.metrics.finished(self.timeline)
         if self._sent and self._handle is not None:
             if not self._over:
                 self._handle.cancel(self.request_id)  # the lease ends when the runner has stopped
@@ -342,12 +342,12 @@ class Ticket:
             raise RanOut(f"{self.spec.name} ran out of memory {self._replays} times over this request: {failed.error}")
         self._gateway.runners.ran_out(handle, failed)
         self._handle, self._sent, self._over, self.tokens = None, False, False, 0
-        self.course.again()
+        self.timeline.again()
         self._gateway.reserve(self)
 
     def _acquire(self, gone: Callable[[], bool]) -> Iterator[Waiting]:
         submitted = time.monotonic()
-        self.course.submitted = True
+        self.timeline.submitted = True
         self._gateway.owner.post(events.Submit(self.request_id))
         patience = _AT_ONCE
         while True:

@@ -21,7 +21,7 @@ ERRORS = (REFUSED, TOO_LATE, OUT_OF_MEMORY, FAILED)
 _FAILURES = {"bad_request": BAD_REQUEST, "out_of_memory": OUT_OF_MEMORY}
 
 
-class Course:
+class RequestTimeline:
     """Times of one request, in seconds of the monotonic clock; None for what did not happen.
 
     ``counted`` is whether it is a client's request, not a load by hand. ``born`` is its admission and ``granted`` its
@@ -89,18 +89,21 @@ class Course:
 class Noted(Protocol):
     """A message of the gateway's own that says what it means for the course."""
 
-    def note(self, course: Course) -> None: ...
+    def note(self, timeline: RequestTimeline) -> None: ...
 
 
-class CourseMailbox(SimpleQueue[object]):
+class TimelineMailbox(SimpleQueue[object]):
     """A ticket's mailbox that notes what is put into it. ``gap`` is told the seconds between two tokens, ``began`` that
     the first piece has come."""
 
     def __init__(
-        self, course: Course, gap: Callable[[float], None], began: Callable[[Course], None] = lambda course: None
+        self,
+        timeline: RequestTimeline,
+        gap: Callable[[float], None],
+        began: Callable[[RequestTimeline], None] = lambda timeline: None,
     ) -> None:
         super().__init__()
-        self.course = course
+        self.timeline = timeline
         self._gap = gap
         self._began = began
         self._pieces: dict[int, float] = {}
@@ -110,29 +113,29 @@ class CourseMailbox(SimpleQueue[object]):
         super().put(item)
 
     def _note(self, item: object) -> None:
-        course = self.course
+        timeline = self.timeline
         match item:
             case messages.Delta(_, _, _, tokens, index):
-                now = course.last = time.monotonic()
-                if course.first is None:
-                    course.first = now
-                    self._began(course)
-                course.completion_tokens += tokens
+                now = timeline.last = time.monotonic()
+                if timeline.first is None:
+                    timeline.first = now
+                    self._began(timeline)
+                timeline.completion_tokens += tokens
                 if tokens and (before := self._pieces.get(index)) is not None:
                     self._gap((now - before) / tokens)
                 self._pieces[index] = now
             case messages.Started(_, prompt_tokens):
-                course.sent, course.prompt_tokens = course.sent or time.monotonic(), prompt_tokens
+                timeline.sent, timeline.prompt_tokens = timeline.sent or time.monotonic(), prompt_tokens
             case messages.Done(_, reasons, prompt_tokens, completion_tokens):
-                course.prompt_tokens, course.completion_tokens = prompt_tokens, completion_tokens
-                course.finish_reasons = reasons
-                course.end(CANCELLED if "cancelled" in reasons else ANSWERED)
+                timeline.prompt_tokens, timeline.completion_tokens = prompt_tokens, completion_tokens
+                timeline.finish_reasons = reasons
+                timeline.end(CANCELLED if "cancelled" in reasons else ANSWERED)
             case messages.Failed(_, kind):
-                course.end(_FAILURES.get(kind, FAILED))
+                timeline.end(_FAILURES.get(kind, FAILED))
             case actions.Refuse(_, why):
-                course.refusal = why
-                course.end(TOO_LATE if why is actions.Why.TOO_LATE else REFUSED)
+                timeline.refusal = why
+                timeline.end(TOO_LATE if why is actions.Why.TOO_LATE else REFUSED)
             case Noted():
-                item.note(course)
+                item.note(timeline)
             case _:
                 pass

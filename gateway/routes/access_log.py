@@ -13,7 +13,7 @@ from flask import Flask, Response, g, has_request_context, request
 
 from gateway.observe.traces import Visit
 from gateway.requests.ticket import Ticket
-from gateway.requests.timeline import Course
+from gateway.requests.timeline import RequestTimeline
 from gateway.routes import gateway
 from utils import logs, request_ids
 
@@ -40,7 +40,7 @@ def ticket_id() -> str:
 
 def admitted(ticket: Ticket) -> None:
     """The current request has a ticket."""
-    g.courses.append(ticket.course)
+    g.courses.append(ticket.timeline)
 
 
 def _begin() -> None:
@@ -68,7 +68,7 @@ class _Told:
     def __init__(self, status: int) -> None:
         self._service = gateway()
         self._status = status
-        self._courses: Sequence[Course] = g.courses
+        self._courses: Sequence[RequestTimeline] = g.courses
         self._started = g.started
         self._request_id = g.request_id
         self._method, self._path, self._client = request.method, request.path, request.remote_addr

@@ -9,7 +9,7 @@ from gateway.errors import BadRequest
 from gateway.routes import gateway
 from gateway.routes.admin_schemas import Options
 from gateway.routes.request_body import check_length, read_json
-from gateway.routes.validation_errors import explain
+from gateway.routes.validation_errors import validation_error
 
 Given = TypeVar("Given", bound=Options)
 
@@ -28,4 +28,4 @@ def options(model: type[Given]) -> Given:
     try:
         return model.model_validate(data, strict=True)
     except ValidationError as error:
-        raise explain(error) from None
+        raise validation_error(error) from None

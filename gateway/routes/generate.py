@@ -11,7 +11,7 @@ from gateway.requests.ticket import Answer, Finished, Text, Waiting, fold
 from gateway.routes import gateway
 from gateway.routes.generate_answers import Answered, End, Piece
 from gateway.routes.generate_schemas import BY_DEFAULT, TAKES, GenerateBody, read_body
-from gateway.routes.generation import Exchange, respond
+from gateway.routes.generation import GenerationRequest, respond
 from gateway.routes.openapi.operation import GENERATES, describe
 from gateway.routes.request_body import FORM, MULTIPART
 from gateway.routes.schemas import Progress, StreamError, reply
@@ -68,11 +68,11 @@ def default_vision_model() -> ModelSpec:
 
 
 def _answer(spec: ModelSpec, body: GenerateBody) -> Response:
-    exchange = Exchange(spec, body, turns(request, body, spec))
+    generation = GenerationRequest(spec, body, turns(request, body, spec))
     if body.stream:
-        return respond(_events(exchange), exchange.close, _failed)
-    with exchange:
-        return reply(Answered, **render(spec, fold(exchange.pieces)))
+        return respond(_events(generation), generation.close, _failed)
+    with generation:
+        return reply(Answered, **render(spec, fold(generation.pieces)))
 
 
 def render(spec: ModelSpec, answer: Answer) -> dict[str, Any]:
@@ -98,12 +98,12 @@ def _tail(spec: ModelSpec, finished: Finished) -> dict[str, Any]:
     }
 
 
-def _events(exchange: Exchange) -> Iterator[str]:
+def _events(generation: GenerationRequest) -> Iterator[str]:
     """Yield the answer as server-sent events: ``progress`` while it waits, pieces of ``response`` or ``reasoning``,
     then all the rest with ``done``."""
-    spec = exchange.spec
+    spec = generation.spec
     heartbeat = Heartbeat(spec.name, progress=True)
-    for piece in exchange.pieces:
+    for piece in generation.pieces:
         match piece:
             case Waiting():
                 if text := heartbeat(piece):

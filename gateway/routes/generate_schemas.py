@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.errors import BadRequest, UnsupportedType
 from gateway.routes.request_body import FORM, MULTIPART, check_length, read_json, says_json
-from gateway.routes.sampling_fields import ALWAYS, Fields, Takes, parse
+from gateway.routes.sampling_fields import ALWAYS, BodySchema, Fields, parse
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
 from utils.settings import Settings
@@ -82,12 +82,12 @@ class GenerateBody(Fields):
             raise BadRequest(f"{spec.name} takes {', '.join(inputs)}; it cannot take {surplus[0]}")
 
 
-TAKES = Takes(GenerateBody, _ALWAYS, media=MEDIA_FIELDS)
+TAKES = BodySchema(GenerateBody, _ALWAYS, media=MEDIA_FIELDS)
 BY_DEFAULT = replace(TAKES, synonyms={"text": "prompt", "image_url": "image"})
 
 
 def read_body(
-    request: Request, spec: ModelSpec, settings: Settings, takes: Takes[GenerateBody] = TAKES
+    request: Request, spec: ModelSpec, settings: Settings, takes: BodySchema[GenerateBody] = TAKES
 ) -> GenerateBody:
     """Parse and check the body of a request for this model.
 

@@ -55,7 +55,7 @@ def admit(spec: ModelSpec, fields: Fields) -> Ticket:
     return ticket
 
 
-class Exchange:
+class GenerationRequest:
     """A request that was admitted, its media decoded. Use as a context manager, or have :func:`respond` close it.
 
     ``options`` are further fields of :class:`protocol.messages.Generate`.
@@ -109,7 +109,7 @@ class Exchange:
         """End the request if it has not ended, and remove its scratch. May be called again."""
         self._stack.close()
 
-    def __enter__(self) -> "Exchange":
+    def __enter__(self) -> "GenerationRequest":
         return self
 
     def __exit__(

@@ -15,7 +15,7 @@ from pydantic import Discriminator as By
 from gateway.errors import BadRequest
 from gateway.requests.conversation import Decoding
 from gateway.routes.response_format import ResponseFormat, constraint
-from gateway.routes.validation_errors import explain, tag_of, wrong
+from gateway.routes.validation_errors import tag_of, validation_error, wrong
 from media.limits import MediaLimits
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
@@ -222,7 +222,7 @@ Body = TypeVar("Body", bound=Fields)
 
 
 @dataclass(frozen=True)
-class Takes(Generic[Body]):
+class BodySchema(Generic[Body]):
     """What a route takes of a body's fields, for whoever checks a request and for whoever describes the route.
 
     ``always`` are the fields that any family takes; any other must be an option or switch of the family, by the name
@@ -261,7 +261,7 @@ class Takes(Generic[Body]):
 
 
 def parse(
-    takes: Takes[Body], data: Mapping[str, Any], spec: ModelSpec, settings: Settings, *, strict: bool = True
+    takes: BodySchema[Body], data: Mapping[str, Any], spec: ModelSpec, settings: Settings, *, strict: bool = True
 ) -> Body:
     """Return the body of a request for this model, checked. ``strict`` tells that types count: a form has only strings.
 
@@ -280,6 +280,6 @@ def parse(
     try:
         body = takes.model.model_validate(given, strict=strict, context=spec)
     except ValidationError as error:
-        raise explain(error, takes.model.in_brackets) from None
+        raise validation_error(error, takes.model.in_brackets) from None
     body.check(spec, settings)
     return body

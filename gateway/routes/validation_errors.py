@@ -24,7 +24,7 @@ def wrong(field: str, what: str) -> BadRequest:
     return BadRequest(f"field {field!r}: {what}", param=field)
 
 
-def explain(error: ValidationError, brackets: bool = False) -> BadRequest:
+def validation_error(error: ValidationError, brackets: bool = False) -> BadRequest:
     """Return the first of what is wrong. With ``brackets`` places in lists are written ``[0]``, as OpenAI's are."""
     first = error.errors(include_url=False, include_input=False)[0]
     context = first.get("ctx", {})
@@ -43,6 +43,6 @@ def explain(error: ValidationError, brackets: bool = False) -> BadRequest:
 def tag_of(shapes: dict[type, str]) -> Any:
     """Return a function that tells which member of a union a value is meant to be, by its type in JSON.
 
-    Tags begin with ``~``, by which :func:`explain` knows that they are no part of the value's place.
+    Tags begin with ``~``, by which :func:`validation_error` knows that they are no part of the value's place.
     """
     return lambda value: next((tag for kind, tag in shapes.items() if isinstance(value, kind)), None)

@@ -70,7 +70,7 @@ class Weights:
         return self._load.quant_bits == 16 and 2 * sizes[self._dtype] > sum(sizes.values())
 
     @property
-    def passing_bytes(self) -> int:
+    def transient_bytes(self) -> int:
         """Bytes of quantized weights as they are kept, which go once they are: the model has its own, laid out."""
         kept = self._to_keep or {}
         return sum(value.nbytes for value in kept.values() if value.dtype == torch.uint8) if self._laid_out else 0

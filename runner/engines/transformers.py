@@ -137,7 +137,7 @@ class Transformers:
             self._phases.seconds,
             self._weights.describe(),
             self._mapped_bytes,
-            self._weights.passing_bytes,
+            self._weights.transient_bytes,
             from_kept=self._weights.from_kept,
         )
 

@@ -254,7 +254,7 @@ def test_down_the_ladder_and_up_again(simulated: Flask) -> None:
         assert response.status_code == 200, answer
         assert "42" in answer["response"] and answer["device"] == "cpu"
         assert answer["generation_method"] == "text_cpu_fallback" and "GPU's memory ran out" in answer["note"]
-        assert service.ladder.counted("falls") == {"cpu": turn, "offload": turn, "reloaded": turn}
+        assert service.degradation.counted("falls") == {"cpu": turn, "offload": turn, "reloaded": turn}
     assert service.model_status(service.spec("falls"))["level"] == "cpu"
     degraded = [entry.text for entry in service.journal.select(kinds=["degraded"], model="falls")]
     assert ["RAM" in text for text in degraded] == [True, False] * 2 and "the CPU" in degraded[1]
@@ -264,7 +264,7 @@ def test_down_the_ladder_and_up_again(simulated: Flask) -> None:
 def test_a_load_that_the_kernel_kills_is_tried_again(simulated: Flask) -> None:
     answer = simulated.test_client().post("/generate/young", json=SUM).get_json()
     assert "42" in answer.get("response", ""), answer
-    assert simulated.extensions["switchyard"].ladder.counted("young") == {"reloaded": 1}
+    assert simulated.extensions["switchyard"].degradation.counted("young") == {"reloaded": 1}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -275,4 +275,4 @@ def test_a_batch_that_the_kernel_kills_is_answered_one_by_one(simulated: Flask) 
         answers = [future.result().get_json() for future in asked]
     assert all("42" in answer.get("response", "") for answer in answers), answers
     assert {answer["generation_method"] for answer in answers} == {"text_cpu_small_batch"}
-    assert simulated.extensions["switchyard"].ladder.counted("victim") == {"small_batch": 1}
+    assert simulated.extensions["switchyard"].degradation.counted("victim") == {"small_batch": 1}

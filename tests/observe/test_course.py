@@ -9,7 +9,7 @@ from prometheus_client import generate_latest
 from gateway.observe.metrics import Metrics
 from gateway.processes.runner import Late
 from gateway.requests.ticket import Granted, _Stopped
-from gateway.requests.timeline import Course, CourseMailbox
+from gateway.requests.timeline import RequestTimeline, TimelineMailbox
 from gateway.scheduler import actions
 from protocol import messages
 
@@ -19,16 +19,16 @@ def granted(cold: bool = False, seconds: float = 0.0) -> Granted:
     return Granted(SimpleNamespace(loaded=loaded, load_seconds=seconds), cold)  # type: ignore[arg-type]
 
 
-def course_of(*said: object, deadline: float = 1e9, submitted: bool = True) -> Course:
+def course_of(*said: object, deadline: float = 1e9, submitted: bool = True) -> RequestTimeline:
     """Return the course of a request to whose mailbox this was put before it was closed."""
-    course = Course("r", "deepseek", time.monotonic() + deadline)
-    course.submitted = submitted
-    mailbox = CourseMailbox(course, lambda seconds: None)
+    timeline = RequestTimeline("r", "deepseek", time.monotonic() + deadline)
+    timeline.submitted = submitted
+    mailbox = TimelineMailbox(timeline, lambda seconds: None)
     for one in said:
         mailbox.put(one)
     assert [mailbox.get_nowait() for _ in said] == list(said), "it is a mailbox like any other"
-    course.close()
-    return course
+    timeline.close()
+    return timeline
 
 
 DELTA = messages.Delta("r", "text", False, 3)
@@ -62,12 +62,12 @@ def test_past_the_deadline_it_is_too_late_and_with_broken_media_it_was_never_sub
 
 
 def test_times_and_tokens() -> None:
-    course = course_of(granted(cold=True, seconds=1000), messages.Started("r", 7), DELTA, DELTA, DONE)
-    assert (course.prompt_tokens, course.completion_tokens, course.finish_reasons) == (7, 5, ("stop",))
-    assert course.granted and course.sent and course.first and course.last and course.ended
-    assert course.born <= course.granted <= course.sent <= course.first <= course.last <= course.ended
-    assert course.load_seconds == course.granted - course.born, "no more than it waited"
-    assert course.queue_seconds == 0
+    timeline = course_of(granted(cold=True, seconds=1000), messages.Started("r", 7), DELTA, DELTA, DONE)
+    assert (timeline.prompt_tokens, timeline.completion_tokens, timeline.finish_reasons) == (7, 5, ("stop",))
+    assert timeline.granted and timeline.sent and timeline.first and timeline.last and timeline.ended
+    assert timeline.born <= timeline.granted <= timeline.sent <= timeline.first <= timeline.last <= timeline.ended
+    assert timeline.load_seconds == timeline.granted - timeline.born, "no more than it waited"
+    assert timeline.queue_seconds == 0
     assert course_of(granted(cold=False, seconds=1000), DONE).load_seconds == 0
     broken_off = course_of(granted(), messages.Started("r", 7), DELTA)
     assert (broken_off.prompt_tokens, broken_off.completion_tokens) == (7, 3)
@@ -76,7 +76,7 @@ def test_times_and_tokens() -> None:
 def test_gaps_are_told_by_choice_and_by_token(monkeypatch: pytest.MonkeyPatch) -> None:
     moments = iter([10.0, 20.0, 21.0, 26.0, 32.0])
     gaps: list[float] = []
-    mailbox = CourseMailbox(Course("r", "deepseek", 1e9), gaps.append)
+    mailbox = TimelineMailbox(RequestTimeline("r", "deepseek", 1e9), gaps.append)
     monkeypatch.setattr(time, "monotonic", lambda: next(moments))
     for index, tokens in ((0, 1), (1, 1), (0, 2), (1, 3), (0, 0)):
         mailbox.put(messages.Delta("r", "", False, tokens, index))
@@ -100,9 +100,9 @@ def test_refusals_by_reason() -> None:
 
 def test_a_load_by_hand_is_no_request() -> None:
     metrics = Metrics(["deepseek"])
-    course = course_of(granted())
-    course.counted = False
-    metrics.finished(course)
+    timeline = course_of(granted())
+    timeline.counted = False
+    metrics.finished(timeline)
     assert counted(metrics, "generations_total", model="deepseek", outcome="client_gone") == 0
 
 
@@ -117,10 +117,10 @@ def test_memory_that_runs_out() -> None:
 
 
 def test_a_request_asked_again_ends_once() -> None:
-    course = course_of(granted(), messages.Failed("r", "out_of_memory", ""))
-    course.again()
-    course.end("answered")
+    timeline = course_of(granted(), messages.Failed("r", "out_of_memory", ""))
+    timeline.again()
+    timeline.end("answered")
     metrics = Metrics(["deepseek"])
-    metrics.finished(course)
+    metrics.finished(timeline)
     assert counted(metrics, "generations_total", model="deepseek", outcome="answered") == 1
     assert counted(metrics, "generations_total", model="deepseek", outcome="out_of_memory") == 0

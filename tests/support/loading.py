@@ -2,7 +2,7 @@
 
 A program of its own, ``python -m tests.support.loading FOLDER BITS…``: it makes the checkpoint in FOLDER and loads it
 in each of BITS in a process forked before, so that no load has what another left. Prints a JSON line for each:
-``resident`` bytes that the load added to its process, and how many more were ``passing`` at its peak.
+``resident`` bytes that the load added to its process, and how many more were ``transient`` at its peak.
 """
 
 import json
@@ -40,8 +40,8 @@ def load(place: Path, bits: int) -> dict[str, Any]:
         engine = ENGINE(wanted, silent)
         engine.open()
         loaded = engine.load()
-    resident = own_bytes() - before + loaded.mapped_bytes - loaded.passing_bytes
-    return {"bits": bits, "path": str(place), "resident": resident, "passing": peak.more + loaded.passing_bytes}
+    resident = own_bytes() - before + loaded.mapped_bytes - loaded.transient_bytes
+    return {"bits": bits, "path": str(place), "resident": resident, "transient": peak.more + loaded.transient_bytes}
 
 
 def main(folder: Path, bits: list[int]) -> None:

@@ -114,11 +114,11 @@ def test_a_small_slot_gets_as_many_tokens_as_fit(decoder: Path, tmp_path: Path) 
 
 def test_a_peak_is_charged_where_it_is_more_than_what_comes_later(decoder: Path, tmp_path: Path) -> None:
     footprints, spec = Footprints(tmp_path), spec_of(decoder, 16, family="deepseek")
-    footprints.record(spec, "cpu", MEASURED, passing=5)
+    footprints.record(spec, "cpu", MEASURED, transient=5)
     without = footprints.charge(spec, "cpu", 1024, 10**10)
     assert without.bytes == MEASURED + without.reserve
-    footprints.record(spec, "cpu", MEASURED, passing=3 * MEASURED)
-    footprints.record(spec, "cpu", MEASURED, passing=7)
+    footprints.record(spec, "cpu", MEASURED, transient=3 * MEASURED)
+    footprints.record(spec, "cpu", MEASURED, transient=7)
     again = Footprints(tmp_path).charge(spec, "cpu", 1024, 10**10)
     assert again == without._replace(bytes=4 * MEASURED, peak=4 * MEASURED), "the highest, also after a restart"
     assert Footprints(tmp_path).charge(spec, "cpu", 1024, 2 * MEASURED).bytes == 2 * MEASURED, "it takes the whole slot"
@@ -127,31 +127,31 @@ def test_a_peak_is_charged_where_it_is_more_than_what_comes_later(decoder: Path,
 def test_a_peak_is_charged_before_it_was_measured(decoder: Path, tmp_path: Path) -> None:
     footprints, spec = Footprints(tmp_path), spec_of(decoder, 8, family="deepseek")
     parts = footprints.parts(spec, "cpu")
-    assert parts.passing > float_bytes("cpu") * 512 * 512, "the types differ, so it is a copy that is quantized"
+    assert parts.transient > float_bytes("cpu") * 512 * 512, "the types differ, so it is a copy that is quantized"
     least = footprints.charge(spec, "cpu", 1, 10**10)
-    assert least.peak == parts.resident + parts.passing
+    assert least.peak == parts.resident + parts.transient
     assert least.bytes == max(least.total, least.peak)
     small = footprints.charge(spec, "cpu", 1, least.total + 1)
     assert (small.bytes, small.peak) == (max(least.total, least.total + 1), least.peak), "the whole slot, and no more"
-    footprints.record(spec, "cpu", MEASURED, passing=5)
+    footprints.record(spec, "cpu", MEASURED, transient=5)
     assert footprints.charge(spec, "cpu", 1, 10**10).peak == MEASURED + 5
 
 
 def test_a_load_of_kept_weights_says_nothing_of_one_that_quantizes(decoder: Path, tmp_path: Path) -> None:
     footprints, spec = Footprints(tmp_path), spec_of(decoder, 8, family="deepseek")
-    predicted = footprints.parts(spec, "cpu").passing
-    footprints.record(spec, "cpu", MEASURED, passing=None)
+    predicted = footprints.parts(spec, "cpu").transient
+    footprints.record(spec, "cpu", MEASURED, transient=None)
     assert footprints.predict(spec, "cpu") == MEASURED
     for known in (footprints, Footprints(tmp_path)):
         assert known.charge(spec, "cpu", 1, 10**10).peak == MEASURED + predicted
-    footprints.record(spec, "cpu", MEASURED, passing=predicted + 7)
-    footprints.record(spec, "cpu", MEASURED, passing=None)
+    footprints.record(spec, "cpu", MEASURED, transient=predicted + 7)
+    footprints.record(spec, "cpu", MEASURED, transient=None)
     assert Footprints(tmp_path).charge(spec, "cpu", 1, 10**10).peak == MEASURED + predicted + 7
 
 
 def test_of_weights_that_are_opened_nothing_passes(decoder: Path, tmp_path: Path) -> None:
     footprints, spec = Footprints(tmp_path), spec_of(decoder, 8, family="deepseek")
-    footprints.record(spec, "cpu", MEASURED, passing=3 * MEASURED)
+    footprints.record(spec, "cpu", MEASURED, transient=3 * MEASURED)
     first, later = (footprints.charge(spec, "cpu", 1, 10**10, opened) for opened in (False, True))
     assert (first.bytes, first.total) == (4 * MEASURED, later.total)
     assert (later.bytes, later.peak) == (later.total, MEASURED)
@@ -164,7 +164,7 @@ def test_peaks_of_an_earlier_version_are_predicted_anew(decoder: Path, tmp_path:
     file = tmp_path / ".switchyard" / "footprints.json"
     file.write_text(json.dumps({key: {"resident": MEASURED, "more": 10**9} for key in json.loads(file.read_text())}))
     again = Footprints(tmp_path)
-    assert again.charge(spec, "cpu", 1, 10**10).peak == MEASURED + again.parts(spec, "cpu").passing
+    assert again.charge(spec, "cpu", 1, 10**10).peak == MEASURED + again.parts(spec, "cpu").transient
 
 
 def test_fewer_bits_want_room_to_unpack_a_matrix(decoder: Path, tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_damaged_figures_are_survived_and_written_anew(folder: Path, tmp_path: P
     footprints, spec = Footprints(tmp_path), spec_of(folder, 4)
     assert footprints.predict(spec, "cpu") > 0
     footprints.record(spec, "cpu", MEASURED)
-    assert list(json.loads(file.read_text()).values()) == [{"resident": MEASURED, "passing": 0}]
+    assert list(json.loads(file.read_text()).values()) == [{"resident": MEASURED, "transient": 0}]
     assert [path.name for path in file.parent.iterdir()] == ["footprints.json"], "no leavings"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.observe.history import Ring
 from gateway.observe.journal import Journal
-from gateway.observe.journal_writer import Reporter
+from gateway.observe.journal_writer import JournalWriter
 from gateway.processes.runner import RunnerHandle
 from gateway.scheduler import actions, events
 
@@ -153,7 +153,7 @@ def handle(name: str = "a", starved: str = "", note: str = "", in_ram: int = 0) 
 def test_why_a_runner_was_ended(action: tuple[str, str, str], kind: str, text: str) -> None:
     journal = Journal()
     reason, newcomer, why = action
-    Reporter(journal).ending(actions.EndRunner("a", "a-1", reason, newcomer, why), handle())
+    JournalWriter(journal).ending(actions.EndRunner("a", "a-1", reason, newcomer, why), handle())
     (entry,) = journal.after(0)
     assert (entry.kind, entry.text, entry.model, entry.device) == (kind, text, "a", "cpu")
     assert entry.detail == {"reason": reason, "load_id": "a-1", "bytes": 10} | (
@@ -163,29 +163,29 @@ def test_why_a_runner_was_ended(action: tuple[str, str, str], kind: str, text: s
 
 def test_what_a_model_on_a_gpu_has_in_ram_is_told_beside_it() -> None:
     journal = Journal()
-    reporter = Reporter(journal)
-    reporter.heard(events.Loaded("a-1", 10, {"cpu": 7}), handle(in_ram=7))
-    reporter.ending(actions.EndRunner("a", "a-1", "expired"), handle(in_ram=7))
+    journal_writer = JournalWriter(journal)
+    journal_writer.heard(events.Loaded("a-1", 10, {"cpu": 7}), handle(in_ram=7))
+    journal_writer.ending(actions.EndRunner("a", "a-1", "expired"), handle(in_ram=7))
     told = [entry.for_user(lambda name: True) for entry in journal.after(0)]
     assert [(one["detail"]["bytes"], one["detail"]["offloaded_bytes"]) for one in told if one] == [(10, 7), (10, 7)]
 
 
 def test_the_watchdog_s_cause_is_told_and_a_shutdown_is_not() -> None:
     journal = Journal()
-    reporter = Reporter(journal)
-    reporter.ending(actions.EndRunner("a", "a-1", "out_of_memory"), handle(starved="the machine had 3 MB left"))
-    reporter.ending(actions.EndRunner("a", "a-1", "shutdown"), handle())
+    journal_writer = JournalWriter(journal)
+    journal_writer.ending(actions.EndRunner("a", "a-1", "out_of_memory"), handle(starved="the machine had 3 MB left"))
+    journal_writer.ending(actions.EndRunner("a", "a-1", "shutdown"), handle())
     assert [entry.text for entry in journal.after(0)] == ["a was ended: memory ran out; the machine had 3 MB left."]
 
 
 def test_a_load_after_a_crash_is_a_restart_once() -> None:
     journal = Journal()
-    reporter = Reporter(journal)
-    reporter.loading(handle(note="the GPU is full"))
-    reporter.heard(events.RunnerLost("a-1", "its process ended unexpectedly"), handle())
+    journal_writer = JournalWriter(journal)
+    journal_writer.loading(handle(note="the GPU is full"))
+    journal_writer.heard(events.RunnerLost("a-1", "its process ended unexpectedly"), handle())
     for _ in range(2):
-        reporter.loading(handle())
-    reporter.heard(events.LoadFailed("a-1", "no such file"), None)
+        journal_writer.loading(handle())
+    journal_writer.heard(events.LoadFailed("a-1", "no such file"), None)
     assert [(entry.kind, entry.text) for entry in journal.after(0)] == [
         ("load", "Loading a on cpu; the GPU is full."),
         ("crash", "The runner of a was lost; its process ended unexpectedly."),
@@ -212,7 +212,7 @@ def test_a_load_after_a_crash_is_a_restart_once() -> None:
 )
 def test_every_step_of_the_ladder_has_its_words(step: str, kind: str) -> None:
     journal = Journal()
-    Reporter(journal).relieved("a", "generate", step)
+    JournalWriter(journal).relieved("a", "generate", step)
     (entry,) = journal.after(0)
     assert entry.kind == kind and entry.text.startswith("a ") and entry.text.endswith(".")
     detail: dict[str, Any] = {"stage": "generate", "step": step}

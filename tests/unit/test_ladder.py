@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.memory.degradation import Ladder, possible, visible
+from gateway.memory.degradation import Degradation, possible, visible
 from models_registry.spec import ModelSpec
 
 CUDA = "cuda:0"
@@ -36,50 +36,50 @@ def test_steps_that_mean_nothing_are_left_out(
 
 
 def test_loads_go_down_in_order_then_back_off_and_begin_anew() -> None:
-    ladder, spec = Ladder("cpu", 600), model()
+    degradation, spec = Degradation("cpu", 600), model()
     seen = []
-    while ladder.load_failed(spec, CUDA, ladder.level("m")):
-        seen.append(ladder.level("m"))
+    while degradation.load_failed(spec, CUDA, degradation.level("m")):
+        seen.append(degradation.level("m"))
     assert seen == ["normal", "offload", "cpu"], "a smaller batch frees nothing at a load"
-    assert ladder.counted("m") == {"cpu": 1, "offload": 1, "refused": 1, "reloaded": 1}
-    told = ladder.explain(spec, CUDA, "no memory")
+    assert degradation.counted("m") == {"cpu": 1, "offload": 1, "refused": 1, "reloaded": 1}
+    told = degradation.explain(spec, CUDA, "no memory")
     assert "no memory" in told and "a part of it in RAM, the CPU" in told and "fewer tokens" in told
-    assert ladder.load_failed(spec, CUDA, "cpu"), "the next attempt is tried twice too"
+    assert degradation.load_failed(spec, CUDA, "cpu"), "the next attempt is tried twice too"
 
 
 def test_a_gguf_file_takes_its_whole_cache_at_the_load() -> None:
-    ladder = Ladder("cpu", 600)
-    assert ladder.load_failed(GGUF, CUDA, "normal") and ladder.load_failed(GGUF, CUDA, "normal")
-    assert ladder.level("m") == "small_batch"
+    degradation = Degradation("cpu", 600)
+    assert degradation.load_failed(GGUF, CUDA, "normal") and degradation.load_failed(GGUF, CUDA, "normal")
+    assert degradation.level("m") == "small_batch"
 
 
 def test_requests_that_ran_out_together_go_down_once() -> None:
-    ladder, spec = Ladder("cpu", 600), model()
-    assert all(ladder.ran_out(spec, CUDA, "normal", alone=True) for _ in range(3))
-    assert ladder.level("m") == "offload" and ladder.counted("m") == {"offload": 1}
-    assert ladder.ran_out(spec, CUDA, "offload", alone=True) and ladder.level("m") == "cpu"
-    assert not ladder.ran_out(spec, "cpu", "cpu", alone=True)
+    degradation, spec = Degradation("cpu", 600), model()
+    assert all(degradation.ran_out(spec, CUDA, "normal", alone=True) for _ in range(3))
+    assert degradation.level("m") == "offload" and degradation.counted("m") == {"offload": 1}
+    assert degradation.ran_out(spec, CUDA, "offload", alone=True) and degradation.level("m") == "cpu"
+    assert not degradation.ran_out(spec, "cpu", "cpu", alone=True)
 
 
 def test_a_load_that_went_well_is_tried_twice_again() -> None:
-    ladder, spec = Ladder("none", 600), model()
+    degradation, spec = Degradation("none", 600), model()
     for _ in range(3):
-        assert ladder.load_failed(spec, "cpu", "normal")
-        ladder.loaded("m")
-    assert ladder.level("m") == "normal"
+        assert degradation.load_failed(spec, "cpu", "normal")
+        degradation.loaded("m")
+    assert degradation.level("m") == "normal"
 
 
 def test_a_level_holds_for_a_while() -> None:
     now = 0.0
-    ladder = Ladder("cpu", 600, lambda: now)
-    assert not ladder.climb("m") and ladder.holds_for("m") is None
-    ladder.ran_out(model(), CUDA, "normal", alone=False)
+    degradation = Degradation("cpu", 600, lambda: now)
+    assert not degradation.climb("m") and degradation.holds_for("m") is None
+    degradation.ran_out(model(), CUDA, "normal", alone=False)
     now = 599.0
-    assert not ladder.climb("m") and ladder.level("m") == "small_batch" and ladder.holds_for("m") == 1.0
+    assert not degradation.climb("m") and degradation.level("m") == "small_batch" and degradation.holds_for("m") == 1.0
     now = 600.0
-    assert ladder.climb("m") and ladder.level("m") == "normal" and not ladder.climb("m")
-    ladder.ran_out(model(), CUDA, "normal", alone=False)
-    assert ladder.climb("m", at_once=True) and ladder.level("m") == "normal"
+    assert degradation.climb("m") and degradation.level("m") == "normal" and not degradation.climb("m")
+    degradation.ran_out(model(), CUDA, "normal", alone=False)
+    assert degradation.climb("m", at_once=True) and degradation.level("m") == "normal"
 
 
 def test_an_answer_that_was_made_as_it_should_be_says_nothing() -> None:

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from gateway.memory.footprint import Footprints, float_bytes, laid_out
-from gateway.memory.footprint.transient import passing_bytes
+from gateway.memory.footprint.transient import transient_bytes
 from models_registry.spec import ModelSpec
 from tests.support.gateway import ROOT
 from tests.unit.test_footprint import spec_of
@@ -22,8 +22,8 @@ PIECES = 14 * 2**18
 PIECES_8BIT = 11 * 2**16
 
 
-def passing(folder: Path, bits: int, float_size: int = 2, kind: str = "cpu", laid_out: bool = False) -> int:
-    return passing_bytes(spec_of(folder, bits), folder, float_size, kind, laid_out, 40 * 2**20)
+def transient(folder: Path, bits: int, float_size: int = 2, kind: str = "cpu", laid_out: bool = False) -> int:
+    return transient_bytes(spec_of(folder, bits), folder, float_size, kind, laid_out, 40 * 2**20)
 
 
 @pytest.fixture
@@ -41,24 +41,24 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_plain_weights_pass_nothing(folder: Path) -> None:
-    assert passing(folder, 16) == 0
+    assert transient(folder, 16) == 0
 
 
 def test_a_matrix_is_quantized_at_a_time(folder: Path) -> None:
     """Its numbers are of another type than those computed in, so it is copied; in pieces from there on, on a CPU."""
     count = SIDE * 64
-    assert passing(folder, 4) == 2 * count + PIECES
-    assert passing(folder, 4, float_size=4) == 4 * count + PIECES
+    assert transient(folder, 4) == 2 * count + PIECES
+    assert transient(folder, 4, float_size=4) == 4 * count + PIECES
     gaps = 2 * count // 3
-    assert passing(folder, 8) == 2 * count + PIECES_8BIT + gaps
-    assert passing(folder, 8, float_size=4) == 4 * count + PIECES_8BIT + gaps
-    assert passing(folder, 4, kind="cuda") == 2 * count
-    assert passing(folder, 8, kind="cuda") == (2 + 4) * count
+    assert transient(folder, 8) == 2 * count + PIECES_8BIT + gaps
+    assert transient(folder, 8, float_size=4) == 4 * count + PIECES_8BIT + gaps
+    assert transient(folder, 4, kind="cuda") == 2 * count
+    assert transient(folder, 8, kind="cuda") == (2 + 4) * count
 
 
 def test_what_is_of_the_right_type_is_not_copied(tmp_path: Path) -> None:
     save_file({"layers.0.mlp.up_proj.weight": np.zeros((SIDE, 64), np.float32)}, tmp_path / "m.safetensors")
-    assert passing(tmp_path, 4, float_size=4) == PIECES
+    assert transient(tmp_path, 4, float_size=4) == PIECES
 
 
 def test_large_matrices_leave_no_gaps(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_large_matrices_leave_no_gaps(tmp_path: Path) -> None:
         },
         tmp_path / "m.safetensors",
     )
-    assert passing(tmp_path, 8) == 2 * 2**25 + 11 * 2**22 + 2**24 // 3
+    assert transient(tmp_path, 8) == 2 * 2**25 + 11 * 2**22 + 2**24 // 3
 
 
 def test_weights_laid_out_are_held_until_they_are_written(tmp_path: Path) -> None:
@@ -80,11 +80,11 @@ def test_weights_laid_out_are_held_until_they_are_written(tmp_path: Path) -> Non
         tmp_path / "m.safetensors",
     )
     held = 8 * 8192 * 1024 * (1 / 2 + 1 / 64) + PIECES
-    assert passing(tmp_path, 4, laid_out=True) == pytest.approx(held, rel=0.01)
-    assert passing(tmp_path, 4) == 2 * 8192 * 1024 + PIECES
-    assert passing(tmp_path, 8, laid_out=True) == passing(tmp_path, 8)
-    small = passing_bytes(spec_of(tmp_path, 4), tmp_path, 2, "cpu", True, 31 * 2**20)
-    assert small == passing(tmp_path, 4), "such a model is not kept"
+    assert transient(tmp_path, 4, laid_out=True) == pytest.approx(held, rel=0.01)
+    assert transient(tmp_path, 4) == 2 * 8192 * 1024 + PIECES
+    assert transient(tmp_path, 8, laid_out=True) == transient(tmp_path, 8)
+    small = transient_bytes(spec_of(tmp_path, 4), tmp_path, 2, "cpu", True, 31 * 2**20)
+    assert small == transient(tmp_path, 4), "such a model is not kept"
 
 
 def test_the_experts_of_a_layer_are_stacked(tmp_path: Path) -> None:
@@ -96,12 +96,12 @@ def test_the_experts_of_a_layer_are_stacked(tmp_path: Path) -> None:
         },
         tmp_path / "m.safetensors",
     )
-    assert passing(tmp_path, 16) == passing(tmp_path, 4) == 3 * 64 * 64 * 2
+    assert transient(tmp_path, 16) == transient(tmp_path, 4) == 3 * 64 * 64 * 2
 
 
 def test_what_is_quantized_already_passes_nothing(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "bitsandbytes"}}))
-    assert passing(folder, 4) == 0
+    assert transient(folder, 4) == 0
 
 
 def test_the_engine_works_in_pieces_as_assumed() -> None:
@@ -145,10 +145,10 @@ def test_a_first_load_stays_within_what_was_predicted(loads: dict[int, Any], bit
     )
     parts = Footprints(Path(load["path"])).parts(spec, "cpu")
     assert parts.weights > 32 * 2**20, "large enough to be kept"
-    resident, peak = load["resident"], load["resident"] + load["passing"]
+    resident, peak = load["resident"], load["resident"] + load["transient"]
     assert peak <= parts.loading(0), "the slot is charged for less than it takes"
     assert parts.loading(0) < 2 * peak, "and not for much more"
-    assert load["passing"] < parts.passing + 32 * 2**20
-    assert load["passing"] < resident, "a first load takes less on its way than it keeps"
+    assert load["transient"] < parts.transient + 32 * 2**20
+    assert load["transient"] < resident, "a first load takes less on its way than it keeps"
     if bits == 4 and laid_out("cpu"):
-        assert load["passing"] > 0.8 * parts.passing and float_bytes("cpu") == 2
+        assert load["transient"] > 0.8 * parts.transient and float_bytes("cpu") == 2

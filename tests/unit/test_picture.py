@@ -8,7 +8,7 @@ import pytest
 from gateway.gateway import Gateway
 from gateway.observe import snapshot
 from gateway.observe.journal import Journal
-from gateway.observe.snapshot import Picture
+from gateway.observe.snapshot import Snapshot
 
 
 class Empty(list[Any]):
@@ -33,10 +33,10 @@ class Scene:
             tickets=list,
             slots=lambda: [{"device": "cpu", "models": list(self.residents)}],
         )
-        self.picture = Picture(cast(Gateway, service))
+        self.snapshot = Snapshot(cast(Gateway, service))
 
     def look(self, **options: Any) -> tuple[int, list[str]]:
-        number, found = self.picture.take(**options)
+        number, found = self.snapshot.take(**options)
         return number, found["slots"][0]["models"]
 
 

@@ -259,8 +259,8 @@ def test_a_part_that_goes_to_ram_when_memory_ran_out_is_charged_there(tmp_path: 
     whole = placed.needs(spec, "cuda:0")
     assert whole.offloaded == 0 and placed.offloads(spec) == {}
     for level in ("normal", "normal", "small_batch"):
-        assert placed.ladder.load_failed(spec, "cuda:0", level)  # type: ignore[arg-type]
-    assert placed.ladder.level("mine") == "offload"
+        assert placed.degradation.load_failed(spec, "cuda:0", level)  # type: ignore[arg-type]
+    assert placed.degradation.level("mine") == "offload"
     weights = placed.footprints.parts(spec, "cuda:0").weights
     limits = placed.offload(spec, "cuda:0")
     assert limits is not None and int(limits["0"].removesuffix("MiB")) << 20 <= weights * 0.6

@@ -9,7 +9,7 @@ import yaml
 
 from gateway.memory.footprint import Footprints
 from gateway.memory.placement import Placement
-from gateway.processes.pool import Runners
+from gateway.processes.pool import RunnerPool
 from gateway.processes.zygotes import Zygotes
 from gateway.scheduler import events
 from models_registry.catalog import load_catalog
@@ -37,7 +37,7 @@ class Reporting:
         monkeypatch.setattr(zygotes, "has_weights", self._has_weights)
         deaf: Any = SimpleNamespace(heard=lambda *news: None)
         owner: Any = SimpleNamespace(post=self.posted.append)
-        self.runners = Runners(settings, catalog, self.placement, zygotes, owner, deaf, deaf)
+        self.runners = RunnerPool(settings, catalog, self.placement, zygotes, owner, deaf, deaf)
         self.spec = self.placement.on(catalog["mine"], "cpu")
 
     def _has_weights(self, load: messages.Load) -> bool:
@@ -69,7 +69,7 @@ def reporting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reporting:
 
 
 def test_a_load_of_kept_weights_leaves_the_peak_as_it_was(reporting: Reporting) -> None:
-    predicted = reporting.placement.footprints.parts(reporting.spec, "cpu").passing
+    predicted = reporting.placement.footprints.parts(reporting.spec, "cpu").transient
     assert predicted > 0
     reporting.settled(peak_bytes=1, from_kept=True)
     assert reporting.placement.needs(reporting.spec, "cpu").peak == RESIDENT + predicted

@@ -10,7 +10,7 @@ import pytest
 from gateway.memory.footprint.prediction import Charge
 from gateway.memory.watchdog import Watchdog
 from gateway.processes.control_channel import Child
-from gateway.processes.forkserver_client import Spawner
+from gateway.processes.forkserver_client import ForkserverClient
 from gateway.processes.runner import RunnerHandle
 from gateway.processes.zygotes import Zygotes
 from gateway.scheduler import events
@@ -32,7 +32,7 @@ class Loading:
 
     def __post_init__(self) -> None:
         load = messages.Load("one-1", "one", "deepseek", "transformers", __file__, 4, "cpu")
-        none = Zygotes(cast(Spawner, None), 0)
+        none = Zygotes(cast(ForkserverClient, None), 0)
         charge = Charge(self.charged, 0, RESERVE, 200 * MB, 200 * MB + PASSING)
         self.handle = RunnerHandle(
             load, (), none, self.posted.append, 30.0, charge, "cpu", "", lambda model, step: None
@@ -45,7 +45,7 @@ class Loading:
         """Have it take its weights and what it keeps for writing, and say that it is loaded."""
         self.process.take(100 * MB)
         self.process.take(PASSING)
-        self.handle._receive(messages.Loaded("one-1", "cpu", 100 * MB, 4096, {}, "nf4", passing_bytes=PASSING))
+        self.handle._receive(messages.Loaded("one-1", "cpu", 100 * MB, 4096, {}, "nf4", transient_bytes=PASSING))
         loaded = self.posted.pop()
         assert isinstance(loaded, events.Loaded) and self.posted == []
         return loaded
@@ -72,7 +72,7 @@ def test_what_is_kept_for_writing_is_charged_until_it_is_written(loading: Callab
     one = loading(budget=500 * MB, charged=500 * MB)
     loaded = one.load()
     assert loaded.bytes == pytest.approx(RESERVE + 110 * MB, rel=0.1), "what lasts"
-    assert loaded.passing == PASSING and one.slot.charged == loaded.bytes + PASSING and one.slot.foreseen == 0
+    assert loaded.transient == PASSING and one.slot.charged == loaded.bytes + PASSING and one.slot.foreseen == 0
     one.dog.look()
     assert one.posted == []
     one.settle()
@@ -84,8 +84,8 @@ def test_what_is_kept_for_writing_is_charged_until_it_is_written(loading: Callab
 def test_where_the_slot_has_no_room_for_it_it_is_foreseen(loading: Callable[..., Loading]) -> None:
     one = loading(budget=250 * MB, charged=250 * MB)
     loaded = one.load()
-    assert loaded.bytes + loaded.passing == one.slot.charged == 250 * MB, "no more than its load was charged"
-    assert one.slot.foreseen == PASSING - loaded.passing > 0
+    assert loaded.bytes + loaded.transient == one.slot.charged == 250 * MB, "no more than its load was charged"
+    assert one.slot.foreseen == PASSING - loaded.transient > 0
     one.dog.look()
     assert one.posted == [] and one.handle.starved == ""
     one.process.take(300 * MB)
@@ -98,7 +98,7 @@ def test_one_that_takes_more_than_its_load_was_charged_has_all_that_passes_fores
 ) -> None:
     one = loading(budget=120 * MB, charged=120 * MB)
     loaded = one.load()
-    assert loaded.bytes > 120 * MB and loaded.passing == 0, "the scheduler says whether it fits"
+    assert loaded.bytes > 120 * MB and loaded.transient == 0, "the scheduler says whether it fits"
     assert one.slot.charged == loaded.bytes and one.slot.foreseen == PASSING
     one.settle()
     assert one.slot.foreseen == 0
@@ -117,8 +117,8 @@ def test_what_has_passed_is_charged_no_longer_though_it_answers(loading: Callabl
 def test_of_a_runner_that_cannot_be_measured_the_prediction_lasts(loading: Callable[..., Loading]) -> None:
     one = loading(budget=600 * MB, charged=600 * MB)
     one.handle._child = None
-    one.handle._receive(messages.Loaded("one-1", "cpu", 100 * MB, 4096, {}, "nf4", passing_bytes=PASSING))
-    assert one.posted == [events.Loaded("one-1", 200 * MB, passing=PASSING)]
+    one.handle._receive(messages.Loaded("one-1", "cpu", 100 * MB, 4096, {}, "nf4", transient_bytes=PASSING))
+    assert one.posted == [events.Loaded("one-1", 200 * MB, transient=PASSING)]
     one.handle._in_flight["a request"] = None  # type: ignore[assignment]
     one.handle._receive(messages.Settled("one-1"))
     assert one.posted[1:] == [events.Recharge("one-1", 200 * MB)]

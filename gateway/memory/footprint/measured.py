@@ -10,17 +10,20 @@ import tempfile
 import threading
 from pathlib import Path
 
-from pydantic import BaseModel, NonNegativeInt, PositiveInt, TypeAdapter
+from pydantic import AliasChoices, BaseModel, Field, NonNegativeInt, PositiveInt, TypeAdapter
 
 log = logging.getLogger(__name__)
 
 
 class Measured(BaseModel):
-    """Loads: ``resident`` bytes after the last, and how many more had been ``passing`` at the highest peak; None where
-    all read kept weights, or an earlier version measured, whose loads took more on the way."""
+    """Loads: ``resident`` bytes after the last, and how many more had been ``transient`` at the highest peak; None
+    where all read kept weights, or an earlier version measured, whose loads took more on the way."""
 
     resident: PositiveInt
-    passing: NonNegativeInt | None = None
+    transient: NonNegativeInt | None = Field(
+        default=None,
+        validation_alias=AliasChoices("transient", "passing"),  # what earlier versions wrote
+    )
 
 
 _FILE = TypeAdapter(dict[str, Measured | PositiveInt])  # a bare number is what earlier versions wrote
@@ -37,13 +40,13 @@ class Store:
     def get(self, key: str) -> Measured | None:
         return self._known.get(key)
 
-    def put(self, key: str, resident: int, passing: int | None) -> None:
-        """Remember a load: the latest resident figure, and the highest peak. ``passing`` is None for one that read what
-        was kept, which says nothing of those that quantize."""
+    def put(self, key: str, resident: int, transient: int | None) -> None:
+        """Remember a load: the latest resident figure, and the highest peak. ``transient`` is None for one that read
+        what was kept, which says nothing of those that quantize."""
         with self._lock:
             before = self._known.get(key)
-            peaks = [one for one in (passing, before.passing if before else None) if one is not None]
-            self._known[key] = Measured(resident=resident, passing=max(peaks, default=None))
+            peaks = [one for one in (transient, before.transient if before else None) if one is not None]
+            self._known[key] = Measured(resident=resident, transient=max(peaks, default=None))
             try:
                 self._write()
             except OSError as error:

@@ -15,7 +15,7 @@ from gateway.memory.footprint.activations import Working, working
 from gateway.memory.footprint.checkpoint import Stamp, stamp
 from gateway.memory.footprint.kv_cache import CELLS, cache_token_bytes
 from gateway.memory.footprint.measured import Measured, Store
-from gateway.memory.footprint.transient import passing_bytes
+from gateway.memory.footprint.transient import transient_bytes
 from gateway.memory.footprint.weights import float_bytes, gguf_of, laid_out, later_bytes, weight_bytes
 from models_registry.spec import ModelSpec, QuantBits
 from utils.units import parse_bytes
@@ -38,14 +38,14 @@ class Parts:
     """What a model's bytes consist of, on one device.
 
     ``weights`` and ``overhead`` (process or CUDA context, allocator) are there after a load; ``measured`` is what a
-    load was seen to take instead. ``passing`` is what a load takes beyond that on its way. ``later`` is read at a
+    load was seen to take instead. ``transient`` is what a load takes beyond that on its way. ``later`` is read at a
     request that needs it, ``working`` is what answers take while they are made, and ``cache_token`` what each token in
     the cache does. ``cache_at_load`` marks an engine that takes its whole cache at the load.
     """
 
     weights: int
     overhead: int
-    passing: int
+    transient: int
     later: int
     working: Working
     cache_token: int
@@ -69,9 +69,9 @@ class Parts:
         """Return the bytes of a load at its highest: of the highest that was seen, once one was. Where its weights are
         ``opened`` already, nothing of it passes."""
         at_once = self.cache(tokens) if self.cache_at_load else 0
-        seen = self.measured.passing if self.measured else None
-        passing = self.passing if seen is None else seen
-        return self.resident + at_once + (0 if opened else passing)
+        seen = self.measured.transient if self.measured else None
+        transient = self.transient if seen is None else seen
+        return self.resident + at_once + (0 if opened else transient)
 
 
 class Charge(NamedTuple):
@@ -124,7 +124,7 @@ class Footprints:
         return self._key(spec, device, weights) + (f":{held}" if _limit(spec, device) <= held else ""), Parts(
             weights=held,
             overhead=process + int(held * _SLACK[kind]),
-            passing=passing_bytes(spec, self._models_dir, floats, kind, laid_out(device), weights),
+            transient=transient_bytes(spec, self._models_dir, floats, kind, laid_out(device), weights),
             later=later_bytes(spec, self._models_dir, floats),
             working=working(spec, self._models_dir, floats, kind),
             cache_token=cache_token_bytes(spec, self._models_dir, floats),
@@ -159,16 +159,16 @@ class Footprints:
         peak = parts.loading(tokens, opened)
         return Charge(max(total, min(peak, budget)), tokens, total - there, total, peak)
 
-    def record(self, spec: ModelSpec, device: str, measured: int, passing: int | None = 0, tokens: int = 0) -> None:
-        """Remember what a load really took: ``measured`` bytes after it, ``passing`` more at its peak, with a cache of
-        ``tokens`` where the engine takes that at the load. ``passing`` is None of one that read kept weights."""
+    def record(self, spec: ModelSpec, device: str, measured: int, transient: int | None = 0, tokens: int = 0) -> None:
+        """Remember what a load really took: ``measured`` bytes after it, ``transient`` more at its peak, with a cache
+        of ``tokens`` where the engine takes that at the load. ``transient`` is None of one that read kept weights."""
         try:
             key, parts = self._keyed(spec, device)
         except (HeaderError, OSError):
             return
         cache = parts.cache(tokens) if parts.cache_at_load else 0
         if measured > cache:
-            self._store.put(key, measured - cache, passing)
+            self._store.put(key, measured - cache, transient)
 
     def _known(self, spec: ModelSpec, device: str) -> Parts | None:
         try:

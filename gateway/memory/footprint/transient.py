@@ -34,7 +34,7 @@ _KEPT_FROM = 32 * 2**20  # bytes of a model; what quantizing makes of smaller on
 _COMPUTED = {2: ("BF16",), 4: ("F32",)}
 
 
-def passing_bytes(spec: ModelSpec, models_dir: Path, float_size: int, kind: str, laid_out: bool, weights: int) -> int:
+def transient_bytes(spec: ModelSpec, models_dir: Path, float_size: int, kind: str, laid_out: bool, weights: int) -> int:
     """Return the bytes that a load takes at its highest beyond those after it, on a ``kind`` of device (cpu or cuda).
 
     Of a matrix that is quantized that is its copy in the type that is computed in, unless it is used where it lies in

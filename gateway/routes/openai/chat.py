@@ -9,7 +9,7 @@ from pydantic import Field
 
 from gateway.errors import BadRequest
 from gateway.requests.ticket import Again, Called, Choice, Finished, Piece, Text, Waiting, fold
-from gateway.routes.generation import Exchange, respond
+from gateway.routes.generation import GenerationRequest, respond
 from gateway.routes.openai import schemas, unsupported, wire
 from gateway.routes.openai.envelope import failed
 from gateway.routes.openai.messages import Messages, parse_messages
@@ -17,7 +17,7 @@ from gateway.routes.openai.tools import Choice as ToolChoice
 from gateway.routes.openai.tools import Tools, parse_tools
 from gateway.routes.openapi.operation import GENERATES, describe
 from gateway.routes.response_format import constraint
-from gateway.routes.sampling_fields import Takes
+from gateway.routes.sampling_fields import BodySchema
 from gateway.routes.schemas import Progress, reply
 from gateway.routes.sse import Heartbeat, event
 from gateway.routes.validation_errors import wrong
@@ -103,7 +103,7 @@ def check_template_options(given: dict[str, Any] | None) -> None:
         )
 
 
-TAKES = Takes(ChatFields, wire.ALWAYS_TAKEN | {"messages"}, _NEEDS)
+TAKES = BodySchema(ChatFields, wire.ALWAYS_TAKEN | {"messages"}, _NEEDS)
 
 
 @blueprint.post("/chat/completions")
@@ -128,7 +128,7 @@ def chat() -> Response:
             param="response_format",
         )
     logprobs = (fields.top_logprobs or 0) if fields.logprobs else None
-    exchange = Exchange(
+    generation = GenerationRequest(
         spec,
         fields,
         turns,
@@ -139,12 +139,12 @@ def chat() -> Response:
         template_options=fields.chat_template_kwargs or {},
     )
     if fields.stream:
-        exchange.prime()
-    pieces = exchange.pieces if fields.parallel_tool_calls else _one_call_each(exchange.pieces)
+        generation.prime()
+    pieces = generation.pieces if fields.parallel_tool_calls else _one_call_each(generation.pieces)
     if fields.stream:
-        return respond(_events(exchange, fields, pieces), exchange.close, failed)
-    with exchange:
-        return reply(schemas.ChatCompletion, **_whole(exchange, fields, pieces))
+        return respond(_events(generation, fields, pieces), generation.close, failed)
+    with generation:
+        return reply(schemas.ChatCompletion, **_whole(generation, fields, pieces))
 
 
 def _one_call_each(pieces: Iterable[Piece]) -> Iterator[Piece]:
@@ -160,29 +160,29 @@ def _one_call_each(pieces: Iterable[Piece]) -> Iterator[Piece]:
         yield piece
 
 
-def _head(exchange: Exchange, kind: str) -> dict[str, Any]:
+def _head(generation: GenerationRequest, kind: str) -> dict[str, Any]:
     return {
-        "id": f"chatcmpl-{exchange.id}",
+        "id": f"chatcmpl-{generation.id}",
         "object": kind,
         "created": int(time.time()),
-        "model": exchange.spec.name,
-        "system_fingerprint": wire.fingerprint(exchange.spec),
+        "model": generation.spec.name,
+        "system_fingerprint": wire.fingerprint(generation.spec),
     }
 
 
-def _whole(exchange: Exchange, fields: ChatFields, pieces: Iterator[Piece]) -> dict[str, Any]:
+def _whole(generation: GenerationRequest, fields: ChatFields, pieces: Iterator[Piece]) -> dict[str, Any]:
     answer = fold(pieces)
     finished = answer.finished
     choices = [
         {
             "index": index,
-            "message": _message(answer.choices[index], exchange.spec),
+            "message": _message(answer.choices[index], generation.spec),
             "logprobs": wire.chat_logprobs(answer.choices[index].logprobs) if fields.logprobs else None,
             "finish_reason": reason,
         }
         for index, reason in wire.reasons(finished)
     ]
-    head = _head(exchange, "chat.completion")
+    head = _head(generation, "chat.completion")
     return head | {"choices": choices, "usage": wire.usage([finished]), **wire.tail(finished)}
 
 
@@ -201,10 +201,10 @@ def _call(call: ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def _events(exchange: Exchange, fields: ChatFields, pieces: Iterator[Piece]) -> Iterator[str]:
+def _events(generation: GenerationRequest, fields: ChatFields, pieces: Iterator[Piece]) -> Iterator[str]:
     """Yield the answer as chunks: first each choice's role, then pieces, then each choice's finish reason."""
-    head = _head(exchange, "chat.completion.chunk")
-    heartbeat = Heartbeat(exchange.spec.name, fields.options.include_progress)
+    head = _head(generation, "chat.completion.chunk")
+    heartbeat = Heartbeat(generation.spec.name, fields.options.include_progress)
     calls: dict[int, int] = {}
 
     def chunk(index: int, delta: dict[str, Any], logprobs: Any = (), beside: Any = None, reason: Any = None) -> str:

@@ -16,11 +16,11 @@ from pydantic import BeforeValidator, Field
 from gateway.errors import BadRequest
 from gateway.requests.conversation import Turn
 from gateway.requests.ticket import Again, Choice, Finished, Piece, Text, Waiting
-from gateway.routes.generation import Exchange, respond
+from gateway.routes.generation import GenerationRequest, respond
 from gateway.routes.openai import schemas, unsupported, wire
 from gateway.routes.openai.envelope import failed
 from gateway.routes.openapi.operation import GENERATES, describe
-from gateway.routes.sampling_fields import Takes
+from gateway.routes.sampling_fields import BodySchema
 from gateway.routes.schemas import Progress, reply
 from gateway.routes.sse import Heartbeat, event
 from models_registry.catalog import Catalog
@@ -73,7 +73,9 @@ class CompletionFields(wire.OpenAIFields):
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
 
 
-TAKES = Takes(CompletionFields, wire.ALWAYS_TAKEN | {"prompt"}, serves=lambda spec: not Catalog.family(spec).requires)
+TAKES = BodySchema(
+    CompletionFields, wire.ALWAYS_TAKEN | {"prompt"}, serves=lambda spec: not Catalog.family(spec).requires
+)
 
 
 @blueprint.post("/completions")
@@ -94,8 +96,8 @@ def completions() -> Response:
     with ExitStack() as stack:
         exchanges = [stack.enter_context(_exchange(spec, fields, prompt)) for prompt in fields.prompts]
         if fields.stream:
-            for exchange in exchanges:
-                exchange.prime()
+            for generation in exchanges:
+                generation.prime()
         pieces = stack.enter_context(_Merged(exchanges)) if len(exchanges) > 1 else _alone(exchanges[0])
         if not fields.stream:
             return reply(schemas.Completion, **_whole(exchanges[0], fields, pieces))
@@ -103,26 +105,26 @@ def completions() -> Response:
     return respond(_events(exchanges[0], fields, pieces), kept.close, failed)
 
 
-def _exchange(spec: ModelSpec, fields: CompletionFields, prompt: str) -> Exchange:
-    return Exchange(spec, fields, [Turn("user", (prompt,))], fields.logprobs, choices=fields.n, template=False)
+def _exchange(spec: ModelSpec, fields: CompletionFields, prompt: str) -> GenerationRequest:
+    return GenerationRequest(spec, fields, [Turn("user", (prompt,))], fields.logprobs, choices=fields.n, template=False)
 
 
 Numbered = tuple[int, Piece]
 
 
-def _alone(exchange: Exchange) -> Iterator[Numbered]:
-    return ((0, piece) for piece in exchange.pieces)
+def _alone(generation: GenerationRequest) -> Iterator[Numbered]:
+    return ((0, piece) for piece in generation.pieces)
 
 
 class _Merged:
     """The pieces of several requests as they come, with each one's number. Leaving it ends those still under way."""
 
-    def __init__(self, exchanges: list[Exchange]) -> None:
+    def __init__(self, exchanges: list[GenerationRequest]) -> None:
         self._exchanges = exchanges
         self._queue: SimpleQueue[tuple[int, Piece | BaseException | None]] = SimpleQueue()
         self._threads = [
-            threading.Thread(target=self._drain, args=(number,), name=f"prompt-{exchange.id}", daemon=True)
-            for number, exchange in enumerate(exchanges)
+            threading.Thread(target=self._drain, args=(number,), name=f"prompt-{generation.id}", daemon=True)
+            for number, generation in enumerate(exchanges)
         ]
 
     def __enter__(self) -> Iterator[Numbered]:
@@ -131,8 +133,8 @@ class _Merged:
         return self._pieces()
 
     def __exit__(self, *_: object) -> None:
-        for exchange in self._exchanges:
-            exchange.ticket.cancel()
+        for generation in self._exchanges:
+            generation.ticket.cancel()
         for thread in self._threads:
             thread.join()
 
@@ -156,17 +158,17 @@ class _Merged:
                 yield number, piece
 
 
-def _head(exchange: Exchange) -> dict[str, Any]:
+def _head(generation: GenerationRequest) -> dict[str, Any]:
     return {
-        "id": f"cmpl-{exchange.id}",
+        "id": f"cmpl-{generation.id}",
         "object": "text_completion",
         "created": int(time.time()),
-        "model": exchange.spec.name,
-        "system_fingerprint": wire.fingerprint(exchange.spec),
+        "model": generation.spec.name,
+        "system_fingerprint": wire.fingerprint(generation.spec),
     }
 
 
-def _whole(exchange: Exchange, fields: CompletionFields, pieces: Iterator[Numbered]) -> dict[str, Any]:
+def _whole(generation: GenerationRequest, fields: CompletionFields, pieces: Iterator[Numbered]) -> dict[str, Any]:
     made: dict[int, Choice] = {}
     ends: dict[int, Finished] = {}
     for number, piece in pieces:
@@ -187,12 +189,12 @@ def _whole(exchange: Exchange, fields: CompletionFields, pieces: Iterator[Number
             scores = None if fields.logprobs is None else wire.completion_logprobs(choice.logprobs)
             choices.append({"index": place, "text": choice.text, "logprobs": scores, "finish_reason": reason})
     beside = {"usage": wire.usage(ends.values()), **wire.tail(ends[0])}
-    return _head(exchange) | {"choices": choices} | beside
+    return _head(generation) | {"choices": choices} | beside
 
 
-def _events(exchange: Exchange, fields: CompletionFields, pieces: Iterator[Numbered]) -> Iterator[str]:
-    head = _head(exchange)
-    heartbeat = Heartbeat(exchange.spec.name, fields.options.include_progress)
+def _events(generation: GenerationRequest, fields: CompletionFields, pieces: Iterator[Numbered]) -> Iterator[str]:
+    head = _head(generation)
+    heartbeat = Heartbeat(generation.spec.name, fields.options.include_progress)
     ends: dict[int, Finished] = {}
     written: dict[int, int] = {}
 

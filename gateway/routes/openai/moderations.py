@@ -33,7 +33,7 @@ from gateway.routes.openai.envelope import failed
 from gateway.routes.openai.wire import DONE, find_model
 from gateway.routes.openapi.operation import GENERATES, describe
 from gateway.routes.request_body import FORM, MULTIPART, check_length, read_json, says_json
-from gateway.routes.sampling_fields import ALWAYS, Fields, Takes, parse
+from gateway.routes.sampling_fields import ALWAYS, BodySchema, Fields, parse
 from gateway.routes.schemas import dumped, reply
 from gateway.routes.sse import event
 from gateway.routes.validation_errors import tag_of, wrong
@@ -104,7 +104,7 @@ class ModerationFields(Fields):
         return "max_tokens", None
 
 
-TAKES = Takes(
+TAKES = BodySchema(
     ModerationFields,
     ALWAYS | _OWN,
     without=frozenset(ModerationFields.model_fields) - ALWAYS - _OWN,
@@ -245,7 +245,7 @@ class _Run:
                 service.spec(spec.name), timeout=left, priority=priority, request_id=request_ids.ticket_of(request_id)
             )
             ticket.owner = owner
-            courses.append(ticket.course)
+            courses.append(ticket.timeline)
             return ticket
 
         def watched(ticket: Ticket, pieces: Iterator[Piece]) -> Iterator[Piece]:

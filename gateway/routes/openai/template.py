@@ -8,7 +8,7 @@ from pydantic import Field
 
 from gateway.requests.ticket import fold
 from gateway.routes import gateway
-from gateway.routes.generation import Exchange
+from gateway.routes.generation import GenerationRequest
 from gateway.routes.openai import schemas
 from gateway.routes.openai.chat import TemplateOptions, check_template_options
 from gateway.routes.openai.messages import Messages, parse_messages
@@ -16,7 +16,7 @@ from gateway.routes.openai.tools import Choice, Tools, parse_tools
 from gateway.routes.openai.wire import find_model
 from gateway.routes.openapi.operation import GENERATES, describe
 from gateway.routes.request_body import read_json
-from gateway.routes.sampling_fields import ALWAYS, Fields, Takes, parse
+from gateway.routes.sampling_fields import ALWAYS, BodySchema, Fields, parse
 from gateway.routes.schemas import reply
 from models_registry.families.base import SAMPLING
 from models_registry.spec import ModelSpec
@@ -51,7 +51,7 @@ class TemplateFields(Fields):
         check_template_options(self.chat_template_kwargs)
 
 
-TAKES = Takes(TemplateFields, _ALWAYS, _NEEDS, _WITHOUT)
+TAKES = BodySchema(TemplateFields, _ALWAYS, _NEEDS, _WITHOUT)
 
 
 @blueprint.post("/apply_template")
@@ -65,10 +65,10 @@ def apply_template() -> Response:
     turns = parse_messages(fields.messages, spec)
     tools, choice = parse_tools(fields.tools, fields.tool_choice)
     options = fields.chat_template_kwargs or {}
-    with Exchange(
+    with GenerationRequest(
         spec, fields, turns, tools=tools, tool_choice=choice, template_options=options, render_only=True
-    ) as exchange:
-        extras = fold(exchange.pieces).finished.extras
+    ) as generation:
+        extras = fold(generation.pieces).finished.extras
     tokens = extras["token_ids"]
     return reply(
         schemas.RenderedPrompt,

@@ -13,13 +13,13 @@ from gateway.errors import BadRequest, UnknownModel, UnsupportedType
 from gateway.requests.conversation import Turn
 from gateway.requests.ticket import Finished, Text, Waiting, fold
 from gateway.routes import gateway
-from gateway.routes.generation import Exchange, respond
+from gateway.routes.generation import GenerationRequest, respond
 from gateway.routes.openai import schemas
 from gateway.routes.openai.envelope import failed
 from gateway.routes.openai.wire import DONE, find_model, reasons, usage
 from gateway.routes.openapi.operation import GENERATES, describe
 from gateway.routes.request_body import MULTIPART, check_length
-from gateway.routes.sampling_fields import ALWAYS, Fields, Takes, parse
+from gateway.routes.sampling_fields import ALWAYS, BodySchema, Fields, parse
 from gateway.routes.schemas import reply
 from gateway.routes.sse import Heartbeat, event
 from gateway.routes.validation_errors import wrong
@@ -89,7 +89,7 @@ _LANGUAGES = {
 }
 
 
-TAKES = Takes(TranscriptionFields, _ALWAYS, without=_WITHOUT, serves=lambda spec: "audio" in Catalog.inputs(spec))
+TAKES = BodySchema(TranscriptionFields, _ALWAYS, without=_WITHOUT, serves=lambda spec: "audio" in Catalog.inputs(spec))
 _FORM = {
     "file": {"type": "string", "format": "binary", "description": "The recording."},
     "response_format": {"enum": list(_FORMATS), "description": "The model gives no times."},
@@ -132,12 +132,12 @@ def transcriptions() -> Response:
     data.setdefault("temperature", "0")
     fields = parse(TAKES, data, spec, settings, strict=False)
     turn = Turn("user", (_file(), fields.instruction))
-    exchange = Exchange(spec, fields, [turn])
+    generation = GenerationRequest(spec, fields, [turn])
     if fields.stream:
-        exchange.prime()
-        return respond(_events(exchange), exchange.close, failed)
-    with exchange:
-        answer = fold(exchange.pieces)
+        generation.prime()
+        return respond(_events(generation), generation.close, failed)
+    with generation:
+        answer = fold(generation.pieces)
     list(reasons(answer.finished))
     if wanted == "text":
         return Response(answer.text + "\n", mimetype="text/plain")
@@ -180,9 +180,9 @@ def _usage(finished: Finished) -> dict[str, Any]:
     }
 
 
-def _events(exchange: Exchange) -> Iterator[str]:
-    heartbeat, whole = Heartbeat(exchange.spec.name, progress=False), ""
-    for piece in exchange.pieces:
+def _events(generation: GenerationRequest) -> Iterator[str]:
+    heartbeat, whole = Heartbeat(generation.spec.name, progress=False), ""
+    for piece in generation.pieces:
         match piece:
             case Waiting():
                 if said := heartbeat(piece):
@@ -192,7 +192,7 @@ def _events(exchange: Exchange) -> Iterator[str]:
                 yield event(schemas.TranscriptDelta(type="transcript.text.delta", delta=text))
             case Finished():
                 list(reasons(piece))
-                beside = {"model": exchange.spec.name, "device": piece.device, "timings": piece.timings}
+                beside = {"model": generation.spec.name, "device": piece.device, "timings": piece.timings}
                 done: dict[str, Any] = {"type": "transcript.text.done", "text": whole, "usage": _usage(piece)}
                 yield event(schemas.TranscriptDone(**done, **beside))
                 yield DONE

@@ -12,7 +12,7 @@ NOTES = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"})
 """Notes for the caller's own books: any value is taken, none has a meaning for the answer."""
 
 
-class Neutral(NamedTuple):
+class Unsupported(NamedTuple):
     """The values that ask for nothing, besides null, and why no others can be honoured."""
 
     values: tuple[Any, ...]
@@ -20,36 +20,36 @@ class Neutral(NamedTuple):
 
 
 COMMON = {
-    "length_penalty": Neutral((1,), "it belongs to beam search, and there is none"),
-    "use_beam_search": Neutral((False,), "there is no beam search"),
-    "service_tier": Neutral(("auto", "default"), "there is one tier; see 'priority'"),
-    "store": Neutral((False,), "nothing is kept"),
-    "prompt_cache_retention": Neutral((), "nothing is kept"),
-    "prompt_cache_options": Neutral((), "nothing is kept"),
-    "moderation": Neutral((), "nothing is moderated"),
+    "length_penalty": Unsupported((1,), "it belongs to beam search, and there is none"),
+    "use_beam_search": Unsupported((False,), "there is no beam search"),
+    "service_tier": Unsupported(("auto", "default"), "there is one tier; see 'priority'"),
+    "store": Unsupported((False,), "nothing is kept"),
+    "prompt_cache_retention": Unsupported((), "nothing is kept"),
+    "prompt_cache_options": Unsupported((), "nothing is kept"),
+    "moderation": Unsupported((), "nothing is moderated"),
 }
 CHAT = COMMON | {
-    "audio": Neutral((), "ask for 'speech' instead, of a model that speaks"),
-    "modalities": Neutral((["text"],), "answers are text; ask for 'speech' of a model that speaks"),
-    "prediction": Neutral((), "predicted outputs are not used"),
-    "reasoning_effort": Neutral(
+    "audio": Unsupported((), "ask for 'speech' instead, of a model that speaks"),
+    "modalities": Unsupported((["text"],), "answers are text; ask for 'speech' of a model that speaks"),
+    "prediction": Unsupported((), "predicted outputs are not used"),
+    "reasoning_effort": Unsupported(
         (),
         "models think as they were trained to; where a chat template has a switch for it, "
         "send it in 'chat_template_kwargs', such as {\"enable_thinking\": false}",
     ),
-    "verbosity": Neutral((), "say it in the prompt"),
-    "web_search_options": Neutral((), "there is no web search"),
-    "functions": Neutral((), "use 'tools'"),
-    "function_call": Neutral((), "use 'tool_choice'"),
+    "verbosity": Unsupported((), "say it in the prompt"),
+    "web_search_options": Unsupported((), "there is no web search"),
+    "functions": Unsupported((), "use 'tools'"),
+    "function_call": Unsupported((), "use 'tool_choice'"),
 }
 COMPLETION = COMMON | {
-    "echo": Neutral((False,), "the prompt is not repeated"),
-    "suffix": Neutral(("",), "nothing can be inserted before a text"),
-    "best_of": Neutral((1,), "every choice made is returned; ask for 'n'"),
+    "echo": Unsupported((False,), "the prompt is not repeated"),
+    "suffix": Unsupported(("",), "nothing can be inserted before a text"),
+    "best_of": Unsupported((1,), "every choice made is returned; ask for 'n'"),
 }
 
 
-def strip(data: Mapping[str, Any], table: Mapping[str, Neutral]) -> dict[str, Any]:
+def strip(data: Mapping[str, Any], table: Mapping[str, Unsupported]) -> dict[str, Any]:
     """Return the parameters without those that ask for nothing. :raises BadRequest: naming one that asks for more."""
     kept: dict[str, Any] = {}
     for name, value in data.items():
@@ -67,7 +67,7 @@ def _same(value: object, other: object) -> bool:
     return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 
-def described(table: Mapping[str, Neutral]) -> dict[str, dict[str, Any]]:
+def described(table: Mapping[str, Unsupported]) -> dict[str, dict[str, Any]]:
     """Return JSON schemas of these parameters, for the API's description."""
     taken = {
         name: {"enum": [*said.values, None], "description": f"Nothing else can be honoured: {said.why}."}

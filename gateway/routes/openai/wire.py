@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from gateway.errors import BadRequest, Cancelled
 from gateway.requests.ticket import Finished
 from gateway.routes import gateway
-from gateway.routes.openai.unsupported import Neutral, strip
+from gateway.routes.openai.unsupported import Unsupported, strip
 from gateway.routes.request_body import read_json
-from gateway.routes.sampling_fields import ALWAYS, Fields, Takes, parse
+from gateway.routes.sampling_fields import ALWAYS, BodySchema, Fields, parse
 from gateway.routes.validation_errors import wrong
 from models_registry.spec import ModelSpec
 from protocol.messages import TokenLogprob
@@ -73,7 +73,9 @@ class OpenAIFields(Fields):
 Body = TypeVar("Body", bound=OpenAIFields)
 
 
-def read(takes: Takes[Body], neutral: Mapping[str, Neutral], example: Mapping[str, Any]) -> tuple[ModelSpec, Body]:
+def read(
+    takes: BodySchema[Body], neutral: Mapping[str, Unsupported], example: Mapping[str, Any]
+) -> tuple[ModelSpec, Body]:
     """Return the model and the checked body of the current request. ``neutral`` are parameters that must ask for
     nothing.
 

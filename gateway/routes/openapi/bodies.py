@@ -1,6 +1,6 @@
 """The JSON schema of a body: its model's, narrowed to what this server's models and settings take. Gateway process.
 
-It is made of what checks a request (:class:`gateway.routes.sampling_fields.Takes`), so that it cannot say anything
+It is made of what checks a request (:class:`gateway.routes.sampling_fields.BodySchema`), so that it cannot say anything
 else.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
-from gateway.routes.sampling_fields import Takes, limits
+from gateway.routes.sampling_fields import BodySchema, limits
 from models_registry.spec import ModelSpec
 from utils.settings import Settings
 
@@ -18,7 +18,7 @@ _TRUTH = f"^({'|'.join(''.join(f'[{letter}{letter.upper()}]' for letter in word)
 
 
 def narrowed(
-    schema: dict[str, Any], takes: Takes[Any], specs: Sequence[ModelSpec], settings: Settings
+    schema: dict[str, Any], takes: BodySchema[Any], specs: Sequence[ModelSpec], settings: Settings
 ) -> dict[str, Any]:
     """Return the schema of a body with the fields that any of these models takes, within the server's limits."""
     kept, needed = dict[str, Any](), set(schema.get("required", ()))

@@ -18,7 +18,7 @@ from gateway.routes.openapi import statuses
 from gateway.routes.openapi.bodies import as_form, narrowed
 from gateway.routes.openapi.operation import Operation, operation_of
 from gateway.routes.request_body import MULTIPART
-from gateway.routes.sampling_fields import Takes
+from gateway.routes.sampling_fields import BodySchema
 from gateway.routes.schemas import Error, Shape
 from models_registry.spec import ModelSpec
 from utils.settings import Settings
@@ -68,7 +68,7 @@ class Document:
             answers = (operation.answer, *operation.answers, *chain(*operation.events.values()))
             found |= {shape for shape in answers if shape}
             if operation.body:
-                found.add(operation.body.model if isinstance(operation.body, Takes) else operation.body)
+                found.add(operation.body.model if isinstance(operation.body, BodySchema) else operation.body)
         keys, made = models_json_schema(
             [(model, "validation") for model in sorted(found, key=lambda model: model.__name__)], ref_template=_REF
         )
@@ -95,7 +95,7 @@ class Document:
     def _drop_bodies(self) -> None:
         """Take out the models whose narrowed schemas are in the paths."""
         for _, _, operation in routes(self._app):
-            if isinstance(operation.body, Takes):
+            if isinstance(operation.body, BodySchema):
                 self._schemas.pop(self._refs[operation.body.model], None)
 
     def _operation(self, rule: Rule, operation: Operation) -> dict[str, Any]:
@@ -133,10 +133,10 @@ class Document:
                 schema = {"type": "string", "enum": names}
             found.append({"name": argument, "in": "path", "required": True, "schema": schema})
         found += [{"name": name, "in": "query", "schema": schema} for name, schema in operation.query.items()]
-        return [*found, _PRIORITY] if isinstance(operation.body, Takes) else found
+        return [*found, _PRIORITY] if isinstance(operation.body, BodySchema) else found
 
     def _body(self, operation: Operation) -> dict[str, Any]:
-        if not isinstance(operation.body, Takes):
+        if not isinstance(operation.body, BodySchema):
             assert operation.body is not None
             schema: dict[str, Any] = {"$ref": _REF.format(model=self._refs[operation.body])}
             return {"required": not operation.optional, "content": {"application/json": {"schema": schema}}}

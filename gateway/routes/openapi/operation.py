@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from gateway.routes.sampling_fields import Takes
+from gateway.routes.sampling_fields import BodySchema
 from gateway.routes.schemas import Shape
 
 GUARDED = frozenset({401, 403, 429, 500, 503})
@@ -39,7 +39,7 @@ class Operation:
     answers: tuple[type[Shape], ...] = ()
     success: int = 200
     statuses: frozenset[int] = frozenset({500})
-    body: Takes[Any] | type[BaseModel] | None = None
+    body: BodySchema[Any] | type[BaseModel] | None = None
     optional: bool = False
     media_types: tuple[str, ...] = ("application/json",)
     example: Mapping[str, Any] | None = None

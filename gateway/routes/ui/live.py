@@ -187,7 +187,7 @@ class Stream:
 
     def _state(self, fresh: bool = False) -> str:
         try:
-            number, found = self._service.picture.take(fresh, self._service.journal.last)
+            number, found = self._service.snapshot.take(fresh, self._service.journal.last)
         except Unavailable:
             return ""  # the page sees that nothing changes, and the next look may succeed
         if number == self._number:
