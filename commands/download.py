@@ -1,7 +1,7 @@
 """``main.py download [names…]``: fetches weights, showing how far it is, and says what became of each model.
 
 Runs in the command line's process. Owns the terminal: bars when stdout is one, plain lines otherwise. What a
-download is, it leaves to ``utils/download_model.py``. Must not import torch.
+download is, it leaves to :mod:`checkpoints.hub.download`. Must not import torch.
 """
 
 import sys
@@ -14,9 +14,9 @@ from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRem
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from checkpoints.hub.download import DownloadError, Progress, download, download_state
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
-from utils.download_model import DownloadError, Progress, download, download_state
 from utils.settings import Settings
 from utils.units import format_bytes
 

@@ -12,31 +12,32 @@ import pytest
 
 from tests.support.gateway import CHECKPOINT, GatewayProcess, only, reasoner_at
 
+TESTS = Path(__file__).parent
 WORKERS = 3
 """Processes that ``-n auto`` runs the tests in, on two cores: each waits for a third of its time."""
-TOGETHER = ("openai", "observe", "ui/playground")
+TOGETHER = ("gateway/routes/openai", "gateway/observe", "web/playground")
 """Folders in ``tests`` whose files share a gateway."""
 LONGEST = (
     "families/test_answers.py",
-    "ui/playground",
-    "openai",
-    "observe",
-    "ui/test_house.py",
-    "ui/test_overview.py",
+    "web/playground",
+    "gateway/routes/openai",
+    "gateway/observe",
+    "web/test_shell.py",
+    "web/test_overview.py",
     "gateway/test_slots.py",
     "gateway/test_life.py",
-    "openapi/test_conformance.py",
+    "gateway/routes/openapi/test_conformance.py",
     "gateway/test_out_of_memory.py",
     "gateway/test_failures.py",
     "gateway/test_many_slots.py",
     "gateway/test_zygotes.py",
     "worker/test_queue_many.py",
     "worker/test_queue.py",
-    "access/test_slow_clients.py",
-    "unit/test_weighed.py",
+    "gateway/access/test_slow_clients.py",
+    "unit/gateway/memory/test_measured.py",
 )
 """What in ``tests`` takes tens of seconds, the longest first: what is begun last should be short."""
-WITHOUT = {"downloads", "media", "pocket", "runner", "scheduler", "unit"}
+WITHOUT = ("checkpoints", "gateway/scheduler", "media", "pocket", "runner", "unit")
 """Folders whose tests start no gateway."""
 _started: list[GatewayProcess] = []
 _logged: dict[GatewayProcess, int] = {}
@@ -66,13 +67,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run what takes longest first, then files that start gateways, then what is over in a moment."""
-    ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST)}
+    ranks = {TESTS / name: rank for rank, name in enumerate(LONGEST)}
 
     def rank(item: pytest.Item) -> int:
-        after = len(ranks) + (item.path.parent.name in WITHOUT)
+        after = len(ranks) + _without(item.path)
         return min(ranks.get(item.path, after), ranks.get(item.path.parent, after))
 
     items.sort(key=rank)
+
+
+def _without(path: Path) -> bool:
+    """Whether the tests of a file start no gateway."""
+    return path.relative_to(TESTS).as_posix().startswith(WITHOUT)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -125,7 +131,7 @@ def nothing_outlives_a_test(request: pytest.FixtureRequest) -> Iterator[None]:
     Where tests have no gateway, one that has served others is asked again only if it logged something since.
     """
     yield
-    without = request.path.parent.name in WITHOUT
+    without = _without(request.path)
     for gateway in _started:
         if gateway.running and not (without and gateway.output.stat().st_size == _logged.get(gateway)):
             gateway.until(lambda gateway=gateway: not _busy(gateway), "leases, scratch and stray runners to go", 60)

@@ -99,8 +99,8 @@ def any_order(arrivals: Sequence[Arrival], sizes: dict[str, int], budget: int, p
         for more in _subsets(optional):
             served = forced | set(more)
             for stay in _stays(there | served, fits, sets):
-                passing = max((size[model] for model in served - stay), default=0)
-                cost = loads + len(served) + again[stay & there, passing]
+                transient = max((size[model] for model in served - stay), default=0)
+                cost = loads + len(served) + again[stay & there, transient]
                 left = tuple(
                     INFINITE
                     if model in stay

@@ -42,13 +42,13 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A load is done. ``offloaded`` are the bytes that it took of other slots, by slot. ``passing`` are charged besides
-    until a Recharge says that they are gone; what the next load takes does not depend on them."""
+    """A load is done. ``offloaded`` are the bytes that it took of other slots, by slot. ``transient`` are charged
+    besides until a Recharge says that they are gone; what the next load takes does not depend on them."""
 
     load_id: str
     bytes: int
     offloaded: Mapping[str, int] = field(default_factory=dict)
-    passing: int = 0
+    transient: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,7 +172,7 @@ def _loaded(state: State, event: events.Loaded, now: float) -> list[Action]:
     if model is None or model.phase is not Phase.LOADING:
         return []  # the news of a load that was given up meanwhile
     assert model.slot is not None
-    model.phase, model.bytes, model.ready_since, model.last_used = Phase.READY, size + event.passing, now, now
+    model.phase, model.bytes, model.ready_since, model.last_used = Phase.READY, size + event.transient, now, now
     model.offloaded |= event.offloaded
     model.failures, model.retry_at = 0, 0.0
     for member in state.group(model):

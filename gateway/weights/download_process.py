@@ -16,8 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from checkpoints.hub.download import DownloadError, DownloadStoppedError, Progress, download
 from models_registry.spec import ModelSpec
-from utils.download_model import DownloadError, DownloadStoppedError, Progress, download
 
 _NICENESS = 10
 """Answers go before checksums where both want a core."""

@@ -15,8 +15,8 @@ import pytest
 
 import main
 from models_registry.spec import ModelSpec
-from tests.access.conftest import Keys
 from tests.conftest import Start
+from tests.gateway.access.conftest import Keys
 from tests.support.gateway import ROOT, GatewayProcess
 from tests.support.pages import PAGES, Block, blocks, here, prose, run_all
 from utils.settings import Settings
@@ -33,7 +33,7 @@ HERE = (
 )
 START = "main.py --config switchyard.yaml\n"
 """How the quickstart's block ends by which the gateway here is started."""
-DOCTOR = "tests/doctor/test_doctor.py::test_a_machine_that_is_well"
+DOCTOR = "tests/commands/test_doctor.py::test_a_machine_that_is_well"
 ELSEWHERE = {
     ("README.md", "/generate/"): "tests/docs/test_readme.py::test_example_answers_right",
     ("README.md", "/v1/moderations/"): "tests/docs/test_readme.py::test_example_answers_right",
@@ -42,13 +42,19 @@ ELSEWHERE = {
     ("README.md", "/admin/model_status"): "tests/docs/test_readme.py::test_look_and_steer",
     ("docs/deployment.md", ".venv/bin/python main.py doctor\n"): DOCTOR,
     (QUICKSTART, "main.py --profile pocket doctor"): DOCTOR,
-    ("docs/memory.md", "models --fit"): "tests/gateway/test_command_line.py::test_what_fits_together",
-    ("docs/monitoring.md", "/metrics | grep"): "tests/observe/test_page.py::test_the_figures_are_one_command_away",
-    ("docs/monitoring.md", "/admin/events"): "tests/observe/test_page.py::test_the_journal_is_one_command_away",
-    ("docs/monitoring.md", "X-Request-ID"): "tests/observe/test_page.py::test_a_request_is_found_in_the_log",
-    ("docs/monitoring.md", "promtool"): "tests/observe/test_page.py::test_prometheus_can_be_pointed_at_another_address",
+    ("docs/memory.md", "models --fit"): "tests/commands/test_command_line.py::test_what_fits_together",
+    (
+        "docs/monitoring.md",
+        "/metrics | grep",
+    ): "tests/gateway/observe/test_page.py::test_the_figures_are_one_command_away",
+    ("docs/monitoring.md", "/admin/events"): "tests/gateway/observe/test_page.py::test_the_journal_is_one_command_away",
+    ("docs/monitoring.md", "X-Request-ID"): "tests/gateway/observe/test_page.py::test_a_request_is_found_in_the_log",
+    (
+        "docs/monitoring.md",
+        "promtool",
+    ): "tests/gateway/observe/test_page.py::test_prometheus_can_be_pointed_at_another_address",
     ("docs/worker.md", "worker.aws.create"): "tests/worker/test_queue_many.py::test_the_page_s_commands",
-    ("docs/security.md", ""): "tests/access/test_page.py::test_the_page_s_commands",
+    ("docs/security.md", ""): "tests/gateway/access/test_page.py::test_the_page_s_commands",
 }
 """Page and words of a block, and the test that runs it."""
 ALL = [block for page in PAGES for block in blocks(page)]

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from checkpoints.hub.folder import lock
+from tests.checkpoints.hub_server import Hub, Repo
 from tests.conftest import Start
-from tests.downloads.hub_server import Hub, Repo
 from tests.support.gateway import CHECKPOINT, SUM, GatewayProcess, only, reasoner_at
 
 WEIGHTS = "model.safetensors"

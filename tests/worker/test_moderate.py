@@ -20,8 +20,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.access.conftest import Keys
 from tests.conftest import Start
+from tests.gateway.access.conftest import Keys
 from tests.media.samples import audio_only_mp4
 from tests.support.gateway import PATIENCE, ROOT, GatewayProcess, only
 from tests.worker import videos
