@@ -74,9 +74,9 @@ Body = TypeVar("Body", bound=OpenAIFields)
 
 
 def read(
-    takes: BodySchema[Body], neutral: Mapping[str, Unsupported], example: Mapping[str, Any]
+    takes: BodySchema[Body], unsupported: Mapping[str, Unsupported], example: Mapping[str, Any]
 ) -> tuple[ModelSpec, Body]:
-    """Return the model and the checked body of the current request. ``neutral`` are parameters that must ask for
+    """Return the model and the checked body of the current request. ``unsupported`` are parameters that must ask for
     nothing.
 
     :raises UnknownModel: if there is no such model.
@@ -85,7 +85,7 @@ def read(
     settings = gateway().settings
     data = read_json(request, settings.max_body, json.dumps(example))
     spec = find_model(data.get("model"))
-    return spec, parse(takes, strip(data, neutral), spec, settings)
+    return spec, parse(takes, strip(data, unsupported), spec, settings)
 
 
 def find_model(name: object) -> ModelSpec:

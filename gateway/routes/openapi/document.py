@@ -143,7 +143,7 @@ class Document:
         takes = operation.body
         specs = [spec for spec in self._specs if takes.serves(spec)] or self._specs
         schema = narrowed(self._schemas[self._refs[takes.model]], takes, specs, self._settings)
-        schema["properties"] |= operation.neutral
+        schema["properties"] |= operation.unsupported
         content: dict[str, Any] = {}
         for kind in operation.media_types:
             content[kind] = {"schema": schema}

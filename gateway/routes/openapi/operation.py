@@ -30,8 +30,8 @@ class Operation:
     types of it with their schemas. ``query`` are parameters of the address with theirs. ``events`` are
     the server-sent events of a stream by their names (``message`` for those without). ``body`` is what is read, and
     ``optional`` tells that it may be absent; ``media_types`` are those it comes in. ``form`` are fields that only a
-    form has, with their schemas, of which some are ``needed``; ``neutral`` parameters are taken as long as they ask for
-    nothing.
+    form has, with their schemas, of which some are ``needed``; ``unsupported`` parameters are taken as long as they
+    ask for nothing.
     """
 
     tag: str
@@ -47,7 +47,7 @@ class Operation:
     others: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     form: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     needed: tuple[str, ...] = ()
-    neutral: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    unsupported: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     query: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
 
