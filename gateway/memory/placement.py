@@ -8,13 +8,14 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+from checkpoints import kept_weights
 from gateway.memory import devices
 from gateway.memory.degradation import OFFLOAD_SHARE, Degradation, possible
 from gateway.memory.devices import Gpu
 from gateway.memory.footprint import LEAST_CACHE, Charge, Footprints, HeaderError, Offloads, usual_bits
 from gateway.memory.watchdog import available, host_bytes
-from gateway.weights import files
 from models_registry.catalog import Catalog, CatalogError
 from models_registry.spec import ModelSpec, QuantBits
 from protocol.messages import Load
@@ -123,7 +124,7 @@ class Placement:
             wanted = max(LEAST_CACHE, spec.context or 0)
         limits = self.offload(spec, slot)
         if self._settings.quantized_cache and not limits:
-            opened = opened or files.kept(spec, self._settings.models_dir, place.device)
+            opened = opened or _keeps_quantized(spec, self._settings.models_dir, place.device)
         charge = self._footprints.charge(spec, place.device, wanted, place.budget, opened)
         if level == "offload" and limits and charge.bytes:
             moved = self._footprints.parts(spec, place.device).weights - _on_gpu(limits)
@@ -177,6 +178,16 @@ class Placement:
         if settings.cpu_threads or settings.cpu_slots == 1:
             return settings.cpu_threads
         return max(1, len(os.sched_getaffinity(0)) // settings.cpu_slots)
+
+
+def _keeps_quantized(spec: ModelSpec, models_dir: Path, device: str) -> bool:
+    """Return whether a load on this device reads weights that an earlier load quantized and kept."""
+    root, kind = kept_weights.root(models_dir), device.partition(":")[0]
+    return (
+        spec.engine == "transformers"
+        and spec.quant_bits < 16
+        and kept_weights.holds(root, spec.name, spec.quant_bits, kind, spec.path(models_dir))
+    )
 
 
 def _on_gpu(limits: dict[str, str]) -> int:

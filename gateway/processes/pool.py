@@ -7,8 +7,9 @@ of requests and queues.
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Protocol
 from weakref import WeakSet
 
 from checkpoints import kept_weights
@@ -16,8 +17,6 @@ from gateway.errors import RanOut
 from gateway.memory.in_ram import InRam
 from gateway.memory.placement import ON_CPU, Placement
 from gateway.memory.watchdog import Watched
-from gateway.observe.journal_writer import JournalWriter
-from gateway.observe.metrics import Metrics
 from gateway.processes.environment import modules
 from gateway.processes.runner import RunnerHandle
 from gateway.processes.zygotes import Zygotes
@@ -33,6 +32,20 @@ _ENDS = events.LoadFailed | events.RunnerLost | events.RunnerEnded
 _SPENT = 2  # requests in a row that find no memory: libraries do not always recover from having found none
 
 
+class RunnerMetrics(Protocol):
+    """Counts what becomes of runners."""
+
+    def runner_event(self, event: events.Event, handles: Mapping[str, RunnerHandle]) -> None: ...
+
+
+class RunnerJournal(Protocol):
+    """Writes down what becomes of runners."""
+
+    def load_started(self, handle: RunnerHandle) -> None: ...
+    def runner_ending(self, action: actions.EndRunner, handle: RunnerHandle) -> None: ...
+    def runner_event(self, event: events.Event, handle: RunnerHandle | None) -> None: ...
+
+
 class RunnerPool:
     """The handles of all runners, from their start until the scheduler has heard of their end.
 
@@ -46,8 +59,8 @@ class RunnerPool:
         placement: Placement,
         zygotes: Zygotes,
         owner: Owner,
-        metrics: Metrics,
-        journal_writer: JournalWriter,
+        metrics: RunnerMetrics,
+        journal_writer: RunnerJournal,
     ) -> None:
         self.bits: dict[str, QuantBits] = {}
         self._settings = settings
@@ -168,14 +181,14 @@ class RunnerPool:
             handle.in_ram = InRam(handle, self._placement.ram, needed.offloaded)
         self._handles[load_id] = handle
         log.info("loading %s on %s%s", load_id, slot, f": {handle.note}" if handle.note else "")
-        self._journal_writer.loading(handle)
+        self._journal_writer.load_started(handle)
         handle.start()
 
     def end(self, action: actions.EndRunner) -> None:
         if handle := self._handles.get(action.load_id):
             if action.newcomer:
                 self._evicted.setdefault(action.newcomer, []).append(handle.load.name)
-            self._journal_writer.ending(action, handle)
+            self._journal_writer.runner_ending(action, handle)
             self._told_to_end.add(handle)
             handle.end(action.reason)
 
@@ -188,9 +201,9 @@ class RunnerPool:
 
     def _hear(self, event: events.Event) -> None:
         """Pass on what a runner's handle reports."""
-        self._metrics.heard(event, self._handles)
+        self._metrics.runner_event(event, self._handles)
         if isinstance(event, _ENDS | events.Loaded):
-            self._journal_writer.heard(event, self._handles.get(event.load_id))
+            self._journal_writer.runner_event(event, self._handles.get(event.load_id))
         match event:
             case events.Loaded(load_id, size):
                 handle = self._handles[load_id]

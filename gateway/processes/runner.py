@@ -22,7 +22,6 @@ from gateway.memory.in_ram import InRam
 from gateway.memory.in_slot import InSlot
 from gateway.processes.control_channel import Child
 from gateway.processes.zygotes import Zygotes
-from gateway.requests.timeline import TOO_LATE, RequestTimeline
 from gateway.scheduler import events
 from protocol import messages
 
@@ -38,9 +37,6 @@ _FORK_PATIENCE = 120.0  # seconds a forkserver may need for its imports on a slo
 
 class Late:
     """In the mailbox: the deadline passed, and the runner is told to stop whether or not anybody looks."""
-
-    def note(self, timeline: RequestTimeline) -> None:
-        timeline.end(TOO_LATE)
 
 
 @dataclass

@@ -25,12 +25,13 @@ def health() -> Response:
     status = "stopping" if service.stopping else "healthy"
     if hidden():
         return reply(Alive, status=status)
+    devices = list(service.placement.places)
     return reply(
         Health,
         status=status,
         profile=service.catalog.profile,
-        device=service.device,
-        devices=list(service.placement.places),
+        device=devices[0],
+        devices=devices,
         uptime=round(time.time() - service.started, 3),
         vlm_config=_vision(),
     )

@@ -247,16 +247,16 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
 def test_down_the_ladder_and_up_again(simulated: Flask) -> None:
     """From a GPU to the CPU: the loads fail before they touch the GPU, as they do for want of memory."""
     service = simulated.extensions["switchyard"]
-    assert service.device == "cuda:0"
+    assert next(iter(service.placement.places)) == "cuda:0"
     for turn in (1, 2):  # a level that holds for no time is left by the next request
         response = simulated.test_client().post("/generate/falls", json=SUM)
         answer = response.get_json()
         assert response.status_code == 200, answer
         assert "42" in answer["response"] and answer["device"] == "cpu"
         assert answer["generation_method"] == "text_cpu_fallback" and "GPU's memory ran out" in answer["note"]
-        assert service.degradation.counted("falls") == {"cpu": turn, "offload": turn, "reloaded": turn}
-    assert service.model_status(service.spec("falls"))["level"] == "cpu"
-    degraded = [entry.text for entry in service.journal.select(kinds=["degraded"], model="falls")]
+        assert service.placement.degradation.counted("falls") == {"cpu": turn, "offload": turn, "reloaded": turn}
+    assert service.states.one_model("falls").level == "cpu"
+    degraded = [entry.text for entry in service.journal.select_entries(kinds=["degraded"], model="falls")]
     assert ["RAM" in text for text in degraded] == [True, False] * 2 and "the CPU" in degraded[1]
 
 
@@ -264,7 +264,7 @@ def test_down_the_ladder_and_up_again(simulated: Flask) -> None:
 def test_a_load_that_the_kernel_kills_is_tried_again(simulated: Flask) -> None:
     answer = simulated.test_client().post("/generate/young", json=SUM).get_json()
     assert "42" in answer.get("response", ""), answer
-    assert simulated.extensions["switchyard"].degradation.counted("young") == {"reloaded": 1}
+    assert simulated.extensions["switchyard"].placement.degradation.counted("young") == {"reloaded": 1}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -275,4 +275,4 @@ def test_a_batch_that_the_kernel_kills_is_answered_one_by_one(simulated: Flask) 
         answers = [future.result().get_json() for future in asked]
     assert all("42" in answer.get("response", "") for answer in answers), answers
     assert {answer["generation_method"] for answer in answers} == {"text_cpu_small_batch"}
-    assert simulated.extensions["switchyard"].degradation.counted("victim") == {"small_batch": 1}
+    assert simulated.extensions["switchyard"].placement.degradation.counted("victim") == {"small_batch": 1}

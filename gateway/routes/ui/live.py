@@ -1,7 +1,7 @@
-"""``GET /ui/live``: how things stand and what happens, as server-sent events, for the pages of the dashboard.
+"""``GET /ui/live``: the state and the journal as server-sent events, for the pages of the dashboard.
 
-Each stream holds a thread of the worker, which has as many more as there may be streams. One ends when its client has
-left, when the gateway stops, when its key is not what it was or its session is over. Gateway process.
+Each stream holds a thread of the server; the server has a further thread for each stream that may be open. A stream
+ends when its client has left, the gateway stops, its key has changed or its session is over. Gateway process.
 """
 
 import threading
@@ -16,44 +16,47 @@ from gateway.access import Key, access
 from gateway.errors import GatewayError, Unavailable
 from gateway.gateway import Gateway
 from gateway.http.client_gone import Client
-from gateway.observe import snapshot
+from gateway.observe.snapshot import INTERVAL
 from gateway.routes import gateway, sse
 from gateway.routes.openapi.document import VERSION
 from gateway.routes.ui.page_headers import blueprint
 
-_BEAT = 10.0  # seconds between comments on a line with nothing to say
+_BEAT = 10.0  # seconds between comments on a stream without events
 _RETRY = "retry: 2000\n\n"
 _BACKLOG = 100  # entries of the journal for a page that has seen none
-_LISTED = 200  # requests that a state names, the oldest; of more it has the number
+_LISTED = 200  # requests that a state lists, the oldest; further requests are only counted
 _ASK = "ask whoever runs this server"
-_STUCK = 3.0  # seconds for which a client has taken nothing, when its place is another's
-_AGAIN = 5.0  # seconds until another try where too many watch
+_STUCK = 3.0  # seconds without reading after which a client may lose its stream
+_AGAIN = 5.0  # seconds until a refused page tries again
 
 
 class TooManyPages(GatewayError):
-    """As many pages watch as may."""
+    """The limit of open dashboard streams is reached."""
 
     status, error = 429, "Too many pages"
 
 
 @dataclass(eq=False, frozen=True, slots=True)
 class _Place:
-    """One open stream, and whose it is."""
+    """One open stream and the id of its key."""
 
     whose: str
     client: Client
 
 
 class Streams:
-    """Has the streams that are open. No key takes more than half of the places, and a client that does not read keeps
-    none that another wants."""
+    """The open streams. One key may have half of them at most. A client that does not read loses its stream when
+    another client wants one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._open: list[_Place] = []  # the oldest first
 
     def enter(self, most: int, key: Key | None, client: Client) -> Callable[[], None]:
-        """Take a place; return what gives it back, and may be called again. :raises TooManyPages: if there is none."""
+        """Open a stream. Return the function that closes it, which may be called again.
+
+        :raises TooManyPages: if too many are open.
+        """
         place = _Place(key.id if key else "", client)
         share = most if key is None else (most + 1) // 2
         with self._lock:
@@ -77,7 +80,7 @@ class Streams:
         return leave
 
     def _end_one(self, places: list[_Place], words: str) -> None:
-        """End the stream whose client has read nothing for longest. Those that read stay: they would come back."""
+        """End the stream whose client has read nothing for longest. A client that reads would only reconnect."""
         stuck = max(places, key=lambda one: one.client.stuck(), default=None)
         if stuck is None or stuck.client.stuck() < _STUCK:
             raise TooManyPages(words, retry_after=_AGAIN)
@@ -88,8 +91,8 @@ class Streams:
 @blueprint.get("/live")
 def live() -> Response:
     """The last minutes at once, then a sample each second, the state whenever it changes, and the journal after the
-    entry that ``Last-Event-ID`` or ``after`` names. With ``probe`` only whether there would be any of it: a browser
-    does not tell a page why its stream was refused."""
+    entry that ``Last-Event-ID`` or ``after`` names. With ``probe`` it only says whether a stream would be refused: a
+    browser does not give a page the reason."""
     service = gateway()
     if service.stopping:
         raise Unavailable("the server is stopping", retry_after=_AGAIN)
@@ -116,7 +119,7 @@ def live() -> Response:
 
 
 def _seen(service: Gateway) -> int | None:
-    """Return the id of the last entry that the page has, if it had it from this very server."""
+    """Return the id of the last entry that the page has, if it comes from this run of the server."""
     said = request.headers.get("Last-Event-ID") or request.args.get("after") or ""
     server, _, number = said.partition("-")
     if server != _server(service) or not number.isascii() or not number.isdigit() or len(number) > 15:
@@ -125,13 +128,13 @@ def _seen(service: Gateway) -> int | None:
 
 
 def _server(service: Gateway) -> str:
-    """Return what tells this server's entries from those of one before it."""
+    """Return a prefix for ids of entries that differs from that of an earlier run of the server."""
     return f"{int(service.started * 1000):x}"
 
 
 class Stream:
-    """What one page is told. ``key`` is its key, None where none are asked for, ``token`` that of its session if it has
-    one, and ``seen`` the entry it has already."""
+    """The events for one page. ``key`` is its key, None if the gateway asks for none; ``token`` is its session's token,
+    if it has a session; ``seen`` is the last entry of the journal that it has already."""
 
     def __init__(
         self, service: Gateway, key: Key | None, token: str | None, gone: Callable[[], bool], seen: int | None
@@ -149,14 +152,14 @@ class Stream:
         self._spoke = time.monotonic()
 
     def run(self) -> Iterator[str]:
-        """Yield events until there is nobody to tell them to, or the gateway stops."""
-        self._sample, history = self._service.sampler.history()
+        """Yield events until the client has left, may no longer see them, or the gateway stops."""
+        self._sample, history = self._service.history.all_samples()
         yield _RETRY + self._id(self._entry) + sse.event(history, "history")
         due = 0.0
         while True:
             said = ""
             if (now := time.monotonic()) >= due:
-                due = now + snapshot.LEAST
+                due = now + INTERVAL
                 said = self._state() + self._samples()
                 if self._gone() or not self._allowed():
                     return
@@ -169,27 +172,27 @@ class Stream:
             if self._service.stopping:
                 yield self._state(fresh=True) + "".join(self._journal())
                 return
-            self._service.journal.wait(self._entry, max(0.0, due - time.monotonic()))
+            self._service.journal.wait_for_entry(self._entry, max(0.0, due - time.monotonic()))
 
     def _allowed(self) -> bool:
-        """Whether the key is what it was when the page asked, and it is still logged in. If not, it asks again."""
+        """Return whether the key has not changed and the session is still valid. If not, the page has to ask again."""
         if self._key is None:
             return not self._ring.keyed
         if self._token is not None:
             return self._sessions.find(self._token, touch=False) == self._key
         return self._ring.still(self._key) == self._key
 
-    # -- what is told --------------------------------------------------------------------------------------------------
+    # -- events --------------------------------------------------------------------------------------------------------
 
     def _samples(self) -> str:
-        self._sample, samples = self._service.sampler.after(self._sample)
+        self._sample, samples = self._service.history.samples_after(self._sample)
         return "".join(sse.event(sample, "sample") for sample in samples)
 
     def _state(self, fresh: bool = False) -> str:
         try:
-            number, found = self._service.snapshot.take(fresh, self._service.journal.last)
+            number, found = self._service.snapshots.latest_snapshot(fresh, self._service.journal.last)
         except Unavailable:
-            return ""  # the page sees that nothing changes, and the next look may succeed
+            return ""  # the next look may succeed
         if number == self._number:
             return ""
         self._number = number
@@ -200,7 +203,7 @@ class Stream:
         return sse.event(shown, "state")
 
     def _seen_by(self, found: dict[str, Any]) -> dict[str, Any]:
-        """Return of a picture what the page's key may see."""
+        """Return the part of a snapshot that the page's key may see."""
         requests = [
             self._request(request)
             for request in found["requests"]
@@ -229,18 +232,18 @@ class Stream:
         return self._key is None or self._key.may_use(model)
 
     def _journal(self) -> Iterator[str]:
-        for entry in self._service.journal.after(self._entry):
+        for entry in self._service.journal.entries_after(self._entry):
             self._entry = entry.id
-            told = entry.as_dict() if self._admin else entry.for_user(self._may)
-            # The id of one that is not for the page comes by itself: so the page knows how far it was told all.
-            yield self._id(entry.id) + (sse.event(told, "journal") if told is not None else "\n")
+            shown = entry.as_dict() if self._admin else entry.for_user(self._may)
+            # An entry that the page may not see still sends its id, so that the page can go on after it.
+            yield self._id(entry.id) + (sse.event(shown, "journal") if shown is not None else "\n")
 
     def _id(self, entry: int) -> str:
         return f"id: {_server(self._service)}-{entry}\n"
 
 
 def _for_user(model: dict[str, Any]) -> dict[str, Any]:
-    """Return of a model's state what is not for administrators alone, who see causes, files and processes."""
+    """Return the part of a model's state that users may see: no causes, files or processes."""
     kept = model | {"pid": None, "last_failure": model["last_failure"] and _ASK}
     if "weights_missing" in kept:
         kept["weights_missing"] = model["weights_missing"] and _ASK
@@ -250,6 +253,6 @@ def _for_user(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lasting(shown: dict[str, Any]) -> dict[str, Any]:
-    """Return of a state what is not time that passes."""
+    """Return a state without the fields that change with time alone."""
     requests = [{**request, "age": None} for request in shown["requests"]]
     return shown | {"time": None, "requests": requests}
