@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 @dataclass(slots=True)
 class Totals:
-    """``tokens`` counts the tokens of finished answers. ``firsts`` counts answers that have begun, ``first_seconds`` sums
-    the seconds until each began. ``errors`` counts requests that failed by no fault of their own."""
+    """``tokens`` counts the tokens of finished answers. ``firsts`` counts answers that have begun, ``first_seconds``
+    sums the seconds until each began. ``errors`` counts requests that failed by no fault of their own."""
 
     tokens: int = 0
     requests: int = 0

@@ -35,7 +35,7 @@ class Reporting:
         self.asked: list[messages.Load] = []
         zygotes = Zygotes(SimpleNamespace(), 0)  # type: ignore[arg-type]
         monkeypatch.setattr(zygotes, "has_weights", self._has_weights)
-        deaf: Any = SimpleNamespace(heard=lambda *news: None)
+        deaf: Any = SimpleNamespace(runner_event=lambda *news: None)
         owner: Any = SimpleNamespace(post=self.posted.append)
         self.runners = RunnerPool(settings, catalog, self.placement, zygotes, owner, deaf, deaf)
         self.spec = self.placement.on(catalog["mine"], "cpu")
