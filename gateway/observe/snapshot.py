@@ -1,7 +1,7 @@
 """The present state for the dashboard's pages: slots, models, requests. At most four snapshots a second, for all pages.
 
 A snapshot's number changes only when its content changes, so that a page need not be sent the same content twice.
-Gateway process, in the thread of whoever asks. Knows nothing of HTTP, nor of who may see what.
+Gateway process, in the caller's thread. Knows nothing of HTTP, nor of who may see what.
 """
 
 import threading
