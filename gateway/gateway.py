@@ -27,7 +27,7 @@ from gateway.processes.pool import RunnerPool
 from gateway.processes.readahead import ReadAhead
 from gateway.processes.zygotes import Zygotes
 from gateway.requests.ticket import Granted, Ticket, Waiting
-from gateway.scheduler import Limits, Model, Phase, Slot, State, actions, events
+from gateway.scheduler import Limits, Model, Phase, Slot, Spec, State, actions, events
 from gateway.scheduler.owner import Owner
 from gateway.weights import files
 from gateway.weights.operations import Weights
@@ -105,21 +105,19 @@ class Gateway:
         """Return what the scheduler has of a model: one, or as many as it may have replicas."""
         first, fallback = self.placement.allowed(spec)
         sizes = self.placement.sizes(spec)
-        return [
-            Model(
-                name,
-                predicted=sizes[first[0]],
-                slots=first,
-                fallback=fallback,
-                sizes=dict(sizes),
-                offloads=self.placement.offloads(spec),
-                group=spec.name if spec.replicas > 1 else "",
-                keep_alive=self.settings.keep_alive if spec.keep_alive is None else spec.keep_alive,
-                pinned=spec.pinned,
-                concurrency=self.placement.at_once(spec),
-            )
-            for name in replica_names(spec)
-        ]
+        shared = Spec(
+            spec.name,
+            predicted=sizes[first[0]],
+            slots=first,
+            fallback=fallback,
+            sizes=dict(sizes),
+            offloads=self.placement.offloads(spec),
+            keep_alive=self.settings.keep_alive if spec.keep_alive is None else spec.keep_alive,
+            pinned=spec.pinned,
+            concurrency=self.placement.at_once(spec),
+            replicas=spec.replicas,
+        )
+        return [Model(name, shared) for name in replica_names(spec)]
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -264,8 +262,9 @@ class Gateway:
         def look(state: State) -> tuple[Phase, str | None, int | None]:
             request = state.requests.get(ticket.request_id)
             model = state.models[request.model if request else ticket.spec.name]
-            queue = (place for place, request in enumerate(model.waiting, 1) if request.request_id == ticket.request_id)
-            return model.phase, model.load_id, next(queue, None)
+            waiting = [waiter.request_id for waiter in model.queue.waiting]
+            position = waiting.index(ticket.request_id) + 1 if ticket.request_id in waiting else None
+            return model.residency.phase, model.residency.load_id, position
 
         phase, load_id, position = self.owner.inspect(look)
         if phase is not Phase.LOADING:
@@ -293,7 +292,7 @@ class Gateway:
 
     def pin(self, spec: ModelSpec, pinned: bool) -> None:
         """Keep a model from eviction, whether it is loaded or will be, or let it go."""
-        before = self.owner.inspect(lambda state: state.models[spec.name].pinned)
+        before = self.owner.inspect(lambda state: state.models[spec.name].spec.pinned)
         self.owner.ask(events.Pin(spec.name, pinned))
         if pinned is not before:
             self.journal_writer.pinned(spec.name, pinned)
@@ -305,8 +304,8 @@ class Gateway:
         def look(state: State) -> dict[str, list[dict[str, Any]]]:
             found: dict[str, list[dict[str, Any]]] = {}
             for model in state.models.values():
-                handle = self.runners.get(model.load_id)
-                found.setdefault(model.title, []).append(status(model, handle, now, wall))
+                handle = self.runners.get(model.residency.load_id)
+                found.setdefault(model.spec.name, []).append(status(model, handle, now, wall))
             return found
 
         found = self.owner.inspect(look)

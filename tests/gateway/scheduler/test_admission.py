@@ -135,7 +135,7 @@ def test_the_largest_slot_a_model_may_use_decides() -> None:
     world = make({"a": 150})
     world.state.slots["cpu"] = Slot("cpu", 200)
     assert why(world, world.reserve("a")) is Why.CANNOT_FIT
-    world.state.models["a"].slots = ("gpu", "cpu")
+    world.state.models["a"].spec.slots = ("gpu", "cpu")
     world.ask("a")
     assert world.runner("a").slot == "cpu"
 
@@ -314,7 +314,7 @@ def test_a_reservation_loads_nothing_and_evicts_nobody() -> None:
     world.resident("a")
     actions = world.send(events.Reserve(_client(world, "b"), "b", world.now + 100))
     assert kinds(actions) == [("Admit", "probe")]
-    assert world.state.models["b"].phase is Phase.COLD and world.runner("a").asked is None
+    assert world.state.models["b"].residency.phase is Phase.COLD and world.runner("a").asked is None
 
 
 def _client(world: World, model: str) -> str:

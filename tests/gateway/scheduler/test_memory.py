@@ -24,7 +24,7 @@ def test_a_load_is_tried_again_once_idle_models_are_gone() -> None:
     assert again(world, "new") == [("EndRunner", "idle"), ("StartLoad", "new")]
     world.loaded(world.runner("new").load_id)
     assert world.stage(request) is Stage.GRANTED, "whoever waited still did"
-    assert world.state.models["new"].failures == 0
+    assert world.state.models["new"].residency.failures == 0
 
 
 def test_a_load_that_nobody_waits_for_any_more_is_not_tried_again() -> None:
@@ -58,9 +58,9 @@ def test_a_model_that_moves_answers_first_and_is_loaded_in_the_new_way() -> None
     assert world.all_in(Stage.GRANTED) == waiting[:1], "one at a time now"
 
 
-def test_a_request_for_more_places_than_are_left_is_not_stuck() -> None:
+def test_a_request_for_more_answers_than_are_left_is_not_stuck() -> None:
     world = make({"a": 30}, concurrency=4)
-    several = world.ask("a", places=4)
+    several = world.ask("a", answers=4)
     world.send(events.Move("a", ("gpu",), (), {"gpu": 30}, 1))
     world.loaded(world.runner("a").load_id)
     assert world.stage(several) is Stage.GRANTED
@@ -70,7 +70,7 @@ def test_an_idle_model_moves_at_once_and_a_cold_one_only_next_time() -> None:
     world = make({"a": 30})
     assert world.send(events.Move("a", ("gpu",), (), {"gpu": 40}, 1)) == []
     world.resident("a")
-    assert world.state.models["a"].bytes == 40
+    assert world.state.models["a"].residency.charges["gpu"] == 40
     assert world.send(events.Move("a", ("gpu",), (), {"gpu": 30}, 1)) == [EndRunner("a", "a-1", "moved")]
 
 
@@ -89,7 +89,7 @@ def test_what_passes_is_charged_until_it_is_gone_and_of_no_later_load() -> None:
     runner = world.runner("a")
     runner.loading, runner.charge = False, 60
     assert kinds(world.send(events.Loaded(runner.load_id, 40, transient=20))) == [("Grant", "a")]
-    assert world.state.models["a"].size("gpu") == 40
+    assert world.state.models["a"].spec.size("gpu") == 40
     assert world.living() == {"a"} and world.stage(waits) is Stage.WAITING, "the memory is not there yet"
     runner.charge = 40
     assert kinds(world.send(events.Recharge(runner.load_id, 40))) == [("StartLoad", "b")]
@@ -119,7 +119,7 @@ def test_a_starved_runner_goes_though_it_answers() -> None:
     assert world.send(events.Starve(load_id)) == []
     assert kinds(world.ended(load_id)) == [("StartLoad", "a")], "for the one who waits"
     assert world.all_in(Stage.WAITING) == requests[2:]
-    assert world.state.models["a"].phase is Phase.LOADING
+    assert world.state.models["a"].residency.phase is Phase.LOADING
 
 
 def test_a_squeeze_takes_idle_models_alone() -> None:
@@ -141,8 +141,8 @@ class ShortOfMemory(OneSlot):
 
     @rule(model=some_model, size=st.sampled_from([10, 40, 100]))
     def model_is_to_be_loaded_in_another_way(self, model: str, size: int) -> None:
-        concurrency = self.world.state.models[model].concurrency
-        self.world.send(events.Move(model, self.place[model], (), dict.fromkeys(self.place[model], size), concurrency))
+        concurrency = self.world.state.models[model].spec.concurrency
+        self.world.send(events.Move(model, self.homes[model], (), dict.fromkeys(self.homes[model], size), concurrency))
 
     @precondition(lambda self: self.world.runners)
     @rule(number=pick)

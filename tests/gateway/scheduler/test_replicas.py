@@ -2,9 +2,9 @@
 
 import pytest
 
-from gateway.scheduler import Limits, Model, Slot, State, events
+from gateway.scheduler import Limits, Slot, Spec, State, events
 from gateway.scheduler.actions import Refuse, Why
-from tests.gateway.scheduler.world import Stage, World, why
+from tests.gateway.scheduler.world import Stage, World, models_of, why
 
 LIMITS = Limits(queue_per_model=4, quantum=10, backoff_first=10)
 
@@ -12,12 +12,9 @@ LIMITS = Limits(queue_per_model=4, quantum=10, backoff_first=10)
 def world(*others: str, slots: int = 2, replicas: int = 2, concurrency: int = 1) -> World:
     """A world with replicas of ``a``, each of which fills a slot, and other models of the same size."""
     names = [f"slot{number}" for number in range(1, slots + 1)]
-    built = {
-        name: Model(name, 90, tuple(names), group="a", concurrency=concurrency)
-        for name in ("a", *(f"a#{number}" for number in range(2, replicas + 1)))
-    }
-    built |= {name: Model(name, 90, tuple(names)) for name in others}
-    return World(State({name: Slot(name, 100) for name in names}, built, LIMITS))
+    specs = [Spec("a", 90, tuple(names), concurrency=concurrency, replicas=replicas)]
+    specs += [Spec(name, 90, tuple(names)) for name in others]
+    return World(State({name: Slot(name, 100) for name in names}, models_of(*specs), LIMITS))
 
 
 def load(there: World, *models: str) -> None:
@@ -181,7 +178,7 @@ def test_unload_and_pin_are_for_all() -> None:
     assert there.unload("a") == [], "one replica still answers"
     there.release(second)
     there.send(events.Pin("a", True))
-    assert [there.state.models[name].pinned for name in ("a", "a#2")] == [True, True]
+    assert [there.state.models[name].spec.pinned for name in ("a", "a#2")] == [True, True]
     assert sorted(action.model for action in there.unload("a")) == ["a", "a#2"]  # type: ignore[union-attr]
 
 

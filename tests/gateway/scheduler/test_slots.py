@@ -1,8 +1,8 @@
 """Where a model goes when there are several slots, and when it goes to one it does not prefer."""
 
-from gateway.scheduler import Limits, Model, Slot, State, events
+from gateway.scheduler import Limits, Slot, Spec, State, events
 from gateway.scheduler.actions import Why
-from tests.gateway.scheduler.world import Stage, World, why
+from tests.gateway.scheduler.world import Stage, World, models_of, why
 
 LIMITS = Limits(quantum=10, anticipation=False)
 
@@ -10,10 +10,10 @@ LIMITS = Limits(quantum=10, anticipation=False)
 def world(models: dict[str, int], slots: dict[str, int], **fields: object) -> World:
     """A world whose models may go to every slot but the CPU."""
     gpus = tuple(name for name in slots if name != "cpu")
-    built = {name: Model(name, size, gpus) for name, size in models.items()}
+    built = models_of(*(Spec(name, size, gpus) for name, size in models.items()))
     for name, value in fields.items():
         model, _, field = name.partition("_")
-        setattr(built[model], field, value)
+        setattr(built[model].spec, field, value)
     return World(State({name: Slot(name, budget) for name, budget in slots.items()}, built, LIMITS))
 
 

@@ -174,7 +174,7 @@ def test_a_long_turn_ends_in_time_for_who_waits(deadline: float, turn: float) ->
     """
     world = make({"a": 60, "b": 60}, limits=Limits(quantum=10))
     slowly_loaded(world, "a", 40)
-    world.state.models["b"].load.add(1.0)  # once, so that two deviations are another second
+    world.state.models["b"].measured.load.add_sample(1.0)  # once, so that two deviations are another second
     world.ask("b")
     world.ask("b", patience=deadline)
     assert when_it_yields(world, "a") == turn
@@ -395,7 +395,7 @@ def test_a_request_for_several_answers_waits_for_as_many_places_and_is_not_overt
     world = make({"a": 60}, concurrency=4)
     first = world.ask("a")
     world.loaded(world.runner("a").load_id)
-    wide, small = world.ask("a", places=4), world.ask("a")
+    wide, small = world.ask("a", answers=4), world.ask("a")
     assert world.stage(first) is Stage.GRANTED
     assert world.stage(wide) is world.stage(small) is Stage.WAITING
     world.release(first)
@@ -406,6 +406,6 @@ def test_a_request_for_several_answers_waits_for_as_many_places_and_is_not_overt
 
 def test_more_answers_than_places_take_all_of_them() -> None:
     world = make({"a": 60}, concurrency=2)
-    wide = world.ask("a", places=16)
+    wide = world.ask("a", answers=16)
     world.loaded(world.runner("a").load_id)
     assert world.stage(wide) is Stage.GRANTED
