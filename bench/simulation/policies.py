@@ -1,4 +1,4 @@
-"""The policies that are compared: the gateway's own, the same with hindsight, and service in order of arrival."""
+"""The policies to compare: the gateway's own, the same with hindsight, and service in order of arrival."""
 
 from bisect import bisect_right
 from collections import deque
@@ -39,7 +39,7 @@ class Switchyard:
 
 
 class Hindsight(Switchyard):
-    """The same policy, but of the idle models the one goes that is asked for again last. Open loop only."""
+    """The same policy, but it evicts the idle model that is asked for again last. Open-loop traces only."""
 
     def __init__(self, workload: Workload, limits: Limits = UNLIMITED) -> None:
         super().__init__(workload, limits)
@@ -75,8 +75,8 @@ class _Resident:
 class ArrivalOrder:
     """Serves in order of arrival: nobody is granted a lease before everybody who came earlier has one.
 
-    A model that is needed and not there takes the place of idle ones, the least recently used first; with ``hindsight``
-    those that are needed again last, which is Belady's rule. Open loop only in that case.
+    A cold model that is needed evicts idle models, the least recently used first; with ``hindsight`` those that are
+    needed again last, which is Belady's rule. Hindsight works on open-loop traces only.
     """
 
     def __init__(self, workload: Workload, hindsight: bool = False) -> None:

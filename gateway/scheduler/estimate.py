@@ -5,7 +5,7 @@ ready, otherwise when a lease of its model ends.
 """
 
 from gateway.scheduler.eviction import turn_ends
-from gateway.scheduler.model import Limits, Model, Phase
+from gateway.scheduler.model import Model, Phase
 from gateway.scheduler.state import State
 
 _SERVICE = 1.0
@@ -121,12 +121,8 @@ def _seconds_to_end(state: State, resident: Model, newcomer: Model, now: float) 
 
 def _turn(model: Model, state: State) -> float:
     """Seconds that a model takes its slot: its load, then its work or its quantum, then its end."""
-    quantum = _quantum(model, state.limits) + _service(model)
+    quantum = model.quantum(state.limits) + _service(model)
     return _load(state, model) + min(quantum, max(_work(model), _service(model))) + model.measured.end.value
-
-
-def _quantum(model: Model, limits: Limits) -> float:
-    return max(limits.quantum, limits.quantum_loads * model.measured.load.value)
 
 
 def _work(model: Model) -> float:

@@ -1,6 +1,6 @@
 """Which models end so that another can be loaded, and which busy ones yield. A pure decision: it changes nothing."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -99,14 +99,18 @@ def _plan(state: State, newcomer: Model, now: float, promised: Mapping[str, int]
     return _best(state, newcomer, plans or [Plan(newcomer.spec.slots[0])])
 
 
-def _plan_beside(state: State, newcomer: Model, now: float, taken: Collection[str]) -> Plan:
+def _plan_beside(state: State, newcomer: Model, now: float, taken: set[str]) -> Plan:
     """Plan one more replica. No model in use gives way to it: it goes where it fits, or where it is enough to end idle
     models that were not used for as long as a busy one may keep its slot. It takes no slot that a model waits for.
     """
     if newcomer.residency.retry_at > now:
         return Plan(newcomer.spec.slots[0], wait_until=newcomer.residency.retry_at)
-    usable = [slot for slot in state.usable(newcomer) if not newcomer.spec.needs(slot).keys() & set(taken)]
-    plans = [_plan_beside_on(state, slot, newcomer, now) for slot in usable]
+    plans = []
+    for slot in state.usable(newcomer):
+        needs = newcomer.spec.needs(slot)
+        if not needs.keys() & taken:
+            found = [_make_room_beside_on(state, one, newcomer, size, now) for one, size in needs.items()]
+            plans.append(_combine(state, slot, newcomer, found))
     return _best(state, newcomer, plans or [Plan(newcomer.spec.slots[0])])
 
 
@@ -185,7 +189,7 @@ def _make_room_on(
         if expected is not None:
             until[model.name] = min(expected, turn_ends(state, model, newcomer, now))
     idle.sort(key=lambda model: until.get(model.name, now) > now)
-    busy = _longest_ready(
+    busy = [
         model
         for model in staying
         if model.residency.phase is Phase.READY
@@ -193,7 +197,8 @@ def _make_room_on(
         and (model.queue.leases or model.queue.waiting)
         and model.spec is not newcomer.spec
         and not _comes_first(model, newcomer, now, state)
-    )
+    ]
+    busy.sort(key=lambda model: (model.residency.ready_since, model.name))  # an order that serving does not change
     until |= {model.name: turn_ends(state, model, newcomer, now) for model in busy}
     go = _take(idle + busy, need, slot)
     if sum(model.residency.charges[slot] for model in go) < need:  # 3
@@ -219,11 +224,6 @@ def _gives_way(state: State, model: Model, newcomer: Model, until: dict[str, flo
     return model.spec.replicas > 1 and now >= turn_ends(state, model, newcomer, now)
 
 
-def _plan_beside_on(state: State, slot: str, newcomer: Model, now: float) -> Plan:
-    plans = [_make_room_beside_on(state, one, newcomer, size, now) for one, size in newcomer.spec.needs(slot).items()]
-    return _combine(state, slot, newcomer, plans)
-
-
 def _make_room_beside_on(state: State, slot: str, newcomer: Model, size: int, now: float) -> Plan:
     residents = state.residents(slot)
     missing = size - state.slots[slot].budget
@@ -232,13 +232,8 @@ def _make_room_beside_on(state: State, slot: str, newcomer: Model, size: int, no
     need = state.kept(slot) + missing
     if need <= 0:
         return Plan(slot, Prospect.SOON)
-    limits = state.limits
     idle = [model for model in residents if model.unused and model.spec is not newcomer.spec]
-    unused = {
-        model.name: (model.residency.last_used or 0.0)
-        + max(limits.quantum, limits.quantum_loads * model.measured.load.value)
-        for model in idle
-    }
+    unused = {model.name: (model.residency.last_used or 0.0) + model.quantum(state.limits) for model in idle}
     idle.sort(key=lambda model: unused[model.name])
     go = _take(idle, need, slot)
     if sum(model.residency.charges[slot] for model in go) < need:
@@ -284,11 +279,6 @@ def _comes_first(model: Model, newcomer: Model, now: float, state: State) -> boo
     if not model.queue.waiting or not newcomer.queue.waiting:
         return False
     return model.queue.best_rank(now, state.limits) < newcomer.queue.best_rank(now, state.limits)
-
-
-def _longest_ready(models: Iterable[Model]) -> list[Model]:
-    """Sort busy models, the longest ready first: serving requests does not change this order."""
-    return sorted(models, key=lambda model: (model.residency.ready_since, model.name))
 
 
 def _least_recent(models: Iterable[Model]) -> list[Model]:

@@ -313,6 +313,10 @@ class Model:
             return residency.expires_at
         return None
 
+    def quantum(self, limits: Limits) -> float:
+        """Return how many seconds it keeps its slot, once it is busy and another model waits for the slot."""
+        return max(limits.quantum, limits.quantum_loads * self.measured.load.value)
+
     def turn(self, now: float, limits: Limits) -> tuple[int, float, float]:
         """Return what models that wait for a slot are sorted by: the first waiter's rank, then when its turn began.
 

@@ -6,35 +6,10 @@ scheduler thread, in tests and in the simulator. Times are seconds of one monoto
 
 from typing import assert_never
 
-from gateway.scheduler import events
+from gateway.scheduler import admission, events, eviction, replicas, runners
 from gateway.scheduler.actions import Action, Why
-from gateway.scheduler.admission import (
-    explain_cannot_fit,
-    grant_lease,
-    refuse_late_requests,
-    refuse_waiters,
-    release_request,
-    reserve_request,
-    submit_request,
-    withdraw_request,
-)
-from gateway.scheduler.eviction import Plan, Prospect, over_budget, plan_loads, plan_replicas
+from gateway.scheduler.eviction import Plan, Prospect
 from gateway.scheduler.model import Model, Phase, Request
-from gateway.scheduler.replicas import gather_waiters, take_waiter
-from gateway.scheduler.runners import (
-    end_by_hand,
-    end_expired_runners,
-    end_runner,
-    end_unused,
-    explain_idle,
-    load_done,
-    load_failed,
-    recharge_runner,
-    runner_ended,
-    runner_lost,
-    shut_down,
-    start_load,
-)
 from gateway.scheduler.state import State
 
 
@@ -75,8 +50,8 @@ def _planned_times(state: State, now: float) -> list[float]:
         for request in model.queue.waiting
         if request.priority
     ]
-    plans = plan_loads(state, now)
-    waits = [plan.wait_until for _, plan in (*plans, *plan_replicas(state, plans, now))]
+    plans = eviction.plan_loads(state, now)
+    waits = [plan.wait_until for _, plan in (*plans, *eviction.plan_replicas(state, plans, now))]
     return [at for at in ripe if at > now] + [at for at in waits if at is not None]
 
 
@@ -87,30 +62,30 @@ def apply_event(state: State, event: events.Event, now: float) -> list[Action]:
     """Take an event into the state, and return what it leads to at once, whatever else is possible."""
     match event:
         case events.Reserve():
-            return reserve_request(state, event, now)
+            return admission.reserve_request(state, event, now)
         case events.Submit(request_id):
-            return submit_request(state, request_id, now)
+            return admission.submit_request(state, request_id, now)
         case events.Withdraw(request_id):
-            withdraw_request(state, request_id, now)
+            admission.withdraw_request(state, request_id, now)
         case events.Release(request_id, keep_alive):
-            release_request(state, request_id, keep_alive, now)
+            admission.release_request(state, request_id, keep_alive, now)
         case events.Loaded():
-            return load_done(state, event, now)
+            return runners.load_done(state, event, now)
         case events.LoadFailed(load_id, cause, again):
-            return load_failed(state, load_id, cause, now, again)
+            return runners.runner_gone(state, load_id, now, cause, again)
         case events.RunnerLost(load_id, cause):
-            return runner_lost(state, load_id, cause, now)
+            return runners.runner_gone(state, load_id, now, cause)
         case events.RunnerEnded(load_id):
-            runner_ended(state, load_id, now)
+            return runners.runner_gone(state, load_id, now)
         case events.Unload(name, force):
             group = state.group(state.models[name])
             if force or not any(
                 member.residency.phase is Phase.LOADING or member.queue.leases or member.queue.waiting
                 for member in group
             ):
-                return end_by_hand(state, group, force, "unloaded", now)
+                return runners.end_by_hand(state, group, force, "unloaded", now)
         case events.Cleanup(force):
-            return end_by_hand(state, state.models.values(), force, "cleanup", now)
+            return runners.end_by_hand(state, state.models.values(), force, "cleanup", now)
         case events.Pin(name, pinned):
             spec = state.models[name].spec
             spec.pinned = pinned
@@ -121,17 +96,17 @@ def apply_event(state: State, event: events.Event, now: float) -> list[Action]:
         case events.Move():
             _move(state, event)
         case events.Recharge():
-            recharge_runner(state, event)
+            runners.recharge_runner(state, event)
         case events.Starve(load_id):
             if (starved := state.by_load(load_id)) and starved.residency.alive:
-                return [end_runner(starved, "out_of_memory", now)]
+                return [runners.end_runner(starved, "out_of_memory", now)]
         case events.Squeeze(slot):
-            return end_unused(state, slot, now)
+            return runners.end_unused(state, slot, now)
         case events.Drain():
             state.stopping = True
         case events.Shutdown():
             state.stopping = True
-            return shut_down(state, now)
+            return runners.shut_down(state, now)
         case events.Tick():
             pass
         case _:
@@ -185,7 +160,7 @@ def _fast_path(state: State, now: float) -> list[Action] | None:
     model = state.models[waiter.model]
     if model.residency.phase is not Phase.READY or waiter.answers > model.free:  # f
         return None
-    return [grant_lease(state, model, waiter, now)]
+    return [admission.grant_lease(state, model, waiter, now)]
 
 
 # -- 3. what has become possible ---------------------------------------------------------------------------------------
@@ -202,19 +177,21 @@ def schedule(state: State, now: float) -> list[Action]:
     6. grant leases of ready models that do not have to yield;
     7. load one more replica of a model whose replicas are full, where no other model has to give way.
     """
-    actions = refuse_late_requests(state, now)  # 1
-    actions += end_expired_runners(state, now)  # 2
-    gather_waiters(state)  # 3
+    actions = admission.refuse_late_requests(state, now)  # 1
+    actions += runners.end_expired_runners(state, now)  # 2
+    replicas.gather_waiters(state)  # 3
     for slot in state.slots:  # 4
         actions += [
-            end_runner(other, "evicted", now, "the slot's models take more than was predicted, and it was idle")
-            for other in over_budget(state, slot)
+            runners.end_runner(other, "evicted", now, "the slot's models take more than was predicted, and it was idle")
+            for other in eviction.over_budget(state, slot)
         ]
     yielding: set[str] = set()
-    plans = plan_loads(state, now)  # 5
+    plans = eviction.plan_loads(state, now)  # 5
     for model, plan in plans:
         if not state.usable(model) and plan.prospect is not Prospect.BEHIND:
-            actions += refuse_waiters(state, model, Why.CANNOT_FIT, explain_cannot_fit(state, model))
+            actions += admission.refuse_waiters(
+                state, model, Why.CANNOT_FIT, admission.explain_cannot_fit(state, model)
+            )
             continue
         actions += _carry_out(state, model, plan, now)
         for victim in plan.evict:
@@ -224,7 +201,7 @@ def schedule(state: State, now: float) -> list[Action]:
     for model in state.models.values():  # 6
         if model.residency.phase is Phase.READY and model.name not in yielding:
             actions += _grant_leases(state, model, now)
-    for model, plan in plan_replicas(state, plans, now):  # 7
+    for model, plan in eviction.plan_replicas(state, plans, now):  # 7
         actions += _carry_out(state, model, plan, now)
     return actions
 
@@ -232,13 +209,13 @@ def schedule(state: State, now: float) -> list[Action]:
 def _carry_out(state: State, newcomer: Model, plan: Plan, now: float) -> list[Action]:
     """Start the newcomer's load, or end the models that make room for it."""
     if plan.ready:
-        return [start_load(state, newcomer, plan.slot, now)]
+        return [runners.start_load(state, newcomer, plan.slot, now)]
     actions: list[Action] = []
     for victim in plan.evict:
         if victim.residency.phase is Phase.READY:  # a newcomer to another slot may have evicted it already
             turn = any(model is victim for model in plan.yielding)
-            why = "its turn was over" if turn else explain_idle(victim, now)
-            actions.append(end_runner(victim, "evicted", now, why, newcomer.spec.name))
+            why = "its turn was over" if turn else runners.explain_idle(victim, now)
+            actions.append(runners.end_runner(victim, "evicted", now, why, newcomer.spec.name))
     return actions
 
 
@@ -252,7 +229,7 @@ def _grant_leases(state: State, model: Model, now: float) -> list[Action]:
         request = model.queue.next_waiter(now, state.limits)
         if request.answers > model.free:
             break
-        actions.append(grant_lease(state, model, request, now))
-    while model.spec.replicas > 1 and (taken := take_waiter(state, model, now)):
-        actions.append(grant_lease(state, model, taken, now))
+        actions.append(admission.grant_lease(state, model, request, now))
+    while model.spec.replicas > 1 and (taken := replicas.take_waiter(state, model, now)):
+        actions.append(admission.grant_lease(state, model, taken, now))
     return actions

@@ -56,37 +56,26 @@ def load_done(state: State, event: Loaded, now: float) -> list[Action]:
     return [end_runner(model, "cannot_fit", now, "it takes more than was predicted, and does not fit"), *refused]
 
 
-def load_failed(state: State, load_id: str, cause: str, now: float, again: bool = False) -> list[Action]:
-    """Back off after a failed load. With ``again`` make room instead: its waiters stay, and it is planned anew."""
+def runner_gone(state: State, load_id: str, now: float, cause: str | None = None, again: bool = False) -> list[Action]:
+    """Forget a runner whose memory is back, and its leases: the runner's handle tells the requests that had them.
+
+    If it was loading, back off because of ``cause``. With ``again`` make room instead: its waiters stay, and the next
+    load is planned at once.
+    """
     model = state.by_load(load_id)
     if model is None:
         return []
-    was_loading, slots = model.residency.phase is Phase.LOADING, list(model.residency.charges)
-    model.residency.clear_runner()
-    if again and was_loading:
-        return [action for slot in slots for action in end_unused(state, slot, now)]
-    return _back_off(state, model, cause, now) if was_loading else []
-
-
-def runner_lost(state: State, load_id: str, cause: str, now: float) -> list[Action]:
-    """Take in that a runner ended by itself. While it loads that is a failed load."""
-    model = state.by_load(load_id)
-    if model is not None and model.residency.phase is Phase.LOADING:
-        return load_failed(state, load_id, cause, now)
-    runner_ended(state, load_id, now)
-    return []
-
-
-def runner_ended(state: State, load_id: str, now: float) -> None:
-    """Forget a runner and its leases. The runner's handle tells the requests that had them."""
-    model = state.by_load(load_id)
-    if model is None:
-        return
-    if model.residency.phase is Phase.DRAINING:
+    phase, slots = model.residency.phase, list(model.residency.charges)
+    if phase is Phase.DRAINING:
         model.measured.end.add_sample(now - model.residency.end_since)
     for request_id in list(model.queue.leases):
         state.forget_request(request_id)
     model.residency.clear_runner()
+    if phase is not Phase.LOADING:
+        return []
+    if again:
+        return [action for slot in slots for action in end_unused(state, slot, now)]
+    return _back_off(state, model, cause, now) if cause is not None else []
 
 
 def recharge_runner(state: State, event: Recharge) -> None:

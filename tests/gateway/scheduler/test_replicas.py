@@ -206,3 +206,16 @@ def test_a_bound_request_is_served_by_its_replica_alone(bound: str) -> None:
     assert there.stage(again) is Stage.WAITING, "the other one is idle, but it was not asked"
     there.release(mine)
     assert there.stage(again) is Stage.GRANTED
+
+
+def test_a_replica_that_is_to_move_takes_no_request_from_the_other() -> None:
+    there = world(concurrency=2)
+    requests = [there.ask("a") for _ in range(3)]
+    load(there, "a", "a#2")
+    slots = ("slot1", "slot2")
+    there.send(events.Move("a", slots, (), dict.fromkeys(slots, 80), 2))
+    waiting = there.ask("a")
+    assert there.stage(waiting) is Stage.WAITING
+    for request_id in requests:
+        there.release(request_id)
+    assert {runner.asked for runner in there.runners.values()} == {"moved"}
