@@ -110,7 +110,9 @@ def _replica(world: World) -> None:
     ],
 )
 def test_what_has_to_be_planned_switches_it_off(prepare: Callable[[World], None], planned: list[float]) -> None:
-    specs = (Spec(name, size, ("gpu",), concurrency=2) for name, size in {"a": 30, "b": 30, "c": 30, "large": 90}.items())
+    specs = (
+        Spec(name, size, ("gpu",), concurrency=2) for name, size in {"a": 30, "b": 30, "c": 30, "large": 90}.items()
+    )
     twin = Spec("twin", 10, ("gpu",), replicas=2)
     world = World(State({"gpu": Slot("gpu", 100)}, models_of(*specs, twin)), strict=False)
     world.resident("a", "b")
