@@ -4,13 +4,16 @@ Plain data and the small rules that need one part alone. Times are seconds of on
 what concerns several is in :mod:`gateway.scheduler.state`.
 """
 
+from bisect import insort
 from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from operator import attrgetter
 
 _NEWEST_WEIGHT = 0.25
 """How much the newest sample counts in running means and shares."""
+_BY_PRIORITY = attrgetter("priority", "asked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +199,7 @@ class Residency:
 
 @dataclass(slots=True)
 class Queue:
-    """Who waits for a model and who holds a lease. ``reserved`` and ``leases`` are by request id.
+    """Who waits for a model, by priority and arrival, and who holds a lease. ``reserved`` and ``leases`` are by id.
 
     ``passed_over`` counts the leases of interactive requests since a batch request had one.
     """
@@ -213,13 +216,7 @@ class Queue:
 
     def insert_waiter(self, request: Request) -> None:
         """Insert a request behind those of its priority that were submitted before it."""
-        position = len(self.waiting)
-        while position and (self.waiting[position - 1].priority, self.waiting[position - 1].asked) > (
-            request.priority,
-            request.asked,
-        ):
-            position -= 1
-        self.waiting.insert(position, request)
+        insort(self.waiting, request, key=_BY_PRIORITY)
 
     def first_waiter(self, now: float, limits: Limits) -> Request:
         """Return the waiter of the best rank, of those the earliest. Somebody has to wait."""
@@ -238,7 +235,7 @@ class Queue:
         waiting = self.waiting if among is None else among
         first = min(waiting, key=lambda request: (request.rank(now, limits), request.asked))
         if first.priority and self.passed_over < 3:
-            return min(waiting, key=lambda request: (request.priority, request.asked))
+            return min(waiting, key=_BY_PRIORITY)
         return first
 
 

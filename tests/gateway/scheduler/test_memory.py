@@ -50,7 +50,7 @@ def test_a_model_that_moves_answers_first_and_is_loaded_in_the_new_way() -> None
     running = world.ask("a")
     assert world.send(events.Move("a", ("cpu",), (), {"cpu": 60}, 1)) == []
     waiting = [world.ask("a") for _ in range(2)]
-    assert world.all_in(Stage.WAITING) == waiting, "no new lease, though there is a place"
+    assert world.all_in(Stage.WAITING) == waiting, "no new lease, though there is capacity"
     assert kinds(world.release(running)) == [("EndRunner", "a")]
     assert kinds(world.ended(world.runner("a").load_id)) == [("StartLoad", "a")]
     assert world.runner("a").slot == "cpu" and world.runner("a").charge == 60
@@ -74,7 +74,7 @@ def test_an_idle_model_moves_at_once_and_a_cold_one_only_next_time() -> None:
     assert world.send(events.Move("a", ("gpu",), (), {"gpu": 30}, 1)) == [EndRunner("a", "a-1", "moved")]
 
 
-def test_a_charge_that_rises_costs_idle_models_their_place() -> None:
+def test_a_charge_that_rises_evicts_idle_models() -> None:
     world = make({"a": 40, "b": 40}, strict=False)
     world.resident("a", "b")
     world.ask("b")
@@ -83,7 +83,7 @@ def test_a_charge_that_rises_costs_idle_models_their_place() -> None:
     assert decide(world.state, events.Recharge("b-0", 1), world.now) == [], "a load of the past"
 
 
-def test_what_passes_is_charged_until_it_is_gone_and_of_no_later_load() -> None:
+def test_transient_bytes_are_charged_until_a_recharge_and_to_no_later_load() -> None:
     world = make({"a": 60, "b": 50})
     running, waits = world.ask("a"), world.ask("b")
     runner = world.runner("a")
@@ -96,7 +96,7 @@ def test_what_passes_is_charged_until_it_is_gone_and_of_no_later_load() -> None:
     assert world.stage(running) is Stage.GRANTED
 
 
-def test_nobody_is_ended_for_what_passes() -> None:
+def test_no_runner_is_ended_for_transient_bytes() -> None:
     """Others were charged more meanwhile, and cannot go."""
     world = make({"pinned": 30, "a": 60}, strict=False)
     world.resident("pinned")

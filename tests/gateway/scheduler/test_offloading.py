@@ -132,7 +132,7 @@ def test_what_a_load_measured_replaces_what_was_predicted() -> None:
     )
 
 
-def test_a_charge_that_rises_in_ram_costs_idle_models_there_their_place() -> None:
+def test_a_charge_that_rises_in_ram_evicts_idle_models_there() -> None:
     world = machine()
     world.strict = False
     world.resident("a", "large")

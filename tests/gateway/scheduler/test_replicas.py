@@ -58,7 +58,7 @@ def test_more_than_a_load_will_serve_begin_two() -> None:
     assert {runner.slot for runner in there.runners.values()} == {"slot1", "slot2"}
 
 
-def test_a_free_place_is_taken_by_whoever_is_first_in_the_one_queue() -> None:
+def test_free_capacity_goes_to_whoever_is_first_in_the_one_queue() -> None:
     there = world()
     first, second = both(there)
     third, fourth = there.ask("a"), there.ask("a")
@@ -114,7 +114,7 @@ def test_others_who_wait_come_before_one_more() -> None:
     assert there.stage(waiting) is Stage.GRANTED
 
 
-def test_replicas_do_not_take_each_others_place() -> None:
+def test_replicas_do_not_evict_each_other() -> None:
     there = world(slots=1)
     there.ask("a")
     load(there, "a")
