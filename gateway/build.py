@@ -23,7 +23,7 @@ from gateway.processes.pool import RunnerPool
 from gateway.processes.readahead import ReadAhead
 from gateway.processes.zygotes import Zygotes
 from gateway.requests.ticket import Ticket
-from gateway.scheduler import Limits, Model, Slot, State
+from gateway.scheduler import Limits, Model, Slot, Spec, State
 from gateway.scheduler.owner import Owner
 from gateway.weights.operations import Weights
 from media.forkserver_client import Decoders
@@ -123,17 +123,17 @@ def _scheduler_state(settings: Settings, catalog: Catalog, placement: Placement)
     for spec in catalog:
         first, fallback = placement.allowed(spec)
         sizes = placement.sizes(spec)
-        for name in replica_names(spec):
-            models[name] = Model(
-                name,
-                predicted=sizes[first[0]],
-                slots=first,
-                fallback=fallback,
-                sizes=dict(sizes),
-                offloads=placement.offloads(spec),
-                group=spec.name if spec.replicas > 1 else "",
-                keep_alive=settings.keep_alive if spec.keep_alive is None else spec.keep_alive,
-                pinned=spec.pinned,
-                concurrency=placement.at_once(spec),
-            )
+        shared = Spec(
+            spec.name,
+            predicted=sizes[first[0]],
+            slots=first,
+            fallback=fallback,
+            sizes=dict(sizes),
+            offloads=placement.offloads(spec),
+            keep_alive=settings.keep_alive if spec.keep_alive is None else spec.keep_alive,
+            pinned=spec.pinned,
+            concurrency=placement.at_once(spec),
+            replicas=spec.replicas,
+        )
+        models |= {name: Model(name, shared) for name in replica_names(spec)}
     return State(slots, models, limits)

@@ -312,7 +312,7 @@ class Gateway:
 
     def pin(self, spec: ModelSpec, pinned: bool) -> None:
         """Keep a model from eviction, whether it is loaded or will be, or let it go."""
-        before = self.owner.inspect(lambda state: state.models[spec.name].pinned)
+        before = self.owner.inspect(lambda state: state.models[spec.name].spec.pinned)
         self.owner.ask(events.Pin(spec.name, pinned))
         if pinned is not before:
             self.journal_writer.pin_changed(spec.name, pinned)

@@ -123,7 +123,7 @@ class ModelStates:
 
     def one_model(self, name: str) -> ModelState:
         """Return the state of the model of this name. :raises Unavailable: if the scheduler is stuck."""
-        return self._read_models(lambda model: model.title == name)[0]
+        return self._read_models(lambda model: model.spec.name == name)[0]
 
     def _read_models(self, wanted: Callable[[Model], bool]) -> list[ModelState]:
         now, wall = time.monotonic(), time.time()
@@ -131,8 +131,8 @@ class ModelStates:
         def look(state: State) -> dict[str, list[ReplicaState]]:
             found: dict[str, list[ReplicaState]] = {}
             for model in filter(wanted, state.models.values()):
-                replica = _replica_state(model, self._runners.get(model.load_id), now, wall)
-                found.setdefault(model.title, []).append(replica)
+                replica = _replica_state(model, self._runners.get(model.residency.load_id), now, wall)
+                found.setdefault(model.spec.name, []).append(replica)
             return found
 
         return [self._model_state(name, replicas) for name, replicas in self._owner.inspect(look).items()]
@@ -172,32 +172,36 @@ class ModelStates:
 
 def _replica_state(model: Model, handle: RunnerHandle | None, now: float, wall: float) -> ReplicaState:
     """Return the state of one replica. ``now`` is the scheduler's clock, ``wall`` the same instant in Unix time."""
-    progress = handle.progress if handle and model.phase is Phase.LOADING else None
-    slot = model.slot or (*model.slots, "")[0]
+    residency, spec = model.residency, model.spec
+    progress = handle.progress if handle and residency.phase is Phase.LOADING else None
+    slot = residency.slot or (*spec.slots, "")[0]
+    expires = residency.expires_at if model.idle and not spec.pinned else None
+
+    def unix(at: float | None) -> float | None:
+        return None if at is None else round(wall + at - now, 3)
+
     return ReplicaState(
         name=model.name,
-        state=model.phase,
-        device=model.slot,
-        bytes=model.bytes,
-        predicted_bytes=handle.in_slot.predicted if handle else model.size(slot),
+        state=residency.phase,
+        device=residency.slot,
+        bytes=residency.charges.get(slot, 0),
+        predicted_bytes=handle.in_slot.predicted if handle else spec.size(slot),
         measured_at_load_bytes=handle.in_slot.at_load if handle else None,
         from_zygote=handle.from_zygote if handle else False,
         cache_bytes=handle.in_slot.reserve if handle else 0,
-        offloaded=dict(model.offloaded),
+        offloaded=residency.offloaded,
         offloaded_predicted_bytes=handle.in_ram.predicted if handle and handle.in_ram else 0,
-        leases=len(model.leases),
-        waiting=model.depth,
-        last_used=None if model.last_used is None else round(wall - (now - model.last_used), 3),
-        expires_at=None
-        if model.expires_at is None or not model.idle or model.pinned
-        else round(wall + model.expires_at - now, 3),
-        pinned=model.pinned,
+        leases=len(model.queue.leases),
+        waiting=model.queue.depth,
+        last_used=unix(residency.last_used),
+        expires_at=unix(expires),
+        pinned=spec.pinned,
         pid=handle.pid if handle else None,
         steps=handle.steps if handle else 0,
         progress={"phase": progress.phase, "fraction": progress.fraction} if progress else None,
         batch=handle.batch if handle else None,
-        retry_at=round(wall + model.retry_at - now, 3) if model.retry_at > now else None,
-        last_failure=model.failure or None,
+        retry_at=unix(residency.retry_at) if residency.retry_at > now else None,
+        last_failure=residency.failure or None,
         note=handle.note or None if handle else None,
     )
 

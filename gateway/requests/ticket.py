@@ -384,8 +384,9 @@ class Ticket:
         def look(state: State) -> tuple[Phase, str | None, int | None]:
             request = state.requests.get(self.request_id)
             model = state.models[request.model if request else self.spec.name]
-            queue = (place for place, one in enumerate(model.waiting, 1) if one.request_id == self.request_id)
-            return model.phase, model.load_id, next(queue, None)
+            waiting = [one.request_id for one in model.queue.waiting]
+            position = waiting.index(self.request_id) + 1 if self.request_id in waiting else None
+            return model.residency.phase, model.residency.load_id, position
 
         phase, load_id, position = self._scheduler.inspect(look)
         if phase is not Phase.LOADING:
