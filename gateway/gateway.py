@@ -79,7 +79,7 @@ class Gateway:
         self.readahead = ReadAhead()
         cpu_slots = [place.name for place in self.placement.places.values() if place.gpu is None]
         self.watchdog = Watchdog(
-            self.runners.watched,
+            self.runners.accounts,
             self.owner.post,
             self.placement.cpu_budget,
             settings.memory_margin,
@@ -161,7 +161,7 @@ class Gateway:
             self.readahead.stop()
             self.weights.downloads.stop()
             self.owner.post(events.Shutdown())
-            self.runners.join(5.0)
+            self.runners.wait_all_ended(5.0)
             self.zygotes.stop()
             self.forkserver.stop()
             self.decoders.stop()
@@ -206,14 +206,14 @@ class Gateway:
         :raises Unavailable: if the weights are not there, a load failed lately, it cannot fit or the server stops.
         :raises QueueFull: if too many wait already.
         """
-        if self.degradation.climb(spec.name, at_once=retry):
+        if self.degradation.restore_level(spec.name, at_once=retry):
             log.info("%s is loaded as it should be again, the next time", spec.name)
-            self.runners.move(spec.name)
+            self.runners.move_model(spec.name)
             spec = self.spec(spec.name)
-        cold = not any(handle.loaded for handle in self.runners.of(spec.name))
+        cold = not any(handle.loaded for handle in self.runners.replicas_of(spec.name))
         if cold:
             files.require(spec, self.settings.models_dir)
-            self.runners.predict(spec)
+            self.runners.predict_model(spec)
         counted, request_id = request_id is not None, request_id or request_ids.new()
         deadline = time.monotonic() + (timeout or self.settings.request_timeout)
         ticket = Ticket(self, spec, request_id, deadline, priority, retry, places, replica)
@@ -226,7 +226,7 @@ class Gateway:
             self.metrics.finished(ticket.timeline)
             raise
         if cold:
-            self.readahead.want(files.read_by(spec, self.settings.models_dir))
+            self.readahead.request_files(files.read_by(spec, self.settings.models_dir))
         return ticket
 
     def reserve(self, ticket: Ticket) -> None:
@@ -314,7 +314,7 @@ class Gateway:
 
     def context(self, spec: ModelSpec) -> int | None:
         """Return the context in tokens of a model that is loaded; before, only its files know."""
-        return next((handle.loaded.context for handle in self.runners.of(spec.name) if handle.loaded), None)
+        return next((handle.loaded.context for handle in self.runners.replicas_of(spec.name) if handle.loaded), None)
 
     def model_status(self, spec: ModelSpec) -> dict[str, Any]:
         return next(status for status in self.statuses() if status["name"] == spec.name)
@@ -364,9 +364,9 @@ class Gateway:
         self.metrics.performed(action)
         match action:
             case actions.StartLoad(model, load_id, slot):
-                self.runners.start(model, load_id, slot)
+                self.runners.start_runner(model, load_id, slot)
             case actions.EndRunner():
-                self.runners.end(action)
+                self.runners.end_runner(action)
             case actions.Grant(request_id, _, load_id, cold):
                 ticket, granted = self._tickets.get(request_id), self.runners.get(load_id)
                 if ticket and granted:

@@ -13,7 +13,6 @@ from gateway.memory import devices
 from gateway.memory.degradation import OFFLOAD_SHARE, Degradation, possible
 from gateway.memory.devices import Gpu
 from gateway.memory.footprint import LEAST_CACHE, Charge, Footprints, HeaderError, Offloads, usual_bits
-from gateway.memory.watchdog import available, host_bytes
 from gateway.weights import files
 from models_registry.catalog import Catalog, CatalogError
 from models_registry.spec import ModelSpec, QuantBits
@@ -169,7 +168,7 @@ class Placement:
             weights = self._footprints.parts(spec, place.device).weights
         except (HeaderError, OSError):
             return None  # its load says what is wrong with them
-        return {number: f"{int(weights * OFFLOAD_SHARE) >> 20}MiB", "cpu": f"{available() >> 20}MiB"}
+        return {number: f"{int(weights * OFFLOAD_SHARE) >> 20}MiB", "cpu": f"{devices.available_bytes() >> 20}MiB"}
 
     def threads(self) -> int:
         """Return the threads of a runner on the CPU; 0 for one per core."""
@@ -245,7 +244,7 @@ def _cpu_names(settings: Settings) -> list[str]:
 
 def _cpu_places(settings: Settings, names: list[str], chosen: bool) -> list[Place]:
     """Divide the CPU's share of RAM. ``slot_budget`` is for the devices that were chosen, not for the CPU beside."""
-    total = host_bytes()
+    total = devices.total_bytes()
     share = int(total * settings.cpu_utilization) // len(names)
     usual = settings.slot_budget if chosen and settings.slot_budget is not None else share
     places = [Place(name, "cpu", settings.slot_budgets.get(name, usual)) for name in names]

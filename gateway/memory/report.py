@@ -19,7 +19,6 @@ import psutil
 from gateway.memory import devices
 from gateway.memory.devices import HostUse
 from gateway.memory.placement import Place
-from gateway.memory.watchdog import available, host_bytes
 
 _PATIENCE = 2.0  # seconds; a process that cannot be read by then is told as not measured
 _READERS = 8
@@ -194,8 +193,8 @@ def _host(host: Mapping[int, HostUse], processes: Mapping[int, tuple[str, str | 
     for pid, use in host.items():
         by_role[processes[pid][0]] += use.own
     return {
-        "total_bytes": host_bytes(),
-        "available_bytes": available(),
+        "total_bytes": devices.total_bytes(),
+        "available_bytes": devices.available_bytes(),
         "product_bytes": sum(use.proportional for use in host.values()),
         "by_role_bytes": dict(by_role),
         "processes": [

@@ -12,7 +12,7 @@ from models_registry.spec import spec_name
 from utils.units import format_bytes
 
 if TYPE_CHECKING:
-    from gateway.processes.runner import RunnerHandle
+    from gateway.processes.runner import RunnerProcess
 
 _ENDINGS: dict[str, tuple[Kind, str]] = {
     "evicted": ("evicted", "{name} was evicted"),
@@ -51,7 +51,7 @@ class JournalWriter:
 
     # -- the owner thread ----------------------------------------------------------------------------------------------
 
-    def loading(self, handle: "RunnerHandle") -> None:
+    def loading(self, handle: "RunnerProcess") -> None:
         """A load begins."""
         self._begun[handle.load_id] = time.monotonic()
         again = handle.load.name in self._crashed
@@ -65,10 +65,10 @@ class JournalWriter:
             handle.slot,
             brief=text,
             load_id=handle.load_id,
-            predicted_bytes=handle.in_slot.predicted,
+            predicted_bytes=handle.account.predicted,
         )
 
-    def ending(self, action: actions.EndRunner, handle: "RunnerHandle") -> None:
+    def ending(self, action: actions.EndRunner, handle: "RunnerProcess") -> None:
         """A runner is ended on purpose."""
         if action.reason not in _ENDINGS:
             return
@@ -77,7 +77,7 @@ class JournalWriter:
         if action.newcomer:
             text += f" to make room for {action.newcomer}"
         facts: dict[str, Any] = {"newcomer": action.newcomer} if action.newcomer else {}
-        facts |= {"offloaded_bytes": handle.in_ram.charged} if handle.in_ram else {}
+        facts |= {"offloaded_bytes": handle.offloaded.reserved} if handle.offloaded else {}
         self.journal.add(
             kind,
             _sentence(text, handle.starved or action.why),
@@ -86,13 +86,13 @@ class JournalWriter:
             brief=brief,
             reason=action.reason,
             load_id=handle.load_id,
-            bytes=handle.in_slot.charged,
+            bytes=handle.account.reserved,
             **facts,
         )
 
     # -- a handle's thread ---------------------------------------------------------------------------------------------
 
-    def heard(self, event: events.Event, handle: "RunnerHandle | None") -> None:
+    def heard(self, event: events.Event, handle: "RunnerProcess | None") -> None:
         """A runner was loaded, or has ended."""
         match event:
             case events.Loaded(load_id, size, offloaded) if handle is not None:
@@ -107,7 +107,7 @@ class JournalWriter:
                     handle.slot,
                     load_id=load_id,
                     bytes=size,
-                    predicted_bytes=handle.in_slot.predicted,
+                    predicted_bytes=handle.account.predicted,
                     from_zygote=handle.from_zygote,
                     seconds=round(seconds, 3),
                     phases={phase: round(took, 3) for phase, took in phases.items()},

@@ -21,7 +21,7 @@ from gateway.scheduler import actions, events
 from models_registry.spec import spec_name
 
 if TYPE_CHECKING:
-    from gateway.processes.runner import RunnerHandle
+    from gateway.processes.runner import RunnerProcess
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, that nobody asks for
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
@@ -213,7 +213,7 @@ class Metrics:
                 if newcomer:  # on whichever slot the other was
                     self._made_room.add(newcomer)
 
-    def heard(self, event: events.Event, handles: "Mapping[str, RunnerHandle]") -> None:
+    def heard(self, event: events.Event, handles: "Mapping[str, RunnerProcess]") -> None:
         """A runner was loaded, or has ended."""
         match event:
             case events.Loaded(load_id):

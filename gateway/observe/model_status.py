@@ -6,13 +6,13 @@ Pure but for what it is given. Gateway process; knows nothing of HTTP.
 from collections import Counter
 from typing import Any
 
-from gateway.processes.runner import RunnerHandle
+from gateway.processes.runner import RunnerProcess
 from gateway.scheduler import Model, Phase
 
 _NEAREST = [Phase.READY, Phase.LOADING, Phase.DRAINING, Phase.COLD]
 
 
-def status(model: Model, handle: RunnerHandle | None, now: float, wall: float) -> dict[str, Any]:
+def status(model: Model, handle: RunnerProcess | None, now: float, wall: float) -> dict[str, Any]:
     """Return the state of one replica. ``now`` is the scheduler's clock, ``wall`` the same instant in Unix time."""
     progress = handle.progress if handle and model.phase is Phase.LOADING else None
     slot = model.slot or (*model.slots, "")[0]
@@ -21,12 +21,12 @@ def status(model: Model, handle: RunnerHandle | None, now: float, wall: float) -
         "state": str(model.phase),
         "device": model.slot,
         "bytes": model.bytes,
-        "predicted_bytes": handle.in_slot.predicted if handle else model.size(slot),
-        "measured_at_load_bytes": handle.in_slot.at_load if handle else None,
+        "predicted_bytes": handle.account.predicted if handle else model.size(slot),
+        "measured_at_load_bytes": handle.account.resident if handle else None,
         "from_zygote": handle.from_zygote if handle else False,
-        "cache_bytes": handle.in_slot.reserve if handle else 0,
+        "cache_bytes": handle.account.growth if handle else 0,
         "offloaded": dict(model.offloaded),
-        "offloaded_predicted_bytes": handle.in_ram.predicted if handle and handle.in_ram else 0,
+        "offloaded_predicted_bytes": handle.offloaded.predicted if handle and handle.offloaded else 0,
         "leases": len(model.leases),
         "waiting": model.depth,
         "last_used": None if model.last_used is None else round(wall - (now - model.last_used), 3),

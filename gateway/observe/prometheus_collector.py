@@ -14,8 +14,8 @@ from prometheus_client.registry import Collector
 from pynvml import NVMLError
 
 from gateway.errors import Unavailable
-from gateway.memory import devices, watchdog
-from gateway.memory.resident import Weighed, Weight
+from gateway.memory import devices
+from gateway.memory.resident import Resident, ResidentCache
 from gateway.scheduler import Phase
 from utils import logs
 
@@ -39,7 +39,7 @@ class StateCollector(Collector):
 
     def __init__(self, service: "Gateway") -> None:
         self._service = service
-        self._weighed = Weighed()
+        self._resident = ResidentCache()
 
     def collect(self) -> Iterator[Metric]:
         service = self._service
@@ -109,7 +109,7 @@ class StateCollector(Collector):
         statuses, places = self._service.statuses(), self._service.placement.places
         runners = [one for status in statuses for one in status["replicas"] if one["pid"] and one["device"]]
         on_gpu = [one["pid"] for one in runners if places[one["device"]].gpu and not one["offloaded"]]
-        weights = self._weighed.look([one["pid"] for one in runners if one["pid"] not in on_gpu])
+        resident = self._resident.read([one["pid"] for one in runners if one["pid"] not in on_gpu])
         for status in statuses:
             model = [status["name"]]
             for phase in Phase:
@@ -125,7 +125,7 @@ class StateCollector(Collector):
             taken: Counter[str] = Counter()
             ages: dict[str, float] = {}
             for runner in status["replicas"]:
-                for device, size, seconds in self._taken(runner, weights):
+                for device, size, seconds in self._taken(runner, resident):
                     taken[device] += size
                     ages[device] = max(seconds, ages.get(device, 0.0))
             for device, size in taken.items():
@@ -133,16 +133,16 @@ class StateCollector(Collector):
                 age.add_metric([*model, device], round(ages[device], 3))
         yield from (states, predicted, charged, offloaded, measured, age, leases, depth, pinned, retry)
 
-    def _taken(self, runner: dict[str, Any], weights: Mapping[int, Weight]) -> Iterator[tuple[str, int, float]]:
+    def _taken(self, runner: dict[str, Any], resident: Mapping[int, Resident]) -> Iterator[tuple[str, int, float]]:
         """Yield what a runner takes, device by device, and how many seconds ago that was measured."""
         pid, device = runner["pid"], runner["device"]
         if pid is None or not device:
             return
         if self._service.placement.places[device].gpu and (size := devices.measure(pid, device)) is not None:
             yield device, size, 0.0
-        if weight := weights.get(pid):
+        if own := resident.get(pid):
             for slot in runner["offloaded"] or (device,):
-                yield slot, weight.bytes, weight.age
+                yield slot, own.bytes, own.age
 
 
 def _gpus() -> Iterator[Metric]:
@@ -165,7 +165,7 @@ def _gpus() -> Iterator[Metric]:
 
 def _host() -> Iterator[Metric]:
     total = _gauge("host_memory_total_bytes", "The machine's memory, or this container's limit.")
-    total.add_metric([], watchdog.host_bytes())
+    total.add_metric([], devices.total_bytes())
     available = _gauge("host_memory_available_bytes", "Memory that can still be had.")
-    available.add_metric([], watchdog.available())
+    available.add_metric([], devices.available_bytes())
     yield from (total, available)

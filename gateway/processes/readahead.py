@@ -38,7 +38,7 @@ class ReadAhead:
         if self._thread.is_alive():
             self._thread.join(_PATIENCE)
 
-    def want(self, files: Sequence[Path]) -> None:
+    def request_files(self, files: Sequence[Path]) -> None:
         """Have these files read soon, unless that was asked a moment ago."""
         wish, now = tuple(files), time.monotonic()
         if wish and now - self._asked.get(wish, -_AGAIN) >= _AGAIN:

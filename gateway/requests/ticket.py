@@ -24,7 +24,8 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.memory.degradation import visible
-from gateway.processes.runner import Late, Mailbox, RunnerHandle
+from gateway.processes.channel import Late, Mailbox
+from gateway.processes.runner import RunnerProcess
 from gateway.requests.timeline import CANCELLED, RequestTimeline, TimelineMailbox
 from gateway.scheduler import actions, events
 from models_registry.spec import ModelSpec
@@ -45,7 +46,7 @@ _REFUSALS: dict[actions.Why, type[GatewayError]] = {actions.Why.QUEUE_FULL: Queu
 class Granted:
     """From the owner: the lease is held on this runner."""
 
-    handle: RunnerHandle
+    handle: RunnerProcess
     cold: bool
 
     def note(self, timeline: RequestTimeline) -> None:
@@ -183,7 +184,7 @@ class Ticket:
         self.mailbox: Mailbox = TimelineMailbox(self.timeline, gateway.metrics.gap_of(spec.name), gateway.metrics.began)
         self.tokens = self.prompt_tokens = 0
         self._gateway = gateway
-        self._handle: RunnerHandle | None = None
+        self._handle: RunnerProcess | None = None
         self._sent = self._over = self._closed = False
         self._born = self._looked = time.monotonic()
         self._waiting, self._waiting_at = Waiting("waiting", "submitted"), 0.0
@@ -210,7 +211,7 @@ class Ticket:
         self._gateway.metrics.finished(self.timeline)
         if self._sent and self._handle is not None:
             if not self._over:
-                self._handle.cancel(self.request_id)  # the lease ends when the runner has stopped
+                self._handle.channel.cancel_request(self.request_id)  # the lease ends when the runner has stopped
         else:
             self._gateway.owner.post(events.Withdraw(self.request_id))
 
@@ -221,7 +222,7 @@ class Ticket:
         """
         self.mailbox.put(_Stopped())  # before the runner's own last word
         if (handle := self._handle) is not None:
-            handle.cancel(self.request_id)
+            handle.channel.cancel_request(self.request_id)
 
     @property
     def running(self) -> bool:
@@ -241,7 +242,7 @@ class Ticket:
         if isinstance(first, actions.Refuse):
             raise _refusal(first)
 
-    def acquire(self, gone: Callable[[], bool] = lambda: False) -> RunnerHandle:
+    def acquire(self, gone: Callable[[], bool] = lambda: False) -> RunnerProcess:
         """Wait for the lease. :raises GatewayError: when refused. :raises ClientGone: when ``gone()``."""
         for _ in self._acquire(gone):
             pass
@@ -278,7 +279,7 @@ class Ticket:
         for which it has a place in the queue then."""
         handle = self._handle
         assert handle is not None
-        while not handle.submit(request, self.mailbox, keep_alive, self.deadline):
+        while not handle.submit_request(request, self.mailbox, keep_alive, self.deadline):
             self._handle = None  # it ended between the grant and now, with nothing sent: wait for the next
             self._gateway.owner.post(events.Withdraw(self.request_id))
             self._gateway.reserve(self)
@@ -328,19 +329,19 @@ class Ticket:
                     started = True
                     yield Waiting("running", "generating")
 
-    def _failure(self, handle: RunnerHandle, kind: messages.ErrorKind, error: str) -> GatewayError:
+    def _failure(self, handle: RunnerProcess, kind: messages.ErrorKind, error: str) -> GatewayError:
         """Return what the runner's word, or the word of its end, is to the client."""
         if kind == "bad_request":
             return BadRequest(error)
-        failed = RunnerEnded if self._gateway.runners.told_to_end(handle) else RunnerFailed
+        failed = RunnerEnded if handle.end_reason else RunnerFailed
         return failed(f"{self.spec.name}: {error}", retry_after=1.0)
 
-    def _ask_again(self, handle: RunnerHandle, failed: messages.Failed) -> None:
+    def _ask_again(self, handle: RunnerProcess, failed: messages.Failed) -> None:
         """Get a place once more. :raises GatewayError: if that is of no use, or there is none."""
         self._replays += 1
         if self._replays > _MOST_REPLAYS:
             raise RanOut(f"{self.spec.name} ran out of memory {self._replays} times over this request: {failed.error}")
-        self._gateway.runners.ran_out(handle, failed)
+        self._gateway.runners.degrade_model(handle, failed)
         self._handle, self._sent, self._over, self.tokens = None, False, False, 0
         self.timeline.again()
         self._gateway.reserve(self)

@@ -94,7 +94,7 @@ class Weights:
         kept = self._drop_quantized(names)
         for name in names:
             self.downloads.forget(name)
-            gateway.runners.predict(catalog[name])
+            gateway.runners.predict_model(catalog[name])
         gateway.zygotes.check()  # what they have mapped is not free before
         log.info(
             "deleted the weights of %s: %s, and %s of quantized ones",
@@ -167,5 +167,5 @@ class Weights:
                 text = f"The download of {name} was cancelled at {format_bytes(download.done)}; what is there is kept."
         self._gateway.journal.add("download", text, name, brief=brief, state=download.state, bytes=download.done)
         if download.state == "done":
-            self._gateway.runners.predict(download.spec)
+            self._gateway.runners.predict_model(download.spec)
             self._gateway.zygotes.check()

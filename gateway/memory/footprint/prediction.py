@@ -75,13 +75,16 @@ class Parts:
 
 
 class Charge(NamedTuple):
-    """What a slot is charged for a model: ``bytes`` while it loads, and ``total`` with a cache of ``tokens``, of which
-    ``reserve`` are not there yet when it is loaded. ``peak`` is what the load may take on its way, though the slot has
-    no room for that; ``offloaded`` are bytes of RAM that it takes besides."""
+    """What a slot is charged for a model.
+
+    ``bytes`` while it loads, and ``total`` with a cache of ``tokens`` once it serves. ``growth`` is the part of
+    ``total`` that is not there yet after the load. ``peak`` is the most that the load takes, even if the slot has no
+    room for it. ``offloaded`` are bytes of RAM beside them.
+    """
 
     bytes: int
     tokens: int
-    reserve: int
+    growth: int
     total: int
     peak: int
     offloaded: int = 0

@@ -100,7 +100,7 @@ def test_a_charge_is_the_sum_of_its_parts(decoder: Path, tmp_path: Path) -> None
     answering = parts.working.bytes(8192)
     assert parts.cache_token == 8 * 2 * 512 * float_bytes("cpu")
     assert charge.bytes == parts.weights + parts.overhead + answering + 8192 * parts.cache_token
-    assert (charge.tokens, charge.reserve) == (8192, answering + 8192 * parts.cache_token)
+    assert (charge.tokens, charge.growth) == (8192, answering + 8192 * parts.cache_token)
 
 
 def test_a_small_slot_gets_as_many_tokens_as_fit(decoder: Path, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_peak_is_charged_where_it_is_more_than_what_comes_later(decoder: Path,
     footprints, spec = Footprints(tmp_path), spec_of(decoder, 16, family="deepseek")
     footprints.record(spec, "cpu", MEASURED, transient=5)
     without = footprints.charge(spec, "cpu", 1024, 10**10)
-    assert without.bytes == MEASURED + without.reserve
+    assert without.bytes == MEASURED + without.growth
     footprints.record(spec, "cpu", MEASURED, transient=3 * MEASURED)
     footprints.record(spec, "cpu", MEASURED, transient=7)
     again = Footprints(tmp_path).charge(spec, "cpu", 1024, 10**10)

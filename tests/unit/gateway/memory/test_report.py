@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.memory import report, watchdog
+from gateway.memory import devices, report
 from gateway.memory.devices import Gpu, HostUse
 from gateway.memory.placement import Place
 
@@ -144,7 +144,7 @@ def test_the_ram_there_is_is_that_of_the_container(
     limits = {"memory.max": str(GIB), "memory.current": str(GIB - 9000), "memory.stat": "inactive_file 4096\n"}
     for name, text in limits.items():
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(watchdog, "_CGROUP", tmp_path)
+    monkeypatch.setattr(devices, "_CGROUP", tmp_path)
     host = told()["host"]
     assert (host["total_bytes"], host["available_bytes"]) == (GIB, 9000 + 4096)
 

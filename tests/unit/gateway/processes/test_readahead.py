@@ -44,8 +44,8 @@ def in_memory(path: Path) -> float:
 def test_what_is_wanted_is_read(cold: Path) -> None:
     ahead = ReadAhead()
     ahead.start()
-    ahead.want([cold.with_name("gone.safetensors")])
-    ahead.want([cold])
+    ahead.request_files([cold.with_name("gone.safetensors")])
+    ahead.request_files([cold])
     ahead.stop()
     deadline = time.monotonic() + PATIENCE  # the kernel reads after it was asked
     while in_memory(cold) < 1.0:
@@ -58,8 +58,8 @@ def test_what_was_asked_for_a_moment_ago_is_not_asked_again(cold: Path, monkeypa
     monkeypatch.setattr(readahead, "read", asked.append)
     ahead = ReadAhead()
     for _ in range(3):
-        ahead.want([cold])
-    ahead.want([])
+        ahead.request_files([cold])
+    ahead.request_files([])
     ahead.start()
     ahead.stop()
     ahead._thread.join(PATIENCE)  # which stopping does not wait for so long

@@ -12,7 +12,7 @@ import pytest
 
 from gateway.memory.footprint.prediction import Charge
 from gateway.processes.control_channel import Child
-from gateway.processes.runner import RunnerHandle
+from gateway.processes.runner import RunnerProcess
 from gateway.scheduler import events
 from protocol import messages
 
@@ -45,8 +45,8 @@ def news() -> Iterator["SimpleQueue[events.Event]"]:
     yield SimpleQueue()
 
 
-def handle(forks: Forks, news: "SimpleQueue[events.Event]") -> RunnerHandle:
-    return RunnerHandle(LOAD, (), forks, news.put, 30.0, CHARGE, "cpu", "", lambda model, step: None)  # type: ignore[arg-type]
+def handle(forks: Forks, news: "SimpleQueue[events.Event]") -> RunnerProcess:
+    return RunnerProcess(LOAD, (), forks, news.put, 30.0, CHARGE, "cpu", "", lambda model, step: None)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_spare_runner_that_is_gone_when_it_is_taken_is_replaced(
     spare = Child("spare", zygote=born(), spare=True)
     forks = Forks(spare, born())
     runner = handle(forks, news)
-    runner.start()
+    runner.start_process()
     end = forks.ends.get(timeout=60)
     spare.buried(-9)
     end.close()  # killed with its load unread
@@ -78,7 +78,7 @@ def test_a_spare_runner_that_is_gone_when_it_is_taken_is_replaced(
     assert end.recv() == LOAD
     end.send(messages.Loaded("a-1", "cpu", 10, None, {}, "nf4"))
     assert isinstance(news.get(timeout=60), events.Loaded)
-    runner.end("unloaded")
+    runner.end_runner("unloaded")
     assert end.recv() == messages.Stop()
     runner._child.buried(0)  # type: ignore[union-attr]
     end.close()
@@ -92,7 +92,7 @@ def test_one_that_was_forked_when_it_was_wanted_is_not(
 ) -> None:
     child = Child("a-1", zygote=born())
     forks = Forks(child, born())
-    handle(forks, news).start()
+    handle(forks, news).start_process()
     end = forks.ends.get(timeout=60)
     child.buried(-11)
     end.close()
