@@ -1,10 +1,13 @@
-"""What takes memory, measured when it is asked for: slots, models, processes, and the driver's own view of the GPUs.
+"""The memory report: slots, models, processes and GPUs, measured when somebody asks.
 
-Three kinds of figures, never mixed: what a slot is *charged* (``bytes``: measured at the load, and what its cache and
-answers may grow to; ``offloaded_bytes`` for what a runner on a GPU has in RAM), what of that was *predicted* before for
-a process of its own, and what is *measured* now: only what is there already. On the CPU a runner's measured bytes are
-what its end would give back: its private pages, and its share of the weights file it maps, so that replicas that map
-the same file add up to what is there once. Gateway process; knows nothing of HTTP.
+It has three kinds of figures:
+
+- charged (``bytes``, ``offloaded_bytes``): what slots reserve for a runner, with room for its cache and answers.
+- predicted (``predicted_bytes``): what headers said before the load, for a process that shares nothing.
+- measured (``measured_bytes``, ``host_bytes``): what is in memory now. On the CPU these are a runner's private pages
+  and its share of the weight files it maps, so replicas that map one file sum up to what is there once.
+
+Gateway process, in the thread of the request. Knows nothing of HTTP.
 """
 
 import time
@@ -20,28 +23,28 @@ from gateway.memory import devices
 from gateway.memory.devices import HostUse
 from gateway.memory.placement import Place
 
-_PATIENCE = 2.0  # seconds; a process that cannot be read by then is told as not measured
+_PATIENCE = 2.0  # seconds; a process that cannot be read by then counts as not measured
 _READERS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """One look at everything. ``host`` is by pid, ``gpu`` the driver's bytes by device and pid."""
+class Readings:
+    """One reading of everything. ``host`` is by pid, ``gpu`` the driver's bytes by device and pid."""
 
     host: Mapping[int, HostUse]
     gpu: Mapping[str, Mapping[int, int | None]]
     seconds: float
 
     def of(self, pid: int | None, place: Place) -> int | None:
-        """Return the bytes a runner takes of its slot's device; None if that cannot be told."""
+        """Return the bytes a runner takes of its slot's device; None if they could not be read."""
         if place.gpu is not None:
             return self.gpu.get(place.device, {}).get(pid or 0)
         use = self.host.get(pid or 0)
         return use.own if use else None
 
 
-def look(pids: Iterable[int], gpus: Iterable[str]) -> Measured:
-    """Measure processes and GPUs now, several at a time. Takes a bounded time, whatever they are busy with."""
+def read_memory(pids: Iterable[int], gpus: Iterable[str]) -> Readings:
+    """Measure processes and GPUs now, several at a time. Takes a bounded time, even if a process cannot be read."""
     started = time.monotonic()
     pool = ThreadPoolExecutor(_READERS, thread_name_prefix="measure")
     host = {pid: pool.submit(devices.host_use, pid) for pid in pids}
@@ -49,29 +52,29 @@ def look(pids: Iterable[int], gpus: Iterable[str]) -> Measured:
     wait(host.values(), _PATIENCE)
     wait(gpu.values(), max(0.0, _PATIENCE - (time.monotonic() - started)))
     pool.shutdown(wait=False, cancel_futures=True)
-    return Measured(
-        {pid: use for pid, future in host.items() if _told(future) and (use := future.result()) is not None},
-        {device: future.result() for device, future in gpu.items() if _told(future)},
+    return Readings(
+        {pid: use for pid, future in host.items() if _is_read(future) and (use := future.result()) is not None},
+        {device: future.result() for device, future in gpu.items() if _is_read(future)},
         time.monotonic() - started,
     )
 
 
-def _told(future: "Future[Any]") -> bool:
-    """Whether a reader came to it in time, and through with it."""
+def _is_read(future: "Future[Any]") -> bool:
+    """Whether the reading was finished in time."""
     return future.done() and not future.cancelled()
 
 
-def family() -> dict[int, str]:
-    """Return the pids of this process, of the one that supervises it, and of all they started, with their roles as far
-    as they can be told from here: ``supervisor``, ``gateway`` or ``helper``."""
+def own_processes() -> dict[int, str]:
+    """Return the pids of this process, of gunicorn's process above it, and of all their children, with their roles:
+    ``gateway``, ``supervisor`` or ``helper``."""
     me = psutil.Process()
     top, found = me, {me.pid: "gateway"}
     try:
         parent = me.parent()
-        if parent is not None and parent.cmdline() == me.cmdline():  # gunicorn's own process, of which we are a fork
+        if parent is not None and parent.cmdline() == me.cmdline():  # gunicorn's own process, which forked this one
             top, found = parent, {parent.pid: "supervisor", me.pid: "gateway"}
     except psutil.Error:
-        pass  # gone, or another user's: then it is not ours
+        pass  # gone, or another user's
     return {child.pid: "helper" for child in top.children(recursive=True)} | found
 
 
@@ -83,16 +86,16 @@ def report(
 ) -> dict[str, Any]:
     """Return the fields ``slots``, ``models``, ``gpus`` and ``host``; everything in bytes.
 
-    ``slots`` and ``statuses`` are the scheduler's, ``roles`` says what processes are for that are no runners, and for
-    which model.
+    ``slots`` and ``statuses`` come from the scheduler. ``roles`` has the role and the model of processes that are not
+    runners.
     """
     replicas = [replica for status in statuses for replica in status["replicas"] if replica["state"] != "cold"]
     runners = {replica["pid"]: replica["name"] for replica in replicas if replica["pid"]}
-    processes: dict[int, tuple[str, str | None]] = {pid: (role, None) for pid, role in family().items()}
+    processes: dict[int, tuple[str, str | None]] = {pid: (role, None) for pid, role in own_processes().items()}
     processes |= roles
     processes |= {pid: ("runner", name) for pid, name in runners.items()}
     gpus = devices.gpus()
-    seen = look(processes, [f"cuda:{gpu.index}" for gpu in gpus])
+    seen = read_memory(processes, [f"cuda:{gpu.index}" for gpu in gpus])
     now = {replica["name"]: _replica(replica, places[replica["device"]], seen) for replica in replicas}
     return {
         "slots": [_slot(slot, places[slot["device"]], replicas, now) for slot in slots],
@@ -103,7 +106,7 @@ def report(
     }
 
 
-def _replica(replica: dict[str, Any], place: Place, seen: Measured) -> dict[str, Any]:
+def _replica(replica: dict[str, Any], place: Place, seen: Readings) -> dict[str, Any]:
     host, measured = seen.host.get(replica["pid"] or 0), seen.of(replica["pid"], place)
     if measured is None and replica["state"] != "ready":
         measured = 0  # not forked yet, nothing taken yet, or gone
@@ -116,10 +119,10 @@ def _replica(replica: dict[str, Any], place: Place, seen: Measured) -> dict[str,
 
 
 def _model(status: dict[str, Any], now: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A model's figures are the sums over its runners; ``unload`` is what unloading it would give back."""
+    """Sum up a model's runners. ``unload`` has the bytes that unloading it would free."""
     mine = [now[replica["name"]] for replica in status["replicas"] if replica["name"] in now]
     sums = {
-        field: _sum(mine, field)
+        field: _total([one[field] for one in mine])
         for field in (
             "bytes",
             "offloaded_bytes",
@@ -147,7 +150,7 @@ def _model(status: dict[str, Any], now: dict[str, dict[str, Any]]) -> dict[str, 
 def _slot(
     slot: dict[str, Any], place: Place, replicas: list[dict[str, Any]], now: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """A slot's figures: of runners on it, and of what runners on GPUs have in RAM where it is charged for that."""
+    """Sum up a slot: runners on it, and offloaded parts of runners on GPUs if it is charged for them."""
     here = [replica for replica in replicas if replica["device"] == place.name]
     parts = [replica for replica in replicas if place.name in replica["offloaded"]]
     idle = [
@@ -187,8 +190,8 @@ def _gpu(gpu: devices.Gpu, processes: Mapping[int, int | None], runners: Mapping
 
 
 def _host(host: Mapping[int, HostUse], processes: Mapping[int, tuple[str, str | None]]) -> dict[str, Any]:
-    """RAM, within this container's limit if it has one, and every process of this gateway. Their proportional bytes
-    add up to what all of it takes."""
+    """Report RAM, within this container's limit, and every process of this gateway. Proportional bytes sum up to what
+    all of them take."""
     by_role: Counter[str] = Counter()
     for pid, use in host.items():
         by_role[processes[pid][0]] += use.own
@@ -210,13 +213,8 @@ def _host(host: Mapping[int, HostUse], processes: Mapping[int, tuple[str, str | 
     }
 
 
-def _sum(entries: list[dict[str, Any]], field: str) -> int | None:
-    """Add up a field."""
-    return _total([entry[field] for entry in entries])
-
-
 def _total(values: list[int | None]) -> int | None:
-    """Add up what is known; None if something there is was not measured."""
+    """Return the sum; None if one of the values is unknown."""
     known = [value for value in values if value is not None]
     return sum(known) if len(known) == len(values) else None
 

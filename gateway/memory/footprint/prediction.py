@@ -135,17 +135,6 @@ class Footprints:
             measured=None,
         )
 
-    def predict(self, spec: ModelSpec, device: str) -> int:
-        """Return the bytes there after a load, without any cache; 0 when the weights are not there or cannot be
-        read."""
-        parts = self._known(spec, device)
-        return parts.resident if parts else 0
-
-    def cache_token(self, spec: ModelSpec, device: str) -> int:
-        """Return the bytes of a token in the cache; 0 where nothing is to be added for it."""
-        parts = self._known(spec, device)
-        return parts.cache_token if parts else 0
-
     def charge(self, spec: ModelSpec, device: str, wanted: int, budget: int, opened: bool = False) -> Charge:
         """Return what a load of the model on a slot with this budget is charged, with a cache of ``wanted`` tokens or
         as many as there is room for. 0 bytes when the weights are not there or cannot be read. ``opened``: they wait

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from gateway.memory.footprint import Footprints, float_bytes, laid_out, later_bytes, weight_bytes
+from gateway.memory.footprint.prediction import Footprints
+from gateway.memory.footprint.weights import float_bytes, laid_out, later_bytes, weight_bytes
 from models_registry.families import FAMILIES
 from models_registry.spec import ModelSpec
 from tests.support.gateway import ROOT, SMOLLM2

@@ -48,7 +48,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, threading.Eve
         }.get(pid)
 
     monkeypatch.setattr(report, "_PATIENCE", 60)
-    monkeypatch.setattr(report, "family", lambda: {100: "gateway", 104: "helper"})
+    monkeypatch.setattr(report, "own_processes", lambda: {100: "gateway", 104: "helper"})
     monkeypatch.setattr(report.devices, "host_use", host_use)
     monkeypatch.setattr(report.devices, "gpus", lambda: [CARD])
     monkeypatch.setattr(report.devices, "gpu_processes", lambda device: {102: 5 * GIB, 999: 3 * GIB, 998: None})
@@ -150,4 +150,4 @@ def test_the_ram_there_is_is_that_of_the_container(
 
 
 def test_the_family_of_this_process_is_found() -> None:
-    assert report.family()[os.getpid()] == "gateway"
+    assert report.own_processes()[os.getpid()] == "gateway"

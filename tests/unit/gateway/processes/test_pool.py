@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway.memory.footprint import Footprints
+from gateway.memory.footprint.prediction import Footprints
 from gateway.memory.placement import Placement
 from gateway.processes.pool import RunnerPool
 from gateway.processes.zygotes import Zygotes

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.processes import readahead
-from gateway.processes.readahead import ReadAhead, read
+from gateway.processes.readahead import ReadAhead, read_ahead
 from tests.support.gateway import PATIENCE
 
 SIZE = 8 * 2**20
@@ -55,7 +55,7 @@ def test_what_is_wanted_is_read(cold: Path) -> None:
 
 def test_what_was_asked_for_a_moment_ago_is_not_asked_again(cold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(readahead, "read", asked.append)
+    monkeypatch.setattr(readahead, "read_ahead", asked.append)
     ahead = ReadAhead()
     for _ in range(3):
         ahead.request_files([cold])
@@ -68,5 +68,5 @@ def test_what_was_asked_for_a_moment_ago_is_not_asked_again(cold: Path, monkeypa
 
 def test_nothing_is_read_where_it_would_push_others_out(cold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readahead, "_SHARE", 0.0)
-    assert read([cold]) is False
+    assert read_ahead([cold]) is False
     assert in_memory(cold) < 0.5
