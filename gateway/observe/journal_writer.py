@@ -4,15 +4,13 @@ Told by the few places that know the facts, in whatever thread they are. Gateway
 """
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gateway.observe.journal import Journal, Kind
+from gateway.processes.runner import RunnerProcess
 from gateway.scheduler import actions, events
 from models_registry.spec import spec_name
 from utils.units import format_bytes
-
-if TYPE_CHECKING:
-    from gateway.processes.runner import RunnerProcess
 
 _ENDINGS: dict[str, tuple[Kind, str]] = {
     "evicted": ("evicted", "{name} was evicted"),
@@ -51,7 +49,7 @@ class JournalWriter:
 
     # -- the owner thread ----------------------------------------------------------------------------------------------
 
-    def loading(self, handle: "RunnerProcess") -> None:
+    def loading(self, handle: RunnerProcess) -> None:
         """A load begins."""
         self._begun[handle.load_id] = time.monotonic()
         again = handle.load.name in self._crashed
@@ -68,7 +66,7 @@ class JournalWriter:
             predicted_bytes=handle.account.predicted,
         )
 
-    def ending(self, action: actions.EndRunner, handle: "RunnerProcess") -> None:
+    def ending(self, action: actions.EndRunner, handle: RunnerProcess) -> None:
         """A runner is ended on purpose."""
         if action.reason not in _ENDINGS:
             return
@@ -92,7 +90,7 @@ class JournalWriter:
 
     # -- a handle's thread ---------------------------------------------------------------------------------------------
 
-    def heard(self, event: events.Event, handle: "RunnerProcess | None") -> None:
+    def heard(self, event: events.Event, handle: RunnerProcess | None) -> None:
         """A runner was loaded, or has ended."""
         match event:
             case events.Loaded(load_id, size, offloaded) if handle is not None:

@@ -8,7 +8,6 @@ at the moment is read by :mod:`gateway.observe.prometheus_collector` instead. Ga
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.gc_collector import GCCollector
@@ -16,12 +15,10 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from gateway.observe.totals import Tally
+from gateway.processes.runner import RunnerProcess
 from gateway.requests import timeline
 from gateway.scheduler import actions, events
 from models_registry.spec import spec_name
-
-if TYPE_CHECKING:
-    from gateway.processes.runner import RunnerProcess
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, that nobody asks for
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
@@ -213,7 +210,7 @@ class Metrics:
                 if newcomer:  # on whichever slot the other was
                     self._made_room.add(newcomer)
 
-    def heard(self, event: events.Event, handles: "Mapping[str, RunnerProcess]") -> None:
+    def heard(self, event: events.Event, handles: Mapping[str, RunnerProcess]) -> None:
         """A runner was loaded, or has ended."""
         match event:
             case events.Loaded(load_id):
