@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from typing import cast
 
 from checkpoints import kept_weights
 from gateway.errors import RanOut
@@ -66,7 +67,7 @@ class RunnerPool:
 
     def replicas_of(self, model: str) -> list[RunnerProcess]:
         """Return all runners of a model."""
-        return [handle for handle in self if handle.load.name == model]
+        return [handle for handle in list(self._handles.values()) if handle.load.name == model]
 
     def accounts(self) -> list[MemoryAccount]:
         """Return the memory accounts of all runners."""
@@ -75,8 +76,9 @@ class RunnerPool:
     def as_loaded(self, spec: ModelSpec) -> ModelSpec:
         """Return the spec with the bits that the model's runner has, or its next one would have."""
         handle, bits = next(iter(self.replicas_of(spec.name)), None), self.bits.get(spec.name)
-        slot = self._placement.expected(spec, bits) if handle is None else handle.slot
-        return self._placement.on(spec, slot, bits)
+        if handle is not None:  # no footprints are read for a warm request
+            return self._placement.on(spec, handle.slot, bits or cast(QuantBits, handle.load.quant_bits))
+        return self._placement.on(spec, self._placement.expected(spec, bits), bits)
 
     def wait_ended(self, load_ids: list[str], timeout: float = 15.0) -> None:
         """Wait until these runners have ended, their memory is free, and the scheduler knows it."""
