@@ -90,7 +90,7 @@ def build_gateway(settings: Settings, catalog: Catalog) -> Gateway:
         ),
         readahead=ReadAhead(),
         watchdog=Watchdog(
-            runners.watched,
+            runners.accounts,
             owner.post,
             placement.cpu_budget,
             settings.memory_margin,

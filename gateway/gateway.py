@@ -115,7 +115,7 @@ class Gateway:
             self.readahead.stop()
             self.weights.downloads.stop()
             self.owner.post(events.Shutdown())
-            self.runners.join(5.0)
+            self.runners.wait_all_ended(5.0)
             self.zygotes.stop()
             self.forkserver.stop()
             self.decoders.stop()
@@ -168,14 +168,14 @@ class Gateway:
         :raises Unavailable: if the weights are missing, a load failed lately, the model cannot fit or the server stops.
         :raises QueueFull: if too many requests wait already.
         """
-        if self.placement.degradation.climb(spec.name, at_once=retry):
+        if self.placement.degradation.restore_level(spec.name, at_once=retry):
             log.info("%s is loaded without degradation the next time", spec.name)
-            self.runners.move(spec.name)
+            self.runners.move_model(spec.name)
             spec = self.spec(spec.name)
-        cold = not any(handle.loaded for handle in self.runners.of(spec.name))
+        cold = not any(handle.loaded for handle in self.runners.replicas_of(spec.name))
         if cold:
             files.require(spec, self.settings.models_dir)
-            self.runners.predict(spec)
+            self.runners.predict_model(spec)
         counted, request_id = request_id is not None, request_id or request_ids.new()
         ticket = Ticket(
             self.owner,
@@ -199,7 +199,7 @@ class Gateway:
             self.metrics.request_finished(ticket.timeline)
             raise
         if cold:
-            self.readahead.want(files.read_by(spec, self.settings.models_dir))
+            self.readahead.request_files(files.read_by(spec, self.settings.models_dir))
         return ticket
 
     def forget_ticket(self, request_id: str) -> None:
@@ -324,9 +324,9 @@ class Gateway:
         self.metrics.action_performed(action)
         match action:
             case actions.StartLoad(model, load_id, slot):
-                self.runners.start(model, load_id, slot)
+                self.runners.start_runner(model, load_id, slot)
             case actions.EndRunner():
-                self.runners.end(action)
+                self.runners.end_runner(action)
             case actions.Grant(request_id, _, load_id, cold):
                 ticket, granted = self.tickets.get(request_id), self.runners.get(load_id)
                 if ticket and granted:

@@ -15,7 +15,7 @@ from math import isnan, nan
 from typing import Any
 
 from gateway.errors import Unavailable
-from gateway.memory import watchdog
+from gateway.memory import devices
 from gateway.memory.placement import Place
 from gateway.observe.totals import RunningTotals, Totals
 from gateway.requests.ticket import Ticket
@@ -84,7 +84,7 @@ class History:
         self._latest: deque[dict[str, float]] = deque(maxlen=_LATEST)
         self._before = Totals()
         self._tokens = 0
-        self._total_bytes = watchdog.host_bytes()
+        self._total_bytes = devices.total_bytes()
         self._at = time.monotonic()
         self.number = 0
         self._stopped = threading.Event()
@@ -126,7 +126,7 @@ class History:
             "loads": totals.loads - before.loads,
             "running": running,
             "waiting": waiting,
-            "host_used_bytes": max(0, self._total_bytes - watchdog.available()),
+            "host_used_bytes": max(0, self._total_bytes - devices.available_bytes()),
         }
         if firsts:
             row["first_token_seconds"] = round((totals.first_seconds - before.first_seconds) / firsts, 4)

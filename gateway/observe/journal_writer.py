@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from gateway.observe.journal import Journal, Kind
-from gateway.processes.runner import RunnerHandle
+from gateway.processes.runner import RunnerProcess
 from gateway.scheduler import actions, events
 from models_registry.spec import spec_name
 from utils.units import format_bytes
@@ -49,7 +49,7 @@ class JournalWriter:
 
     # -- the owner thread ----------------------------------------------------------------------------------------------
 
-    def load_started(self, handle: RunnerHandle) -> None:
+    def load_started(self, handle: RunnerProcess) -> None:
         """Record the start of a load."""
         self._begun[handle.load_id] = time.monotonic()
         again = handle.load.name in self._crashed
@@ -63,10 +63,10 @@ class JournalWriter:
             handle.slot,
             brief=text,
             load_id=handle.load_id,
-            predicted_bytes=handle.in_slot.predicted,
+            predicted_bytes=handle.account.predicted,
         )
 
-    def runner_ending(self, action: actions.EndRunner, handle: RunnerHandle) -> None:
+    def runner_ending(self, action: actions.EndRunner, handle: RunnerProcess) -> None:
         """Record that a runner is ended on purpose, and why."""
         if action.reason not in _ENDINGS:
             return
@@ -75,7 +75,7 @@ class JournalWriter:
         if action.newcomer:
             text += f" to make room for {action.newcomer}"
         facts: dict[str, Any] = {"newcomer": action.newcomer} if action.newcomer else {}
-        facts |= {"offloaded_bytes": handle.in_ram.charged} if handle.in_ram else {}
+        facts |= {"offloaded_bytes": handle.offloaded.reserved} if handle.offloaded else {}
         self.journal.add_entry(
             kind,
             _sentence(text, handle.starved or action.why),
@@ -84,13 +84,13 @@ class JournalWriter:
             brief=brief,
             reason=action.reason,
             load_id=handle.load_id,
-            bytes=handle.in_slot.charged,
+            bytes=handle.account.reserved,
             **facts,
         )
 
     # -- a runner's reader thread --------------------------------------------------------------------------------------
 
-    def runner_event(self, event: events.Event, handle: RunnerHandle | None) -> None:
+    def runner_event(self, event: events.Event, handle: RunnerProcess | None) -> None:
         """Record that a runner was loaded, or has ended."""
         match event:
             case events.Loaded(load_id, size, offloaded) if handle is not None:
@@ -105,7 +105,7 @@ class JournalWriter:
                     handle.slot,
                     load_id=load_id,
                     bytes=size,
-                    predicted_bytes=handle.in_slot.predicted,
+                    predicted_bytes=handle.account.predicted,
                     from_zygote=handle.from_zygote,
                     seconds=round(seconds, 3),
                     phases={phase: round(took, 3) for phase, took in phases.items()},

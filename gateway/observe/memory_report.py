@@ -1,4 +1,4 @@
-"""Who takes how much memory: slots, models, processes, and the driver's own view of the GPUs. Measured when asked for.
+"""Who takes how much memory: slots, models, processes, and the driver's own view of the GPUs. Readings when asked for.
 
 Three kinds of figures are never mixed. A slot is *charged* ``bytes``: those measured at the load, and those that the
 cache and the answers may grow to; ``offloaded_bytes`` are charged for what a runner on a GPU has in RAM. The charge was
@@ -20,7 +20,6 @@ import psutil
 from gateway.memory import devices
 from gateway.memory.devices import HostUse
 from gateway.memory.placement import Place
-from gateway.memory.watchdog import available, host_bytes
 from gateway.processes.forkserver_client import ForkserverClient
 from gateway.processes.model_states import ModelState, ReplicaState
 from gateway.processes.zygotes import Zygotes
@@ -32,8 +31,8 @@ _READERS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """One look at everything. ``host`` is by pid, ``gpu`` the driver's bytes by device and pid."""
+class Readings:
+    """One reading of everything. ``host`` is by pid, ``gpu`` the driver's bytes by device and pid."""
 
     host: Mapping[int, HostUse]
     gpu: Mapping[str, Mapping[int, int | None]]
@@ -47,7 +46,7 @@ class Measured:
         return use.own if use else None
 
 
-def look(pids: Iterable[int], gpus: Iterable[str]) -> Measured:
+def read_memory(pids: Iterable[int], gpus: Iterable[str]) -> Readings:
     """Measure processes and GPUs now, several at a time. Takes a few seconds at most."""
     started = time.monotonic()
     pool = ThreadPoolExecutor(_READERS, thread_name_prefix="measure")
@@ -56,19 +55,19 @@ def look(pids: Iterable[int], gpus: Iterable[str]) -> Measured:
     wait(host.values(), _PATIENCE)
     wait(gpu.values(), max(0.0, _PATIENCE - (time.monotonic() - started)))
     pool.shutdown(wait=False, cancel_futures=True)
-    return Measured(
-        {pid: use for pid, future in host.items() if _succeeded(future) and (use := future.result()) is not None},
-        {device: future.result() for device, future in gpu.items() if _succeeded(future)},
+    return Readings(
+        {pid: use for pid, future in host.items() if _is_read(future) and (use := future.result()) is not None},
+        {device: future.result() for device, future in gpu.items() if _is_read(future)},
         time.monotonic() - started,
     )
 
 
-def _succeeded(future: "Future[Any]") -> bool:
+def _is_read(future: "Future[Any]") -> bool:
     """Return whether the measurement began and ended in time."""
     return future.done() and not future.cancelled()
 
 
-def family() -> dict[int, str]:
+def own_processes() -> dict[int, str]:
     """Return the roles of this process, of its supervisor and of all their descendants, by pid: ``supervisor``,
     ``gateway`` or ``helper``."""
     me = psutil.Process()
@@ -105,11 +104,11 @@ def memory_report(
     """
     replicas = [replica for model in models for replica in model.replicas if replica.state is not Phase.COLD]
     runners = {replica.pid: replica.name for replica in replicas if replica.pid}
-    processes: dict[int, tuple[str, str | None]] = {pid: (role, None) for pid, role in family().items()}
+    processes: dict[int, tuple[str, str | None]] = {pid: (role, None) for pid, role in own_processes().items()}
     processes |= roles
     processes |= {pid: ("runner", name) for pid, name in runners.items()}
     gpus = devices.gpus()
-    seen = look(processes, [f"cuda:{gpu.index}" for gpu in gpus])
+    seen = read_memory(processes, [f"cuda:{gpu.index}" for gpu in gpus])
     now = {replica.name: _replica(replica, places[replica.device or ""], seen) for replica in replicas}
     return {
         "slots": [_slot(slot, places[slot["device"]], replicas, now) for slot in slots],
@@ -120,7 +119,7 @@ def memory_report(
     }
 
 
-def _replica(replica: ReplicaState, place: Place, seen: Measured) -> dict[str, Any]:
+def _replica(replica: ReplicaState, place: Place, seen: Readings) -> dict[str, Any]:
     host, measured = seen.host.get(replica.pid or 0), seen.of(replica.pid, place)
     if measured is None and replica.state is not Phase.READY:
         measured = 0  # not forked yet, nothing taken yet, or gone
@@ -136,7 +135,7 @@ def _model(model: ModelState, now: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return a model's figures, summed over its runners; ``unload`` is what unloading it would give back."""
     mine = [now[replica.name] for replica in model.replicas if replica.name in now]
     sums = {
-        field: _sum(mine, field)
+        field: _total([one[field] for one in mine])
         for field in (
             "bytes",
             "offloaded_bytes",
@@ -205,8 +204,8 @@ def _host(host: Mapping[int, HostUse], processes: Mapping[int, tuple[str, str | 
     for pid, use in host.items():
         by_role[processes[pid][0]] += use.own
     return {
-        "total_bytes": host_bytes(),
-        "available_bytes": available(),
+        "total_bytes": devices.total_bytes(),
+        "available_bytes": devices.available_bytes(),
         "product_bytes": sum(use.proportional for use in host.values()),
         "by_role_bytes": dict(by_role),
         "processes": [

@@ -15,7 +15,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from gateway.observe.totals import RunningTotals
-from gateway.processes.runner import RunnerHandle
+from gateway.processes.runner import RunnerProcess
 from gateway.requests import timeline
 from gateway.scheduler import actions, events
 from models_registry.spec import spec_name
@@ -210,7 +210,7 @@ class Metrics:
                 if newcomer:  # its load is a swap, on whichever slot the evicted model was
                     self._made_room.add(newcomer)
 
-    def runner_event(self, event: events.Event, handles: Mapping[str, RunnerHandle]) -> None:
+    def runner_event(self, event: events.Event, handles: Mapping[str, RunnerProcess]) -> None:
         """Record that a runner was loaded, or has ended."""
         match event:
             case events.Loaded(load_id):

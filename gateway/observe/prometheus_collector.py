@@ -15,9 +15,9 @@ from prometheus_client.registry import Collector
 from pynvml import NVMLError
 
 from gateway.errors import Unavailable
-from gateway.memory import devices, watchdog
+from gateway.memory import devices
 from gateway.memory.placement import Place
-from gateway.memory.resident import Weighed, Weight
+from gateway.memory.resident import Resident, ResidentCache
 from gateway.observe.traces import Tracing
 from gateway.processes.forkserver_client import ForkserverClient
 from gateway.processes.model_states import ModelStates, ReplicaState
@@ -53,7 +53,7 @@ class StateCollector(Collector):
         self._owner, self._states, self._places = owner, states, places
         self._forkserver, self._tracing, self._stop_requested = forkserver, tracing, stop_requested
         self._profile = profile
-        self._weighed = Weighed()
+        self._resident = ResidentCache()
 
     def collect(self) -> Iterator[Metric]:
         about = _gauge("info", "What serves: the catalog's profile and the gateway's own device.", "profile", "device")
@@ -118,7 +118,7 @@ class StateCollector(Collector):
         pinned = _gauge("model_pinned", "1 if the model is kept from eviction.", "model")
         retry = _gauge("model_backoff", "1 while a failed load keeps the model from being loaded again.", "model")
         found = self._states.all_models()
-        weights = self._weighed.look(pid for one in found for pid in map(self._pid_in_ram, one.replicas) if pid)
+        resident = self._resident.read(pid for one in found for pid in map(self._pid_in_ram, one.replicas) if pid)
         for one in found:
             model = [one.name]
             for phase in Phase:
@@ -134,7 +134,7 @@ class StateCollector(Collector):
             taken: Counter[str] = Counter()
             ages: dict[str, float] = {}
             for runner in one.replicas:
-                for device, size, seconds in self._taken(runner, weights):
+                for device, size, seconds in self._taken(runner, resident):
                     taken[device] += size
                     ages[device] = max(seconds, ages.get(device, 0.0))
             for device, size in taken.items():
@@ -147,16 +147,16 @@ class StateCollector(Collector):
         on_gpu = runner.device and self._places[runner.device].gpu and not runner.offloaded
         return runner.pid if runner.device and not on_gpu else None
 
-    def _taken(self, runner: ReplicaState, weights: Mapping[int, Weight]) -> Iterator[tuple[str, int, float]]:
+    def _taken(self, runner: ReplicaState, resident: Mapping[int, Resident]) -> Iterator[tuple[str, int, float]]:
         """Yield the device, the bytes a runner takes of it, and how many seconds ago they were measured."""
         pid, device = runner.pid, runner.device
         if pid is None or not device:
             return
         if self._places[device].gpu and (size := devices.measure(pid, device)) is not None:
             yield device, size, 0.0
-        if weight := weights.get(pid):
+        if own := resident.get(pid):
             for slot in runner.offloaded or (device,):
-                yield slot, weight.bytes, weight.age
+                yield slot, own.bytes, own.age
 
 
 def _gpus() -> Iterator[Metric]:
@@ -179,7 +179,7 @@ def _gpus() -> Iterator[Metric]:
 
 def _host() -> Iterator[Metric]:
     total = _gauge("host_memory_total_bytes", "The machine's memory, or this container's limit.")
-    total.add_metric([], watchdog.host_bytes())
+    total.add_metric([], devices.total_bytes())
     available = _gauge("host_memory_available_bytes", "Memory that can still be had.")
-    available.add_metric([], watchdog.available())
+    available.add_metric([], devices.available_bytes())
     yield from (total, available)

@@ -13,7 +13,7 @@ from typing import Any
 
 from gateway.memory.placement import Placement
 from gateway.processes.pool import RunnerPool
-from gateway.processes.runner import RunnerHandle
+from gateway.processes.runner import RunnerProcess
 from gateway.scheduler import Model, Phase, State
 from gateway.scheduler.owner import Owner
 from models_registry.catalog import Catalog
@@ -140,7 +140,7 @@ class ModelStates:
     def _model_state(self, name: str, replicas: list[ReplicaState]) -> ModelState:
         spec = self._runners.as_loaded(self._catalog[name])
         slots, fallback = self._placement.allowed(spec)
-        loaded = (handle.loaded.context for handle in self._runners.of(name) if handle.loaded)
+        loaded = (handle.loaded.context for handle in self._runners.replicas_of(name) if handle.loaded)
         return ModelState(
             **merge_replicas(name, replicas),
             **self._placement.degradation.status(name),
@@ -170,7 +170,7 @@ class ModelStates:
         return self._owner.inspect(look)
 
 
-def _replica_state(model: Model, handle: RunnerHandle | None, now: float, wall: float) -> ReplicaState:
+def _replica_state(model: Model, handle: RunnerProcess | None, now: float, wall: float) -> ReplicaState:
     """Return the state of one replica. ``now`` is the scheduler's clock, ``wall`` the same instant in Unix time."""
     residency, spec = model.residency, model.spec
     progress = handle.progress if handle and residency.phase is Phase.LOADING else None
@@ -185,12 +185,12 @@ def _replica_state(model: Model, handle: RunnerHandle | None, now: float, wall: 
         state=residency.phase,
         device=residency.slot,
         bytes=residency.charges.get(slot, 0),
-        predicted_bytes=handle.in_slot.predicted if handle else spec.size(slot),
-        measured_at_load_bytes=handle.in_slot.at_load if handle else None,
+        predicted_bytes=handle.account.predicted if handle else spec.size(slot),
+        measured_at_load_bytes=handle.account.resident if handle else None,
         from_zygote=handle.from_zygote if handle else False,
-        cache_bytes=handle.in_slot.reserve if handle else 0,
+        cache_bytes=handle.account.growth if handle else 0,
         offloaded=residency.offloaded,
-        offloaded_predicted_bytes=handle.in_ram.predicted if handle and handle.in_ram else 0,
+        offloaded_predicted_bytes=handle.offloaded.predicted if handle and handle.offloaded else 0,
         leases=len(model.queue.leases),
         waiting=model.queue.depth,
         last_used=unix(residency.last_used),

@@ -24,8 +24,9 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.memory.degradation import visible
+from gateway.processes.channel import Late, Mailbox
 from gateway.processes.pool import RunnerPool
-from gateway.processes.runner import Late, Mailbox, RunnerHandle
+from gateway.processes.runner import RunnerProcess
 from gateway.requests.timeline import CANCELLED, RequestObserver, RequestTimeline, TimelineMailbox
 from gateway.scheduler import Phase, State, actions, events
 from gateway.scheduler.owner import Owner
@@ -44,7 +45,7 @@ _REFUSALS: dict[actions.Why, type[GatewayError]] = {actions.Why.QUEUE_FULL: Queu
 class Granted:
     """From the owner: the lease is held on this runner."""
 
-    handle: RunnerHandle
+    handle: RunnerProcess
     cold: bool
 
     def note(self, timeline: RequestTimeline) -> None:
@@ -185,7 +186,7 @@ class Ticket:
         self.mailbox: Mailbox = TimelineMailbox(self.timeline, metrics.gap_of(spec.name), metrics.answer_began)
         self.tokens = self.prompt_tokens = 0
         self._scheduler, self._runners, self._metrics, self._forget = scheduler, runners, metrics, forget
-        self._handle: RunnerHandle | None = None
+        self._handle: RunnerProcess | None = None
         self._sent = self._over = self._closed = False
         self._born = self._looked = time.monotonic()
         self._waiting, self._waiting_at = Waiting("waiting", "submitted"), 0.0
@@ -212,7 +213,7 @@ class Ticket:
         self._metrics.request_finished(self.timeline)
         if self._sent and self._handle is not None:
             if not self._over:
-                self._handle.cancel(self.request_id)  # the lease ends when the runner has stopped
+                self._handle.channel.cancel_request(self.request_id)  # the lease ends when the runner has stopped
         else:
             self._scheduler.post(events.Withdraw(self.request_id))
 
@@ -223,7 +224,7 @@ class Ticket:
         """
         self.mailbox.put(_Stopped())  # before the runner's own last word
         if (handle := self._handle) is not None:
-            handle.cancel(self.request_id)
+            handle.channel.cancel_request(self.request_id)
 
     @property
     def running(self) -> bool:
@@ -247,7 +248,7 @@ class Ticket:
         if isinstance(first, actions.Refuse):
             raise _refusal(first)
 
-    def acquire(self, gone: Callable[[], bool] = lambda: False) -> RunnerHandle:
+    def acquire(self, gone: Callable[[], bool] = lambda: False) -> RunnerProcess:
         """Wait for the lease. :raises GatewayError: when refused. :raises ClientGone: when ``gone()``."""
         for _ in self._acquire(gone):
             pass
@@ -284,7 +285,7 @@ class Ticket:
         for which it has a place in the queue then."""
         handle = self._handle
         assert handle is not None
-        while not handle.submit(request, self.mailbox, keep_alive, self.deadline):
+        while not handle.submit_request(request, self.mailbox, keep_alive, self.deadline):
             self._handle = None  # it ended between the grant and now, with nothing sent: wait for the next
             self._scheduler.post(events.Withdraw(self.request_id))
             self.reserve()
@@ -334,19 +335,19 @@ class Ticket:
                     started = True
                     yield Waiting("running", "generating")
 
-    def _failure(self, handle: RunnerHandle, kind: messages.ErrorKind, error: str) -> GatewayError:
+    def _failure(self, handle: RunnerProcess, kind: messages.ErrorKind, error: str) -> GatewayError:
         """Return what the runner's word, or the word of its end, is to the client."""
         if kind == "bad_request":
             return BadRequest(error)
-        failed = RunnerEnded if self._runners.told_to_end(handle) else RunnerFailed
+        failed = RunnerEnded if handle.end_reason else RunnerFailed
         return failed(f"{self.spec.name}: {error}", retry_after=1.0)
 
-    def _ask_again(self, handle: RunnerHandle, failed: messages.Failed) -> None:
+    def _ask_again(self, handle: RunnerProcess, failed: messages.Failed) -> None:
         """Get a place once more. :raises GatewayError: if that is of no use, or there is none."""
         self._replays += 1
         if self._replays > _MOST_REPLAYS:
             raise RanOut(f"{self.spec.name} ran out of memory {self._replays} times over this request: {failed.error}")
-        self._runners.ran_out(handle, failed)
+        self._runners.degrade_model(handle, failed)
         self._handle, self._sent, self._over, self.tokens = None, False, False, 0
         self.timeline.again()
         self.reserve()

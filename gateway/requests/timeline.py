@@ -9,7 +9,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Protocol, runtime_checkable
 
-from gateway.processes.runner import Late
+from gateway.processes.channel import Late
 from gateway.scheduler import actions
 from protocol import messages
 

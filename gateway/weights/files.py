@@ -7,8 +7,9 @@ from pathlib import Path
 
 from checkpoints import kept_weights
 from checkpoints.hub.state import download_state
+from checkpoints.safetensors_header import HeaderError
 from gateway.errors import Unavailable
-from gateway.memory.footprint import HeaderError, weight_bytes
+from gateway.memory.footprint.weights import weight_bytes
 from models_registry.spec import ModelSpec
 
 

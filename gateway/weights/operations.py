@@ -109,7 +109,7 @@ class Weights:
         kept = self._drop_quantized(names)
         for name in names:
             self.downloads.forget_download(name)
-            self._runners.predict(catalog[name])
+            self._runners.predict_model(catalog[name])
         self._zygotes.check()  # the disk frees the files once no zygote maps them
         log.info(
             "deleted the weights of %s: %s, and %s of quantized ones",
@@ -181,5 +181,5 @@ class Weights:
                 text = f"The download of {name} was cancelled at {format_bytes(download.done)}; what is there is kept."
         self._journal.add_entry("download", text, name, brief=brief, state=download.state, bytes=download.done)
         if download.state == "done":
-            self._runners.predict(download.spec)
+            self._runners.predict_model(download.spec)
             self._zygotes.check()

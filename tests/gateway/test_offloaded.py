@@ -108,7 +108,7 @@ def test_what_is_offloaded_is_charged_to_the_cpu_and_makes_room_there(simulated:
         try:
             cpu, models = loading(client, "large")
             scraped = client.get("/metrics").text
-            [handle] = service.runners.of("large")
+            [handle] = service.runners.replicas_of("large")
         finally:
             held.unlink()
         answer = asked.result()

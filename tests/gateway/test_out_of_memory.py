@@ -18,7 +18,7 @@ import yaml
 from flask import Flask
 
 from app import create_app
-from gateway.memory import devices, watchdog
+from gateway.memory import devices
 from tests.conftest import Start
 from tests.support.gateway import CHECKPOINT, SUM, GatewayProcess, only, reasoner_at
 from utils.settings import Settings
@@ -202,10 +202,10 @@ def test_a_runner_that_somebody_kills_while_it_answers(
     """Only where the kernel counts a victim is a killed runner one that ran out of memory."""
     vmstat = tmp_path / "vmstat"
     vmstat.write_text("nr_free_pages 3\noom_kill 7\nnot_oom_kill 9\n")
-    monkeypatch.setattr(watchdog, "VMSTAT", vmstat)
-    assert watchdog.kernel_kills() == 7
+    monkeypatch.setattr(devices, "VMSTAT", vmstat)
+    assert devices.oom_kills() == 7
     vmstat.unlink()
-    assert watchdog.kernel_kills() is None
+    assert devices.oom_kills() is None
     with short.answering("bystander", **LONGEST) as answer:
         os.kill(short.model("bystander")["pid"], signal.SIGKILL)
     assert answer.result().status_code == 503 and "SIGKILL" in answer.result().json()["details"]
@@ -237,7 +237,7 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
             f"step model=victim above=1 after=3 kind=kill; load model=young once={home}/killed kind=kill",
         )
         patched.setattr(devices, "gpus", lambda: [devices.Gpu(0, 0, "GPU-0", "none", 8 * 10**9, 8 * 10**9)])
-        patched.setattr(watchdog, "kernel_kills", itertools.count().__next__)
+        patched.setattr(devices, "oom_kills", itertools.count().__next__)
         app = create_app(Settings(profile="pocket", models_file=catalog, degraded_for=0.0, cpu_threads=1, **folders))
         yield app
         app.extensions["switchyard"].stop()

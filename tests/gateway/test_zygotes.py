@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gateway.memory.footprint import Footprints
+from gateway.memory.footprint.prediction import Footprints
 from models_registry.spec import ModelSpec
 from tests.conftest import Start
 from tests.support.gateway import CHECKPOINT, SMOLLM2, SUM, GatewayProcess, only, reasoner_at

@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from gateway.observe.metrics import Metrics
-from gateway.processes.runner import Late
+from gateway.processes.channel import Late
 from gateway.requests.ticket import Granted, _Stopped
 from gateway.requests.timeline import RequestTimeline, TimelineMailbox
 from gateway.scheduler import actions

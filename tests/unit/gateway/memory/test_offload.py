@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.memory.footprint import Offloads
-from gateway.memory.footprint.offload import moved
+from gateway.memory.footprint.offload import Offloads, moved
 from models_registry.spec import ModelSpec
 from tests.support.gateway import CHECKPOINT, ROOT
 from tests.support.placing import BITS, CHECKPOINTS, SHARES

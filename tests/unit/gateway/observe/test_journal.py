@@ -10,7 +10,7 @@ import pytest
 from gateway.observe.history import Ring
 from gateway.observe.journal import Journal
 from gateway.observe.journal_writer import JournalWriter
-from gateway.processes.runner import RunnerHandle
+from gateway.processes.runner import RunnerProcess
 from gateway.scheduler import actions, events
 
 
@@ -107,20 +107,20 @@ def test_a_ring_of_samples_forgets_the_oldest() -> None:
 # -- words -------------------------------------------------------------------------------------------------------------
 
 
-def handle(name: str = "a", starved: str = "", note: str = "", in_ram: int = 0) -> RunnerHandle:
-    load, in_slot = SimpleNamespace(name=name), SimpleNamespace(charged=10, predicted=12)
+def handle(name: str = "a", starved: str = "", note: str = "", offloaded: int = 0) -> RunnerProcess:
+    load, account = SimpleNamespace(name=name), SimpleNamespace(reserved=10, predicted=12)
     return cast(
-        RunnerHandle,
+        RunnerProcess,
         SimpleNamespace(
             load=load,
             load_id=f"{name}-1",
             slot="cpu",
             starved=starved,
             note=note,
-            in_slot=in_slot,
+            account=account,
             loaded=None,
             from_zygote=False,
-            in_ram=SimpleNamespace(charged=in_ram) if in_ram else None,
+            offloaded=SimpleNamespace(reserved=offloaded) if offloaded else None,
         ),
     )
 
@@ -166,8 +166,8 @@ def test_why_a_runner_was_ended(action: tuple[str, str, str], kind: str, text: s
 def test_what_a_model_on_a_gpu_has_in_ram_is_told_beside_it() -> None:
     journal = Journal()
     journal_writer = JournalWriter(journal)
-    journal_writer.runner_event(events.Loaded("a-1", 10, {"cpu": 7}), handle(in_ram=7))
-    journal_writer.runner_ending(actions.EndRunner("a", "a-1", "expired"), handle(in_ram=7))
+    journal_writer.runner_event(events.Loaded("a-1", 10, {"cpu": 7}), handle(offloaded=7))
+    journal_writer.runner_ending(actions.EndRunner("a", "a-1", "expired"), handle(offloaded=7))
     told = [entry.for_user(lambda name: True) for entry in journal.entries_after(0)]
     assert [(one["detail"]["bytes"], one["detail"]["offloaded_bytes"]) for one in told if one] == [(10, 7), (10, 7)]
 

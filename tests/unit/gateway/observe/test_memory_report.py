@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.memory import watchdog
+from gateway.memory import devices
 from gateway.memory.devices import Gpu, HostUse
 from gateway.memory.placement import Place
 from gateway.observe import memory_report as report
@@ -54,7 +54,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, threading.Eve
         }.get(pid)
 
     monkeypatch.setattr(report, "_PATIENCE", 60)
-    monkeypatch.setattr(report, "family", lambda: {100: "gateway", 104: "helper"})
+    monkeypatch.setattr(report, "own_processes", lambda: {100: "gateway", 104: "helper"})
     monkeypatch.setattr(report.devices, "host_use", host_use)
     monkeypatch.setattr(report.devices, "gpus", lambda: [CARD])
     monkeypatch.setattr(report.devices, "gpu_processes", lambda device: {102: 5 * GIB, 999: 3 * GIB, 998: None})
@@ -150,10 +150,10 @@ def test_the_ram_there_is_is_that_of_the_container(
     limits = {"memory.max": str(GIB), "memory.current": str(GIB - 9000), "memory.stat": "inactive_file 4096\n"}
     for name, text in limits.items():
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(watchdog, "_CGROUP", tmp_path)
+    monkeypatch.setattr(devices, "_CGROUP", tmp_path)
     host = measure()["host"]
     assert (host["total_bytes"], host["available_bytes"]) == (GIB, 9000 + 4096)
 
 
 def test_the_family_of_this_process_is_found() -> None:
-    assert report.family()[os.getpid()] == "gateway"
+    assert report.own_processes()[os.getpid()] == "gateway"
