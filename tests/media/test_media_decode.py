@@ -363,7 +363,7 @@ import os, sys, time
 sys.path[:] = sys.argv[2:]
 from pathlib import Path
 from media.decoder.process import limit_process
-from media.tasks import read_job
+from media.messages import read_job
 limit_process(read_job(Path(sys.argv[1]))[0])
 Path(sys.argv[1], "pid").write_text(str(os.getpid()))
 time.sleep(600)
