@@ -7,6 +7,7 @@ container is opened, nor where frames go.
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import av
 from av.video.frame import VideoFrame
@@ -109,5 +110,6 @@ class Scaler:
             shrink = min(1.0, self._longest / max(width, frame.height))
             self._size = max(1, round(width * shrink)), max(1, round(frame.height * shrink))
             self._turns = round(frame.rotation / 90) % 4
-        image = self._reformatter.reformat(frame, *self._size, "rgb24", interpolation="AREA").to_image()
+        scaled: Any = self._reformatter.reformat(frame, *self._size, "rgb24", interpolation="AREA")
+        image: Image.Image = scaled.to_image()
         return image.rotate(90 * self._turns, expand=True) if self._turns else image

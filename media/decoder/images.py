@@ -1,6 +1,6 @@
 """Images to RGB arrays, with Pillow. Runs in the decoder process only.
 
-Dimensions are checked from the header, before a pixel is decoded. NumPy is imported only for the few
+The header's dimensions are checked before a pixel is decoded. NumPy is imported only for the few
 images that need it: a small image costs half without. Must not know where results are kept.
 """
 
