@@ -42,7 +42,7 @@ _TAKEN = "a video must be MP4, MOV, WebM, Matroska, AVI, MPEG, Windows Media, Fl
 
 
 class Readable(Protocol):
-    """What a video may come from besides a file: something to read, and if it can be, to seek in."""
+    """What a video may come from besides a file: an object with ``read``, and with ``seek`` if it can seek."""
 
     def read(self, count: int, /) -> bytes: ...
 
@@ -65,9 +65,8 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What decoding may cost: seconds (without those spent waiting for the source, or
-    for whoever takes the frames), bytes of memory, pixels of a
-    frame; and how many seconds the video may last, None for any."""
+    """What decoding may cost: seconds (without those spent waiting for the source or for the receiver of the frames),
+    bytes of memory, pixels of a frame; and how many seconds the video may last, None for any."""
 
     seconds: float = 600.0
     memory: int = 2 * 2**30
@@ -123,7 +122,7 @@ class Unseen:
 
 @dataclass(frozen=True)
 class End:
-    """All was said."""
+    """The end of the video."""
 
     duration: float
     damaged_packets: int
@@ -133,7 +132,7 @@ Sampled = Plan | Frame | Unseen | End
 
 
 class Stopped(Exception):
-    """Nobody wants the frames any more."""
+    """The frames are not wanted any more."""
 
 
 def sample(
@@ -288,19 +287,11 @@ class _FrameProcess:
                 self._duration = plan.duration
                 return plan
             case messages.FRAME:
-                moment, start, end, width, height, size, stretches = about
-                self._frames, self._reached = self._frames + 1, float(end)
-                return Frame(
-                    self._frames - 1,
-                    float(moment),
-                    float(start),
-                    float(end),
-                    int(width),
-                    int(height),
-                    data[:size],
-                    data[size:],
-                    int(stretches),
-                )
+                moment, start, end = map(float, about[:3])
+                width, height, size, stretches = map(int, about[3:])
+                self._frames, self._reached = self._frames + 1, end
+                picture, thumbnail = data[:size], data[size:]
+                return Frame(self._frames - 1, moment, start, end, width, height, picture, thumbnail, stretches)
             case messages.UNSEEN:
                 start, end, reason = about
                 self._reached = max(self._reached, float(end))
