@@ -254,18 +254,16 @@ def test_what_scripts_share(browser_page: Page) -> None:
 
 
 def test_figures_follow_the_server_s_clock_and_slots(browser_page: Page) -> None:
-    """A clock that is set back begins the plots anew, and the history that other pages are told; room is looked for
-    where a model may go; and what a model on a GPU has in RAM is told without what it has there."""
+    """A clock that is set back restarts the plots; a model lacks room only in the slots it may use; and the part of a
+    model that a GPU offloads to RAM is shown without the part on the GPU."""
     browser_page.goto("/ui/benchmarks")
     said = browser_page.evaluate("""async () => {
         const at = document.querySelector("script[type=module]").src;
-        const [{ Samples, extend }, { lacking, residents }] = await Promise.all(
-            ["samples.js", "standing.js"].map((name) => import(at.replace("shell.js", name))));
+        const [{ Samples }, { lacking, residents }] = await Promise.all(
+            ["samples.js", "snapshot.js"].map((name) => import(at.replace("shell.js", name))));
         const samples = new Samples(), kept = [];
-        const history = { times: [], series: {}, slots: { cpu: { used_bytes: [] } } };
         for (const [time, swaps] of [[1000, 1], [1001, 1], [1001.1, 9], [1000.5, 9], [400, 4], [401, 2]]) {
             samples.add({ time, series: { swaps }, slots: {} });
-            extend(history, { time, series: { swaps }, slots: { cpu: { used_bytes: swaps } } });
             kept.push(samples.over("swaps", "sum", 0, samples.end));
         }
         const slots = [{ device: "cpu", free_bytes: 50 }, { device: "cuda:0", free_bytes: 5 }];
@@ -274,11 +272,10 @@ def test_figures_follow_the_server_s_clock_and_slots(browser_page: Page) -> None
             measured_at_load_bytes: 6, offloaded: { cpu: 5 }, offloaded_predicted_bytes: 4 };
         const figures = (slot) => residents({ models: [{ replicas: [one] }] }, slot).map((it) =>
             [it.bytes, it.predicted_bytes, it.cache_bytes, it.measured_at_load_bytes]);
-        return [kept, samples.times, lack(["cuda:0"]), lack(["cuda:0", "cpu"]), history,
+        return [kept, samples.times, lack(["cuda:0"]), lack(["cuda:0", "cpu"]),
             figures("cuda:0"), figures("cpu"), figures("cuda:1")];
     }""")
-    history = {"times": [400, 401], "series": {"swaps": [4, 2]}, "slots": {"cpu": {"used_bytes": [4, 2]}}}
-    assert said == [[1, 2, 2, 2, 4, 6], [400, 401], 15, 0, history, [[9, 8, 3, 6]], [[5, 4, 0, None]], []]
+    assert said == [[1, 2, 2, 2, 4, 6], [400, 401], 15, 0, [[9, 8, 3, 6]], [[5, 4, 0, None]], []]
 
 
 def test_benchmarks_are_those_of_the_folder(browser_page: Page) -> None:

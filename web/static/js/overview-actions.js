@@ -4,7 +4,7 @@
 import { api } from "./api.js";
 import { confirm, toast, toastError } from "./dialog.js";
 import { bytes, number } from "./format.js";
-import { lacking } from "./standing.js";
+import { lacking } from "./snapshot.js";
 
 const many = (/** @type {number} */ count, /** @type {string} */ one) => `${number(count)} ${one}${count === 1 ? "" : "s"}`;
 const path = (/** @type {string} */ name, /** @type {string} */ what) => `/admin/models/${encodeURIComponent(name)}/${what}`;

@@ -4,13 +4,13 @@
 import { $, h, setText } from "./dom.js";
 import { ago, bytes, duration } from "./format.js";
 import { icon } from "./icons.js";
-import { keyed } from "./keyed.js";
+import { updateKeyedList } from "./keyed-list.js";
 import { load, perform } from "./overview-actions.js";
-import { cold, lacking, lineOf, mayChange, now } from "./standing.js";
+import { cold, lacking, paletteOf, mayChange, now } from "./snapshot.js";
 
 /** Shows the cold models of a state in `place`. @param {Element} place @param {any} state */
 export function showCatalog(place, state) {
-  keyed(place, cold(state), { key: (model) => model.name, make: (model) => makeModel(model, state), update: (row, model) => updateModel(row, model, state) });
+  updateKeyedList(place, cold(state), { key: (model) => model.name, make: (model) => makeModel(model, state), update: (row, model) => updateModel(row, model, state) });
 }
 
 /** Moves on what only time changes. @param {Element} place */
@@ -36,7 +36,7 @@ function makeModel(model, state) {
 
 function updateModel(row, model, state) {
   [row.model, row.state] = [model, state];
-  row.className = `cold ${lineOf(state, model.name)}`;
+  row.className = `cold ${paletteOf(state, model.name)}`;
   setText($(".cold-size", row), bytes(model.predicted_bytes));
   $(".cold-size", row).title = lacking(state, model) ? "Others would have to make room" : "It fits beside what is loaded";
   tell(row);

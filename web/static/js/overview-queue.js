@@ -3,9 +3,9 @@
 
 import { $, h, setText } from "./dom.js";
 import { duration, number } from "./format.js";
-import { keyed } from "./keyed.js";
+import { updateKeyedList } from "./keyed-list.js";
 import { cancel, perform } from "./overview-actions.js";
-import { lineOf, mayChange, now } from "./standing.js";
+import { paletteOf, mayChange, now } from "./snapshot.js";
 
 /** Shows a state's requests in `place`, a table's body. @param {any} table @param {Element} empty @param {any} state */
 export function showQueue(table, empty, state) {
@@ -17,7 +17,7 @@ export function showQueue(table, empty, state) {
   table.classList.toggle("with-keys", keyedBy);
   let before = "";
   for (const one of asked) [one.head, before] = [one.model !== before, one.model];
-  keyed($("tbody", table), asked, { key: (one) => one.id, make: (one) => makeRow(one, state), update: (row, one) => updateRow(row, one, state) });
+  updateKeyedList($("tbody", table), asked, { key: (one) => one.id, make: (one) => makeRow(one, state), update: (row, one) => updateRow(row, one, state) });
   const running = asked.filter((/** @type {any} */ one) => one.state === "running").length;
   setText($("#queue-sum"), asked.length ? `${number(running)} running, ${number(state.requests_in_all - running)} waiting` : "");
   const more = state.requests_in_all - state.requests.length;
@@ -54,7 +54,7 @@ function makeRow(one, state) {
 
 function updateRow(row, one, state) {
   row.one = one;
-  row.className = `${lineOf(state, one.model)}${one.head ? " head" : ""}`;
+  row.className = `${paletteOf(state, one.model)}${one.head ? " head" : ""}`;
   setText($(".model", row), one.model);
   const badge = $(".badge", row);
   badge.className = `badge ${one.state === "running" ? "go" : "care"}`;

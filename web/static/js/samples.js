@@ -5,20 +5,6 @@ const KEPT = 605;
 const SET_BACK = 3; // seconds by which no sample is late
 const SAME = 0.4; // seconds within which two samples are the same one
 
-/** Adds a `sample` to a `history`, so that it is as one that is asked for now. @param {any} history @param {any} sample */
-export function extend(history, sample) {
-  const { times, series, slots } = history;
-  const known = [times, ...Object.values(series), ...Object.values(slots).map((slot) => slot.used_bytes)];
-  if (sample.time < times.at(-1) - SET_BACK) for (const column of known) column.length = 0; // as in Samples.add
-  if (sample.time - times.at(-1) < SAME) return;
-  times.push(sample.time);
-  for (const name of Object.keys(sample.series)) series[name] ??= Array(times.length - 1).fill(null);
-  for (const name of Object.keys(series)) series[name].push(sample.series[name] ?? null);
-  for (const name of Object.keys(slots)) slots[name].used_bytes.push(sample.slots[name]?.used_bytes ?? null);
-  const columns = [times, ...Object.values(series), ...Object.values(slots).map((slot) => slot.used_bytes)];
-  if (times.length > KEPT) for (const column of columns) column.shift();
-}
-
 export class Samples {
   constructor() {
     /** @type {number[]} In seconds since 1970. */

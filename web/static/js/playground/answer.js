@@ -14,6 +14,7 @@ export class AnswerCard {
     this.answer = answer;
     this.plain = plain;
     this.began = performance.now();
+    this.renderAgain = 0; // not before, while the answer is streamed
     this.waitWords = h("span", {});
     this.waitTime = h("span", { class: "pg-time" });
     this.bar = /** @type {any} */ (h("progress", { max: "1", "aria-label": `Loading ${answer.model}` }));
@@ -55,7 +56,7 @@ export class AnswerCard {
     this.thinkingText.textContent = answer.reasoning.trim();
     this.thinkingTitle.textContent = this.thoughtFor(over);
     this.text.classList.toggle("is-plain", this.plain);
-    this.showText();
+    this.showText(over);
     this.format.textContent = this.plain ? "Markdown" : "Plain text";
     this.stop.hidden = over;
     this.acts.hidden = !over;
@@ -63,18 +64,19 @@ export class AnswerCard {
     if (over) this.finish();
   }
 
-  /** As Markdown, or as it was written: also where no page can be made of it, for an answer may be anything. */
-  showText() {
+  /** Shows Markdown, or the text as it is written: on request, and when an answer is too strange for the lexer. @param {boolean} over */
+  showText(over) {
     const { text } = this.answer;
-    if (!this.plain) {
-      try {
-        render(this.cleared(), text);
-        return;
-      } catch (error) {
-        console.warn("not shown as Markdown:", error);
-      }
+    const began = performance.now();
+    if (!this.plain && !over && began < this.renderAgain) return;
+    try {
+      if (this.plain) this.text.textContent = text;
+      else render(this.cleared(), text);
+    } catch (error) {
+      console.warn("not shown as Markdown:", error);
+      this.text.textContent = text;
     }
-    this.text.textContent = text;
+    this.renderAgain = performance.now() + 4 * (performance.now() - began); // a slow text takes a fifth of the page's time
   }
 
   /** The text's element, without plain text that may be in it. */

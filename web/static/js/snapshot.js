@@ -15,9 +15,9 @@ export const now = () => Date.now() / 1000 + ahead;
 export const mayChange = (state) => (state ? state.role !== "user" : document.body.dataset.role !== "user");
 
 /** The class that gives a model its colour everywhere. @param {any} state @param {string | null} name */
-export function lineOf(state, name) {
+export function paletteOf(state, name) {
   const place = state ? state.models.findIndex((/** @type {any} */ model) => model.name === name) : -1;
-  return place < 0 ? "line-none" : `line-${(place % 8) + 1}`;
+  return place < 0 ? "palette-none" : `palette-${(place % 8) + 1}`;
 }
 
 /**

@@ -13,7 +13,7 @@ const known = new WeakMap();
  * @param {{key: (item: T) => string, make: (item: T) => Element, update?: (element: any, item: T) => void,
  *   leave?: (element: Element) => void}} how
  */
-export function keyed(parent, items, { key, make, update = () => {}, leave = (element) => element.remove() }) {
+export function updateKeyedList(parent, items, { key, make, update = () => {}, leave = (element) => element.remove() }) {
   const before = known.get(parent) ?? new Map();
   const now = new Map();
   const wanted = new Set(items.map(key));
