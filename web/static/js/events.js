@@ -1,5 +1,5 @@
 // @ts-check
-// The events: the journal as it is kept and as it grows, chosen by kind and model. The choice is in the address.
+// The events: the journal, filtered by kind and model. The address holds the filter.
 
 import { api } from "./api.js";
 import { state as emptyState, toastError } from "./dialog.js";
@@ -120,7 +120,7 @@ live.on("state", (now) => {
   const first = state === null;
   state = now;
   showModels();
-  if (server && server !== state.started) [told, fetched] = [0, fetchAll()]; // another server: its journal begins anew
+  if (server && server !== state.started) [told, fetched] = [0, fetchAll()]; // a new server has a new journal
   else if (first) fetched.then(show);
 });
 live.on("journal", async (entry) => {

@@ -46,7 +46,7 @@ async function refresh() {
   draw();
 }
 
-/** Asks how far downloads are; where one is over, asks for everything. */
+/** Updates the downloads' progress; after one has ended, refreshes everything. */
 async function follow() {
   const mine = ++asked;
   const { downloads } = await api("GET", "/admin/downloads");
@@ -62,7 +62,7 @@ async function follow() {
   if (over) await refresh();
 }
 
-/** Whether a download is over; says how it ended. @param {string} name @param {any} before @param {any} now */
+/** Whether a download has just ended; shows its result. @param {string} name @param {any} before @param {any} now */
 function ended(name, before, now) {
   if (!isActive(before) || isActive(now)) return false;
   if (now?.state === "done") toast(now.fetched ? `${name} is downloaded: ${bytes(now.total)}.` : `${name} is as the hub has it.`, "good");
@@ -127,11 +127,11 @@ function failed(error) {
     h("button", { class: "button", type: "button", onclick: turn }, icon("refresh"), "Try again")));
 }
 
-/** Does something by a button, then looks how things are. @param {() => Promise<void>} what */
+/** Performs a button's action, then refreshes. @param {() => Promise<void>} what */
 async function act(what) {
   try {
     await what();
-    drawn = ++asked; // what was asked before this says nothing of it
+    drawn = ++asked; // answers to older requests do not know of it
     await refresh();
   } catch (error) {
     toastError(error);
@@ -145,7 +145,7 @@ async function fetchAll(models) {
   });
 }
 
-/** Has weights fetched; from now on it is known that they are, should they all be here before the next look. @param {any} model */
+/** Starts a download and notes it, in case it ends before the next poll. @param {any} model */
 async function begin(model) {
   const { download } = await api("POST", path(model, "download"));
   drawn = ++asked;

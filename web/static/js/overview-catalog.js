@@ -1,5 +1,5 @@
 // @ts-check
-// The models that are not loaded: what they take, what they would need, and the button that loads them.
+// The cold models: their size, what prevents a load, and the button that loads them.
 
 import { $, h, setText } from "./dom.js";
 import { ago, bytes, duration } from "./format.js";
@@ -8,12 +8,12 @@ import { updateKeyedList } from "./keyed-list.js";
 import { load, perform } from "./overview-actions.js";
 import { cold, lacking, paletteOf, mayChange, now } from "./snapshot.js";
 
-/** Shows the cold models of a state in `place`. @param {Element} place @param {any} state */
+/** Shows the cold models of a snapshot in `place`. @param {Element} place @param {any} state */
 export function showCatalog(place, state) {
   updateKeyedList(place, cold(state), { key: (model) => model.name, make: (model) => makeModel(model, state), update: (row, model) => updateModel(row, model, state) });
 }
 
-/** Moves on what only time changes. @param {Element} place */
+/** Updates ages and countdowns. @param {Element} place */
 export function tick(place) {
   for (const row of place.children) tell(/** @type {any} */ (row));
 }

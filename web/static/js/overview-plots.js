@@ -1,5 +1,5 @@
 // @ts-check
-// Which plots there are on the overview, for how long back, and the same figures as a table.
+// The overview's plots, their time span, and the same figures as a table.
 
 import { $, $$, h, replace } from "./dom.js";
 import { bytes, clock, duration, number, percent } from "./format.js";
@@ -23,7 +23,7 @@ export class Plots {
     this.table.addEventListener("toggle", () => this._fill());
   }
 
-  /** Draws what the samples have now. */
+  /** Draws the current samples. */
   show() {
     if (!this.plots.length && this.samples.times.length) this._make();
     for (const plot of this.plots) plot.show(this.samples, this.span);

@@ -1,5 +1,5 @@
 // @ts-check
-// The requests that wait and run, by model, with their ages and a button that cancels each.
+// The waiting and running requests by model, with their ages and a button that cancels each.
 
 import { $, h, setText } from "./dom.js";
 import { duration, number } from "./format.js";
@@ -7,7 +7,7 @@ import { updateKeyedList } from "./keyed-list.js";
 import { cancel, perform } from "./overview-actions.js";
 import { paletteOf, mayChange, now } from "./snapshot.js";
 
-/** Shows a state's requests in `place`, a table's body. @param {any} table @param {Element} empty @param {any} state */
+/** Shows a snapshot's requests in a table. @param {any} table @param {Element} empty @param {any} state */
 export function showQueue(table, empty, state) {
   const order = new Map(state.models.map((/** @type {any} */ model, /** @type {number} */ at) => [model.name, at]));
   const asked = state.requests.map((/** @type {any} */ one) => ({ ...one, began: state.time - one.age }));
@@ -27,7 +27,7 @@ export function showQueue(table, empty, state) {
   /** @type {any} */ (empty).hidden = asked.length > 0;
 }
 
-/** Moves on the ages. @param {Element} table */
+/** Updates the ages. @param {Element} table */
 export function tick(table) {
   for (const row of /** @type {any} */ ($("tbody", table).children)) setText($(".age", row), age(row.one));
 }
@@ -44,7 +44,7 @@ function makeRow(one, state) {
     h("td", { class: "number age" }), h("td", { class: "number tokens" }),
     h("td", { class: "queue-key" }), h("td", { class: "queue-id" }, h("code", { class: "truncate", title: one.id }, one.id)),
     h("td", { class: "queue-tools" }));
-  // A user's own requests are all that are shown to one: whoever sees a request may cancel it.
+  // A user is shown only their own requests, so every request shown may be cancelled.
   $(".queue-tools", row).append(h("button", { class: "button quiet small danger", type: "button", dataset: { act: "cancel" },
     "aria-label": `Cancel the request ${one.id} to ${one.model}`,
     onclick: (/** @type {any} */ event) => perform(event.currentTarget, () => cancel(row.one)) }, "Cancel"));

@@ -1,5 +1,5 @@
 // @ts-check
-// The overview: puts what the live line tells into its parts, and says what is shown while the line is lost.
+// The overview: passes the live stream's events to its parts, and shows the last snapshot as stale while the stream is lost.
 
 import { $, replace, setText } from "./dom.js";
 import { duration, number } from "./format.js";
@@ -20,12 +20,12 @@ const samples = new Samples();
 const plots = new Plots($("#plots"), samples);
 /** @type {any} */
 let state = null;
-let server = 0; // when it started: another time is another server, whose entries are counted anew
+let server = 0; // its start time: a new server numbers its journal anew
 /** @type {any[]} */
 let entries = [];
 
-function showState(/** @type {any} */ told) {
-  state = told;
+function showState(/** @type {any} */ snapshot) {
+  state = snapshot;
   syncClock(state);
   $(".slot-skeleton")?.remove();
   if (server !== state.started) [server, entries] = [state.started, entries.filter((entry) => entry.time >= state.started)];
@@ -47,8 +47,8 @@ function showFigures() {
   const asked = state?.requests.filter((/** @type {any} */ one) => !one.by_hand) ?? [];
   const running = asked.filter((/** @type {any} */ one) => one.state === "running").length;
   setText($("#figure-loaded"), loaded === null ? "–" : `${loaded} of ${state.models.length}`);
-  const unlisted = state ? state.requests_in_all - state.requests.length : 0; // the oldest are listed: these wait
-  // Who sees only their own requests is told of all in numbers, as by the slots and the plots.
+  const unlisted = state ? state.requests_in_all - state.requests.length : 0; // only the oldest requests are listed; the others wait
+  // A user's snapshot lists only their own requests: the totals come from the samples.
   const own = state && !mayChange(state);
   setText($("#figure-running"), !state ? "–" : own ? samples.latest("running") ?? "–" : running);
   setText($("#figure-waiting"), !state ? "–" : own ? samples.latest("waiting") ?? "–" : asked.length - running + unlisted);
@@ -65,7 +65,7 @@ function showEntries() {
   $("#latest-empty").hidden = shown.length > 0;
 }
 
-function journal(/** @type {any} */ entry) {
+function addEntry(/** @type {any} */ entry) {
   entries = [...entries, entry].slice(-50);
   if (["evicted", "expired", "unloaded", "cleanup", "out_of_memory", "crash"].includes(entry.kind) && Date.now() / 1000 - entry.time < 30) slots.showLeaving($("#slots"), entry);
   if (state) showEntries();
@@ -91,7 +91,7 @@ live.on("sample", (sample) => {
   showFigures();
 });
 live.on("state", showState);
-live.on("journal", journal);
+live.on("journal", addEntry);
 setInterval(() => {
   if (!state || live.status !== "open") return;
   slots.tick($("#slots"));

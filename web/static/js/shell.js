@@ -1,5 +1,5 @@
 // @ts-check
-// What surrounds every view: the menu on narrow screens, the theme, and the state of the live stream.
+// The frame of every view: the menu on narrow screens, the theme, and the state of the live stream.
 
 import { $, h, replace, setText } from "./dom.js";
 import { live } from "./live.js";
