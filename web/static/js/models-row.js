@@ -166,7 +166,7 @@ function progressBar(name) {
   return { element: h("div", { class: "model-progress" }, h("p", { class: "model-line" }, head, share), track, foot), fill, track, head, share, foot };
 }
 
-/** What a model takes of its slot, as a bar of the slot's budget. */
+/** A model's memory as a share of its slot's budget. */
 function memory(fit) {
   const label = h("p", { class: "label" }, `In memory, on ${fit.slot}`);
   if (fit.parts === null) return [label, h("p", { class: "hint" }, "Known when its weights are here")];
@@ -204,7 +204,7 @@ function details(model) {
   ];
 }
 
-/** A text as a sentence of its own; a name that it begins with stays as it is. @param {string} text */
+/** Makes a text a sentence; a model's name at its beginning stays lower case. @param {string} text */
 function sentence(text) {
   const said = /^[a-z]+[ ,]/.test(text ?? "") ? text[0].toUpperCase() + text.slice(1) : text ?? "";
   return said && !/[.!?…]$/.test(said) ? `${said}.` : said;

@@ -1,5 +1,5 @@
 // @ts-check
-// How one answer looks while it comes and when it is there. Owns the card; asks nothing.
+// The card of one answer, while it is streamed and afterwards. Sends no requests.
 
 import { h } from "../dom.js";
 import { icon } from "../icons.js";
@@ -9,7 +9,7 @@ import { render } from "./markdown.js";
 /** @typedef {{again: () => void, code: () => void, stop: () => void, formatted: (plain: boolean) => void}} Acts */
 
 export class AnswerCard {
-  /** @param {Answer} answer @param {Acts} acts @param {boolean} plain whether Markdown stays as it was written */
+  /** @param {Answer} answer @param {Acts} acts @param {boolean} plain whether Markdown is shown as it is written */
   constructor(answer, acts, plain) {
     this.answer = answer;
     this.plain = plain;
@@ -45,7 +45,7 @@ export class AnswerCard {
     this.update();
   }
 
-  /** Show what has come since. */
+  /** Show the answer's current state. */
   update() {
     const { answer } = this;
     const over = ["done", "stopped", "failed"].includes(answer.state);
@@ -79,7 +79,7 @@ export class AnswerCard {
     this.renderAgain = performance.now() + 4 * (performance.now() - began); // a slow text takes a fifth of the page's time
   }
 
-  /** The text's element, without plain text that may be in it. */
+  /** Return the text's element, without plain text in it. */
   cleared() {
     if (this.text.firstChild?.nodeType === Node.TEXT_NODE) this.text.replaceChildren();
     return this.text;
