@@ -73,8 +73,8 @@ class Keep {
     if (held) $(`#${held}`)?.focus();
   }
 
-  /** Whether somebody is about to do something with it: what is made anew under a hand has not been pressed by it, and
-   * what a dialog gives the focus back to should be there. */
+  /** Whether the user is about to act on the list. Then it is not redrawn: a pressed button, and the one that a dialog returns
+   * the focus to, must stay. */
   get held() {
     const choosing = document.activeElement?.tagName === "SELECT" && this.place.contains(document.activeElement);
     return choosing || this.place.querySelector(":active") || document.querySelector("dialog[open]");

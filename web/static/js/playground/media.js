@@ -85,7 +85,7 @@ export function limitsSaid(limits) {
 }
 
 /**
- * Return why one more medium cannot be sent with the question, or "". What earlier questions had gives way: `requestOf`.
+ * Return why one more medium cannot be sent with the question, or "". Media of earlier questions make room: see `requestOf`.
  * @param {Medium} medium @param {Medium[]} beside @param {any} limits of the server's /health
  */
 export function tooMuch(medium, beside, limits) {

@@ -1,5 +1,5 @@
 // @ts-check
-// How to sample: the form of it, and what was changed in it. An empty field is the model's own default and is not sent.
+// The form of sampling parameters. An empty field stands for the model's default and is not sent.
 
 import { h } from "../dom.js";
 
