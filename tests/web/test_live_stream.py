@@ -155,7 +155,7 @@ def test_a_silent_stream_is_lost(visitor: Visitor) -> None:
     page.add_init_script("setTimeout = ((set) => (call, wait) => set(call, wait === 10_000 ? 50 : wait))(setTimeout);")
     page.goto("/ui/benchmarks")
     expect(page.locator("#connection-text")).to_have_text("Disconnected")
-    page.wait_for_function("streams.length > 1")
+    page.wait_for_function("() => streams.length > 1")
 
 
 def test_after_a_restart_nothing_is_received_twice(chromium: Browser, start: Start) -> None:
