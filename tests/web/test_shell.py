@@ -1,4 +1,4 @@
-"""The house of the dashboard: every view opens and is light, the menu, the theme, the lost server, and logging in."""
+"""The frame of the dashboard: every view opens and is light, the menu, the theme, the lost server, and the login."""
 
 import re
 from typing import Any
@@ -14,7 +14,7 @@ from tests.web.playground.conftest import answered, ask
 
 HEAVIEST = 150_000
 DRAWN = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
-"""Waits until what was changed is drawn: axe-core reads colours, and those of the other scheme come with a frame."""
+"""Waits until changes are painted: axe-core reads colours, and a new colour scheme takes a frame."""
 
 PAINTED = """new Promise((done) => new PerformanceObserver((list) => {
     if (list.getEntriesByName("first-contentful-paint").length) done(true);
@@ -30,7 +30,7 @@ def is_data(request: Request) -> bool:
 
 @pytest.mark.parametrize("view", [*VIEWS, "benchmarks/swap", "nothing/here"])
 def test_a_view_opens_for_everybody(visitor: Visitor, view: str) -> None:
-    """Without errors, by the rules of axe-core in light and dark, and in 360 pixels without scrolling sideways."""
+    """No errors, no findings of axe-core in light and dark, and no sideways scrolling at 360 pixels."""
     if view.startswith("nothing"):
         visitor.expect("404")
     page = visitor.page(color_scheme="light")
@@ -51,7 +51,7 @@ def test_a_view_opens_for_everybody(visitor: Visitor, view: str) -> None:
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_view_is_light_and_waits_for_nobody(visitor: Visitor, view: str) -> None:
-    """What it loads is counted, unpacked; and it is painted while every question for data is left unanswered."""
+    """All files of a first load are counted, unpacked. It is painted before any request for data is answered."""
     page, loaded = visitor.page(), list[Response]()
     page.on("response", lambda response: None if is_data(response.request) else loaded.append(response))
     page.route("**/*", lambda route: None if is_data(route.request) else route.continue_())
@@ -122,7 +122,7 @@ def test_the_theme_is_kept(visitor: Visitor) -> None:
 
 
 def test_without_keys_strangers_are_told_what_to_do(visitor: Visitor) -> None:
-    """They see no data, and not an accident instead of them. A proxy's header makes a stranger of anybody."""
+    """They see an explanation instead of data. A proxy's header makes any client a stranger."""
     visitor.expect("403")
     page = visitor.page(extra_http_headers={"X-Forwarded-For": "203.0.113.7"})
     page.goto("/ui/")
@@ -162,11 +162,11 @@ def test_temporary_files_are_listed_and_removed(gateway: GatewayProcess, browser
 
 
 LOOK = """document.dispatchEvent(new Event("visibilitychange"))"""
-"""Has a page ask how things stand, as one does that is looked at again."""
+"""Makes a page refresh its data, as when it becomes visible."""
 
 
 def test_a_list_keeps_still_under_a_hand(gateway: GatewayProcess, browser_page: Page) -> None:
-    """It is asked for every few seconds: what is pressed then is still there when it is let go, and after a dialog."""
+    """It is polled every few seconds. A pressed button stays until its release, and the focus stays after a dialog."""
     page = browser_page
 
     def another(name: str) -> None:
@@ -212,7 +212,7 @@ def test_quantized_copies_are_listed_and_removed(gateway: GatewayProcess, browse
 
 
 def test_what_scripts_share(browser_page: Page) -> None:
-    """Figures as people read them; and what a server says is text, whatever it looks like."""
+    """Figures are formatted for people, and text from the server is never parsed as HTML."""
     browser_page.goto("/ui/benchmarks")
     said = browser_page.evaluate("""async () => {
         const at = document.querySelector("script[type=module]").src;
@@ -316,7 +316,7 @@ def test_a_lost_server_is_told_and_found_again(gateway: GatewayProcess, visitor:
     expect(page.locator("#banner")).to_be_hidden()
 
 
-# -- with keys: these come last, since from the first key on the gateway asks for one ----------------------------------
+# -- with keys: last, because the gateway requires a key once one exists -----------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -355,7 +355,7 @@ def test_signing_in_and_out(keys: Keys, visitor: Visitor) -> None:
     assert urlsplit(page.url).path == "/ui/login"
 
 
-def test_a_user_s_house_has_fewer_rooms(keys: Keys, visitor: Visitor) -> None:
+def test_a_user_sees_fewer_views(keys: Keys, visitor: Visitor) -> None:
     visitor.expect("403", "404")
     page = visitor.page()
     page.goto("/ui/")
@@ -372,7 +372,7 @@ def test_a_user_s_house_has_fewer_rooms(keys: Keys, visitor: Visitor) -> None:
 
 
 def test_a_key_that_may_ask_one_model(keys: Keys, visitor: Visitor) -> None:
-    """The playground offers that one alone, and its code names no key."""
+    """The playground offers only that model, and its code contains no key."""
     page = visitor.page()
     page.goto("/ui/playground")
     sign_in(page, keys.create("guest", "--models", "reasoner"))
