@@ -37,10 +37,10 @@ class TooManyPages(GatewayError):
 
 
 @dataclass(eq=False, frozen=True, slots=True)
-class _Place:
+class _OpenStream:
     """An open stream: the id of its key, and its client."""
 
-    whose: str
+    key_id: str
     client: Client
 
 
@@ -50,17 +50,14 @@ class Streams:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._open: list[_Place] = []  # the oldest first
+        self._open: list[_OpenStream] = []  # the oldest first
 
-    def enter(self, most: int, key: Key | None, client: Client) -> Callable[[], None]:
-        """Count a stream; return the function that ends it, which may be called twice.
-
-        :raises TooManyPages: at the limit
-        """
-        place = _Place(key.id if key else "", client)
+    def claim_stream(self, most: int, key: Key | None, client: Client) -> Callable[[], None]:
+        """Count a stream; return what ends it, which may be called twice. :raises TooManyPages: at the limit."""
+        opened = _OpenStream(key.id if key else "", client)
         share = most if key is None else (most + 1) // 2
         with self._lock:
-            own = [one for one in self._open if one.whose == place.whose]
+            own = [one for one in self._open if one.key_id == opened.key_id]
             if len(own) >= share and key is not None and most:
                 self._end_one(
                     own,
@@ -70,18 +67,18 @@ class Streams:
             elif len(self._open) >= most:
                 what = f"{most} dashboard pages watch already" if most else "live figures are turned off"
                 self._end_one(self._open, f"{what} (live_streams: {most}); close one, or raise the setting")
-            self._open.append(place)
+            self._open.append(opened)
 
         def leave() -> None:
             with self._lock:
-                if place in self._open:
-                    self._open.remove(place)
+                if opened in self._open:
+                    self._open.remove(opened)
 
         return leave
 
-    def _end_one(self, places: list[_Place], words: str) -> None:
+    def _end_one(self, streams: list[_OpenStream], words: str) -> None:
         """End the stream whose client has not read for longest. Reading clients would reconnect at once."""
-        stuck = max(places, key=lambda one: one.client.stuck(), default=None)
+        stuck = max(streams, key=lambda one: one.client.stuck(), default=None)
         if stuck is None or stuck.client.stuck() < _STUCK:
             raise TooManyPages(words, retry_after=_AGAIN)
         stuck.client.end()
@@ -98,7 +95,7 @@ def live() -> Response:
         raise Unavailable("the server is stopping", retry_after=_AGAIN)
     streams: Streams = current_app.extensions.setdefault("live_streams", Streams())
     client = Client(request.environ)
-    leave = streams.enter(service.settings.live_streams, g.key, client)
+    leave = streams.claim_stream(service.settings.live_streams, g.key, client)
     if "probe" in request.args:
         leave()
         return Response(status=204)

@@ -51,7 +51,7 @@ export async function ask(answer, signal, changed) {
   } catch (error) {
     if (signal.aborted) {
       answer.state = "stopped";
-      api("DELETE", `/v1/requests/${answer.id}`).catch(() => {}); // by its id too, should a proxy keep the line open
+      api("DELETE", `/v1/requests/${answer.id}`).catch(() => {}); // by its id too, should a proxy keep the connection open
     } else {
       answer.state = "failed";
       answer.error = /** @type {Error} */ (error);
