@@ -1,7 +1,7 @@
-"""``GET /ui/live``: the state and the journal as server-sent events, for the pages of the dashboard.
+"""``GET /ui/live``: the server's state, samples and journal as server-sent events for the dashboard's pages.
 
-Each stream holds a thread of the server; the server has a further thread for each stream that may be open. A stream
-ends when its client has left, the gateway stops, its key has changed or its session is over. Gateway process.
+Gateway process. Each stream holds one thread of the gunicorn worker, which has ``live_streams`` additional threads for
+them. A stream ends when its client disconnects, the gateway stops, its key changes or its session ends.
 """
 
 import threading
@@ -21,13 +21,13 @@ from gateway.routes import gateway, sse
 from gateway.routes.openapi.document import VERSION
 from gateway.routes.ui.page_headers import blueprint
 
-_BEAT = 10.0  # seconds between comments on a stream without events
+_BEAT = 10.0  # seconds without an event after which a comment is sent
 _RETRY = "retry: 2000\n\n"
-_BACKLOG = 100  # entries of the journal for a page that has seen none
-_LISTED = 200  # requests that a state lists, the oldest; further requests are only counted
+_BACKLOG = 100  # journal entries for a page that has received none
+_LISTED = 200  # requests listed in a state, the oldest first; the others are counted
 _ASK = "ask whoever runs this server"
-_STUCK = 3.0  # seconds without reading after which a client may lose its stream
-_AGAIN = 5.0  # seconds until a refused page tries again
+_STUCK = 3.0  # seconds without reading after which a client may lose its stream to another
+_AGAIN = 5.0  # Retry-After at the limit of streams
 
 
 class TooManyPages(GatewayError):
@@ -37,30 +37,27 @@ class TooManyPages(GatewayError):
 
 
 @dataclass(eq=False, frozen=True, slots=True)
-class _Place:
-    """One open stream and the id of its key."""
+class _OpenStream:
+    """An open stream: the id of its key, and its client."""
 
-    whose: str
+    key_id: str
     client: Client
 
 
 class Streams:
-    """The open streams. One key may have half of them at most. A client that does not read loses its stream when
-    another client wants one."""
+    """The open streams, and their limit. One key may open half of them. At the limit, the client that has not read for
+    longest loses its stream to a new one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._open: list[_Place] = []  # the oldest first
+        self._open: list[_OpenStream] = []  # the oldest first
 
-    def enter(self, most: int, key: Key | None, client: Client) -> Callable[[], None]:
-        """Open a stream. Return the function that closes it, which may be called again.
-
-        :raises TooManyPages: if too many are open.
-        """
-        place = _Place(key.id if key else "", client)
+    def claim_stream(self, most: int, key: Key | None, client: Client) -> Callable[[], None]:
+        """Count a stream; return what ends it, which may be called twice. :raises TooManyPages: at the limit."""
+        opened = _OpenStream(key.id if key else "", client)
         share = most if key is None else (most + 1) // 2
         with self._lock:
-            own = [one for one in self._open if one.whose == place.whose]
+            own = [one for one in self._open if one.key_id == opened.key_id]
             if len(own) >= share and key is not None and most:
                 self._end_one(
                     own,
@@ -70,18 +67,18 @@ class Streams:
             elif len(self._open) >= most:
                 what = f"{most} dashboard pages watch already" if most else "live figures are turned off"
                 self._end_one(self._open, f"{what} (live_streams: {most}); close one, or raise the setting")
-            self._open.append(place)
+            self._open.append(opened)
 
         def leave() -> None:
             with self._lock:
-                if place in self._open:
-                    self._open.remove(place)
+                if opened in self._open:
+                    self._open.remove(opened)
 
         return leave
 
-    def _end_one(self, places: list[_Place], words: str) -> None:
-        """End the stream whose client has read nothing for longest. A client that reads would only reconnect."""
-        stuck = max(places, key=lambda one: one.client.stuck(), default=None)
+    def _end_one(self, streams: list[_OpenStream], words: str) -> None:
+        """End the stream whose client has not read for longest. Reading clients would reconnect at once."""
+        stuck = max(streams, key=lambda one: one.client.stuck(), default=None)
         if stuck is None or stuck.client.stuck() < _STUCK:
             raise TooManyPages(words, retry_after=_AGAIN)
         stuck.client.end()
@@ -90,15 +87,15 @@ class Streams:
 
 @blueprint.get("/live")
 def live() -> Response:
-    """The last minutes at once, then a sample each second, the state whenever it changes, and the journal after the
-    entry that ``Last-Event-ID`` or ``after`` names. With ``probe`` it only says whether a stream would be refused: a
-    browser does not give a page the reason."""
+    """Stream the history at once, then a sample each second, each change of the state, and the journal after the entry
+    in ``Last-Event-ID`` or ``after``. ``probe`` only asks whether a stream would be accepted: a browser does not tell a
+    page why its stream was refused."""
     service = gateway()
     if service.stopping:
         raise Unavailable("the server is stopping", retry_after=_AGAIN)
     streams: Streams = current_app.extensions.setdefault("live_streams", Streams())
     client = Client(request.environ)
-    leave = streams.enter(service.settings.live_streams, g.key, client)
+    leave = streams.claim_stream(service.settings.live_streams, g.key, client)
     if "probe" in request.args:
         leave()
         return Response(status=204)
@@ -119,7 +116,7 @@ def live() -> Response:
 
 
 def _seen(service: Gateway) -> int | None:
-    """Return the id of the last entry that the page has, if it comes from this run of the server."""
+    """Return the id of the last entry that the page received from this server process, or None."""
     said = request.headers.get("Last-Event-ID") or request.args.get("after") or ""
     server, _, number = said.partition("-")
     if server != _server(service) or not number.isascii() or not number.isdigit() or len(number) > 15:
@@ -128,13 +125,13 @@ def _seen(service: Gateway) -> int | None:
 
 
 def _server(service: Gateway) -> str:
-    """Return a prefix for ids of entries that differs from that of an earlier run of the server."""
+    """Return the prefix of entry ids, which differs for each start of the server."""
     return f"{int(service.started * 1000):x}"
 
 
 class Stream:
-    """The events for one page. ``key`` is its key, None if the gateway asks for none; ``token`` is its session's token,
-    if it has a session; ``seen`` is the last entry of the journal that it has already."""
+    """The events of one page. ``key`` is its key, None on a server without keys; ``token`` is its session's, if any;
+    ``seen`` is the last journal entry it has received."""
 
     def __init__(
         self, service: Gateway, key: Key | None, token: str | None, gone: Callable[[], bool], seen: int | None
@@ -152,7 +149,7 @@ class Stream:
         self._spoke = time.monotonic()
 
     def run(self) -> Iterator[str]:
-        """Yield events until the client has left, may no longer see them, or the gateway stops."""
+        """Yield events until the client disconnects, loses its access, or the gateway stops."""
         self._sample, history = self._service.history.all_samples()
         yield _RETRY + self._id(self._entry) + sse.event(history, "history")
         due = 0.0
@@ -175,7 +172,7 @@ class Stream:
             self._service.journal.wait_for_entry(self._entry, max(0.0, due - time.monotonic()))
 
     def _allowed(self) -> bool:
-        """Return whether the key has not changed and the session is still valid. If not, the page has to ask again."""
+        """Whether key and session are still valid and unchanged. If not, the stream ends and the page reconnects."""
         if self._key is None:
             return not self._ring.keyed
         if self._token is not None:
@@ -192,7 +189,7 @@ class Stream:
         try:
             number, found = self._service.snapshots.latest_snapshot(fresh, self._service.journal.last)
         except Unavailable:
-            return ""  # the next look may succeed
+            return ""  # the page keeps its last state, and the next attempt may succeed
         if number == self._number:
             return ""
         self._number = number
@@ -234,16 +231,16 @@ class Stream:
     def _journal(self) -> Iterator[str]:
         for entry in self._service.journal.entries_after(self._entry):
             self._entry = entry.id
-            shown = entry.as_dict() if self._admin else entry.for_user(self._may)
-            # An entry that the page may not see still sends its id, so that the page can go on after it.
-            yield self._id(entry.id) + (sse.event(shown, "journal") if shown is not None else "\n")
+            told = entry.as_dict() if self._admin else entry.for_user(self._may)
+            # An entry that the page may not see is sent as its id alone, so that the page resumes after it.
+            yield self._id(entry.id) + (sse.event(told, "journal") if told is not None else "\n")
 
     def _id(self, entry: int) -> str:
         return f"id: {_server(self._service)}-{entry}\n"
 
 
 def _for_user(model: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a model's state that users may see: no causes, files or processes."""
+    """Return a model's state without the causes, files and processes that only administrators see."""
     kept = model | {"pid": None, "last_failure": model["last_failure"] and _ASK}
     if "weights_missing" in kept:
         kept["weights_missing"] = model["weights_missing"] and _ASK
@@ -253,6 +250,6 @@ def _for_user(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lasting(shown: dict[str, Any]) -> dict[str, Any]:
-    """Return a state without the fields that change with time alone."""
+    """Return a state without its times and ages."""
     requests = [{**request, "age": None} for request in shown["requests"]]
     return shown | {"time": None, "requests": requests}
