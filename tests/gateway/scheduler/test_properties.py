@@ -1,6 +1,7 @@
 """Random interleavings of everything that can happen, with a machine that answers the policy's actions later.
 
-After every step the world checks what must always hold; at the end it is let run, and nobody may be left waiting.
+After every step the world checks what must always hold, and that the fast path did what planning would have done. At
+the end the world runs on, and no request may be left waiting.
 """
 
 from copy import deepcopy
