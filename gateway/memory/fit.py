@@ -17,7 +17,8 @@ from models_registry.spec import ModelSpec
 class Fit:
     """One model on its slot, with a cache of ``tokens``. The slot ``ram`` would be charged ``offloaded`` bytes.
 
-    ``parts`` is None and ``bytes`` 0 if the weights are missing or damaged; ``reason`` says which.
+    ``fits``: the slots could hold it. ``parts`` is None and ``bytes`` 0 if the weights are missing or damaged;
+    ``reason`` says which.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Fit:
     reason: str = ""
     offloaded: int = 0
     ram: str = ""
+    fits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ def _fit(spec: ModelSpec, placement: Placement) -> Fit:
         parts,
         offloaded=charge.offloaded,
         ram=placement.ram or "" if charge.offloaded else "",
+        fits=placement.has_room(slot, charge),
     )
 
 

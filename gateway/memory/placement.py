@@ -15,7 +15,6 @@ from checkpoints.safetensors_header import HeaderError
 from gateway.memory import devices
 from gateway.memory.degradation import OFFLOAD_SHARE, Degradation, possible
 from gateway.memory.devices import Gpu
-from gateway.memory.footprint.offload import Offloads
 from gateway.memory.footprint.prediction import LEAST_CACHE, Charge, Footprints, usual_bits
 from models_registry.catalog import Catalog, CatalogError
 from models_registry.spec import ModelSpec, QuantBits
@@ -56,7 +55,6 @@ class Placement:
         self._settings = settings
         self.degradation = Degradation(settings.fallback, settings.degraded_for)
         self.footprints = Footprints(settings.models_dir)
-        self._offloads = Offloads(settings.models_dir)
         self.places = {place.name: place for place in slots(settings, catalog)}
         self._allowed = {spec.name: _allowed(spec, self.places) for spec in catalog}
         for spec in catalog:
@@ -97,11 +95,14 @@ class Placement:
         """Return the slot that a load is likely to use: the first one that could hold the model."""
         first, fallback = self.allowed(spec)
         for slot in (*first, *fallback) if len(first) + len(fallback) > 1 else ():
-            needed = self.needs(self.on(spec, slot, bits), slot)
-            ram = self.places[self.ram].budget if self.ram else 0
-            if needed.bytes <= self.places[slot].budget and needed.offloaded <= ram:
+            if self.has_room(slot, self.needs(self.on(spec, slot, bits), slot)):
                 return slot
         return first[0]
+
+    def has_room(self, slot: str, charge: Charge) -> bool:
+        """Whether the slot could hold this much if it were empty, and so could the slot for offloaded bytes."""
+        ram = self.places[self.ram].budget if self.ram else 0
+        return charge.bytes <= self.places[slot].budget and charge.offloaded <= ram
 
     def on(self, spec: ModelSpec, slot: str, bits: QuantBits | None = None) -> ModelSpec:
         """Return the spec with the bits of a load on this slot: those asked for, or else the usual ones."""
@@ -127,7 +128,7 @@ class Placement:
             charge = charge._replace(bytes=max(0, charge.bytes - moved), total=max(0, charge.total - moved))
         if limits and "cpu" in limits:
             most = parse_bytes(limits["cpu"]) if spec.max_memory else math.inf  # else all that is free now
-            charge = charge._replace(offloaded=self._offloads.charge(spec, _on_gpu(limits), most))
+            charge = charge._replace(offloaded=self.footprints.charge_offloaded(spec, _on_gpu(limits), most))
         return charge
 
     def sizes(
@@ -151,7 +152,7 @@ class Placement:
     def record_offloaded(self, load: Load, measured: int) -> None:
         """Remember how many bytes a load offloaded to RAM."""
         if load.max_memory:
-            self._offloads.record(load.name, load.quant_bits, _on_gpu(load.max_memory), measured)
+            self.footprints.record_offloaded(load.name, load.quant_bits, _on_gpu(load.max_memory), measured)
 
     def offload(self, spec: ModelSpec, slot: str) -> dict[str, str] | None:
         """Return the limits above which layers are offloaded: the spec's own, or those of the level ``offload``. None

@@ -97,7 +97,7 @@ def _fit(one: fit.Fit, placement: Placement) -> dict[str, Any]:
         return head | {"fits": None, "measured": False, "parts": None}
     parts = one.parts
     return head | {
-        "fits": one.bytes <= budget and (not one.ram or one.offloaded <= placement.places[one.ram].budget),
+        "fits": one.fits,
         "measured": parts.measured is not None,
         "parts": {
             "weights": parts.weights,

@@ -4,23 +4,19 @@ This is the rule by which transformers places modules, applied to names and shap
 process and command line. Knows no slots.
 """
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from checkpoints.safetensors_header import HeaderError
-from gateway.memory.footprint.checkpoint import Stamp, read_checkpoint, stamp
+from gateway.memory.footprint.checkpoint import read_checkpoint
 from gateway.memory.footprint.kv_cache import NO_DECODER
 from gateway.memory.footprint.weights import is_embedding, tensor_sizes
 from models_registry.spec import ModelSpec
 
-log = logging.getLogger(__name__)
 _FLOATS = 2  # bytes of a number that is not quantized, on a GPU and where it is offloaded
 _QUANTIZING = 0.9  # share of the limit that transformers fills when it quantizes
 _LAYER = re.compile(r"(.*?)\.(\d+)\.")
-_PROCESS = 100 * 10**6  # RAM of the process beside weights, as on a CPU
 
 
 def moved(modules: Sequence[int], limit: int, quantized: bool) -> int:
@@ -39,37 +35,6 @@ def moved(modules: Sequence[int], limit: int, quantized: bool) -> int:
         if used + after[place + 1] > most:
             return sum(modules[place:])
     return 0
-
-
-class Offloads:
-    """What loads on a GPU take of RAM: predicted, and measured since this process began."""
-
-    def __init__(self, models_dir: Path) -> None:
-        self._models_dir = models_dir
-        self._read: dict[tuple[str, int], tuple[ModelSpec, Stamp, Sequence[int]]] = {}
-        self._took: dict[tuple[str, int, int], int] = {}
-
-    def charge(self, spec: ModelSpec, limit: int, most: float) -> int:
-        """Return what a load is charged in RAM if ``limit`` bytes of weights may lie on its GPU and ``most`` in RAM. 0
-        if nothing is offloaded, or the weights cannot be read."""
-        try:
-            there = int(min(most, moved(self._modules(spec), limit, spec.quant_bits < 16)))
-        except (HeaderError, OSError) as error:
-            log.debug("cannot predict what %s offloads: %s", spec.name, error)
-            return 0
-        return max(there + _PROCESS, self._took.get((spec.name, spec.quant_bits, limit), 0)) if there else 0
-
-    def record(self, name: str, bits: int, limit: int, measured: int) -> None:
-        """Remember what a load with these bits took of RAM."""
-        self._took[name, bits, limit] = measured
-
-    def _modules(self, spec: ModelSpec) -> Sequence[int]:
-        """Return the sizes of a checkpoint's modules. Reads no file again that did not change."""
-        place, now = (spec.name, spec.quant_bits), stamp(spec.path(self._models_dir))
-        known = self._read.get(place)
-        if known is None or known[:2] != (spec, now):
-            known = self._read[place] = (spec, now, modules_of(spec, self._models_dir))
-        return known[2]
 
 
 def modules_of(spec: ModelSpec, models_dir: Path) -> list[int]:

@@ -6,21 +6,24 @@ what they can. Gateway process and command line. Knows no slots, and not which m
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 from checkpoints.safetensors_header import HeaderError
 from gateway.memory.footprint.activations import Working, working
 from gateway.memory.footprint.checkpoint import Stamp, stamp
 from gateway.memory.footprint.kv_cache import CELLS, cache_token_bytes
 from gateway.memory.footprint.measured import Measured, MeasuredFootprints
+from gateway.memory.footprint.offload import modules_of, moved
 from gateway.memory.footprint.transient import transient_bytes
 from gateway.memory.footprint.weights import float_bytes, gguf_of, laid_out, later_bytes, weight_bytes
 from models_registry.spec import ModelSpec, QuantBits
 from utils.units import parse_bytes
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 LEAST_CACHE = 1024
 """Tokens. With a smaller cache a model cannot answer usual requests."""
 
@@ -98,7 +101,8 @@ class Footprints:
     def __init__(self, models_dir: Path) -> None:
         self._models_dir = models_dir
         self._measured = MeasuredFootprints(models_dir / ".switchyard" / "footprints.json")
-        self._read: dict[tuple[str, int, str], tuple[ModelSpec, Stamp, str, Parts]] = {}
+        self._read: dict[tuple[str, str, int], tuple[ModelSpec, Stamp, Any]] = {}
+        self._offloaded: dict[tuple[str, int, int], int] = {}  # measured since this process began
 
     def parts(self, spec: ModelSpec, device: str) -> Parts:
         """Return the parts of a model's footprint. Reads no file again that did not change: every request that finds
@@ -111,12 +115,16 @@ class Footprints:
 
     def _keyed(self, spec: ModelSpec, device: str) -> tuple[str, Parts]:
         """Return the parts, and the key of their measurements."""
-        place, now = (spec.name, spec.quant_bits, device), stamp(spec.path(self._models_dir))
+        key, parts = self._unless_changed(device, spec, lambda: self._predicted(spec, device))
+        return key, replace(parts, measured=self._measured.get(key))
+
+    def _unless_changed(self, what: str, spec: ModelSpec, read: Callable[[], T]) -> T:
+        """Return what was read last time, or read it again if the spec or its files have changed."""
+        place, now = (what, spec.name, spec.quant_bits), stamp(spec.path(self._models_dir))
         known = self._read.get(place)
         if known is None or known[:2] != (spec, now):
-            known = self._read[place] = (spec, now, *self._predicted(spec, device))
-        _, _, key, parts = known
-        return key, replace(parts, measured=self._measured.get(key))
+            known = self._read[place] = (spec, now, read())
+        return cast(T, known[2])
 
     def _predicted(self, spec: ModelSpec, device: str) -> tuple[str, Parts]:
         floats, gguf = float_bytes(device), bool(spec.source.file)
@@ -144,8 +152,10 @@ class Footprints:
 
         A peak above the budget takes the whole slot. It is no reason to refuse the load, as it is transient.
         """
-        parts = self._known(spec, device)
-        if parts is None:
+        try:
+            parts = self.parts(spec, device)
+        except (HeaderError, OSError) as error:
+            log.debug("no prediction for %s: %s", spec.name, error)
             return Charge(0, wanted, 0, 0, 0)
         tokens = _most(parts, wanted, budget)
         total = parts.total(tokens)
@@ -164,12 +174,21 @@ class Footprints:
         if measured > cache:
             self._measured.record_load(key, measured - cache, transient)
 
-    def _known(self, spec: ModelSpec, device: str) -> Parts | None:
+    def charge_offloaded(self, spec: ModelSpec, limit: int, most: float) -> int:
+        """Return what a load is charged in RAM if ``limit`` bytes of weights may lie on its GPU and ``most`` in RAM. 0
+        if nothing is offloaded, or the weights cannot be read."""
         try:
-            return self.parts(spec, device)
+            modules = self._unless_changed("modules", spec, lambda: modules_of(spec, self._models_dir))
         except (HeaderError, OSError) as error:
-            log.debug("no prediction for %s: %s", spec.name, error)
-            return None
+            log.debug("cannot predict what %s offloads: %s", spec.name, error)
+            return 0
+        offloaded = int(min(most, moved(modules, limit, spec.quant_bits < 16)))
+        measured = self._offloaded.get((spec.name, spec.quant_bits, limit), 0)
+        return max(offloaded + _PROCESS["transformers"], measured) if offloaded else 0
+
+    def record_offloaded(self, name: str, bits: int, limit: int, measured: int) -> None:
+        """Remember what a load with these bits took of RAM."""
+        self._offloaded[name, bits, limit] = measured
 
     def _gguf_on_gpu(self, spec: ModelSpec) -> int:
         """Return the bytes that llama.cpp puts on a GPU. The embedding stays in RAM; one that is the output layer too
