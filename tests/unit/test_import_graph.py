@@ -85,11 +85,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 @pytest.mark.parametrize(
     ("module", "rooms"),
-    [
-        ("app", {"gateway", "models_registry", "utils"}),
-        ("main", {"commands"}),
-        ("deploy.healthcheck", set()),
-    ],
+    [("app", {"gateway", "models_registry", "utils"}), ("main", {"commands"}), ("deploy.healthcheck", set())],
 )
 def test_single_modules_know_only_what_they_may(module: str, rooms: set[str]) -> None:
     assert {name.partition(".")[0] for name in graph()[module]} <= rooms
