@@ -1,4 +1,4 @@
-"""The application factory: wires settings, catalog, gateway and routes into one Flask application.
+"""The application factory: builds the gateway and wires it and the routes into one Flask application.
 
 Runs in the gateway process and imports no torch. ``python app.py`` and ``gunicorn 'app:create_app()'`` both serve it.
 """
@@ -10,7 +10,7 @@ from flask import Flask
 from flask_compress import Compress
 
 from gateway.access import Access
-from gateway.gateway import Gateway
+from gateway.build import build_gateway
 from gateway.routes import access_log, admin, errors, events, generate, health, metrics, openai, ui, usage, weights
 from gateway.routes.openapi import page
 from models_registry.catalog import load_catalog
@@ -21,7 +21,7 @@ log = logging.getLogger("switchyard")
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """Return the application, its gateway started: the scheduler runs, runners' imports go on in the background.
+    """Return the application with its gateway started: the scheduler runs, the forkserver imports in the background.
 
     :raises SettingsError: if the settings cannot be used.
     :raises CatalogError: if the catalog cannot be used.
@@ -31,7 +31,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         logs.to_stdout("debug" if settings.debug else settings.log_level, settings.log_format)
     settings.make_folders()
     logs.to_file(settings.logs_dir, settings.log_file_size, settings.log_files)
-    service = Gateway(settings, load_catalog(settings))
+    service = build_gateway(settings, load_catalog(settings))
 
     app = Flask("switchyard", static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=settings.max_body, MAX_FORM_MEMORY_SIZE=settings.max_body)

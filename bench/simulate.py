@@ -131,7 +131,7 @@ def _print_trace(name: str, found: dict[str, Any]) -> None:
 
 
 def _print_promises(found: dict[str, dict[str, Any]]) -> None:
-    print(f"\nRetry-After, with {SHORT.queue_per_model} places a model and {SHORT.queue_total} in all")
+    print(f"\nRetry-After, with {SHORT.queue_per_model} requests a model and {SHORT.queue_total} in all")
     print(f"  {'':24}{'refused':>8}{'mean told':>11}{'mean true':>11}{'told/true':>11}{'within 2x or 2 s':>18}")
     for name, figure in found.items():
         if figure["told"]:
@@ -146,9 +146,9 @@ def _draw(
 ) -> None:
     figure, (swaps, wait, told) = pyplot.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
     names = list(traces)
-    for place, policy in enumerate((OURS, LRU, BELADY)):
+    for position, policy in enumerate((OURS, LRU, BELADY)):
         heights = [traces[name]["policies"].get(policy, {}).get("swaps", 0) for name in names]
-        swaps.bar([at + 0.27 * (place - 1) for at in range(len(names))], heights, 0.25, label=policy)
+        swaps.bar([at + 0.27 * (position - 1) for at in range(len(names))], heights, 0.25, label=policy)
     bounded = [(at, traces[name]["bounds"]) for at, name in enumerate(names) if "bounds" in traces[name]]
     for key, mark, label in (
         ("arrival_order", "k_", "optimum, order of arrival"),
@@ -178,7 +178,7 @@ def _draw(
         longest = max([longest, *(max(one.actual, one.predicted) for one in kept)])
     told.plot([0.1, longest], [0.1, longest], "k-", linewidth=0.8)
     told.set(
-        xlabel="seconds until a place was free (log)",
+        xlabel="seconds until a request was admitted (log)",
         ylabel="Retry-After (log)",
         xscale="log",
         yscale="log",

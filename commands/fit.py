@@ -35,7 +35,7 @@ def print_fits(settings: Settings, catalog: Catalog, *, as_json: bool = False) -
             json.dumps(
                 {
                     "profile": catalog.profile,
-                    "models": [_model(one, slots) for one in models],
+                    "models": [_model(one) for one in models],
                     "slots": [
                         {"device": one.slot, "budget_bytes": one.budget, "sets": one.sets, "more": one.more}
                         for one in sets
@@ -45,7 +45,7 @@ def print_fits(settings: Settings, catalog: Catalog, *, as_json: bool = False) -
             )
         )
         return
-    rows = [_cells(one, slots) for one in models]
+    rows = [_cells(one) for one in models]
     sizes = {one.name: one.bytes for one in models}
     if not sys.stdout.isatty():
         for cells in (_HEADS, *rows):
@@ -78,11 +78,7 @@ def _tables(profile: str, rows: list[tuple[str, ...]], sets: list[fit.Together],
         console.print(table)
 
 
-def _fits(one: fit.Fit, budgets: dict[str, int]) -> bool:
-    return one.bytes <= budgets[one.slot] and one.offloaded <= budgets.get(one.ram, 0)
-
-
-def _model(one: fit.Fit, budgets: dict[str, int]) -> dict[str, Any]:
+def _model(one: fit.Fit) -> dict[str, Any]:
     head = {"name": one.name, "bits": one.bits, "device": one.slot}
     if one.parts is None:
         return head | {"known": "no", "reason": one.reason, "fits": None}
@@ -98,11 +94,11 @@ def _model(one: fit.Fit, budgets: dict[str, int]) -> dict[str, Any]:
         "peak_bytes": parts.loading(one.tokens),
         "bytes": one.bytes,
         "offloaded_bytes": one.offloaded,
-        "fits": _fits(one, budgets),
+        "fits": one.fits,
     }
 
 
-def _cells(one: fit.Fit, budgets: dict[str, int]) -> tuple[str, ...]:
+def _cells(one: fit.Fit) -> tuple[str, ...]:
     if one.parts is None:
         return (one.name, str(one.bits), one.slot, *["-"] * 6)
     parts = one.parts
@@ -117,7 +113,7 @@ def _cells(one: fit.Fit, budgets: dict[str, int]) -> tuple[str, ...]:
         format_bytes(parts.cache(one.tokens)),
         format_bytes(answering),
         sure + format_bytes(one.bytes),
-        "yes" if _fits(one, budgets) else "no",
+        "yes" if one.fits else "no",
     )
 
 

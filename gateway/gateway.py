@@ -1,39 +1,39 @@
-"""The gateway as the routes see it: admit a request, let it speak to a runner, load, unload, clean up, stop.
+"""The gateway as the routes see it: admit a request, load, unload, clean up, stop.
 
-Wires registry, placement, scheduler, spawner and runners, owns the requests under way, and tells how things stand.
-Gateway process; knows nothing of HTTP.
+Owns the tickets of the requests under way, carries out what the scheduler decides, and starts and stops the parts.
+:mod:`gateway.build` makes the parts. Gateway process: requests' threads call it, and the owner thread calls
+:meth:`Gateway.perform_action`. Knows nothing of HTTP.
 """
 
 import logging
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.errors import Unavailable, UnknownModel
+from gateway.errors import BadRequest, Conflict, Unavailable, UnknownModel
 from gateway.memory.placement import Placement
 from gateway.memory.watchdog import Watchdog
-from gateway.observe import traces
-from gateway.observe.history import Sampler
+from gateway.observe.history import History
 from gateway.observe.journal import Journal
 from gateway.observe.journal_writer import JournalWriter
 from gateway.observe.metrics import Metrics
-from gateway.observe.model_status import merged, status
-from gateway.observe.prometheus_collector import StateCollector
-from gateway.observe.snapshot import Snapshot
-from gateway.processes.environment import environment, modules
+from gateway.observe.snapshot import Snapshots
+from gateway.observe.traces import Tracing
 from gateway.processes.forkserver_client import ForkserverClient
-from gateway.processes.manual_loads import ManualLoads
+from gateway.processes.model_states import ModelStates
 from gateway.processes.pool import RunnerPool
 from gateway.processes.readahead import ReadAhead
 from gateway.processes.zygotes import Zygotes
-from gateway.requests.ticket import Granted, Ticket, Waiting
-from gateway.scheduler import Limits, Model, Phase, Slot, State, actions, events
+from gateway.requests.ticket import Granted, Ticket
+from gateway.scheduler import Phase, actions, events
 from gateway.scheduler.owner import Owner
 from gateway.weights import files
 from gateway.weights.operations import Weights
 from media.forkserver_client import Decoders
 from models_registry.catalog import Catalog
-from models_registry.spec import ModelSpec, QuantBits, replica_names
+from models_registry.spec import ModelSpec, QuantBits, replica_names, spec_name
 from utils import request_ids
 from utils.settings import Settings
 from utils.tmp_manage import TempFolder
@@ -42,84 +42,38 @@ from utils.units import format_bytes
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False, kw_only=True)
 class Gateway:
-    """The slots, their models and their runners."""
+    """The slots, their models, their runners and the requests for them.
 
-    def __init__(self, settings: Settings, catalog: Catalog) -> None:
-        self.settings = settings
-        self.catalog = catalog
-        self.temp = TempFolder(settings.tmp_dir)
-        self.decoders = Decoders()
-        self.placement = Placement(settings, catalog)
-        self.footprints = self.placement.footprints
-        self.device = next(iter(self.placement.places))
-        self.started = time.time()
-        self.degradation = self.placement.degradation
-        slots = {place.name: Slot(place.name, place.budget) for place in self.placement.places.values()}
-        models = {model.name: model for spec in catalog for model in self._models(spec)}
-        limits = Limits(
-            settings.queue_per_model,
-            settings.queue_total,
-            settings.quantum,
-            settings.load_timeout,
-            settings.backoff_first,
-            settings.backoff_max,
-        )
-        self.owner = Owner(State(slots, models, limits), self._perform)
-        self.forkserver = ForkserverClient(modules(catalog), environment(settings))
-        self.zygotes = Zygotes(self.forkserver, settings.zygote_memory)
-        self.metrics = Metrics(catalog.names)
-        self.journal = Journal()
-        self.journal_writer = JournalWriter(self.journal)
-        self.runners = RunnerPool(
-            settings, catalog, self.placement, self.zygotes, self.owner, self.metrics, self.journal_writer
-        )
-        self._loads = ManualLoads(self)
-        self.weights = Weights(self)
-        self.readahead = ReadAhead()
-        cpu_slots = [place.name for place in self.placement.places.values() if place.gpu is None]
-        self.watchdog = Watchdog(
-            self.runners.watched,
-            self.owner.post,
-            self.placement.cpu_budget,
-            settings.memory_margin,
-            settings.memory_floor,
-            cpu_slots,
-            self.zygotes.shrink,
-        )
-        self._tickets: dict[str, Ticket] = {}
-        self._stop_lock = threading.Lock()
-        self.metrics.registry.register(StateCollector(self))
-        self.degradation.listener = self._relieved
-        self.forkserver.listener = self.journal_writer.forkserver_replaced
-        self.sampler = Sampler(self)
-        self.snapshot = Snapshot(self)
-        self.tracing = traces.configured(settings)
-        self._stopping = self._stopped = False
+    ``started`` is the time of its start in seconds since 1970. ``tickets`` are the requests that wait or run, by the
+    ticket's id, the oldest first. ``stop_requested`` is set once no new requests are taken.
+    """
 
-    def place(self, spec: ModelSpec) -> str:
-        """Return the slot, or the kind of slots, that a model goes to when it is loaded."""
-        return self.placement.where(spec)
-
-    def _models(self, spec: ModelSpec) -> list[Model]:
-        """Return what the scheduler has of a model: one, or as many as it may have replicas."""
-        first, fallback = self.placement.allowed(spec)
-        sizes = self.placement.sizes(spec)
-        return [
-            Model(
-                name,
-                predicted=sizes[first[0]],
-                slots=first,
-                fallback=fallback,
-                sizes=dict(sizes),
-                offloads=self.placement.offloads(spec),
-                group=spec.name if spec.replicas > 1 else "",
-                keep_alive=self.settings.keep_alive if spec.keep_alive is None else spec.keep_alive,
-                pinned=spec.pinned,
-                concurrency=self.placement.at_once(spec),
-            )
-            for name in replica_names(spec)
-        ]
+    settings: Settings
+    catalog: Catalog
+    started: float
+    tickets: dict[str, Ticket]
+    stop_requested: threading.Event
+    temp: TempFolder
+    decoders: Decoders
+    placement: Placement
+    owner: Owner
+    forkserver: ForkserverClient
+    zygotes: Zygotes
+    runners: RunnerPool
+    states: ModelStates
+    weights: Weights
+    readahead: ReadAhead
+    watchdog: Watchdog
+    metrics: Metrics
+    journal: Journal
+    journal_writer: JournalWriter
+    history: History
+    snapshots: Snapshots
+    tracing: Tracing | None
+    _stop_lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _stopped: bool = field(default=False, init=False)
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -128,10 +82,10 @@ class Gateway:
         removed, size = self.temp.clean(self.settings.temp_max_age)
         if removed:
             log.info("swept %d old temporary entries, %s", removed, format_bytes(size))
-        self.journal_writer.started(self.catalog.profile, len(self.catalog.names), list(self.placement.places))
+        self.journal_writer.gateway_started(self.catalog.profile, len(self.catalog.names), list(self.placement.places))
         self.owner.start()
         self.forkserver.start()
-        self.sampler.start()
+        self.history.start()
         self.watchdog.start()
         self.readahead.start()
         if self.tracing is not None:
@@ -141,33 +95,41 @@ class Gateway:
 
     def drain(self) -> None:
         """Take no new requests; those under way go on."""
-        self.journal_writer.stopping()  # before pages see that it stops: they leave with the journal's last word
-        self._stopping = True
+        self.journal_writer.gateway_stopping()  # pages stop reading the journal as soon as they see that it stops
+        self.stop_requested.set()
         self.owner.post(events.Drain())
 
     @property
     def stopping(self) -> bool:
-        return self._stopping
+        return self.stop_requested.is_set()
 
     def stop(self) -> None:
         """End every runner and thread. Requests under way fail with a clear error. May be called again, and at once."""
-        self._stopping = True
+        self.stop_requested.set()
         with self._stop_lock:
             if self._stopped:
                 return
             self._stopped = True
-            self.sampler.stop()
+            self.history.stop()
             self.watchdog.stop()
             self.readahead.stop()
             self.weights.downloads.stop()
             self.owner.post(events.Shutdown())
-            self.runners.join(5.0)
+            self.runners.wait_all_ended(5.0)
             self.zygotes.stop()
             self.forkserver.stop()
             self.decoders.stop()
             self.owner.stop()
             if self.tracing is not None:
                 self.tracing.stop()
+
+    def ping(self, timeout: float) -> None:
+        """Prove that scheduler and forkserver live. :raises Unavailable: if one does not."""
+        self.owner.inspect(lambda state: None, timeout)
+        if self.stopping:
+            raise Unavailable("the server is stopping")
+        if not self.forkserver.alive:
+            raise Unavailable("no runner can be started: the forkserver is not running")
 
     def _preload(self, name: str) -> None:
         try:
@@ -198,181 +160,179 @@ class Gateway:
         replica: str | None = None,
         request_id: str | None = None,
     ) -> Ticket:
-        """Reserve a place in the model's queue, for a request that wants ``places`` answers made at once, by whichever
-        replica is first or by the one named.
+        """Reserve a place in the model's queue.
 
-        ``request_id`` is the ticket's id, one that no other has; without one it is a load by hand, not a request.
-
-        :raises Unavailable: if the weights are not there, a load failed lately, it cannot fit or the server stops.
-        :raises QueueFull: if too many wait already.
+        :param places: how many answers the request wants to be made at once.
+        :param replica: the one replica that may answer; without it the first replica with room answers.
+        :param request_id: the ticket's id, unique; without it the ticket is for a load by hand, not for a request.
+        :raises Unavailable: if the weights are missing, a load failed lately, the model cannot fit or the server stops.
+        :raises QueueFull: if too many requests wait already.
         """
-        if self.degradation.climb(spec.name, at_once=retry):
-            log.info("%s is loaded as it should be again, the next time", spec.name)
-            self.runners.move(spec.name)
+        if self.placement.degradation.restore_level(spec.name, at_once=retry):
+            log.info("%s is loaded without degradation the next time", spec.name)
+            self.runners.move_model(spec.name)
             spec = self.spec(spec.name)
-        cold = not any(handle.loaded for handle in self.runners.of(spec.name))
+        cold = not any(handle.loaded for handle in self.runners.replicas_of(spec.name))
         if cold:
             files.require(spec, self.settings.models_dir)
-            self.runners.predict(spec)
+            self.runners.predict_model(spec)
         counted, request_id = request_id is not None, request_id or request_ids.new()
-        deadline = time.monotonic() + (timeout or self.settings.request_timeout)
-        ticket = Ticket(self, spec, request_id, deadline, priority, retry, places, replica)
+        ticket = Ticket(
+            self.owner,
+            self.runners,
+            self.metrics,
+            self.forget_ticket,
+            spec,
+            request_id,
+            time.monotonic() + (timeout or self.settings.request_timeout),
+            priority,
+            retry,
+            places,
+            replica,
+        )
         ticket.timeline.counted = counted
-        self._tickets[request_id] = ticket
+        self.tickets[request_id] = ticket
         try:
-            self.reserve(ticket)
+            ticket.reserve()
         except BaseException:
-            self.forget(request_id)
-            self.metrics.finished(ticket.timeline)
+            self.forget_ticket(request_id)
+            self.metrics.request_finished(ticket.timeline)
             raise
         if cold:
-            self.readahead.want(files.read_by(spec, self.settings.models_dir))
+            self.readahead.request_files(files.read_by(spec, self.settings.models_dir))
         return ticket
 
-    def reserve(self, ticket: Ticket) -> None:
-        """Get the ticket a place. :raises GatewayError: if it is refused."""
-        self.owner.ask(
-            events.Reserve(
-                ticket.request_id,
-                ticket.replica or ticket.spec.name,
-                ticket.deadline,
-                ticket.priority,
-                ticket.retry,
-                ticket.places,
-                bound=ticket.replica is not None,
-            )
-        )
-        ticket.confirm()
+    def forget_ticket(self, request_id: str) -> None:
+        self.tickets.pop(request_id, None)
 
-    def forget(self, request_id: str) -> None:
-        self._tickets.pop(request_id, None)
-
-    def tickets(self) -> list[Ticket]:
-        """Return every request that waits or runs, the oldest first."""
-        return list(self._tickets.values())
-
-    def named(self, request_id: str) -> list[Ticket]:
-        """Return the tickets of a request by its own id, which several may have in common, or the one of a
-        ticket's id."""
+    def tickets_of(self, request_id: str) -> list[Ticket]:
+        """Return the tickets of this id: a request's own id, which several tickets may share, or one ticket's id."""
         return [
-            ticket for name, ticket in list(self._tickets.items()) if request_id in (name, request_ids.request_of(name))
+            ticket for name, ticket in list(self.tickets.items()) if request_id in (name, request_ids.request_of(name))
         ]
 
-    def whereabouts(self, ticket: Ticket) -> Waiting:
-        """Return what a request without a lease is waiting for."""
-
-        def look(state: State) -> tuple[Phase, str | None, int | None]:
-            request = state.requests.get(ticket.request_id)
-            model = state.models[request.model if request else ticket.spec.name]
-            queue = (place for place, request in enumerate(model.waiting, 1) if request.request_id == ticket.request_id)
-            return model.phase, model.load_id, next(queue, None)
-
-        phase, load_id, position = self.owner.inspect(look)
-        if phase is not Phase.LOADING:
-            words = {Phase.READY: "for its turn", Phase.DRAINING: "for the model's end, to load it again"}
-            return Waiting("waiting", words.get(phase, "for room in the slot"), position=position)
-        handle = self.runners.get(load_id)
-        progress = handle.progress if handle else None
-        if progress is None:
-            return Waiting("loading", "starting", position=position)
-        return Waiting("loading", progress.phase, progress.fraction, position)
-
-    # -- models --------------------------------------------------------------------------------------------------------
+    # -- models, by hand -----------------------------------------------------------------------------------------------
 
     def load(self, spec: ModelSpec, *, bits: QuantBits | None = None, pinned: bool | None = None) -> dict[str, Any]:
-        """Load a model by hand, see :meth:`gateway.processes.manual_loads.ManualLoads.load`."""
-        return self._loads.load(spec, bits, pinned)
+        """Load a model and return its state once it is ready. Joins a load under way, waits in the model's queue as
+        requests do, and ignores a back-off and a degradation.
+
+        ``bits`` stay in force for later loads too; a model loaded with others is unloaded first. ``pinned`` keeps it
+        from eviction. Neither is changed if the load fails.
+
+        :raises BadRequest: for bits of a GGUF file, whose quantization is its own.
+        :raises Conflict: if it is in use with other bits.
+        """
+        chosen = self.runners.bits
+        started, before = time.monotonic(), chosen.get(spec.name)
+        if bits is not None and spec.engine == "llama_cpp":
+            raise BadRequest(f"{spec.name} is a GGUF file; its quantization cannot be chosen at load")
+        try:
+            if bits is not None and bits != spec.quant_bits:
+                chosen[spec.name] = bits
+                self.unload(spec)
+                spec = self.spec(spec.name)
+            if pinned is not None:
+                self.pin(spec, pinned)
+            notes = self._load_replicas(spec)
+        except BaseException:
+            chosen.pop(spec.name, None)
+            if before is not None:
+                chosen[spec.name] = before
+            if pinned:
+                self.pin(spec, spec.pinned)
+            raise
+        state = self.states.one_model(spec.name).as_dict()
+        return {**state, "seconds": round(time.monotonic() - started, 3), **notes}
+
+    def _load_replicas(self, spec: ModelSpec) -> dict[str, str]:
+        """Load every replica, on different slots at the same time. One is enough: return a note on others that fail.
+
+        :raises GatewayError: if the first cannot be loaded.
+        """
+        if spec.replicas == 1:
+            self._load_replica(spec)
+            return {}
+
+        def load(name: str) -> str | None:
+            try:
+                self._load_replica(spec, name)
+            except Unavailable as error:
+                if name == spec.name:
+                    raise
+                return f"{name}: {error.details}"
+            return None
+
+        names = replica_names(spec)
+        with ThreadPoolExecutor(len(names), thread_name_prefix=f"load-{spec.name}") as pool:
+            notes = [note for note in pool.map(load, names) if note]
+        loaded = f"{len(names) - len(notes)} of {len(names)} replicas are loaded"
+        return {"note": "; ".join([loaded, *notes])} if notes else {}
+
+    def _load_replica(self, spec: ModelSpec, replica: str | None = None) -> None:
+        with self.admit(spec, timeout=self.settings.load_timeout, retry=True, replica=replica) as ticket:
+            ticket.acquire()
 
     def unload(self, spec: ModelSpec, force: bool = False) -> dict[str, Any]:
-        """Unload a model by hand, see :meth:`gateway.processes.manual_loads.ManualLoads.unload`."""
-        return self._loads.unload(spec, force)
+        """Unload a model and return the bytes that slots were charged for it, once its process has ended. A pin set at
+        load goes with it.
+
+        :raises Conflict: if it is in use and ``force`` is not given.
+        """
+        before = self.states.one_model(spec.name)
+        done = self.owner.ask(events.Unload(spec.name, force))
+        ended = [
+            action for action in done if isinstance(action, actions.EndRunner) and spec_name(action.model) == spec.name
+        ]
+        if not ended and before.state in (Phase.READY, Phase.LOADING):
+            raise Conflict(
+                f"{spec.name} is {before.state} with {before.leases} request(s) running and "
+                f"{before.waiting} waiting; try again later or send force: true"
+            )
+        self.pin(spec, spec.pinned)
+        self.runners.wait_ended([action.load_id for action in ended])
+        return {"unloaded": bool(ended), "freed_bytes": before.charged_in_all if ended else 0}
 
     def cleanup(self, force: bool = False) -> dict[str, Any]:
-        """Evict what is idle, see :meth:`gateway.processes.manual_loads.ManualLoads.cleanup`."""
-        return self._loads.cleanup(force)
+        """Evict every idle model and clear scratch that no request uses. Return what was freed."""
+        before = {replica.name: replica for model in self.states.all_models() for replica in model.replicas}
+        done = self.owner.ask(events.Cleanup(force))
+        ended = [action for action in done if isinstance(action, actions.EndRunner)]
+        self.runners.wait_ended([action.load_id for action in ended])
+        entries, size = self.temp.clean()
+        names = [action.model for action in ended]
+        in_use = [spec_name(name) for name, replica in before.items() if name not in names and replica.leases]
+        return {
+            "evicted": list(dict.fromkeys(map(spec_name, names))),
+            "freed_bytes": sum(before[name].charged_in_all for name in names),
+            "in_use": list(dict.fromkeys(in_use)),
+            "temp_entries_removed": entries,
+            "temp_bytes_removed": size,
+        }
 
     def pin(self, spec: ModelSpec, pinned: bool) -> None:
         """Keep a model from eviction, whether it is loaded or will be, or let it go."""
-        before = self.owner.inspect(lambda state: state.models[spec.name].pinned)
+        before = self.owner.inspect(lambda state: state.models[spec.name].spec.pinned)
         self.owner.ask(events.Pin(spec.name, pinned))
         if pinned is not before:
-            self.journal_writer.pinned(spec.name, pinned)
+            self.journal_writer.pin_changed(spec.name, pinned)
 
-    def statuses(self) -> list[dict[str, Any]]:
-        """Return the state of every model as the scheduler sees it now, its replicas in one."""
-        now, wall = time.monotonic(), time.time()
+    # -- called in the owner thread, never waiting ---------------------------------------------------------------------
 
-        def look(state: State) -> dict[str, list[dict[str, Any]]]:
-            found: dict[str, list[dict[str, Any]]] = {}
-            for model in state.models.values():
-                handle = self.runners.get(model.load_id)
-                found.setdefault(model.title, []).append(status(model, handle, now, wall))
-            return found
-
-        found = self.owner.inspect(look)
-        return [merged(name, replicas) | self.degradation.status(name) for name, replicas in found.items()]
-
-    def context(self, spec: ModelSpec) -> int | None:
-        """Return the context in tokens of a model that is loaded; before, only its files know."""
-        return next((handle.loaded.context for handle in self.runners.of(spec.name) if handle.loaded), None)
-
-    def model_status(self, spec: ModelSpec) -> dict[str, Any]:
-        return next(status for status in self.statuses() if status["name"] == spec.name)
-
-    def slots(self) -> list[dict[str, Any]]:
-        """Return device, budget and charged bytes of each slot, the gateway's own first."""
-
-        def look(state: State) -> list[dict[str, Any]]:
-            return [
-                {
-                    "device": slot.name,
-                    "budget_bytes": slot.budget,
-                    "used_bytes": state.used(slot.name),
-                    "free_bytes": slot.budget - state.used(slot.name),
-                    "models": [model.name for model in state.residents(slot.name)],
-                }
-                for slot in state.slots.values()
-            ]
-
-        return self.owner.inspect(look)
-
-    def roles(self) -> dict[int, tuple[str, str | None]]:
-        """Return what processes are for that are neither this one nor runners, and for which model, by pid: the memory
-        report lists them so.
-        """
-        zygotes = self.zygotes.report()
-        found = {zygote["pid"]: ("zygote", zygote["model"]) for zygote in zygotes}
-        found |= {zygote["spare_pid"]: ("spare", zygote["model"]) for zygote in zygotes}
-        found |= {self.forkserver.pid: ("forkserver", None), self.decoders.pid: ("decoders", None)}
-        return {pid: what for pid, what in found.items() if pid}
-
-    def ping(self, timeout: float) -> None:
-        """Prove that scheduler and forkserver live. :raises Unavailable: if one does not."""
-        self.owner.inspect(lambda state: None, timeout)
-        if self._stopping:
-            raise Unavailable("the server is stopping")
-        if not self.forkserver.alive:
-            raise Unavailable("no runner can be started: the forkserver is not running")
-
-    def _relieved(self, model: str, stage: str, step: str) -> None:
-        self.metrics.relieved(model, stage, step)
-        self.journal_writer.relieved(model, stage, step)
-
-    # -- the owner's hands: called in the owner thread, never waiting --------------------------------------------------
-
-    def _perform(self, action: actions.Action) -> None:
-        self.metrics.performed(action)
+    def perform_action(self, action: actions.Action) -> None:
+        """Carry out what the scheduler decided."""
+        self.metrics.action_performed(action)
         match action:
             case actions.StartLoad(model, load_id, slot):
-                self.runners.start(model, load_id, slot)
+                self.runners.start_runner(model, load_id, slot)
             case actions.EndRunner():
-                self.runners.end(action)
+                self.runners.end_runner(action)
             case actions.Grant(request_id, _, load_id, cold):
-                ticket, granted = self._tickets.get(request_id), self.runners.get(load_id)
+                ticket, granted = self.tickets.get(request_id), self.runners.get(load_id)
                 if ticket and granted:
                     ticket.mailbox.put(Granted(granted, cold))
                 else:
                     self.owner.post(events.Withdraw(request_id))
             case actions.Admit(request_id) | actions.Refuse(request_id):
-                if ticket := self._tickets.get(request_id):
+                if ticket := self.tickets.get(request_id):
                     ticket.mailbox.put(action)

@@ -1,5 +1,5 @@
-"""How few loads are possible for somebody who knows the whole trace: exact for service in order of arrival, and a lower
-bound for any order in which nobody waits longer than given. Dynamic programming over sets of resident models.
+"""The fewest loads possible with the whole trace known: exact for service in order of arrival, and a lower bound for
+any order in which no request waits longer than given. Dynamic programming over sets of resident models.
 """
 
 import heapq
@@ -15,9 +15,9 @@ INFINITE = float("inf")
 def arrival_order(arrivals: Sequence[Arrival], sizes: dict[str, int], budget: int) -> int:
     """Return the least number of loads that serve the requests in order of arrival: Belady's optimum.
 
-    For models of one size evicting the one that is needed again last is optimal (Belady, 1966). For models of several
-    sizes it is not, so all sets of resident models that fit are followed, keeping the fewest loads that lead to each.
-    Going to a smaller set than necessary never helps, so only the largest ones are kept.
+    For models of one size it is optimal to evict the one that is needed again last (Belady, 1966). For several sizes it
+    is not: so this follows every set of resident models that fits, with the fewest loads that lead to it. A smaller set
+    than necessary never helps, so only the largest sets are kept.
     """
     names = list(sizes)
     reached: dict[frozenset[str], int] = {frozenset(): 0}
@@ -32,13 +32,13 @@ def arrival_order(arrivals: Sequence[Arrival], sizes: dict[str, int], budget: in
             for option, cost in options:
                 following[option] = min(cost, following.get(option, cost))
         best = min(following.values())
-        # From the best set any other can be had for one load per model, so what costs more than that leads nowhere.
+        # One load per model leads from the best set to any other, so a set that costs more than that is of no use.
         reached = {there: loads for there, loads in following.items() if loads <= best + len(names)}
     return min(reached.values())
 
 
 def _largest(models: frozenset[str], sizes: dict[str, int], room: int) -> list[frozenset[str]]:
-    """The subsets that fit into ``room`` and to which no further model of the set could be added."""
+    """Return the subsets that fit into ``room`` and to which no further model of the set can be added."""
     fitting: list[frozenset[str]] = []
     for count in range(len(models), -1, -1):
         for kept in map(frozenset, itertools.combinations(sorted(models), count)):
@@ -48,16 +48,15 @@ def _largest(models: frozenset[str], sizes: dict[str, int], room: int) -> list[f
 
 
 def any_order(arrivals: Sequence[Arrival], sizes: dict[str, int], budget: int, patience: float) -> int:
-    """Return a number of loads below which nobody can go who lets no request wait longer than ``patience`` seconds.
+    """Return a lower bound of the loads of any policy that lets no request wait longer than ``patience`` seconds.
 
-    The order is free, the whole trace known, loads and answers take no time, and any number are answered at once; so a
-    real machine needs at least as many loads, and with loads that take seconds it usually needs more.
+    The order is free, the whole trace is known, loads and answers take no time, and any number are answered at once. So
+    a real machine needs at least as many loads, and usually more.
 
-    With no time spent, loads need to happen only in chains at instants at which some request can wait no longer: any
-    earlier chain may be put off until then, or until the next one, without anybody waiting too long. At such an instant
-    any set of the models that are waited for, those that are due among them, is loaded one after the other, and any set
-    that fits stays. If everything that was there stays, and the newcomers found no room beside it, as few of those as
-    could make room are counted once more, for being loaded again.
+    As nothing takes time, loads have to happen only at instants at which some request can wait no longer: a chain of
+    loads before that can be put off until then. At such an instant any set of the models with waiters, those that are
+    due among them, is loaded one after the other, and any set that fits stays. If all residents stay although the
+    newcomers had no room beside them, the fewest residents that could make room are counted as loaded again.
     """
     names = sorted(sizes)
     size = [sizes[name] for name in names]
@@ -65,8 +64,8 @@ def any_order(arrivals: Sequence[Arrival], sizes: dict[str, int], budget: int, p
     everything = range(len(names))
 
     def following(model: int, now: float) -> float:
-        place = bisect_right(times[model], now)
-        return times[model][place] if place < len(times[model]) else INFINITE
+        position = bisect_right(times[model], now)
+        return times[model][position] if position < len(times[model]) else INFINITE
 
     sets = [frozenset(chosen) for chosen in _subsets(everything)]
     fits = {there: sum(size[model] for model in there) <= budget for there in sets}
@@ -78,8 +77,8 @@ def any_order(arrivals: Sequence[Arrival], sizes: dict[str, int], budget: int, p
         if fits[stay]
         for largest in {0, *size}
     }
-    # A position is a set of residents and, per other model, its earliest request not yet served. Taken by the time at
-    # which somebody in it can wait no longer.
+    # A position is a set of residents and, for each other model, its earliest request not yet served. Positions are
+    # taken in the order of the times at which some request in them can wait no longer.
     start = frozenset[int](), tuple(following(model, -1.0) for model in everything)
     frontier: dict[frozenset[int], list[tuple[int, tuple[float, ...]]]] = {start[0]: [(0, start[1])]}
     due = min(start[1]) + patience
@@ -91,7 +90,7 @@ def any_order(arrivals: Sequence[Arrival], sizes: dict[str, int], budget: int, p
         if now == INFINITE:
             return min(loads, *(entry[1] for entry in agenda)) if agenda else loads
         if (loads, since) not in frontier[there]:
-            continue  # another position has turned out to be better
+            continue  # a better position was found
         frontier[there].remove((loads, since))
         waited = [model for model in everything if model not in there and since[model] <= now]
         forced = {model for model in waited if since[model] + patience <= now}
@@ -133,10 +132,10 @@ def _worthwhile(
     stay: frozenset[int],
     left: tuple[float, ...],
 ) -> bool:
-    """Whether no position known so far is at least as good; drops those to which this one is.
+    """Whether no known position is at least as good as this one. Drops the known ones that this one is as good as.
 
-    One is at least as good as another if it has cost no more, after loading what the other has and it has not, and
-    after serving what waits longer in it than in the other; for which all that is there may have to be loaded again.
+    A position is at least as good as another if it costs no more after it has loaded what only the other has, and
+    served what waits longer in it than in the other, for which all its residents may have to be loaded again.
     """
 
     def better(

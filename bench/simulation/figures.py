@@ -1,4 +1,4 @@
-"""What is reported of an outcome: waits, swaps, starvation and the quality of Retry-After, as plain JSON figures."""
+"""Figures of an outcome as plain JSON: waits, swaps, starvation and how good Retry-After was."""
 
 import statistics
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
 
 
 def honesty(promises: Sequence[Promise]) -> dict[str, float]:
-    """How good ``Retry-After`` was: told against true seconds until a place was free.
+    """Return how good ``Retry-After`` was: told against true seconds until a request would have been admitted.
 
     ``close`` is the share that was within two seconds or a factor of two, ``ratio`` the median of told over true.
     """

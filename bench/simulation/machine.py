@@ -1,7 +1,7 @@
-"""A workstation in virtual time: asks a policy, does what it says, and keeps the books.
+"""A workstation in virtual time: sends events to a policy, performs its actions and records the outcome.
 
-Loads and ends take their time, granted requests share their runner as in a continuous batch: ``n`` together are each
-slower than alone by the profile's :meth:`~bench.simulation.workload.Profile.slowdown`. Knows no policy.
+Loads and ends take time. Granted requests share their runner as in a continuous batch: each of ``n`` is slower than
+alone by the profile's :meth:`~bench.simulation.workload.Profile.slowdown`. Knows no policy.
 """
 
 import heapq
@@ -19,7 +19,7 @@ _RETRIES = 50
 
 
 class Policy(Protocol):
-    """What the machine asks. ``has_room``: whether a request for the model would get a place in a queue."""
+    """What the machine needs of a policy. ``has_room``: whether a request for the model would be admitted."""
 
     def send(self, event: events.Event, now: float) -> list[Action]: ...
 
@@ -30,7 +30,7 @@ class Policy(Protocol):
 
 @dataclass(slots=True)
 class Job:
-    """One request, and when things happened to it. ``next`` is what its client does once it is answered."""
+    """One request and its times. ``next`` is what its client does once it is answered."""
 
     request_id: str
     model: str
@@ -53,7 +53,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """A ``Retry-After`` and how long it really took until there was a place."""
+    """A ``Retry-After``, and how long it really took until a request would have been admitted."""
 
     model: str
     at: float
@@ -63,7 +63,7 @@ class Promise:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of a trace. ``loads`` counts per model; ``loading`` are seconds in which some load was under way."""
+    """The result of a trace. ``loads`` counts per model; ``loading`` is the time in seconds with a load under way."""
 
     jobs: list[Job] = field(default_factory=list)
     loads: Counter[str] = field(default_factory=Counter)
@@ -75,13 +75,13 @@ class Outcome:
 
     @property
     def swaps(self) -> int:
-        """Loads, those into an empty slot included: the one count that means the same for every policy and bound."""
+        """All loads, also those into an empty slot: this count means the same for every policy and bound."""
         return self.loads.total()
 
 
 @dataclass(slots=True)
 class _Runner:
-    """A continuous batch. ``attained`` is how much work each request present from the start would have got."""
+    """A continuous batch. ``attained`` is the work done on a request that has been in it from the start."""
 
     load_id: str
     profile: Profile
@@ -121,7 +121,7 @@ class Machine:
     def run(self) -> Outcome:
         """Replay until every request has been answered or refused.
 
-        :raises RuntimeError: if the policy leaves requests waiting and never wants to be asked again.
+        :raises RuntimeError: if the policy leaves requests waiting and names no time to wake up.
         """
         while True:
             wakeup = self.policy.wakeup(self.now)

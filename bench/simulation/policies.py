@@ -1,4 +1,4 @@
-"""The policies that are compared: the gateway's own, the same with hindsight, and service in order of arrival."""
+"""The policies to compare: the gateway's own, the same with hindsight, and service in order of arrival."""
 
 from bisect import bisect_right
 from collections import deque
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bench.simulation.workload import Workload
-from gateway.scheduler import Limits, Model, Phase, Slot, State, decide, events, next_wakeup
+from gateway.scheduler import Limits, Model, Phase, Slot, Spec, State, decide, events, next_wakeup
 from gateway.scheduler.actions import Action, Admit, EndRunner, Grant, StartLoad
 
 UNLIMITED = Limits(queue_per_model=10**9, queue_total=10**9)
@@ -18,7 +18,10 @@ class Switchyard:
 
     def __init__(self, workload: Workload, limits: Limits = UNLIMITED) -> None:
         models = {
-            profile.name: Model(profile.name, profile.bytes, ("gpu",), keep_alive=-1, concurrency=profile.concurrency)
+            profile.name: Model(
+                profile.name,
+                Spec(profile.name, profile.bytes, ("gpu",), keep_alive=-1, concurrency=profile.concurrency),
+            )
             for profile in workload.profiles
         }
         self.state = State({"gpu": Slot("gpu", workload.budget)}, models, limits)
@@ -30,12 +33,13 @@ class Switchyard:
         return next_wakeup(self.state, now)
 
     def has_room(self, model: str) -> bool:
-        limits = self.state.limits
-        return self.state.models[model].depth < limits.queue_per_model and self.state.depth < limits.queue_total
+        models, limits = self.state.models, self.state.limits
+        total = sum(other.queue.depth for other in models.values())
+        return models[model].queue.depth < limits.queue_per_model and total < limits.queue_total
 
 
 class Hindsight(Switchyard):
-    """The same policy, but of the idle models the one goes that is asked for again last. Open loop only."""
+    """The same policy, but it evicts the idle model that is asked for again last. Open-loop traces only."""
 
     def __init__(self, workload: Workload, limits: Limits = UNLIMITED) -> None:
         super().__init__(workload, limits)
@@ -45,8 +49,8 @@ class Hindsight(Switchyard):
 
     def _look_ahead(self, now: float) -> None:
         for name, model in self.state.models.items():
-            place = bisect_right(self._times[name], now)
-            model.last_used = -self._times[name][place] if place < len(self._times[name]) else -1e18
+            times, position = self._times[name], bisect_right(self._times[name], now)
+            model.residency.last_used = -times[position] if position < len(times) else -1e18
 
     def send(self, event: events.Event, now: float) -> list[Action]:
         self._look_ahead(now)
@@ -71,8 +75,8 @@ class _Resident:
 class ArrivalOrder:
     """Serves in order of arrival: nobody is granted a lease before everybody who came earlier has one.
 
-    A model that is needed and not there takes the place of idle ones, the least recently used first; with ``hindsight``
-    those that are needed again last, which is Belady's rule. Open loop only in that case.
+    A cold model that is needed evicts idle models, the least recently used first; with ``hindsight`` those that are
+    needed again last, which is Belady's rule. Hindsight works on open-loop traces only.
     """
 
     def __init__(self, workload: Workload, hindsight: bool = False) -> None:
@@ -84,8 +88,8 @@ class ArrivalOrder:
         self._asked: dict[str, str] = {}
         self._loads = self._served = 0
         self._order: dict[str, list[int]] = {name: [] for name in self._models}
-        for place, arrival in enumerate(workload.arrivals):
-            self._order[arrival.model].append(place)
+        for position, arrival in enumerate(workload.arrivals):
+            self._order[arrival.model].append(position)
         self._worth: Callable[[_Resident], float] = self._next_use if hindsight else lambda model: model.last_used
 
     def wakeup(self, now: float) -> float | None:
@@ -148,8 +152,8 @@ class ArrivalOrder:
 
     def _next_use(self, model: _Resident) -> float:
         order = self._order[model.name]
-        place = bisect_right(order, self._served - 1)
-        return -order[place] if place < len(order) else float("-inf")
+        position = bisect_right(order, self._served - 1)
+        return -order[position] if position < len(order) else float("-inf")
 
     def _by_load(self, load_id: str) -> _Resident:
         return next(model for model in self._models.values() if model.load_id == load_id)

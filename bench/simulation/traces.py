@@ -180,7 +180,7 @@ def read_csv(paths: Sequence[Path], every: int = 1, seconds: float = 3600, seed:
         raise ValueError(f"{', '.join(map(str, paths))}: no requests")
     rows = sorted(rows)[::every]
     random, services = Random(seed), sorted({service for _, service, _ in rows})
-    share = {service: POPULARITY[place :: len(services)] or POPULARITY[-1:] for place, service in enumerate(services)}
+    share = {service: POPULARITY[rank :: len(services)] or POPULARITY[-1:] for rank, service in enumerate(services)}
     arrivals = []
     for at, service, work in rows:
         weights = [1 / (1 + POPULARITY.index(model)) for model in share[service]]

@@ -1,4 +1,4 @@
-"""What a simulated workstation serves: its models, its slot, and who asks for what and when. Plain data."""
+"""A workload: the models and the slot of a simulated workstation, and its requests. Plain data."""
 
 from dataclasses import dataclass, field
 
@@ -7,8 +7,8 @@ INTERACTIVE, BATCH = 0, 1
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A model. A load takes ``load`` seconds, more or less by a tenth; an end ``end`` seconds. Up to ``concurrency``
-    requests are answered together, each slowed down by ``crowding`` for every other one beside it.
+    """A model. A load takes ``load`` seconds give or take a tenth, an end ``end`` seconds. Up to ``concurrency``
+    requests are answered together; each is slowed down by ``crowding`` for every other one.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A request that comes at ``at`` whatever happened to others. ``work`` is how long its answer takes alone."""
+    """A request that comes at ``at`` whatever happens to others. ``work`` is the seconds its answer takes alone."""
 
     at: float
     model: str

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from checkpoints import kept_weights
+from checkpoints.safetensors_header import HeaderError
 from commands.doctor.finding import Finding, failed, ok, warning
 from commands.doctor.memory import Slots, find_memory
 from commands.models import describe
-from gateway.memory.footprint import HeaderError
 from media.client import MediaItem, decode_media, limits_from_settings
 from media.errors import MediaError
 from media.incoming import RawMedia

@@ -1,8 +1,8 @@
-"""How a model is loaded once memory has run out: with less and less, and after a while with all of it again.
+"""Degradation: the level at which a model is loaded after it ran out of memory, and what was tried.
 
-The steps, in order: as the spec says, once more after idle models went; for one answer at a time; a part of it in RAM;
-on the CPU. Steps that mean nothing where the model is are left out. Knows levels and counts, no processes. Gateway
-process; called from any thread.
+The steps, in order: load again as the spec says after idle models were evicted; one answer at a time; a part of the
+model in RAM; on the CPU. Steps that make no difference to a model are skipped. After a while the first level is tried
+again. Gateway process, called from any thread. Knows levels and counts, no processes.
 """
 
 import threading
@@ -19,7 +19,7 @@ from protocol.messages import Level, Step
 Fallback = Literal["none", "offload", "cpu"]
 _LEVELS: tuple[Level, ...] = get_args(Level)
 OFFLOAD_SHARE = 0.6
-"""Of a model's weights, what stays on the GPU when the rest is offloaded."""
+"""Share of a model's weights that stays on the GPU when the rest is offloaded."""
 
 _LEVEL_NOTES: dict[Level, str] = {
     "small_batch": "the model makes one answer at a time because memory ran out before",
@@ -35,7 +35,9 @@ _HELPS = "fewer tokens, a smaller context, fewer quant_bits or a smaller model t
 
 
 @dataclass
-class _Rung:
+class _Degraded:
+    """The level of a model below the first one, or failed loads that may lead there."""
+
     level: Level = "normal"
     until: float = 0.0
     failed_loads: int = 0
@@ -45,8 +47,8 @@ class _Rung:
 def possible(spec: ModelSpec, device: str, fallback: Fallback) -> tuple[Level, ...]:
     """Return the levels below the first one that make a difference to a model on this device.
 
-    Offloading and falling back to the CPU are for what is on a GPU. A GGUF file is not offloaded, and neither is what
-    has limits of its own already; a model that the catalog puts on a device stays there.
+    Only models on a GPU are offloaded or fall back to the CPU. GGUF files and models with their own ``max_memory`` are
+    not offloaded. A model that the catalog puts on a device stays there.
     """
     on_gpu = device.startswith("cuda")
     levels: dict[Level, bool] = {
@@ -58,30 +60,30 @@ def possible(spec: ModelSpec, device: str, fallback: Fallback) -> tuple[Level, .
 
 
 class Degradation:
-    """The level of each model, and what was done for want of memory, counted.
+    """The level of each model, and counts of the steps taken because memory ran out.
 
-    A lower level holds for ``hold`` seconds. ``counts`` are numbers of (model, step) since the start: the steps of a
-    runner (``retried``, ``smaller_batch``, ``smaller_piece``, ``larger_batch``), those of the gateway (``reloaded``
-    after idle models went, ``small_batch``, ``offload``, ``cpu``, ``refused``, ``replaced`` of a runner that did not
-    recover) and of the watchdog (``ended``).
+    A lower level holds for ``hold`` seconds. ``counts`` has the number of each (model, step) since the start. Steps of
+    a runner: ``retried``, ``smaller_batch``, ``smaller_piece``, ``larger_batch``. Of the gateway: ``reloaded`` after
+    idle models were evicted, ``small_batch``, ``offload``, ``cpu``, ``refused``, and ``replaced`` for a runner that did
+    not recover. Of the watchdog: ``ended``.
     """
 
     def __init__(self, fallback: Fallback, hold: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._fallback = fallback
         self._hold = hold
         self._clock = clock
-        self._rungs: dict[str, _Rung] = {}
+        self._degraded: dict[str, _Degraded] = {}
         self._lock = threading.Lock()
         self.counts: Counter[tuple[str, str]] = Counter()
         self.listener: Callable[[str, str, str], None] = lambda model, stage, step: None
-        """Told the model, what it was at (``load`` or ``generate``) and the step that is taken; must not call back."""
+        """Is told the model, the stage (``load`` or ``generate``) and the step. Must not call back."""
 
-    def count(self, model: str, step: str) -> None:
-        """A step was taken while the model served."""
+    def count_step(self, model: str, step: str) -> None:
+        """Count a step that was taken while the model served."""
         with self._lock:
-            self._add(model, "generate", step)
+            self._count(model, "generate", step)
 
-    def _add(self, model: str, stage: str, step: str) -> None:
+    def _count(self, model: str, stage: str, step: str) -> None:
         self.counts[model, step] += 1
         self.listener(model, stage, step)
 
@@ -91,78 +93,81 @@ class Degradation:
             return {step: number for (name, step), number in sorted(self.counts.items()) if name == model}
 
     def level(self, model: str) -> Level:
-        rung = self._rungs.get(model)
-        return rung.level if rung else "normal"
+        degraded = self._degraded.get(model)
+        return degraded.level if degraded else "normal"
 
     def holds_for(self, model: str) -> float | None:
-        """Return for how many more seconds the level holds; None for the first one."""
-        rung = self._rungs.get(model)
-        return max(0.0, rung.until - self._clock()) if rung and rung.level != "normal" else None
+        """Return how many more seconds the level holds; None for the first level."""
+        degraded = self._degraded.get(model)
+        return max(0.0, degraded.until - self._clock()) if degraded and degraded.level != "normal" else None
 
     def status(self, model: str) -> dict[str, Any]:
-        """Return what routes tell of a model's level and of what was done."""
+        """Return the fields about a model's level that routes report."""
         return {"level": self.level(model), "level_for": self.holds_for(model), "out_of_memory": self.counted(model)}
 
-    def climb(self, model: str, at_once: bool = False) -> bool:
-        """Try the whole model again if the level has held for long enough, or ``at_once``. Return whether it
-        changed."""
+    def restore_level(self, model: str, at_once: bool = False) -> bool:
+        """Go back to the first level if the present one has held for long enough, or ``at_once``. Return whether the
+        level changed."""
         with self._lock:
-            rung = self._rungs.get(model)
-            if rung is None or rung.level == "normal" or (self._clock() < rung.until and not at_once):
+            degraded = self._degraded.get(model)
+            if degraded is None or degraded.level == "normal" or (self._clock() < degraded.until and not at_once):
                 return False
-            del self._rungs[model]
+            del self._degraded[model]
             return True
 
     def loaded(self, model: str) -> None:
-        """A load went well: the next one that fails is tried again as it is."""
+        """Note a good load: the next one that fails is repeated on the same level."""
         with self._lock:
-            if rung := self._rungs.get(model):
-                rung.failed_loads = 0
+            if degraded := self._degraded.get(model):
+                degraded.failed_loads = 0
 
     def load_failed(self, spec: ModelSpec, device: str, at: Level) -> bool:
-        """A load on this level found no memory. Return whether to load again: once as it is, then on the next level."""
+        """Note a load that found no memory on this level. Return whether to load again: once on the same level, then on
+        the next one."""
         with self._lock:
-            rung = self._rungs.setdefault(spec.name, _Rung())
-            rung.failed_loads += 1
-            if rung.failed_loads == 1:
-                self._step(spec.name, rung, "load", "reloaded", "loading it again after idle models went")
+            degraded = self._degraded.setdefault(spec.name, _Degraded())
+            degraded.failed_loads += 1
+            if degraded.failed_loads == 1:
+                self._step(spec.name, degraded, "load", "reloaded", "loading it again after idle models went")
                 return True
-            # A batch takes its memory when it is there, except from an engine that takes it all at the load.
+            # A batch takes memory only while it answers, except with an engine that reserves its cache at the load.
             smaller = spec.engine == "llama_cpp"
             if self._lower(spec, device, at, "load", smaller):
                 return True
-            rung.failed_loads = 0
-            self._add(spec.name, "load", "refused")
+            degraded.failed_loads = 0
+            self._count(spec.name, "load", "refused")
             return False
 
     def ran_out(self, spec: ModelSpec, device: str, at: Level, alone: bool) -> bool:
-        """A request found no memory on this level, ``alone`` with the model. Return whether a lower one can be tried;
-        also if it is in force already because another request met the same.
+        """Note a request that found no memory on this level; ``alone``: no other was answered beside it. Return
+        whether a lower level can be tried, even if another request has lowered it already.
         """
         with self._lock:
-            rung = self._rungs.setdefault(spec.name, _Rung())
-            if _LEVELS.index(rung.level) > _LEVELS.index(at) or self._lower(spec, device, at, "generate", not alone):
+            degraded = self._degraded.setdefault(spec.name, _Degraded())
+            if _LEVELS.index(degraded.level) > _LEVELS.index(at) or self._lower(
+                spec, device, at, "generate", not alone
+            ):
                 return True
-            self._add(spec.name, "generate", "refused")
+            self._count(spec.name, "generate", "refused")
             return False
 
     def _lower(self, spec: ModelSpec, device: str, at: Level, stage: str, smaller: bool) -> bool:
-        rung = self._rungs[spec.name]
+        degraded = self._degraded[spec.name]
         for level in possible(spec, device, self._fallback):
             if _LEVELS.index(level) > _LEVELS.index(at) and (smaller or level != "small_batch"):
-                rung.level, rung.until = level, self._clock() + self._hold
-                self._step(spec.name, rung, stage, level, _TRIED[level])
+                degraded.level, degraded.until = level, self._clock() + self._hold
+                self._step(spec.name, degraded, stage, level, _TRIED[level])
                 return True
         return False
 
-    def _step(self, model: str, rung: _Rung, stage: str, step: str, words: str) -> None:
-        self._add(model, stage, step)
-        rung.tried = [*rung.tried[-5:], words]
+    def _step(self, model: str, degraded: _Degraded, stage: str, step: str, words: str) -> None:
+        self._count(model, stage, step)
+        degraded.tried = [*degraded.tried[-5:], words]
 
     def explain(self, spec: ModelSpec, device: str, error: str) -> str:
-        """Say what was tried before a request or a load is given up, and what would help."""
-        rung = self._rungs.get(spec.name, _Rung())
-        tried = list(dict.fromkeys(rung.tried)) or ["once more after freeing what could be freed"]
+        """Return the error text of a refused request or load: what was tried, and what would help."""
+        degraded = self._degraded.get(spec.name, _Degraded())
+        tried = list(dict.fromkeys(degraded.tried)) or ["once more after freeing what could be freed"]
         skipped = "" if device.startswith("cuda") else "; it runs on the CPU already, where nothing can be offloaded"
         return f"{spec.name} ran out of memory: {error}; tried: {', '.join(tried)}{skipped}; {_HELPS}"
 
@@ -171,9 +176,8 @@ _TRIED: dict[Level, str] = {"small_batch": "one answer at a time", "offload": "a
 
 
 def visible(level: Level, relief: tuple[Step, ...], device: str, media: bool) -> dict[str, Any]:
-    """Return what an answer says of how it was made for want of memory: ``generation_method`` and ``note``. Empty for
-    one that was made as it should be.
-    """
+    """Return the fields ``generation_method`` and ``note`` of an answer that ran into a lack of memory; {} for any
+    other answer."""
     notes = [_STEP_NOTES[step] for step in relief if step in _STEP_NOTES]
     if level != "normal":
         notes.append(_LEVEL_NOTES[level])

@@ -1,15 +1,17 @@
-"""What the machine has and what processes take of it: GPUs by NVML, memory by psutil. No torch, no CUDA context.
+"""Readings of the machine: GPUs through NVML, RAM through /proc, psutil and the cgroup. No torch, no CUDA context.
 
-Gateway process. Knows devices and pids, not models.
+Gateway process, in the caller's thread. Knows devices and pids, no models; keeps no readings.
 """
 
 import logging
 import os
+import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import psutil
 import pynvml
@@ -18,14 +20,17 @@ log = logging.getLogger(__name__)
 WEIGHT_FILES = (".safetensors", ".gguf")
 _FREED_TIMEOUT = 5.0
 _FREED_STEP = 0.02
+_PAGE = resource.getpagesize()
+_CGROUP = Path("/sys/fs/cgroup")
+VMSTAT = Path("/proc/vmstat")
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU that runners can use, in bytes as the driver sees them.
+    """One GPU that runners can use. Bytes are the driver's.
 
-    ``index`` is CUDA's number in a runner (``cuda:<index>``), which counts the visible ones; ``number`` is the
-    driver's, as nvidia-smi shows it.
+    ``index`` is CUDA's number in a runner (``cuda:<index>``), which counts visible GPUs only; ``number`` is the
+    driver's number, which nvidia-smi shows.
     """
 
     index: int
@@ -42,11 +47,11 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class HostUse:
-    """What a process takes of RAM, in bytes.
+    """Bytes of RAM of one process.
 
-    ``private`` is its alone (unique set size). ``proportional`` adds its share of what it has in common with others
-    (proportional set size): over all processes these add up to the memory in use. ``weights`` is the part of that
-    share which lies in files of weights: runners of one model have it in common, nobody else.
+    ``private`` is the unique set size. ``proportional`` is the proportional set size: it adds the process's share of
+    common pages, and over all processes it sums up to the memory in use. ``weights`` is the share of common pages of
+    weight files, which only runners of one model have in common.
     """
 
     private: int
@@ -55,8 +60,16 @@ class HostUse:
 
     @property
     def own(self) -> int:
-        """What it takes for itself. Over the runners of a model, what their ends would give back."""
+        """Private bytes and weights. Over all runners of a model, the bytes that become free when they end."""
         return self.private + self.weights
+
+
+class PageCounts(NamedTuple):
+    """Bytes that a process has in RAM: its ``private`` pages, with those it still shares with the process it was
+    forked from, and pages of ``files``. Cheap to read."""
+
+    private: int
+    files: int
 
 
 @cache
@@ -70,10 +83,10 @@ def _nvml() -> bool:
 
 
 def gpus() -> list[Gpu]:
-    """Return the GPUs that ``CUDA_VISIBLE_DEVICES`` leaves visible, in CUDA's order, read now. Empty without a driver.
+    """Read the GPUs that ``CUDA_VISIBLE_DEVICES`` leaves visible, in CUDA's order. Empty without a driver.
 
-    Runners number GPUs by bus, whatever their speed, so that is what an index in ``CUDA_VISIBLE_DEVICES`` means. One
-    that the driver cannot read keeps its number and is left out.
+    Runners number GPUs by bus, not by speed, so an index in ``CUDA_VISIBLE_DEVICES`` counts by bus too. A GPU that the
+    driver cannot read is left out; the others keep their numbers.
     """
     if not _nvml():
         return []
@@ -92,7 +105,7 @@ def gpus() -> list[Gpu]:
 
 @cache
 def _installed() -> dict[str, int]:
-    """The UUIDs of all GPUs, by bus, with the driver's own number of each."""
+    """Return the driver's number of each installed GPU by UUID, in the order of their buses."""
     found = []
     for number in range(pynvml.nvmlDeviceGetCount()):
         try:
@@ -106,15 +119,15 @@ def _installed() -> dict[str, int]:
 
 @cache
 def _visible() -> list[str]:
-    """The UUIDs that runners see, in their order."""
+    """Return the UUIDs of the GPUs that runners see, in their order."""
     return visible(list(_installed()), os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def visible(installed: Sequence[str], wanted: str | None) -> list[str]:
-    """Return which of the installed GPUs' UUIDs CUDA shows for this value of ``CUDA_VISIBLE_DEVICES``, in its order.
+    """Return the UUIDs that CUDA shows for this value of ``CUDA_VISIBLE_DEVICES``, in its order.
 
-    It takes numbers, or UUIDs or beginnings of them. As in CUDA, the list ends at the first that is not there, and is
-    empty if one is named twice. Of MIG instances a process sees one, the first.
+    The value lists numbers, UUIDs or prefixes of UUIDs. As in CUDA, the list ends before the first GPU that is not
+    installed, and is empty if a GPU is named twice. A process sees one MIG instance, the first.
     """
     if wanted is None:
         return list(installed)
@@ -137,11 +150,11 @@ def visible(installed: Sequence[str], wanted: str | None) -> list[str]:
 
 
 def measure(pid: int, device: str, mapped: int = 0) -> int | None:
-    """Return the bytes a runner takes of its device: on a GPU by the driver, on the CPU those that its end would free
-    (unique set size). None if it cannot be told.
+    """Measure the bytes that a runner takes of its device. None if they cannot be read.
 
-    ``mapped`` are the bytes of weights it uses where they lie in their file. They count in full, whether or not they
-    were touched yet, and whoever else has the file mapped.
+    On a GPU the driver says. On the CPU these are the bytes that become free when it ends (unique set size), and all
+    of ``mapped``: the bytes of weights it uses in their file, whether or not it has touched them, and even if other
+    runners map the same file.
     """
     if device.startswith("cuda"):
         return _gpu_bytes(pid, device) or None  # some drivers give no figures by process
@@ -155,7 +168,8 @@ def measure(pid: int, device: str, mapped: int = 0) -> int | None:
 
 
 def host_use(pid: int) -> HostUse | None:
-    """Return what a process takes of RAM now; None if it is gone or another user's."""
+    """Measure a process's RAM, page by page: tens of milliseconds for a large one. None if it is gone or belongs to
+    another user."""
     try:
         maps = psutil.Process(pid).memory_maps(grouped=True)
     except (psutil.NoSuchProcess, psutil.AccessDenied):
@@ -165,9 +179,52 @@ def host_use(pid: int) -> HostUse | None:
     return HostUse(sum(private.values()), sum(m.pss for m in maps), weights)
 
 
+def page_counts(pid: int) -> PageCounts | None:
+    """Read what a process has in RAM, which is cheap. None if it is gone."""
+    try:
+        _, pages, files, *_ = map(int, Path(f"/proc/{pid}/statm").read_text().split())
+    except (OSError, ValueError):
+        return None
+    return PageCounts((pages - files) * _PAGE, files * _PAGE)
+
+
+def available_bytes() -> int:
+    """Read the bytes of RAM that can be had without swapping, on the machine or within this container's limit."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        used = int((_CGROUP / "memory.current").read_text())
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return free
+    cached = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
+    return free if limit == "max" else min(free, int(limit) - used + cached)
+
+
+def total_bytes() -> int:
+    """Read the bytes of RAM of the machine, or this container's limit."""
+    total = int(psutil.virtual_memory().total)
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+    except OSError:
+        return total
+    return total if limit == "max" else min(total, int(limit))
+
+
+def oom_kills() -> int | None:
+    """Read how many processes the kernel's out-of-memory killer has ended. None if the kernel does not say."""
+    try:
+        lines = VMSTAT.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
+
+
 def wait_until_freed(pid: int, device: str) -> bool:
-    """Wait, bounded, until the driver no longer shows memory of an ended process. At once on the CPU: there a reaped
-    process has given everything back."""
+    """Wait until the driver no longer shows memory of an ended process, for a few seconds at most.
+
+    Returns at once on the CPU: a reaped process has freed everything.
+    """
     if not device.startswith("cuda"):
         return True
     deadline = time.monotonic() + _FREED_TIMEOUT
@@ -180,9 +237,9 @@ def wait_until_freed(pid: int, device: str) -> bool:
 
 
 def gpu_processes(device: str) -> dict[int, int | None]:
-    """Return what the driver says each process takes of a GPU, in bytes by pid; None where it does not tell.
+    """Return the bytes of a GPU that each process takes, by pid; None where the driver does not say.
 
-    In a container the driver may know processes by other pids than theirs here.
+    In a container the driver may use other pids than the ones seen here.
     """
     if not _nvml():
         return {}
@@ -201,8 +258,8 @@ def _gpu_bytes(pid: int, device: str) -> int | None:
 
 
 def utilization(gpu: Gpu) -> float | None:
-    """Return the share of time in which a GPU was computing, over the driver's own last moment: 0 to 1. None where the
-    driver does not tell."""
+    """Return the share of time in which a GPU was computing, 0 to 1, over the driver's last sample. None where the
+    driver does not say."""
     try:
         rates = pynvml.nvmlDeviceGetUtilizationRates(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid))
     except pynvml.NVMLError as error:

@@ -1,13 +1,13 @@
-"""Which models fit on this machine, alone and together: what a gateway with these settings would charge each of them.
+"""Which models fit on this machine, alone and together, by what a gateway with these settings would charge for each.
 
-Gateway and command line; starts nothing. Reads headers and budgets, and asks :mod:`gateway.memory.footprint` for the
-rest.
+Gateway process and command line. Reads headers and budgets; starts nothing.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gateway.memory.footprint import HeaderError, Parts
+from checkpoints.safetensors_header import HeaderError
+from gateway.memory.footprint.prediction import Parts
 from gateway.memory.placement import Placement
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
@@ -15,8 +15,11 @@ from models_registry.spec import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """One model on its slot. ``tokens`` is how large a cache it would get, ``offloaded`` what the slot ``ram`` would be
-    charged besides. ``parts`` is None and ``bytes`` 0 where its weights are not here or damaged, as ``reason`` says."""
+    """One model on its slot, with a cache of ``tokens``. The slot ``ram`` would be charged ``offloaded`` bytes.
+
+    ``fits``: the slots could hold it. ``parts`` is None and ``bytes`` 0 if the weights are missing or damaged;
+    ``reason`` says which.
+    """
 
     name: str
     bits: int
@@ -27,12 +30,13 @@ class Fit:
     reason: str = ""
     offloaded: int = 0
     ram: str = ""
+    fits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """A slot and the sets of models that fit into it at once, such that none has room for one more. ``more`` tells that
-    there are others beside those listed."""
+    """A slot, and sets of models that fill it: each set fits at once and has no room for another model. ``more``: there
+    are more such sets than are listed."""
 
     slot: str
     budget: int
@@ -41,7 +45,7 @@ class Together:
 
 
 def fits(placement: Placement, catalog: Catalog) -> list[Fit]:
-    """Return what each model of the catalog would be charged for on the slot that it is likely to use."""
+    """Return what each model of the catalog would be charged on the slot that it is likely to use."""
     return [_fit(spec, placement) for spec in catalog]
 
 
@@ -62,12 +66,12 @@ def _fit(spec: ModelSpec, placement: Placement) -> Fit:
         parts,
         offloaded=charge.offloaded,
         ram=placement.ram or "" if charge.offloaded else "",
+        fits=placement.has_room(slot, charge),
     )
 
 
 def together(slot: str, budget: int, models: Sequence[Fit], most: int = 20) -> Together:
-    """Return which of the models that go to a slot fit into it at once: at most ``most`` sets, however many
-    there are."""
+    """Return at most ``most`` sets of the slot's models that fit at once."""
     sizes = {model.name: model.bytes for model in models if model.slot == slot and model.bytes}
     found: list[list[str]] = []
     for one in maximal(sizes, budget):
@@ -78,24 +82,23 @@ def together(slot: str, budget: int, models: Sequence[Fit], most: int = 20) -> T
 
 
 def maximal(sizes: dict[str, int], budget: int) -> Iterator[list[str]]:
-    """Yield the sets of names whose sizes fit into the budget and to which none can be added, those with the largest
-    first.
+    """Yield the sets of names that fit into the budget and have no room for another name, largest names first.
 
-    The largest are decided on first. A set is full when the smallest name left out has no room in it; a choice is
-    followed only where the rest is large enough to fill it up so far. Then some set comes of it in any case: the rest
-    are no larger than that name, so adding them one by one cannot pass over its place. So the time from one set to the
-    next grows with the number of names, not with that of their sets.
+    Names are decided on from the largest to the smallest. A set is full when the smallest name left out does not fit.
+    A choice is dropped when even all remaining names leave room for the smallest one left out. Every choice that is
+    kept leads to a set, since no remaining name is larger than that one. So the time between two sets grows with the
+    number of names, not with the number of sets.
     """
     names = sorted(sizes, key=lambda name: (-sizes[name], name))
     rest = [0] * (len(names) + 1)
     for place in reversed(range(len(names))):
         rest[place] = rest[place + 1] + sizes[names[place]]
-    # Names decided on, those taken, their sum, the smallest one left out.
+    # How many names are decided on, the names taken, their sum, the smallest size left out.
     pending: list[tuple[int, list[str], int, int | None]] = [(0, [], 0, None)]
     while pending:
         place, taken, used, out = pending.pop()
         if out is not None and used + rest[place] + out <= budget:
-            continue  # even with all the rest, what was left out has room
+            continue
         if place == len(names):
             if taken:
                 yield taken

@@ -1,6 +1,6 @@
-"""Which slots there are, which of them a model may use, and how it is loaded on each.
+"""Placement: the slots of a gateway, which of them a model may use, and how it is loaded on each.
 
-Gateway process. Knows settings, specs and devices; nothing of requests, runners or what is loaded.
+Gateway process and command line. Knows settings, specs and devices; nothing of requests, runners or resident models.
 """
 
 import logging
@@ -8,13 +8,14 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+from checkpoints import kept_weights
+from checkpoints.safetensors_header import HeaderError
 from gateway.memory import devices
 from gateway.memory.degradation import OFFLOAD_SHARE, Degradation, possible
 from gateway.memory.devices import Gpu
-from gateway.memory.footprint import LEAST_CACHE, Charge, Footprints, HeaderError, Offloads, usual_bits
-from gateway.memory.watchdog import available, host_bytes
-from gateway.weights import files
+from gateway.memory.footprint.prediction import LEAST_CACHE, Charge, Footprints, usual_bits
 from models_registry.catalog import Catalog, CatalogError
 from models_registry.spec import ModelSpec, QuantBits
 from protocol.messages import Load
@@ -27,10 +28,10 @@ ON_CPU = "it fits no GPU, so it runs on the CPU"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A slot: a device and how many of its bytes models may take.
+    """A slot: a device, and the bytes of it that models may take.
 
-    ``device`` is what a runner calls it, the same for all slots of the CPU. ``gpu`` is as the driver showed it at
-    start, and ``others`` are the bytes that other processes had of it then.
+    ``device`` is a runner's name for it; all slots of the CPU have the same. ``gpu`` is the driver's reading at the
+    start, and ``others`` the bytes that other processes had then.
     """
 
     name: str
@@ -46,15 +47,14 @@ class Place:
 class Placement:
     """The slots of one gateway, and what a model takes on each.
 
-    :raises SettingsError: if the settings name a device or a slot that is not there, or more memory than there is.
+    :raises SettingsError: if the settings name a device or a slot that does not exist, or more memory than there is.
     :raises CatalogError: if a model may use none of the slots.
     """
 
     def __init__(self, settings: Settings, catalog: Catalog) -> None:
         self._settings = settings
         self.degradation = Degradation(settings.fallback, settings.degraded_for)
-        self._footprints = Footprints(settings.models_dir)
-        self._offloads = Offloads(settings.models_dir)
+        self.footprints = Footprints(settings.models_dir)
         self.places = {place.name: place for place in slots(settings, catalog)}
         self._allowed = {spec.name: _allowed(spec, self.places) for spec in catalog}
         for spec in catalog:
@@ -68,69 +68,67 @@ class Placement:
 
         cpus = [place for place in self.places.values() if place.gpu is None]
         self.ram = max(cpus, key=lambda place: place.budget).name if cpus else None
-        """The slot that is charged for what lies in RAM of models on GPUs: the CPU's, of several the largest."""
-
-    @property
-    def footprints(self) -> Footprints:
-        return self._footprints
+        """The slot that is charged for offloaded parts of models on GPUs: the largest one of the CPU."""
 
     def allowed(self, spec: ModelSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the slots a model may use, and those for when it fits none of them: the CPU's where memory ran out."""
+        """Return the slots a model may use, and the fallback slots for a model that fits none of them. A model at the
+        level ``cpu`` may only use the CPU's."""
         if self.degradation.level(spec.name) == "cpu":
             return tuple(place.name for place in self.places.values() if place.gpu is None), ()
         return self._allowed[spec.name]
 
     def at_once(self, spec: ModelSpec) -> int:
-        """Return how many answers its runner makes at once."""
+        """Return how many answers its runner makes at once, at the present level."""
         return 1 if self.degradation.level(spec.name) in ("small_batch", "offload") else Catalog.batch_size(spec)
 
     @property
     def cpu_budget(self) -> int | None:
-        """Bytes that models on the CPU may have together; None where none goes there."""
+        """Bytes that all models on the CPU may take together; None where no model runs there."""
         return sum(place.budget for place in self.places.values() if place.gpu is None) or None
 
     def where(self, spec: ModelSpec) -> str:
-        """Return in one word where a model that is not loaded would go: a slot, or a kind of slots if it may choose."""
+        """Return the slot that a model would use, or the kind of slots if there are several."""
         first, _ = self.allowed(spec)
         return first[0] if len(first) == 1 else first[0].partition(":")[0]
 
     def expected(self, spec: ModelSpec, bits: QuantBits | None = None) -> str:
-        """Return the slot a load is likely to use: the first that could hold it."""
+        """Return the slot that a load is likely to use: the first one that could hold the model."""
         first, fallback = self.allowed(spec)
         for slot in (*first, *fallback) if len(first) + len(fallback) > 1 else ():
-            needed = self.needs(self.on(spec, slot, bits), slot)
-            ram = self.places[self.ram].budget if self.ram else 0
-            if needed.bytes <= self.places[slot].budget and needed.offloaded <= ram:
+            if self.has_room(slot, self.needs(self.on(spec, slot, bits), slot)):
                 return slot
         return first[0]
 
+    def has_room(self, slot: str, charge: Charge) -> bool:
+        """Whether the slot could hold this much if it were empty, and so could the slot for offloaded bytes."""
+        ram = self.places[self.ram].budget if self.ram else 0
+        return charge.bytes <= self.places[slot].budget and charge.offloaded <= ram
+
     def on(self, spec: ModelSpec, slot: str, bits: QuantBits | None = None) -> ModelSpec:
-        """Return the spec with the bits of a load on this slot: those asked for, or else the usual ones. On a CPU that
-        is 16 where they fit, as quantizing makes it slower."""
-        bits = bits or self._usual_bits(spec, self.places[slot])
+        """Return the spec with the bits of a load on this slot: those asked for, or else the usual ones."""
+        place = self.places[slot]
+        bits = bits or usual_bits(spec, place.device, self.footprints, place.budget)
         return spec if bits == spec.quant_bits else spec.model_copy(update={"quant_bits": bits})
 
-    def _usual_bits(self, spec: ModelSpec, place: Place) -> QuantBits:
-        return usual_bits(spec, place.device, self._footprints, place.budget)
-
     def needs(self, spec: ModelSpec, slot: str, opened: bool = False) -> Charge:
-        """Return what a model is charged for on a slot, and the tokens of cache among it: fewer where it is small.
+        """Return what a slot is charged for a model, with fewer tokens of cache where the slot is small.
 
-        ``spec`` has the bits it is loaded with there; ``opened``: its weights wait for the load in a zygote. Those that
-        were quantized and kept by an earlier load are as good, in that nothing of them passes."""
+        ``spec`` has the bits of the load. ``opened``: a zygote has opened the weights, so the load has no transient
+        bytes. Neither has a load of weights that an earlier one quantized and kept.
+        """
         place, level, wanted = self.places[slot], self.degradation.level(spec.name), Catalog.cache_tokens(spec)
         if level == "small_batch":
             wanted = max(LEAST_CACHE, spec.context or 0)
         limits = self.offload(spec, slot)
         if self._settings.quantized_cache and not limits:
-            opened = opened or files.kept(spec, self._settings.models_dir, place.device)
-        charge = self._footprints.charge(spec, place.device, wanted, place.budget, opened)
+            opened = opened or _keeps_quantized(spec, self._settings.models_dir, place.device)
+        charge = self.footprints.charge(spec, place.device, wanted, place.budget, opened)
         if level == "offload" and limits and charge.bytes:
-            moved = self._footprints.parts(spec, place.device).weights - _on_gpu(limits)
+            moved = self.footprints.parts(spec, place.device).weights - _on_gpu(limits)
             charge = charge._replace(bytes=max(0, charge.bytes - moved), total=max(0, charge.total - moved))
         if limits and "cpu" in limits:
-            most = parse_bytes(limits["cpu"]) if spec.max_memory else math.inf  # else what is free now, whoever goes
-            charge = charge._replace(offloaded=self._offloads.charge(spec, _on_gpu(limits), most))
+            most = parse_bytes(limits["cpu"]) if spec.max_memory else math.inf  # else all that is free now
+            charge = charge._replace(offloaded=self.footprints.charge_offloaded(spec, _on_gpu(limits), most))
         return charge
 
     def sizes(
@@ -139,26 +137,26 @@ class Placement:
         bits: QuantBits | None = None,
         opened: Callable[[ModelSpec, str], bool] = lambda spec, slot: False,
     ) -> dict[str, int]:
-        """Return the bytes a model is charged for on each slot it may use, the preferred ones first. ``opened`` says
-        whether its weights wait for a load there."""
+        """Return what each slot that a model may use is charged for it, preferred slots first. ``opened`` tells for a
+        slot whether a zygote has opened the weights."""
         first, fallback = self.allowed(spec)
         placed = {slot: self.on(spec, slot, bits) for slot in (*first, *fallback)}
         return {slot: self.needs(one, slot, opened(one, slot)).bytes for slot, one in placed.items()}
 
     def offloads(self, spec: ModelSpec, bits: QuantBits | None = None) -> dict[str, dict[str, int]]:
-        """Return for each slot from which a part of a model goes elsewhere what it is charged for there."""
+        """Return for each slot on which the model is offloaded what other slots are charged for it."""
         first, fallback = self.allowed(spec)
         charged = {slot: self.needs(self.on(spec, slot, bits), slot).offloaded for slot in (*first, *fallback)}
         return {slot: {self.ram: size} for slot, size in charged.items() if size and self.ram is not None}
 
     def record_offloaded(self, load: Load, measured: int) -> None:
-        """Remember what a load on a GPU really took of RAM."""
+        """Remember how many bytes a load offloaded to RAM."""
         if load.max_memory:
-            self._offloads.record(load.name, load.quant_bits, _on_gpu(load.max_memory), measured)
+            self.footprints.record_offloaded(load.name, load.quant_bits, _on_gpu(load.max_memory), measured)
 
     def offload(self, spec: ModelSpec, slot: str) -> dict[str, str] | None:
-        """Return the limits beyond which layers go to the CPU: the spec's, or some where memory ran out. None where
-        nothing is offloaded: on a CPU, and on a GPU that has no limit."""
+        """Return the limits above which layers are offloaded: the spec's own, or those of the level ``offload``. None
+        where nothing is offloaded: on a CPU, and on a GPU without a limit."""
         place = self.places[slot]
         number = place.device.partition(":")[2]
         if place.gpu is None or spec.engine != "transformers":
@@ -166,17 +164,27 @@ class Placement:
         if self.degradation.level(spec.name) != "offload":
             return spec.max_memory if number in (spec.max_memory or {}) else None
         try:
-            weights = self._footprints.parts(spec, place.device).weights
+            weights = self.footprints.parts(spec, place.device).weights
         except (HeaderError, OSError):
-            return None  # its load says what is wrong with them
-        return {number: f"{int(weights * OFFLOAD_SHARE) >> 20}MiB", "cpu": f"{available() >> 20}MiB"}
+            return None  # its load reports what is wrong
+        return {number: f"{int(weights * OFFLOAD_SHARE) >> 20}MiB", "cpu": f"{devices.available_bytes() >> 20}MiB"}
 
     def threads(self) -> int:
-        """Return the threads of a runner on the CPU; 0 for one per core."""
+        """Return how many threads a runner on the CPU uses; 0 for one per core."""
         settings = self._settings
         if settings.cpu_threads or settings.cpu_slots == 1:
             return settings.cpu_threads
         return max(1, len(os.sched_getaffinity(0)) // settings.cpu_slots)
+
+
+def _keeps_quantized(spec: ModelSpec, models_dir: Path, device: str) -> bool:
+    """Return whether a load on this device reads weights that an earlier load quantized and kept."""
+    root, kind = kept_weights.root(models_dir), device.partition(":")[0]
+    return (
+        spec.engine == "transformers"
+        and spec.quant_bits < 16
+        and kept_weights.holds(root, spec.name, spec.quant_bits, kind, spec.path(models_dir))
+    )
 
 
 def _on_gpu(limits: dict[str, str]) -> int:
@@ -184,9 +192,9 @@ def _on_gpu(limits: dict[str, str]) -> int:
 
 
 def slots(settings: Settings, catalog: Catalog) -> list[Place]:
-    """Return the slots of these settings, GPUs first: those of ``device``, and the CPU where a model asks for it.
+    """Return the slots of these settings, GPUs first: those of ``device``, and the CPU if a model needs it.
 
-    :raises SettingsError: if a device or slot is not there, or the CPU's budgets are more than its memory.
+    :raises SettingsError: if a device or slot does not exist, or the CPU's budgets are more than its memory.
     """
     found = {gpu.index: gpu for gpu in devices.gpus()}
     wanted = [name.strip() for name in settings.device.split(",")]
@@ -216,7 +224,7 @@ def _there(found: list[Gpu]) -> str:
 
 
 def _gpu_place(settings: Settings, gpu: Gpu) -> Place:
-    """Budget a GPU. What other programs have of it now is theirs, or the reserve if that is more."""
+    """Return the slot of a GPU. Its budget leaves out what other programs use now, or the reserve if that is more."""
     name = f"cuda:{gpu.index}"
     wanted = settings.slot_budgets.get(name, settings.slot_budget)
     budget = int(gpu.total * settings.gpu_utilization) - max(settings.gpu_reserve, gpu.used)
@@ -244,8 +252,8 @@ def _cpu_names(settings: Settings) -> list[str]:
 
 
 def _cpu_places(settings: Settings, names: list[str], chosen: bool) -> list[Place]:
-    """Divide the CPU's share of RAM. ``slot_budget`` is for the devices that were chosen, not for the CPU beside."""
-    total = host_bytes()
+    """Divide the RAM for models among these slots. ``slot_budget`` only holds for the CPU if it was ``chosen``."""
+    total = devices.total_bytes()
     share = int(total * settings.cpu_utilization) // len(names)
     usual = settings.slot_budget if chosen and settings.slot_budget is not None else share
     places = [Place(name, "cpu", settings.slot_budgets.get(name, usual)) for name in names]
@@ -263,13 +271,13 @@ def _may_use_cpu(spec: ModelSpec) -> bool:
 
 
 def _may_offload(spec: ModelSpec, gpus: list[Gpu], settings: Settings) -> bool:
-    """Whether a part of a model may come to lie in RAM, which then has to have a budget."""
+    """Whether a part of a model may be offloaded to RAM, which then needs a budget."""
     on_gpu = bool(gpus) and any(name.startswith(("auto", "cuda")) for name in spec.device)
     return on_gpu and "offload" in possible(spec, "cuda", settings.fallback)
 
 
 def _allowed(spec: ModelSpec, places: dict[str, Place]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The slots of a spec: its GPUs, and the CPU for when it fits none of them; the CPU alone where it has no GPU."""
+    """Return a spec's slots and its fallback slots: GPUs and the CPU, or only the CPU if it may use no GPU."""
     gpus = [place for place in places.values() if place.gpu is not None]
     cpus = [place for place in places.values() if place.gpu is None]
     named = set(spec.device)

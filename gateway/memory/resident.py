@@ -1,98 +1,77 @@
-"""What runners take of RAM, for those who ask again and again: measured now and then, and reckoned on from there.
+"""Cache of the resident bytes of processes, for readers that ask every few seconds, such as Prometheus.
 
-To measure a process the kernel walks all its pages: tens of milliseconds for a large one. What a process has in all is
-cheap to see, though not what of it is its own. So a figure is kept, and its age is told. It is measured anew when the
-process has come to have more or less by a margin; and of those older than ``OLD``, one each time somebody asks: pages
-that a process no longer has in common with others change nothing else. Less than the margin is added as it is seen.
+To measure a process the kernel walks all its pages: tens of milliseconds for a large one. Its page counts are cheap,
+but do not say which pages are its own. So the cache keeps each measurement, adds small growth of the counts to it, and
+reports its age. It measures a process again when its page counts have changed by a margin. Of the measurements older
+than ``OLD`` seconds it repeats one per call: sharing may have changed without any change of the page counts.
 
-Gateway process, in the thread of whoever asks. Knows pids, not models; :mod:`gateway.memory.report` measures when
-asked.
+Gateway process, in the thread of the reader. Knows pids, no models; :mod:`gateway.observe.memory_report` always
+measures.
 """
 
-import resource
 import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from gateway.memory import devices
-from gateway.memory.devices import HostUse
+from gateway.memory.devices import HostUse, PageCounts
 
 OLD = 30.0  # seconds
 _MARGIN, _GRAIN = 0.05, 16 * 2**20
-_PAGE = resource.getpagesize()
 
 
 class Resident(NamedTuple):
-    """What a process has in RAM, in bytes: its ``private`` pages, those it shares with its parent since its fork among
-    them, and those of ``files``."""
-
-    private: int
-    files: int
-
-    def near(self, other: "Resident") -> bool:
-        """Whether the two differ by so little that nothing is to be measured for it."""
-        return all(abs(now - then) <= max(_GRAIN, _MARGIN * then) for now, then in zip(self, other, strict=True))
-
-
-@dataclass(frozen=True, slots=True)
-class _Figure:
-    own: int
-    resident: Resident
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """What a process takes for itself, in bytes, and the ``age`` in seconds of the measurement it is reckoned from."""
+    """Bytes that a process takes for itself, and the ``age`` in seconds of the measurement behind them."""
 
     bytes: int
     age: float
 
 
-def resident(pid: int) -> Resident | None:
-    """Return what a process has in RAM; None if it is gone."""
-    try:
-        _, pages, files, *_ = map(int, Path(f"/proc/{pid}/statm").read_text().split())
-    except (OSError, ValueError):
-        return None
-    return Resident((pages - files) * _PAGE, files * _PAGE)
+@dataclass(frozen=True, slots=True)
+class _Measurement:
+    own: int
+    pages: PageCounts
+    at: float
+
+    def is_near(self, pages: PageCounts) -> bool:
+        """Whether the page counts have changed too little to measure again."""
+        return all(abs(now - then) <= max(_GRAIN, _MARGIN * then) for now, then in zip(pages, self.pages, strict=True))
 
 
-class Weighed:
-    """Figures of processes, by pid."""
+class ResidentCache:
+    """The last measurement of each process, by pid. May be used from any thread."""
 
     def __init__(
         self,
         measure: Callable[[int], HostUse | None] = devices.host_use,
-        glance: Callable[[int], Resident | None] = resident,
+        count_pages: Callable[[int], PageCounts | None] = devices.page_counts,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._measure = measure
-        self._glance = glance
+        self._count_pages = count_pages
         self._clock = clock
-        self._known: dict[int, _Figure] = {}
+        self._measurements: dict[int, _Measurement] = {}
         self._lock = threading.Lock()
 
-    def look(self, pids: Iterable[int]) -> dict[int, Weight]:
-        """Return what these processes take. Those that cannot be read are left out; all others are forgotten."""
+    def read(self, pids: Iterable[int]) -> dict[int, Resident]:
+        """Return the resident bytes of these processes. Leaves out those that cannot be read; forgets all others."""
         with self._lock:
-            seen = {pid: now for pid in pids if (now := self._glance(pid)) is not None}
-            known = {pid: self._known[pid] for pid in seen.keys() & self._known.keys()}
-            aged = [pid for pid in known if self._clock() - known[pid].at >= OLD]
-            oldest = min(aged, key=lambda pid: known[pid].at, default=None)
-            found: dict[int, Weight] = {}
-            for pid, now in seen.items():
-                if pid not in known or pid == oldest or not now.near(known[pid].resident):
+            counted = {pid: pages for pid in pids if (pages := self._count_pages(pid)) is not None}
+            kept = {pid: self._measurements[pid] for pid in counted.keys() & self._measurements.keys()}
+            aged = [pid for pid in kept if self._clock() - kept[pid].at >= OLD]
+            oldest = min(aged, key=lambda pid: kept[pid].at, default=None)
+            found: dict[int, Resident] = {}
+            for pid, pages in counted.items():
+                if pid not in kept or pid == oldest or not kept[pid].is_near(pages):
                     use = self._measure(pid)
                     if use is None:
-                        known.pop(pid, None)
+                        kept.pop(pid, None)
                         continue
-                    known[pid] = _Figure(use.own, now, self._clock())
-                figure = known[pid]
-                grown = now.private - figure.resident.private
-                found[pid] = Weight(max(0, figure.own + grown), max(0.0, self._clock() - figure.at))
-            self._known = known
+                    kept[pid] = _Measurement(use.own, pages, self._clock())
+                last = kept[pid]
+                grown = pages.private - last.pages.private
+                found[pid] = Resident(max(0, last.own + grown), max(0.0, self._clock() - last.at))
+            self._measurements = kept
             return found

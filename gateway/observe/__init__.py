@@ -1,5 +1,6 @@
-"""What the gateway tells about itself: metrics and traces.
+"""What the gateway records and shows: metrics, the journal, traces, the last minutes, snapshots, the memory report.
 
-:class:`~gateway.observe.metrics.Metrics` is told facts by the few places that know them; nobody else counts. Gateway
-process; decides nothing.
+Others call :class:`~gateway.observe.metrics.Metrics` and :class:`~gateway.observe.journal_writer.JournalWriter` with
+facts. The other modules read the present state when they are asked. Gateway process; decides nothing and knows nothing
+of HTTP.
 """

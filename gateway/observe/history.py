@@ -1,7 +1,8 @@
-"""The last ten minutes, second by second: tokens, first tokens, requests, loads, memory. Whether or not anybody looks.
+"""The last ten minutes, second by second: tokens, first tokens, requests, loads, memory.
 
-One thread takes a sample a second from sums that others keep anyway, into arrays of fixed length. It asks the owner
-thread one quick question and never waits for it for long. Gateway process; decides nothing.
+A thread of its own takes one sample a second, also while no page shows them, from totals that others keep anyway. It
+asks the owner thread one quick question and waits for the answer half a second at most. Gateway process; knows nothing
+of HTTP.
 """
 
 import logging
@@ -9,16 +10,17 @@ import threading
 import time
 from array import array
 from collections import deque
+from collections.abc import Mapping
 from math import isnan, nan
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gateway.errors import Unavailable
-from gateway.memory import watchdog
-from gateway.observe.totals import Totals
+from gateway.memory import devices
+from gateway.memory.placement import Place
+from gateway.observe.totals import RunningTotals, Totals
+from gateway.requests.ticket import Ticket
 from gateway.scheduler import State
-
-if TYPE_CHECKING:
-    from gateway.gateway import Gateway
+from gateway.scheduler.owner import Owner
 
 log = logging.getLogger(__name__)
 STEP = 1.0  # seconds
@@ -34,19 +36,19 @@ SERIES = (
     "waiting",
     "host_used_bytes",
 )
-_LATEST = 60  # samples that are kept for those who are told each
+_LATEST = 60  # samples kept for streams that send each sample
 _PATIENCE = 0.5  # seconds for the scheduler to answer
 
 
 class Ring:
-    """The last ``kept`` rows of numbers, NaN where there was none."""
+    """The last ``kept`` rows of numbers; a missing number is NaN."""
 
     def __init__(self, names: tuple[str, ...], kept: int = KEPT) -> None:
         self._kept = kept
         self._columns = {name: array("d", [nan]) * kept for name in names}
         self._count = 0
 
-    def add(self, row: dict[str, float]) -> None:
+    def append_row(self, row: dict[str, float]) -> None:
         for name, column in self._columns.items():
             column[self._count % self._kept] = row.get(name, nan)
         self._count += 1
@@ -61,22 +63,32 @@ class Ring:
         return min(self._count, self._kept)
 
 
-class Sampler:
-    """Samples one gateway. ``number`` counts the samples taken."""
+class History:
+    """Takes and keeps the samples of one gateway. ``number`` counts the samples taken.
 
-    def __init__(self, service: "Gateway", kept: int = KEPT) -> None:
-        self._service = service
-        self._slots = {place.name: place.budget for place in service.placement.places.values()}
+    ``tickets`` are the requests that wait or run now, ``places`` the slots.
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        totals: RunningTotals,
+        tickets: Mapping[str, Ticket],
+        places: Mapping[str, Place],
+        kept: int = KEPT,
+    ) -> None:
+        self._owner, self._totals, self._tickets = owner, totals, tickets
+        self._slots = {place.name: place.budget for place in places.values()}
         self._ring = Ring(("time", *SERIES, *(f"slot {name}" for name in self._slots)), kept)
         self._lock = threading.Lock()
         self._latest: deque[dict[str, float]] = deque(maxlen=_LATEST)
         self._before = Totals()
         self._tokens = 0
-        self._total_bytes = watchdog.host_bytes()
+        self._total_bytes = devices.total_bytes()
         self._at = time.monotonic()
         self.number = 0
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="history", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -89,20 +101,20 @@ class Sampler:
     def _run(self) -> None:
         due = time.monotonic()
         while not self._stopped.wait(max(0.0, due - time.monotonic())):
-            due = max(due + STEP, time.monotonic())  # after a pause of the machine there is nothing to make up for
+            due = max(due + STEP, time.monotonic())  # the samples that a paused machine missed are not made up
             try:
-                self.sample()
-            except Exception:  # a figure that cannot be had now must not cost all that follow
-                log.exception("the sampler failed")
+                self.take_sample()
+            except Exception:  # one failed sample must not end the thread
+                log.exception("a sample of the history failed")
 
-    # -- taking them ---------------------------------------------------------------------------------------------------
+    # -- taking samples ------------------------------------------------------------------------------------------------
 
-    def sample(self) -> None:
+    def take_sample(self) -> None:
         """Take one sample."""
         now, moment = time.monotonic(), time.time()  # together: rates are over the time between two moments
-        totals, (made, running, waiting) = self._service.metrics.tally.read(), self._under_way()
+        totals, (made, running, waiting) = self._totals.read_totals(), self._under_way()
         seconds, self._at = max(0.001, now - self._at), now
-        # An answer that is over leaves the requests before it is in the sums: then the sum is lower for a moment.
+        # A finished request leaves the tickets before its tokens are in the totals: the sum is lower for a moment.
         tokens = max(self._tokens, totals.tokens + made)
         before, firsts = self._before, totals.firsts - self._before.firsts
         row: dict[str, float] = {
@@ -114,21 +126,21 @@ class Sampler:
             "loads": totals.loads - before.loads,
             "running": running,
             "waiting": waiting,
-            "host_used_bytes": max(0, self._total_bytes - watchdog.available()),
+            "host_used_bytes": max(0, self._total_bytes - devices.available_bytes()),
         }
         if firsts:
             row["first_token_seconds"] = round((totals.first_seconds - before.first_seconds) / firsts, 4)
         self._before, self._tokens = totals, tokens
         row |= self._used()
         with self._lock:
-            self._ring.add(row)
+            self._ring.append_row(row)
             self._latest.append(row)
             self.number += 1
 
     def _under_way(self) -> tuple[int, int, int]:
         """Return the tokens that requests under way have got so far, how many run, and how many wait."""
         tokens = running = waiting = 0
-        for ticket in self._service.tickets():
+        for ticket in list(self._tickets.values()):
             if ticket.timeline.counted:
                 tokens += ticket.timeline.completion_tokens
                 running += ticket.running
@@ -140,15 +152,15 @@ class Sampler:
             return {f"slot {name}": state.used(name) for name in self._slots}
 
         try:
-            return self._service.owner.inspect(look, _PATIENCE)
-        except Unavailable:  # what it was is better than nothing
+            return self._owner.inspect(look, _PATIENCE)
+        except Unavailable:  # an old figure is better than none
             before = self._latest[-1] if self._latest else {}
             return {name: value for name, value in before.items() if name.startswith("slot ")}
 
-    # -- telling them --------------------------------------------------------------------------------------------------
+    # -- reading samples -----------------------------------------------------------------------------------------------
 
-    def history(self) -> tuple[int, dict[str, Any]]:
-        """Return the number of the latest sample, and all that are kept, the oldest first."""
+    def all_samples(self) -> tuple[int, dict[str, Any]]:
+        """Return the number of the latest sample, and all samples that are kept, the oldest first."""
         with self._lock:
             return self.number, {
                 "step": STEP,
@@ -161,14 +173,14 @@ class Sampler:
                 "host_total_bytes": self._total_bytes,
             }
 
-    def after(self, number: int) -> tuple[int, list[dict[str, Any]]]:
-        """Return the number of the latest sample, and those taken after the one of this number, the oldest first; of
-        many only the last minute's."""
+    def samples_after(self, number: int) -> tuple[int, list[dict[str, Any]]]:
+        """Return the number of the latest sample, and the samples of the last minute that were taken after the one of
+        this number, the oldest first."""
         with self._lock:
             rows = list(self._latest)[max(0, len(self._latest) - max(0, self.number - number)) :]
-            return self.number, [self._told(row) for row in rows]
+            return self.number, [self._as_dict(row) for row in rows]
 
-    def _told(self, row: dict[str, float]) -> dict[str, Any]:
+    def _as_dict(self, row: dict[str, float]) -> dict[str, Any]:
         return {
             "time": row["time"],
             "series": {name: plain(row[name]) if name in row else None for name in SERIES},
@@ -181,5 +193,5 @@ class Sampler:
 
 
 def plain(value: float) -> float:
-    """Return a whole number as one: it is shorter in JSON."""
+    """Return a whole number as an int: it is shorter in JSON."""
     return int(value) if value == int(value) else value

@@ -1,7 +1,7 @@
 """The journal: what happened to models and runners lately, and why, in words a person understands.
 
-A ring of the last thousand entries in memory. Whoever knows a fact adds it (:mod:`gateway.observe.journal_writer`
-most of them), from any thread; whoever watches waits for the next. Gateway process; has no word of what requests say.
+Keeps the last thousand entries in memory. Any thread may add an entry (:mod:`gateway.observe.journal_writer` adds most
+of them) and any thread may wait for the next. Gateway process; never has the text of requests.
 """
 
 import threading
@@ -47,14 +47,16 @@ _FOR_ALL = (
     "profile",
     "slots",
 )
-"""Facts that are for everybody who may use the model."""
+"""Facts that everybody who may use the model may see."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing that happened. ``id`` counts from 1 and skips none, ``time`` is in seconds since 1970. ``model`` is a
-    name of the catalog and ``device`` a slot, None where it is about neither. ``text`` says why too, and may name files
-    and other models; ``brief`` is what happened alone, empty where ``text`` is no more than that."""
+    """One thing that happened.
+
+    ``id`` counts from 1 without gaps; ``time`` is in seconds since 1970. ``model`` is a name of the catalog and
+    ``device`` a slot; each is None if the entry is not about one. ``text`` also says why, and may name files and other
+    models. ``brief`` says only what happened; it is empty if ``text`` says no more than that."""
 
     id: int
     time: float
@@ -66,12 +68,12 @@ class Entry:
     brief: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what is told to administrators."""
+        """Return the entry as administrators see it."""
         return {name: value for name, value in asdict(self).items() if name != "brief"}
 
     def for_user(self, may: Callable[[str], bool]) -> dict[str, Any] | None:
-        """Return what is told to somebody who ``may`` use some models: without causes, and without the names of other
-        models. None where it is about one of those."""
+        """Return the entry as a user sees it: without causes, and without the names of models that the user may not
+        use. None for an entry about such a model. ``may`` says whether the user may use a model."""
         if self.model is not None and not may(self.model):
             return None
         text, newcomer = self.brief or self.text, self.detail.get("newcomer")
@@ -95,11 +97,11 @@ class Journal:
         """The id of the latest entry; 0 before the first."""
         return self._last
 
-    def add(
+    def add_entry(
         self, kind: Kind, text: str, model: str | None = None, device: str | None = None, brief: str = "", **detail: Any
     ) -> Entry:
-        """Keep an entry; ``detail`` are further facts, as JSON has them: ``newcomer`` the model that room was made for,
-        ``models`` all that it is about where they are several."""
+        """Keep an entry. ``detail`` has further facts, as JSON has them: ``newcomer`` is the model that another one was
+        evicted for, ``models`` names all models of an entry about several."""
         with self._changed:
             self._last += 1
             entry = Entry(self._last, round(time.time(), 3), kind, model, device, text, detail, brief)
@@ -107,26 +109,26 @@ class Journal:
             self._changed.notify_all()
             return entry
 
-    def after(self, last: int) -> list[Entry]:
-        """Return what was added after the entry of this id, the oldest first."""
+    def entries_after(self, last: int) -> list[Entry]:
+        """Return the entries added after the one of this id, the oldest first."""
         with self._changed:
             if last >= self._last:
                 return []
             return [entry for entry in self._entries if entry.id > last]
 
-    def select(
+    def select_entries(
         self, after: int = 0, kinds: Collection[Kind] = (), model: str | None = None, limit: int = KEPT
     ) -> list[Entry]:
-        """Return the latest ``limit`` entries of these kinds (any, if none is named) and about this model, the oldest
-        first. One that made room for the model is about it too."""
+        """Return the latest ``limit`` entries of these kinds (of all kinds, if none is named) about this model (about
+        any, if None), the oldest first. The eviction of another model for this one is about this model too."""
         found = [
             entry
-            for entry in self.after(after)
+            for entry in self.entries_after(after)
             if (not kinds or entry.kind in kinds) and (model is None or model in concerned(entry))
         ]
         return found[-limit:]
 
-    def wait(self, last: int, timeout: float) -> bool:
+    def wait_for_entry(self, last: int, timeout: float) -> bool:
         """Wait until there is an entry after this one, at most ``timeout`` seconds. Return whether there is."""
         with self._changed:
             return self._changed.wait_for(lambda: self._last > last, timeout)

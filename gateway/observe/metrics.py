@@ -1,29 +1,26 @@
-"""What happened so far, counted: the instruments of ``/metrics`` and the facts that move them.
+"""Counts what has happened since the start: the counters and histograms of ``/metrics``.
 
-Each method is one fact, called by the one place that knows it, from any thread. Labels come from the catalog, from
-Flask's routes and from words of this program only: what a client makes up never becomes a series. How things stand
-at the moment is read by :mod:`gateway.observe.prometheus_collector` instead. Gateway process; decides nothing.
+Each method records one fact; the one place that knows the fact calls it, from any thread. Labels come from the catalog,
+from Flask's routes and from words of this program: no client can make a new series. The present state is read by
+:mod:`gateway.observe.prometheus_collector`. Gateway process; decides nothing.
 """
 
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from gateway.observe.totals import Tally
+from gateway.observe.totals import RunningTotals
+from gateway.processes.runner import RunnerProcess
 from gateway.requests import timeline
 from gateway.scheduler import actions, events
 from models_registry.spec import spec_name
 
-if TYPE_CHECKING:
-    from gateway.processes.runner import RunnerHandle
-
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, that nobody asks for
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody needs
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 # Seconds. A warm model answers within tenths, a cold one of many gigabytes after minutes.
 _FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
@@ -46,7 +43,7 @@ class Metrics:
 
     def __init__(self, models: Iterable[str]) -> None:
         self.registry = registry = CollectorRegistry()
-        self.tally = Tally()
+        self.totals = RunningTotals()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
@@ -118,7 +115,7 @@ class Metrics:
             self._begin_at_zero(model)
 
     def _begin_at_zero(self, model: str) -> None:
-        """Let the series exist before the first event, or the first one would be no increase."""
+        """Make the series before the first event: Prometheus sees no increase from a missing series."""
         for outcome in timeline.OUTCOMES:
             self._ended.labels(model, outcome)
         for why in actions.Why:
@@ -154,21 +151,21 @@ class Metrics:
         self._http_seconds.labels(route).observe(seconds)
 
     def gap_of(self, model: str) -> Callable[[float], None]:
-        """Return what is to be told the seconds between two tokens of this model."""
+        """Return the function that records the seconds between two tokens of this model."""
         observe: Callable[[float], None] = self._gaps.labels(model).observe
         return observe
 
-    def began(self, over: timeline.RequestTimeline) -> None:
-        """The first piece of an answer has come."""
+    def answer_began(self, over: timeline.RequestTimeline) -> None:
+        """Record the first piece of an answer."""
         if over.counted and over.first_token_seconds is not None:
-            self.tally.add(firsts=1, first_seconds=over.first_token_seconds)
+            self.totals.increase_totals(firsts=1, first_seconds=over.first_token_seconds)
 
-    def finished(self, over: timeline.RequestTimeline) -> None:
-        """A request is over, whether it was answered or not. Loads by hand are no requests."""
+    def request_finished(self, over: timeline.RequestTimeline) -> None:
+        """Record the end of a request, answered or not. Loads by hand are not requests."""
         if not over.counted or over.outcome is None:
             return
         model = over.model
-        self.tally.add(requests=1, errors=over.outcome in timeline.ERRORS, tokens=over.completion_tokens)
+        self.totals.increase_totals(requests=1, errors=over.outcome in timeline.ERRORS, tokens=over.completion_tokens)
         self._ended.labels(model, over.outcome).inc()
         if over.refusal is not None:
             self._refused.labels(model, str(over.refusal)).inc()
@@ -185,9 +182,9 @@ class Metrics:
         if over.outcome == timeline.ANSWERED:
             self._whole.labels(model).observe(over.seconds)
 
-    def relieved(self, model: str, stage: str, step: str) -> None:
-        """A model found no memory while it did ``stage`` (``load`` or ``generate``), and this step is taken for it;
-        some have it serve in a lesser way than asked. Steps back up count for nothing."""
+    def memory_step_taken(self, model: str, stage: str, step: str) -> None:
+        """Record the step taken after a model ran out of memory in ``stage`` (``load`` or ``generate``). Some steps are
+        fallbacks, too. A step back up (``larger_batch``) is not counted."""
         if step != "larger_batch":
             self._ooms.labels(model, stage, "failed" if step == "refused" else step).inc()
         if step in ("small_batch", "offload", "cpu"):
@@ -195,8 +192,8 @@ class Metrics:
 
     # -- runners -------------------------------------------------------------------------------------------------------
 
-    def performed(self, action: actions.Action) -> None:
-        """The scheduler decided something that is being done. Called in the owner thread alone."""
+    def action_performed(self, action: actions.Action) -> None:
+        """Record what the scheduler decided. Called in the owner thread alone."""
         match action:
             case actions.StartLoad(replica, load_id):
                 model = spec_name(replica)
@@ -204,22 +201,22 @@ class Metrics:
                 if model in self._made_room:
                     self._made_room.discard(model)
                     self._swaps.labels(model).inc()
-                    self.tally.add(swaps=1)
+                    self.totals.increase_totals(swaps=1)
                 if model in self._crashed:
                     self._crashed.discard(model)
                     self._restarts.labels(model).inc()
             case actions.EndRunner(replica, _, reason, newcomer):
                 self._evictions.labels(spec_name(replica), reason).inc()
-                if newcomer:  # on whichever slot the other was
+                if newcomer:  # its load is a swap, on whichever slot the evicted model was
                     self._made_room.add(newcomer)
 
-    def heard(self, event: events.Event, handles: "Mapping[str, RunnerHandle]") -> None:
-        """A runner was loaded, or has ended."""
+    def runner_event(self, event: events.Event, handles: Mapping[str, RunnerProcess]) -> None:
+        """Record that a runner was loaded, or has ended."""
         match event:
             case events.Loaded(load_id):
                 if runner := self._runners.get(load_id):
                     runner.ready = True
-                    self.tally.add(loads=1)
+                    self.totals.increase_totals(loads=1)
                     self._loads.labels(runner.model, "loaded").inc()
                     self._load.labels(runner.model).observe(time.monotonic() - runner.since)
                     handle = handles.get(load_id)

@@ -1,26 +1,29 @@
-"""How things stand when Prometheus asks: slots, models, runners, GPUs, host memory. Read at each scrape, kept nowhere;
-but what runners take of RAM may have been measured before (:mod:`gateway.memory.resident`).
+"""The present state for Prometheus: slots, models, runners, GPUs, host memory.
 
-Gateway process, in the thread that answers the scrape. A scheduler that does not answer costs its own figures only.
+Reads everything at each scrape and keeps nothing, except that the RAM of runners may have been measured before
+(:mod:`gateway.memory.resident`). Gateway process, in the thread that answers the scrape. If the scheduler does not
+answer, only its own figures are missing.
 """
 
 import logging
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from pynvml import NVMLError
 
 from gateway.errors import Unavailable
-from gateway.memory import devices, watchdog
-from gateway.memory.resident import Weighed, Weight
+from gateway.memory import devices
+from gateway.memory.placement import Place
+from gateway.memory.resident import Resident, ResidentCache
+from gateway.observe.traces import Tracing
+from gateway.processes.forkserver_client import ForkserverClient
+from gateway.processes.model_states import ModelStates, ReplicaState
 from gateway.scheduler import Phase
+from gateway.scheduler.owner import Owner
 from utils import logs
-
-if TYPE_CHECKING:
-    from gateway.gateway import Gateway
 
 log = logging.getLogger(__name__)
 _PATIENCE = 2.0  # seconds for the scheduler to answer
@@ -37,21 +40,31 @@ def _counter(name: str, text: str, value: float) -> CounterMetricFamily:
 class StateCollector(Collector):
     """Reads a gateway's state for ``/metrics``."""
 
-    def __init__(self, service: "Gateway") -> None:
-        self._service = service
-        self._weighed = Weighed()
+    def __init__(
+        self,
+        owner: Owner,
+        states: ModelStates,
+        places: Mapping[str, Place],
+        forkserver: ForkserverClient,
+        tracing: Tracing | None,
+        stop_requested: threading.Event,
+        profile: str,
+    ) -> None:
+        self._owner, self._states, self._places = owner, states, places
+        self._forkserver, self._tracing, self._stop_requested = forkserver, tracing, stop_requested
+        self._profile = profile
+        self._resident = ResidentCache()
 
     def collect(self) -> Iterator[Metric]:
-        service = self._service
         about = _gauge("info", "What serves: the catalog's profile and the gateway's own device.", "profile", "device")
-        about.add_metric([service.catalog.profile, service.device], 1)
+        about.add_metric([self._profile, next(iter(self._places))], 1)
         yield about
         draining = _gauge("draining", "1 while the gateway stops: it takes no new requests.")
-        draining.add_metric([], float(service.stopping))
+        draining.add_metric([], float(self._stop_requested.is_set()))
         yield draining
         responding = _gauge("scheduler_responding", "1 if the scheduler answered this scrape.")
         try:
-            service.owner.inspect(lambda state: None, _PATIENCE)
+            self._owner.inspect(lambda state: None, _PATIENCE)
             state = [*self._slots(), *self._models()]
             responding.add_metric([], 1)
         except Unavailable:
@@ -59,10 +72,10 @@ class StateCollector(Collector):
             responding.add_metric([], 0)
         yield from (responding, *state)
         alive = _gauge("forkserver_up", "1 if runners can be started.")
-        alive.add_metric([], float(service.forkserver.alive))
+        alive.add_metric([], float(self._forkserver.alive))
         yield alive
         yield _counter(
-            "forkserver_restarts_total", "Forkservers started in place of one that ended.", service.forkserver.replaced
+            "forkserver_restarts_total", "Forkservers started in place of one that ended.", self._forkserver.replaced
         )
         yield from _gpus()
         yield from _host()
@@ -71,17 +84,15 @@ class StateCollector(Collector):
             "Log lines given up because what they are written to was too slow or full.",
             logs.dropped(),
         )
-        if service.tracing is not None:
+        if self._tracing is not None:
             yield _counter(
-                "traces_dropped_total",
-                "Requests whose trace could not be sent, or not in time.",
-                service.tracing.dropped,
+                "traces_dropped_total", "Requests whose trace could not be sent, or not in time.", self._tracing.dropped
             )
 
     def _slots(self) -> Iterator[Metric]:
         budget = _gauge("slot_budget_bytes", "Memory a slot may use.", "slot")
         used = _gauge("slot_used_bytes", "Memory charged to a slot, runners that load or end included.", "slot")
-        for slot in self._service.slots():
+        for slot in self._states.slots():
             budget.add_metric([slot["device"]], slot["budget_bytes"])
             used.add_metric([slot["device"]], slot["used_bytes"])
         yield from (budget, used)
@@ -106,26 +117,24 @@ class StateCollector(Collector):
         depth = _gauge("queue_depth", "Requests that hold a place in the model's queue.", "model")
         pinned = _gauge("model_pinned", "1 if the model is kept from eviction.", "model")
         retry = _gauge("model_backoff", "1 while a failed load keeps the model from being loaded again.", "model")
-        statuses, places = self._service.statuses(), self._service.placement.places
-        runners = [one for status in statuses for one in status["replicas"] if one["pid"] and one["device"]]
-        on_gpu = [one["pid"] for one in runners if places[one["device"]].gpu and not one["offloaded"]]
-        weights = self._weighed.look([one["pid"] for one in runners if one["pid"] not in on_gpu])
-        for status in statuses:
-            model = [status["name"]]
+        found = self._states.all_models()
+        resident = self._resident.read(pid for one in found for pid in map(self._pid_in_ram, one.replicas) if pid)
+        for one in found:
+            model = [one.name]
             for phase in Phase:
-                states.add_metric([*model, str(phase)], float(status["state"] == phase))
-            predicted.add_metric(model, status["predicted_bytes"])
-            charged.add_metric(model, status["bytes"])
-            leases.add_metric(model, status["leases"])
-            depth.add_metric(model, status["waiting"])
-            pinned.add_metric(model, float(status["pinned"]))
-            retry.add_metric(model, float(status["retry_at"] is not None))
-            for slot, size in status["offloaded"].items():
+                states.add_metric([*model, str(phase)], float(one.state == phase))
+            predicted.add_metric(model, one.predicted_bytes)
+            charged.add_metric(model, one.bytes)
+            leases.add_metric(model, one.leases)
+            depth.add_metric(model, one.waiting)
+            pinned.add_metric(model, float(one.pinned))
+            retry.add_metric(model, float(one.retry_at is not None))
+            for slot, size in one.offloaded.items():
                 offloaded.add_metric([*model, slot], size)
             taken: Counter[str] = Counter()
             ages: dict[str, float] = {}
-            for runner in status["replicas"]:
-                for device, size, seconds in self._taken(runner, weights):
+            for runner in one.replicas:
+                for device, size, seconds in self._taken(runner, resident):
                     taken[device] += size
                     ages[device] = max(seconds, ages.get(device, 0.0))
             for device, size in taken.items():
@@ -133,16 +142,21 @@ class StateCollector(Collector):
                 age.add_metric([*model, device], round(ages[device], 3))
         yield from (states, predicted, charged, offloaded, measured, age, leases, depth, pinned, retry)
 
-    def _taken(self, runner: dict[str, Any], weights: Mapping[int, Weight]) -> Iterator[tuple[str, int, float]]:
-        """Yield what a runner takes, device by device, and how many seconds ago that was measured."""
-        pid, device = runner["pid"], runner["device"]
+    def _pid_in_ram(self, runner: ReplicaState) -> int | None:
+        """Return the pid of a runner that has all or a part of its model in RAM; None for others."""
+        on_gpu = runner.device and self._places[runner.device].gpu and not runner.offloaded
+        return runner.pid if runner.device and not on_gpu else None
+
+    def _taken(self, runner: ReplicaState, resident: Mapping[int, Resident]) -> Iterator[tuple[str, int, float]]:
+        """Yield the device, the bytes a runner takes of it, and how many seconds ago they were measured."""
+        pid, device = runner.pid, runner.device
         if pid is None or not device:
             return
-        if self._service.placement.places[device].gpu and (size := devices.measure(pid, device)) is not None:
+        if self._places[device].gpu and (size := devices.measure(pid, device)) is not None:
             yield device, size, 0.0
-        if weight := weights.get(pid):
-            for slot in runner["offloaded"] or (device,):
-                yield slot, weight.bytes, weight.age
+        if own := resident.get(pid):
+            for slot in runner.offloaded or (device,):
+                yield slot, own.bytes, own.age
 
 
 def _gpus() -> Iterator[Metric]:
@@ -151,8 +165,8 @@ def _gpus() -> Iterator[Metric]:
     busy = _gauge("gpu_utilization_ratio", "Share of time a GPU was computing, lately: 0 to 1.", "gpu", "name")
     try:
         found = devices.gpus()
-    except NVMLError as error:  # a GPU that fell off the bus costs its own figures only
-        log.warning("NVML does not tell of the GPUs: %s", error)
+    except NVMLError as error:  # only the figures of the lost GPU are missing
+        log.warning("NVML does not list the GPUs: %s", error)
         found = []
     for gpu in found:
         labels = [str(gpu.index), gpu.name]
@@ -165,7 +179,7 @@ def _gpus() -> Iterator[Metric]:
 
 def _host() -> Iterator[Metric]:
     total = _gauge("host_memory_total_bytes", "The machine's memory, or this container's limit.")
-    total.add_metric([], watchdog.host_bytes())
+    total.add_metric([], devices.total_bytes())
     available = _gauge("host_memory_available_bytes", "Memory that can still be had.")
-    available.add_metric([], watchdog.available())
+    available.add_metric([], devices.available_bytes())
     yield from (total, available)

@@ -1,6 +1,6 @@
-"""Sums over all models since the start, for what is shown second by second. Gateway process; any thread adds.
+"""Totals over all models since the start, for the history of the last minutes. Gateway process; any thread adds.
 
-The instruments of ``/metrics`` have the same figures by model, but give them to scrapes only.
+The instruments of ``/metrics`` have the same figures by model, but only scrapes can read them.
 """
 
 import threading
@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 @dataclass(slots=True)
 class Totals:
-    """``tokens`` are those of answers that are over; ``firsts`` are answers whose first piece came, after
-    ``first_seconds`` together; ``errors`` are requests that failed for no fault of their own."""
+    """``tokens`` counts the tokens of finished answers. ``firsts`` counts answers that have begun, ``first_seconds``
+    sums the seconds until each began. ``errors`` counts requests that failed by no fault of their own."""
 
     tokens: int = 0
     requests: int = 0
@@ -21,14 +21,14 @@ class Totals:
     first_seconds: float = 0.0
 
 
-class Tally:
-    """Keeps the totals."""
+class RunningTotals:
+    """Keeps the totals of one gateway."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._totals = Totals()
 
-    def add(
+    def increase_totals(
         self,
         tokens: int = 0,
         requests: int = 0,
@@ -48,7 +48,7 @@ class Tally:
             totals.firsts += firsts
             totals.first_seconds += first_seconds
 
-    def read(self) -> Totals:
+    def read_totals(self) -> Totals:
         """Return the totals as they are now."""
         with self._lock:
             return replace(self._totals)

@@ -1,8 +1,9 @@
-"""Reads the files of a model that a request waits for into the page cache, before its turn comes.
+"""Read-ahead: has the kernel read a model's files into the page cache while its request waits.
 
-A model that was not used for long is on the disk alone. While its request waits for the slot, or its runner starts, the
-kernel is asked to read its weights, in order and at the disk's speed, instead of page by page when each is first
-touched. A thread of its own, as asking takes as long as the disk needs to queue it. Gateway process; knows files only.
+A model that was not used for long is only on the disk. While its request waits for the slot and for a runner to start,
+the kernel reads the weights in order and at the disk's speed, and not page by page at the first touch.
+
+Gateway process, in a thread of its own: a busy disk makes the request to the kernel wait. Knows files only.
 """
 
 import logging
@@ -16,16 +17,16 @@ from pathlib import Path
 import psutil
 
 log = logging.getLogger(__name__)
-_AGAIN = 30.0  # seconds in which the same files are not asked for twice
-_PATIENCE = 2.0  # seconds; asking waits for a busy disk, stopping does not
-_SHARE = 0.5  # of the memory that is available; files that take more would push each other out
+_AGAIN = 30.0  # seconds in which the same files are not requested twice
+_PATIENCE = 2.0  # seconds that stop() waits for the thread, which may wait for a busy disk
+_SHARE = 0.5  # of the available memory; larger files would evict each other from the page cache
 
 
 class ReadAhead:
-    """Takes wishes without waiting, and sees to them one after another."""
+    """Takes requests without waiting, and reads one after another."""
 
     def __init__(self) -> None:
-        self._wishes: queue.SimpleQueue[tuple[Path, ...] | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[tuple[Path, ...] | None] = queue.SimpleQueue()
         self._asked: dict[tuple[Path, ...], float] = {}
         self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
 
@@ -33,30 +34,30 @@ class ReadAhead:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop after the wish that is being seen to. What the kernel was asked for it may still read."""
-        self._wishes.put(None)
+        """Stop after the present request. The kernel may go on reading."""
+        self._requests.put(None)
         if self._thread.is_alive():
             self._thread.join(_PATIENCE)
 
-    def want(self, files: Sequence[Path]) -> None:
-        """Have these files read soon, unless that was asked a moment ago."""
-        wish, now = tuple(files), time.monotonic()
-        if wish and now - self._asked.get(wish, -_AGAIN) >= _AGAIN:
-            self._asked[wish] = now
-            self._wishes.put(wish)
+    def request_files(self, files: Sequence[Path]) -> None:
+        """Have these files read soon, unless they were requested a moment ago."""
+        request, now = tuple(files), time.monotonic()
+        if request and now - self._asked.get(request, -_AGAIN) >= _AGAIN:
+            self._asked[request] = now
+            self._requests.put(request)
 
     def _run(self) -> None:
-        while (wish := self._wishes.get()) is not None:
+        while (request := self._requests.get()) is not None:
             try:
-                read(wish)
-            except OSError as error:  # the load will say so, and better
+                read_ahead(request)
+            except OSError as error:  # the load reports it better
                 log.debug("cannot read ahead: %s", error)
 
 
-def read(files: Sequence[Path]) -> bool:
-    """Ask the kernel for all of these files. Return False, and ask for nothing, where there is not the memory for it.
+def read_ahead(files: Sequence[Path]) -> bool:
+    """Ask the kernel to read these files. Return False, and ask for nothing, if there is too little memory.
 
-    :raises OSError: if one cannot be opened.
+    :raises OSError: if a file cannot be opened.
     """
     if sum(file.stat().st_size for file in files) > _SHARE * psutil.virtual_memory().available:
         return False

@@ -1,4 +1,4 @@
-"""The gateway's own models as those that moderation asks: a ticket for each question, as any request has one.
+"""Lets moderation ask the gateway's own models: each question has a ticket, as any request has.
 
 Gateway process, in the threads that ask. Knows tickets and scratch folders; neither HTTP nor policies.
 """
@@ -26,9 +26,9 @@ _MOST_TRIES = 8
 class GatewayAsker:
     """Asks ``spec``. See :class:`moderation.asking.Asker`.
 
-    :param first: a ticket that was reserved before the video was looked at, for the first question.
-    :param admit: reserves one for each further question, with the seconds that are left.
-    :param scratch: a folder of a name of its own, gone in the end.
+    :param first: the ticket for the first question, reserved before the video was read.
+    :param admit: reserves a ticket for a further question, which may take the seconds given.
+    :param scratch: makes a folder of this name, and removes it in the end.
     :param watch: sees the pieces of every answer.
     :param deadline: of ``time.monotonic()``, for all questions together.
     """
@@ -55,13 +55,13 @@ class GatewayAsker:
         self._first: Ticket | None = first
 
     def connect(self, cancelled: Callable[[], bool]) -> None:
-        """All is known."""
+        """Do nothing: the model is here."""
 
     def ask(self, prompt: Prompt, cancelled: Callable[[], bool]) -> Reply:
-        """Return the model's reply. A full queue is waited for, up to the deadline. A runner that failed is asked once
-        more: these frames may be what it fails of.
+        """Return the model's reply. A full queue is retried up to the deadline. A failed runner is asked only once
+        more: these frames may be what makes it fail.
 
-        :raises GatewayError: if there is none.
+        :raises GatewayError: if the model gives no reply.
         """
         full = other = 0
         while True:
@@ -91,7 +91,7 @@ class GatewayAsker:
 
     def _answer(self, ticket: Ticket, prompt: Prompt, cancelled: Callable[[], bool]) -> Reply:
         sampling = Sampling(prompt.max_tokens, constraint=Constraint("json_schema", json.dumps(prompt.schema)))
-        with self._scratch(ticket.request_id) as folder, closing(ticket):  # closed before the folder goes
+        with self._scratch(ticket.request_id) as folder, closing(ticket):  # closed before the folder is removed
             pieces = ticket.run(_conversation(prompt, folder), sampling, self._keep_alive, cancelled, whole=True)
             answer = fold(self._watch(ticket, pieces))
         finished = answer.finished
@@ -110,7 +110,7 @@ class GatewayAsker:
 
 
 def _conversation(prompt: Prompt, folder: Path) -> tuple[ChatMessage, ...]:
-    """Return the messages as a runner takes them, their frames as files in ``folder``."""
+    """Return the messages for a runner, with their frames as files in ``folder``."""
     made, count = [], 0
     for message in prompt.messages:
         parts = []
@@ -126,8 +126,8 @@ def _conversation(prompt: Prompt, folder: Path) -> tuple[ChatMessage, ...]:
 
 def _frame(frame: Frame, path: Path) -> Part:
     shape = (frame.height, frame.width, 3)
-    if len(frame.picture) != frame.height * frame.width * 3:  # another process made it, of a stranger's bytes
-        raise Unavailable("the video's decoder gave a frame that is none")
+    if len(frame.picture) != frame.height * frame.width * 3:  # the decoder made it from untrusted bytes
+        raise Unavailable("the video's decoder gave a frame of the wrong size")
     write_npy(path, "|u1", shape, frame.picture)
     return Part(
         "image",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from queue import Empty
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gateway.errors import (
     BadRequest,
@@ -24,14 +24,14 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.memory.degradation import visible
-from gateway.processes.runner import Late, Mailbox, RunnerHandle
-from gateway.requests.timeline import CANCELLED, RequestTimeline, TimelineMailbox
-from gateway.scheduler import actions, events
+from gateway.processes.channel import Late, Mailbox
+from gateway.processes.pool import RunnerPool
+from gateway.processes.runner import RunnerProcess
+from gateway.requests.timeline import CANCELLED, RequestObserver, RequestTimeline, TimelineMailbox
+from gateway.scheduler import Phase, State, actions, events
+from gateway.scheduler.owner import Owner
 from models_registry.spec import ModelSpec
 from protocol import messages
-
-if TYPE_CHECKING:
-    from gateway.gateway import Gateway
 
 _POLL = 0.25  # seconds between looks at the client's socket
 _AT_ONCE = 0.02  # seconds in which a ready model grants a lease, and no load is done
@@ -45,7 +45,7 @@ _REFUSALS: dict[actions.Why, type[GatewayError]] = {actions.Why.QUEUE_FULL: Queu
 class Granted:
     """From the owner: the lease is held on this runner."""
 
-    handle: RunnerHandle
+    handle: RunnerProcess
     cold: bool
 
     def note(self, timeline: RequestTimeline) -> None:
@@ -161,7 +161,10 @@ class Ticket:
 
     def __init__(
         self,
-        gateway: "Gateway",
+        scheduler: Owner,
+        runners: RunnerPool,
+        metrics: RequestObserver,
+        forget: Callable[[str], object],
         spec: ModelSpec,
         request_id: str,
         deadline: float,
@@ -180,10 +183,10 @@ class Ticket:
         self.timeline = RequestTimeline(request_id, spec.name, deadline)
         self.owner: str | None = None
         """The id of the key it came with."""
-        self.mailbox: Mailbox = TimelineMailbox(self.timeline, gateway.metrics.gap_of(spec.name), gateway.metrics.began)
+        self.mailbox: Mailbox = TimelineMailbox(self.timeline, metrics.gap_of(spec.name), metrics.answer_began)
         self.tokens = self.prompt_tokens = 0
-        self._gateway = gateway
-        self._handle: RunnerHandle | None = None
+        self._scheduler, self._runners, self._metrics, self._forget = scheduler, runners, metrics, forget
+        self._handle: RunnerProcess | None = None
         self._sent = self._over = self._closed = False
         self._born = self._looked = time.monotonic()
         self._waiting, self._waiting_at = Waiting("waiting", "submitted"), 0.0
@@ -205,14 +208,14 @@ class Ticket:
         if self._closed:
             return
         self._closed = True
-        self._gateway.forget(self.request_id)
+        self._forget(self.request_id)
         self.timeline.close()
-        self._gateway.metrics.finished(self.timeline)
+        self._metrics.request_finished(self.timeline)
         if self._sent and self._handle is not None:
             if not self._over:
-                self._handle.cancel(self.request_id)  # the lease ends when the runner has stopped
+                self._handle.channel.cancel_request(self.request_id)  # the lease ends when the runner has stopped
         else:
-            self._gateway.owner.post(events.Withdraw(self.request_id))
+            self._scheduler.post(events.Withdraw(self.request_id))
 
     def cancel(self) -> None:
         """Stop the runner, and have whoever waits for the answer get :class:`Cancelled`. From any thread.
@@ -221,7 +224,7 @@ class Ticket:
         """
         self.mailbox.put(_Stopped())  # before the runner's own last word
         if (handle := self._handle) is not None:
-            handle.cancel(self.request_id)
+            handle.channel.cancel_request(self.request_id)
 
     @property
     def running(self) -> bool:
@@ -233,15 +236,19 @@ class Ticket:
         """Seconds since the request was admitted."""
         return time.monotonic() - self._born
 
-    def confirm(self) -> None:
-        """Take the answer to the reservation. :raises GatewayError: if it was refused."""
+    def reserve(self) -> None:
+        """Reserve a place in the model's queue. :raises GatewayError: if the scheduler refuses."""
+        model, bound = self.replica or self.spec.name, self.replica is not None
+        self._scheduler.ask(
+            events.Reserve(self.request_id, model, self.deadline, self.priority, self.retry, self.places, bound=bound)
+        )
         first = self.mailbox.get_nowait()
         if isinstance(first, _Stopped):
             raise _stopped()
         if isinstance(first, actions.Refuse):
             raise _refusal(first)
 
-    def acquire(self, gone: Callable[[], bool] = lambda: False) -> RunnerHandle:
+    def acquire(self, gone: Callable[[], bool] = lambda: False) -> RunnerProcess:
         """Wait for the lease. :raises GatewayError: when refused. :raises ClientGone: when ``gone()``."""
         for _ in self._acquire(gone):
             pass
@@ -278,10 +285,10 @@ class Ticket:
         for which it has a place in the queue then."""
         handle = self._handle
         assert handle is not None
-        while not handle.submit(request, self.mailbox, keep_alive, self.deadline):
+        while not handle.submit_request(request, self.mailbox, keep_alive, self.deadline):
             self._handle = None  # it ended between the grant and now, with nothing sent: wait for the next
-            self._gateway.owner.post(events.Withdraw(self.request_id))
-            self._gateway.reserve(self)
+            self._scheduler.post(events.Withdraw(self.request_id))
+            self.reserve()
             yield from self._acquire(gone)
             handle = self._handle
             assert handle is not None
@@ -328,27 +335,27 @@ class Ticket:
                     started = True
                     yield Waiting("running", "generating")
 
-    def _failure(self, handle: RunnerHandle, kind: messages.ErrorKind, error: str) -> GatewayError:
+    def _failure(self, handle: RunnerProcess, kind: messages.ErrorKind, error: str) -> GatewayError:
         """Return what the runner's word, or the word of its end, is to the client."""
         if kind == "bad_request":
             return BadRequest(error)
-        failed = RunnerEnded if self._gateway.runners.told_to_end(handle) else RunnerFailed
+        failed = RunnerEnded if handle.end_reason else RunnerFailed
         return failed(f"{self.spec.name}: {error}", retry_after=1.0)
 
-    def _ask_again(self, handle: RunnerHandle, failed: messages.Failed) -> None:
+    def _ask_again(self, handle: RunnerProcess, failed: messages.Failed) -> None:
         """Get a place once more. :raises GatewayError: if that is of no use, or there is none."""
         self._replays += 1
         if self._replays > _MOST_REPLAYS:
             raise RanOut(f"{self.spec.name} ran out of memory {self._replays} times over this request: {failed.error}")
-        self._gateway.runners.ran_out(handle, failed)
+        self._runners.degrade_model(handle, failed)
         self._handle, self._sent, self._over, self.tokens = None, False, False, 0
         self.timeline.again()
-        self._gateway.reserve(self)
+        self.reserve()
 
     def _acquire(self, gone: Callable[[], bool]) -> Iterator[Waiting]:
         submitted = time.monotonic()
         self.timeline.submitted = True
-        self._gateway.owner.post(events.Submit(self.request_id))
+        self._scheduler.post(events.Submit(self.request_id))
         patience = _AT_ONCE
         while True:
             match self._next(gone, f"{self.spec.name} to be ready", patience):
@@ -369,8 +376,28 @@ class Ticket:
     def _whereabouts(self) -> Waiting:
         """Return what the request waits for, as of a second ago at most: asking costs the scheduler's thread."""
         if (now := time.monotonic()) - self._waiting_at >= _LOOK:
-            self._waiting, self._waiting_at = self._gateway.whereabouts(self), now
+            self._waiting, self._waiting_at = self._look_up(), now
         return self._waiting
+
+    def _look_up(self) -> Waiting:
+        """Return what the request waits for now."""
+
+        def look(state: State) -> tuple[Phase, str | None, int | None]:
+            request = state.requests.get(self.request_id)
+            model = state.models[request.model if request else self.spec.name]
+            waiting = [one.request_id for one in model.queue.waiting]
+            position = waiting.index(self.request_id) + 1 if self.request_id in waiting else None
+            return model.residency.phase, model.residency.load_id, position
+
+        phase, load_id, position = self._scheduler.inspect(look)
+        if phase is not Phase.LOADING:
+            words = {Phase.READY: "for its turn", Phase.DRAINING: "for the model's end, to load it again"}
+            return Waiting("waiting", words.get(phase, "for room in the slot"), position=position)
+        handle = self._runners.get(load_id)
+        progress = handle.progress if handle else None
+        if progress is None:
+            return Waiting("loading", "starting", position=position)
+        return Waiting("loading", progress.phase, progress.fraction, position)
 
     def _next(self, gone: Callable[[], bool], waiting_for: str, patience: float = _POLL) -> object:
         """Return the next message, or None when it is time to look around.

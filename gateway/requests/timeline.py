@@ -9,6 +9,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Protocol, runtime_checkable
 
+from gateway.processes.channel import Late
 from gateway.scheduler import actions
 from protocol import messages
 
@@ -85,6 +86,17 @@ class RequestTimeline:
         self.end(TOO_LATE if time.monotonic() >= self.deadline else gone)
 
 
+class RequestObserver(Protocol):
+    """Is told what becomes of requests: the metrics."""
+
+    def gap_of(self, model: str) -> Callable[[float], None]:
+        """Return what is told the seconds between two tokens of this model."""
+        ...
+
+    def answer_began(self, timeline: RequestTimeline) -> None: ...
+    def request_finished(self, timeline: RequestTimeline) -> None: ...
+
+
 @runtime_checkable
 class Noted(Protocol):
     """A message of the gateway's own that says what it means for the course."""
@@ -135,6 +147,8 @@ class TimelineMailbox(SimpleQueue[object]):
             case actions.Refuse(_, why):
                 timeline.refusal = why
                 timeline.end(TOO_LATE if why is actions.Why.TOO_LATE else REFUSED)
+            case Late():
+                timeline.end(TOO_LATE)
             case Noted():
                 item.note(timeline)
             case _:

@@ -1,4 +1,7 @@
-"""``/admin``: memory, models, temporary files; loading and unloading by hand. Who may, :mod:`gateway.access` says."""
+"""``/admin``: memory, models, temporary files; loading and unloading by hand. Gateway process.
+
+:mod:`gateway.access` decides who may call it.
+"""
 
 import time
 from typing import Any
@@ -7,14 +10,15 @@ import psutil
 from flask import Blueprint, Response
 
 from checkpoints import kept_weights
-from gateway.memory import report
+from gateway.observe.memory_report import helper_roles, memory_report
+from gateway.processes.model_states import ModelState
 from gateway.routes import admin_schemas as shapes
 from gateway.routes import gateway
 from gateway.routes.admin_options import options as _options
 from gateway.routes.openapi.operation import GENERATES, GUARDED, OPTIONS, describe
 from gateway.routes.schemas import reply
+from gateway.scheduler import Phase
 from models_registry.catalog import Catalog
-from models_registry.spec import ModelSpec
 
 blueprint = Blueprint("admin", __name__, url_prefix="/admin")
 _GB = 1024**3
@@ -26,45 +30,42 @@ _WARNING_SHARE = 0.1
 def memory_status() -> Response:
     """GPU, slot and host memory, measured now. The contract's ``gpu_*`` are in GiB, everything else in bytes."""
     service = gateway()
-    slots, statuses = service.slots(), service.statuses()
-    told = report.report(service.placement.places, slots, statuses, service.roles())
+    slots, models = service.states.slots(), service.states.all_models()
+    roles = helper_roles(service.zygotes, service.forkserver, service.decoders)
+    report = memory_report(service.placement.places, slots, models, roles)
     in_slots = {slot["device"] for slot in slots}
-    gpus = [gpu for gpu in told["gpus"] if gpu["device"] in in_slots]
-    total, free = (sum(gpu[field] for gpu in gpus or told["gpus"]) for field in ("total_bytes", "free_bytes"))
-    host = told["host"]
+    gpus = [gpu for gpu in report["gpus"] if gpu["device"] in in_slots]
+    total, free = (sum(gpu[field] for gpu in gpus or report["gpus"]) for field in ("total_bytes", "free_bytes"))
+    host = report["host"]
     short = (
         any(gpu["free_bytes"] < _WARNING_SHARE * gpu["total_bytes"] for gpu in gpus)
         if gpus
         else (host["available_bytes"] < _WARNING_SHARE * host["total_bytes"])
     )
-    seeing = {name for name in service.catalog.names if Catalog.inputs(service.catalog[name]) != ("text",)}
     return reply(
         shapes.MemoryStatus,
         timestamp=int(time.time()),
-        gpu_available=bool(told["gpus"]),
+        gpu_available=bool(report["gpus"]),
         gpu_total_gb=round(total / _GB, 2),
         gpu_allocated_gb=round((total - free) / _GB, 2),
         gpu_free_gb=round(free / _GB, 2),
         memory_warning=bool(short),
         multimodal_safe=not short
-        and all(_has_room(status, slots, statuses) for status in statuses if status["name"] in seeing),
-        slot=told["slots"][0],
-        **told,
+        and all(_has_room(model, slots, models) for model in models if Catalog.inputs(model.spec) != ("text",)),
+        slot=report["slots"][0],
+        **report,
         gateway_bytes=psutil.Process().memory_info().rss,
     )
 
 
-def _has_room(status: dict[str, Any], slots: list[dict[str, Any]], statuses: list[dict[str, Any]]) -> bool:
-    """Whether a model could be loaded now although all that are in use or pinned stay. It can where it is already."""
-    if status["state"] == "ready":
+def _has_room(model: ModelState, slots: list[dict[str, Any]], models: list[ModelState]) -> bool:
+    """Return whether the model is ready, or could be loaded now without evicting a model that is in use or pinned."""
+    if model.state is Phase.READY:
         return True
-    spec, placement = gateway().catalog[status["name"]], gateway().placement
+    spec, placement = gateway().catalog[model.name], gateway().placement
     sizes, offloads = placement.sizes(spec), placement.offloads(spec)
-    stay = [replica for other in statuses for replica in other["replicas"] if replica["leases"] or replica["pinned"]]
-    left = {
-        slot["device"]: slot["budget_bytes"] - sum(report.charged(one, slot["device"]) for one in stay)
-        for slot in slots
-    }
+    stay = [replica for other in models for replica in other.replicas if replica.leases or replica.pinned]
+    left = {slot["device"]: slot["budget_bytes"] - sum(one.charged(slot["device"]) for one in stay) for slot in slots}
     return any(
         all(needed <= left[one] for one, needed in {slot: size, **offloads.get(slot, {})}.items())
         for slot, size in sizes.items()
@@ -76,33 +77,29 @@ def _has_room(status: dict[str, Any], slots: list[dict[str, Any]], statuses: lis
 def model_status() -> Response:
     """Every model of the catalog: what it is, whether its weights are there, and what it is doing."""
     service = gateway()
-    live = {status["name"]: status for status in service.statuses()}
+    slots = service.states.slots()
     return reply(
         shapes.ModelStatus,
         timestamp=int(time.time()),
         available_models=service.catalog.names,
         profile=service.catalog.profile,
-        slot=service.slots()[0],
-        slots=service.slots(),
-        model_configs={name: _describe(service.spec(name)) | live[name] for name in service.catalog.names},
+        slot=slots[0],
+        slots=slots,
+        model_configs={model.name: _describe(model) for model in service.states.all_models()},
     )
 
 
-def _describe(spec: ModelSpec) -> dict[str, Any]:
-    models_dir = gateway().settings.models_dir
+def _describe(model: ModelState) -> dict[str, Any]:
+    spec, models_dir = model.spec, gateway().settings.models_dir
     path = spec.path(models_dir)
-    return {
+    return model.description() | {
         "type": Catalog.family(spec).kind,
         "path": str(path) if path.is_absolute() else f"./{path}",
         "path_exists": path.exists(),
         "weights_missing": spec.missing(models_dir),
-        "quant_bits": spec.quant_bits,
-        "label": spec.label or spec.name,
-        "family": spec.family,
         "engine": spec.engine,
-        "inputs": Catalog.inputs(spec),
-        "aliases": spec.aliases,
-        "keep_alive": gateway().settings.keep_alive if spec.keep_alive is None else spec.keep_alive,
+        "keep_alive": model.keep_alive,
+        **model.as_dict(),
     }
 
 
@@ -122,7 +119,7 @@ def emergency_cleanup() -> Response:
 @blueprint.get("/temp_status")
 @describe(tag="admin", answer=shapes.TempStatus, statuses=GUARDED)
 def temp_status() -> Response:
-    """What lies in tmp/."""
+    """The entries of tmp/."""
     service = gateway()
     entries = service.temp.entries()
     return reply(
@@ -150,7 +147,7 @@ def cleanup_temp() -> Response:
 @describe(tag="admin", answer=shapes.Quantized, statuses=GUARDED)
 def kept_quantized() -> Response:
     """The quantized weights kept between loads."""
-    return reply(shapes.Quantized, **_kept())
+    return reply(shapes.Quantized, **_kept_fields())
 
 
 @blueprint.post("/quantized/prune")
@@ -161,17 +158,17 @@ def prune_quantized() -> Response:
     wanted = _options(shapes.PruneOptions).to
     to = settings.quantized_cache if wanted is None else wanted
     removed = kept_weights.prune(kept_weights.root(settings.models_dir), to)
-    gateway().zygotes.check()  # what they have mapped is not free before
+    gateway().zygotes.check()  # the disk frees the files once no zygote maps them
     return reply(
         shapes.Pruned,
         status="success",
         removed=[entry.folder.name for entry in removed],
         freed_bytes=sum(entry.bytes for entry in removed),
-        **_kept(),
+        **_kept_fields(),
     )
 
 
-def _kept() -> dict[str, Any]:
+def _kept_fields() -> dict[str, Any]:
     settings = gateway().settings
     entries = kept_weights.entries(kept_weights.root(settings.models_dir))
     return {
@@ -219,4 +216,4 @@ def pin(name: str) -> Response:
     service = gateway()
     spec = service.spec(name)
     service.pin(spec, _options(shapes.PinOptions).pinned)
-    return reply(shapes.Pinned, status="success", model=service.model_status(spec))
+    return reply(shapes.Pinned, status="success", model=service.states.one_model(spec.name).as_dict())

@@ -1,4 +1,4 @@
-"""Reads the options of a route whose body may be absent. Gateway process."""
+"""Reads the options of an ``/admin`` route, whose body may be absent. Gateway process."""
 
 from typing import TypeVar
 

@@ -1,7 +1,4 @@
-"""What ``/admin`` and ``/health`` take and answer. Gateway process; pydantic.
-
-The contract's fields are named; statuses may have further ones.
-"""
+"""What the routes of ``/admin`` and ``/health`` take and answer. Gateway process; pydantic."""
 
 from typing import Annotated, Any, Literal
 
@@ -25,7 +22,7 @@ Size = Annotated[
 ]
 
 
-# -- what is asked -----------------------------------------------------------------------------------------------------
+# -- bodies of requests ------------------------------------------------------------------------------------------------
 
 
 class Options(BaseModel):
@@ -35,14 +32,14 @@ class Options(BaseModel):
 
 
 class Force(Options):
-    """Whether models that answer are ended too."""
+    """``force`` ends models that answer requests too."""
 
     force: bool = False
 
 
 class LoadOptions(Options):
     """``pinned`` keeps a model from eviction until it is unloaded by name; ``quant_bits`` replaces the catalog's until
-    others are asked for or the server restarts."""
+    another load chooses others or the server restarts."""
 
     pinned: bool | None = None
     quant_bits: QuantBits | None = None
@@ -66,7 +63,7 @@ class PruneOptions(Options):
     to: Size | None = None
 
 
-# -- what is answered --------------------------------------------------------------------------------------------------
+# -- answers -----------------------------------------------------------------------------------------------------------
 
 
 class Slot(Shape):
@@ -80,8 +77,8 @@ class Slot(Shape):
 
 
 class MemorySlot(Slot):
-    """A slot with what its models were predicted to be charged, what they take now without what is only reserved, and
-    what evicting the idle ones would give."""
+    """A slot with three figures of its models: the charge predicted before their loads, the bytes measured now, and the
+    bytes that evicting the idle ones would free."""
 
     predicted_bytes: int | None
     measured_bytes: int | None
@@ -90,8 +87,8 @@ class MemorySlot(Slot):
 
 
 class Freed(Shape):
-    """What an unload would give back: of the slot's budget and of the CPU's for what is offloaded, of the device and of
-    RAM as measured."""
+    """What an unload would free: of the slot's budget, of the CPU's budget for offloaded bytes, and as measured on the
+    device and in RAM."""
 
     budget_bytes: int | None
     offloaded_bytes: int | None
@@ -101,8 +98,8 @@ class Freed(Shape):
 
 
 class Resident(Shape):
-    """What a model that is not cold takes: charged and predicted, both with the reserve for its cache and answers;
-    measured at its load, and measured now, without."""
+    """What a model takes that is not cold. The charged and the predicted bytes include the reserve for its cache and
+    answers; the bytes measured at its load and now do not."""
 
     state: str
     bytes: int
@@ -341,7 +338,7 @@ class Event(Shape):
 
 
 class Events(Shape):
-    """Entries of the journal, the oldest first. Ids begin anew with the server: ``started`` tells one from another."""
+    """Entries of the journal, the oldest first. Ids begin anew when the server restarts; then ``started`` differs."""
 
     started: float
     last: Annotated[int, Field(description="The id of the latest entry, whether it is among these or not.")]
@@ -364,7 +361,7 @@ class Vision(Shape):
 
 
 class Alive(Shape):
-    """The process serves. Where keys are asked for, all that is told without one."""
+    """The process serves. If the server asks for keys, a request without one gets no more than this."""
 
     status: Literal["healthy", "stopping"]
 
@@ -380,7 +377,7 @@ class Health(Alive):
 
 
 class UsageReport(Shape):
-    """What was used, summed up or request by request, and how far each key's quotas are used up."""
+    """What was used, summed up or request by request, and how much of each key's quotas is used."""
 
     data: list[dict[str, Any]]
     keys: dict[str, dict[str, Any]]

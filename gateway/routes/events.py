@@ -1,4 +1,4 @@
-"""``GET /admin/events``: the journal, what happened to models and runners lately and why. Gateway process."""
+"""``GET /admin/events``: the journal of what happened to models and runners lately, and why. Gateway process."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def events() -> Response:
         raise BadRequest(f"parameter 'kind': must be one of {', '.join(KINDS)}", param="kind")
     service = gateway()
     journal = service.journal
-    found = journal.select(
+    found = journal.select_entries(
         _number("after", 0, 0, _LARGEST),
         (kind,) if kind else (),
         service.spec(model).name if model is not None else None,

@@ -1,4 +1,4 @@
-"""``GET /health`` (the process lives, and within which limits) and ``GET /health/ready`` (it can serve)."""
+"""``GET /health`` (the process lives; its limits) and ``GET /health/ready`` (it can serve). Gateway process."""
 
 import time
 from typing import Any
@@ -19,18 +19,19 @@ _PATIENCE = 2.0
 @blueprint.get("/health")
 @describe(tag="health", answer=Health, answers=(Alive,))
 def health() -> Response:
-    """Liveness: answered without asking anybody else. Where a key is needed, whoever has none learns no more
-    than that."""
+    """Liveness: the answer needs no other part of the server. If the server asks for keys, a request without one gets
+    the status alone."""
     service = gateway()
     status = "stopping" if service.stopping else "healthy"
     if hidden():
         return reply(Alive, status=status)
+    devices = list(service.placement.places)
     return reply(
         Health,
         status=status,
         profile=service.catalog.profile,
-        device=service.device,
-        devices=list(service.placement.places),
+        device=devices[0],
+        devices=devices,
         uptime=round(time.time() - service.started, 3),
         vlm_config=_vision(),
     )

@@ -1,4 +1,4 @@
-"""``GET /metrics``: what Prometheus scrapes, in its text format or OpenMetrics, whichever it asks for."""
+"""``GET /metrics`` for Prometheus, in its text format or in OpenMetrics, as it asks for. Gateway process."""
 
 from flask import Blueprint, Response, request
 from prometheus_client.exposition import choose_encoder
@@ -16,6 +16,6 @@ blueprint = Blueprint("metrics", __name__)
     others={"text/plain": {"type": "string"}, "application/openmetrics-text": {"type": "string"}},
 )
 def metrics() -> Response:
-    """Every metric as it stands now."""
+    """Every metric as it is now."""
     encode, content_type = choose_encoder(request.headers.get("Accept", ""))
     return Response(encode(gateway().metrics.registry), content_type=content_type)

@@ -1,4 +1,4 @@
-"""``GET /admin/usage``: what was used by whom, as JSON or CSV, and how far quotas are used up. Gateway process."""
+"""``GET /admin/usage``: who used what, as JSON or CSV, and how much of the quotas is used. Gateway process."""
 
 import csv
 import io

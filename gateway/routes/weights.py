@@ -1,4 +1,4 @@
-"""``/admin``: models' weights on the disk, downloads of them, and deleting them. Gateway process."""
+"""``/admin``: models' weights on the disk, downloading and deleting them. Gateway process."""
 
 import time
 
@@ -39,7 +39,7 @@ def downloads() -> Response:
     body=shapes.DownloadOptions,
     optional=True,
 )
-def download(name: str) -> Response:
+def download_weights(name: str) -> Response:
     """Have a model's weights fetched, from where an earlier download stopped; or compared with the hub's where all are
     here.
 
@@ -48,8 +48,8 @@ def download(name: str) -> Response:
     """
     service = gateway()
     spec = service.spec(name)
-    told = service.weights.download(spec, options(shapes.DownloadOptions).speech)
-    response = reply(shapes.DownloadAnswer, status="success", model=spec.name, download=told)
+    download = service.weights.download_weights(spec, options(shapes.DownloadOptions).speech)
+    response = reply(shapes.DownloadAnswer, status="success", model=spec.name, download=download)
     response.status_code = 202
     return response
 
@@ -60,7 +60,9 @@ def cancel(name: str) -> Response:
     """End a model's download, if one is under way. What was fetched stays: the next one goes on from there."""
     service = gateway()
     spec = service.spec(name)
-    return reply(shapes.DownloadAnswer, status="success", model=spec.name, download=service.weights.cancel(spec))
+    return reply(
+        shapes.DownloadAnswer, status="success", model=spec.name, download=service.weights.cancel_download(spec)
+    )
 
 
 @blueprint.delete("/models/<name>/weights")
@@ -73,7 +75,7 @@ def delete(name: str) -> Response:
     """
     service = gateway()
     spec = service.spec(name)
-    freed = service.weights.delete(spec, _force())
+    freed = service.weights.delete_weights(spec, _force())
     return reply(shapes.Deleted, status="success", model=spec.name, **freed)
 
 

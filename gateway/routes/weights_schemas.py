@@ -15,7 +15,7 @@ class DownloadOptions(Options):
 
 
 class DownloadFile(Shape):
-    """How far one file is."""
+    """How much of one file is here."""
 
     path: str
     size: int
@@ -31,7 +31,7 @@ class Download(Shape):
     done: Annotated[int, Field(description="What is here, from earlier downloads too.")]
     fetched: Annotated[int, Field(description="What this one took from the hub.")]
     bytes_per_second: Annotated[int, Field(description="Measured over the last seconds.")]
-    seconds_left: Annotated[float | None, Field(description="At this speed; null while it cannot be told.")]
+    seconds_left: Annotated[float | None, Field(description="At this speed; null while it is unknown.")]
     position: Annotated[int | None, Field(description="Place in the queue.")]
     files: list[DownloadFile]
     error: Annotated[str | None, Field(description="Why it failed and what to do.")]
@@ -105,7 +105,7 @@ class ModelWeights(Shape):
 
 
 class FitSlot(Shape):
-    """A slot with the sets of models that fit into it at once; ``more`` tells that there are others."""
+    """A slot with the sets of models that fit into it at once; ``more`` is true if there are further sets."""
 
     device: str
     budget_bytes: int
@@ -115,7 +115,7 @@ class FitSlot(Shape):
 
 
 class Disk(Shape):
-    """The disk that weights are on."""
+    """The disk with the weights."""
 
     path: str
     total: int
@@ -143,7 +143,7 @@ class Downloads(Shape):
 
 
 class DownloadAnswer(Shape):
-    """A model's download as it is now; null where it had none."""
+    """A model's download as it is now; null if it had none."""
 
     status: Literal["success"]
     model: str

@@ -1,4 +1,4 @@
-"""What the scheduler may ask for. Whoever performs an action must not wait for it."""
+"""What the policy can ask for. The owner performs actions and must not wait for them."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,14 +18,14 @@ class Why(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """The request has a place."""
+    """The request is reserved: it has a position in the queue."""
 
     request_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The request holds a lease on the runner of ``load_id``; ``cold`` if it waited for the load."""
+    """The request holds a lease on the runner of ``load_id``; ``cold``: it waited for the load."""
 
     request_id: str
     model: str
@@ -35,6 +35,8 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
+    """The request is over. ``retry_after`` is in seconds."""
+
     request_id: str
     why: Why
     detail: str
@@ -51,7 +53,7 @@ class StartLoad:
 @dataclass(frozen=True, slots=True)
 class EndRunner:
     """End a runner. ``reason`` is one of evicted, unloaded, expired, cleanup, load_timeout, cannot_fit, moved,
-    out_of_memory, shutdown. ``newcomer`` is the model it makes room for; ``why`` says more in words."""
+    out_of_memory, shutdown. ``newcomer`` is the model it makes room for; ``why`` adds a sentence for people."""
 
     model: str
     load_id: str

@@ -1,66 +1,53 @@
-"""Whether an idle model is likely to be asked again so soon that waiting for it costs less than swapping it back. Pure.
+"""Whether waiting for an idle model's next request costs less than ending the model and loading it back. Pure.
 
-Two clients that each send their next request when the last one was answered would otherwise swap two models on every
-request: at the moment one is answered its model has nothing to do, and the other's waits.
+Two clients that each send their next request once the last one was answered would otherwise swap two models on every
+request: at the moment one client is answered its model is idle, and the other client's model waits for the slot.
 
-What is learnt, per model: when it has answered all it had, how long until it is asked again (``gap``), and how often
-that was sooner than it could have been loaded again (``returns``).
+What is learnt per model is in :class:`gateway.scheduler.model.Measured`: ``gap`` and ``returns``.
 """
 
 from collections.abc import Iterable
 
-from gateway.scheduler.state import Model, Phase, State
+from gateway.scheduler.model import Model
+from gateway.scheduler.state import State
 
-_SLACK = 0.05  # seconds a client's next request may be later than usual, however regular it was
-_WEIGHT = 0.25  # of the newest gap, in ``returns``
+_SLACK = 0.05
+"""Seconds by which a client's next request may be later than usual, however regular it was."""
 
 
 def expected_until(state: State, model: Model, waiters: int, now: float) -> float | None:
-    """Return until when an idle model is worth waiting for although ``waiters`` requests wait for the slot, or None.
+    """Return until when an idle model is kept although ``waiters`` requests wait for its slot; None if not at all.
 
-    1. Without a measured load there is nothing to weigh: None.
-    2. A request for it has a place and its media are being decoded: it will be here in a moment. Waiting for it may
-       cost those who wait, together, as much as the load it saves.
-    3. Otherwise its next request is likely within the mean gap and two deviations, and never waited for longer than a
-       load takes. With the chance ``returns`` it comes and saves a load, having cost each waiter the mean gap; else
-       each has waited in vain. None if that costs more than it saves.
+    1. Nothing can be compared without a measured load: None.
+    2. A request for the model is reserved and its media are being decoded, so it will be submitted soon. Waiting for it
+       may cost all waiters together as much as the load it saves.
+    3. Otherwise its next request is likely within the mean gap and two deviations; a longer wait than a load is never
+       worth it. With probability ``returns`` the request comes and saves a load, and each waiter has lost the mean gap;
+       otherwise each waiter has lost the whole wait. None if that costs more than it saves.
     """
-    load = model.load.value
+    measured, load = model.measured, model.measured.load.value
     if not state.limits.anticipation or not load:  # 1
         return None
-    if model.reserved:  # 2
-        until = min(request.since for request in model.reserved.values()) + load / max(1, waiters)
+    if model.queue.reserved:  # 2
+        until = min(request.since for request in model.queue.reserved.values()) + load / max(1, waiters)
         if now < until:
             return until
-    if model.idle_since is None or not model.gap.samples:
+    if measured.idle_since is None or not measured.gap.samples:
         return None
-    longest = min(model.gap.value + 2 * model.gap.deviation + _SLACK, load)  # 3
-    cost = waiters * (model.returns * model.gap.value + (1 - model.returns) * longest)
-    until = model.idle_since + longest
-    return until if now < until and cost < model.returns * load else None
+    longest = min(measured.gap.value + 2 * measured.gap.deviation + _SLACK, load)  # 3
+    cost = waiters * (measured.returns * measured.gap.value + (1 - measured.returns) * longest)
+    until = measured.idle_since + longest
+    return until if now < until and cost < measured.returns * load else None
 
 
-def asked(model: Model, now: float) -> None:
-    """Learn from a request for a model that had nothing to do."""
-    if model.idle_since is None:
-        return
-    gap = now - model.idle_since
-    model.idle_since = None
-    soon = gap <= model.load.value
-    model.returns += _WEIGHT * (soon - model.returns)
-    if soon:
-        model.gap.add(gap)
+def learn_from_load(state: State, slots: Iterable[str]) -> None:
+    """Learn that models which ended on these slots were not asked for before the newcomer was loaded.
 
-
-def replaced(state: State, slots: Iterable[str]) -> None:
-    """Learn that models which had to go from these slots were not asked for before the one they went for was there.
-
-    Should they be asked for later, that tells nothing about how long to wait for them: the same client may have waited
-    for the other's answer first, and would not have come however long its model was kept.
+    A later request for such a model teaches nothing about how long to keep it: its client may have waited for the
+    newcomer's answer first, and would not have come earlier however long the model was kept.
     """
     for model in state.models.values():
-        if model.idle_since is None or model.phase not in (Phase.COLD, Phase.DRAINING):
+        if model.measured.idle_since is None or model.residency.alive:
             continue
-        if model.reach.intersection(slots):
-            model.idle_since = None
-            model.returns -= _WEIGHT * model.returns
+        if model.spec.reach.intersection(slots):
+            model.measured.learn_no_return()

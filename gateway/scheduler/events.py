@@ -1,4 +1,7 @@
-"""What can happen, as the scheduler sees it. Times are seconds of one monotonic clock."""
+"""What can happen, as the policy sees it. Times are seconds of one monotonic clock.
+
+An event about the load id of a runner that is gone changes nothing.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,28 +9,28 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """A request wants a place in a model's queue. ``retry`` asks for a load in spite of a back-off; ``places`` is how
-    many answers it wants made at once; ``bound`` asks for this one replica instead of whichever is best."""
+    """A request wants a position in a model's queue. ``retry`` asks for a load in spite of a back-off. ``answers`` is
+    how many answers it wants made at once. ``bound`` asks for this one replica instead of the best one."""
 
     request_id: str
     model: str
     deadline: float
     priority: int = 0
     retry: bool = False
-    places: int = 1
+    answers: int = 1
     bound: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """A request with a place is complete and waits for the model."""
+    """A reserved request is complete and waits for the model."""
 
     request_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Withdraw:
-    """A request is given up before its runner was asked, whatever stage it is in."""
+    """A request is given up before its runner was asked: reserved, waiting or leased."""
 
     request_id: str
 
@@ -42,8 +45,8 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A load is done. ``offloaded`` are the bytes that it took of other slots, by slot. ``transient`` are charged
-    besides until a Recharge says that they are gone; what the next load takes does not depend on them."""
+    """A load is done. ``offloaded`` are the bytes it took of other slots, by slot. ``transient`` bytes are charged
+    besides until a Recharge; they do not change what the next load is expected to take."""
 
     load_id: str
     bytes: int
@@ -53,8 +56,8 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
-    """The load did not succeed and its runner has ended. ``again``: there was no memory for it; it is worth another try
-    once idle models of its slot have gone."""
+    """The load failed and its runner has ended. ``again``: memory was short; the load is tried again once the idle
+    models of its slots have ended."""
 
     load_id: str
     cause: str
@@ -63,7 +66,7 @@ class LoadFailed:
 
 @dataclass(frozen=True, slots=True)
 class RunnerLost:
-    """A runner ended that nobody asked to end. Its memory is back."""
+    """A runner ended by itself. Its memory is back."""
 
     load_id: str
     cause: str
@@ -78,7 +81,7 @@ class RunnerEnded:
 
 @dataclass(frozen=True, slots=True)
 class Unload:
-    """Somebody wants the model gone with all its replicas; with ``force`` even while it answers."""
+    """A person unloads the model with all its replicas; with ``force`` even while it answers."""
 
     model: str
     force: bool = False
@@ -86,14 +89,14 @@ class Unload:
 
 @dataclass(frozen=True, slots=True)
 class Cleanup:
-    """Somebody wants every idle model gone; with ``force`` every model."""
+    """A person unloads every idle model that is not pinned; with ``force`` every model."""
 
     force: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """For the model and all its replicas."""
+    """Keep the model and all its replicas from eviction, or no longer."""
 
     model: str
     pinned: bool
@@ -101,8 +104,8 @@ class Pin:
 
 @dataclass(frozen=True, slots=True)
 class Predict:
-    """A better prediction of the bytes of a model and its replicas is known; ``sizes`` where slots differ, ``offloads``
-    what loads on a slot take of others."""
+    """A better prediction of a model's bytes is known: ``sizes`` where slots differ, ``offloads`` what a load on a slot
+    takes of other slots."""
 
     model: str
     bytes: int
@@ -112,8 +115,8 @@ class Predict:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A model is to be loaded in another way: on these slots, with so many bytes on each and of others, for so many
-    answers at once. A runner that is there gets no new lease and goes as soon as it has answered."""
+    """A model is to be loaded in another way: on these slots, with these bytes, with this concurrency. A runner that is
+    ready gets no new lease and ends once it has answered."""
 
     model: str
     slots: tuple[str, ...]
@@ -125,7 +128,7 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Recharge:
-    """A runner takes another amount of memory than it is charged for: of its own slot, or of another one."""
+    """Charge a runner for another number of bytes: of its own slot, or of the one named."""
 
     load_id: str
     bytes: int
@@ -134,31 +137,31 @@ class Recharge:
 
 @dataclass(frozen=True, slots=True)
 class Starve:
-    """A runner takes more memory than there is, and has to go whatever it is doing."""
+    """A runner takes more memory than there is: end it, even while it answers."""
 
     load_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Squeeze:
-    """The machine runs short of memory: idle models of the slot are to go."""
+    """Memory runs short: end the idle models of the slot."""
 
     slot: str
 
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """The gateway is stopping: take no new requests."""
+    """The gateway is stopping: refuse new requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shutdown:
-    """End everything now."""
+    """Refuse every waiting request and end every runner now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Nothing but time has passed."""
+    """Time has passed, nothing else."""
 
 
 Event = (

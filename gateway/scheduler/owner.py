@@ -1,7 +1,7 @@
-"""The owner thread: the only one that touches the scheduler's state.
+"""The owner thread of the scheduler's state: no other thread touches it. Gateway process.
 
-It takes events from a queue, lets the policy decide and performs the actions, none of which it waits for. Others read a
-consistent copy through :meth:`Owner.inspect`. Gateway process.
+It takes events from an inbox, lets the policy decide and has the actions performed; it waits for none of them. Other
+threads post events, and read the state through :meth:`Owner.inspect`. Knows no request, no runner and no HTTP.
 """
 
 import logging
@@ -22,7 +22,7 @@ _LONGEST_WAIT = 3600.0
 
 
 class Owner:
-    """Runs the policy. ``perform`` carries out one action and must not block."""
+    """Owns the state and runs the policy. ``perform`` carries out one action; it must not block."""
 
     def __init__(self, state: State, perform: Callable[[Action], None]) -> None:
         self._state = state
@@ -39,15 +39,15 @@ class Owner:
         self._thread.join()
 
     def post(self, event: events.Event) -> None:
-        """Hand over an event and return at once."""
+        """Have the owner thread decide on an event. Returns at once."""
         self._inbox.put(event)
 
     def call(self, function: Callable[[], None]) -> None:
-        """Have the owner thread call a function after all that was posted so far. Returns at once."""
+        """Have the owner thread call a function, after everything posted so far. Returns at once."""
         self._inbox.put(function)
 
     def ask(self, event: events.Event, timeout: float = 10.0) -> list[Action]:
-        """Hand over an event and return what was decided. :raises Unavailable: if the owner does not answer."""
+        """Have the owner thread decide on an event; return the actions. :raises Unavailable: if it does not answer."""
 
         def decide_now(state: State) -> list[Action]:
             return self._decide(state, event)
@@ -55,7 +55,10 @@ class Owner:
         return self.inspect(decide_now, timeout)
 
     def inspect(self, look: Callable[[State], T], timeout: float = 10.0) -> T:
-        """Return ``look(state)``, called in the owner thread. It must be quick and keep no reference into the state."""
+        """Return ``look(state)``, called in the owner thread. It must be quick and keep no reference into the state.
+
+        :raises Unavailable: if the owner thread does not answer.
+        """
         answer: Future[T] = Future()
 
         def call() -> None:
@@ -72,7 +75,7 @@ class Owner:
 
     def _run(self) -> None:
         while True:
-            # As of the last decision: what was worth waiting for then may not be by now, and nobody would act on it.
+            # At the time of the last decision: a plan may wait for a time that has passed since, and then names none.
             wakeup = next_wakeup(self._state, self._decided_at)
             try:
                 item = self._inbox.get(timeout=None if wakeup is None else _pause(wakeup))
@@ -94,11 +97,11 @@ class Owner:
         for action in actions:
             try:
                 self._perform(action)
-            except Exception:  # one that fails must not cost the others
+            except Exception:  # the other actions are performed all the same
                 log.exception("could not perform %s", action)
         return actions
 
 
 def _pause(wakeup: float) -> float:
-    """Return how long to wait, no more than a queue can: a keep-alive of a thousand years is no reason to fail."""
+    """Return how many seconds to wait; a queue cannot wait for the thousand years that a keep-alive time may take."""
     return min(max(0.0, wakeup - time.monotonic()), _LONGEST_WAIT)

@@ -1,5 +1,6 @@
-"""Models' weights on the disk: what is there, fetched on demand, and deleted, while the gateway serves.
+"""Models' weights on the disk: what is there, downloading and deleting them while the gateway serves.
 
-``house`` is what the routes ask, ``downloads`` the queue of fetches, ``fetch`` the process that makes one, ``remove``
-the deleting, ``report`` what is told. Gateway process, but for ``fetch``.
+``operations`` is what the routes call. ``downloads`` is the queue of downloads, ``download_process`` the process that
+makes one; ``deletion`` deletes, ``report`` reports, ``files`` checks the files before a load. All but
+``download_process`` run in the gateway process.
 """

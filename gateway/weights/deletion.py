@@ -1,7 +1,7 @@
-"""Which files are a model's own on the disk, and deleting them: first out of sight all at once, then for good.
+"""Which files on the disk belong to one model alone, and how to delete them: moved away in one step, then deleted.
 
-Only what a download put, or would put, under ``models_dir`` is deleted, and nothing that another model of the catalog
-reads unless it is told that it loses it. Links are never followed. Gateway process; knows files only.
+Only files that a download put, or would put, under ``models_dir`` are deleted. Files that another model of the catalog
+reads are kept, unless that model is listed as losing them. Links are never followed. Gateway process; knows files only.
 """
 
 import os
@@ -23,9 +23,11 @@ _PART = re.compile(r"(?P<stem>[\w.-]+)-\d{5}-of-(?P<count>\d{5})\.gguf")
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What deleting a model's weights would do. ``refusal`` says in words why it cannot be done, or is None. ``whole``
-    is for a folder that nobody else has files in; else ``files`` are what goes. ``losing`` are the other models that
-    read the same files. ``bytes`` are what the disk would get back."""
+    """What deleting a model's weights would do.
+
+    ``refusal`` says why it cannot be done, or is None. With ``whole`` the whole folder goes, because no other model has
+    files in it; else ``files`` go. ``losing`` are the other models that read the same files. ``bytes`` are those that
+    the disk would get back."""
 
     folder: Path
     files: tuple[Path, ...]
@@ -68,11 +70,11 @@ def removal(spec: ModelSpec, catalog: Iterable[ModelSpec], models_dir: Path) -> 
 
 
 def detach(found: Removal, models_dir: Path) -> Path:
-    """Move what is to go out of the model's folder, in one step where the whole folder goes, and return where to.
+    """Move the files out of the model's folder, in one step if the whole folder goes, and return where to.
 
-    From then on the weights count as missing, whatever becomes of the rest. :raises OSError: if it cannot be done.
+    From then on the weights count as missing, even if a later step fails. :raises OSError: if it cannot be done.
     """
-    for left in models_dir.glob(f"{_REMOVED}*"):  # of a gateway that ended in between
+    for left in models_dir.glob(f"{_REMOVED}*"):  # left by a gateway that ended before discard()
         discard(left)
     place = models_dir / f"{_REMOVED}{uuid.uuid4().hex}"
     if found.whole:
@@ -87,7 +89,7 @@ def detach(found: Removal, models_dir: Path) -> Path:
 
 
 def discard(place: Path) -> None:
-    """Delete what was detached. Links in it are deleted, not followed."""
+    """Delete detached files. Links among them are deleted, not followed."""
     shutil.rmtree(place)
 
 
@@ -107,12 +109,12 @@ def _claims(spec: ModelSpec, models_dir: Path) -> set[Path] | None:
 
 
 def _is_record(file: Path, folder: Path) -> bool:
-    """Whether a file is a download's own: its marker, or one of what it keeps beside."""
+    """Return whether a file is a download's own record: its marker, or a file in its work folder."""
     return file == folder / folders.MARKER or folder / folders.WORK.parts[0] in file.parents
 
 
 def _is_draft(file: Path, own: set[Path] | None) -> bool:
-    """Whether a file is a half-fetched one of these, or of any."""
+    """Return whether a file is an incomplete download of one of these files, or of any file if None."""
     names = ("",) if own is None else tuple(f"{one.name}." for one in own)
     return file.name.endswith(folders.INCOMPLETE) and file.name.startswith(names)
 
@@ -126,13 +128,13 @@ def _inside(path: Path, folder: Path) -> bool:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield everything in a folder that is no folder, links as such."""
+    """Yield every file in a folder and below it; links are not followed."""
     for place, _, names in os.walk(folder, followlinks=False):
         yield from (Path(place, name) for name in names)
 
 
 def _size(file: Path) -> int:
-    """Return the bytes that deleting a file gives back: none for a link, or where it has another name too."""
+    """Return the bytes that deleting a file frees: none for a link, or if it has another hard link."""
     with suppress(OSError):
         found = file.lstat()
         return found.st_size if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 else 0
@@ -140,6 +142,6 @@ def _size(file: Path) -> int:
 
 
 def _remove_empty(folder: Path) -> None:
-    """Remove a folder with nothing but a download's own records left in it, and empty ones below it."""
+    """Remove a folder in which only a download's own records and empty folders are left."""
     if all(_is_record(file, folder) for file in _files(folder)) and not (folder / folders.MARKER).exists():
         shutil.rmtree(folder)

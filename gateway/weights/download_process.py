@@ -1,11 +1,9 @@
-"""A process that downloads the weights of one model and says how far it is: ``python -m
-gateway.weights.download_process``.
+"""A process that downloads the weights of one model: ``python -m gateway.weights.download_process``.
 
-Started by :mod:`gateway.weights.downloads`. Reads one line of JSON with the model's spec from standard input, and
-writes a line of JSON for each thing that happens: ``progress``, and last ``done``, ``failed`` or ``stopped``. The end
-of its input tells it to stop, so it ends with the gateway too, however that ends. A process of its own, because
-receiving and hashing at the disk's speed would take the interpreter from the gateway's requests. Must not know routes
-or slots.
+:mod:`gateway.weights.downloads` starts it. It reads one line of JSON with the model's spec from standard input, and
+writes a line of JSON for each event: ``progress``, and last ``done``, ``failed`` or ``stopped``. It stops when its
+input ends, so it never outlives the gateway. It is a process of its own because receiving and hashing at the disk's
+speed would slow down the gateway's requests. Must not know routes or slots.
 """
 
 import json
@@ -20,11 +18,11 @@ from checkpoints.hub.download import DownloadError, DownloadStoppedError, Progre
 from models_registry.spec import ModelSpec
 
 _NICENESS = 10
-"""Answers go before checksums where both want a core."""
+"""Runners go before checksums when both want a core."""
 
 
 def main() -> int:
-    """Make one download; return the exit status, which is 0 whenever the last line says how it ended."""
+    """Make one download. Return the exit status: 0 if the last line says how the download ended."""
     os.nice(_NICENESS)
     wanted = json.loads(sys.stdin.buffer.readline())
     spec, stop = ModelSpec.model_validate(wanted["spec"]), threading.Event()
@@ -41,8 +39,8 @@ def main() -> int:
 
 
 def _await_end(stop: threading.Event) -> None:
-    """Set ``stop`` when nobody holds the other end of the input any more."""
-    while os.read(0, 4096):  # not by sys.stdin, whose lock a thread that waits would keep from the interpreter's end
+    """Set ``stop`` when the input ends."""
+    while os.read(0, 4096):  # sys.stdin has a lock: holding it here would block the interpreter's exit
         pass
     stop.set()
 

@@ -1,9 +1,9 @@
-"""Downloads asked for while the gateway serves: one at a time, each in a process of its own, and how far they are.
+"""The queue of downloads while the gateway serves: one at a time, each in a process of its own.
 
-A download belongs to the gateway, not to who asked for it: it goes on when the browser is closed, a second asker gets
-the same one, and it ends with the gateway. What was fetched stays, and the next download of the model goes on from
-there. Nothing is held for those that wait, so ``main.py download`` can fetch another model meanwhile. Gateway process;
-knows nothing of HTTP or of slots.
+A download belongs to the gateway, not to the client that asked for it. It goes on when the browser is closed, a second
+client gets the same download, and it ends with the gateway. What was fetched stays: the next download of the model goes
+on from there. Queued downloads lock nothing, so ``main.py download`` can fetch another model meanwhile. Gateway
+process; knows nothing of HTTP or of slots.
 """
 
 import json
@@ -38,7 +38,7 @@ class Download:
         self.spec = spec
         self.speech = speech
         self.state: State = "queued"
-        self.total: int | None = None  # until the hub has said
+        self.total: int | None = None  # None until the hub has said
         self.done = self.fetched = 0
         self.files: list[dict[str, Any]] = []
         self.error: str | None = None
@@ -53,7 +53,7 @@ class Download:
 
     @property
     def active(self) -> bool:
-        """Whether it waits or runs."""
+        """Return whether it waits or runs."""
         return self.state in ("queued", "running")
 
     def progress(self, total: int, done: int, fetched: int, files: list[dict[str, Any]]) -> None:
@@ -61,7 +61,7 @@ class Download:
         self._samples.append((time.monotonic(), fetched))
 
     def speed(self) -> float:
-        """Return bytes per second over the last seconds; 0 where nothing came, and once it is over."""
+        """Return bytes per second over the last seconds; 0 if nothing came, and after its end."""
         now, samples = time.monotonic(), self._samples
         while len(samples) > 1 and now - samples[1][0] > WINDOW:
             samples.popleft()
@@ -76,20 +76,20 @@ class Download:
 
 
 class Downloads:
-    """The queue and what became of each model's last download. ``began`` is told of each that begins, ``ended`` of each
-    that is over, by the thread that makes them."""
+    """The queue, and each model's last download. The thread that makes downloads calls ``began`` when one begins and
+    ``ended`` when one is over."""
 
     def __init__(self, models_dir: Path, began: Callable[[Download], None], ended: Callable[[Download], None]) -> None:
         self._models_dir = models_dir.absolute()
-        self._began, self._told_end = began, ended
+        self._began, self._ended = began, ended
         self._changed = threading.Condition()
         self._queue: deque[Download] = deque()
         self._known: dict[str, Download] = {}
         self._thread: threading.Thread | None = None
         self._stopping = False
 
-    def start(self, spec: ModelSpec, speech: bool = False) -> None:
-        """See to it that the model's weights are fetched. Joins a download that waits or runs."""
+    def start_download(self, spec: ModelSpec, speech: bool = False) -> None:
+        """Queue a download of the model's weights, unless one waits or runs already."""
         with self._changed:
             known = self._known.get(spec.name)
             if self._stopping or (known is not None and known.active):
@@ -101,8 +101,8 @@ class Downloads:
                 self._thread.start()
             self._changed.notify_all()
 
-    def cancel(self, name: str) -> None:
-        """End a model's download, if it has one that waits or runs; return when its process is gone."""
+    def cancel_download(self, name: str) -> None:
+        """End a model's download if one waits or runs; return when its process is gone."""
         with self._changed:
             download = self._known.get(name)
             if download is None or not download.active:
@@ -114,7 +114,7 @@ class Downloads:
         self._end_process(download)
 
     def stop(self) -> None:
-        """End the one that runs and start no other."""
+        """End the download that runs and start no other."""
         with self._changed:
             self._stopping = True
             self._queue.clear()
@@ -129,13 +129,13 @@ class Downloads:
         if self._thread is not None:
             self._thread.join(GRACE)
 
-    def active(self, name: str) -> bool:
-        """Tell whether a download of the model waits or runs."""
+    def is_active(self, name: str) -> bool:
+        """Return whether a download of the model waits or runs."""
         with self._changed:
             return name in self._known and self._known[name].active
 
-    def forget(self, name: str) -> None:
-        """Tell nothing of a model's last download any more, as what it fetched is gone."""
+    def forget_download(self, name: str) -> None:
+        """Leave a model's last download out of the report: what it fetched was deleted."""
         with self._changed:
             if name in self._known and not self._known[name].active:
                 del self._known[name]
@@ -143,9 +143,9 @@ class Downloads:
     def report(self) -> dict[str, dict[str, Any]]:
         """Return the last download of each model that had one since the start, by the model's name."""
         with self._changed:
-            return {name: self._told(download) for name, download in self._known.items()}
+            return {name: self._as_dict(download) for name, download in self._known.items()}
 
-    def _told(self, download: Download) -> dict[str, Any]:
+    def _as_dict(self, download: Download) -> dict[str, Any]:
         speed, total = download.speed(), download.total
         left = None if total is None or not speed else round((total - download.done) / speed, 1)
         return {
@@ -183,8 +183,8 @@ class Downloads:
                     self._began(download)
                     self._follow(download, process)
                 self._log(download)
-                self._told_end(download)
-            except Exception:  # those that wait are to have their turn
+                self._ended(download)
+            except Exception:  # the next downloads must still run
                 log.exception("the download of %s was not followed to its end", download.spec.name)
                 self._give_up(download)
 
@@ -196,13 +196,13 @@ class Downloads:
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,  # not among the lines of ours: half a line of it would spoil one
+            stderr=subprocess.PIPE,  # its lines must not mix with lines of our log
             text=True,
-            start_new_session=True,  # Ctrl-C in the terminal is the gateway's to handle
+            start_new_session=True,  # the gateway handles Ctrl-C in the terminal
         )
 
     def _follow(self, download: Download, process: "subprocess.Popen[str]") -> None:
-        """Tell the process what to do and take in what it says, until it ends."""
+        """Send the process its task and read its messages until it ends."""
         assert process.stdin is not None and process.stdout is not None
         complaints = threading.Thread(target=self._complain, args=(download, process), name="download-log", daemon=True)
         complaints.start()
@@ -238,7 +238,7 @@ class Downloads:
 
     @staticmethod
     def _complain(download: Download, process: "subprocess.Popen[str]") -> None:
-        """Put into the log what libraries and the interpreter say."""
+        """Log what libraries and the interpreter print."""
         assert process.stderr is not None
         with process.stderr as stream:
             for line in stream:
@@ -254,7 +254,7 @@ class Downloads:
             process.wait()
 
     def _hear(self, download: Download, line: str) -> dict[str, Any] | None:
-        """Take in a line: how far it is, or how it ended, which is returned."""
+        """Read one message. Return it if it says how the download ended."""
         try:
             message = json.loads(line)
             event = message.pop("event")
@@ -268,7 +268,7 @@ class Downloads:
         return None
 
     def _end_process(self, download: Download) -> None:
-        """Ask a download's process to end, and make it; return when it is over."""
+        """Ask a download's process to end, kill it if it does not, and return when it is over."""
         process = download.process
         if process is not None:
             self._close_input(process)

@@ -1,4 +1,4 @@
-"""The files a model is loaded from: whether they are all there and sound, and which a load reads.
+"""The files a model is loaded from: whether all are there and sound, and which of them a load reads.
 
 Gateway process; reads headers only.
 """
@@ -7,13 +7,14 @@ from pathlib import Path
 
 from checkpoints import kept_weights
 from checkpoints.hub.state import download_state
+from checkpoints.safetensors_header import HeaderError
 from gateway.errors import Unavailable
-from gateway.memory.footprint import HeaderError, weight_bytes
+from gateway.memory.footprint.weights import weight_bytes
 from models_registry.spec import ModelSpec
 
 
 def require(spec: ModelSpec, models_dir: Path) -> None:
-    """:raises Unavailable: naming what is missing or damaged and what to do."""
+    """Check a model's weights. :raises Unavailable: naming what is missing or damaged and what to do."""
     if spec.source.hub and (state := download_state(spec, models_dir)).name != "complete":
         verb = "finish the download" if state.name == "partial" else "fetch them"
         raise Unavailable(
@@ -32,20 +33,9 @@ def require(spec: ModelSpec, models_dir: Path) -> None:
         raise Unavailable(f"the weights of {spec.name} are damaged: {error}; {again}") from error
 
 
-def kept(spec: ModelSpec, models_dir: Path, device: str) -> bool:
-    """Return whether a load on this device reads weights that an earlier one quantized."""
-    return (
-        spec.engine == "transformers"
-        and spec.quant_bits < 16
-        and kept_weights.holds(
-            kept_weights.root(models_dir), spec.name, spec.quant_bits, device.partition(":")[0], spec.path(models_dir)
-        )
-    )
-
-
 def read_by(spec: ModelSpec, models_dir: Path) -> list[Path]:
     """Return the files a load of the model would read its weights from."""
     path, kept = spec.path(models_dir), kept_weights.root(models_dir)
     found = kept_weights.weights(kept, spec.name, spec.quant_bits) if spec.quant_bits < 16 else []
-    found.sort(key=lambda file: not file.name.startswith("packed-"))  # those laid out are wanted first
+    found.sort(key=lambda file: not file.name.startswith("packed-"))  # a load reads the packed files first
     return found or ([path] if path.is_file() else sorted(path.glob("*.safetensors")))

@@ -1,6 +1,6 @@
-"""How things stand with models' weights: what is on the disk, what it takes on this machine, which fit together.
+"""Models' weights: what is on the disk, what a load would take on this machine, which models fit together.
 
-Read from files and headers when it is asked for; nothing is kept. Gateway process; knows nothing of HTTP.
+Read from files and headers each time it is asked for. Gateway process; knows nothing of HTTP.
 """
 
 import os
@@ -8,51 +8,56 @@ import shutil
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from checkpoints import kept_weights
 from checkpoints.hub.state import download_state
 from gateway.memory import fit
 from gateway.memory.placement import Placement
+from gateway.processes.model_states import ModelStates
+from gateway.scheduler import Phase
 from gateway.weights.deletion import removal
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from gateway.gateway import Gateway
+from utils.settings import Settings
 
 
-def report(gateway: "Gateway") -> dict[str, Any]:
+def weights_report(
+    settings: Settings,
+    catalog: Catalog,
+    placement: Placement,
+    states: ModelStates,
+    downloads: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
     """Return every model's weights, the slots with the sets of models that fit together, and the disk."""
-    settings, catalog, placement = gateway.settings, gateway.catalog, gateway.placement
     fits = {one.name: one for one in fit.fits(placement, catalog)}
-    live = {status["name"]: status for status in gateway.statuses()}
     kept: dict[str, int] = {}
     for entry in kept_weights.entries(kept_weights.root(settings.models_dir)):
         kept[entry.model] = kept.get(entry.model, 0) + entry.bytes
-    downloads = gateway.weights.downloads.report()
     models = []
-    for spec in catalog:
-        one, status = fits[spec.name], live[spec.name]
+    for state in states.all_models():
+        spec = catalog[state.name]  # with the catalog's bits, not those it is loaded with
         models.append(
-            _told(spec, catalog, settings.models_dir)
+            _files(spec, catalog, settings.models_dir)
+            | state.description()
             | {
-                "model_state": status["state"],
-                "loaded": status["state"] != "cold",
-                "fit": _fit(one, placement),
+                "quant_bits": spec.quant_bits,
+                "model_state": state.state,
+                "loaded": state.state is not Phase.COLD,
+                "fit": _fit(fits[spec.name], placement),
                 "kept_bytes": kept.get(spec.name, 0),
                 "download": downloads.get(spec.name),
             }
         )
     return {
         "models": models,
-        "slots": _slots(gateway, list(fits.values())),
+        "slots": _slots(states, list(fits.values())),
         "disk": _disk(settings.models_dir, sum(kept.values()), settings.quantized_cache),
     }
 
 
-def _told(spec: ModelSpec, catalog: Catalog, models_dir: Path) -> dict[str, Any]:
-    """Return what a model is, and what of its weights is here."""
+def _files(spec: ModelSpec, catalog: Catalog, models_dir: Path) -> dict[str, Any]:
+    """Return where a model's weights come from, and what of them is here."""
     state, found = download_state(spec, models_dir), removal(spec, catalog, models_dir)
     name: str = state.name
     if name == "local":
@@ -60,12 +65,7 @@ def _told(spec: ModelSpec, catalog: Catalog, models_dir: Path) -> dict[str, Any]
     source = spec.source
     return {
         "name": spec.name,
-        "label": spec.label or spec.name,
-        "family": spec.family,
         "engine": spec.engine,
-        "quant_bits": spec.quant_bits,
-        "inputs": Catalog.inputs(spec),
-        "aliases": spec.aliases,
         "source": {
             "repo": source.hub,
             "revision": source.revision if source.hub else None,
@@ -97,7 +97,7 @@ def _fit(one: fit.Fit, placement: Placement) -> dict[str, Any]:
         return head | {"fits": None, "measured": False, "parts": None}
     parts = one.parts
     return head | {
-        "fits": one.bytes <= budget and (not one.ram or one.offloaded <= placement.places[one.ram].budget),
+        "fits": one.fits,
         "measured": parts.measured is not None,
         "parts": {
             "weights": parts.weights,
@@ -111,11 +111,11 @@ def _fit(one: fit.Fit, placement: Placement) -> dict[str, Any]:
     }
 
 
-def _slots(gateway: "Gateway", fits: list[fit.Fit]) -> list[dict[str, Any]]:
-    told = []
-    for slot in gateway.slots():
+def _slots(states: ModelStates, fits: list[fit.Fit]) -> list[dict[str, Any]]:
+    slots = []
+    for slot in states.slots():
         sets = fit.together(slot["device"], slot["budget_bytes"], fits)
-        told.append(
+        slots.append(
             {
                 "device": slot["device"],
                 "budget_bytes": sets.budget,
@@ -124,7 +124,7 @@ def _slots(gateway: "Gateway", fits: list[fit.Fit]) -> list[dict[str, Any]]:
                 "more": sets.more,
             }
         )
-    return told
+    return slots
 
 
 def _disk(models_dir: Path, kept: int, limit: int) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def _disk(models_dir: Path, kept: int, limit: int) -> dict[str, Any]:
 
 
 def _nearest(folder: Path) -> Path:
-    """Return a folder, or of one that is gone the nearest above it that is there: a download would make it there."""
+    """Return the folder, or the nearest folder above it that exists: a download would make it there."""
     folder = folder.absolute()
     return next(place for place in (folder, *folder.parents) if place.is_dir())
 

@@ -91,7 +91,7 @@ def test_more_than_ram_can_hold_is_refused(simulated: Flask) -> None:
     service.pin(service.spec("small"), False)
     assert answer.status_code == 503
     assert "for what it offloads from cuda:0 and slot cpu can give it" in answer.get_json()["details"]
-    assert service.journal.select(kinds=["load"], model="large") == []
+    assert service.journal.select_entries(kinds=["load"], model="large") == []
     assert memory(client)[1].keys() == {"small"}, "nobody went in vain"
 
 
@@ -108,7 +108,7 @@ def test_what_is_offloaded_is_charged_to_the_cpu_and_makes_room_there(simulated:
         try:
             cpu, models = loading(client, "large")
             scraped = client.get("/metrics").text
-            [handle] = service.runners.of("large")
+            [handle] = service.runners.replicas_of("large")
         finally:
             held.unlink()
         answer = asked.result()
@@ -120,7 +120,7 @@ def test_what_is_offloaded_is_charged_to_the_cpu_and_makes_room_there(simulated:
     assert cpu["measured_bytes"] == host and 0 < host < part
     assert value(scraped, 'switchyard_model_offloaded_bytes{model="large",slot="cpu"}') == part
     assert value(scraped, 'switchyard_runner_memory_bytes{device="cpu",model="large"}') > 0
-    assert [entry.model for entry in service.journal.select(kinds=["evicted"])] == ["small"]
+    assert [entry.model for entry in service.journal.select_entries(kinds=["evicted"])] == ["small"]
     assert handle.made_room == ("small",), "its answers name who went, although that was on another slot"
     assert value(scraped, 'switchyard_swaps_total{model="large"}') == 1
     assert answer.status_code == 503 and "memory" in answer.get_json()["details"]

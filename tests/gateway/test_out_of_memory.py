@@ -18,7 +18,7 @@ import yaml
 from flask import Flask
 
 from app import create_app
-from gateway.memory import devices, watchdog
+from gateway.memory import devices
 from tests.conftest import Start
 from tests.support.gateway import CHECKPOINT, SUM, GatewayProcess, only, reasoner_at
 from utils.settings import Settings
@@ -202,10 +202,10 @@ def test_a_runner_that_somebody_kills_while_it_answers(
     """Only where the kernel counts a victim is a killed runner one that ran out of memory."""
     vmstat = tmp_path / "vmstat"
     vmstat.write_text("nr_free_pages 3\noom_kill 7\nnot_oom_kill 9\n")
-    monkeypatch.setattr(watchdog, "VMSTAT", vmstat)
-    assert watchdog.kernel_kills() == 7
+    monkeypatch.setattr(devices, "VMSTAT", vmstat)
+    assert devices.oom_kills() == 7
     vmstat.unlink()
-    assert watchdog.kernel_kills() is None
+    assert devices.oom_kills() is None
     with short.answering("bystander", **LONGEST) as answer:
         os.kill(short.model("bystander")["pid"], signal.SIGKILL)
     assert answer.result().status_code == 503 and "SIGKILL" in answer.result().json()["details"]
@@ -237,7 +237,7 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
             f"step model=victim above=1 after=3 kind=kill; load model=young once={home}/killed kind=kill",
         )
         patched.setattr(devices, "gpus", lambda: [devices.Gpu(0, 0, "GPU-0", "none", 8 * 10**9, 8 * 10**9)])
-        patched.setattr(watchdog, "kernel_kills", itertools.count().__next__)
+        patched.setattr(devices, "oom_kills", itertools.count().__next__)
         app = create_app(Settings(profile="pocket", models_file=catalog, degraded_for=0.0, cpu_threads=1, **folders))
         yield app
         app.extensions["switchyard"].stop()
@@ -247,16 +247,16 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
 def test_down_the_ladder_and_up_again(simulated: Flask) -> None:
     """From a GPU to the CPU: the loads fail before they touch the GPU, as they do for want of memory."""
     service = simulated.extensions["switchyard"]
-    assert service.device == "cuda:0"
+    assert next(iter(service.placement.places)) == "cuda:0"
     for turn in (1, 2):  # a level that holds for no time is left by the next request
         response = simulated.test_client().post("/generate/falls", json=SUM)
         answer = response.get_json()
         assert response.status_code == 200, answer
         assert "42" in answer["response"] and answer["device"] == "cpu"
         assert answer["generation_method"] == "text_cpu_fallback" and "GPU's memory ran out" in answer["note"]
-        assert service.degradation.counted("falls") == {"cpu": turn, "offload": turn, "reloaded": turn}
-    assert service.model_status(service.spec("falls"))["level"] == "cpu"
-    degraded = [entry.text for entry in service.journal.select(kinds=["degraded"], model="falls")]
+        assert service.placement.degradation.counted("falls") == {"cpu": turn, "offload": turn, "reloaded": turn}
+    assert service.states.one_model("falls").level == "cpu"
+    degraded = [entry.text for entry in service.journal.select_entries(kinds=["degraded"], model="falls")]
     assert ["RAM" in text for text in degraded] == [True, False] * 2 and "the CPU" in degraded[1]
 
 
@@ -264,7 +264,7 @@ def test_down_the_ladder_and_up_again(simulated: Flask) -> None:
 def test_a_load_that_the_kernel_kills_is_tried_again(simulated: Flask) -> None:
     answer = simulated.test_client().post("/generate/young", json=SUM).get_json()
     assert "42" in answer.get("response", ""), answer
-    assert simulated.extensions["switchyard"].degradation.counted("young") == {"reloaded": 1}
+    assert simulated.extensions["switchyard"].placement.degradation.counted("young") == {"reloaded": 1}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -275,4 +275,4 @@ def test_a_batch_that_the_kernel_kills_is_answered_one_by_one(simulated: Flask) 
         answers = [future.result().get_json() for future in asked]
     assert all("42" in answer.get("response", "") for answer in answers), answers
     assert {answer["generation_method"] for answer in answers} == {"text_cpu_small_batch"}
-    assert simulated.extensions["switchyard"].degradation.counted("victim") == {"small_batch": 1}
+    assert simulated.extensions["switchyard"].placement.degradation.counted("victim") == {"small_batch": 1}

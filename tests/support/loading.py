@@ -1,8 +1,8 @@
-"""First loads of a checkpoint large enough to tell its memory from chance, measured as the gateway measures them.
+"""First loads of a checkpoint that is large enough for a clear signal, measured as the gateway measures them.
 
-A program of its own, ``python -m tests.support.loading FOLDER BITS…``: it makes the checkpoint in FOLDER and loads it
-in each of BITS in a process forked before, so that no load has what another left. Prints a JSON line for each:
-``resident`` bytes that the load added to its process, and how many more were ``transient`` at its peak.
+A program of its own, ``python -m tests.support.loading FOLDER BITS…``. It makes the checkpoint in FOLDER and loads it
+in each of BITS, each time in a fresh fork, so that no load finds what another left. Prints a JSON line for each: the
+``resident`` bytes that the load added to its process, and the ``transient`` bytes beside them at its peak.
 """
 
 import json
@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.support import weighing
+from tests.support import measuring
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 1024,
@@ -28,7 +28,7 @@ SHAPE: dict[str, Any] = {
 
 
 def load(place: Path, bits: int) -> dict[str, Any]:
-    """Load by the runner's engine, as a runner does, and keep what was quantized."""
+    """Load with the runner's engine, as a runner does, and keep the quantized weights."""
     from runner.engines.transformers import ENGINE
     from runner.process.peak_memory import Peak, own_bytes
     from tests.runner.driving import load_of, silent
@@ -52,8 +52,8 @@ def main(folder: Path, bits: list[int]) -> None:
     import torch
 
     torch.set_num_threads(1)  # threads would not survive the forks
-    weighing.LARGER["deepseek"] = SHAPE
-    place = weighing.larger("deepseek", folder)
+    measuring.LARGER["deepseek"] = SHAPE
+    place = measuring.larger("deepseek", folder)
     for one in bits:
         if not (child := os.fork()):
             print(json.dumps(load(place, one)), flush=True)

@@ -1,8 +1,8 @@
-"""Has transformers decide which modules of a model lie on a GPU with a limit and which in RAM. That needs no GPU.
+"""Lets transformers decide which modules of a model lie on a GPU with a limit and which in RAM. It needs no GPU.
 
-A program of its own, ``python -m tests.support.placing FOLDER``, so that no test process has torch in it. It makes
-checkpoints in FOLDER, larger than the pocket ones and with random weights, and loads each into RAM as what is offloaded
-is, to see what its modules take there. Prints a JSON line for each limit.
+A program of its own, ``python -m tests.support.placing FOLDER``: no test process may import torch. It makes checkpoints
+in FOLDER, larger than the pocket ones and with random weights, and loads each into RAM as offloaded modules are loaded,
+to see what they take there. Prints a JSON line for each limit.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from models_registry.families import FAMILIES
-from tests.support.weighing import larger
+from tests.support.measuring import larger
 
 CHECKPOINTS = ("deepseek", "qwen_vl")
 BITS = (4, 8, 16)

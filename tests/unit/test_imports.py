@@ -1,4 +1,4 @@
-"""The gateway's side of the house knows neither torch nor transformers nor the runner."""
+"""The gateway's side imports neither torch nor transformers nor the runner."""
 
 import subprocess
 import sys

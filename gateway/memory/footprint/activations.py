@@ -1,7 +1,7 @@
-"""What answering takes beside weights and cache: the numbers in flight while prompts are read and tokens made.
+"""Activations: the bytes that answering takes beside weights and KV cache, during prefill and decode.
 
-Gateway process. An upper bound from the widths of a model's layers and from how many tokens pass them at once;
-unmeasured on a card. Speaks of the engines' limits, which tests hold against the engines.
+An upper bound, from the widths of a model's layers and the number of tokens that go through a layer at once. Not
+measured on a GPU. The limits are those of the engines, and tests compare them. Gateway process.
 """
 
 import math
@@ -17,21 +17,22 @@ from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
 
 PIECE = 2048
-"""Tokens of prompts that the transformers engine reads at once, at most."""
+"""The most tokens of prompts in one prefill step of the transformers engine."""
 UBATCH = 512
-"""The same of llama.cpp."""
+"""The most tokens in one prefill step of llama.cpp."""
 _HELD, _WIDE = 4, 3
-"""Vectors of a token that are held while a layer computes: the stream, its norm, queries and the attention's result, of
-the layer's narrow width; the gate, what it opens and their product, of its wide one."""
-_PATCHES = 4  # of an image, or frames of a sound, for one token of the prompt
-_LOGITS = 3  # copies of a token's scores: the model's, 32-bit ones, and those that are sampled from
+"""Vectors per token while a layer computes. Of the layer's narrow width: the residual stream, its norm, the queries and
+the attention's result. Of its wide width: the gate, the values it gates, and their product."""
+_PATCHES = 4  # patches of an image, or frames of a sound, for one token of the prompt
+_LOGITS = 3  # copies of a token's logits: the model's, in 32 bits, and those that are sampled from
 
 
 @dataclass(frozen=True, slots=True)
 class Working:
-    """``token`` bytes for each of the tokens that pass a layer at once, which are no more than ``piece`` where a prompt
-    can be read in pieces, nor than the model's ``window``; ``seen`` more for each token of the cache, and ``fixed``
-    ones."""
+    """``token`` bytes for each token that goes through a layer at once, ``seen`` for each token of the cache, and
+    ``fixed`` bytes. At once go at most ``piece`` tokens, where prefill can be split, and at most the model's
+    ``window``.
+    """
 
     token: int
     fixed: int
@@ -40,15 +41,14 @@ class Working:
     seen: int = 0
 
     def bytes(self, tokens: int) -> int:
-        """Return the bytes that answers take while they are made, where the cache holds so many tokens."""
+        """Return the bytes that answering takes with a cache of so many tokens."""
         longest = min(tokens, self.window or tokens)
         at_once = longest if self.piece is None else min(longest, self.piece)
         return self.fixed + at_once * (self.token + longest) + self.seen * tokens  # a byte of mask for each pair
 
 
 def working(spec: ModelSpec, models_dir: Path, float_size: int = 2, device: str = "cpu") -> Working:
-    """Return what answering with this model takes. A prompt of text is read in pieces; one with media is read whole,
-    however long it is.
+    """Return what answering with this model takes. Prefill of text is split; a prompt with media is read whole.
 
     :raises HeaderError: for damaged or missing weights.
     """
@@ -64,7 +64,7 @@ def working(spec: ModelSpec, models_dir: Path, float_size: int = 2, device: str 
         if len(tensor.shape) != 2 or not name.endswith(".weight") or not is_loaded(name, family):
             continue
         if spec.quant_bits < 16 and is_quantized(name, tensor, family):
-            widest = max(widest, math.prod(tensor.shape))  # a product of several rows unpacks the matrix
+            widest = max(widest, math.prod(tensor.shape))  # a product with several rows dequantizes the matrix
         if not is_embedding(name) and vocabulary not in tensor.shape:
             (seeing if any(part in name for part in NO_DECODER) else reading).append(tensor)
     media = len(Catalog.inputs(spec)) > 1
@@ -78,21 +78,21 @@ def working(spec: ModelSpec, models_dir: Path, float_size: int = 2, device: str 
 
 
 def _layer(matrices: Sequence[Tensor]) -> int:
-    """Return the numbers of a token that a layer with these matrices holds at once."""
+    """Return how many numbers per token a layer with these matrices holds at once."""
     narrow = max((min(tensor.shape) for tensor in matrices), default=0)
     wide = max((max(tensor.shape) for tensor in matrices), default=0)
     return _HELD * narrow + _WIDE * wide
 
 
 def _number(checkpoint: Checkpoint, name: str, most: int) -> int:
-    """Return a whole number of the decoder's config; 0 where it has none."""
+    """Return a whole number from the decoder's config; 0 if it has none."""
     found = checkpoint.text.get(name)
     return found if isinstance(found, int) and 0 < found < most else 0
 
 
 def _of_gguf(spec: ModelSpec, models_dir: Path, rows: int, device: str) -> Working:
-    """Return what llama.cpp computes in. On a GPU it takes the room for the scores of a whole batch at the load; on a
-    CPU that is asked for too, but never touched beyond the few that are wanted."""
+    """Return what llama.cpp computes in. It allocates the logits of a whole batch at the load. On a CPU it only touches
+    the few that it needs, so the rest takes no memory."""
     header = gguf_of(spec, models_dir)
     embedding = header.tensors.get("token_embd.weight")
     vocabulary = embedding.shape[-1] if embedding and embedding.shape else 0

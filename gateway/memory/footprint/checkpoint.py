@@ -1,6 +1,6 @@
-"""A checkpoint's files as far as a footprint needs them: the tensors that a load reads, and the config.
+"""The parts of a checkpoint that a footprint needs: the tensors that a load reads, and the config.
 
-Gateway process. Reads headers and JSON only. A file that did not change is not read again.
+Gateway process and command line. Reads headers and JSON only; reads no file again that did not change.
 """
 
 import json
@@ -19,12 +19,11 @@ _MAX_JSON = 64 * 2**20
 
 
 Stamp = tuple[tuple[str, int, int], ...]
-"""Names, times and sizes of the files a footprint depends on."""
+"""Names, times and sizes of the files that a footprint depends on."""
 
 
 def stamp(path: Path) -> Stamp:
-    """Return the stamp of a checkpoint's folder, or of the folder that a GGUF file lies in; an empty one where there is
-    none."""
+    """Return the stamp of a checkpoint's folder, or of a GGUF file's folder. Empty if there is no folder."""
     try:
         folder = path if path.is_dir() else path.parent
         entries = [entry for entry in folder.iterdir() if entry.name.endswith(_TELLING)]
@@ -32,22 +31,22 @@ def stamp(path: Path) -> Stamp:
         return ()
     found = []
     for entry in entries:
-        with suppress(OSError):  # a link to nowhere, or a file removed meanwhile
+        with suppress(OSError):  # a broken link, or a file that was just removed
             found.append((entry.name, (now := entry.stat()).st_mtime_ns, now.st_size))
     return tuple(sorted(found))
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """``tensors`` by name, of all files that a load reads; ``files`` says in which of them each lies; ``config`` is
-    config.json, empty where it cannot be read."""
+    """``tensors`` of all files that a load reads, by name, and the ``files`` they lie in. ``config`` is config.json, or
+    empty if it cannot be read."""
 
     tensors: dict[str, Tensor]
     files: dict[str, Path]
     config: dict[str, Any]
 
     def inner(self, *names: str) -> dict[str, Any]:
-        """Return the config within the config, following those of the names that there are."""
+        """Return the nested config under these names. Names that do not exist are skipped."""
         found = self.config
         for name in names:
             inside = found.get(name)
@@ -56,12 +55,12 @@ class Checkpoint:
 
     @property
     def text(self) -> dict[str, Any]:
-        """What the config says of the decoder."""
+        """The config of the decoder."""
         return self.inner("thinker_config", "text_config")
 
 
 def read_checkpoint(spec: ModelSpec, models_dir: Path) -> Checkpoint:
-    """Return what the checkpoint of a spec holds.
+    """Read the headers and the config of a spec's checkpoint.
 
     :raises HeaderError: for damaged or missing weights.
     """
@@ -74,11 +73,11 @@ def read_checkpoint(spec: ModelSpec, models_dir: Path) -> Checkpoint:
         header = read_safetensors(file)
         tensors |= header
         places |= dict.fromkeys(header, file)
-    return Checkpoint(tensors, places, _config(folder / "config.json"))
+    return Checkpoint(tensors, places, _json(folder / "config.json") or {})  # the load reports a damaged config
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return the files of weights that transformers would read: some repositories hold the same weights twice."""
+    """Return the weight files that transformers would read: some repositories hold the same weights twice."""
     if (folder / _SINGLE).is_file():
         return [folder / _SINGLE]
     if (folder / _INDEX).is_file():
@@ -100,10 +99,6 @@ def _index(path: Path) -> set[str]:
     if outside := [name for name in files if Path(name).name != name or not name.endswith(".safetensors")]:
         raise HeaderError(f"{path} names a file that is none of this folder's weights: {outside[0][:80]}")
     return files
-
-
-def _config(path: Path) -> dict[str, Any]:
-    return _json(path) or {}  # loading it says what is wrong with it
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -1,11 +1,11 @@
-"""How many bytes the keys and values of a token take, by the shapes of what makes them. Gateway process; no torch.
+"""KV cache: the bytes that the keys and values of one token take, from the shapes of the projections.
 
-Both engines keep plain keys and values of every layer for every token: transformers in the type it computes in,
-llama.cpp in 16 bits, whole at the load, in cells that are a multiple of 256.
+Both engines keep keys and values of every layer for every token. transformers keeps them in the type it computes in.
+llama.cpp keeps them in 16 bits, and allocates a multiple of 256 cells at the load. Gateway process.
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AliasChoices, BaseModel, Field, StrictInt, ValidationError
 
@@ -15,19 +15,19 @@ from gateway.memory.footprint.weights import gguf_of
 from models_registry.spec import ModelSpec
 
 CELLS = 256
-"""llama.cpp makes a context of a multiple of that many tokens."""
+"""llama.cpp allocates its cache in multiples of this many tokens."""
 NO_DECODER = ("visual", "vision", "audio_tower", "talker", "token2wav")
-"""What sees, hears and speaks keeps no cache."""
+"""Modules for images, sound and speech, which keep no cache."""
 _GGUF_BYTES = 2  # keys and values are float16, whatever the weights are
 _FUSED = ("qkv_proj.weight", "c_attn.weight", "query_key_value.weight", "Wqkv.weight")
 _CROSS = ("crossattention", "cross_attn", "encoder_attn", "EncDecAttention")
-"""Attention to an encoder: such a decoder's cache is its engine's own affair."""
+"""Attention to an encoder. The cache of such a decoder is not predicted."""
 
 _Some = Annotated[StrictInt, Field(gt=0)]
 
 
 class _Decoder(BaseModel):
-    """What a checkpoint's config says of its decoder, by the names that architectures have for it."""
+    """A checkpoint's config of its decoder, under the names that architectures use."""
 
     layers: _Some = Field(validation_alias=AliasChoices("num_hidden_layers", "n_layer", "num_layers"))
     heads: _Some = Field(validation_alias=AliasChoices("num_attention_heads", "n_head", "num_heads"))
@@ -42,7 +42,7 @@ class _Decoder(BaseModel):
 
     @property
     def rows(self) -> int:
-        """Numbers kept of a token in all layers. 0 where it cannot be told."""
+        """Numbers kept per token in all layers; 0 if the config does not say."""
         one_for_all = self.multi_query and not self.new_decoder_architecture
         heads = 1 if one_for_all else self.key_value_heads or self.heads
         size = self.head_dim or (self.width or 0) // self.heads
@@ -52,8 +52,9 @@ class _Decoder(BaseModel):
 def cache_token_bytes(spec: ModelSpec, models_dir: Path, float_size: int = 2) -> int:
     """Return the bytes that one token's keys and values take in all layers of the decoder.
 
-    The rows of the projections that make them are what is kept of a token; where those are fused with others, and in a
-    GGUF file, the config tells. 0 where neither does, and for a decoder that attends to an encoder.
+    The number of rows of the key and value projections says how many numbers are kept per token. The config says it for
+    fused projections, and the metadata for GGUF files. 0 if nothing says it, and for a decoder that attends to an
+    encoder.
 
     :raises HeaderError: for damaged or missing weights.
     """
@@ -75,7 +76,7 @@ def cache_token_bytes(spec: ModelSpec, models_dir: Path, float_size: int = 2) ->
 
 
 def gguf_rows(header: Gguf) -> int:
-    """Return the numbers that a GGUF model keeps of a token in all layers; 0 where its metadata does not tell."""
+    """Return how many numbers a GGUF model keeps per token in all layers; 0 if its metadata does not say."""
     layers, heads = header.number("block_count") or 0, header.number("attention.head_count")
     if not 0 < layers <= 10_000:
         return 0
@@ -87,9 +88,8 @@ def gguf_rows(header: Gguf) -> int:
 
 
 def _rows_by_config(checkpoint: Checkpoint) -> int:
-    """Return the numbers kept of a token as the config has it; 0 where it cannot be told."""
-    config: dict[str, Any] = checkpoint.text
+    """Return how many numbers are kept per token by the config; 0 if it does not say."""
     try:
-        return _Decoder.model_validate(config).rows
+        return _Decoder.model_validate(checkpoint.text).rows
     except ValidationError:
-        return 0  # loading it says what is wrong with it
+        return 0  # the load reports a damaged config

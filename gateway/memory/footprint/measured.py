@@ -1,6 +1,6 @@
-"""What loads really took, kept between runs in ``models/.switchyard/footprints.json``. Gateway process.
+"""Measured footprints: what loads took, kept between runs in ``models/.switchyard/footprints.json``.
 
-Knows keys and bytes; what a key stands for is the caller's affair.
+Gateway process and command line; may be used from any thread. Knows keys and bytes, and not what a key stands for.
 """
 
 import json
@@ -16,21 +16,21 @@ log = logging.getLogger(__name__)
 
 
 class Measured(BaseModel):
-    """Loads: ``resident`` bytes after the last, and how many more had been ``transient`` at the highest peak; None
-    where all read kept weights, or an earlier version measured, whose loads took more on the way."""
+    """``resident`` bytes after the last load, and the most ``transient`` bytes of any load. ``transient`` is None if
+    all loads read kept weights, or if an earlier version measured them: its loads took more."""
 
     resident: PositiveInt
     transient: NonNegativeInt | None = Field(
         default=None,
-        validation_alias=AliasChoices("transient", "passing"),  # what earlier versions wrote
+        validation_alias=AliasChoices("transient", "passing"),  # the name in earlier versions
     )
 
 
-_FILE = TypeAdapter(dict[str, Measured | PositiveInt])  # a bare number is what earlier versions wrote
+_FILE = TypeAdapter(dict[str, Measured | PositiveInt])  # earlier versions wrote a bare number
 
 
-class Store:
-    """Figures by key, in a file that is replaced whole."""
+class MeasuredFootprints:
+    """Measurements by key, in a file that is replaced as a whole."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -40,9 +40,9 @@ class Store:
     def get(self, key: str) -> Measured | None:
         return self._known.get(key)
 
-    def put(self, key: str, resident: int, transient: int | None) -> None:
-        """Remember a load: the latest resident figure, and the highest peak. ``transient`` is None for one that read
-        what was kept, which says nothing of those that quantize."""
+    def record_load(self, key: str, resident: int, transient: int | None) -> None:
+        """Keep the resident bytes of the latest load, and the most transient bytes of all. ``transient`` is None for a
+        load that read kept weights: it says nothing about loads that quantize."""
         with self._lock:
             before = self._known.get(key)
             peaks = [one for one in (transient, before.transient if before else None) if one is not None]

@@ -1,8 +1,8 @@
-"""How much more a load takes on its way than it takes in the end, without torch: what is in memory twice for a while.
+"""Transient bytes of a load: what it takes beside the resident bytes, because some weights are in memory twice.
 
-Gateway process. This is the way of ``runner/engines/load_weights.py`` and of the libraries beneath it, told from
-names and shapes; tests hold it against real loads. Later loads of a model take less, since they read what the first
-one kept; which kind the next one will be is not known here.
+This follows ``runner/engines/load_weights.py`` and its libraries, by names and shapes; tests compare it with real
+loads. Later loads take less, as they read the weights that the first one kept; this predicts a first load. Gateway
+process.
 """
 
 import math
@@ -18,29 +18,28 @@ from models_registry.families import Family
 from models_registry.spec import ModelSpec
 
 _AT_ONCE = 14 * 2**18
-"""Bytes that quantizing a matrix to 4 bits, or laying it out, works in on a CPU, where it goes by pieces; see
+"""Bytes that a CPU works in to quantize a matrix to 4 bits or to lay it out, piece by piece; see
 ``runner/engines/layouts/pieces.py``."""
 _AT_ONCE_8BIT, _PIECE_8BIT = 11, 2**16
-"""Bytes a number of a piece that is quantized to 8 bits on a CPU: copies of it in 16 bits, and two in 32; and how many
-numbers a piece has at least."""
+"""On a CPU, to quantize to 8 bits: bytes per number of a piece (copies in 16 bits, and two in 32), and the fewest
+numbers of a piece."""
 _BYTES_8BIT = 4
-"""Bytes a number of the matrix that is quantized to 8 bits on a GPU."""
+"""Bytes per number of a matrix that is quantized to 8 bits on a GPU."""
 _MAPPED_FROM = 32 * 2**20
-"""Bytes from which on the C library always gives a block pages of its own, which go as soon as it is freed. Others
-lie side by side, and where one was, another of its size finds no place, as it must be aligned: what small matrices pass
-through leaves gaps, until what becomes of later ones fills them. Measured, the gaps came to a quarter at most of what
-small matrices become in 8 bits; they are taken for a third."""
-_KEPT_FROM = 32 * 2**20  # bytes of a model; what quantizing makes of smaller ones is not kept
+"""Bytes from which on the C library gives a block pages of its own, which are freed with it. Smaller blocks leave
+alignment gaps in the arena. The gaps came to at most a quarter of what small matrices take in 8 bits; this budgets a
+third."""
+_KEPT_FROM = 32 * 2**20  # bytes of a model; quantized weights of smaller ones are not kept
 _COMPUTED = {2: ("BF16",), 4: ("F32",)}
 
 
 def transient_bytes(spec: ModelSpec, models_dir: Path, float_size: int, kind: str, laid_out: bool, weights: int) -> int:
-    """Return the bytes that a load takes at its highest beyond those after it, on a ``kind`` of device (cpu or cuda).
+    """Return the transient bytes at the peak of a load, on a ``kind`` of device (cpu or cuda).
 
-    Of a matrix that is quantized that is its copy in the type that is computed in, unless it is used where it lies in
-    its file, and what the quantization works in. Where 4-bit weights are ``laid_out``, those before are held until they
-    are written. Experts are held by themselves and stacked. ``weights`` are the model's bytes once loaded; a GGUF file
-    is used where it lies.
+    A matrix that is quantized is held as a copy in the type that is computed in, unless it can be used in its file,
+    together with what the quantization works in. If 4-bit weights are ``laid_out``, the ones before are held until they
+    are written. Experts are held one by one and stacked. ``weights`` are the model's bytes once loaded. A GGUF file is
+    used in place.
 
     :raises HeaderError: for damaged or missing weights.
     """
@@ -59,7 +58,7 @@ def transient_bytes(spec: ModelSpec, models_dir: Path, float_size: int, kind: st
 
 
 def _stacked(tensors: Mapping[str, Tensor], float_size: int) -> int:
-    """Return the bytes of the experts of a layer, of the one that has most."""
+    """Return the bytes of the largest layer's experts."""
     layers: Counter[str] = Counter()
     for name, tensor in tensors.items():
         before, found, _ = name.partition(".experts.")
@@ -69,7 +68,7 @@ def _stacked(tensors: Mapping[str, Tensor], float_size: int) -> int:
 
 
 def _quantizing(tensor: Tensor, bits: int, float_size: int, kind: str) -> int:
-    """Return what is held beside a matrix and what becomes of it, while it is quantized."""
+    """Return what is held beside a matrix and its result while it is quantized."""
     count = math.prod(tensor.shape)
     copied = 0 if kind == "cpu" and tensor.dtype in _COMPUTED[float_size] else count * float_size
     if bits == 8 and kind == "cpu":
@@ -80,7 +79,7 @@ def _quantizing(tensor: Tensor, bits: int, float_size: int, kind: str) -> int:
 
 
 def _gaps(matrices: Iterable[Tensor]) -> int:
-    """Return how much may be free, and not to be used, between what matrices become in 8 bits."""
+    """Return how many bytes may be lost in gaps between small matrices in 8 bits."""
     counts = (math.prod(tensor.shape) for tensor in matrices)
     return sum(count for count in counts if count < _MAPPED_FROM) // 3
 

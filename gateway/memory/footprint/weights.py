@@ -1,7 +1,7 @@
-"""How many bytes a model's weights take once loaded: what the quantization does to each tensor, without torch.
+"""Weights: the bytes that a model's weights take once they are loaded and quantized.
 
-Gateway process. This is the rule of ``runner/engines/transformers.py`` and of bitsandbytes beneath it, told from names
-and shapes; tests hold it against real loads. Knows nothing of caches, devices or what was measured.
+This follows ``runner/engines/transformers.py`` and bitsandbytes, by names and shapes; tests compare it with real loads.
+Gateway process and command line. Knows nothing of caches or measurements.
 """
 
 import math
@@ -30,27 +30,27 @@ _DTYPE_BYTES = {
     "F8_E5M2": 1,
 }
 _BLOCK, _NESTED = 64, 256
-"""NF4: codes that share an 8-bit scale, and scales that share a 32-bit scale of their own."""
+"""NF4: how many codes share an 8-bit scale, and how many scales share a 32-bit one."""
 _STATE_4BIT = 4 * 16 + 4 * 256 + 4
-"""Bytes of a layer's tables beside them: the 16 values of a code, the 256 of a scale, and the scales' mean."""
+"""Bytes of a layer's tables: the 16 values of a code, the 256 of a scale, and the scales' mean."""
 _LAID_OUT, _LAID_OUT_ROWS, _STATE_LAID_OUT = 2, 32, 4 * 16 + 4
-"""The same laid out for a processor's own kernels: a scale is of 16 bits, and there are no scales of scales. Layers
-whose rows are no multiple of 32 stay as they were."""
+"""The same in the layout for a processor's own kernels: 16-bit scales, and no scales of scales. Layers whose number of
+rows is no multiple of 32 are not laid out."""
 _LOOKED_UP = ("wte", "wpe", "shared", "relative_attention_bias", "audio_bos_eos_token")
-"""Embeddings whose names do not say so."""
+"""Names of embeddings that do not contain ``embed``."""
 _OUTPUTS = ("lm_head.weight", "cls.predictions.decoder.weight", "embed_out.weight", "output.weight")
 _INPUTS = ("embed_tokens.weight", "word_embeddings.weight", "wte.weight", "embed_in.weight", "tok_embeddings.weight")
-_SKIPPED = ("mtp.",)  # heads that guess several tokens ahead; transformers leaves them in the file
-_SAMPLE = 4096  # bytes of two matrices that are compared to see whether they are one
+_SKIPPED = ("mtp.",)  # heads for multi-token prediction, which transformers does not load
+_SAMPLE = 4096  # bytes compared to see whether two matrices are the same
 
 
 def float_bytes(device: str) -> int:
-    """Return the bytes of a number that is not quantized: 4 on a processor that is slow in 16 bits."""
+    """Return the bytes of a number that is not quantized: 4 on a processor without fast bfloat16."""
     return 4 if device == "cpu" and not fast_bfloat16() else 2
 
 
 def gguf_of(spec: ModelSpec, models_dir: Path) -> Gguf:
-    """Return the header of a GGUF model. :raises HeaderError: if it is damaged or not there."""
+    """Return the header of a GGUF model. :raises HeaderError: if it is damaged or missing."""
     path = spec.path(models_dir)
     if not path.is_file():
         raise HeaderError(f"{path} is not there")
@@ -58,16 +58,16 @@ def gguf_of(spec: ModelSpec, models_dir: Path) -> Gguf:
 
 
 def laid_out(device: str) -> bool:
-    """Whether 4-bit weights are laid out anew on this device, for its own kernels."""
+    """Whether 4-bit weights get another layout on this device, for its own kernels."""
     return device == "cpu" and lays_out_4bit()
 
 
 def weight_bytes(spec: ModelSpec, models_dir: Path, float_size: int = 2, laid_out: bool = False) -> int:
     """Return the bytes of a model's weights once loaded with its quantization.
 
-    Matrices of linear layers shrink to 4 or 8 bits and their scales; embeddings, norms, vectors and the modules a
-    family keeps get ``float_size`` bytes a number. ``laid_out`` is whether 4-bit weights are (:func:`laid_out`). What a
-    family reads at a later request only is not in it. A GGUF file's tensors are held as they lie in it.
+    Matrices of linear layers take 4 or 8 bits and their scales. Embeddings, norms, vectors and the modules a family
+    keeps take ``float_size`` bytes per number. ``laid_out``: see :func:`laid_out`. Weights that a family reads at a
+    later request are not counted. A GGUF file's tensors stay as they are.
 
     :raises HeaderError: for damaged or missing weights.
     """
@@ -92,8 +92,8 @@ def tensor_sizes(
 
 
 def later_bytes(spec: ModelSpec, models_dir: Path, float_size: int = 2) -> int:
-    """Return the bytes of what a family reads at a later request and keeps: qwen_omni's talker and its vocoder, where
-    the checkpoint has all that they need.
+    """Return the bytes of weights that a family reads at a later request: qwen_omni's talker and its vocoder, if the
+    checkpoint has all their files.
 
     :raises HeaderError: for damaged or missing weights.
     """
@@ -119,14 +119,14 @@ def is_loaded(name: str, family: Family) -> bool:
 
 
 def is_embedding(name: str) -> bool:
-    """Whether this is a table that is looked up, which bitsandbytes leaves alone."""
+    """Whether this is an embedding, which bitsandbytes does not quantize."""
     return "embed" in name or name.split(".")[-2:-1] != [] and name.split(".")[-2] in _LOOKED_UP
 
 
 def is_quantized(name: str, tensor: Tensor, family: Family) -> bool:
-    """Whether the quantization shrinks this tensor: the matrix of a linear layer that the family does not keep.
+    """Whether this tensor is quantized: the matrix of a linear layer that the family does not keep.
 
-    Experts are not: transformers stacks theirs into parameters of three dimensions, which bitsandbytes does not know.
+    Experts are not quantized: transformers stacks them into three dimensions, which bitsandbytes does not support.
     """
     parts = name.split(".")
     return (
@@ -139,7 +139,7 @@ def is_quantized(name: str, tensor: Tensor, family: Family) -> bool:
 
 
 def quantized_bytes(tensor: Tensor) -> int:
-    """Return what a matrix takes in 4 bits as bitsandbytes stores it, before it is laid out."""
+    """Return the bytes of a matrix in 4 bits as bitsandbytes stores it, before it is laid out."""
     count = math.prod(tensor.shape)
     blocks = math.ceil(count / _BLOCK)
     return math.ceil(count / 2) + blocks + 4 * math.ceil(blocks / _NESTED) + _STATE_4BIT
@@ -148,7 +148,7 @@ def quantized_bytes(tensor: Tensor) -> int:
 def _bytes(
     name: str, tensor: Tensor, bits: int, family: Family, float_size: int, ready: bool, laid_out: bool = False
 ) -> int:
-    """Return what a tensor takes once loaded. ``ready`` is a checkpoint that is quantized as it is."""
+    """Return the bytes of a tensor once loaded. ``ready``: the checkpoint is quantized already."""
     count = math.prod(tensor.shape)
     if bits < 16 and is_quantized(name, tensor, family):
         if bits == 8:
@@ -162,8 +162,7 @@ def _bytes(
 
 
 def _computed(checkpoint: Checkpoint) -> int:
-    """Return the bytes of tables that are in no file but made at the load, where they are of a size to speak of: the
-    positions of an audio encoder, 32-bit numbers."""
+    """Return the bytes of large tables that are made at the load: the positions of an audio encoder, in 32 bits."""
     audio = checkpoint.inner("thinker_config", "audio_config")
     positions, width = audio.get("max_source_positions"), audio.get("d_model")
     if not isinstance(positions, int) or not isinstance(width, int) or min(positions, width) <= 0:
@@ -174,7 +173,7 @@ def _computed(checkpoint: Checkpoint) -> int:
 
 
 def _is_tied(name: str, checkpoint: Checkpoint) -> bool:
-    """Whether an output layer is the input's embedding, written a second time: then it is held once."""
+    """Whether an output layer is a second copy of the input's embedding, of which only one is loaded."""
     if not name.endswith(_OUTPUTS) or not checkpoint.text.get(
         "tie_word_embeddings", checkpoint.config.get("tie_word_embeddings", True)
     ):
@@ -189,7 +188,7 @@ def _is_tied(name: str, checkpoint: Checkpoint) -> bool:
 
 
 def _sample(name: str, checkpoint: Checkpoint) -> bytes:
-    """Return the beginning of a tensor's data."""
+    """Return the first bytes of a tensor's data."""
     tensor, path = checkpoint.tensors[name], checkpoint.files[name]
     start, end = tensor.data_offsets
     with path.open("rb") as file:

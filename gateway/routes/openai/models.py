@@ -1,4 +1,4 @@
-"""``GET /v1/models``: what can be asked, what each model can do and how it is doing. Gateway process."""
+"""``GET /v1/models``: the models, what each can do and what state it is in. Gateway process."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 from flask import Blueprint, Response
 
 from gateway.access import allow, allowed
+from gateway.processes.model_states import ModelState
 from gateway.routes import gateway
 from gateway.routes.openai import schemas
 from gateway.routes.openai.chat import TAKES
@@ -23,8 +24,8 @@ blueprint = Blueprint("models", __name__, url_prefix="/v1")
 def models() -> Response:
     """Every model of the catalog that the request's key may use."""
     service = gateway()
-    live = {status["name"]: status for status in service.statuses()}
-    found = [_describe(service.spec(name), live[name]) for name in allowed(service.catalog)]
+    names = allowed(service.catalog)
+    found = [_describe(model) for model in service.states.all_models() if model.name in names]
     return reply(schemas.ModelList, object="list", data=found)
 
 
@@ -35,27 +36,22 @@ def model(name: str) -> Response:
     service = gateway()
     spec = service.spec(name)
     allow(spec)
-    return reply(schemas.Model, **_describe(spec, service.model_status(spec)))
+    return reply(schemas.Model, **_describe(service.states.one_model(spec.name)))
 
 
-def _describe(spec: ModelSpec, status: dict[str, Any]) -> dict[str, Any]:
-    service = gateway()
-    return {
+def _describe(model: ModelState) -> dict[str, Any]:
+    service, spec = gateway(), model.spec
+    return model.description() | {
         "id": spec.name,
         "object": "model",
         "created": int(service.started),
         "owned_by": _owner(spec),
-        "label": spec.label or spec.name,
-        "family": spec.family,
-        "aliases": spec.aliases,
-        "inputs": Catalog.inputs(spec),
         "abilities": abilities(spec),
-        "state": status["state"],
-        "device": status["device"] or service.place(spec),
-        "context": spec.context or service.context(spec),
-        "replicas": [{"state": replica["state"], "device": replica["device"]} for replica in status["replicas"]],
+        "state": model.state,
+        "device": model.device or model.expected_on,
+        "context": model.context,
+        "replicas": [{"state": replica.state, "device": replica.device} for replica in model.replicas],
         "max_batch_size": Catalog.batch_size(spec),
-        "quant_bits": spec.quant_bits,
         "requires": sorted(Catalog.family(spec).requires),
         "parameters": sorted(TAKES.offers(spec)),
         "defaults": spec.generation.model_dump(),

@@ -29,7 +29,7 @@ def requests() -> Response:
             raise Forbidden(
                 "without API keys the list of requests is for this machine only; whoever has an id can cancel by it"
             ) from None
-    tickets = [ticket for ticket in gateway().tickets() if own(ticket)]
+    tickets = [ticket for ticket in list(gateway().tickets.values()) if own(ticket)]
     found = [
         {
             "id": ticket.request_id,
@@ -50,7 +50,7 @@ def requests() -> Response:
 def cancel(request_id: str) -> Response:
     """Cancel a request by its ``X-Request-ID``, or by the id of its answer (``chatcmpl-…``)."""
     found = request_id.removeprefix("chatcmpl-").removeprefix("cmpl-")
-    tickets = [ticket for ticket in gateway().named(found) if own(ticket)]  # others may have made up the same id
+    tickets = [ticket for ticket in gateway().tickets_of(found) if own(ticket)]  # others may have made up the same id
     if not tickets:
         raise UnknownRequest(f"no request {request_id!r} waits or runs", param="id", code="request_not_found")
     for ticket in tickets:

@@ -16,7 +16,7 @@ from gateway.access import Key, access
 from gateway.errors import GatewayError, Unavailable
 from gateway.gateway import Gateway
 from gateway.http.client_gone import Client
-from gateway.observe import snapshot
+from gateway.observe.snapshot import INTERVAL
 from gateway.routes import gateway, sse
 from gateway.routes.openapi.document import VERSION
 from gateway.routes.ui.page_headers import blueprint
@@ -150,13 +150,13 @@ class Stream:
 
     def run(self) -> Iterator[str]:
         """Yield events until the client disconnects, loses its access, or the gateway stops."""
-        self._sample, history = self._service.sampler.history()
+        self._sample, history = self._service.history.all_samples()
         yield _RETRY + self._id(self._entry) + sse.event(history, "history")
         due = 0.0
         while True:
             said = ""
             if (now := time.monotonic()) >= due:
-                due = now + snapshot.LEAST
+                due = now + INTERVAL
                 said = self._state() + self._samples()
                 if self._gone() or not self._allowed():
                     return
@@ -169,7 +169,7 @@ class Stream:
             if self._service.stopping:
                 yield self._state(fresh=True) + "".join(self._journal())
                 return
-            self._service.journal.wait(self._entry, max(0.0, due - time.monotonic()))
+            self._service.journal.wait_for_entry(self._entry, max(0.0, due - time.monotonic()))
 
     def _allowed(self) -> bool:
         """Whether key and session are still valid and unchanged. If not, the stream ends and the page reconnects."""
@@ -182,12 +182,12 @@ class Stream:
     # -- events --------------------------------------------------------------------------------------------------------
 
     def _samples(self) -> str:
-        self._sample, samples = self._service.sampler.after(self._sample)
+        self._sample, samples = self._service.history.samples_after(self._sample)
         return "".join(sse.event(sample, "sample") for sample in samples)
 
     def _state(self, fresh: bool = False) -> str:
         try:
-            number, found = self._service.snapshot.take(fresh, self._service.journal.last)
+            number, found = self._service.snapshots.latest_snapshot(fresh, self._service.journal.last)
         except Unavailable:
             return ""  # the page keeps its last state, and the next attempt may succeed
         if number == self._number:
@@ -229,7 +229,7 @@ class Stream:
         return self._key is None or self._key.may_use(model)
 
     def _journal(self) -> Iterator[str]:
-        for entry in self._service.journal.after(self._entry):
+        for entry in self._service.journal.entries_after(self._entry):
             self._entry = entry.id
             told = entry.as_dict() if self._admin else entry.for_user(self._may)
             # An entry that the page may not see is sent as its id alone, so that the page resumes after it.

@@ -1,6 +1,6 @@
-"""The six views and what a person sees instead of them. Gateway process.
+"""The six pages of the dashboard, and its error pages. Gateway process.
 
-A page is the same for everybody of a role and holds no data, so it is there before any model or route has answered.
+A page is the same for everybody of a role and holds no data, so it opens before any model or route has answered.
 """
 
 import math
@@ -25,7 +25,7 @@ class View:
 
     @property
     def shown(self) -> bool:
-        """Whether whoever sends the current request may use it: without keys, who is on this machine."""
+        """Return whether the sender of the current request may use it. Without API keys: localhost only."""
         return not self.restricted or reader() == "admin"
 
 
@@ -72,12 +72,12 @@ def files() -> Response:
 
 @blueprint.get("/<path:rest>")
 def nothing(rest: str) -> Response:
-    """A page that says that there is none."""
+    """The page for a path without a page."""
     return page("404.html", 404, title="Not found", view="", path=request.path)
 
 
 def error_page(status: int, error: str, details: str, retry_after: float | None) -> Response:
-    """Say to a browser what went wrong, wherever that was found: the rules of the house hold here too."""
+    """Return the page that shows an error to a browser, with the same headers as every page."""
     wait = None if retry_after is None else max(1, math.ceil(retry_after))
     sentence = f"{details[:1].upper()}{details[1:].rstrip('.')}."
     return guard(page("error.html", status, title=error, view="", details=sentence, wait=wait))
@@ -91,7 +91,7 @@ def _view(name: str) -> Response:
 
 
 def page(template: str, status: int = 200, **values: object) -> Response:
-    """Render a template that extends ``base.html``; ``title`` and ``view`` are wanted of each."""
+    """Render a template that extends ``base.html``; each needs ``title`` and ``view``."""
     assets(fresh=True)
     key = g.get("key")
     said = {

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from gateway.memory import devices
-from gateway.memory.devices import HostUse
-from gateway.memory.resident import OLD, Resident, Weighed, resident
+from gateway.memory.devices import HostUse, PageCounts
+from gateway.memory.resident import OLD, ResidentCache
 
 MB = 10**6
 _TAKER = """
@@ -27,21 +27,21 @@ class Machine:
     def __init__(self) -> None:
         self.now = 1000.0
         self.own: dict[int, int] = {}
-        self.seen: dict[int, Resident] = {}
+        self.seen: dict[int, PageCounts] = {}
         self.measured: list[int] = []
-        self.weighed = Weighed(self._measure, self.seen.get, lambda: self.now)
+        self.resident = ResidentCache(self._measure, self.seen.get, lambda: self.now)
 
     def _measure(self, pid: int) -> HostUse | None:
         self.measured.append(pid)
         return HostUse(self.own[pid], self.own[pid], 0) if pid in self.own else None
 
     def has(self, pid: int, own: int, private: int, files: int = 0) -> None:
-        self.own[pid], self.seen[pid] = own, Resident(private, files)
+        self.own[pid], self.seen[pid] = own, PageCounts(private, files)
 
     def look(self, *pids: int) -> dict[int, tuple[int, float]]:
         """Return bytes and ages, and forget what was measured before."""
         self.measured.clear()
-        return {pid: (one.bytes, one.age) for pid, one in self.weighed.look(pids).items()}
+        return {pid: (one.bytes, one.age) for pid, one in self.resident.read(pids).items()}
 
 
 @pytest.fixture
@@ -100,11 +100,11 @@ def taker() -> Iterator[subprocess.Popen[str]]:
 
 def test_a_real_process_is_told_as_it_is(taker: subprocess.Popen[str]) -> None:
     assert taker.stdin and taker.stdout
-    weighed, pid = Weighed(), taker.pid
+    cache, pid = ResidentCache(), taker.pid
     for size in (0, 5 * MB, 100 * MB):
         taker.stdin.write(f"{size}\n")
         taker.stdin.flush()
         assert taker.stdout.readline() == "taken\n"
         use = devices.host_use(pid)
-        assert use is not None and weighed.look([pid])[pid].bytes == pytest.approx(use.own, rel=0.02)
-    assert resident(2**30) is None
+        assert use is not None and cache.read([pid])[pid].bytes == pytest.approx(use.own, rel=0.02)
+    assert devices.page_counts(2**30) is None

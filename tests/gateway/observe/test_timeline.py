@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from gateway.observe.metrics import Metrics
-from gateway.processes.runner import Late
+from gateway.processes.channel import Late
 from gateway.requests.ticket import Granted, _Stopped
 from gateway.requests.timeline import RequestTimeline, TimelineMailbox
 from gateway.scheduler import actions
@@ -92,7 +92,7 @@ def counted(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 def test_refusals_by_reason() -> None:
     metrics = Metrics(["deepseek"])
-    metrics.finished(course_of(actions.Refuse("r", actions.Why.QUEUE_FULL, "")))
+    metrics.request_finished(course_of(actions.Refuse("r", actions.Why.QUEUE_FULL, "")))
     assert counted(metrics, "refusals_total", model="deepseek", reason="queue_full") == 1
     assert counted(metrics, "generations_total", model="deepseek", outcome="refused") == 1
     assert counted(metrics, "queue_wait_seconds_count", model="deepseek") == 0, "it never waited to the end"
@@ -102,14 +102,14 @@ def test_a_load_by_hand_is_no_request() -> None:
     metrics = Metrics(["deepseek"])
     timeline = course_of(granted())
     timeline.counted = False
-    metrics.finished(timeline)
+    metrics.request_finished(timeline)
     assert counted(metrics, "generations_total", model="deepseek", outcome="client_gone") == 0
 
 
 def test_memory_that_runs_out() -> None:
     metrics = Metrics(["deepseek"])
     for stage, step in (("generate", "retried"), ("generate", "larger_batch"), ("load", "cpu"), ("load", "refused")):
-        metrics.relieved("deepseek", stage, step)
+        metrics.memory_step_taken("deepseek", stage, step)
     for stage, step in (("generate", "retried"), ("load", "cpu"), ("load", "failed")):
         assert counted(metrics, "out_of_memory_total", model="deepseek", stage=stage, step=step) == 1
     assert "larger_batch" not in generate_latest(metrics.registry).decode()
@@ -121,6 +121,6 @@ def test_a_request_asked_again_ends_once() -> None:
     timeline.again()
     timeline.end("answered")
     metrics = Metrics(["deepseek"])
-    metrics.finished(timeline)
+    metrics.request_finished(timeline)
     assert counted(metrics, "generations_total", model="deepseek", outcome="answered") == 1
     assert counted(metrics, "generations_total", model="deepseek", outcome="out_of_memory") == 0

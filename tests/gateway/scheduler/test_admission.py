@@ -1,4 +1,4 @@
-"""Rules 1 to 5 of admission: who gets a place in a queue, and what the others are told."""
+"""Rules 1 to 5 of admission: who is admitted, and what the others are told."""
 
 import pytest
 
@@ -52,7 +52,7 @@ def test_an_administrator_may_ask_in_spite_of_the_pause() -> None:
     assert world.stage(world.ask("a")) is Stage.WAITING, "while it loads again anyone may join"
 
 
-def test_a_pause_holds_for_those_who_had_a_place_already() -> None:
+def test_a_pause_holds_for_requests_reserved_before_it() -> None:
     """Their media was being decoded while the load failed."""
     world = make({"a": 30})
     late = world.reserve("a")
@@ -135,7 +135,7 @@ def test_the_largest_slot_a_model_may_use_decides() -> None:
     world = make({"a": 150})
     world.state.slots["cpu"] = Slot("cpu", 200)
     assert why(world, world.reserve("a")) is Why.CANNOT_FIT
-    world.state.models["a"].slots = ("gpu", "cpu")
+    world.state.models["a"].spec.slots = ("gpu", "cpu")
     world.ask("a")
     assert world.runner("a").slot == "cpu"
 
@@ -150,7 +150,7 @@ def test_a_full_queue_names_itself_and_when_to_come_again() -> None:
     assert refusal.retry_after is not None and refusal.retry_after >= 1
     assert world.stage(world.reserve("b")) is Stage.ADMITTED, "another model's queue is its own"
     world.withdraw(inside[2])
-    assert world.stage(world.reserve("a")) is Stage.ADMITTED, "a place given up is free again"
+    assert world.stage(world.reserve("a")) is Stage.ADMITTED, "a withdrawn reservation makes room for another"
     world.release(running)
     assert world.stage(inside[0]) is Stage.GRANTED
     assert world.stage(world.reserve("a")) is Stage.ADMITTED, "whoever holds a lease has left the queue"
@@ -251,7 +251,7 @@ def test_retry_after_of_a_model_never_loaded_goes_by_the_others() -> None:
     assert world.refusal(world.ask("b")).retry_after == 12, "twice the bytes"
 
 
-def test_retry_after_of_a_full_server_is_that_of_the_first_free_place() -> None:
+def test_retry_after_of_a_full_server_is_that_of_the_first_lease_to_end() -> None:
     world = make({"a": 30, "b": 30}, limits=Limits(queue_per_model=5, queue_total=2))
     for model, seconds in (("a", 3), ("b", 9)):
         request_id = world.ask(model)
@@ -264,7 +264,7 @@ def test_retry_after_of_a_full_server_is_that_of_the_first_free_place() -> None:
     assert "server" in refusal.detail and refusal.retry_after == 3
 
 
-def test_who_is_told_to_come_back_finds_a_place_then() -> None:
+def test_a_request_that_comes_back_after_retry_after_is_admitted() -> None:
     world = make({"a": 30}, limits=Limits(queue_per_model=2))
     world.ask("a")
     world.now += 5
@@ -314,7 +314,7 @@ def test_a_reservation_loads_nothing_and_evicts_nobody() -> None:
     world.resident("a")
     actions = world.send(events.Reserve(_client(world, "b"), "b", world.now + 100))
     assert kinds(actions) == [("Admit", "probe")]
-    assert world.state.models["b"].phase is Phase.COLD and world.runner("a").asked is None
+    assert world.state.models["b"].residency.phase is Phase.COLD and world.runner("a").asked is None
 
 
 def _client(world: World, model: str) -> str:

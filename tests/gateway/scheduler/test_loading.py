@@ -150,12 +150,12 @@ def test_unload_during_a_load_then_ask_again(news: str) -> None:
     )
     for event in late:
         assert world.send(event) == []
-    assert world.state.models["a"].phase is Phase.LOADING
+    assert world.state.models["a"].residency.phase is Phase.LOADING
     world.loaded(second)
     assert world.stage(again) is Stage.GRANTED
     for event in late:
         assert world.send(event) == []
-    assert world.stage(again) is Stage.GRANTED and world.state.models["a"].bytes == 30
+    assert world.stage(again) is Stage.GRANTED and world.state.models["a"].residency.charges["gpu"] == 30
 
 
 def test_an_unload_given_up_on_is_no_failure() -> None:

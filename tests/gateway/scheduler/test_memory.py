@@ -24,7 +24,7 @@ def test_a_load_is_tried_again_once_idle_models_are_gone() -> None:
     assert again(world, "new") == [("EndRunner", "idle"), ("StartLoad", "new")]
     world.loaded(world.runner("new").load_id)
     assert world.stage(request) is Stage.GRANTED, "whoever waited still did"
-    assert world.state.models["new"].failures == 0
+    assert world.state.models["new"].residency.failures == 0
 
 
 def test_a_load_that_nobody_waits_for_any_more_is_not_tried_again() -> None:
@@ -50,7 +50,7 @@ def test_a_model_that_moves_answers_first_and_is_loaded_in_the_new_way() -> None
     running = world.ask("a")
     assert world.send(events.Move("a", ("cpu",), (), {"cpu": 60}, 1)) == []
     waiting = [world.ask("a") for _ in range(2)]
-    assert world.all_in(Stage.WAITING) == waiting, "no new lease, though there is a place"
+    assert world.all_in(Stage.WAITING) == waiting, "no new lease, though there is capacity"
     assert kinds(world.release(running)) == [("EndRunner", "a")]
     assert kinds(world.ended(world.runner("a").load_id)) == [("StartLoad", "a")]
     assert world.runner("a").slot == "cpu" and world.runner("a").charge == 60
@@ -58,9 +58,9 @@ def test_a_model_that_moves_answers_first_and_is_loaded_in_the_new_way() -> None
     assert world.all_in(Stage.GRANTED) == waiting[:1], "one at a time now"
 
 
-def test_a_request_for_more_places_than_are_left_is_not_stuck() -> None:
+def test_a_request_for_more_answers_than_are_left_is_not_stuck() -> None:
     world = make({"a": 30}, concurrency=4)
-    several = world.ask("a", places=4)
+    several = world.ask("a", answers=4)
     world.send(events.Move("a", ("gpu",), (), {"gpu": 30}, 1))
     world.loaded(world.runner("a").load_id)
     assert world.stage(several) is Stage.GRANTED
@@ -70,11 +70,11 @@ def test_an_idle_model_moves_at_once_and_a_cold_one_only_next_time() -> None:
     world = make({"a": 30})
     assert world.send(events.Move("a", ("gpu",), (), {"gpu": 40}, 1)) == []
     world.resident("a")
-    assert world.state.models["a"].bytes == 40
+    assert world.state.models["a"].residency.charges["gpu"] == 40
     assert world.send(events.Move("a", ("gpu",), (), {"gpu": 30}, 1)) == [EndRunner("a", "a-1", "moved")]
 
 
-def test_a_charge_that_rises_costs_idle_models_their_place() -> None:
+def test_a_charge_that_rises_evicts_idle_models() -> None:
     world = make({"a": 40, "b": 40}, strict=False)
     world.resident("a", "b")
     world.ask("b")
@@ -83,20 +83,20 @@ def test_a_charge_that_rises_costs_idle_models_their_place() -> None:
     assert decide(world.state, events.Recharge("b-0", 1), world.now) == [], "a load of the past"
 
 
-def test_what_passes_is_charged_until_it_is_gone_and_of_no_later_load() -> None:
+def test_transient_bytes_are_charged_until_a_recharge_and_to_no_later_load() -> None:
     world = make({"a": 60, "b": 50})
     running, waits = world.ask("a"), world.ask("b")
     runner = world.runner("a")
     runner.loading, runner.charge = False, 60
     assert kinds(world.send(events.Loaded(runner.load_id, 40, transient=20))) == [("Grant", "a")]
-    assert world.state.models["a"].size("gpu") == 40
+    assert world.state.models["a"].spec.size("gpu") == 40
     assert world.living() == {"a"} and world.stage(waits) is Stage.WAITING, "the memory is not there yet"
     runner.charge = 40
     assert kinds(world.send(events.Recharge(runner.load_id, 40))) == [("StartLoad", "b")]
     assert world.stage(running) is Stage.GRANTED
 
 
-def test_nobody_is_ended_for_what_passes() -> None:
+def test_no_runner_is_ended_for_transient_bytes() -> None:
     """Others were charged more meanwhile, and cannot go."""
     world = make({"pinned": 30, "a": 60}, strict=False)
     world.resident("pinned")
@@ -119,7 +119,7 @@ def test_a_starved_runner_goes_though_it_answers() -> None:
     assert world.send(events.Starve(load_id)) == []
     assert kinds(world.ended(load_id)) == [("StartLoad", "a")], "for the one who waits"
     assert world.all_in(Stage.WAITING) == requests[2:]
-    assert world.state.models["a"].phase is Phase.LOADING
+    assert world.state.models["a"].residency.phase is Phase.LOADING
 
 
 def test_a_squeeze_takes_idle_models_alone() -> None:
@@ -141,8 +141,8 @@ class ShortOfMemory(OneSlot):
 
     @rule(model=some_model, size=st.sampled_from([10, 40, 100]))
     def model_is_to_be_loaded_in_another_way(self, model: str, size: int) -> None:
-        concurrency = self.world.state.models[model].concurrency
-        self.world.send(events.Move(model, self.place[model], (), dict.fromkeys(self.place[model], size), concurrency))
+        concurrency = self.world.state.models[model].spec.concurrency
+        self.world.send(events.Move(model, self.homes[model], (), dict.fromkeys(self.homes[model], size), concurrency))
 
     @precondition(lambda self: self.world.runners)
     @rule(number=pick)

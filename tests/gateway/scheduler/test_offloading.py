@@ -1,21 +1,21 @@
 """Models on a GPU that have a part of them in RAM: the CPU's slot is charged for it, and both must have room."""
 
-from gateway.scheduler import Model, Slot, State, events
+from gateway.scheduler import Slot, Spec, State, events
 from gateway.scheduler.actions import EndRunner, StartLoad, Why
-from gateway.scheduler.estimate import next_place
-from tests.gateway.scheduler.world import Stage, World, kinds, why
+from gateway.scheduler.estimate import seconds_to_lease
+from tests.gateway.scheduler.world import Stage, World, kinds, models_of, why
 
 
 def machine(*, cpu: int = 100, gpu: int = 100) -> World:
     """``large`` takes 80 of the GPU and 60 of RAM, ``small`` 30 of the GPU, ``a`` and ``b`` 40 of RAM each."""
     models = [
-        Model("large", 80, ("gpu",), offloads={"gpu": {"cpu": 60}}),
-        Model("small", 30, ("gpu",)),
-        Model("a", 40, ("cpu",)),
-        Model("b", 40, ("cpu",)),
+        Spec("large", 80, ("gpu",), offloads={"gpu": {"cpu": 60}}),
+        Spec("small", 30, ("gpu",)),
+        Spec("a", 40, ("cpu",)),
+        Spec("b", 40, ("cpu",)),
     ]
     slots = {"gpu": Slot("gpu", gpu), "cpu": Slot("cpu", cpu)}
-    return World(State(slots, {model.name: model for model in models}))
+    return World(State(slots, models_of(*models)))
 
 
 def test_a_load_is_charged_to_both_slots() -> None:
@@ -48,7 +48,7 @@ def test_an_offloaded_model_goes_for_one_on_the_cpu() -> None:
 
 def test_one_eviction_that_frees_both_slots_is_enough() -> None:
     world = machine(cpu=120)
-    world.state.models["larger"] = Model("larger", 90, ("gpu",), offloads={"gpu": {"cpu": 60}})
+    world.state.models |= models_of(Spec("larger", 90, ("gpu",), offloads={"gpu": {"cpu": 60}}))
     world.resident("a", "large")
     world.ask("larger")
     assert kinds(world.log[-1:]) == [("EndRunner", "large")]
@@ -127,10 +127,12 @@ def test_what_a_load_measured_replaces_what_was_predicted() -> None:
     assert [action for action in world.log if isinstance(action, EndRunner)] == [
         EndRunner("a", "a-1", "evicted", "", "the slot's models take more than was predicted, and it was idle")
     ]
-    assert world.state.models["large"].offloads == {"gpu": {"cpu": 75}}, "the next load is expected to take as much"
+    assert world.state.models["large"].spec.offloads == {"gpu": {"cpu": 75}}, (
+        "the next load is expected to take as much"
+    )
 
 
-def test_a_charge_that_rises_in_ram_costs_idle_models_there_their_place() -> None:
+def test_a_charge_that_rises_in_ram_evicts_idle_models_there() -> None:
     world = machine()
     world.strict = False
     world.resident("a", "large")
@@ -138,7 +140,7 @@ def test_a_charge_that_rises_in_ram_costs_idle_models_there_their_place() -> Non
     runner = world.runner("large")
     runner.offloaded["cpu"] = 70
     assert kinds(world.send(events.Recharge(runner.load_id, 70, "cpu"))) == [("EndRunner", "a")]
-    assert (world.state.used("gpu"), world.state.models["large"].bytes) == (80, 80)
+    assert (world.state.used("gpu"), world.state.models["large"].residency.charges["gpu"]) == (80, 80)
 
 
 def test_short_of_ram_idle_models_that_have_some_of_it_go() -> None:
@@ -165,26 +167,26 @@ def test_a_model_that_is_offloaded_from_now_on_waits_for_ram() -> None:
     world.ask("small")
     assert kinds(world.log[-1:]) == [("EndRunner", "a")]
     assert world.ended("a-1") == [StartLoad("small", "small-4", "gpu")]
-    assert world.runner("small").charged("cpu") == 30 == world.state.models["small"].charged("cpu")
+    assert world.runner("small").charged("cpu") == 30 == world.state.models["small"].residency.charges["cpu"]
 
 
-def shared(*others: Model, **slots: int) -> World:
+def shared(*others: Spec, **slots: int) -> World:
     """``a`` on ``g0`` and ``c`` on ``g1`` offload more to ``cpu`` than both could, and ``y`` is busy there."""
-    models = [
-        Model("y", 60, ("cpu",)),
-        Model("a", 80, ("g0",), offloads={"g0": {"cpu": 60}}),
-        Model("c", 80, ("g1",), offloads={"g1": {"cpu": 60}}),
+    specs = [
+        Spec("y", 60, ("cpu",)),
+        Spec("a", 80, ("g0",), offloads={"g0": {"cpu": 60}}),
+        Spec("c", 80, ("g1",), offloads={"g1": {"cpu": 60}}),
         *others,
     ]
     budgets = {"g0": 100, "g1": 100, "cpu": 100} | slots
-    world = World(State({name: Slot(name, size) for name, size in budgets.items()}, {one.name: one for one in models}))
+    world = World(State({name: Slot(name, size) for name, size in budgets.items()}, models_of(*specs)))
     world.ask("y")
     world.loaded(world.runner("y").load_id)
     return world
 
 
 def test_one_that_is_not_the_first_on_both_slots_keeps_nobody_off_either() -> None:
-    world = shared(Model("d", 30, ("g1",)))
+    world = shared(Spec("d", 30, ("g1",)))
     for name in ("a", "c", "d"):
         world.ask(name)
         world.now += 1
@@ -192,7 +194,7 @@ def test_one_that_is_not_the_first_on_both_slots_keeps_nobody_off_either() -> No
 
 
 def test_it_is_not_overtaken_any_more_once_it_is_the_first_on_both() -> None:
-    world = shared(Model("d", 30, ("g1",)))
+    world = shared(Spec("d", 30, ("g1",)))
     a, c = world.ask("a"), world.ask("c")
     world.wait(world.turn() + 1)
     for request_id in world.all_in(Stage.GRANTED):
@@ -205,8 +207,8 @@ def test_it_is_not_overtaken_any_more_once_it_is_the_first_on_both() -> None:
 
 
 def test_no_replica_goes_where_one_waits_that_is_not_the_first_on_both_slots() -> None:
-    pair = [Model(name, 50, ("g2", "g1"), group="m") for name in ("m", "m#2")]
-    world = shared(*pair, g2=60)
+    pair = Spec("m", 50, ("g2", "g1"), replicas=2)
+    world = shared(pair, g2=60)
     world.ask("m")
     world.loaded(world.runner("m").load_id)
     for name in ("a", "c", "m"):
@@ -217,10 +219,9 @@ def test_no_replica_goes_where_one_waits_that_is_not_the_first_on_both_slots() -
 
 def pairs(a: tuple[str, ...], offloads: dict[str, dict[str, int]]) -> World:
     """Two models that may have a replica each, with one of each that is busy: ``b`` may have its other on the CPU."""
-    models = [Model(name, 50, a, group="a", offloads=dict(offloads)) for name in ("a", "a#2")]
-    models += [Model(name, 20, ("cpu", "g2"), group="b") for name in ("b", "b#2")]
+    specs = [Spec("a", 50, a, offloads=dict(offloads), replicas=2), Spec("b", 20, ("cpu", "g2"), replicas=2)]
     budgets = {"g0": 60, "g1": 60, "g2": 20, "cpu": 100}
-    world = World(State({name: Slot(name, size) for name, size in budgets.items()}, {one.name: one for one in models}))
+    world = World(State({name: Slot(name, size) for name, size in budgets.items()}, models_of(*specs)))
     for name in ("b", "a"):
         world.ask(name)
         world.loaded(world.runner(name).load_id)
@@ -245,7 +246,7 @@ def test_a_replica_that_is_left_alone_for_a_while_keeps_no_other_from_its_slots(
 
 def test_nobody_goes_on_one_slot_while_the_other_loads_something_else() -> None:
     world = machine(gpu=110)
-    world.state.models["y"] = Model("y", 60, ("cpu",))
+    world.state.models |= models_of(Spec("y", 60, ("cpu",)))
     world.resident("y")
     world.ask("small")
     waiting = world.ask("large")
@@ -282,24 +283,24 @@ def test_who_is_ending_on_one_slot_is_no_reason_to_wait_on_the_other() -> None:
     assert {runner.model for runner in world.runners.values() if runner.asked} == {"small", "a"}
 
 
-def test_who_is_offloaded_is_in_the_way_of_a_place_on_the_cpu() -> None:
+def test_who_is_offloaded_is_in_the_way_of_a_load_on_the_cpu() -> None:
     alone, offloaded = machine(), machine()
     for world, other in (
-        (alone, Model("other", 70, ("cpu",))),
-        (offloaded, Model("other", 80, ("gpu",), offloads={"gpu": {"cpu": 70}})),
+        (alone, Spec("other", 70, ("cpu",))),
+        (offloaded, Spec("other", 80, ("gpu",), offloads={"gpu": {"cpu": 70}})),
     ):
-        world.state.models["other"] = other
+        world.state.models |= models_of(other)
         world.ask("a")
         world.now += 5
         world.loaded(world.runner("a").load_id)
         world.ask("other")
         world.wait(world.turn() + 1)
         world.ask("a")
-    places = [next_place(world.state, world.state.models["a"], world.now) for world in (alone, offloaded)]
-    assert min(places) > 5, "the other is loaded before, and then a is again"
+    seconds = [seconds_to_lease(world.state, world.state.models["a"], world.now) for world in (alone, offloaded)]
+    assert min(seconds) > 5, "the other is loaded before, and then a is again"
     small = machine(cpu=130)
-    small.state.models["other"] = Model("other", 80, ("gpu",), offloads={"gpu": {"cpu": 70}})
+    small.state.models |= models_of(Spec("other", 80, ("gpu",), offloads={"gpu": {"cpu": 70}}))
     small.ask("a")
     small.loaded(small.runner("a").load_id)
     small.ask("other")
-    assert next_place(small.state, small.state.models["a"], small.now) <= 1, "both have room there"
+    assert seconds_to_lease(small.state, small.state.models["a"], small.now) <= 1, "both have room there"

@@ -1,6 +1,7 @@
 """Random interleavings of everything that can happen, with a machine that answers the policy's actions later.
 
-After every step the world checks what must always hold; at the end it is let run, and nobody may be left waiting.
+After every step the world checks what must always hold, and that the fast path did what planning would have done. At
+the end the world runs on, and no request may be left waiting.
 """
 
 from copy import deepcopy
@@ -10,9 +11,9 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from gateway.scheduler import Limits, Model, Slot, State, events, next_wakeup
+from gateway.scheduler import Limits, Slot, Spec, State, events, next_wakeup
 from gateway.scheduler.actions import Why
-from tests.gateway.scheduler.world import FAR, OPEN, Stage, World
+from tests.gateway.scheduler.world import FAR, OPEN, Stage, World, models_of
 
 SIZES = {"a": 30, "b": 50, "c": 60, "d": 100}
 LIMITS = Limits(queue_per_model=4, queue_total=8, quantum=10, load_timeout=30, backoff_first=10, backoff_max=60)
@@ -33,7 +34,7 @@ class OneSlot(RuleBasedStateMachine):
     """One slot, four models of which two fit at most."""
 
     slots = {"gpu": 100}
-    place = dict.fromkeys(SIZES, ("gpu",))
+    homes: dict[str, tuple[str, ...]] = dict.fromkeys(SIZES, ("gpu",))
     replicas: dict[str, int] = {}
     fallback: dict[str, tuple[str, ...]] = {}
     sizes: dict[str, dict[str, int]] = {}
@@ -46,24 +47,22 @@ class OneSlot(RuleBasedStateMachine):
         stops=st.sampled_from([False, False, True]),
     )
     def begin(self, ttl: list[float], concurrency: list[int], stops: bool) -> None:
-        models = {}
-        for place, (name, size) in enumerate(SIZES.items()):
-            count = self.replicas.get(name, 1)
-            for number in range(1, count + 1):
-                one = name if number == 1 else f"{name}#{number}"
-                models[one] = Model(
-                    one,
-                    size,
-                    self.place[name],
-                    keep_alive=ttl[place],
-                    concurrency=concurrency[place],
-                    group=name if count > 1 else "",
-                    fallback=self.fallback.get(name, ()),
-                    sizes=dict(self.sizes.get(name, {})),
-                    offloads=deepcopy(self.offloads.get(name, {})),
-                )
+        specs = [
+            Spec(
+                name,
+                size,
+                self.homes[name],
+                keep_alive=ttl[number],
+                concurrency=concurrency[number],
+                replicas=self.replicas.get(name, 1),
+                fallback=self.fallback.get(name, ()),
+                sizes=dict(self.sizes.get(name, {})),
+                offloads=deepcopy(self.offloads.get(name, {})),
+            )
+            for number, (name, size) in enumerate(SIZES.items())
+        ]
         slots = {name: Slot(name, budget) for name, budget in self.slots.items()}
-        self.world = World(State(slots, models, LIMITS))
+        self.world = World(State(slots, models_of(*specs), LIMITS))
         self.stops = stops
 
     def _choose(self, among: list[str], number: int) -> str:
@@ -213,7 +212,7 @@ def run_down(world: World) -> None:
     kept = {
         runner.model
         for runner in world.runners.values()
-        if not runner.forever and not world.state.models[runner.model].pinned
+        if not runner.forever and not world.state.models[runner.model].spec.pinned
     }
     assert not kept, f"{kept} stay loaded although their idle time is over"
 
@@ -236,14 +235,14 @@ class TwoSlots(OneSlot):
     """The CPU beside the GPU: two models live there, and one may go to either."""
 
     slots = {"gpu": 100, "cpu": 60}
-    place = {"a": ("gpu", "cpu"), "b": ("cpu",), "c": ("cpu",), "d": ("gpu",)}
+    homes = {"a": ("gpu", "cpu"), "b": ("cpu",), "c": ("cpu",), "d": ("gpu",)}
 
 
 class ManySlots(OneSlot):
     """Two GPUs beside the CPU, replicas of two models, and one that may go to the CPU where it fits no GPU."""
 
     slots = {"gpu0": 100, "gpu1": 60, "cpu": 70}
-    place = {"a": ("gpu0", "gpu1"), "b": ("gpu0", "gpu1", "cpu"), "c": ("gpu1",), "d": ("gpu0",)}
+    homes = {"a": ("gpu0", "gpu1"), "b": ("gpu0", "gpu1", "cpu"), "c": ("gpu1",), "d": ("gpu0",)}
     replicas = {"a": 2, "b": 3}
     fallback = {"c": ("cpu",)}
     sizes = {"b": {"cpu": 40}, "c": {"cpu": 70}}
@@ -253,7 +252,7 @@ class Offloading(OneSlot):
     """Two models on the GPU have a part of them in RAM, where others live; one of them may go there as a whole."""
 
     slots = {"gpu": 100, "cpu": 90}
-    place = {"a": ("gpu", "cpu"), "b": ("gpu",), "c": ("cpu",), "d": ("gpu",)}
+    homes = {"a": ("gpu", "cpu"), "b": ("gpu",), "c": ("cpu",), "d": ("gpu",)}
     replicas = {"b": 2}
     fallback = {"d": ("cpu",)}
     offloads = {"b": {"gpu": {"cpu": 40}}, "d": {"gpu": {"cpu": 60}}}
@@ -285,7 +284,7 @@ class SharedRam(Offloading):
     """Two GPUs that offload to one CPU, replicas that do, and one that goes there as a whole where it fits no GPU."""
 
     slots = {"g0": 100, "g1": 100, "cpu": 90}
-    place = {"a": ("cpu", "g1"), "b": ("g0", "g1"), "c": ("g1",), "d": ("g0",)}
+    homes = {"a": ("cpu", "g1"), "b": ("g0", "g1"), "c": ("g1",), "d": ("g0",)}
     replicas = {"a": 2, "b": 2}
     fallback = {"d": ("cpu",)}
     sizes = {"d": {"g0": 70, "cpu": 90}}

@@ -2,9 +2,9 @@
 
 import pytest
 
-from gateway.scheduler import Limits, Model, Slot, State, events
+from gateway.scheduler import Limits, Slot, Spec, State, events
 from gateway.scheduler.actions import Refuse, Why
-from tests.gateway.scheduler.world import Stage, World, why
+from tests.gateway.scheduler.world import Stage, World, models_of, why
 
 LIMITS = Limits(queue_per_model=4, quantum=10, backoff_first=10)
 
@@ -12,12 +12,9 @@ LIMITS = Limits(queue_per_model=4, quantum=10, backoff_first=10)
 def world(*others: str, slots: int = 2, replicas: int = 2, concurrency: int = 1) -> World:
     """A world with replicas of ``a``, each of which fills a slot, and other models of the same size."""
     names = [f"slot{number}" for number in range(1, slots + 1)]
-    built = {
-        name: Model(name, 90, tuple(names), group="a", concurrency=concurrency)
-        for name in ("a", *(f"a#{number}" for number in range(2, replicas + 1)))
-    }
-    built |= {name: Model(name, 90, tuple(names)) for name in others}
-    return World(State({name: Slot(name, 100) for name in names}, built, LIMITS))
+    specs = [Spec("a", 90, tuple(names), concurrency=concurrency, replicas=replicas)]
+    specs += [Spec(name, 90, tuple(names)) for name in others]
+    return World(State({name: Slot(name, 100) for name in names}, models_of(*specs), LIMITS))
 
 
 def load(there: World, *models: str) -> None:
@@ -61,7 +58,7 @@ def test_more_than_a_load_will_serve_begin_two() -> None:
     assert {runner.slot for runner in there.runners.values()} == {"slot1", "slot2"}
 
 
-def test_a_free_place_is_taken_by_whoever_is_first_in_the_one_queue() -> None:
+def test_free_capacity_goes_to_whoever_is_first_in_the_one_queue() -> None:
     there = world()
     first, second = both(there)
     third, fourth = there.ask("a"), there.ask("a")
@@ -117,7 +114,7 @@ def test_others_who_wait_come_before_one_more() -> None:
     assert there.stage(waiting) is Stage.GRANTED
 
 
-def test_replicas_do_not_take_each_others_place() -> None:
+def test_replicas_do_not_evict_each_other() -> None:
     there = world(slots=1)
     there.ask("a")
     load(there, "a")
@@ -181,7 +178,7 @@ def test_unload_and_pin_are_for_all() -> None:
     assert there.unload("a") == [], "one replica still answers"
     there.release(second)
     there.send(events.Pin("a", True))
-    assert [there.state.models[name].pinned for name in ("a", "a#2")] == [True, True]
+    assert [there.state.models[name].spec.pinned for name in ("a", "a#2")] == [True, True]
     assert sorted(action.model for action in there.unload("a")) == ["a", "a#2"]  # type: ignore[union-attr]
 
 
@@ -209,3 +206,16 @@ def test_a_bound_request_is_served_by_its_replica_alone(bound: str) -> None:
     assert there.stage(again) is Stage.WAITING, "the other one is idle, but it was not asked"
     there.release(mine)
     assert there.stage(again) is Stage.GRANTED
+
+
+def test_a_replica_that_is_to_move_takes_no_request_from_the_other() -> None:
+    there = world(concurrency=2)
+    requests = [there.ask("a") for _ in range(3)]
+    load(there, "a", "a#2")
+    slots = ("slot1", "slot2")
+    there.send(events.Move("a", slots, (), dict.fromkeys(slots, 80), 2))
+    waiting = there.ask("a")
+    assert there.stage(waiting) is Stage.WAITING
+    for request_id in requests:
+        there.release(request_id)
+    assert {runner.asked for runner in there.runners.values()} == {"moved"}

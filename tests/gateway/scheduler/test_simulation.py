@@ -95,7 +95,7 @@ def test_who_comes_back_when_told_is_answered() -> None:
 
 def small(arrivals: str, sizes: dict[str, int], budget: int, every: float = 1.0) -> Workload:
     profiles = tuple(Profile(name, size, load=10.0) for name, size in sizes.items())
-    asks = tuple(Arrival(place * every, model, 1.0) for place, model in enumerate(arrivals))
+    asks = tuple(Arrival(position * every, model, 1.0) for position, model in enumerate(arrivals))
     return Workload("small", profiles, budget, asks)
 
 
@@ -122,15 +122,17 @@ def test_the_optimum_in_order_of_arrival_is_the_least_of_all_ways(sequence: str)
     sizes = {"a": 1, "b": 1, "c": 2, "d": 1}
     workload = small(sequence, sizes, 3)
 
-    def least(place: int, there: frozenset[str]) -> int:
-        if place == len(sequence):
+    def least(position: int, there: frozenset[str]) -> int:
+        if position == len(sequence):
             return 0
-        if (model := sequence[place]) in there:
-            return least(place + 1, there)
+        if (model := sequence[position]) in there:
+            return least(position + 1, there)
         kept = (
             frozenset(keep) for count in range(len(there) + 1) for keep in itertools.combinations(sorted(there), count)
         )
-        return 1 + min(least(place + 1, keep | {model}) for keep in kept if sum(sizes[m] for m in keep | {model}) <= 3)
+        return 1 + min(
+            least(position + 1, keep | {model}) for keep in kept if sum(sizes[m] for m in keep | {model}) <= 3
+        )
 
     assert bounds.arrival_order(workload.arrivals, sizes, 3) == least(0, frozenset())
 

@@ -1,8 +1,8 @@
 """Where a model goes when there are several slots, and when it goes to one it does not prefer."""
 
-from gateway.scheduler import Limits, Model, Slot, State, events
+from gateway.scheduler import Limits, Slot, Spec, State, events
 from gateway.scheduler.actions import Why
-from tests.gateway.scheduler.world import Stage, World, why
+from tests.gateway.scheduler.world import Stage, World, models_of, why
 
 LIMITS = Limits(quantum=10, anticipation=False)
 
@@ -10,10 +10,10 @@ LIMITS = Limits(quantum=10, anticipation=False)
 def world(models: dict[str, int], slots: dict[str, int], **fields: object) -> World:
     """A world whose models may go to every slot but the CPU."""
     gpus = tuple(name for name in slots if name != "cpu")
-    built = {name: Model(name, size, gpus) for name, size in models.items()}
+    built = models_of(*(Spec(name, size, gpus) for name, size in models.items()))
     for name, value in fields.items():
         model, _, field = name.partition("_")
-        setattr(built[model], field, value)
+        setattr(built[model].spec, field, value)
     return World(State({name: Slot(name, budget) for name, budget in slots.items()}, built, LIMITS))
 
 
@@ -21,20 +21,20 @@ def asked(world: World) -> dict[str, str]:
     return {runner.model: runner.asked for runner in world.runners.values() if runner.asked}
 
 
-def places(world: World) -> dict[str, str]:
+def slots_of(world: World) -> dict[str, str]:
     return {runner.model: runner.slot for runner in world.runners.values()}
 
 
 def test_the_tightest_slot_with_room_is_taken() -> None:
     there = world({"a": 30, "c": 80}, {"large": 100, "small": 40})
     there.resident("a", "c")
-    assert places(there) == {"a": "small", "c": "large"}, "the large slot was left to the large model"
+    assert slots_of(there) == {"a": "small", "c": "large"}, "the large slot was left to the large model"
 
 
 def test_room_is_preferred_to_an_eviction_even_if_a_load_is_under_way_there() -> None:
     there = world({"a": 40, "b": 40, "c": 40}, {"one": 50, "two": 100})
     there.resident("a")
-    assert places(there) == {"a": "one"}
+    assert slots_of(there) == {"a": "one"}
     there.ask("b")
     assert there.runner("b").loading and there.runner("b").slot == "two"
     there.ask("c")
@@ -51,7 +51,7 @@ def test_two_that_wait_are_loaded_on_two_slots_at_the_same_time() -> None:
     assert asked(there) == {"a": "evicted", "b": "evicted"}
     for model in ("a", "b"):
         there.ended(there.runner(model).load_id)
-    assert sorted(places(there)) == ["c", "d"] and len(set(places(there).values())) == 2
+    assert sorted(slots_of(there)) == ["c", "d"] and len(set(slots_of(there).values())) == 2
     assert all(runner.loading for runner in there.runners.values())
 
 
@@ -90,7 +90,7 @@ def test_a_turn_that_is_over_first_is_waited_for() -> None:
 def test_what_fits_no_preferred_slot_goes_to_the_fallback() -> None:
     there = world({"a": 120, "b": 30}, {"gpu": 100, "cpu": 200}, a_fallback=("cpu",), b_fallback=("cpu",))
     there.resident("a", "b")
-    assert places(there) == {"a": "cpu", "b": "gpu"}
+    assert slots_of(there) == {"a": "cpu", "b": "gpu"}
 
 
 def test_a_busy_slot_is_waited_for_although_the_fallback_is_empty() -> None:
@@ -99,7 +99,7 @@ def test_a_busy_slot_is_waited_for_although_the_fallback_is_empty() -> None:
     there.loaded(there.runner("a").load_id)
     there.ask("b")
     there.wait(5)
-    assert places(there) == {"a": "gpu"}
+    assert slots_of(there) == {"a": "gpu"}
 
 
 def test_pinned_models_send_others_to_the_fallback() -> None:

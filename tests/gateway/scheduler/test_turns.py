@@ -101,7 +101,7 @@ def test_after_its_quantum_a_model_gets_no_new_lease() -> None:
     world.release(first)
     assert world.stage(third) is Stage.WAITING and world.runner("a").asked is None
     world.withdraw(other)
-    assert world.stage(third) is Stage.GRANTED, "nobody is waiting for its place any more"
+    assert world.stage(third) is Stage.GRANTED, "nobody is waiting for its slot any more"
     assert world.stage(second) is Stage.GRANTED
 
 
@@ -174,7 +174,7 @@ def test_a_long_turn_ends_in_time_for_who_waits(deadline: float, turn: float) ->
     """
     world = make({"a": 60, "b": 60}, limits=Limits(quantum=10))
     slowly_loaded(world, "a", 40)
-    world.state.models["b"].load.add(1.0)  # once, so that two deviations are another second
+    world.state.models["b"].measured.load.add_sample(1.0)  # once, so that two deviations are another second
     world.ask("b")
     world.ask("b", patience=deadline)
     assert when_it_yields(world, "a") == turn
@@ -357,7 +357,7 @@ def test_a_late_request_hears_what_it_waited_for(situation: str) -> None:
     assert world.clients[request_id].refused_at == world.clients[request_id].deadline
 
 
-def test_a_place_expires_even_if_its_request_is_never_completed() -> None:
+def test_a_reservation_expires_even_if_its_request_is_never_completed() -> None:
     world = make({"a": 60}, limits=Limits(queue_per_model=1))
     request_id = world.reserve("a", patience=7)
     world.wait(7)
@@ -391,11 +391,11 @@ def test_ticks_that_come_by_themselves_change_nothing() -> None:
         assert world.send(events.Tick()) == []
 
 
-def test_a_request_for_several_answers_waits_for_as_many_places_and_is_not_overtaken() -> None:
+def test_a_request_for_several_answers_waits_for_all_of_them_and_is_not_overtaken() -> None:
     world = make({"a": 60}, concurrency=4)
     first = world.ask("a")
     world.loaded(world.runner("a").load_id)
-    wide, small = world.ask("a", places=4), world.ask("a")
+    wide, small = world.ask("a", answers=4), world.ask("a")
     assert world.stage(first) is Stage.GRANTED
     assert world.stage(wide) is world.stage(small) is Stage.WAITING
     world.release(first)
@@ -404,8 +404,8 @@ def test_a_request_for_several_answers_waits_for_as_many_places_and_is_not_overt
     assert world.stage(small) is Stage.GRANTED
 
 
-def test_more_answers_than_places_take_all_of_them() -> None:
+def test_more_answers_than_the_concurrency_take_all_of_it() -> None:
     world = make({"a": 60}, concurrency=2)
-    wide = world.ask("a", places=16)
+    wide = world.ask("a", answers=16)
     world.loaded(world.runner("a").load_id)
     assert world.stage(wide) is Stage.GRANTED

@@ -8,7 +8,7 @@ import pickle
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from gateway.scheduler import Limits, Model, Slot, State, decide, events, next_wakeup
+from gateway.scheduler import Limits, Model, Slot, Spec, State, decide, events, next_wakeup, policy
 from gateway.scheduler.actions import Action, Admit, EndRunner, Grant, Refuse, StartLoad, Why
 
 FAR = 1_000_000.0
@@ -99,13 +99,13 @@ class World:
         patience: float = FAR,
         priority: int = 0,
         retry: bool = False,
-        places: int = 1,
+        answers: int = 1,
         bound: bool = False,
     ) -> str:
-        """Ask for a place. Return the request's id, admitted or refused."""
+        """Ask for a position in the queue. Return the request's id, admitted or refused."""
         client = Client(f"r{len(self.clients) + 1}", model, self.now + patience, retry)
         self.clients[client.request_id] = client
-        self.send(events.Reserve(client.request_id, model, client.deadline, priority, retry, places, bound))
+        self.send(events.Reserve(client.request_id, model, client.deadline, priority, retry, answers, bound))
         assert client.stage is not Stage.ASKED, "a reservation was not answered"
         return client.request_id
 
@@ -121,11 +121,13 @@ class World:
         patience: float = FAR,
         priority: int = 0,
         retry: bool = False,
-        places: int = 1,
+        answers: int = 1,
         bound: bool = False,
     ) -> str:
         """Reserve and submit."""
-        request_id = self.reserve(model, patience=patience, priority=priority, retry=retry, places=places, bound=bound)
+        request_id = self.reserve(
+            model, patience=patience, priority=priority, retry=retry, answers=answers, bound=bound
+        )
         if self.stage(request_id) is Stage.ADMITTED:
             self.submit(request_id)
         return request_id
@@ -184,7 +186,9 @@ class World:
         """Let the policy decide, do what it says, and check everything."""
         self.sound, self.shut = False, self.shut or isinstance(event, events.Shutdown)
         forced = bool(getattr(event, "force", False)) or isinstance(event, events.Shutdown | events.Starve)
+        planned = pickle.loads(pickle.dumps(self.state))
         actions = decide(self.state, event, self.now)
+        self._check_fast_path(planned, event, actions)
         for action in actions:
             self._perform(action, forced)
         self.log += actions
@@ -277,7 +281,7 @@ class World:
                 if not forced:
                     assert not self.leases(load_id), f"{load_id} was ended ({reason}) while it answered"
                 if reason in _GOES_UNLEASED:
-                    assert not runner.loading and not self.state.models[model].pinned
+                    assert not runner.loading and not self.state.models[model].spec.pinned
                 if reason == "load_timeout":
                     assert runner.loading and self.now >= runner.since + self.state.limits.load_timeout
                     self._failed(model)
@@ -294,7 +298,7 @@ class World:
         cold = {
             name
             for name, model in self.state.models.items()
-            if model.allowed == (slot,) and spec_of(name) not in living
+            if model.spec.allowed == (slot,) and spec_of(name) not in living
         }
         return [client.request_id for client in self._waiting() if client.model in cold]
 
@@ -303,7 +307,7 @@ class World:
         return max(self.state.limits.quantum, self.state.limits.quantum_loads * self.longest_load)
 
     def _check_stalls(self) -> None:
-        """Nobody waits for long for the place of models that nobody uses, however soon they are expected to be used."""
+        """Nobody waits long for a slot whose models nobody uses, however soon they are expected to be used."""
         stalled: dict[str, float] = {}
         wanted = {spec_of(client.model) for client in self._waiting()}
         busy = {
@@ -314,30 +318,31 @@ class World:
                 or runner.asked is not None
                 or self.leases(runner.load_id)
                 or spec_of(runner.model) in wanted
-                or self.state.models[runner.model].pinned
+                or self.state.models[runner.model].spec.pinned
                 for runner in self.runners.values()
                 if runner.charged(slot) is not None
             )
         }
-        for client in self._waiting():  # one that needs several slots keeps its place on all while it waits for one
+        for client in self._waiting():  # one that needs several slots keeps its position on all while it waits for one
             if (reach := self._reach(client.model)) & busy:
-                busy |= reach if self.state.models[client.model].offloads else set()
+                busy |= reach if self.state.models[client.model].spec.offloads else set()
         for slot in self.state.slots.keys() - busy:
             stalled |= {name: self.stalled.get(name, self.now) for name in self._blocked_on(slot)}
         self.stalled = stalled
         for request_id, since in stalled.items():
-            assert self.now - since <= 3 * self.turn(), f"{request_id} waits for the place of idle models"
+            assert self.now - since <= 3 * self.turn(), f"{request_id} waits for the slot of idle models"
 
     def _reach(self, name: str) -> set[str]:
         """The slots that a model may take memory of."""
-        model = self.state.models[name]
-        return {*model.allowed, *(slot for sizes in model.offloads.values() for slot in sizes)}
+        spec = self.state.models[name].spec
+        return {*spec.allowed, *(slot for sizes in spec.offloads.values() for slot in sizes)}
 
     def _start(self, model: str, load_id: str, slot: str) -> None:
         assert not self.shut, f"{model} is loaded after the shutdown"
         assert load_id not in self.past and load_id not in self.runners, "a load id came back"
         assert model not in self.living(), f"{model} is loaded twice"
-        assert slot in self.state.models[model].allowed
+        spec = self.state.models[model].spec
+        assert slot in spec.allowed
         waiting = [client for client in self._waiting() if spec_of(client.model) == spec_of(model)]
         assert waiting, f"nobody waits for {model}"
         if (trouble := self.trouble.get(model)) and self.now < trouble.until:
@@ -345,11 +350,10 @@ class World:
         left, those = self.gave_way.pop(model, ("", []))
         still = [request_id for request_id in those if self.stage(request_id) is Stage.WAITING]
         assert left != slot or not still, f"{model} gave way to {still} and is loaded again before any of them"
-        offloaded = dict(self.state.models[model].offloads.get(slot, {}))
+        offloaded = dict(spec.offloads.get(slot, {}))
         self.gave_way = {name: given for name, given in self.gave_way.items() if given[0] not in (slot, *offloaded)}
-        forever = self.state.models[model].keep_alive < 0
-        charge = self.state.models[model].size(slot)
-        self.runners[load_id] = Runner(load_id, model, slot, charge, self.now, offloaded, forever=forever)
+        forever = spec.keep_alive < 0
+        self.runners[load_id] = Runner(load_id, model, slot, spec.size(slot), self.now, offloaded, forever=forever)
 
     def check(self) -> None:
         """What must hold after every step."""
@@ -364,7 +368,7 @@ class World:
         for runner in self.runners.values():
             if runner.loading and runner.asked is None:
                 assert self.now < runner.since + state.limits.load_timeout, f"{runner.load_id} loads for too long"
-            assert len(self.leases(runner.load_id)) <= state.models[runner.model].concurrency
+            assert len(self.leases(runner.load_id)) <= state.models[runner.model].spec.concurrency
         queued = [client for client in self.clients.values() if client.stage in (Stage.ADMITTED, Stage.WAITING)]
         assert len(queued) <= state.limits.queue_total
         for name in {spec_of(name) for name in state.models}:
@@ -375,6 +379,14 @@ class World:
         self._check_replicas()
         self._check_stalls()
         self._check_rest()
+
+    def _check_fast_path(self, planned: State, event: events.Event, actions: list[Action]) -> None:
+        """The fast path does what planning would do: ``planned`` is a copy of the state before the event."""
+        expected = policy.apply_event(planned, event, self.now)
+        while more := policy.schedule(planned, self.now):
+            expected += more
+        assert actions == expected, "the fast path decides something else"
+        assert self.state == planned, "the fast path leaves another state"
 
     def _check_replicas(self) -> None:
         """Nobody waits for a model of which a replica does nothing, unless others want that replica's slot."""
@@ -411,15 +423,20 @@ def make(
     concurrency: int = 1,
 ) -> World:
     """A world with one slot, ``gpu``, and models of these predicted bytes."""
-    built = {
-        name: Model(name, size, ("gpu",), keep_alive=keep_alive, concurrency=concurrency)
-        for name, size in models.items()
+    specs = (Spec(name, size, ("gpu",), keep_alive, concurrency=concurrency) for name, size in models.items())
+    return World(State({"gpu": Slot("gpu", budget)}, models_of(*specs), limits or Limits()), strict)
+
+
+def models_of(*specs: Spec) -> dict[str, Model]:
+    """One model for each spec, or as many as it has replicas: those of ``a`` are called ``a``, ``a#2``, ``a#3``…"""
+    names = {
+        spec.name: [spec.name, *(f"{spec.name}#{number + 1}" for number in range(1, spec.replicas))] for spec in specs
     }
-    return World(State({"gpu": Slot("gpu", budget)}, built, limits or Limits()), strict)
+    return {name: Model(name, spec) for spec in specs for name in names[spec.name]}
 
 
 def spec_of(name: str) -> str:
-    """The model that a replica is one of; replicas of ``a`` are called ``a``, ``a#2``, ``a#3``…"""
+    """The model that a replica is one of."""
     return name.partition("#")[0]
 
 

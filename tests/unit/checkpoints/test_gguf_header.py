@@ -13,10 +13,13 @@ from hypothesis import given, settings
 
 from checkpoints import gguf_header
 from checkpoints.gguf_header import TYPES, Gguf, read_gguf
-from gateway.memory.footprint import Footprints, HeaderError, cache_token_bytes, weight_bytes
-from gateway.memory.footprint.kv_cache import gguf_rows
+from checkpoints.safetensors_header import HeaderError
+from gateway.memory.footprint.kv_cache import cache_token_bytes, gguf_rows
+from gateway.memory.footprint.prediction import Footprints
+from gateway.memory.footprint.weights import weight_bytes
 from models_registry.spec import ModelSpec
 from tests.support.gateway import SMOLLM2
+from tests.unit.gateway.memory.test_footprint import resident_of
 
 
 def spec_of(path: Path) -> ModelSpec:
@@ -86,7 +89,7 @@ def test_the_cache_is_charged_by_tokens(model: Path, tmp_path: Path) -> None:
     assert many.reserve - few.reserve == 7168 * 1024, "only masks: the cache itself is there after the load"
     assert footprints.charge(spec, "cpu", 1000, 10**10).bytes == few.bytes - 24 * 1024, "cells come in 256"
     footprints.record(spec, "cpu", 200_000_000, tokens=8192)
-    assert footprints.predict(spec, "cpu") == 200_000_000 - 8192 * 384
+    assert resident_of(footprints, spec, "cpu") == 200_000_000 - 8192 * 384
     assert footprints.charge(spec, "cpu", 8192, 10**10).bytes == 200_000_000 + many.reserve
 
 
@@ -126,7 +129,7 @@ def test_shards_add_up(tmp_path: Path) -> None:
     (tmp_path / "m-00002-of-00002.gguf").unlink()
     with pytest.raises(FileNotFoundError):
         read_gguf(first)
-    assert Footprints(tmp_path).predict(spec_of(first), "cpu") == 0
+    assert resident_of(Footprints(tmp_path), spec_of(first), "cpu") == 0
     lying = write(tmp_path / "n-00001-of-00003.gguf", split)
     with pytest.raises(HeaderError, match="00003"):
         read_gguf(lying)
@@ -149,7 +152,7 @@ def test_a_file_cut_short_is_told(model: Path, left: int) -> None:
     model.write_bytes(model.read_bytes()[:left])
     with pytest.raises(HeaderError, match=r"model\.gguf"):
         read_gguf(model)
-    assert Footprints(model.parent).predict(spec_of(model), "cpu") == 0
+    assert resident_of(Footprints(model.parent), spec_of(model), "cpu") == 0
 
 
 def header(*parts: bytes, tensors: int = 0, entries: int = 0, version: int = 3) -> bytes:

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gateway.memory.footprint import Footprints, activations, float_bytes, laid_out, weight_bytes
-from tests.unit.gateway.memory.test_footprint import TENSORS, spec_of
+from gateway.memory.footprint import activations
+from gateway.memory.footprint.prediction import Footprints
+from gateway.memory.footprint.weights import float_bytes, laid_out, weight_bytes
+from tests.unit.gateway.memory.test_footprint import TENSORS, resident_of, spec_of
 from utils.settings import ROOT
 
 MEASURED = 300_000_000
@@ -28,40 +30,40 @@ def folder(tmp_path: Path) -> Path:
 def test_a_prediction_is_more_than_the_weights_and_more_on_a_gpu(folder: Path, tmp_path: Path) -> None:
     spec = spec_of(folder, 4)
     weights = weight_bytes(spec, tmp_path)
-    cpu, gpu = (Footprints(tmp_path).predict(spec, device) for device in ("cpu", "cuda:0"))
+    cpu, gpu = (resident_of(Footprints(tmp_path), spec, device) for device in ("cpu", "cuda:0"))
     assert weights < cpu < gpu
 
 
 def test_fewer_bits_never_take_more(tmp_path: Path) -> None:
     save_file({"a.weight": np.zeros((512, 512), np.float16)}, tmp_path / "m.safetensors")
-    found = [Footprints(tmp_path).predict(spec_of(tmp_path, bits), "cpu") for bits in (4, 8, 16)]
+    found = [resident_of(Footprints(tmp_path), spec_of(tmp_path, bits), "cpu") for bits in (4, 8, 16)]
     assert found == sorted(found) and len(set(found)) == 3
 
 
 def test_what_was_measured_wins_also_after_a_restart(folder: Path, tmp_path: Path) -> None:
     footprints, spec = Footprints(tmp_path), spec_of(folder, 4)
-    guess = footprints.predict(spec, "cpu")
+    guess = resident_of(footprints, spec, "cpu")
     footprints.record(spec, "cpu", MEASURED)
     for known in (footprints, Footprints(tmp_path)):
-        assert known.predict(spec, "cpu") == MEASURED
-        assert known.predict(spec, "cuda:0") not in (MEASURED, guess), "another device"
-        assert known.predict(spec_of(folder, 8), "cpu") != MEASURED, "other bits"
+        assert resident_of(known, spec, "cpu") == MEASURED
+        assert resident_of(known, spec, "cuda:0") not in (MEASURED, guess), "another device"
+        assert resident_of(known, spec_of(folder, 8), "cpu") != MEASURED, "other bits"
     footprints.record(spec, "cpu", MEASURED - 99)
-    assert Footprints(tmp_path).predict(spec, "cpu") == MEASURED - 99
+    assert resident_of(Footprints(tmp_path), spec, "cpu") == MEASURED - 99
 
 
 def test_other_weights_in_the_same_place_were_not_measured(folder: Path, tmp_path: Path) -> None:
     footprints, spec = Footprints(tmp_path), spec_of(folder, 4)
     footprints.record(spec, "cpu", MEASURED)
     save_file({**TENSORS, "more.weight": np.zeros((64, 64), np.float16)}, folder / "model.safetensors")
-    assert footprints.predict(spec, "cpu") not in (0, MEASURED)
+    assert resident_of(footprints, spec, "cpu") not in (0, MEASURED)
 
 
 def test_weights_removed_meanwhile_are_not_recorded(folder: Path, tmp_path: Path) -> None:
     footprints, spec = Footprints(tmp_path), spec_of(folder, 4)
     (folder / "model.safetensors").unlink()
     footprints.record(spec, "cpu", 5)
-    assert footprints.predict(spec, "cpu") == 0
+    assert resident_of(footprints, spec, "cpu") == 0
 
 
 def test_changed_files_are_looked_into_again(folder: Path, tmp_path: Path) -> None:
@@ -100,7 +102,7 @@ def test_a_charge_is_the_sum_of_its_parts(decoder: Path, tmp_path: Path) -> None
     answering = parts.working.bytes(8192)
     assert parts.cache_token == 8 * 2 * 512 * float_bytes("cpu")
     assert charge.bytes == parts.weights + parts.overhead + answering + 8192 * parts.cache_token
-    assert (charge.tokens, charge.reserve) == (8192, answering + 8192 * parts.cache_token)
+    assert (charge.tokens, charge.growth) == (8192, answering + 8192 * parts.cache_token)
 
 
 def test_a_small_slot_gets_as_many_tokens_as_fit(decoder: Path, tmp_path: Path) -> None:
@@ -116,7 +118,7 @@ def test_a_peak_is_charged_where_it_is_more_than_what_comes_later(decoder: Path,
     footprints, spec = Footprints(tmp_path), spec_of(decoder, 16, family="deepseek")
     footprints.record(spec, "cpu", MEASURED, transient=5)
     without = footprints.charge(spec, "cpu", 1024, 10**10)
-    assert without.bytes == MEASURED + without.reserve
+    assert without.bytes == MEASURED + without.growth
     footprints.record(spec, "cpu", MEASURED, transient=3 * MEASURED)
     footprints.record(spec, "cpu", MEASURED, transient=7)
     again = Footprints(tmp_path).charge(spec, "cpu", 1024, 10**10)
@@ -141,7 +143,7 @@ def test_a_load_of_kept_weights_says_nothing_of_one_that_quantizes(decoder: Path
     footprints, spec = Footprints(tmp_path), spec_of(decoder, 8, family="deepseek")
     predicted = footprints.parts(spec, "cpu").transient
     footprints.record(spec, "cpu", MEASURED, transient=None)
-    assert footprints.predict(spec, "cpu") == MEASURED
+    assert resident_of(footprints, spec, "cpu") == MEASURED
     for known in (footprints, Footprints(tmp_path)):
         assert known.charge(spec, "cpu", 1, 10**10).peak == MEASURED + predicted
     footprints.record(spec, "cpu", MEASURED, transient=predicted + 7)
@@ -209,10 +211,12 @@ def test_another_limit_is_another_load(decoder: Path, tmp_path: Path) -> None:
     footprints = Footprints(tmp_path)
     limited = spec_of(decoder, 16, max_memory={"0": "1MB", "cpu": "9GB"})
     footprints.record(limited, "cuda:0", 2_000_000)
-    assert footprints.predict(limited, "cuda:0") == 2_000_000
+    assert resident_of(footprints, limited, "cuda:0") == 2_000_000
     for limits in (None, {"0": "1.2MB", "cpu": "9GB"}):
         other = spec_of(decoder, 16, max_memory=limits)
-        assert footprints.predict(other, "cuda:0") > 2_000_000, "more of it may lie there than when that was measured"
+        assert resident_of(footprints, other, "cuda:0") > 2_000_000, (
+            "more of it may lie there than when that was measured"
+        )
 
 
 def test_figures_of_an_earlier_version_are_understood(folder: Path, tmp_path: Path) -> None:
@@ -220,7 +224,7 @@ def test_figures_of_an_earlier_version_are_understood(folder: Path, tmp_path: Pa
     footprints.record(spec, "cpu", MEASURED)
     file = tmp_path / ".switchyard" / "footprints.json"
     file.write_text(json.dumps(dict.fromkeys(json.loads(file.read_text()), MEASURED + 1)))
-    assert Footprints(tmp_path).predict(spec, "cpu") == MEASURED + 1
+    assert resident_of(Footprints(tmp_path), spec, "cpu") == MEASURED + 1
 
 
 @pytest.mark.parametrize(
@@ -246,7 +250,7 @@ def test_damaged_figures_are_survived_and_written_anew(folder: Path, tmp_path: P
     file.parent.mkdir()
     file.write_bytes(content)
     footprints, spec = Footprints(tmp_path), spec_of(folder, 4)
-    assert footprints.predict(spec, "cpu") > 0
+    assert resident_of(footprints, spec, "cpu") > 0
     footprints.record(spec, "cpu", MEASURED)
     assert list(json.loads(file.read_text()).values()) == [{"resident": MEASURED, "transient": 0}]
     assert [path.name for path in file.parent.iterdir()] == ["footprints.json"], "no leavings"
@@ -257,7 +261,7 @@ def test_a_figure_that_cannot_be_is_not_believed(folder: Path, tmp_path: Path) -
     footprints.record(spec, "cpu", MEASURED)
     file = tmp_path / ".switchyard" / "footprints.json"
     file.write_text(file.read_text().replace(str(MEASURED), f"-{MEASURED}"))
-    assert Footprints(tmp_path).predict(spec, "cpu") > 0
+    assert resident_of(Footprints(tmp_path), spec, "cpu") > 0
 
 
 def test_a_folder_that_cannot_be_written_costs_no_load(folder: Path, tmp_path: Path) -> None:
@@ -265,4 +269,4 @@ def test_a_folder_that_cannot_be_written_costs_no_load(folder: Path, tmp_path: P
     (tmp_path / ".switchyard").write_text("a file where the folder should be")
     footprints, spec = Footprints(tmp_path), spec_of(folder, 4)
     footprints.record(spec, "cpu", MEASURED)
-    assert footprints.predict(spec, "cpu") == MEASURED
+    assert resident_of(footprints, spec, "cpu") == MEASURED

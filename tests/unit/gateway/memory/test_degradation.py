@@ -1,4 +1,4 @@
-"""Which steps a model takes down when memory runs out, when it climbs back, and what an answer says of it."""
+"""Which steps a model takes down when memory runs out, when its level is restored, and what an answer says of it."""
 
 from pathlib import Path
 
@@ -72,14 +72,18 @@ def test_a_load_that_went_well_is_tried_twice_again() -> None:
 def test_a_level_holds_for_a_while() -> None:
     now = 0.0
     degradation = Degradation("cpu", 600, lambda: now)
-    assert not degradation.climb("m") and degradation.holds_for("m") is None
+    assert not degradation.restore_level("m") and degradation.holds_for("m") is None
     degradation.ran_out(model(), CUDA, "normal", alone=False)
     now = 599.0
-    assert not degradation.climb("m") and degradation.level("m") == "small_batch" and degradation.holds_for("m") == 1.0
+    assert (
+        not degradation.restore_level("m")
+        and degradation.level("m") == "small_batch"
+        and degradation.holds_for("m") == 1.0
+    )
     now = 600.0
-    assert degradation.climb("m") and degradation.level("m") == "normal" and not degradation.climb("m")
+    assert degradation.restore_level("m") and degradation.level("m") == "normal" and not degradation.restore_level("m")
     degradation.ran_out(model(), CUDA, "normal", alone=False)
-    assert degradation.climb("m", at_once=True) and degradation.level("m") == "normal"
+    assert degradation.restore_level("m", at_once=True) and degradation.level("m") == "normal"
 
 
 def test_an_answer_that_was_made_as_it_should_be_says_nothing() -> None:

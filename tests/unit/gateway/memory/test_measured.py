@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from gateway.memory.footprint import Footprints, float_bytes, laid_out, later_bytes, weight_bytes
+from gateway.memory.footprint.prediction import Footprints
+from gateway.memory.footprint.weights import float_bytes, laid_out, later_bytes, weight_bytes
 from models_registry.families import FAMILIES
 from models_registry.spec import ModelSpec
 from tests.support.gateway import ROOT, SMOLLM2
-from tests.support.weighing import LARGER, POCKET
+from tests.support.measuring import LARGER, POCKET
 
 
 def spec_of(path: str, family: str, bits: int = 16) -> ModelSpec:
@@ -32,7 +33,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         "CUDA_VISIBLE_DEVICES": "",
     }
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.weighing", str(folder)],
+        [sys.executable, "-m", "tests.support.measuring", str(folder)],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -44,7 +45,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def weighed(told: list[dict[str, Any]]) -> dict[tuple[str, int, bool], Any]:
+def measured(told: list[dict[str, Any]]) -> dict[tuple[str, int, bool], Any]:
     """What loads came to, by family, bits (0: what speech adds) and whether it is a larger one."""
     pocket = str(Path("pocket") / "checkpoints")
     return {(line["family"], line["bits"], pocket not in line["path"]): line for line in told if "bytes" in line}
@@ -55,15 +56,15 @@ def test_quantized_loads_import_no_compiler(told: list[dict[str, Any]]) -> None:
     assert told[-1] == {"compiler": False}
 
 
-def test_every_family_is_weighed() -> None:
+def test_every_family_is_measured() -> None:
     assert set(POCKET) == set(LARGER) == set(FAMILIES)
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["pocket", "larger"])
 @pytest.mark.parametrize("bits", [4, 8, 16])
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_weights_are_predicted(weighed: dict[tuple[str, int, bool], Any], family: str, bits: int, large: bool) -> None:
-    load = weighed[family, bits, large]
+def test_weights_are_predicted(measured: dict[tuple[str, int, bool], Any], family: str, bits: int, large: bool) -> None:
+    load = measured[family, bits, large]
     if large:
         assert load["bytes"] > 20e6
     predicted = weight_bytes(spec_of(load["path"], family, bits), ROOT, float_bytes("cpu"), laid_out("cpu"))
@@ -71,8 +72,8 @@ def test_weights_are_predicted(weighed: dict[tuple[str, int, bool], Any], family
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["pocket", "larger"])
-def test_what_speech_adds_is_predicted(weighed: dict[tuple[str, int, bool], Any], large: bool) -> None:
-    load = weighed["qwen_omni", 0, large]
+def test_what_speech_adds_is_predicted(measured: dict[tuple[str, int, bool], Any], large: bool) -> None:
+    load = measured["qwen_omni", 0, large]
     predicted = later_bytes(spec_of(load["path"], "qwen_omni", 4), ROOT, float_bytes("cpu"))
     assert predicted == pytest.approx(load["bytes"], rel=0.1)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from gateway.memory.footprint import Offloads
 from gateway.memory.footprint.offload import moved
+from gateway.memory.footprint.prediction import Footprints
 from models_registry.spec import ModelSpec
 from tests.support.gateway import CHECKPOINT, ROOT
 from tests.support.placing import BITS, CHECKPOINTS, SHARES
@@ -71,17 +71,22 @@ def spec_of(bits: int) -> ModelSpec:
 
 
 def test_what_a_load_takes_of_ram_is_charged(tmp_path: Path) -> None:
-    offloads, large = Offloads(tmp_path), 10**12
-    assert offloads.charge(spec_of(4), large, FREE) == 0, "all of it stays on the GPU, whatever the process has in RAM"
-    whole, whole_16 = (offloads.charge(spec_of(bits), 1, FREE) for bits in (4, 16))
+    footprints, large = Footprints(tmp_path), 10**12
+    assert footprints.charge_offloaded(spec_of(4), large, FREE) == 0, (
+        "all of it stays on the GPU, whatever the process has in RAM"
+    )
+    whole, whole_16 = (footprints.charge_offloaded(spec_of(bits), 1, FREE) for bits in (4, 16))
     assert 100_000_000 < whole < whole_16, "what is offloaded is quantized, too"
-    assert offloads.charge(spec_of(4), 1, 1000) == 100_001_000, "no more than may lie there"
-    offloads.record("a", 4, 1, whole + 5)
-    assert offloads.charge(spec_of(4), 1, FREE) == whole + 5 and offloads.charge(spec_of(16), 1, FREE) == whole_16
-    offloads.record("a", 4, large, 7)
-    assert offloads.charge(spec_of(4), large, FREE) == 0
+    assert footprints.charge_offloaded(spec_of(4), 1, 1000) == 100_001_000, "no more than may lie there"
+    footprints.record_offloaded("a", 4, 1, whole + 5)
+    assert (
+        footprints.charge_offloaded(spec_of(4), 1, FREE) == whole + 5
+        and footprints.charge_offloaded(spec_of(16), 1, FREE) == whole_16
+    )
+    footprints.record_offloaded("a", 4, large, 7)
+    assert footprints.charge_offloaded(spec_of(4), large, FREE) == 0
 
 
 def test_of_weights_that_are_not_there_nothing_is_charged(tmp_path: Path) -> None:
     spec = ModelSpec.model_validate({"name": "a", "family": "deepseek", "source": {"path": str(tmp_path / "none")}})
-    assert Offloads(tmp_path).charge(spec, 1, FREE) == 0
+    assert Footprints(tmp_path).charge_offloaded(spec, 1, FREE) == 0

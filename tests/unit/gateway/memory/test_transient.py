@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gateway.memory.footprint import Footprints, float_bytes, laid_out
+from gateway.memory.footprint.prediction import Footprints
 from gateway.memory.footprint.transient import transient_bytes
+from gateway.memory.footprint.weights import float_bytes, laid_out
 from models_registry.spec import ModelSpec
 from tests.support.gateway import ROOT
 from tests.unit.gateway.memory.test_footprint import spec_of

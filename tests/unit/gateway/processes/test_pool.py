@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway.memory.footprint import Footprints
+from gateway.memory.footprint.prediction import Footprints
 from gateway.memory.placement import Placement
 from gateway.processes.pool import RunnerPool
 from gateway.processes.zygotes import Zygotes
@@ -35,7 +35,7 @@ class Reporting:
         self.asked: list[messages.Load] = []
         zygotes = Zygotes(SimpleNamespace(), 0)  # type: ignore[arg-type]
         monkeypatch.setattr(zygotes, "has_weights", self._has_weights)
-        deaf: Any = SimpleNamespace(heard=lambda *news: None)
+        deaf: Any = SimpleNamespace(runner_event=lambda *news: None)
         owner: Any = SimpleNamespace(post=self.posted.append)
         self.runners = RunnerPool(settings, catalog, self.placement, zygotes, owner, deaf, deaf)
         self.spec = self.placement.on(catalog["mine"], "cpu")
@@ -51,7 +51,7 @@ class Reporting:
             load=messages.Load("mine-1", "mine", "deepseek", "transformers", "", 8, "cpu"),
             loaded=loaded,
             from_zygote=False,
-            in_slot=SimpleNamespace(reserve=0),
+            account=SimpleNamespace(growth=0, resident=RESIDENT),
         )
         self.runners._handles["mine-1"] = handle  # type: ignore[assignment]
         self.runners._hear(events.Recharge("mine-1", RESIDENT))
@@ -86,7 +86,7 @@ def test_the_next_load_is_charged_a_peak_unless_its_weights_are_opened(reporting
     reporting.opened = True
     reporting.settled(peak_bytes=PEAK)
     assert reporting.expected() == reporting.placement.needs(reporting.spec, "cpu").total < RESIDENT + PEAK
-    reporting.runners.move("mine")
+    reporting.runners.move_model("mine")
     told = reporting.posted[-1]
     assert isinstance(told, events.Move) and told.sizes == {"cpu": reporting.posted[-2].bytes}
     assert {(load.name, load.quant_bits, load.device) for load in reporting.asked} == {("mine", 8, "cpu")}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.processes import readahead
-from gateway.processes.readahead import ReadAhead, read
+from gateway.processes.readahead import ReadAhead, read_ahead
 from tests.support.gateway import PATIENCE
 
 SIZE = 8 * 2**20
@@ -44,8 +44,8 @@ def in_memory(path: Path) -> float:
 def test_what_is_wanted_is_read(cold: Path) -> None:
     ahead = ReadAhead()
     ahead.start()
-    ahead.want([cold.with_name("gone.safetensors")])
-    ahead.want([cold])
+    ahead.request_files([cold.with_name("gone.safetensors")])
+    ahead.request_files([cold])
     ahead.stop()
     deadline = time.monotonic() + PATIENCE  # the kernel reads after it was asked
     while in_memory(cold) < 1.0:
@@ -55,11 +55,11 @@ def test_what_is_wanted_is_read(cold: Path) -> None:
 
 def test_what_was_asked_for_a_moment_ago_is_not_asked_again(cold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(readahead, "read", asked.append)
+    monkeypatch.setattr(readahead, "read_ahead", asked.append)
     ahead = ReadAhead()
     for _ in range(3):
-        ahead.want([cold])
-    ahead.want([])
+        ahead.request_files([cold])
+    ahead.request_files([])
     ahead.start()
     ahead.stop()
     ahead._thread.join(PATIENCE)  # which stopping does not wait for so long
@@ -68,5 +68,5 @@ def test_what_was_asked_for_a_moment_ago_is_not_asked_again(cold: Path, monkeypa
 
 def test_nothing_is_read_where_it_would_push_others_out(cold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readahead, "_SHARE", 0.0)
-    assert read([cold]) is False
+    assert read_ahead([cold]) is False
     assert in_memory(cold) < 0.5

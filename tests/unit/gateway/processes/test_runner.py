@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from gateway.memory.footprint.prediction import Charge
+from gateway.processes.channel import RunnerChannel
 from gateway.processes.control_channel import Child
-from gateway.processes.runner import RunnerHandle
+from gateway.processes.runner import RunnerProcess, RunnerState
 from gateway.scheduler import events
 from protocol import messages
 
@@ -45,8 +46,8 @@ def news() -> Iterator["SimpleQueue[events.Event]"]:
     yield SimpleQueue()
 
 
-def handle(forks: Forks, news: "SimpleQueue[events.Event]") -> RunnerHandle:
-    return RunnerHandle(LOAD, (), forks, news.put, 30.0, CHARGE, "cpu", "", lambda model, step: None)  # type: ignore[arg-type]
+def handle(forks: Forks, news: "SimpleQueue[events.Event]") -> RunnerProcess:
+    return RunnerProcess(LOAD, (), forks, news.put, 30.0, CHARGE, "cpu", "", lambda model, step: None)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_a_spare_runner_that_is_gone_when_it_is_taken_is_replaced(
     spare = Child("spare", zygote=born(), spare=True)
     forks = Forks(spare, born())
     runner = handle(forks, news)
-    runner.start()
+    runner.start_process()
     end = forks.ends.get(timeout=60)
     spare.buried(-9)
     end.close()  # killed with its load unread
@@ -78,7 +79,7 @@ def test_a_spare_runner_that_is_gone_when_it_is_taken_is_replaced(
     assert end.recv() == LOAD
     end.send(messages.Loaded("a-1", "cpu", 10, None, {}, "nf4"))
     assert isinstance(news.get(timeout=60), events.Loaded)
-    runner.end("unloaded")
+    runner.end_runner("unloaded")
     assert end.recv() == messages.Stop()
     runner._child.buried(0)  # type: ignore[union-attr]
     end.close()
@@ -92,12 +93,73 @@ def test_one_that_was_forked_when_it_was_wanted_is_not(
 ) -> None:
     child = Child("a-1", zygote=born())
     forks = Forks(child, born())
-    handle(forks, news).start()
+    handle(forks, news).start_process()
     end = forks.ends.get(timeout=60)
     child.buried(-11)
     end.close()
     assert isinstance(news.get(timeout=60), events.RunnerLost)
     assert forks.ends.empty()
+
+
+S = RunnerState
+
+
+@pytest.mark.parametrize(
+    ("way", "refused"),
+    [
+        ([S.LOADING, S.SETTLING, S.READY, S.STARVED, S.ENDING, S.ENDED], []),
+        ([S.LOADING], [S.FORKING, S.READY, S.STARVED]),
+        ([], [S.SETTLING, S.READY, S.STARVED]),
+        ([S.LOADING, S.SETTLING], [S.FORKING, S.LOADING]),
+        ([S.LOADING, S.SETTLING, S.STARVED], [S.READY, S.SETTLING, S.STARVED]),
+        ([S.ENDING], [S.LOADING, S.SETTLING, S.READY, S.STARVED, S.ENDING]),
+        ([S.ENDED], list(S)),
+    ],
+)
+def test_states_follow_each_other_in_one_order(way: list[RunnerState], refused: list[RunnerState]) -> None:
+    runner = handle(Forks(), SimpleQueue())
+    assert all(runner._move_to(state) for state in way)
+    assert not any(runner._move_to(state) for state in refused)
+    assert runner.state is (way[-1] if way else S.FORKING)
+    assert runner.alive is not bool({S.STARVED, S.ENDING, S.ENDED} & set(way))
+    runner.channel.close()
+
+
+def test_the_first_reason_of_an_end_stays() -> None:
+    runner = handle(Forks(), SimpleQueue())
+    for reason in ("evicted", "unloaded"):
+        runner.end_runner(reason)
+    runner.end_starved("too much")
+    assert (runner.end_reason, runner.starved) == ("evicted", "")
+    assert not runner.submit_request(messages.Generate("r", (), messages.Sampling(1)), SimpleQueue(), None, 0.0)
+    runner.channel.close()
+
+
+@pytest.mark.parametrize(("loaded", "state"), [(False, S.ENDING), (True, S.STARVED)])
+def test_a_runner_that_takes_too_much_is_ended_once(loaded: bool, state: RunnerState) -> None:
+    """By itself while it loads; once it serves by the scheduler, which must grant no more leases on it."""
+    news: SimpleQueue[events.Event] = SimpleQueue()
+    runner = handle(Forks(), news)
+    if loaded:
+        runner._handle(messages.Loaded("a-1", "cpu", 10, None, {}, "nf4"))
+        assert isinstance(news.get_nowait(), events.Loaded)
+    for cause in ("the first", "the second"):
+        runner.end_starved(cause)
+    assert (runner.state, runner.starved) == (state, "the first") and not runner.alive
+    assert news.qsize() == loaded and (not loaded or news.get_nowait() == events.Starve("a-1"))
+    runner.channel.close()
+
+
+def test_a_closed_channel_takes_no_request() -> None:
+    channel = RunnerChannel("a-1")
+    ours, theirs = socket.socketpair()
+    channel.open_connection(Connection(ours.detach()))
+    mailbox: SimpleQueue[object] = SimpleQueue()
+    request = messages.Generate("r", (), messages.Sampling(1))
+    assert channel.submit_request(request, mailbox, None, 0.0)
+    assert list(channel.close()) == ["r"]
+    assert not channel.submit_request(request, mailbox, None, 0.0) and channel.in_flight == {}
+    theirs.close()
 
 
 def test_what_has_ended_can_be_told_without_a_descriptor(born: Callable[..., Child]) -> None:

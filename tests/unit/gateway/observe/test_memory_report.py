@@ -3,14 +3,18 @@
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway.memory import report, watchdog
+from gateway.memory import devices
 from gateway.memory.devices import Gpu, HostUse
 from gateway.memory.placement import Place
+from gateway.observe import memory_report as report
+from gateway.processes.model_states import ModelState, ReplicaState
+from gateway.scheduler import Phase
 
 GIB = 2**30
 CARD = Gpu(0, 3, "GPU-a", "Card", 24 * GIB, 10 * GIB)
@@ -20,16 +24,18 @@ PLACES = {
 }
 
 
-def replica(name: str, device: str, pid: int, state: str = "ready", **fields: Any) -> dict[str, Any]:
+def replica(name: str, device: str, pid: int, state: Phase = Phase.READY, **said: Any) -> ReplicaState:
     charged = {"bytes": 4 * GIB, "predicted_bytes": 3 * GIB, "measured_at_load_bytes": 2 * GIB, "cache_bytes": 2 * GIB}
     doing = {"leases": 0, "waiting": 0, "pinned": False, "offloaded": {}, "offloaded_predicted_bytes": 0}
-    return {"name": name, "device": device, "pid": pid, "state": state} | charged | doing | fields
+    what = {"name": name, "device": device, "pid": pid, "state": state} | charged | doing | said
+    return ReplicaState(**(dict.fromkeys(field.name for field in fields(ReplicaState)) | what))
 
 
-def told(*replicas: dict[str, Any]) -> dict[str, Any]:
+def measure(*replicas: ReplicaState) -> dict[str, Any]:
     slots = [{"device": name} for name in PLACES]
-    statuses = [one | {"replicas": [one]} for one in replicas]
-    return report.report(PLACES, slots, statuses, {103: ("zygote", "a")})
+    unused = [field.name for field in fields(ModelState)]
+    models = [ModelState(**(dict.fromkeys(unused) | one.as_dict() | {"replicas": (one,)})) for one in replicas]
+    return report.memory_report(PLACES, slots, models, {103: ("zygote", "a")})
 
 
 @pytest.fixture
@@ -48,7 +54,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, threading.Eve
         }.get(pid)
 
     monkeypatch.setattr(report, "_PATIENCE", 60)
-    monkeypatch.setattr(report, "family", lambda: {100: "gateway", 104: "helper"})
+    monkeypatch.setattr(report, "own_processes", lambda: {100: "gateway", 104: "helper"})
     monkeypatch.setattr(report.devices, "host_use", host_use)
     monkeypatch.setattr(report.devices, "gpus", lambda: [CARD])
     monkeypatch.setattr(report.devices, "gpu_processes", lambda device: {102: 5 * GIB, 999: 3 * GIB, 998: None})
@@ -58,7 +64,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, threading.Eve
 
 
 def test_every_process_is_listed_once_and_adds_up(machine: object) -> None:
-    host = told(replica("a", "cpu", 101), replica("b", "cuda:0", 102))["host"]
+    host = measure(replica("a", "cpu", 101), replica("b", "cuda:0", 102))["host"]
     assert [(one["pid"], one["role"], one["model"]) for one in host["processes"]] == [
         (100, "gateway", None),
         (101, "runner", "a"),
@@ -70,7 +76,7 @@ def test_every_process_is_listed_once_and_adds_up(machine: object) -> None:
 
 
 def test_a_runner_on_a_gpu_is_measured_by_the_driver(machine: object) -> None:
-    memory = told(replica("a", "cpu", 101, leases=1), replica("b", "cuda:0", 102))
+    memory = measure(replica("a", "cpu", 101, leases=1), replica("b", "cuda:0", 102))
     assert memory["models"]["b"]["measured_bytes"] == 5 * GIB and memory["models"]["b"]["host_bytes"] == 7
     assert memory["models"]["a"]["measured_bytes"] == GIB + 5 == memory["models"]["a"]["host_bytes"]
     assert memory["models"]["b"]["unload"] == {
@@ -97,22 +103,22 @@ def test_a_runner_on_a_gpu_is_measured_by_the_driver(machine: object) -> None:
 
 def test_what_lies_in_ram_of_a_model_on_a_gpu_is_the_cpus_too(machine: object) -> None:
     part = {"offloaded": {"cpu": 3 * GIB}, "offloaded_predicted_bytes": 2 * GIB}
-    memory = told(replica("a", "cuda:0", 101, **part), replica("b", "cpu", 102))
+    memory = measure(replica("a", "cuda:0", 101, **part), replica("b", "cpu", 102))
     gpu, cpu = memory["slots"]
     assert (cpu["offloaded_bytes"], gpu["offloaded_bytes"]) == (3 * GIB, 0)
     assert (cpu["predicted_bytes"], cpu["measured_bytes"], cpu["evictable_bytes"]) == (5 * GIB, GIB + 5 + 7, 7 * GIB)
     assert (gpu["predicted_bytes"], gpu["evictable_bytes"]) == (3 * GIB, 4 * GIB)
     assert memory["models"]["a"]["unload"]["offloaded_bytes"] == 3 * GIB == memory["models"]["a"]["offloaded_bytes"]
     assert memory["models"]["b"]["offloaded_bytes"] == 0
-    busy = told(replica("a", "cuda:0", 101, leases=1, **part), replica("b", "cpu", 102))["slots"]
+    busy = measure(replica("a", "cuda:0", 101, leases=1, **part), replica("b", "cpu", 102))["slots"]
     assert [slot["evictable_bytes"] for slot in busy] == [0, 4 * GIB]
 
 
 def test_what_the_driver_does_not_tell_is_not_made_up(machine: object) -> None:
-    memory = told(replica("b", "cuda:0", 101))
+    memory = measure(replica("b", "cuda:0", 101))
     assert memory["models"]["b"]["measured_bytes"] is None and memory["slots"][0]["measured_bytes"] is None
     assert memory["models"]["b"]["host_bytes"] == GIB + 5
-    loading = told(replica("b", "cuda:0", 101, "loading"))
+    loading = measure(replica("b", "cuda:0", 101, Phase.LOADING))
     assert loading["models"]["b"]["measured_bytes"] == 0 and loading["models"]["b"]["unload"]["needs_force"] is True
 
 
@@ -121,7 +127,7 @@ def test_one_that_cannot_be_read_holds_nobody_up(
 ) -> None:
     monkeypatch.setattr(report, "_PATIENCE", 3)  # enough for those that can be read, however slow it is here
     machine[101] = threading.Event()
-    memory = told(replica("a", "cpu", 101), replica("b", "cuda:0", 102))
+    memory = measure(replica("a", "cpu", 101), replica("b", "cuda:0", 102))
     assert memory["models"]["a"]["measured_bytes"] is None and memory["slots"][1]["measured_bytes"] is None
     assert memory["models"]["b"]["measured_bytes"] == 5 * GIB
     assert 101 not in {one["pid"] for one in memory["host"]["processes"]}
@@ -133,7 +139,7 @@ def test_those_whose_turn_to_be_read_does_not_come_are_told_as_not_measured(
     monkeypatch.setattr(report, "_PATIENCE", 0.05)
     monkeypatch.setattr(report, "_READERS", 1)
     machine[101] = threading.Event()
-    memory = told(replica("a", "cpu", 101), replica("b", "cuda:0", 102))
+    memory = measure(replica("a", "cpu", 101), replica("b", "cuda:0", 102))
     assert [memory["models"][name]["measured_bytes"] for name in "ab"] == [None, None]
     assert not {101, 102} & {one["pid"] for one in memory["host"]["processes"]}
 
@@ -144,10 +150,10 @@ def test_the_ram_there_is_is_that_of_the_container(
     limits = {"memory.max": str(GIB), "memory.current": str(GIB - 9000), "memory.stat": "inactive_file 4096\n"}
     for name, text in limits.items():
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(watchdog, "_CGROUP", tmp_path)
-    host = told()["host"]
+    monkeypatch.setattr(devices, "_CGROUP", tmp_path)
+    host = measure()["host"]
     assert (host["total_bytes"], host["available_bytes"]) == (GIB, 9000 + 4096)
 
 
 def test_the_family_of_this_process_is_found() -> None:
-    assert report.family()[os.getpid()] == "gateway"
+    assert report.own_processes()[os.getpid()] == "gateway"

@@ -1,7 +1,7 @@
-"""Weighs models: loads checkpoints by the runner's engine and sums the bytes of everything the loaded model holds.
+"""Measures models: loads checkpoints with the runner's engine and sums the bytes of everything the loaded model holds.
 
-A program of its own, ``python -m tests.support.weighing FOLDER``, so that no test process has torch in it. Beside the
-pocket checkpoints it weighs larger ones that it makes in FOLDER: the same architectures with more and wider layers, and
+A program of its own, ``python -m tests.support.measuring FOLDER``: no test process may import torch. Beside the pocket
+checkpoints it measures larger ones, which it makes in FOLDER: the same architectures with more and wider layers and
 random weights. Prints a JSON line for each load, and at the end one that says whether torch's compiler was imported.
 """
 
@@ -104,7 +104,7 @@ def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     return old | {key: _merged(old[key], value) if isinstance(value, dict) else value for key, value in new.items()}
 
 
-def weigh(model: Any) -> int:
+def measure_model(model: Any) -> int:
     """Return the bytes of all storage that parameters, buffers and their quantization hold, each counted once."""
     import torch
 
@@ -144,12 +144,14 @@ def main(folder: Path) -> None:
                 engine.open()
                 engine.load()
                 print(
-                    json.dumps({"family": family, "bits": bits, "path": str(place), "bytes": weigh(engine._model)}),
+                    json.dumps(
+                        {"family": family, "bits": bits, "path": str(place), "bytes": measure_model(engine._model)}
+                    ),
                     flush=True,
                 )
                 if family == "qwen_omni" and bits == 4:
                     speaking = engine._family._load_talker(engine._model)
-                    spoken = weigh(speaking) - weigh(engine._model)
+                    spoken = measure_model(speaking) - measure_model(engine._model)
                     print(json.dumps({"family": family, "bits": 0, "path": str(place), "bytes": spoken}), flush=True)
     print(json.dumps({"compiler": COMPILER in sys.modules}))
 
