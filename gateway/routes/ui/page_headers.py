@@ -1,4 +1,4 @@
-"""The blueprint of ``/ui``: what every answer under it says to the browser, and the way there. Gateway process."""
+"""The blueprint of ``/ui``: the security headers of its responses, and the redirect from ``/``. Gateway process."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ _HEADERS = {
     "Content-Security-Policy": _POLICY,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    # With no-referrer a browser would send the origin "null" along with a form, and logging in could not tell whose.
+    # With no-referrer a browser sends a form with the origin "null", and the login could not check its origin.
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -28,7 +28,7 @@ blueprint = Blueprint("ui", __name__, url_prefix="/ui", template_folder=str(WEB 
 
 @blueprint.before_app_request
 def front_door() -> AnyResponse | None:
-    """Send a browser that asks for ``/`` to the dashboard. For everybody else there is nothing at ``/``."""
+    """Redirect a browser from ``/`` to the dashboard. Other clients get 404."""
     if request.path == "/" and request.method in ("GET", "HEAD") and takes_html():
         return redirect("/ui/")
     return None
@@ -36,7 +36,7 @@ def front_door() -> AnyResponse | None:
 
 @blueprint.after_request
 def guard(response: Response) -> Response:
-    """Say what a page may load and who may frame it; and that nobody keeps a page."""
+    """Set the security headers; pages are not cached."""
     for name, value in _HEADERS.items():
         response.headers.setdefault(name, value)
     response.headers.setdefault("Cache-Control", "no-store")
