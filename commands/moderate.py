@@ -27,11 +27,11 @@ from commands.verb import Verb, pass_settings
 from media.errors import MediaError
 from moderation.asking import ModelError
 from moderation.client import Client
-from moderation.pipeline import Outcome, Progress, moderate
+from moderation.frame_source import DecodeLimits, FrameSampling, Source
+from moderation.pipeline import Outcome, Progress, moderate_video
 from moderation.policy import Policy
 from moderation.policy_file import find_policy
-from moderation.report import clock, render
-from moderation.sampling import Bounds, Sampling, Source
+from moderation.report import format_time, render_report
 from utils.settings import ROOT, Settings
 
 STATUS = {"allow": 0, "review": 3, "block": 4}
@@ -102,10 +102,10 @@ class Options:
 @pass_settings
 def moderate_command(settings: Settings, **options: Any) -> int:
     """Look at frames of a video, ask a vision model the policy's questions, and write what it says."""
-    return moderate_video(settings, Options(**options))
+    return moderate_file(settings, Options(**options))
 
 
-def moderate_video(settings: Settings, options: Options) -> int:
+def moderate_file(settings: Settings, options: Options) -> int:
     """Moderate the video. Return the exit status: see :data:`STATUS`.
 
     :raises ValueError: if the policy or an option cannot be used.
@@ -124,7 +124,7 @@ def moderate_video(settings: Settings, options: Options) -> int:
             outcome = _moderate(settings, options, policy, video, name, sampling, console)
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "result.json", outcome.result.to_json())
-        _write(folder / "report.html", render(outcome.result, outcome.thumbnails))
+        _write(folder / "report.html", render_report(outcome.result, outcome.thumbnails))
     except (MediaError, ModelError) as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
@@ -133,10 +133,10 @@ def moderate_video(settings: Settings, options: Options) -> int:
     return STATUS[outcome.result.decision]
 
 
-def _sampling(options: Options) -> Sampling:
+def _sampling(options: Options) -> FrameSampling:
     if not 0 < options.fps <= 60:
         raise ValueError("--fps must be above 0 and at most 60")
-    return Sampling(options.fps, options.max_frames, options.longest_side)
+    return FrameSampling(options.fps, options.max_frames, options.longest_side)
 
 
 def _video(stack: contextlib.ExitStack, said: str) -> tuple[Source, str]:
@@ -157,26 +157,32 @@ def _check_writable(folder: Path) -> None:
 
 
 def _moderate(
-    settings: Settings, options: Options, policy: Policy, video: Source, name: str, sampling: Sampling, console: Console
+    settings: Settings,
+    options: Options,
+    policy: Policy,
+    video: Source,
+    name: str,
+    sampling: FrameSampling,
+    console: Console,
 ) -> Outcome:
-    bounds = Bounds(memory=settings.decode_memory, pixels=settings.max_pixels)
+    limits = DecodeLimits(memory=settings.decode_memory, pixels=settings.max_pixels)
     with contextlib.ExitStack() as stack:
         url = options.url or os.environ.get("VLLM_URL", "").strip()
         if not url:
             url = stack.enter_context(running_or_own(settings, partial(console.print, markup=False)))
         client = stack.enter_context(Client(url, options.model, credentials.key(), patience=options.patience))
-        client.connect()
+        client.find_model()
         console.print(
             f"{name}: policy {policy.name} {policy.version}, model {client.model} at {client.server}", markup=False
         )
         with _show_progress(console, name) as tell:
-            return moderate(
+            return moderate_video(
                 video,
                 policy,
                 client,
                 name=name,
                 sampling=sampling,
-                bounds=bounds,
+                limits=limits,
                 concurrency=options.concurrency,
                 progress=tell,
             )
@@ -221,10 +227,12 @@ def _show(outcome: Outcome, folder: Path) -> None:
     result = outcome.result
     lines = [f"{result.decision}: {result.summary}"]
     for category in result.categories:
-        when = ", ".join(f"{clock(one.start)} to {clock(one.end)}" for one in category.intervals)
+        when = ", ".join(f"{format_time(one.start)} to {format_time(one.end)}" for one in category.intervals)
         if when:
             lines.append(f"  {category.title} ({category.severity}): {category.decision}, {when}")
-    lines += [f"  not seen: {clock(one.start)} to {clock(one.end)}: {one.reason}" for one in result.not_seen]
+    lines += [
+        f"  not seen: {format_time(one.start)} to {format_time(one.end)}: {one.reason}" for one in result.not_seen
+    ]
     print("\n".join([*lines, f"  {folder / 'result.json'}", f"  {folder / 'report.html'}"]))
 
 

@@ -14,8 +14,8 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic import Field as PydanticField
 
+from moderation.frame_source import Frame
 from moderation.policy import Policy, Question
-from moderation.sampling import Frame
 
 LONGEST_DESCRIPTION = 300
 _DESCRIPTION = "description"
@@ -104,13 +104,13 @@ class Asker(Protocol):
     @property
     def at_once(self) -> int | None: ...
 
-    def connect(self, cancelled: Callable[[], bool]) -> None:
+    def find_model(self, cancelled: Callable[[], bool]) -> None:
         """Find out the rest, which costs nothing where it is known. To be called before anything else.
 
         :raises ModelError: if the model cannot be asked. :raises Cancelled: when ``cancelled()``."""
         ...
 
-    def ask(self, prompt: Prompt, cancelled: Callable[[], bool]) -> Reply:
+    def ask_model(self, prompt: Prompt, cancelled: Callable[[], bool]) -> Reply:
         """:raises ModelError: if there is no reply. :raises FrameRefused: if that is because of the frames.
         :raises Cancelled: when ``cancelled()``."""
         ...
@@ -165,7 +165,7 @@ class Questions:
                 numbers.append(found[said])
             self.of_category[category.id] = tuple(numbers)
 
-    def requests(self, frames: Sequence[Frame]) -> Iterator[Request]:
+    def split_frames(self, frames: Sequence[Frame]) -> Iterator[Request]:
         """Yield what is to be asked about some frames."""
         numbers = tuple(range(len(self._questions)))
         for at in range(0, len(frames), self.together):
@@ -175,7 +175,7 @@ class Questions:
             else:
                 yield from (Request(shown, (number,)) for number in numbers)
 
-    def put(self, request: Request, asker: Asker, cancelled: Callable[[], bool]) -> Answers:
+    def ask_questions(self, request: Request, asker: Asker, cancelled: Callable[[], bool]) -> Answers:
         """Ask, once more if the reply is malformed, and return what was answered.
 
         :raises ModelError: if the model does not reply. :raises Cancelled: when ``cancelled()``.
@@ -189,7 +189,7 @@ class Questions:
         messages = self._messages(request, shape)
         for _ in range(_TRIES):
             try:
-                reply = asker.ask(Prompt(messages, shape.schema, shape.max_tokens), cancelled)
+                reply = asker.ask_model(Prompt(messages, shape.schema, shape.max_tokens), cancelled)
             except FrameRefused as error:
                 result.failed = str(error)
                 return result

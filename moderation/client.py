@@ -27,7 +27,7 @@ from moderation.asking import (
     Prompt,
     Reply,
 )
-from moderation.sampling import Frame
+from moderation.frame_source import Frame
 
 _BUSY = (408, 425, 429, 502, 503)
 _FAILED = (500, 504)
@@ -47,7 +47,7 @@ class Client:
 
     :param timeout: seconds that one answer may take. :param patience: seconds for which a server that is busy or gone
         is asked again, for each question.
-    :raises ModelError: from :meth:`connect` and :meth:`ask`. Use as a context manager, or :meth:`close` it.
+    :raises ModelError: from :meth:`find_model` and :meth:`ask_model`. Use as a context manager, or :meth:`close` it.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Client:
         found = self._limits.get("max_media_per_request")
         return found if isinstance(found, int) and found > 0 else None
 
-    def connect(self, cancelled: Callable[[], bool] = bool) -> None:
+    def find_model(self, cancelled: Callable[[], bool] = bool) -> None:
         """Find out which model to ask, and the server's limits, unless that is known.
 
         :raises ModelError: if the server does not answer, or has no such model. :raises Cancelled: when
@@ -131,7 +131,7 @@ class Client:
         """
         self._known(cancelled)
 
-    def forget(self, model: str) -> None:
+    def forget_model(self, model: str) -> None:
         """Find out anew, the next time, what there is, as the server has ``model`` no longer."""
         with self._lock:
             if self._model == model:
@@ -168,7 +168,7 @@ class Client:
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
-    def ask(self, prompt: Prompt, cancelled: Callable[[], bool] = bool) -> Reply:
+    def ask_model(self, prompt: Prompt, cancelled: Callable[[], bool] = bool) -> Reply:
         """Return the model's reply. See :class:`moderation.asking.Asker`."""
         model = self._known(cancelled)
         body = {
@@ -184,7 +184,7 @@ class Client:
         try:
             answer = self._wait(self._patiently(lambda: self._http.post("/v1/chat/completions", json=body)), cancelled)
         except NotSetUp:
-            self.forget(model)
+            self.forget_model(model)
             raise
         try:
             data = answer.json()

@@ -13,10 +13,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from moderation.asking import Answers, Asker, Cancelled, Questions, Request
+from moderation.frame_source import (
+    DecodeLimits,
+    End,
+    Frame,
+    FrameSampling,
+    Plan,
+    Source,
+    Stopped,
+    Unseen,
+    sample_frames,
+)
 from moderation.policy import Policy
 from moderation.result import ModelUsed, PolicyUsed, Result, SamplingUsed, Tally, TimesTaken, VideoSeen
-from moderation.sampling import Bounds, End, Frame, Plan, Sampling, Source, Stopped, Unseen, sample
-from moderation.verdict import Judged, Shown, decide, violates
+from moderation.verdict import Judged, Shown, decide_verdict, violates
 
 _LOOK = 0.2
 _AHEAD = 2
@@ -44,14 +54,14 @@ class Outcome:
     thumbnails: dict[int, bytes] = field(repr=False)
 
 
-def moderate(
+def moderate_video(
     video: Source,
     policy: Policy,
     client: Asker,
     *,
     name: str | None = None,
-    sampling: Sampling = Sampling(),  # noqa: B008
-    bounds: Bounds = Bounds(),  # noqa: B008
+    sampling: FrameSampling = FrameSampling(),  # noqa: B008
+    limits: DecodeLimits = DecodeLimits(),  # noqa: B008
     concurrency: int = 4,
     progress: Callable[[Progress], None] = lambda _: None,
     cancelled: Callable[[], bool] = bool,
@@ -67,7 +77,7 @@ def moderate(
     :raises Exception: whatever the source raises when it is read.
     """
     name = name or (video.name if isinstance(video, Path) else "video")
-    return _Run(policy, client, name, sampling, bounds, concurrency, progress, cancelled).run(video)
+    return _Run(policy, client, name, sampling, limits, concurrency, progress, cancelled).run(video)
 
 
 class _Run:
@@ -78,16 +88,16 @@ class _Run:
         policy: Policy,
         client: Asker,
         name: str,
-        sampling: Sampling,
-        bounds: Bounds,
+        sampling: FrameSampling,
+        limits: DecodeLimits,
         concurrency: int,
         progress: Callable[[Progress], None],
         cancelled: Callable[[], bool],
     ) -> None:
         self._policy, self._client, self._name = policy, client, name
-        self._sampling, self._bounds, self._progress = sampling, bounds, progress
+        self._sampling, self._limits, self._progress = sampling, limits, progress
         self._wanted_no_more = cancelled
-        client.connect(cancelled)  # before anything is decoded
+        client.find_model(cancelled)  # before anything is decoded
         self._model = client.model
         self._questions = Questions(policy, client.most_media)
         self._concurrency = max(1, min(concurrency, client.at_once or concurrency))
@@ -109,7 +119,7 @@ class _Run:
         started, began = datetime.now(UTC), time.monotonic()
         decoding = 0.0
         try:
-            found = sample(video, self._sampling, self._bounds, self._name, self._stop)
+            found = sample_frames(video, self._sampling, self._limits, self._name, self._stop)
             with ThreadPoolExecutor(self._concurrency, thread_name_prefix="question") as pool, closing(found):
                 try:
                     while True:
@@ -167,7 +177,7 @@ class _Run:
             self._collect()
 
     def _flush(self, pool: ThreadPoolExecutor) -> None:
-        for request in self._questions.requests(self._group):
+        for request in self._questions.split_frames(self._group):
             for frame in request.frames:
                 self._left[frame.index] = self._left.get(frame.index, 0) + 1
             self._under_way.add(pool.submit(self._ask, request))
@@ -176,7 +186,7 @@ class _Run:
     def _ask(self, request: Request) -> Answers:
         if self._cancelled():
             raise Cancelled
-        return self._questions.put(request, self._client, self._cancelled)
+        return self._questions.ask_questions(request, self._client, self._cancelled)
 
     def _collect(self, seconds: float = _LOOK) -> None:
         """Take in what was answered, waiting for it a moment. Its pictures are let go.
@@ -218,10 +228,10 @@ class _Run:
 
     def _outcome(self, started: datetime, decoding: float, total: float) -> Outcome:
         plan, end = self._plan, self._end
-        assert plan is not None and end is not None  # sample() yields both or raises
+        assert plan is not None and end is not None  # sample_frames() yields both or raises
         judged = [self._judged[index] for index in sorted(self._judged)]
         duration = end.duration or plan.duration
-        verdict = decide(
+        verdict = decide_verdict(
             self._policy, self._questions, judged, self._unseen, self._sampling.fps, duration, self._sampling.max_frames
         )
         policy, wanted = self._policy, self._sampling

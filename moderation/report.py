@@ -16,7 +16,7 @@ from moderation.result import CategoryVerdict, FrameFinding, Interval, NotSeen, 
 _WORDS = {"allow": "Allow", "review": "Review", "block": "Block"}
 
 
-def render(result: Result, thumbnails: Mapping[int, bytes]) -> str:
+def render_report(result: Result, thumbnails: Mapping[int, bytes]) -> str:
     """Return the page. ``thumbnails`` are JPEGs by the index of their frame."""
     length = max([result.video.duration, *(one.end for one in result.not_seen), 1e-3])
 
@@ -28,7 +28,7 @@ def render(result: Result, thumbnails: Mapping[int, bytes]) -> str:
         result=result,
         words=_WORDS,
         length=length,
-        clock=clock,
+        clock=format_time,
         spoken=_spoken,
         stretches=_stretches,
         place=place,
@@ -51,7 +51,7 @@ def _answers(frame: FrameFinding) -> list[tuple[str, str, bool]]:
     return [(question, answer, violates) for (question, answer), violates in found.items()]
 
 
-def clock(seconds: float) -> str:
+def format_time(seconds: float) -> str:
     """Return a time as people write it: ``0:03.5``, ``1:02:03.0``."""
     tenths = round(seconds * 10)
     minutes, tenths = divmod(tenths, 600)
@@ -65,7 +65,7 @@ def _spoken(category: CategoryVerdict) -> str:
 
 
 def _stretches(found: Sequence[Interval | NotSeen]) -> str:
-    return ", ".join(f"{clock(one.start)} to {clock(one.end)}" for one in found)
+    return ", ".join(f"{format_time(one.start)} to {format_time(one.end)}" for one in found)
 
 
 @functools.cache

@@ -166,6 +166,6 @@ class Result(Shape):
         """Return it as text, indented."""
         return self.model_dump_json(indent=2) + "\n"
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return it as JSON's own types."""
         return self.model_dump(mode="json")

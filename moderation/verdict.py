@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from moderation.asking import Questions
+from moderation.frame_source import Unseen
 from moderation.policy import DECISIONS, SEVERITIES, Category, Decision, Policy, Severity, Threshold
 from moderation.result import CategoryVerdict, FrameFinding, Interval, NotSeen, Said
-from moderation.sampling import Unseen
 
 _NEAR = 1e-6
 
@@ -49,7 +49,7 @@ class Verdict:
     judged: int
 
 
-def decide(
+def decide_verdict(
     policy: Policy,
     questions: Questions,
     judged: Sequence[Judged],

@@ -167,12 +167,12 @@ class WorkerSettings(BaseSettings):
         return self.vllm_url.rstrip("/").removesuffix("/v1")
 
 
-def load() -> WorkerSettings:
+def load_worker_settings() -> WorkerSettings:
     """Return the settings from the environment.
 
     :raises SettingsError: naming the variable and what is wrong with it; a ``WORKER_…`` that is none is wrong too.
     """
-    known = {variable(name, field): name for name, field in WorkerSettings.model_fields.items()}
+    known = {variable_name(name, field): name for name, field in WorkerSettings.model_fields.items()}
     for name in os.environ:
         if name.startswith(PREFIX) and name not in known:
             near = difflib.get_close_matches(name, known, 1)
@@ -182,12 +182,12 @@ def load() -> WorkerSettings:
     except ValidationError as error:
         first = error.errors()[0]
         where = str(first["loc"][0]) if first["loc"] else ""
-        named = where if where.isupper() else variable(where, WorkerSettings.model_fields.get(where))
+        named = where if where.isupper() else variable_name(where, WorkerSettings.model_fields.get(where))
         what = first["msg"].removeprefix("Value error, ")
         raise SettingsError(f"{named}: {what}" if where else what) from None
 
 
-def variable(name: str, field: FieldInfo | None) -> str:
+def variable_name(name: str, field: FieldInfo | None) -> str:
     """Return the environment variable of a setting."""
     alias = field.validation_alias if field else None
     if isinstance(alias, AliasChoices):
@@ -195,22 +195,22 @@ def variable(name: str, field: FieldInfo | None) -> str:
     return alias if isinstance(alias, str) else PREFIX + name.upper()
 
 
-def reference() -> str:
+def settings_table() -> str:
     """Return the table of settings, as the page has it between its two marks."""
     rows = [
-        f"| `{variable(name, field)}` | {_default(field)} | {_meaning(field)} |"
+        f"| `{variable_name(name, field)}` | {_default(field)} | {_meaning(field)} |"
         for name, field in WorkerSettings.model_fields.items()
     ]
     return "| variable | default | meaning |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n"
 
 
-def placed(page: str) -> str:
+def page_with_table(page: str) -> str:
     """Return the page with the table as it should be. :raises ValueError: if it lacks the marks."""
     before, _, rest = page.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not end:
         raise ValueError(f"{PAGE} has no place for the settings: {_BEGIN.strip()} … {_END.strip()}")
-    return f"{before}{_BEGIN}{reference()}{_END}{after}"
+    return f"{before}{_BEGIN}{settings_table()}{_END}{after}"
 
 
 def _default(field: FieldInfo) -> str:
@@ -228,4 +228,4 @@ def _meaning(field: FieldInfo) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(placed(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(page_with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

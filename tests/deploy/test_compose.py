@@ -14,7 +14,7 @@ from commands.command_line import command_line
 from tests.deploy.checks import DEPLOY, tool
 from tests.deploy.image import stages, words
 from tests.support.gateway import ROOT
-from worker.settings import WorkerSettings, variable
+from worker.settings import WorkerSettings, variable_name
 
 CPU = ("-f", "docker-compose.yml", "-f", "docker-compose.cpu.yml")
 
@@ -114,7 +114,7 @@ def test_workers_have_the_gateway_s_image_with_and_without_a_gpu(folder: Path) -
 
 
 def test_a_worker_s_variables_are_its_settings(folder: Path) -> None:
-    known = {variable(name, field) for name, field in WorkerSettings.model_fields.items()}
+    known = {variable_name(name, field) for name, field in WorkerSettings.model_fields.items()}
     (folder / ".env").write_text("QUEUE_NAME=mine\nAWS_REGION=eu-west-1\nAWS_ACCESS_KEY_ID=real\n")
     for name in ("worker", "worker-aws", "aws-setup"):
         given = config(folder, profile="*")["services"][name]["environment"]

@@ -138,7 +138,7 @@ class Place:
         )
         with self._environment():
             self.settings = WorkerSettings()
-            create.create(self.settings, aws.clients())
+            create.create_resources(self.settings, aws.clients())
         self.videos = f"{self.name}-videos"
         aws.s3.create_bucket(Bucket=self.videos, CreateBucketConfiguration={"LocationConstraint": "us-east-2"})
         self.queue = aws.sqs.get_queue_url(QueueName=queue)["QueueUrl"]

@@ -8,7 +8,7 @@ Started as a program by the tests. A video is a JSON object: ``{"do": …}`` wit
 - "fail", "break", "reject", "busy", "unset": raise, ``times`` times
 
 What it begins and what it judges goes into the file ``ledger``, one line each, in ``STAND_IN_HOME``. A worker that
-ends lets its lanes have a minute for that, however slow the machine is, or ``STAND_IN_ENDING`` seconds.
+ends lets its job threads have a minute for that, however slow the machine is, or ``STAND_IN_ENDING`` seconds.
 """
 
 import json
@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from commands.worker import start_worker
+from media.errors import MediaError
+from moderation.asking import Cancelled, ModelBusy, ModelError, NotSetUp
 from utils import logs
-from worker import service, settings
-from worker.moderator import Cancelled, CannotBeJudged, Judgement, NotSetUp, ServerBusy, TryFailed
+from worker import loop, settings
+from worker.moderator import Judgement
 
 HOME = Path(os.environ["STAND_IN_HOME"])
 
@@ -41,20 +43,20 @@ def noted(what: str, job_id: str) -> int:
 class StandIn:
     """The judge."""
 
-    def ready(self) -> str | None:
+    def find_server_problem(self) -> str | None:
         return "the test says so" if (HOME / "not-ready").exists() else None
 
-    def judge(self, video: BinaryIO, job_id: str, name: str, cancelled: Callable[[], bool]) -> Judgement:
+    def judge_video(self, video: BinaryIO, job_id: str, name: str, cancelled: Callable[[], bool]) -> Judgement:
         note("begun", job_id)
         data = video.read()
         said = json.loads(data[: data.index(b"}") + 1])
         do = said.get("do", "judge")
         if do in ("fail", "break", "reject", "busy", "unset") and noted("begun", job_id) <= said.get("times", 1_000):
             raise {
-                "fail": TryFailed("it fails as it was told"),
+                "fail": ModelError("it fails as it was told"),
                 "break": RuntimeError("a mistake"),
-                "reject": CannotBeJudged("it is no video"),
-                "busy": ServerBusy("it is full", said.get("retry_after")),
+                "reject": MediaError(415, "Unsupported media", "it is no video"),
+                "busy": ModelBusy("it is full", said.get("retry_after")),
                 "unset": NotSetUp("it has another key"),
             }[do]
         while do in ("wait", "deaf") and not (HOME / "go").exists():
@@ -67,7 +69,7 @@ class StandIn:
 
 
 if __name__ == "__main__":
-    chosen = settings.load()
+    chosen = settings.load_worker_settings()
     logs.to_stdout("info")
-    service._ENDING = float(os.environ.get("STAND_IN_ENDING", "60"))
+    loop._ENDING = float(os.environ.get("STAND_IN_ENDING", "60"))
     sys.exit(start_worker(chosen, StandIn()))

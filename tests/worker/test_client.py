@@ -14,11 +14,11 @@ import pytest
 
 from moderation.asking import Cancelled, ModelBusy, ModelFailed, ModelRefused, NotSetUp
 from moderation.client import Client
-from moderation.pipeline import Outcome, moderate
+from moderation.frame_source import FrameSampling
+from moderation.pipeline import Outcome, moderate_video
 from moderation.policy import Policy
 from moderation.policy_file import check_policy
-from moderation.report import render
-from moderation.sampling import Sampling
+from moderation.report import render_report
 from tests.worker import videos
 
 Answer = Callable[[dict[str, Any], int], tuple[int, dict[str, str], Any]]
@@ -106,7 +106,9 @@ def own(**fields: Any) -> Policy:
 
 def judge(server: Server, policy: Policy | None = None, frames: int = 1, **options: Any) -> Outcome:
     with Client(server.url, **({"patience": 120} | options)) as client:
-        return moderate(io.BytesIO(videos.drawn(frames)), policy or own(), client, sampling=Sampling(), concurrency=2)
+        return moderate_video(
+            io.BytesIO(videos.drawn(frames)), policy or own(), client, sampling=FrameSampling(), concurrency=2
+        )
 
 
 def pictures(body: dict[str, Any]) -> list[str]:
@@ -240,13 +242,13 @@ def test_a_model_that_is_gone_is_forgotten() -> None:
         server.models = {"data": [{"id": "others"}]}
         server.answer = lambda body, number: no(body, number) if body["model"] == "others" else (404, {}, {})
         with pytest.raises(NotSetUp):
-            moderate(io.BytesIO(videos.drawn(1)), own(), client)
-        assert moderate(io.BytesIO(videos.drawn(1)), own(), client).result.model.name == "others"
+            moderate_video(io.BytesIO(videos.drawn(1)), own(), client)
+        assert moderate_video(io.BytesIO(videos.drawn(1)), own(), client).result.model.name == "others"
 
 
 def test_looking_for_the_model_can_be_cancelled() -> None:
     with Client("http://127.0.0.1:9") as client, pytest.raises(Cancelled):
-        moderate(io.BytesIO(videos.drawn(1)), own(), client, cancelled=lambda: True)
+        moderate_video(io.BytesIO(videos.drawn(1)), own(), client, cancelled=lambda: True)
 
 
 def test_frames_that_it_cannot_take_are_not_seen() -> None:
@@ -257,9 +259,9 @@ def test_frames_that_it_cannot_take_are_not_seen() -> None:
 
 def test_nobody_there() -> None:
     with pytest.raises(ModelBusy, match="no answer from"), Client("http://127.0.0.1:9", patience=0) as one:
-        one.connect()
+        one.find_model()
     with pytest.raises(ModelRefused), Client("ftp://example.org", patience=0) as one:
-        one.connect()
+        one.find_model()
 
 
 def test_which_model_is_asked() -> None:
@@ -271,7 +273,7 @@ def test_which_model_is_asked() -> None:
         assert server.bodies[-1]["model"] == "words"
     limits = {"models": ["eyes"], "max_batch_size": {"eyes": 3}, "max_media_per_request": 2}
     with serving(no, models=several, health={"vlm_config": limits}) as server, Client(server.url + "/v1/") as client:
-        client.connect()
+        client.find_model()
         assert (client.model, client.at_once, client.most_media) == ("eyes", 3, 2)
 
 
@@ -301,7 +303,7 @@ def test_a_description_comes_first() -> None:
     with serving(lambda body, number: said('{"description": "A <b>square</b>.", "red": "no"}')) as server:
         outcome = judge(server, own(describe=True))
     assert outcome.result.frames[0].description == "A <b>square</b>."
-    page = render(outcome.result, outcome.thumbnails)  # what a model says is text, whatever it is made to say
+    page = render_report(outcome.result, outcome.thumbnails)  # what a model says is text, whatever it is made to say
     assert "A &lt;b&gt;square&lt;/b&gt;." in page and "<b>" not in page
     assert list(server.bodies[0]["response_format"]["json_schema"]["schema"]["properties"]) == ["description", "red"]
 
@@ -316,5 +318,5 @@ def test_what_nobody_wants_any_more_is_dropped() -> None:
     """The server sees the connection end, so that it can stop too."""
     with serving(lambda body, number: (0, {}, {})) as server, Client(server.url) as client:
         with pytest.raises(Cancelled):
-            moderate(io.BytesIO(videos.drawn(2)), own(), client, cancelled=lambda: len(server.bodies) > 1)
+            moderate_video(io.BytesIO(videos.drawn(2)), own(), client, cancelled=lambda: len(server.bodies) > 1)
         assert server.gone.wait(60)

@@ -17,7 +17,7 @@ import pytest
 from tests.support.children import free_port
 from tests.support.gateway import PATIENCE, ROOT
 from tests.worker.aws import Aws, Place, place, until
-from worker import health
+from worker import health_file
 from worker.aws.clients import ServiceClock
 from worker.aws.jobs import MARGIN, Conflict, Finished, Held, Jobs, Lease, LeaseLost
 from worker.aws.messages import Job
@@ -114,7 +114,7 @@ def test_a_job_that_fails_is_tried_and_then_buried_and_may_be_sent_anew(here: Pl
     assert here.became("late", "completed")["attempts"] == 2
     item = here.became("never", "failed")
     assert item["attempts"] == 2 and item["error"] == "it fails as it was told"
-    assert here.became("text", "failed")["error"] == "it is no video"
+    assert here.became("text", "failed")["error"] == "Unsupported media: it is no video"
     assert here.became("mistake", "failed")["error"] == "RuntimeError: a mistake"
     assert "is not there" in here.became("gone", "failed")["error"]
     here.empty()
@@ -209,7 +209,7 @@ def test_while_the_model_server_is_not_ready_no_job_is_taken(here: Place) -> Non
     path = here.settings.health_file
     until(lambda: path.exists() and "the test says so" in path.read_text(), "the health file to tell", here.story)
     assert here.waiting() == (1, 0) and here.item("later") == {}
-    assert health.check(path, 60)[0] and not health.check(path, -1)[0]
+    assert health_file.check_health(path, 60)[0] and not health_file.check_health(path, -1)[0]
     (here.home / "not-ready").unlink()
     assert here.became("later", "completed")["receives"] == 1
     worker.logged("the model server is ready")
@@ -372,36 +372,36 @@ def new_job() -> Job:
 def test_a_lease_is_one_worker_s_until_it_is_over(table: Any) -> None:
     one, two, late = table("one"), table("two"), table("late", 30 + MARGIN + 1)
     job, begun = new_job(), time.monotonic()
-    lease = one.claim(job, "m", 1)
+    lease = one.claim_job(job, "m", 1)
     assert isinstance(lease, Lease) and lease.attempts == 1
-    held = two.claim(job, "m", 2)
+    held = two.claim_job(job, "m", 2)
     passed = time.monotonic() - begun
     assert isinstance(held, Held) and 30 + MARGIN - passed - 0.01 <= held.seconds <= 30 + MARGIN
-    taken = late.claim(job, "m", 3)  # its time is over
+    taken = late.claim_job(job, "m", 3)  # its time is over
     assert isinstance(taken, Lease) and taken.attempts == 2
     for write in (
-        one.renew,
-        lambda lease: one.complete(lease, {}),
-        lambda lease: one.fail(lease, "why", "m"),
-        lambda lease: one.release(lease, error=None, counts=True),
+        one.renew_lease,
+        lambda lease: one.complete_job(lease, {}),
+        lambda lease: one.fail_job(lease, "why", "m"),
+        lambda lease: one.release_job(lease, error=None, counts=True),
     ):
         with pytest.raises(LeaseLost):
             write(lease)
-    late.complete(taken, {"decision": "allow"})
-    late.complete(taken, {"decision": "allow"})  # as after a lost answer
-    assert late.release(taken, error=None, counts=False) is False, "its own end, and nobody took it over"
-    assert isinstance(one.claim(job, "m", 4), Finished)
+    late.complete_job(taken, {"decision": "allow"})
+    late.complete_job(taken, {"decision": "allow"})  # as after a lost answer
+    assert late.release_job(taken, error=None, counts=False) is False, "its own end, and nobody took it over"
+    assert isinstance(one.claim_job(job, "m", 4), Finished)
     other = Job(job.job_id, "s3://bucket/other.mp4", "bucket", "other.mp4")
-    assert one.claim(other, "m", 1) == Conflict(job.url)
+    assert one.claim_job(other, "m", 1) == Conflict(job.url)
 
 
 def test_a_worker_that_comes_back_late_writes_over_nobody_s_report(here: Place) -> None:
     results = Results(here.aws.clients(), here.settings.result_bucket, "moderation-results")
     job = new_job()
-    first = results.write(job, Judgement(b"{}", b"the first", {"decision": "allow"}), "1" * 32)
-    assert first is not None and first == results.found(job) and first["decision"] == "allow"
-    assert results.write(job, Judgement(b"{}", b"the late one", {"decision": "block"}), "2" * 32) is None
-    assert results.found(job) == first
+    first = results.write_result(job, Judgement(b"{}", b"the first", {"decision": "allow"}), "1" * 32)
+    assert first is not None and first == results.find_result(job) and first["decision"] == "allow"
+    assert results.write_result(job, Judgement(b"{}", b"the late one", {"decision": "block"}), "2" * 32) is None
+    assert results.find_result(job) == first
     key = first["report_location"].removeprefix(f"s3://{here.settings.result_bucket}/")
     with here.aws.s3.get_object(Bucket=here.settings.result_bucket, Key=key)["Body"] as body:
         assert body.read() == b"the first"
@@ -410,11 +410,11 @@ def test_a_worker_that_comes_back_late_writes_over_nobody_s_report(here: Place) 
 def test_a_job_given_back_is_to_be_had_and_what_does_not_count_is_taken_back(table: Any) -> None:
     one, job = table("one"), new_job()
     for counts, attempts in ((False, 1), (True, 1), (False, 2)):
-        lease = one.claim(job, "m", 1)
+        lease = one.claim_job(job, "m", 1)
         assert isinstance(lease, Lease) and lease.attempts == attempts
-        one.release(lease, error="busy", counts=counts)
-        one.release(lease, error="busy", counts=counts)  # as after a lost answer
-    lease = one.claim(job, "m", 1)
+        one.release_job(lease, error="busy", counts=counts)
+        one.release_job(lease, error="busy", counts=counts)  # as after a lost answer
+    lease = one.claim_job(job, "m", 1)
     assert lease.attempts == 2 and lease.error == "busy"
 
 
@@ -427,6 +427,6 @@ def test_workers_agree_on_the_time_by_the_service_s(here: Place) -> None:
         assert abs(ahead.now() - time.time()) < 60
     finally:
         here.aws.dynamodb.meta.events.unregister("after-call.dynamodb", ahead.learn)
-    ahead.learn({"ResponseMetadata": {"HTTPHeaders": {"date": "yesterday"}}})
-    ahead.learn({})
+    ahead.learn_time({"ResponseMetadata": {"HTTPHeaders": {"date": "yesterday"}}})
+    ahead.learn_time({})
     assert abs(ahead.now() - time.time()) < 60

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.worker.aws import Aws, FaultProxy, Place, place, until
-from worker import health
-from worker.aws.messages import Job, parse
+from worker import health_file
+from worker.aws.messages import Job, parse_job
 from worker.aws.videos import S3Video, VideoError, VideoTooLarge
 
 _UPDATE, _RECEIVE = "DynamoDB_20120810.UpdateItem", "AmazonSQS.ReceiveMessage"
@@ -124,9 +124,9 @@ def test_a_worker_starts_before_its_services(here: Place, proxy: FaultProxy) -> 
     path = here.settings.health_file
     words = "the queue cannot be asked: ReceiveMessage"
     until(lambda: path.exists() and words in path.read_text(), "the health file to tell", here.story)
-    until(lambda: not health.check(path, 3)[0], "it to be silent", here.story)
+    until(lambda: not health_file.check_health(path, 3)[0], "it to be silent", here.story)
     proxy.mend()
-    until(lambda: "working" in health.check(path, 60)[1], "it to be well again", here.story)
+    until(lambda: "working" in health_file.check_health(path, 60)[1], "it to be well again", here.story)
     assert worker.stop() == 0
 
 
@@ -136,8 +136,10 @@ _BLOCK = 64 * 1024
 
 
 def opened(here: Place, url: str, *, most: int = 10**9, blocks: int = 3, sleep: Any = None) -> S3Video:
-    job: Job = parse(json.dumps({"job_id": "v", "video_s3_url": url}))
-    return S3Video.open(here.aws.clients(), job, most=most, block=_BLOCK, blocks=blocks, sleep=sleep or time.sleep)
+    job: Job = parse_job(json.dumps({"job_id": "v", "video_s3_url": url}))
+    return S3Video.open_video(
+        here.aws.clients(), job, most=most, block=_BLOCK, blocks=blocks, sleep=sleep or time.sleep
+    )
 
 
 def test_a_video_is_read_as_a_file_of_which_little_is_held(here: Place) -> None:

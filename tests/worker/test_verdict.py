@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from moderation.asking import Questions
+from moderation.frame_source import Unseen
 from moderation.policy_file import check_policy
-from moderation.sampling import Unseen
-from moderation.verdict import Judged, Shown, Verdict, decide
+from moderation.verdict import Judged, Shown, Verdict, decide_verdict
 
 
 def verdict(
@@ -29,7 +29,7 @@ def verdict(
         frame = Shown(index, (index + 0.5) * spacing, index * spacing, (index + 1) * spacing, stretches)
         said = {"x": {0: "yes"}, ".": {0: "no"}, "?": {}}[letter]
         judged.append(Judged(frame, said, failed="malformed" if letter == "?" else ""))
-    return decide(own, Questions(own), judged, unseen, fps, len(answers) * spacing, most)
+    return decide_verdict(own, Questions(own), judged, unseen, fps, len(answers) * spacing, most)
 
 
 def test_frames_in_a_row_are_an_interval() -> None:
@@ -84,10 +84,10 @@ def test_a_stretch_without_frames_ends_a_run() -> None:
     )
     judged = [Judged(Shown(0, 0.5, 0, 1), {0: "yes"}), Judged(Shown(1, 600.5, 600, 601), {0: "yes"})]
     gap, beside = Unseen(1, 600, "it is damaged there"), Unseen(0, 601, "a track that was not looked at")
-    found = decide(policy, Questions(policy), judged, (gap,), 1.0, 601.0)
+    found = decide_verdict(policy, Questions(policy), judged, (gap,), 1.0, 601.0)
     assert found.decision == "review" and found.categories[0].consecutive == 1
     assert len(found.categories[0].intervals) == 2
-    assert decide(policy, Questions(policy), judged, (beside,), 1.0, 601.0).decision == "block"
+    assert decide_verdict(policy, Questions(policy), judged, (beside,), 1.0, 601.0).decision == "block"
 
 
 def test_a_still_picture_counts_as_long_as_it_is_shown() -> None:
@@ -136,7 +136,7 @@ def test_the_gravest_category_decides() -> None:
     ]
     policy = check_policy({"name": "own", "version": "1", "categories": two})
     judged = [Judged(Shown(0, 0.5, 0, 1), {0: "yes", 1: "yes"})]
-    found = decide(policy, Questions(policy), judged, (), 1.0, 1.0)
+    found = decide_verdict(policy, Questions(policy), judged, (), 1.0, 1.0)
     assert (found.decision, found.severity) == ("block", "low") and "a: " in found.summary
 
 
@@ -154,5 +154,5 @@ def test_all_questions_or_any() -> None:
                 "categories": [{"id": "a", "title": "A", "match": match, "questions": [{"ask": "1?"}, {"ask": "2?"}]}],
             }
         )
-        found = decide(policy, Questions(policy), [Judged(Shown(0, 0.5, 0, 1), dict(answers))], (), 1.0, 1.0)
+        found = decide_verdict(policy, Questions(policy), [Judged(Shown(0, 0.5, 0, 1), dict(answers))], (), 1.0, 1.0)
         assert bool(found.frames[0].violations) == hit

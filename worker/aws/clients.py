@@ -101,7 +101,7 @@ class ServiceClock:
         with self._lock:
             return time.monotonic() + self._start
 
-    def learn(self, parsed: dict[str, Any], **_: Any) -> None:
+    def learn_time(self, parsed: dict[str, Any], **_: Any) -> None:
         """Take the time of an answer; one without it is no news."""
         date = parsed.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
         try:
@@ -132,39 +132,41 @@ def connect(settings: WorkerSettings) -> Clients:
     paths = common.merge(Config(s3={"addressing_style": "path"})) if settings.aws_endpoint_url else common
     session = boto3.session.Session(region_name=settings.aws_region)
     dynamodb, clock = session.client("dynamodb", config=common), ServiceClock()
-    dynamodb.meta.events.register("after-call.dynamodb", clock.learn)
+    dynamodb.meta.events.register("after-call.dynamodb", clock.learn_time)
     return Clients(session.client("sqs", config=polling), session.client("s3", config=paths), dynamodb, clock)
 
 
-def passing(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Return whether the error is likely to pass by itself: an outage, throttling, a broken connection."""
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return status >= 500 or status == 429 or code(error) in _PASSING_CODES
+        return status >= 500 or status == 429 or error_code(error) in _PASSING_CODES
     # Failures to connect, a proxy's and TLS's among them, are ConnectionErrors; those after that HTTPClientErrors.
     return isinstance(error, ConnectionError | HTTPClientError | IncompleteReadError | ResponseStreamingError)
 
 
-def refusing(error: Exception) -> bool:
+def is_refusal(error: Exception) -> bool:
     """Return whether the service refuses this worker whatever the job: a right, a bucket, a table or a key is missing.
 
     Only where the call is of what is the worker's own; a video's bucket is the job's.
     """
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        said = code(error).rpartition("#")[2]
-        return not passing(error) and (status in (401, 403, 404) or said in _REFUSED_CODES or "KMS" in said.upper())
+        said = error_code(error).rpartition("#")[2]
+        return not is_transient(error) and (
+            status in (401, 403, 404) or said in _REFUSED_CODES or "KMS" in said.upper()
+        )
     return isinstance(error, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError | SSOError)
 
 
-def code(error: Exception) -> str:
+def error_code(error: Exception) -> str:
     """Return the service's code of an error, such as ``NoSuchKey``; empty if it has none."""
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
 
 
-def told(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Return the error in one line for logs and items, without what could be a secret."""
     if isinstance(error, ClientError):
         said = error.response.get("Error", {}).get("Message") or ""
-        return f"{error.operation_name}: {code(error)}" + (f": {said}" if said else "")
+        return f"{error.operation_name}: {error_code(error)}" + (f": {said}" if said else "")
     return f"{type(error).__name__}: {error}"

@@ -10,14 +10,14 @@ import time
 from typing import Any
 
 from utils.settings import SettingsError
-from worker.aws.clients import AwsError, Clients, connect, passing, told
-from worker.settings import WorkerSettings, load
+from worker.aws.clients import AwsError, Clients, connect, describe_error, is_transient
+from worker.settings import WorkerSettings, load_worker_settings
 
 _PATIENCE = 60.0
 _FOURTEEN_DAYS = 14 * 86400
 
 
-def create(settings: WorkerSettings, clients: Clients) -> None:
+def create_resources(settings: WorkerSettings, clients: Clients) -> None:
     """Make what is missing. Raises what botocore raises."""
     sqs, s3, dynamodb = clients.sqs, clients.s3, clients.dynamodb
     name = settings.queue_name.rpartition("/")[2]  # of an address
@@ -62,7 +62,7 @@ def _queue(sqs: Any, name: str, attributes: dict[str, str]) -> None:
 def main() -> int:
     """Make everything, waiting a minute for the stand-in to come up. Return the exit status."""
     try:
-        settings = load()
+        settings = load_worker_settings()
     except SettingsError as error:
         print(f"worker.aws.create: {error}", file=sys.stderr)
         return 2
@@ -72,10 +72,10 @@ def main() -> int:
     clients, end = connect(settings), time.monotonic() + _PATIENCE
     while True:
         try:
-            create(settings, clients)
+            create_resources(settings, clients)
         except AwsError as error:
-            if not passing(error) or time.monotonic() > end:
-                print(f"worker.aws.create: {told(error)}", file=sys.stderr)
+            if not is_transient(error) or time.monotonic() > end:
+                print(f"worker.aws.create: {describe_error(error)}", file=sys.stderr)
                 return 1
             time.sleep(1)
         else:

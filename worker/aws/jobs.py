@@ -13,7 +13,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from worker.aws.clients import Clients, code, told
+from worker.aws.clients import Clients, describe_error, error_code
 from worker.aws.messages import Job
 
 MARGIN = 3.0
@@ -92,7 +92,7 @@ class Jobs:
         self._worker = worker
         self._seconds = seconds
 
-    def check(self) -> None:
+    def check_table(self) -> None:
         """:raises ClientError: if the table is not there or may not be read.
         :raises WrongTable: if its key is not the string ``job_id`` alone.
         """
@@ -102,7 +102,7 @@ class Jobs:
         if keys != [("job_id", "S")]:
             raise WrongTable(f"the table {self._table} has the key {keys}; it must be the string job_id alone")
 
-    def claim(self, job: Job, message_id: str, receives: int) -> Claim:
+    def claim_job(self, job: Job, message_id: str, receives: int) -> Claim:
         """Take the job if it is to be had: it is new, was given back, or its worker has not been heard of for too long.
 
         The decision, in this order:
@@ -178,10 +178,10 @@ class Jobs:
                 return refusal.item
             answer = refusal.item  # it was written, and the answer got lost on its way
         except ClientError as error:
-            if code(error) != "ValidationException":
+            if error_code(error) != "ValidationException":
                 raise
-            self.check()  # else it is the table that is wrong
-            raise OddItem(f"the item of job {job.job_id} cannot be changed: {told(error)}") from error
+            self.check_table()  # else it is the table that is wrong
+            raise OddItem(f"the item of job {job.job_id} cannot be changed: {describe_error(error)}") from error
         excused = answer.get("excused") if answer.get("excused_message") == message_id else None
         said = answer.get("error")
         return Lease(
@@ -194,7 +194,7 @@ class Jobs:
             int(excused) if isinstance(excused, float) else 0,
         )
 
-    def renew(self, lease: Lease) -> None:
+    def renew_lease(self, lease: Lease) -> None:
         """Say that the job is still worked on. :raises LeaseLost: if it is not ours any more."""
         values = {":until": self._clock.now() + self._seconds, ":processing": PROCESSING, ":token": lease.token}
         condition = "lease = :token AND #status = :processing"
@@ -205,15 +205,15 @@ class Jobs:
                 raise _lost(lease) from None
             # Its end was written at the same moment, by ourselves.
 
-    def complete(self, lease: Lease, facts: Mapping[str, Any]) -> None:
+    def complete_job(self, lease: Lease, facts: Mapping[str, Any]) -> None:
         """Write what came of it; ``facts`` are attributes by name. :raises LeaseLost: if it is not ours any more."""
         self._finish(lease, COMPLETED, dict(facts), ("error",))
 
-    def fail(self, lease: Lease, reason: str, message_id: str) -> None:
+    def fail_job(self, lease: Lease, reason: str, message_id: str) -> None:
         """Write that the job is given up. :raises LeaseLost: if it is not ours any more."""
         self._finish(lease, FAILED, {"error": reason[:_LONGEST_TEXT], "message_id": message_id}, ())
 
-    def dead_lettered(self, job_id: str, message_id: str) -> None:
+    def mark_dead_lettered(self, job_id: str, message_id: str) -> None:
         """Note that the message of a job given up has reached the dead-letter queue."""
         values = {":yes": True, ":failed": FAILED, ":message": message_id}
         try:
@@ -221,7 +221,7 @@ class Jobs:
         except _Refused:
             return  # it was sent anew meanwhile, and is somebody's again
 
-    def release(self, lease: Lease, *, error: str | None, counts: bool, excused: bool = False) -> bool:
+    def release_job(self, lease: Lease, *, error: str | None, counts: bool, excused: bool = False) -> bool:
         """Let another have the job. A try that does not count is taken back; nor is a receipt that is ``excused``
         counted. Return False if its end was written already, by ourselves.
 
@@ -249,7 +249,7 @@ class Jobs:
             return False
         return True
 
-    def reject(self, job_id: str, reason: str, message_id: str) -> None:
+    def reject_job(self, job_id: str, reason: str, message_id: str) -> None:
         """Write what is wrong with a message of a job that nobody ever began. A job that is known is left as it is."""
         now = _time(self._clock.now())
         values = {":failed": FAILED, ":error": reason[:_LONGEST_TEXT], ":message": message_id, ":now": now}

@@ -33,7 +33,7 @@ class Job:
     key: str
 
 
-def parse(body: str) -> Job:
+def parse_job(body: str) -> Job:
     """Return what a message's body asks for.
 
     :raises BadMessage: if it is not ``{"job_id": …, "video_s3_url": "s3://…"}``; further fields are left alone.

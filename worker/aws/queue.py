@@ -12,7 +12,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from worker.aws.clients import Clients, code
+from worker.aws.clients import Clients, error_code
 
 _LONGEST_HIDDEN = 43_200 - 60
 _LONGEST_REASON = 1_000
@@ -55,7 +55,7 @@ class Queue:
         if self._dead_url == self.url:
             raise QueueError("the queue is its own dead-letter queue; name another as DEAD_LETTER_QUEUE")
 
-    def receive(self, hidden: float) -> Message | None:
+    def receive_message(self, hidden: float) -> Message | None:
         """Wait for a message; return it, hidden for that many seconds, or None if none came."""
         answer = self._sqs.receive_message(
             QueueUrl=self.url,
@@ -69,7 +69,7 @@ class Queue:
             return Message(one["MessageId"], one["ReceiptHandle"], one["Body"], receives)
         return None
 
-    def hide(self, message: Message, seconds: float) -> bool:
+    def hide_message(self, message: Message, seconds: float) -> bool:
         """Keep the message from others for that long from now on; 0 gives it back at once.
 
         Return False if it is not ours to hide any more: deleted, given back, or hidden for as long as SQS lets.
@@ -79,11 +79,11 @@ class Queue:
             self._sqs.change_message_visibility, message, VisibilityTimeout=min(round(seconds), longest)
         )
 
-    def delete(self, message: Message) -> None:
+    def delete_message(self, message: Message) -> None:
         """Forget the message. One that is gone already is as it should be."""
         self._if_ours(self._sqs.delete_message, message)
 
-    def bury(self, message: Message, reason: str, attributes: Mapping[str, str]) -> None:
+    def dead_letter_message(self, message: Message, reason: str, attributes: Mapping[str, str]) -> None:
         """Send the body to the dead-letter queue, with the reason beside it. The message itself is still to be deleted.
 
         A repetition, after an answer that got lost, may bury it twice.
@@ -103,7 +103,7 @@ class Queue:
         try:
             call(QueueUrl=self.url, ReceiptHandle=message.receipt, **arguments)
         except ClientError as error:
-            if code(error).rpartition("#")[2] not in _GONE:
+            if error_code(error).rpartition("#")[2] not in _GONE:
                 raise
             return False
         return True

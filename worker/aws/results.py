@@ -12,7 +12,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from worker.aws.clients import Clients, code
+from worker.aws.clients import Clients, error_code
 from worker.aws.messages import Job
 from worker.moderator import Judgement
 
@@ -39,15 +39,15 @@ class Results:
         """Return the address of a job's result, or of what else lies beside it."""
         return f"s3://{self._bucket}/{self._key(job_id, name)}"
 
-    def check(self) -> None:
+    def check_bucket(self) -> None:
         """:raises ClientError: if the bucket is not there or not ours to use."""
         self._s3.head_bucket(Bucket=self._bucket)
 
-    def probe(self) -> None:
+    def probe_bucket(self) -> None:
         """:raises ClientError: if nothing can be written. Leaves an empty object of its own."""
         self._s3.put_object(Bucket=self._bucket, Key=f"{self._prefix}/{_PROBE}", Body=b"")
 
-    def found(self, job: Job) -> dict[str, str] | None:
+    def find_result(self, job: Job) -> dict[str, str] | None:
         """Return the facts of the job's result if there is one, and where it and its report are.
 
         :raises OtherVideo: if it is of another video.
@@ -65,10 +65,10 @@ class Results:
         facts = {name.removeprefix(_FACT): value for name, value in metadata.items() if name.startswith(_FACT)}
         return facts | self._located(job, metadata.get(_REPORTED, _OLD_REPORT))
 
-    def write(self, job: Job, judgement: Judgement, token: str) -> dict[str, str] | None:
+    def write_result(self, job: Job, judgement: Judgement, token: str) -> dict[str, str] | None:
         """Write the report of the try that ``token`` names, and then the JSON, with the facts beside it.
 
-        Return what :meth:`found` would, in full; None if there was a result already.
+        Return what :meth:`find_result` would, in full; None if there was a result already.
         """
         report = _REPORT.format(token[:12])
         self._s3.put_object(
@@ -88,7 +88,7 @@ class Results:
                 Metadata={"video": _digest(job), _REPORTED: report} | facts,
             )
         except ClientError as error:
-            if code(error) != "PreconditionFailed":
+            if error_code(error) != "PreconditionFailed":
                 raise
             return None
         return dict(judgement.facts) | self._located(job, report)

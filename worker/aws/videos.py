@@ -14,7 +14,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from worker.aws.clients import Clients, code, passing, told
+from worker.aws.clients import Clients, describe_error, error_code, is_transient
 from worker.aws.messages import Job
 from worker.aws.results import answer_status
 
@@ -60,7 +60,7 @@ class S3Video(io.RawIOBase):
         self.fetched = 0
 
     @classmethod
-    def open(
+    def open_video(
         cls, clients: Clients, job: Job, *, most: int, block: int, blocks: int, sleep: Callable[[float], None]
     ) -> "S3Video":
         """Look the video up and return it.
@@ -133,21 +133,21 @@ def _tried(call: Callable[[], Any], job: Job, sleep: Callable[[float], None]) ->
         try:
             return call()
         except (ClientError, BotoCoreError) as error:
-            if not passing(error):
+            if not is_transient(error):
                 raise _refused(error, job) from error
             if attempt == _TRIES:
-                raise VideoError(f"S3 does not give {job.url}: {told(error)}", counts=False) from error
-            logger.warning("%s: S3 failed, try %d of %d: %s", job.job_id, attempt, _TRIES, told(error))
+                raise VideoError(f"S3 does not give {job.url}: {describe_error(error)}", counts=False) from error
+            logger.warning("%s: S3 failed, try %d of %d: %s", job.job_id, attempt, _TRIES, describe_error(error))
             sleep(min(_LONGEST_PAUSE, 0.25 * 2**attempt) * random.uniform(0.5, 1))
     raise AssertionError("unreachable")
 
 
 def _refused(error: Exception, job: Job) -> VideoError:
     status = answer_status(error) if isinstance(error, ClientError) else 0
-    if status == 404 or code(error) in ("NoSuchKey", "NoSuchBucket"):
+    if status == 404 or error_code(error) in ("NoSuchKey", "NoSuchBucket"):
         return VideoError(f"{job.url} is not there", counts=True)
     if status == 403:
         return VideoError(f"{job.url} may not be read, or is not there: S3 says access denied", counts=True)
     if status == 412:
         return VideoError(f"{job.url} was changed while it was read", counts=True)
-    return VideoError(f"{job.url} cannot be read: {told(error)}", counts=True)
+    return VideoError(f"{job.url} cannot be read: {describe_error(error)}", counts=True)

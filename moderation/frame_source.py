@@ -51,7 +51,7 @@ Source = Path | Readable
 
 
 @dataclass(frozen=True)
-class Sampling:
+class FrameSampling:
     """Which frames, and how large: one for each ``1 / fps`` seconds, spread over the whole where they would be more
     than ``max_frames``. ``longest_side`` in pixels; ``quality`` is JPEG's, 1 to 95. With ``raw`` a frame's picture
     comes as bare numbers."""
@@ -64,7 +64,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Bounds:
+class DecodeLimits:
     """What decoding may cost: seconds (without those spent waiting for the source or for the receiver of the frames),
     bytes of memory, pixels of a frame; and how many seconds the video may last, None for any."""
 
@@ -96,7 +96,7 @@ class Frame:
     """A frame shown at ``time``, which stands for the video from ``start`` to ``end``, in seconds: for so many of the
     ``stretches`` that were each to have a frame, more than one where a picture stood still.
 
-    ``picture`` is a JPEG, or with ``Sampling.raw`` RGB, (height, width, 3) bytes; ``thumbnail`` is a small JPEG.
+    ``picture`` is a JPEG, or with ``FrameSampling.raw`` RGB, (height, width, 3) bytes; ``thumbnail`` is a small JPEG.
     Neither was looked into here.
     """
 
@@ -135,8 +135,12 @@ class Stopped(Exception):
     """The frames are not wanted any more."""
 
 
-def sample(
-    source: Source, sampling: Sampling, bounds: Bounds, name: str = "video", cancelled: Callable[[], bool] = bool
+def sample_frames(
+    source: Source,
+    sampling: FrameSampling,
+    limits: DecodeLimits,
+    name: str = "video",
+    cancelled: Callable[[], bool] = bool,
 ) -> Generator[Sampled]:
     """Yield the plan, then frames and stretches without one in order, then the end.
 
@@ -168,20 +172,20 @@ def sample(
             quality=sampling.quality,
             raw=sampling.raw,
         )
-        yield from _FrameProcess(stack, reader, task, bounds, cancelled).receive_frames()
+        yield from _FrameProcess(stack, reader, task, limits, cancelled).receive_frames()
 
 
-def _limits(bounds: Bounds) -> MediaLimits:
+def _limits(limits: DecodeLimits) -> MediaLimits:
     return MediaLimits(
         max_items=1,
         max_bytes=0,
-        max_pixels=bounds.pixels,
+        max_pixels=limits.pixels,
         max_audio_seconds=0,
-        max_video_seconds=bounds.length or 0,
+        max_video_seconds=limits.length or 0,
         video_frames=0,
         max_video_frames=0,
-        timeout=bounds.seconds,
-        memory=bounds.memory,
+        timeout=limits.seconds,
+        memory=limits.memory,
     )
 
 
@@ -222,10 +226,10 @@ class _FrameProcess:
         stack: contextlib.ExitStack,
         reader: _Reader,
         task: FramesTask,
-        bounds: Bounds,
+        limits: DecodeLimits,
         cancelled: Callable[[], bool],
     ) -> None:
-        self._reader, self._task, self._bounds, self._cancelled = reader, task, bounds, cancelled
+        self._reader, self._task, self._limits, self._cancelled = reader, task, limits, cancelled
         self._link, other = socket.socketpair()
         stack.enter_context(self._link)
         self._errors = stack.enter_context(tempfile.TemporaryFile())
@@ -236,7 +240,7 @@ class _FrameProcess:
             )
         self._reached, self._duration, self._frames = 0.0, 0.0, 0
         with contextlib.suppress(messages.Closed):  # it has ended already; receive_frames finds out why
-            messages.send_message(self._link, messages.JOB, messages.describe_job([task], _limits(bounds)))
+            messages.send_message(self._link, messages.JOB, messages.describe_job([task], _limits(limits)))
 
     def receive_frames(self) -> Iterator[Sampled]:
         spent = 0.0
@@ -266,7 +270,7 @@ class _FrameProcess:
         """:raises Stopped: if the frames are not wanted any more."""
         if self._cancelled():
             raise Stopped
-        if spent > self._bounds.seconds + _GRACE:
+        if spent > self._limits.seconds + _GRACE:
             self._process.kill()  # it is stuck in one call of a decoder; what it said before counts
 
     def _read(self, at: Any, count: Any) -> None:
@@ -318,7 +322,7 @@ class _FrameProcess:
         log.warning("the frame process ended with status %s (%s): %s", status, type(error).__name__, said)
         reason = "the decoder ended unexpectedly"
         if status is not None and -status == 9 or isinstance(error, TimeoutError):
-            reason = f"decoding took longer than {self._bounds.seconds:g} s, or more memory than it may have"
+            reason = f"decoding took longer than {self._limits.seconds:g} s, or more memory than it may have"
         if not self._frames:
             raise undecodable(self._task.field, self._task.looks_like, reason)
         yield Unseen(self._reached, max(self._reached, self._duration), reason)

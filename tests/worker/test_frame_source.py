@@ -11,7 +11,18 @@ import pytest
 from PIL import Image
 
 from media.errors import MediaError
-from moderation.sampling import Bounds, End, Frame, Plan, Sampled, Sampling, Source, Stopped, Unseen, sample
+from moderation.frame_source import (
+    DecodeLimits,
+    End,
+    Frame,
+    FrameSampling,
+    Plan,
+    Sampled,
+    Source,
+    Stopped,
+    Unseen,
+    sample_frames,
+)
 from pocket.scenes import SHOWN
 from tests.media.samples import audio_bytes, audio_only_mp4, turned
 from tests.worker import videos
@@ -37,9 +48,9 @@ KINDS = [
 
 
 def run(
-    source: Source, sampling: Sampling | None = None, bounds: Bounds | None = None
+    source: Source, sampling: FrameSampling | None = None, limits: DecodeLimits | None = None
 ) -> tuple[Plan, list[Frame], list[Unseen], End]:
-    found: list[Sampled] = list(sample(source, sampling or Sampling(), bounds or Bounds()))
+    found: list[Sampled] = list(sample_frames(source, sampling or FrameSampling(), limits or DecodeLimits()))
     plan, end = found[0], found[-1]
     assert isinstance(plan, Plan) and isinstance(end, End)
     frames = [one for one in found if isinstance(one, Frame)]
@@ -104,7 +115,7 @@ def test_only_what_is_needed_is_read(tmp_path: Path) -> None:
 
 def test_key_frames_that_are_far_apart_are_no_reason_to_begin_anew_each_time(tmp_path: Path) -> None:
     video = videos.drawn(120, rate=5, gop=100_000, bf="0", sc_threshold="0")
-    plan, frames, unseen, _ = run(io.BytesIO(video), Sampling(max_frames=10))
+    plan, frames, unseen, _ = run(io.BytesIO(video), FrameSampling(max_frames=10))
     assert len(frames) == 10 and not unseen
     covers(frames, unseen, plan.duration)
 
@@ -124,7 +135,7 @@ def test_frames_at_odd_times() -> None:
 def test_a_pipe_is_read_once_and_thinned_out(container: str) -> None:
     codec = "libvpx" if container == "webm" else "libx264"
     video = videos.drawn(20, codec=codec, container=container)
-    plan, frames, unseen, end = run(videos.Pipe(video), Sampling(max_frames=8))
+    plan, frames, unseen, end = run(videos.Pipe(video), FrameSampling(max_frames=8))
     assert plan.planned == 0 and 4 <= len(frames) <= 8 and not unseen
     assert end.duration == pytest.approx(20, abs=0.5)
     covers(frames, unseen, end.duration)
@@ -198,9 +209,9 @@ def test_a_late_frame_does_not_hide_the_others() -> None:
     """Eight seconds that pass for two hundred, so that one frame of them is looked at."""
     times = {number: 1000 * number for number in range(9)} | {9: 200_000}
     video = videos.retimed(videos.drawn(1, gop=1, bf="0"), "matroska", times)
-    _, _, unseen, _ = run(io.BytesIO(video), Sampling(max_frames=20))
+    _, _, unseen, _ = run(io.BytesIO(video), FrameSampling(max_frames=20))
     assert "stands still for" in unseen[0].reason and unseen[0].start == 0
-    assert not run(io.BytesIO(video), Sampling(max_frames=250))[2]  # all of it was looked at
+    assert not run(io.BytesIO(video), FrameSampling(max_frames=250))[2]  # all of it was looked at
 
 
 @pytest.mark.parametrize("default", [0, 1])
@@ -235,7 +246,7 @@ def test_bytes_that_were_changed_at_random(codec: str, container: str, options: 
         for _ in range(rng.choice((1, 5, 40))):
             data[rng.randrange(len(data))] = rng.randrange(256)
         try:
-            _, frames, unseen, _ = run(io.BytesIO(bytes(data)), bounds=Bounds(seconds=20))
+            _, frames, unseen, _ = run(io.BytesIO(bytes(data)), limits=DecodeLimits(seconds=20))
         except MediaError:
             continue
         beside = ("not looked at", "stands still")  # these are told of the whole, beside what was seen of it
@@ -253,11 +264,11 @@ def test_frames_are_upright(matrix: tuple[int, int, int, int], size: tuple[int, 
 
 def test_frames_are_scaled_and_have_thumbnails() -> None:
     video = videos.drawn(2, size=(640, 320))
-    _, frames, _, _ = run(io.BytesIO(video), Sampling(longest_side=320))
+    _, frames, _, _ = run(io.BytesIO(video), FrameSampling(longest_side=320))
     assert (frames[0].width, frames[0].height) == (320, 160)
     with Image.open(io.BytesIO(frames[0].thumbnail)) as image:
         assert max(image.size) == 240
-    _, raw, _, _ = run(io.BytesIO(video), Sampling(longest_side=320, raw=True))
+    _, raw, _, _ = run(io.BytesIO(video), FrameSampling(longest_side=320, raw=True))
     assert len(raw[0].picture) == 320 * 160 * 3
 
 
@@ -288,17 +299,17 @@ def test_no_frames_at_all() -> None:
 def test_limits() -> None:
     video = videos.drawn(6)
     with pytest.raises(MediaError, match="64 × 48 = 3072 pixels; the limit is 3000 pixels") as refused:
-        run(io.BytesIO(video), bounds=Bounds(pixels=3000))
+        run(io.BytesIO(video), limits=DecodeLimits(pixels=3000))
     assert refused.value.status == 413
     with pytest.raises(MediaError, match="the video lasts 6.0 s; the limit is 5 s"):
-        run(io.BytesIO(video), bounds=Bounds(length=5))
+        run(io.BytesIO(video), limits=DecodeLimits(length=5))
     with pytest.raises(MediaError, match="memory"):
-        run(io.BytesIO(videos.drawn(1, size=(2048, 1536), rate=2)), bounds=Bounds(memory=40 * 2**20))
+        run(io.BytesIO(videos.drawn(1, size=(2048, 1536), rate=2)), limits=DecodeLimits(memory=40 * 2**20))
 
 
 def test_no_time_at_all() -> None:
     with pytest.raises(MediaError, match="decoding took longer than 0 s"):
-        run(io.BytesIO(videos.drawn()), bounds=Bounds(seconds=0))
+        run(io.BytesIO(videos.drawn()), limits=DecodeLimits(seconds=0))
 
 
 def test_a_source_that_fails_is_not_the_video_s_fault() -> None:
@@ -311,7 +322,7 @@ def test_a_frame_process_that_dies_leaves_what_was_seen() -> None:
 
     Its frames are larger than the socket holds, so that it is not done before anybody takes them."""
     video = videos.drawn(30, size=(320, 240), rate=2)
-    found = sample(io.BytesIO(video), Sampling(longest_side=320, raw=True), Bounds())
+    found = sample_frames(io.BytesIO(video), FrameSampling(longest_side=320, raw=True), DecodeLimits())
     assert isinstance(next(found), Plan) and isinstance(next(found), Frame)
     (child,) = frame_processes()
     os.kill(child, 9)
@@ -324,8 +335,8 @@ def test_a_frame_process_that_dies_leaves_what_was_seen() -> None:
 
 def test_nobody_wants_them_any_more() -> None:
     with pytest.raises(Stopped):
-        list(sample(io.BytesIO(videos.drawn(30)), Sampling(), Bounds(), cancelled=lambda: True))
-    found = sample(io.BytesIO(videos.drawn(30)), Sampling(), Bounds())
+        list(sample_frames(io.BytesIO(videos.drawn(30)), FrameSampling(), DecodeLimits(), cancelled=lambda: True))
+    found = sample_frames(io.BytesIO(videos.drawn(30)), FrameSampling(), DecodeLimits())
     next(found)
     found.close()
     assert not frame_processes()
