@@ -72,4 +72,8 @@ if __name__ == "__main__":
     chosen = settings.load_worker_settings()
     logs.to_stdout("info")
     loop._ENDING = float(os.environ.get("STAND_IN_ENDING", "60"))
-    sys.exit(start_worker(chosen, StandIn()))
+    try:
+        sys.exit(start_worker(chosen, StandIn()))
+    except ValueError as error:  # as the command line does
+        print(error, file=sys.stderr)
+        sys.exit(2)

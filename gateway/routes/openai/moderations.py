@@ -141,7 +141,7 @@ def video() -> Response:
         stack.enter_context(_turn())
         run = _Run(stack, spec, fields, source, name, policy)
         if not fields.stream:
-            return reply(schemas.VideoModeration, **run.answer(run.moderate(lambda _: None)))
+            return reply(schemas.VideoModeration, **run.answer(run.moderate_video(lambda _: None)))
         live = stack.enter_context(_Live(run))
         live.prime()
         kept = stack.pop_all()
@@ -310,7 +310,7 @@ class _Live:
 
     def _work(self) -> None:
         try:
-            self._said.put(self._run.moderate(self._said.put, self._stop.is_set))
+            self._said.put(self._run.moderate_video(self._said.put, self._stop.is_set))
         except BaseException as error:
             self._said.put(error)
 
