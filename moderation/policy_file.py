@@ -1,7 +1,7 @@
-"""Policies from YAML, and what is wrong with one, by line and field.
+"""Reads policies from YAML and reports errors by line and field.
 
-Two things that YAML does with a word are left out here, because they bite in policies: ``yes`` and ``no`` are texts,
-as is everything that looks like a date. Knows nothing of what a policy is for.
+Unlike in plain YAML, ``yes``, ``no`` and dates are texts here, because answers use these words. Must not know what a
+policy is for.
 """
 
 import re
@@ -34,7 +34,7 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong. ``line`` counts from 1; None where the policy is no file."""
+    """One error. ``line`` counts from 1; None if the policy is no file."""
 
     field: str
     what: str
@@ -46,7 +46,7 @@ class Problem:
 
 
 class PolicyError(ValueError):
-    """A policy cannot be used. The message names the file, lines and fields; ``problems`` has them one by one."""
+    """The policy cannot be used. The message names file, lines and fields; ``problems`` lists them."""
 
     def __init__(self, source: str, problems: list[Problem]) -> None:
         more = len(problems) - _SHOWN
@@ -56,7 +56,7 @@ class PolicyError(ValueError):
 
 
 def load_policy(path: Path) -> Policy:
-    """Return the policy in a YAML file. :raises PolicyError: if there is none, or it cannot be used."""
+    """Return the policy in a YAML file. :raises PolicyError: if it is missing or invalid."""
     try:
         with path.open("rb") as file:
             raw = file.read(_MOST_BYTES + 1)
@@ -70,24 +70,24 @@ def load_policy(path: Path) -> Policy:
 
 
 def find_policy(said: str, folder: Path, only_names: bool = False) -> Policy:
-    """Return the policy in a file, or the one of this name in the folder. :raises PolicyError: if there is none."""
+    """Return the policy of a file, or of this name in the folder. :raises PolicyError: if it is missing or invalid."""
     if not only_names and (Path(said).is_file() or not _NAME.fullmatch(said)):
         return load_policy(Path(said))
     found = folder / f"{said}.yaml"
     if not _NAME.fullmatch(said) or not found.is_file():
         what = "there is no such policy" if only_names else "there is no such file, nor such a policy"
-        raise PolicyError(said, [Problem("", f"{what}; {names(folder)}")])
+        raise PolicyError(said, [Problem("", f"{what}; {list_policies(folder)}")])
     return load_policy(found)
 
 
-def names(folder: Path) -> str:
-    """Return which policies there are, for a message."""
+def list_policies(folder: Path) -> str:
+    """Return the names of the policies in a folder, for a message."""
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     return f"there are {', '.join(known)}" if known else f"there are none in {folder}"
 
 
 def parse_policy(text: str, source: str = "policy") -> Policy:
-    """Return the policy that a YAML text says. :raises PolicyError: if it cannot be used."""
+    """Return the policy of a YAML text. :raises PolicyError: if it is invalid."""
     lines: dict[Place, int] = {}
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -103,7 +103,7 @@ def parse_policy(text: str, source: str = "policy") -> Policy:
 
 
 def check_policy(data: Any, source: str = "policy", lines: Mapping[Place, int] | None = None) -> Policy:
-    """Return the policy that these data say, such as a JSON object. :raises PolicyError: if they say none."""
+    """Return the policy of parsed data, such as a JSON object. :raises PolicyError: if it is invalid."""
     if not isinstance(data, dict):
         raise PolicyError(source, [Problem("", "must be a mapping with name, version and categories")])
     try:
@@ -111,7 +111,7 @@ def check_policy(data: Any, source: str = "policy", lines: Mapping[Place, int] |
     except ValidationError as error:
         found = error.errors(include_url=False)
         places = {tuple(one["loc"][:size]) for one in found for size in range(len(one["loc"]))}
-        # A list whose items are wrong is called too short as well.
+        # pydantic also reports a list with invalid items as too short.
         told = [one for one in found if not (one["type"] == "too_short" and tuple(one["loc"]) in places)]
         raise PolicyError(source, [_problem(one, lines or {}) for one in told]) from None
 
@@ -140,16 +140,16 @@ class _Wrong(Exception):
 
 
 class _Reader:
-    """Makes values of YAML's nodes and notes the line of each."""
+    """Makes values from YAML nodes and records their lines."""
 
     def __init__(self, lines: dict[Place, int]) -> None:
         self._lines = lines
         self._left = _MOST_NODES
 
     def value(self, node: yaml.Node, place: Place) -> Any:
-        """Return the node's value. :raises _Wrong: for what no policy has."""
+        """Return the node's value. :raises _Wrong: if no policy can have it."""
         self._left -= 1
-        if self._left < 0:  # anchors within anchors make few lines mean a great many
+        if self._left < 0:  # nested anchors expand a few lines to very many values
             raise _Wrong(place, f"has more than {_MOST_NODES} values", node)
         self._lines.setdefault(place, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):

@@ -1,6 +1,6 @@
-"""A result as a page for people: one HTML file that needs nothing else, no script, no network.
+"""Renders a result as one self-contained HTML page, without scripts or network.
 
-Everything in it that a video, a model or a policy said is escaped. Knows nothing of how the result was found.
+All text from a video, a model or a policy is escaped. Must not know how the result was made.
 """
 
 import base64
@@ -17,7 +17,7 @@ _WORDS = {"allow": "Allow", "review": "Review", "block": "Block"}
 
 
 def render_report(result: Result, thumbnails: Mapping[int, bytes]) -> str:
-    """Return the page. ``thumbnails`` are JPEGs by the index of their frame."""
+    """Return the page. ``thumbnails`` are JPEGs by frame index."""
     length = max([result.video.duration, *(one.end for one in result.not_seen), 1e-3])
 
     def place(seconds: float) -> float:
@@ -44,7 +44,7 @@ def render_report(result: Result, thumbnails: Mapping[int, bytes]) -> str:
 
 
 def _answers(frame: FrameFinding) -> list[tuple[str, str, bool]]:
-    """Return each question with its answer once, and whether that violates any category."""
+    """Return each question and answer once, and whether it violates any category."""
     found: dict[tuple[str, str], bool] = {}
     for said in frame.answers:
         found[said.question, said.answer] = found.get((said.question, said.answer), False) or said.violates
@@ -52,7 +52,7 @@ def _answers(frame: FrameFinding) -> list[tuple[str, str, bool]]:
 
 
 def format_time(seconds: float) -> str:
-    """Return a time as people write it: ``0:03.5``, ``1:02:03.0``."""
+    """Return a time such as ``0:03.5`` or ``1:02:03.0``."""
     tenths = round(seconds * 10)
     minutes, tenths = divmod(tenths, 600)
     hours, minutes = divmod(minutes, 60)

@@ -1,8 +1,7 @@
-"""Every setting of the queue's worker, its default and its meaning: the one place they are written down.
+"""The worker's settings with their defaults and meanings.
 
-Read once at start, in the worker's process, from the environment alone, as containers are given it. The names without
-``WORKER_`` are those that the queue's producers and the model server's operators know already. Must not know what
-reads it. ``docs/worker.md`` has the table, made by ``python -m worker.settings``.
+Read once at start, in the worker's process, from the environment only. Names without ``WORKER_`` are those that other
+programs use too. Must not know its readers. ``python -m worker.settings`` writes the table in ``docs/worker.md``.
 """
 
 import difflib
@@ -170,7 +169,7 @@ class WorkerSettings(BaseSettings):
 def load_worker_settings() -> WorkerSettings:
     """Return the settings from the environment.
 
-    :raises SettingsError: naming the variable and what is wrong with it; a ``WORKER_…`` that is none is wrong too.
+    :raises SettingsError: naming the variable and the error; an unknown ``WORKER_…`` is an error too.
     """
     known = {variable_name(name, field): name for name, field in WorkerSettings.model_fields.items()}
     for name in os.environ:
@@ -196,7 +195,7 @@ def variable_name(name: str, field: FieldInfo | None) -> str:
 
 
 def settings_table() -> str:
-    """Return the table of settings, as the page has it between its two marks."""
+    """Return the table of settings for the page."""
     rows = [
         f"| `{variable_name(name, field)}` | {_default(field)} | {_meaning(field)} |"
         for name, field in WorkerSettings.model_fields.items()
@@ -205,7 +204,7 @@ def settings_table() -> str:
 
 
 def page_with_table(page: str) -> str:
-    """Return the page with the table as it should be. :raises ValueError: if it lacks the marks."""
+    """Return the page with the current table. :raises ValueError: if it lacks the marks."""
     before, _, rest = page.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not end:

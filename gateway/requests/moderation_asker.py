@@ -1,6 +1,6 @@
-"""The gateway's own models as those that moderation asks: a ticket for each question, as any request has one.
+"""Lets moderation ask the gateway's own models: each question is a ticket like any other request's.
 
-Gateway process, in the threads that ask. Knows tickets and scratch folders; neither HTTP nor policies.
+Gateway process, in the threads that ask. Must not know HTTP or policies.
 """
 
 import json

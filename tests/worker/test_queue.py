@@ -421,12 +421,12 @@ def test_a_job_given_back_is_to_be_had_and_what_does_not_count_is_taken_back(tab
 def test_workers_agree_on_the_time_by_the_service_s(here: Place) -> None:
     """A machine that is an hour ahead takes nobody's lease once it has heard the service's time."""
     ahead = _Shifted(3600)
-    here.aws.dynamodb.meta.events.register("after-call.dynamodb", ahead.learn)
+    here.aws.dynamodb.meta.events.register("after-call.dynamodb", ahead.learn_time)
     try:
         here.aws.dynamodb.list_tables()
         assert abs(ahead.now() - time.time()) < 60
     finally:
-        here.aws.dynamodb.meta.events.unregister("after-call.dynamodb", ahead.learn)
+        here.aws.dynamodb.meta.events.unregister("after-call.dynamodb", ahead.learn_time)
     ahead.learn_time({"ResponseMetadata": {"HTTPHeaders": {"date": "yesterday"}}})
     ahead.learn_time({})
     assert abs(ahead.now() - time.time()) < 60

@@ -1,7 +1,7 @@
-"""Makes the queue, its dead-letter queue, the bucket and the table: ``python -m worker.aws.create``.
+"""Creates the queue, its dead-letter queue, the bucket and the table: ``python -m worker.aws.create``.
 
-A program of its own, for a local stand-in of AWS and for tests. What is there already is left as it is. It does
-nothing without ``AWS_ENDPOINT_URL``: in AWS itself such things belong to whoever describes your infrastructure.
+A program for a local stand-in of AWS and for tests. Existing resources stay as they are. It does nothing without
+``AWS_ENDPOINT_URL``: in AWS itself, create resources with your infrastructure's own tools.
 """
 
 import json
@@ -18,16 +18,16 @@ _FOURTEEN_DAYS = 14 * 86400
 
 
 def create_resources(settings: WorkerSettings, clients: Clients) -> None:
-    """Make what is missing. Raises what botocore raises."""
+    """Create what is missing. Raises botocore's errors."""
     sqs, s3, dynamodb = clients.sqs, clients.s3, clients.dynamodb
-    name = settings.queue_name.rpartition("/")[2]  # of an address
+    name = settings.queue_name.rpartition("/")[2]  # of a URL
     dead = (settings.dead_letter_queue or _dead(name)).rpartition("/")[2]
     _queue(sqs, dead, {"MessageRetentionPeriod": str(_FOURTEEN_DAYS)})
     arn = sqs.get_queue_attributes(QueueUrl=sqs.get_queue_url(QueueName=dead)["QueueUrl"], AttributeNames=["QueueArn"])[
         "Attributes"
     ]["QueueArn"]
-    # The worker buries messages itself, with the reason, and does not count every receipt. This is for those that no
-    # worker can even deal with; SQS takes 1000 at most.
+    # The worker dead-letters messages itself, with the reason, and does not count every receipt. This count catches
+    # messages that no worker can handle; SQS takes 1000 at most.
     redrive = {"deadLetterTargetArn": arn, "maxReceiveCount": str(min(5 * settings.max_receives, 1_000))}
     _queue(sqs, name, {"RedrivePolicy": json.dumps(redrive), "VisibilityTimeout": str(int(settings.visibility))})
     if settings.result_bucket not in {one["Name"] for one in s3.list_buckets()["Buckets"]}:
@@ -60,7 +60,7 @@ def _queue(sqs: Any, name: str, attributes: dict[str, str]) -> None:
 
 
 def main() -> int:
-    """Make everything, waiting a minute for the stand-in to come up. Return the exit status."""
+    """Create everything; wait up to a minute for the stand-in. Return the exit status."""
     try:
         settings = load_worker_settings()
     except SettingsError as error:

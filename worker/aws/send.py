@@ -1,7 +1,7 @@
-"""Sends a job: ``python -m worker.aws.send JOB_ID VIDEO``. A program of its own, for trying a worker and for scripts.
+"""Sends a job: ``python -m worker.aws.send JOB_ID VIDEO``. A program for trying a worker and for scripts.
 
-``VIDEO`` is an ``s3://`` address, or a file, which is put beside the results first. With ``--wait`` it follows the
-job's item until it has an end.
+``VIDEO`` is an ``s3://`` address or a file; a file is uploaded beside the results first. ``--wait`` follows the job to
+its end.
 """
 
 import argparse
