@@ -25,14 +25,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from commands import credentials
 from commands.batch_files import Files
-from commands.batch_lines import Call, Line, LineError, describe, names_no_model, parse, read_lines
+from commands.batch_lines import Call, Line, LineError, describe_line, names_no_model, parse_line, read_lines
 from commands.batch_results import Results
 from commands.own_server import running_or_own
 from commands.verb import Verb, pass_settings
+from utils.error_responses import REQUEST_FAILED, error_code, retry_after
 from utils.settings import Settings
 
 _RETRIED = (429, 503)
-_FAILED_AT_IT = ("runner_failed", "out_of_memory")  # codes of errors that are this request's, not a busy server's
 _PRIORITY = {"X-Priority": "batch"}  # a line's own field 'priority' beats it
 _LONGEST_WAIT = 600.0
 _HELD = 16
@@ -111,7 +111,7 @@ def answer_batch(settings: Settings, options: Options) -> int:
         with contextlib.ExitStack() as stack:
             results = Results(options.output, fresh=options.fresh, retry_failed=options.retry_failed)
             stack.callback(results.close)
-            results.take_up(read_lines(options.input, options.model))
+            results.resume_from(read_lines(options.input, options.model))
             if results.done == total:
                 return _summary(console, options, results, total)
             tell = partial(console.print, markup=False)
@@ -260,7 +260,7 @@ class _Batch:
                     await self._room.wait()
             result = {"line": line.number, "input": line.digest} | await self._result(line)
             async with self._room:
-                if self._results.add(position, result):
+                if self._results.add_result(position, result):
                     self._show()
                     self._room.notify_all()
 
@@ -275,10 +275,10 @@ class _Batch:
     async def _result(self, line: Line) -> dict[str, Any]:
         try:
             files = Files(self._folders, self._most)
-            call = await asyncio.to_thread(parse, line, self._options.model, files, self._options.timeout)
+            call = await asyncio.to_thread(parse_line, line, self._options.model, files, self._options.timeout)
         except LineError as error:
             self._tell(line, "Bad line", str(error))
-            name, openai = describe(line)
+            name, openai = describe_line(line)
             return name | _refused(openai, None, "Bad line", str(error))
         name = {} if call.custom_id is None else {"custom_id": call.custom_id}
         answer: httpx.Response | None = None
@@ -325,7 +325,7 @@ class _Batch:
                     raise
                 after = None
             else:
-                after = _retry_after(answer)
+                after = retry_after(answer)
                 if answer.status_code not in _RETRIED:
                     return answer
                 if answer.status_code == 429 and answer.headers.get("x-should-retry") == "false":  # a quota's end
@@ -333,7 +333,7 @@ class _Batch:
                 # A line that its model's process cannot bear gets a 503 each time, while others are answered, or
                 # one that says so.
                 own = answer.status_code == 503 and (
-                    _code(answer) in _FAILED_AT_IT or (after is not None and self._answers[call.model] > answered)
+                    error_code(answer) in REQUEST_FAILED or (after is not None and self._answers[call.model] > answered)
                 )
                 if last and not own:
                     raise Stopped(
@@ -367,16 +367,6 @@ def _refused(openai: bool, answer: httpx.Response | None, kind: str, details: st
     return {"response": response, "error": {"code": kind, "message": details}}
 
 
-def _code(answer: httpx.Response) -> str | None:
-    """Return the code of either route's error."""
-    try:
-        data = answer.json()
-        code = (data["error"] if isinstance(data["error"], dict) else data).get("code")
-        return code if isinstance(code, str) else None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
 def _reason(answer: httpx.Response) -> tuple[str, str]:
     """Return what kind of refusal this is and what exactly it says, from either route's error."""
     try:
@@ -387,10 +377,3 @@ def _reason(answer: httpx.Response) -> tuple[str, str]:
         return str(error), str(data["details"])
     except (ValueError, KeyError, TypeError):
         return f"HTTP {answer.status_code}", answer.text[:200]
-
-
-def _retry_after(answer: httpx.Response) -> float | None:
-    try:
-        return max(0.0, float(answer.headers["Retry-After"]))
-    except (KeyError, ValueError):
-        return None

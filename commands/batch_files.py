@@ -24,7 +24,7 @@ class Files:
         self._roots = [root.resolve() for root in roots]
         self._limit = self._left = limit
 
-    def names_one(self, value: str) -> bool:
+    def names_file(self, value: str) -> bool:
         """Whether a value names a file: ``file:…``, or a relative name, with a dot in it, of a file that is there.
 
         Base64 never has a dot, so that it is not looked for on the disk.
@@ -38,17 +38,17 @@ class Files:
         except FileError:
             return False
 
-    def path(self, value: str) -> Path:
+    def find_file(self, value: str) -> Path:
         """Return the file a value names, links followed. :raises FileError: if there is none, or it may not be read."""
         name = value.removeprefix("file:")
         return self._find(name.removeprefix("//") if name.startswith("///") else name)
 
-    def read(self, value: str) -> bytes:
+    def read_file(self, value: str) -> bytes:
         """Return what the file a value names holds.
 
         :raises FileError: if it may not or cannot be read, or is larger than what is left of the limit.
         """
-        path = self.path(value)
+        path = self.find_file(value)
         try:
             # Neither waits for a pipe's other end nor follows a link that was put there meanwhile.
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)

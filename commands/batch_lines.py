@@ -54,7 +54,7 @@ def read_lines(path: Path, model: str | None) -> Iterator[Line]:
                 yield Line(number, text, digest)
 
 
-def parse(line: Line, model: str | None, files: Files, timeout: str | None = None) -> Call:
+def parse_line(line: Line, model: str | None, files: Files, timeout: str | None = None) -> Call:
     """Return the request a line stands for, its files read.
 
     :raises LineError: if the line is no request, or a file it names may not or cannot be read.
@@ -97,7 +97,7 @@ def names_no_model(line: Line) -> bool:
     return isinstance(data, str) or (isinstance(data, dict) and not {"model", "url", "body"} & set(data))
 
 
-def describe(line: Line) -> tuple[dict[str, str], bool]:
+def describe_line(line: Line) -> tuple[dict[str, str], bool]:
     """Return the ``custom_id`` of a line that cannot be sent, if it has one, and whether it has OpenAI's form."""
     try:
         data = _decode(line)
@@ -152,19 +152,19 @@ def _with_files(value: Any, files: Files) -> Any:
     changed = {key: _with_files(item, files) for key, item in value.items()}
     for part in _URL_PARTS:
         holder = changed.get(part)
-        if isinstance(holder, dict) and isinstance(url := holder.get("url"), str) and files.names_one(url):
-            kind = mimetypes.guess_type(files.path(url).name)[0] or "application/octet-stream"
+        if isinstance(holder, dict) and isinstance(url := holder.get("url"), str) and files.names_file(url):
+            kind = mimetypes.guess_type(files.find_file(url).name)[0] or "application/octet-stream"
             holder["url"] = f"data:{kind};base64,{_base64(url, files)}"
     sound = changed.get("input_audio")
-    if isinstance(sound, dict) and isinstance(named := sound.get("data"), str) and files.names_one(named):
+    if isinstance(sound, dict) and isinstance(named := sound.get("data"), str) and files.names_file(named):
         sound["data"] = _base64(named, files)
-        sound.setdefault("format", files.path(named).suffix.removeprefix(".").lower())
+        sound.setdefault("format", files.find_file(named).suffix.removeprefix(".").lower())
     return changed
 
 
 def _medium(value: Any, files: Files) -> Any:
-    return _base64(value, files) if isinstance(value, str) and files.names_one(value) else value
+    return _base64(value, files) if isinstance(value, str) and files.names_file(value) else value
 
 
 def _base64(value: str, files: Files) -> str:
-    return base64.b64encode(files.read(value)).decode()
+    return base64.b64encode(files.read_file(value)).decode()

@@ -62,7 +62,7 @@ class Results:
             raise ResultsError(f"another run is writing {path}")  # and has just replaced it
         self._file.truncate(0 if fresh else _whole(path))
 
-    def take_up(self, lines: Iterator[Line]) -> None:
+    def resume_from(self, lines: Iterator[Line]) -> None:
         """Hold what is there against the first lines of the input, and count it.
 
         :raises ResultsError: if it does not belong to them.
@@ -94,12 +94,7 @@ class Results:
         """How many lines have a result that stays."""
         return self.written - len(self.again)
 
-    @property
-    def held(self) -> int:
-        """How many results wait for one before them."""
-        return len(self._held)
-
-    def add(self, position: int, result: dict[str, Any]) -> int:
+    def add_result(self, position: int, result: dict[str, Any]) -> int:
         """Take the result of the input's line at ``position``, counted from 0 without blank lines, and write all that
         are due. Return how many lines are done by that.
 

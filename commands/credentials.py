@@ -5,12 +5,12 @@ import os
 VARIABLE = "SWITCHYARD_API_KEY"
 
 
-def key() -> str | None:
+def api_key() -> str | None:
     """Return the key, if there is one."""
     return os.environ.get(VARIABLE, "").strip() or None
 
 
 def headers() -> dict[str, str]:
     """Return the headers that carry the key, if there is one."""
-    found = key()
+    found = api_key()
     return {"Authorization": f"Bearer {found}"} if found else {}

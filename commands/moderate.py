@@ -170,7 +170,7 @@ def _moderate(
         url = options.url or os.environ.get("VLLM_URL", "").strip()
         if not url:
             url = stack.enter_context(running_or_own(settings, partial(console.print, markup=False)))
-        client = stack.enter_context(Client(url, options.model, credentials.key(), patience=options.patience))
+        client = stack.enter_context(Client(url, options.model, credentials.api_key(), patience=options.patience))
         client.find_model()
         console.print(
             f"{name}: policy {policy.name} {policy.version}, model {client.model} at {client.server}", markup=False

@@ -7,7 +7,6 @@ can stop. While the server is busy, requests are repeated for a bounded time. Mu
 import asyncio
 import base64
 import concurrent.futures
-import email.utils
 import random
 import threading
 import time
@@ -28,11 +27,10 @@ from moderation.asking import (
     Reply,
 )
 from moderation.frame_source import Frame
+from utils.error_responses import REQUEST_FAILED, error_code, retry_after
 
 _BUSY = (408, 425, 429, 502, 503)
 _FAILED = (500, 504)
-_FAILED_AT_IT = ("runner_failed", "out_of_memory")
-"""Switchyard's error codes of a 503 that this request caused; the server is not busy."""
 _NOT_SET_UP = (401, 403, 404)
 _MOST_FAILURES = 3  # per request; waits for a busy server do not count
 _OF_THE_FRAME = (413, 415, 422)
@@ -225,12 +223,12 @@ class Client:
                 if answer.status_code in _OF_THE_FRAME:
                     raise FrameRefused(problem)
                 ended = answer.headers.get("x-should-retry") == "false" and answer.status_code == 429  # quota
-                after = _retry_after(answer)
+                after = retry_after(answer)
                 if ended:
                     raise ModelBusy(problem, after)
                 if answer.status_code in _NOT_SET_UP:
                     raise NotSetUp(problem)
-                failed = answer.status_code in _FAILED or _code(answer) in _FAILED_AT_IT
+                failed = answer.status_code in _FAILED or error_code(answer) in REQUEST_FAILED
                 if not failed and answer.status_code not in _BUSY:
                     raise ModelRefused(problem)
             failures += failed
@@ -286,25 +284,3 @@ def _reason(answer: httpx.Response) -> str:
         return str(error["message"] if isinstance(error, dict) else data.get("details") or error)[:500]
     except (ValueError, KeyError, TypeError, AttributeError):
         return answer.text[:200] or "nothing more"
-
-
-def _code(answer: httpx.Response) -> str | None:
-    """Return the code in OpenAI's envelope."""
-    try:
-        code = answer.json()["error"]["code"]
-        return code if isinstance(code, str) else None
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _retry_after(answer: httpx.Response) -> float | None:
-    """Return the seconds that ``Retry-After`` names, as a number or a date."""
-    said = answer.headers.get("Retry-After", "")
-    try:
-        return max(0.0, float(said))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None

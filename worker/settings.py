@@ -7,13 +7,14 @@ programs use too. Must not know its readers. ``python -m worker.settings`` write
 import difflib
 import os
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_origin
+from typing import Literal, Self
 
 from pydantic import AliasChoices, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from utils.settings import ROOT, SettingsError
+from utils.settings_reference import meaning, quoted_default
 from utils.units import Bytes, Seconds
 
 PREFIX = "WORKER_"
@@ -197,7 +198,7 @@ def variable_name(name: str, field: FieldInfo | None) -> str:
 def settings_table() -> str:
     """Return the table of settings for the page."""
     rows = [
-        f"| `{variable_name(name, field)}` | {_default(field)} | {_meaning(field)} |"
+        f"| `{variable_name(name, field)}` | {quoted_default(field)} | {meaning(field)} |"
         for name, field in WorkerSettings.model_fields.items()
     ]
     return "| variable | default | meaning |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n"
@@ -210,20 +211,6 @@ def page_with_table(page: str) -> str:
     if not end:
         raise ValueError(f"{PAGE} has no place for the settings: {_BEGIN.strip()} … {_END.strip()}")
     return f"{before}{_BEGIN}{settings_table()}{_END}{after}"
-
-
-def _default(field: FieldInfo) -> str:
-    value: Any = field.default
-    if value is None:
-        return ""
-    if isinstance(value, int) and value >= 2**20 and value % 2**20 == 0:
-        return f"`{value // 2**30}GiB`" if value % 2**30 == 0 else f"`{value // 2**20}MiB`"
-    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
-
-
-def _meaning(field: FieldInfo) -> str:
-    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-    return str(field.description) + (f" One of {', '.join(map(str, choices))}." if choices else "")
 
 
 if __name__ == "__main__":

@@ -70,12 +70,12 @@ def examine(config: Path | None, flags: dict[str, Any]) -> Iterator[Finding]:
         return
     findings, settings, catalog = find_configuration(config, flags)
     yield from findings
-    yield from accelerator.find(settings)
+    yield from accelerator.find_accelerator(settings)
     if settings is None:
         yield warning("rest", "folders, models, memory and port were not looked at", "mend the settings first")
         return
-    yield from storage.find(settings, catalog)
-    yield from network.find(settings)
+    yield from storage.find_storage(settings, catalog)
+    yield from network.find_network(settings)
 
 
 def _show(finding: Finding) -> None:

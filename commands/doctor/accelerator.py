@@ -48,7 +48,7 @@ class Driver:
     gpus: tuple[Gpu, ...]
 
 
-def find(settings: Settings | None, limit: float = LIMIT) -> Iterator[Finding]:
+def find_accelerator(settings: Settings | None, limit: float = LIMIT) -> Iterator[Finding]:
     """Look at the driver, then at the three libraries at once."""
     driver, trouble = read_driver()
     wants_cpu = settings is not None and settings.device == "cpu"

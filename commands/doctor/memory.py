@@ -25,7 +25,7 @@ class Slots:
         self._placement = Placement(settings, catalog)
         self.budgets = {name: place.budget for name, place in self._placement.places.items()}
 
-    def takes(self, spec: ModelSpec) -> tuple[str, int]:
+    def predict_use(self, spec: ModelSpec) -> tuple[str, int]:
         """Return the slot a model is likely to go to and the bytes it takes there; 0 where that is not known.
 
         :raises HeaderError: for damaged weights.

@@ -16,7 +16,7 @@ _SECONDS = 3.0
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
-def find(settings: Settings) -> list[Finding]:
+def find_network(settings: Settings) -> list[Finding]:
     """Look at the port, then at who may use it."""
     return [find_port(settings), find_keys(settings)]
 

@@ -33,7 +33,7 @@ _SAMPLES: tuple[tuple[Kind, str], ...] = (
 )
 
 
-def find(settings: Settings, catalog: Catalog | None) -> Iterator[Finding]:
+def find_storage(settings: Settings, catalog: Catalog | None) -> Iterator[Finding]:
     """Look at folders, memory and models. Without a catalog the latter two are left out."""
     for name in ("models_dir", "logs_dir", "tmp_dir", "data_dir"):
         if folder := getattr(settings, name, None):
@@ -107,7 +107,7 @@ def _find_model(settings: Settings, spec: ModelSpec, slots: Slots | None) -> Fin
     if slots is None:
         return ok(spec.name, says)
     try:
-        slot, needed = slots.takes(spec)
+        slot, needed = slots.predict_use(spec)
     except HeaderError as error:
         return failed(spec.name, str(error), "remove the folder and fetch the weights again")
     if needed > (budget := slots.budgets[slot]):

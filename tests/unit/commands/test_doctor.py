@@ -146,5 +146,5 @@ def test_memory_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_model_that_does_not_fit(tmp_path: Path) -> None:
     settings = Settings(slot_budget="1MB", device="cpu", profile="pocket", models_dir=tmp_path / "models")
-    found = {finding.name: finding for finding in storage.find(settings, load_catalog(settings))}
+    found = {finding.name: finding for finding in storage.find_storage(settings, load_catalog(settings))}
     holds(found["reasoner"], "warning", "1.0 MB", "cpu")
