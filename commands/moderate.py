@@ -1,7 +1,7 @@
-"""``python main.py moderate <video>``: judges one video by a policy: result.json, report.html, a verdict.
+"""``python main.py moderate <video>``: checks one video against a policy; writes result.json and report.html.
 
-Command line's process, an ordinary client of ``/v1/chat/completions`` of this or any other server. Owns files, screen
-and exit status; :mod:`moderation` owns the rest.
+The command line's process, a client of ``/v1/chat/completions`` of any server. Owns files, screen and exit status;
+:mod:`moderation` does the rest.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from moderation.report import format_time, render_report
 from utils.settings import ROOT, Settings
 
 STATUS = {"allow": 0, "review": 3, "block": 4}
-_BETWEEN = 5.0  # seconds between lines where there is no terminal
+_BETWEEN = 5.0  # seconds between lines without a terminal
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def moderate_file(settings: Settings, options: Options) -> int:
 
     :raises ValueError: if the policy or an option cannot be used.
     :raises click.ClickException: if the video or the model failed.
-    :raises KeyboardInterrupt: on Ctrl-C and SIGTERM; nothing is written then.
+    :raises KeyboardInterrupt: on Ctrl-C and SIGTERM; nothing is written.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -140,7 +140,7 @@ def _sampling(options: Options) -> FrameSampling:
 
 
 def _video(stack: contextlib.ExitStack, said: str) -> tuple[Source, str]:
-    """Return the video and its name. :raises ValueError: if there is none."""
+    """Return the video and its name. :raises ValueError: if it is missing."""
     if said == "-":
         return sys.stdin.buffer, "standard input"
     path = Path(said)
@@ -150,7 +150,7 @@ def _video(stack: contextlib.ExitStack, said: str) -> tuple[Source, str]:
 
 
 def _check_writable(folder: Path) -> None:
-    """Fail before the work begins. :raises ValueError: if results cannot go there."""
+    """Check the output folder before the work. :raises ValueError: if it is not writable."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"cannot write to {folder}: {'no right to' if there.is_dir() else f'{there} is no folder'}")
@@ -190,7 +190,7 @@ def _moderate(
 
 @contextlib.contextmanager
 def _show_progress(console: Console, name: str) -> Iterator["_ProgressView"]:
-    """Yield what shows progress: a bar in a terminal, elsewhere a line every 5 seconds."""
+    """Yield the progress view: a bar on a terminal, elsewhere a line every 5 seconds."""
     bar = Bar(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
