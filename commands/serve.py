@@ -45,7 +45,7 @@ def check_configuration(settings: Settings, catalog: Catalog) -> None:
         the settings say, or a setting names an unknown model, a missing device or a missing slot.
     :raises CatalogError: if none of a model's slots exists.
     """
-    logs.check(settings.logs_dir)
+    logs.check_log_file(settings.logs_dir)
     keys.read(keys.path(settings.data_dir))
     usage.prepare(usage.path(settings.data_dir))
     limits.check_storage(settings)

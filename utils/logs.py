@@ -200,7 +200,7 @@ def as_json() -> bool:
     return _background is not None and isinstance(_background.formatter, _JsonFormatter)
 
 
-def check(folder: Path) -> None:
+def check_log_file(folder: Path) -> None:
     """:raises SettingsError: if ``main.log`` in this folder cannot be written."""
     try:
         with (folder / "main.log").open("a"):
