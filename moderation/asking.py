@@ -155,12 +155,12 @@ class Questions:
         self._questions: list[Question] = []
         for category in policy.categories:
             numbers = []
-            for place, question in enumerate(category.questions, 1):
+            for position, question in enumerate(category.questions, 1):
                 said = question.ask, question.answers
                 if said not in found:
                     found[said] = len(found)
                     self._questions.append(question)
-                    self._keys.append(category.id if len(category.questions) == 1 else f"{category.id}_{place}")
+                    self._keys.append(category.id if len(category.questions) == 1 else f"{category.id}_{position}")
                 numbers.append(found[said])
             self.of_category[category.id] = tuple(numbers)
 
@@ -229,8 +229,8 @@ class Questions:
             question = self._questions[request.numbers[0]].ask
             return (*before, Message("user", (request.frames[0], question)))
         parts: list[str | Frame] = []
-        for place, frame in enumerate(request.frames, 1):
-            parts += [frame] if len(request.frames) == 1 else [f"Frame {place}:", frame]
+        for position, frame in enumerate(request.frames, 1):
+            parts += [frame] if len(request.frames) == 1 else [f"Frame {position}:", frame]
         return (*before, Message("user", (*parts, shape.wording)))
 
 
@@ -250,7 +250,7 @@ class _Shape:
             one = self._object(said | one["properties"])
         if self._frames == 1:
             return one
-        return self._object({f"frame_{place + 1}": one for place in range(self._frames)})
+        return self._object({f"frame_{position + 1}": one for position in range(self._frames)})
 
     @staticmethod
     def _object(properties: dict[str, Any]) -> dict[str, Any]:
@@ -290,7 +290,7 @@ class _Shape:
         except (ValueError, RecursionError):
             raise ValueError("it is not JSON") from None
         if self._frames > 1:
-            names = [f"frame_{place + 1}" for place in range(self._frames)]
+            names = [f"frame_{position + 1}" for position in range(self._frames)]
             if not isinstance(data, dict) or sorted(data) != sorted(names):
                 raise ValueError(f"it must be an object with {', '.join(names)}")
             return [self._one(data[name], f"{name}.") for name in names]
@@ -308,8 +308,8 @@ class _Shape:
             made = self._model.model_validate(data)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            place = prefix + ".".join(map(str, first["loc"]))
-            raise ValueError(f"{place or 'it'}: {first['msg']}") from None
+            where = prefix + ".".join(map(str, first["loc"]))
+            raise ValueError(f"{where or 'it'}: {first['msg']}") from None
         said = made.model_dump(by_alias=True)
         return [said[key] for key, _ in self._questions], str(said.get(_DESCRIPTION, "")).strip()
 

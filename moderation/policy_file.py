@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from moderation.policy import Policy
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
-Place = tuple[str | int, ...]
+FieldPath = tuple[str | int, ...]
 _MOST_BYTES = 2**20
 _MOST_NODES = 20_000
 _SHOWN = 5
@@ -88,7 +88,7 @@ def list_policies(folder: Path) -> str:
 
 def parse_policy(text: str, source: str = "policy") -> Policy:
     """Return the policy of a YAML text. :raises PolicyError: if it is invalid."""
-    lines: dict[Place, int] = {}
+    lines: dict[FieldPath, int] = {}
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         data = _Reader(lines).value(root, ()) if root is not None else None
@@ -102,7 +102,7 @@ def parse_policy(text: str, source: str = "policy") -> Policy:
     return check_policy(data, source, lines)
 
 
-def check_policy(data: Any, source: str = "policy", lines: Mapping[Place, int] | None = None) -> Policy:
+def check_policy(data: Any, source: str = "policy", lines: Mapping[FieldPath, int] | None = None) -> Policy:
     """Return the policy of parsed data, such as a JSON object. :raises PolicyError: if it is invalid."""
     if not isinstance(data, dict):
         raise PolicyError(source, [Problem("", "must be a mapping with name, version and categories")])
@@ -110,14 +110,14 @@ def check_policy(data: Any, source: str = "policy", lines: Mapping[Place, int] |
         return Policy.model_validate(data)
     except ValidationError as error:
         found = error.errors(include_url=False)
-        places = {tuple(one["loc"][:size]) for one in found for size in range(len(one["loc"]))}
+        paths = {tuple(one["loc"][:size]) for one in found for size in range(len(one["loc"]))}
         # pydantic also reports a list with invalid items as too short.
-        told = [one for one in found if not (one["type"] == "too_short" and tuple(one["loc"]) in places)]
+        told = [one for one in found if not (one["type"] == "too_short" and tuple(one["loc"]) in paths)]
         raise PolicyError(source, [_problem(one, lines or {}) for one in told]) from None
 
 
-def _problem(found: Any, lines: Mapping[Place, int]) -> Problem:
-    place: Place = tuple(found["loc"])
+def _problem(found: Any, lines: Mapping[FieldPath, int]) -> Problem:
+    path: FieldPath = tuple(found["loc"])
     what = _WORDS.get(found["type"], found["msg"].removeprefix("Value error, "))
     if found["type"] == "literal_error":
         what = f"must be one of {found['ctx']['expected'].replace(' or ', ', ')}"
@@ -126,48 +126,48 @@ def _problem(found: Any, lines: Mapping[Place, int]) -> Problem:
         what = f"needs {least} or more" if least is not None else f"may have {most} at most"
     if found["type"] == "string_pattern_mismatch":
         what = "must be small letters, digits and underscores, beginning with a letter, 40 at most"
-    line = next((lines[place[:size]] for size in range(len(place), -1, -1) if place[:size] in lines), None)
-    return Problem(_spelled(place), what, line)
+    line = next((lines[path[:size]] for size in range(len(path), -1, -1) if path[:size] in lines), None)
+    return Problem(_spelled(path), what, line)
 
 
-def _spelled(place: Place) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+def _spelled(path: FieldPath) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
 
 
 class _Wrong(Exception):
-    def __init__(self, place: Place, what: str, node: yaml.Node) -> None:
-        self.problem = Problem(_spelled(place), what, node.start_mark.line + 1)
+    def __init__(self, path: FieldPath, what: str, node: yaml.Node) -> None:
+        self.problem = Problem(_spelled(path), what, node.start_mark.line + 1)
 
 
 class _Reader:
     """Makes values from YAML nodes and records their lines."""
 
-    def __init__(self, lines: dict[Place, int]) -> None:
+    def __init__(self, lines: dict[FieldPath, int]) -> None:
         self._lines = lines
         self._left = _MOST_NODES
 
-    def value(self, node: yaml.Node, place: Place) -> Any:
+    def value(self, node: yaml.Node, path: FieldPath) -> Any:
         """Return the node's value. :raises _Wrong: if no policy can have it."""
         self._left -= 1
         if self._left < 0:  # nested anchors expand a few lines to very many values
-            raise _Wrong(place, f"has more than {_MOST_NODES} values", node)
-        self._lines.setdefault(place, node.start_mark.line + 1)
+            raise _Wrong(path, f"has more than {_MOST_NODES} values", node)
+        self._lines.setdefault(path, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, place)
+            return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
-            return [self.value(item, (*place, number)) for number, item in enumerate(node.value)]
+            return [self.value(item, (*path, number)) for number, item in enumerate(node.value)]
         assert isinstance(node, yaml.ScalarNode)
         return _scalar(node)
 
-    def _mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, path: FieldPath) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key, item in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise _Wrong(place, "a field's name must be a text", key)
+                raise _Wrong(path, "a field's name must be a text", key)
             if key.value in result:
-                raise _Wrong((*place, key.value), "comes twice", key)
-            self._lines[(*place, key.value)] = key.start_mark.line + 1
-            result[key.value] = self.value(item, (*place, key.value))
+                raise _Wrong((*path, key.value), "comes twice", key)
+            self._lines[(*path, key.value)] = key.start_mark.line + 1
+            result[key.value] = self.value(item, (*path, key.value))
         return result
 
 

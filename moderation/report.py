@@ -20,7 +20,7 @@ def render_report(result: Result, thumbnails: Mapping[int, bytes]) -> str:
     """Return the page. ``thumbnails`` are JPEGs by frame index."""
     length = max([result.video.duration, *(one.end for one in result.not_seen), 1e-3])
 
-    def place(seconds: float) -> float:
+    def position(seconds: float) -> float:
         return round(1000 * min(seconds, length) / length, 2)
 
     decisions = {category.id: category.decision for category in result.categories}
@@ -31,8 +31,8 @@ def render_report(result: Result, thumbnails: Mapping[int, bytes]) -> str:
         clock=format_time,
         spoken=_spoken,
         stretches=_stretches,
-        place=place,
-        width=lambda start, end: max(2.0, round(place(end) - place(start), 2)),
+        position=position,
+        width=lambda start, end: max(2.0, round(position(end) - position(start), 2)),
         pictures={index: base64.b64encode(data).decode() for index, data in thumbnails.items()},
         titles={category.id: category.title for category in result.categories},
         decisions=decisions,

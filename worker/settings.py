@@ -209,7 +209,7 @@ def page_with_table(page: str) -> str:
     before, _, rest = page.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not end:
-        raise ValueError(f"{PAGE} has no place for the settings: {_BEGIN.strip()} … {_END.strip()}")
+        raise ValueError(f"{PAGE} lacks the marks of the settings: {_BEGIN.strip()} … {_END.strip()}")
     return f"{before}{_BEGIN}{settings_table()}{_END}{after}"
 
 

@@ -1,14 +1,14 @@
-"""A worker whose judge does what the bytes of the video say: the real loop and the real calls of AWS, no model.
+"""A worker whose moderator obeys the bytes of the video: the real loop, real calls of AWS, no model.
 
 Started as a program by the tests. A video is a JSON object: ``{"do": …}`` with
 
-- "judge": read it all and be done (the default)
+- "judge": read it all and finish (the default)
 - "wait": the same once the file ``go`` is there, or cancelled
-- "deaf": wait, and never heed a cancellation
+- "deaf": wait and ignore cancellation
 - "fail", "break", "reject", "busy", "unset": raise, ``times`` times
 
-What it begins and what it judges goes into the file ``ledger``, one line each, in ``STAND_IN_HOME``. A worker that
-ends lets its job threads have a minute for that, however slow the machine is, or ``STAND_IN_ENDING`` seconds.
+It writes a line to the file ``ledger`` in ``STAND_IN_HOME`` for each job that it begins and judges. Its job threads
+have a minute to end, for slow machines, or ``STAND_IN_ENDING`` seconds.
 """
 
 import json
@@ -30,7 +30,7 @@ HOME = Path(os.environ["STAND_IN_HOME"])
 
 
 def note(what: str, job_id: str) -> None:
-    """Write a line in one piece, so that several processes may."""
+    """Append a line atomically, because several processes write."""
     file = os.open(HOME / "ledger", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(file, f"{what} {job_id} {os.getpid()}\n".encode())
     os.close(file)
@@ -41,7 +41,7 @@ def noted(what: str, job_id: str) -> int:
 
 
 class StandIn:
-    """The judge."""
+    """The moderator."""
 
     def find_server_problem(self) -> str | None:
         return "the test says so" if (HOME / "not-ready").exists() else None

@@ -1,4 +1,4 @@
-"""How often the gateway's own model is asked again about one frame, with a gateway of a few lines."""
+"""Tests the retries of ``GatewayAsker``, with a small fake gateway."""
 
 import contextlib
 import time
@@ -36,7 +36,7 @@ class Refuses:
 
 
 def asked(tmp_path: Path, error: GatewayError, seconds: float = 60) -> tuple[GatewayAsker, list[float]]:
-    """Return an asker, and the list of when a ticket was reserved."""
+    """Return an asker, and the times at which tickets were reserved."""
     times: list[float] = []
 
     def admit(left: float) -> Any:
@@ -75,7 +75,7 @@ def test_frames_that_kill_the_model_are_not_shown_to_it_over_and_over(
 
 
 def test_the_runner_is_told_before_the_frames_are_gone(tmp_path: Path) -> None:
-    """Or it would look for files that are not there any more, and wonder."""
+    """Else the runner would look for deleted files."""
     order: list[str] = []
 
     @contextlib.contextmanager

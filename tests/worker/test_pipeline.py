@@ -1,4 +1,4 @@
-"""Videos judged by an asker of a few lines: what is held on the way, how soon its errors are noticed."""
+"""Tests the pipeline with a small fake asker: memory use, and how soon errors stop it."""
 
 import io
 import threading
@@ -19,7 +19,7 @@ from tests.worker import videos
 
 @dataclass
 class Asked:
-    """Answers no, after ``work`` has been done with the number of the question."""
+    """Calls ``work`` with the question's number, then answers no."""
 
     work: Callable[[int], Any] = lambda number: None
     seen: list["weakref.ref[Frame]"] = field(default_factory=list)
@@ -43,11 +43,11 @@ POLICY = check_policy(
     {"name": "own", "version": "1", "categories": [{"id": "red", "title": "Red", "questions": [{"ask": "Is it red?"}]}]}
 )
 RAW = FrameSampling(longest_side=320, raw=True)
-"""A frame is more than the socket from the decoder holds."""
+"""A frame is larger than the buffer of the decoder's socket."""
 
 
 def test_a_slow_model_costs_no_decoding_time() -> None:
-    """The decoder is idle while nobody takes its frames, far longer than it may work."""
+    """The decoder waits for its reader far longer than its time limit."""
     asked = Asked(lambda number: time.sleep(6 if number == 1 else 0))
     video = io.BytesIO(videos.drawn(12, size=(320, 240)))
     result = moderate_video(video, POLICY, asked, sampling=RAW, limits=DecodeLimits(seconds=5), concurrency=1).result
@@ -70,7 +70,7 @@ def test_pictures_are_let_go_once_they_are_judged() -> None:
 
 
 def test_an_error_of_the_model_is_noticed_at_once() -> None:
-    """Not when as many questions wait as may: of 30 frames few were decoded."""
+    """Not only when the limit of waiting questions is reached: few of 30 frames were decoded."""
     told, asked = list[Progress](), threading.Event()
 
     def refuse(number: int) -> None:

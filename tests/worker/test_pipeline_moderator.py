@@ -1,6 +1,6 @@
-"""The judge before a model server that changes, refuses or fails: what is a job's own fault, and what is not.
+"""Tests the worker's moderator against a model server that changes, refuses or fails: which errors are the job's fault.
 
-No queue and no AWS: the server is ``test_client``'s, and the judge is the worker's own, in this process.
+Without queue and AWS. The server is ``test_client``'s; the moderator runs in this process.
 """
 
 import io
@@ -83,7 +83,7 @@ def test_whose_fault_a_failure_is(server: Server) -> None:
 
 @pytest.mark.parametrize("server", ["allow"], indirect=True)
 def test_a_video_of_which_nothing_was_judged_has_no_result(server: Server) -> None:
-    """Not even where the policy allows what was not seen."""
+    """Not even if the policy allows unseen parts."""
     server.answer = lambda body, number: said("no answer to that")
     with judge(server) as one, pytest.raises(ModelError, match="no frame could be judged: "):
         judging(one)
@@ -100,7 +100,7 @@ def test_a_video_that_lasts_too_long_is_refused(server: Server) -> None:
 
 def test_the_gate_stays_shut_as_long_as_was_said_and_looks_at_what_refused() -> None:
     stop, problems, told = threading.Event(), {"server": "it loads", "stores": "no bucket"}, []
-    stop.set()  # so that no pause is made
+    stop.set()  # skips pauses
     ready = Readiness(lambda: problems.get("server"), lambda: problems.get("stores"), stop, told.append)
     assert not ready.may_take_job() and ready.waiting_for == "the model server is not ready: it loads"
     del problems["server"]

@@ -1,6 +1,6 @@
-"""Services that fail: every call fails by a proxy before a local AWS, and the job is done once all the same.
+"""Tests failing services: a proxy before a local AWS fails every call, and the job is still done once.
 
-What is read of a video, and how much of it is in memory, is told here too.
+Also tests which parts of a video are read and kept in memory.
 """
 
 import io
@@ -30,14 +30,14 @@ def proxy(aws: Aws) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def here(aws: Aws, proxy: FaultProxy, tmp_path: Path) -> Iterator[Place]:
-    """The tests ask the server itself; workers go through the proxy."""
+    """Tests use the server directly; workers go through the proxy."""
     with place(aws, tmp_path) as made:
         made.environment |= {f"AWS_ENDPOINT_URL_{name}": proxy.url for name in ("S3", "DYNAMODB", "SQS")}
         yield made
 
 
 def once(here: Place, *job_ids: str) -> None:
-    """Hold the jobs to having been judged once, written once, and left nowhere else."""
+    """Assert that the jobs were judged once and written once, and that no message remains."""
     here.empty()
     assert sorted(here.judged()) == sorted(job_ids)
     assert {name: count for name, count in here.results().items() if name.endswith(".json")} == {
@@ -50,13 +50,13 @@ def test_every_call_may_fail_and_the_job_is_done_once(here: Place, proxy: FaultP
     here.keep_versions()
     url = here.video("a.mp4", json.dumps({"do": "judge"}).encode() + b"\0" * 300_000)
     for how, matching, times in (
-        ("503", "GET /", 5),  # the video: more often than botocore asks again
-        ("cut", "GET /", 2),  # and its body breaks off
+        ("503", "GET /", 5),  # the video: more failures than botocore's tries
+        ("cut", "GET /", 2),  # its body breaks off
         ("reset", "HEAD /", 1),
         ("lost", "image_llm_safety_report", 1),
         ("503", "PUT /", 5),  # the result
-        ("lost", "image_llm_safety_result.json", 1),  # written, and the worker does not know
-        ("lost", _UPDATE, 1),  # the claim: the lease is there, and the answer is not
+        ("lost", "image_llm_safety_result.json", 1),  # written; the worker does not know
+        ("lost", _UPDATE, 1),  # the claim: written, but the answer is lost
         ("503", _UPDATE, 1),
         ("503", _RECEIVE, 1),
         ("reset", _RECEIVE, 1),
@@ -73,7 +73,7 @@ def test_every_call_may_fail_and_the_job_is_done_once(here: Place, proxy: FaultP
 
 
 def test_the_state_is_written_after_a_longer_failure(here: Place, proxy: FaultProxy) -> None:
-    """The last write fails more often than botocore asks again, then the deletion does."""
+    """The last write fails more often than botocore tries, then the deletion does."""
     here.keep_versions()
     here.job("stubborn", do="wait")
     here.worker()
@@ -87,7 +87,7 @@ def test_the_state_is_written_after_a_longer_failure(here: Place, proxy: FaultPr
 
 
 def test_what_is_refused_of_the_worker_costs_no_job_a_try(here: Place, proxy: FaultProxy) -> None:
-    """The right to write is lost, and comes back; then the right to delete is, after all else was done."""
+    """The right to write is lost and returns; then the right to delete, after everything else is done."""
     here.keep_versions()
     proxy.fail("403", "image_llm_safety_report", 1)
     proxy.fail("403", "worker-check", 1)
@@ -119,7 +119,7 @@ def test_a_worker_starts_before_its_services(here: Place, proxy: FaultProxy) -> 
     worker = here.worker().logged("AWS cannot be reached, again in 1 seconds")
     here.became("early", "completed")
     once(here, "early")
-    # And one that cannot ask its queue any more says so, and is not well.
+    # A worker that cannot poll its queue says so and is unhealthy.
     proxy.fail("503", _RECEIVE, 1_000)
     path = here.settings.health_file
     words = "the queue cannot be asked: ReceiveMessage"

@@ -1,4 +1,4 @@
-"""The worker's settings, messages and rights, without a worker: what is refused, and what is written about it."""
+"""Tests the worker's settings, messages and rights without a worker."""
 
 import json
 import re
@@ -117,7 +117,7 @@ def test_a_message_is_taken_as_it_stands() -> None:
 
 @pytest.mark.parametrize("until", [{"S": "soon"}, {"S": "5"}, {"L": []}, None])
 def test_an_item_whose_lease_is_no_time_is_nobody_s(until: Any) -> None:
-    """By answers made up: the local AWS does not compare values of different types as the real one does."""
+    """With stubbed answers: the local AWS compares values of different types differently."""
     item = {"status": {"S": "processing"}} | ({} if until is None else {"lease_until": until})
     with stubbed() as (jobs, answers):
         answers.add_client_error("update_item", "ConditionalCheckFailedException", modeled_fields={"Item": item})
@@ -178,7 +178,7 @@ def test_whose_fault_an_error_of_aws_is(error: Exception, whose: str) -> None:
 
 
 def test_what_goes_wrong_in_a_sign_of_life_does_not_end_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failure that nobody foresaw is tried again; the job stays the worker's, whose lease this clock never ends."""
+    """An unexpected error is retried; the job stays the worker's, because this clock never ends its lease."""
     monkeypatch.setattr("worker.lease_renewal.time", SimpleNamespace(monotonic=lambda: 0.0))
     renewals: list[int] = []
     done = threading.Event()
@@ -221,11 +221,11 @@ def test_the_metrics_of_the_page_are_the_worker_s() -> None:
 
 
 def test_the_rights_are_those_of_the_calls_that_are_made() -> None:
-    """Each call in the source has its action in the policy, and each action a call."""
+    """Each call in the source has an action in the policy, and each action a call."""
     actions = {"HeadBucket": "s3:ListBucket", "HeadObject": "s3:GetObject"}
     made = set()
     for file in Path(ROOT / "worker").rglob("*.py"):
-        if file.name not in ("create.py", "send.py"):  # what operators use, with their own rights
+        if file.name not in ("create.py", "send.py"):  # operators run these with their own rights
             for service, call in re.findall(r"\b_?(sqs|s3|dynamodb)\.([a-z_]+)\b(?=[(,])", file.read_text()):
                 name = "".join(word.capitalize() for word in call.split("_"))
                 made.add(actions.get(name, f"{service}:{name}"))

@@ -1,4 +1,4 @@
-"""From answers to a decision, with answers made up: runs, thresholds, what could not be seen."""
+"""Tests verdicts on invented answers: runs, thresholds and unseen parts."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def verdict(
     most: int | None = None,
     **category: Any,
 ) -> Verdict:
-    """Return the verdict on frames, of which each is a letter: ``x`` violates, ``.`` does not, ``?`` was not judged."""
+    """Return the verdict on frames given as letters: ``x`` violates, ``.`` does not, ``?`` was not judged."""
     red = {"id": "red", "title": "Red", "questions": [{"ask": "Is it red?"}], **category}
     own = check_policy({"name": "own", "version": "1", "categories": [red], **(policy or {})})
     judged = []
@@ -74,7 +74,7 @@ def test_a_frame_that_could_not_be_judged_neither_ends_a_run_nor_counts() -> Non
 
 
 def test_a_stretch_without_frames_ends_a_run() -> None:
-    """Two frames with minutes of damage between them are not two in a row. A track beside them is nothing between."""
+    """Two frames with minutes of damage between them are not in a row; a gap beside them does not separate them."""
     policy = check_policy(
         {
             "name": "own",
@@ -91,7 +91,7 @@ def test_a_stretch_without_frames_ends_a_run() -> None:
 
 
 def test_a_still_picture_counts_as_long_as_it_is_shown() -> None:
-    """As one frame that stands for twenty stretches."""
+    """One frame may stand for twenty stretches."""
     for threshold in ({"frames": 20}, {"consecutive": 20}, {"seconds": 20}):
         found = verdict("x", spacing=20, stretches=20, block=threshold)
         assert found.decision == "block" and found.frames[0].stretches == 20, threshold
@@ -99,14 +99,14 @@ def test_a_still_picture_counts_as_long_as_it_is_shown() -> None:
 
 
 def test_a_threshold_that_is_met_exactly() -> None:
-    """A third of a second is no round number, and three of them are a second."""
+    """Three thirds of a second are a second, despite rounding."""
     assert verdict("xxx.", spacing=1 / 3, fps=3, block={"seconds": 1}).decision == "block"
     assert verdict("x" * 30, spacing=1 / 30, fps=30, block={"seconds": 1}).decision == "block"
     assert verdict("x" * 29, spacing=1 / 30, fps=30, block={"seconds": 1}).decision == "review"
 
 
 def test_a_threshold_that_so_few_frames_cannot_reach() -> None:
-    """Two hours in ten frames: if all violate it is a minute as well. Short videos are what they are."""
+    """Ten frames of two hours: if all violate, a threshold of a minute is reached. Short videos get no such help."""
     found = verdict("x" * 10, spacing=720, most=10, block={"seconds": 60})
     assert found.decision == "block" and "or all of the 10 frames looked at" in found.summary
     assert verdict("x" * 9 + ".", spacing=720, most=10, block={"seconds": 60}).decision == "review"

@@ -31,12 +31,12 @@ def create_resources(settings: WorkerSettings, clients: Clients) -> None:
     redrive = {"deadLetterTargetArn": arn, "maxReceiveCount": str(min(5 * settings.max_receives, 1_000))}
     _queue(sqs, name, {"RedrivePolicy": json.dumps(redrive), "VisibilityTimeout": str(int(settings.visibility))})
     if settings.result_bucket not in {one["Name"] for one in s3.list_buckets()["Buckets"]}:
-        place = (
+        location = (
             {}
             if settings.aws_region == "us-east-1"
             else {"CreateBucketConfiguration": {"LocationConstraint": settings.aws_region}}
         )
-        s3.create_bucket(Bucket=settings.result_bucket, **place)
+        s3.create_bucket(Bucket=settings.result_bucket, **location)
     if settings.jobs_table not in dynamodb.list_tables()["TableNames"]:
         dynamodb.create_table(
             TableName=settings.jobs_table,

@@ -1,4 +1,4 @@
-"""What the lines of a batch may have read, and results that are replaced."""
+"""Tests which files a batch's lines may read, and the replacement of results."""
 
 import base64
 import json
