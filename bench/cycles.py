@@ -1,11 +1,11 @@
-"""Does memory come back? Loads and evicts two models in turn, many times, and watches the gateway.
+"""Measures whether memory comes back: loads and evicts two models in turn, many times.
 
-``python -m bench.cycles`` starts a gateway of its own on the pocket profile, with a slot, as far as it knows, for both,
-and has each model loaded, asked and unloaded in turn. After every cycle it records what the serving process and the
-forkserver hold (unique and resident set size, descriptors, threads), the processes there are, the memory the machine
-has available, and how long the cycle took. Writes ``cycles.json`` and ``cycles.png`` and prints a summary.
+``python -m bench.cycles`` starts a gateway on the pocket profile with a slot for both models, and loads, asks and
+unloads each model in turn. After every cycle it records memory, descriptors and threads of the serving process and the
+forkserver, the number of processes, the machine's available memory, and the cycle's duration. Writes ``cycles.json``
+and ``cycles.png`` and prints a summary.
 
-The slope is that of a least-squares line over the cycles after the warm-up, in bytes for each load and eviction.
+The slope is that of a least-squares line over the cycles after the warm-up, in bytes per load and eviction.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _cycle(gateway: GatewayProcess, number: int) -> Sample:
-    """Load, ask and evict the model whose turn it is. :raises AssertionError: for a wrong answer or a runner left."""
+    """Load, ask and evict one model. :raises AssertionError: for a wrong answer or a remaining runner."""
     model = list(ASKED)[number % len(ASKED)]
     prompt, wanted = ASKED[model]
     started = time.perf_counter()

@@ -1,10 +1,9 @@
-"""The same model without any server: the reference that servers are measured against.
+"""Runs the same model without a server, as the reference for servers.
 
-A child process of the measuring program (``InProcess``), because it needs torch and its memory should go when it is
-done. It reads one JSON order per line and answers with one line: seconds and tokens. Orders: ``engine`` answers one
-prompt with the runner's own engine and batch loop, the messages collected in a list; ``generate`` calls the model's
-plain ``generate`` with all prompts as one batch, padded on the left; ``generate_batch`` is transformers' continuous
-batching.
+A child process of the measuring program (``InProcess``), because it needs torch and its memory must be freed at the
+end. It reads one JSON order per line and answers with one line: seconds and tokens. Orders: ``engine`` answers one
+prompt with the runner's engine and batch loop; ``generate`` calls the model's plain ``generate`` with all prompts as
+one left-padded batch; ``generate_batch`` is transformers' continuous batching.
 """
 
 import json
@@ -21,8 +20,8 @@ from tests.support.gateway import ROOT
 
 
 class InProcess:
-    """The child. ``fields`` are those of :class:`protocol.messages.Load` for ``engine`` orders; ``dtype`` and ``path``
-    suffice for the others."""
+    """The child. ``engine`` orders need all ``fields`` of :class:`protocol.messages.Load`, others ``dtype`` and
+    ``path``."""
 
     def __init__(self, **fields: Any) -> None:
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
@@ -38,7 +37,7 @@ class InProcess:
         self.order(order="ready")
 
     def order(self, **order: Any) -> dict[str, Any]:
-        """Have it do something. :raises RuntimeError: if that fails."""
+        """Send an order. :raises RuntimeError: if it fails."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
@@ -62,7 +61,7 @@ class InProcess:
 
 def _serve(fields: dict[str, Any]) -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever libraries print must not get between the answers
+    os.dup2(2, 1)  # output of libraries must not mix with the answers
     worker: Any = None
     for line in sys.stdin:
         order = json.loads(line)
@@ -116,12 +115,12 @@ class _Engine:
         return {"seconds": seconds, "tokens": done.completion_tokens}
 
     def generate(self, prompts: Sequence[str], tokens: int) -> dict[str, Any]:
-        """Plain ``generate`` of the very same loaded model. Engines without torch have none."""
+        """Plain ``generate`` of the same loaded model; engines without torch have none."""
         return _generate(self._engine._family.tokenizer, self._engine._model, prompts, tokens)
 
 
 class _Model:
-    """A checkpoint by ``from_pretrained``, nothing of ours."""
+    """A checkpoint loaded by ``from_pretrained``, without this project's code."""
 
     def __init__(self, path: str, dtype: str, device: str = "cpu") -> None:
         from runner.process import torchvision_compat
@@ -181,7 +180,7 @@ def _raise(error: Exception) -> None:
 
 
 def checkpoint_fields(path: Path, template: str, device: str) -> dict[str, Any]:
-    """Return the fields of Load for a checkpoint by transformers at 16 bits, as ``bench.peers.gateway`` serves it."""
+    """Return the Load fields of a 16-bit transformers checkpoint, as ``bench.peers.gateway`` serves it."""
     return {
         "name": "smollm2_torch",
         "family": "generic",

@@ -1,15 +1,14 @@
 """A load tool: many users and many models at once, by Locust as a library. ``python -m bench.load --help``.
 
-Measures any running gateway (``--url``), or one of its own on the pocket profile. ``--users`` people ask again as soon
-as they have an answer (closed loop); with ``--rate`` instead requests arrive at random moments at that rate, however
-long answers take (open loop: what a service on the internet sees, and what shows a queue growing). ``--mix`` says what
-is asked, by weight: text questions, sums, and pictures, sounds and films of ``examples/`` for models that take them.
+Measures a running gateway (``--url``), or starts one on the pocket profile. ``--users`` people ask again as soon as
+they have an answer (closed loop). With ``--rate``, requests arrive at random moments at that rate however long answers
+take (open loop, as on the internet; it shows growing queues). ``--mix`` sets the weights of the questions: texts, sums,
+and the pictures, sounds and films of ``examples/`` for models that take them.
 
-*TTFT* is the time from sending a request to its first text, *gap* the time between two pieces of text, *total* that to
-the end. One event may carry several tokens or none, so tokens are counted by the ``usage`` of the last event, and gaps
-by when events arrive. Locust's users, statistics and events are used; its HTTP client is not, because it does not time
-the pieces of a stream. Importing Locust makes this process's sockets and threads gevent's: nothing imports this module
-but its own command.
+*TTFT* is the time from sending a request to its first text, *gap* the time between two pieces of text, *total* the time
+to the end. One event may carry several tokens or none, so tokens are counted by the ``usage`` of the last event. Locust
+provides users, statistics and events; its HTTP client cannot time the pieces of a stream. Importing Locust replaces
+this process's sockets and threads by gevent's, so no other module imports this one.
 """
 
 from locust import User, constant, task  # first: it patches the standard library
@@ -48,10 +47,10 @@ _PICTURE, _SQUARES, _SOUND, _FILM = "red-circle.png", "three-squares.jpg", "risi
 
 
 class Mix:
-    """What is asked of whom, drawn by weight. ``text`` is like ``deepseek:70,qwen_vl:20``."""
+    """Draws models and questions by weight. ``text`` is like ``deepseek:70,qwen_vl:20``."""
 
     def __init__(self, text: str, tokens: int, stream: bool, chance: random.Random) -> None:
-        """:raises ValueError: for a mix that cannot be read."""
+        """:raises ValueError: for an invalid mix."""
         self._tokens, self._stream, self._chance = tokens, stream, chance
         self.weights: dict[str, float] = {}
         for part in text.split(","):
@@ -96,7 +95,7 @@ class Mix:
 
 @dataclass
 class Plan:
-    """What the users share: what to ask and how often, and every answer so far."""
+    """What all users share: questions, rate, and answers so far."""
 
     url: str
     mix: Mix
@@ -139,7 +138,7 @@ class Person(User):  # type: ignore[misc]
 
 
 class Arrivals(User):  # type: ignore[misc]
-    """All the people of an open loop: each arrives when it does, asks once and goes."""
+    """All users of an open loop: each arrives at its time and asks once."""
 
     wait_time = constant(0)
     fixed_count = 1
@@ -225,7 +224,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 @contextmanager
 def _server(url: str | None, warm_up: bool, mix: Mix) -> Iterator[str]:
-    """Give the address of the gateway to measure, one started here if none is given."""
+    """Yield the address of the gateway to measure; start one if none is given."""
     with tempfile.TemporaryDirectory() as home:
         own = None if url else GatewayProcess(Path(home), cpu_threads=0, keep_alive=-1).start().preloaded()
         address = url or (own.url if own else "")
@@ -243,7 +242,7 @@ def _server(url: str | None, warm_up: bool, mix: Mix) -> Iterator[str]:
 
 
 def _run(plan: Plan, arguments: argparse.Namespace) -> float:
-    """Let the users work; return the seconds until the last answer."""
+    """Run the users; return the seconds until the last answer."""
     open_loop = plan.rate is not None
     environment = Environment(user_classes=[Arrivals if open_loop else Person], stop_timeout=600)
     environment.plan = plan

@@ -1,15 +1,15 @@
-"""What a request costs on its way through the gateway: warm, one client, against the same engine called in-process.
+"""Measures the gateway's overhead of a warm request: one client, against the same engine called in-process.
 
-``python -m bench.overhead`` asks for 1 and for 32 tokens, whole answers, of SmolLM2-135M-Instruct by transformers and
-by llama.cpp, in three ways on the same prompts:
+``python -m bench.overhead`` asks SmolLM2-135M-Instruct for 1 and for 32 tokens, with transformers and with llama.cpp,
+in three ways on the same prompts:
 
 - *gateway*: ``POST /generate`` over a kept connection, timed by the client from before it sends to after it has read;
 - *engine*: the runner's own engine and batch loop in a child process, timed there from the request to its last message;
 - *generate*: transformers' plain ``model.generate`` on that child's loaded model, tokenizing included.
 
-The ways take turns within each round, their order reversed every other round, so that a drift of the machine's speed
-falls on all alike; what is compared are the differences within rounds. Wanted: the gateway's median is at most 1.03
-times the engine's and 3 ms. The interval is a bootstrap's (95 %, 2,000 resamples) of the median difference.
+The ways take turns within each round, in reversed order every other round, so that changes of the machine's speed
+affect all alike. Differences within rounds are compared. Target: the gateway's median is at most 1.03 times the
+engine's plus 3 ms. The interval is a bootstrap (95 %, 2,000 resamples) of the median difference.
 """
 
 import argparse
@@ -41,7 +41,7 @@ _WARM = 3
 
 @dataclass(frozen=True)
 class Case:
-    """One engine and length: seconds of each round by way, and whether the overhead holds."""
+    """One engine and length: seconds per round and way, and whether the target is met."""
 
     engine: str
     tokens: int
@@ -114,7 +114,7 @@ def _ways(
     """Return the ways to ask: each takes a prompt and returns seconds and tokens."""
 
     def gateway(prompt: str) -> tuple[float, int]:
-        client.wake()  # the rounds of the others may have taken longer than the server keeps a connection
+        client.wake()  # the server may have closed the idle connection
         answer = client.ask(generate(model, prompt, tokens, stream=False))
         if not answer.good:
             raise RuntimeError(f"the gateway answered {answer.status}: {answer.error}")
@@ -134,7 +134,7 @@ def _ways(
 def _rounds(
     ways: dict[str, Callable[[str], tuple[float, int]]], asked: list[str], engine: str
 ) -> dict[str, list[float]]:
-    """Ask every prompt in every way, in turns; return the seconds by way, the first few rounds left out."""
+    """Ask every prompt in every way in turns; return the seconds by way, without the first rounds."""
     taken: dict[str, list[float]] = {name: [] for name in ("gateway", "inprocess", "plain")}
     for number, prompt in enumerate(asked):
         order = list(ways.items())

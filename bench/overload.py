@@ -1,17 +1,16 @@
-"""What happens when four times as much is asked as can be answered: everybody gets an answer, soon, and memory stays.
+"""Measures overload: at four times the capacity every request gets a quick answer, and memory does not grow.
 
-``python -m bench.overload`` starts a gateway with short queues and a short deadline, measures its capacity (requests a
-second with as many clients as it has places, each asking again at once), and then sends 500 requests at ``--factor``
-times that rate, at random moments (a Poisson process), whether or not earlier ones were answered: an open loop, as
-the world is. A client that is refused with ``Retry-After`` waits exactly that long and asks again, up to ``--returns``
-times; these come on top.
+``python -m bench.overload`` starts a gateway with short queues and a short deadline and measures its capacity in
+requests per second, with as many clients as places, each asking again at once. Then it sends 500 requests at
+``--factor`` times that rate, at random moments (a Poisson process), whether or not earlier ones are answered (open
+loop). A client refused with ``Retry-After`` waits exactly that long and asks again, up to ``--returns`` times; these
+requests are additional.
 
-Counted are the first answers by status (all must be 200, 429, 503 or 504, none missing), how long a refusal takes, and
-how often the advice was good: how many of those who waited as told got in when they came back. While requests keep
-coming at four times the capacity no advice can be good for all: there is a place for one in four. So that share is
-given beside the one of all first requests, and by itself for returns after the last of those. Memory of the serving
-process and of the runners is read twice a second (unique set size); the slope is that of a least-squares line over the
-time after the first fifth.
+It counts first answers by status (200, 429, 503 or 504, none missing), the time of a refusal, and the share of
+returning clients that got a place. At four times the capacity only one request in four can have a place, so this share
+is shown beside that of first requests, and separately for returns after the last first request. Memory of the serving
+process and of the runners is read twice a second (unique set size). The slope is a least-squares line after the first
+fifth.
 """
 
 import argparse
@@ -46,7 +45,7 @@ _HUNG = 60.0
 
 @dataclass
 class Visitor:
-    """One client: when it was due, in seconds from the beginning, and every answer it got."""
+    """One client: its start in seconds from the beginning, and its answers."""
 
     due: float
     answers: list[Answer] = field(default_factory=list)
@@ -100,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _capacity(gateway: GatewayProcess, model: str, tokens: int) -> float:
-    """Return requests a second when every place is always taken."""
+    """Return requests per second with every place taken."""
     places = 16
     crowd(gateway.url, [generate(model, prompt, tokens) for prompt in prompts(places, 9)], places)
     answers = crowd(gateway.url, [generate(model, prompt, tokens) for prompt in prompts(4 * places, 10)], places)
@@ -112,7 +111,7 @@ def _capacity(gateway: GatewayProcess, model: str, tokens: int) -> float:
 def _storm(
     gateway: GatewayProcess, model: str, rate: float, arguments: argparse.Namespace
 ) -> tuple[list[Visitor], list[Memory]]:
-    """Send requests at this rate; return what became of each, and the memory meanwhile."""
+    """Send requests at this rate; return all visitors, and the memory meanwhile."""
     chance = random.Random(0)
     due, visitors = 0.0, []
     for _ in range(arguments.requests):
@@ -149,7 +148,7 @@ def _storm(
     over.set()
     watcher.join()
     for visitor in visitors:
-        for answer in visitor.answers:  # times from the beginning, as ``due`` is
+        for answer in visitor.answers:  # times from the beginning, like ``due``
             answer.started -= beginning
             answer.ended -= beginning
             answer.pieces = [piece - beginning for piece in answer.pieces]
@@ -210,7 +209,7 @@ def _figures(
 
 
 def _share(answers: list[Answer]) -> float | None:
-    """Return the share of those who got a place, whatever became of them then."""
+    """Return the share that got a place, whatever the later outcome."""
     return sum(answer.status not in (429, 503) for answer in answers) / len(answers) if answers else None
 
 

@@ -1,8 +1,8 @@
-"""What is measured against what: our gateway and ``transformers serve``, each started for a run and stopped after it.
+"""Starts and stops the servers to compare: this gateway and ``transformers serve``.
 
-The peer comes with transformers but wants a few packages more (``pip install 'transformers[serving]'``). Where those
-should not go into the project's environment, give it one of its own and name its executable by ``--peer`` or
-``$TRANSFORMERS_CLI``; both must have the same torch and transformers, or the comparison is one of versions.
+The peer needs a few more packages (``pip install 'transformers[serving]'``). To keep them out of the project's
+environment, install the peer in its own and name its executable by ``--peer`` or ``$TRANSFORMERS_CLI``. Both need the
+same torch and transformers, else the versions are compared.
 """
 
 import os
@@ -35,13 +35,13 @@ class PeerMissing(Exception):
 
 
 def stop_cleanly() -> None:
-    """Have SIGTERM leave through every ``finally``, as Ctrl-C does, so that no server outlives its measurement."""
+    """Make SIGTERM raise as Ctrl-C does, so that no server outlives its measurement."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 @contextmanager
 def gateway(*names: str, **settings: object) -> Iterator[GatewayProcess]:
-    """Serve these models of the pocket profile, and SmolLM2 by transformers as ``smollm2_torch``, on every core."""
+    """Serve these pocket models, and SmolLM2 by transformers as ``smollm2_torch``, on all cores."""
     entry = {
         "family": "generic",
         "engine": "transformers",
@@ -64,10 +64,10 @@ def gateway(*names: str, **settings: object) -> Iterator[GatewayProcess]:
 
 
 class TransformersServe:
-    """``transformers serve`` on a checkpoint, SmolLM2 where none is named.
+    """``transformers serve`` on a checkpoint, by default SmolLM2.
 
-    ``dtype`` None is its own default; ``options`` are more of its own. Without ``force`` it loads the model when it is
-    asked, and unloads it when it is not.
+    ``dtype`` None is the peer's default; ``options`` are further options of the peer. Without ``force`` it loads the
+    model on demand and unloads it when idle.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class TransformersServe:
 
     def __enter__(self) -> "TransformersServe":
         home = Path(self._home.name)
-        (home / "sitecustomize.py").write_text(_SHIM)  # without it no model can be imported beside a CPU torch
+        (home / "sitecustomize.py").write_text(_SHIM)  # else no model can be imported with a CPU build of torch
         path = os.pathsep.join([str(home), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         command = [
             self._executable,
@@ -138,7 +138,7 @@ class TransformersServe:
         raise PeerMissing(f"transformers serve did not answer within {_START_SECONDS:g} s")
 
     def question(self, prompt: str, tokens: int) -> Question:
-        """Return a request for exactly so many tokens: with an end token that no vocabulary has."""
+        """Return a request for an exact number of tokens: its end token is in no vocabulary."""
         config = f'{{"max_new_tokens": {tokens}, "do_sample": false, "eos_token_id": -1}}'
         return chat(str(self.checkpoint), prompt, tokens, generation_config=config)
 
@@ -159,7 +159,7 @@ class TransformersServe:
 
 
 def all_bytes(process: psutil.Process) -> int:
-    """Return the memory of a process and its descendants, what they share counted once (proportional set size)."""
+    """Return the memory of a process and its descendants; shared pages count once (proportional set size)."""
     total = 0
     for found in [process, *process.children(recursive=True)]:
         with suppress(psutil.Error):

@@ -1,6 +1,6 @@
-"""What all measurements share: percentiles, what machine it was, and raw figures, plot and page in docs/benchmarks.
+"""What all measurements share: percentiles, the machine's description, and files in docs/benchmarks.
 
-Knows nothing of what is measured.
+Must not know what is measured.
 """
 
 import importlib.metadata
@@ -27,7 +27,7 @@ _PACKAGES = ("torch", "transformers", "llama-cpp-python", "gunicorn")
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the value that ``share`` of all are not above, by linear interpolation; NaN of nothing."""
+    """Return the quantile ``share`` by linear interpolation; NaN without values."""
     if not values:
         return math.nan
     ordered, place = sorted(values), share * (len(values) - 1)
@@ -37,7 +37,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return count, mean, p50, p95, p99 and the largest; of nothing only the count."""
+    """Return count, mean, p50, p95, p99 and maximum; without values only the count."""
     if not values:
         return {"count": 0}
     shares = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
@@ -47,7 +47,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def machine() -> dict[str, Any]:
-    """Describe the machine, the versions that matter, and how busy it was before we began."""
+    """Describe the machine, the relevant versions, and the load before the measurement."""
     versions = {}
     for package in _PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -74,7 +74,7 @@ def in_words(found: dict[str, Any]) -> str:
 
 
 def save(name: str, found: dict[str, Any], to: Path, *, page: Iterable[str] = ()) -> None:
-    """Write ``<name>.json`` and, into ``<name>.md`` if it is there, the lines of ``page`` between its two markers.
+    """Write ``<name>.json`` and, if ``<name>.md`` exists, the lines of ``page`` between its two markers.
 
     ``found`` has the ``machine``; date and command are added. The text around the markers is written by hand.
     """
@@ -93,7 +93,7 @@ def save(name: str, found: dict[str, Any], to: Path, *, page: Iterable[str] = ()
 
 
 def _command() -> str:
-    """Return how this program was called, without the options that say where things are on this machine."""
+    """Return the command of this run, without options that name local paths."""
     words, skip = ["python", "-m", f"bench.{Path(sys.argv[0]).stem}"], False
     for word in sys.argv[1:]:
         if word in _PLACES:

@@ -1,12 +1,12 @@
-"""How good is the scheduling policy? Replays traces in virtual time under it, under plainer ones, and against bounds.
+"""Measures the scheduling policy: replays traces in virtual time and compares it with simpler policies and with bounds.
 
-``python -m bench.simulate`` drives the gateway's own ``decide`` through every trace of ``bench/simulation/traces.py``,
-serves the same requests in order of arrival with LRU and with Belady's eviction, and computes the fewest swaps that
-were possible. Then it fills short queues and compares each ``Retry-After`` with what came true. Prints tables, writes
-``simulate.json`` and ``simulate.png``. Nothing sleeps: an hour takes a second, and a seed gives the same figures again.
+``python -m bench.simulate`` drives the gateway's ``decide`` through every trace of ``bench/simulation/traces.py``. It
+serves the same requests in order of arrival with LRU and with Belady's eviction, and computes the smallest possible
+number of swaps. Then it fills short queues and compares each ``Retry-After`` with the real wait. It prints tables and
+writes ``simulate.json`` and ``simulate.png``. Nothing sleeps: an hour takes a second, and a seed repeats the figures.
 
-``--trace file.csv`` replays real requests instead; see :func:`bench.simulation.traces.read_csv` for the form. A swap is
-a load, the first ones included.
+``--trace file.csv`` replays real requests; see :func:`bench.simulation.traces.read_csv` for the format. Every load
+counts as a swap, the first ones included.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from gateway.scheduler import Limits
 
 ROOT = Path(__file__).parents[1]
 SHORT = Limits(queue_per_model=8, queue_total=24)
-"""Queues short enough to be full often, to see what those who are refused are told."""
+"""Short queues that are often full, to measure ``Retry-After``."""
 DEADLINE = 300.0
 OURS, LRU, BELADY, HINDSIGHT = "switchyard", "arrival order, LRU", "arrival order, Belady", "switchyard, hindsight"
 WITHOUT = {
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def compare(workload: Workload) -> dict[str, Outcome]:
-    """Replay a workload under each policy that can serve it. Those with hindsight need to know when requests come."""
+    """Replay a workload under each policy that can serve it. Policies with hindsight need the times of arrival."""
     policies: dict[str, Policy] = {OURS: Switchyard(workload), LRU: ArrivalOrder(workload)}
     policies |= {name: Switchyard(workload, limits) for name, limits in WITHOUT.items()}
     if not workload.clients:

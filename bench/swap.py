@@ -1,14 +1,14 @@
-"""How long until a model that was evicted says its first word, and does memory stay flat while models take turns?
+"""Measures swaps: the time to an evicted model's first token, and whether memory stays flat while models take turns.
 
 ``python -m bench.swap`` serves two copies of a checkpoint in NF4 from a slot that holds one, and asks each in turn, so
-that every question evicts the other model and loads its own. Measured against
+that every question evicts the other model and loads its own. It compares with
 
-- ``transformers serve --quantization bnb-4bit``, which has unloaded the model after its idle time and loads it again;
-- a floor: one fork of a process with torch imported, reading the quantized bytes from the page cache, and the first
-  token of the same question to a model that is loaded;
+- ``transformers serve --quantization bnb-4bit``, which unloads the model after its idle time and loads it again;
+- a lower bound: one fork of a process with torch imported, reading the quantized bytes from the page cache, and the
+  first token of the same question to a loaded model;
 - the same swap with the kept weights dropped from the page cache, so that they come from the disk.
 
-Where a swap's time goes is told by the gateway's log. All questions are the same, greedy, and answered in a few tokens.
+The gateway's log gives the parts of a swap's time. All questions are the same, greedy, and answered in a few tokens.
 Writes ``swap.json``, ``swap.png`` and the figures of ``swap.md``.
 """
 
@@ -42,7 +42,7 @@ PROMPT = "What is the capital of France? Answer in one word."
 TOKENS = 4
 PARTS = ("evict", "fork and load", "first token")
 SLOT = {"smollm2": "850MB", "middle": "1300MB"}
-"""Room for one of two models with the cache it is charged for, loaded from scratch, and not for two forked ones."""
+"""Bytes for one model with its cache when loaded from scratch; too few for two forked ones."""
 CACHE_TOKENS = {"smollm2": 16_384, "middle": 32_768}
 FORKS, READS, WARM = 20, 5, 20
 _LINE = re.compile(r"^(\S+ \S+) \w+ +\S+ (ended|loading|loaded) (\w+-\d+)")
@@ -64,7 +64,7 @@ for _ in range(int(sys.argv[1])):
 
 @dataclass(frozen=True)
 class Swap:
-    """One request for an evicted model. Seconds; ``parts`` are where they went."""
+    """One request for an evicted model. Seconds, in total and by ``parts``."""
 
     model: str
     first: float
@@ -73,7 +73,7 @@ class Swap:
 
 @dataclass(frozen=True)
 class Held:
-    """What is held after a swap."""
+    """Memory after a swap."""
 
     server_uss: int
     server_fds: int
@@ -122,7 +122,7 @@ def _forks() -> list[float]:
 
 
 def _of_gateway(name: str, checkpoint: Path, count: int) -> dict[str, Any]:
-    """Return swaps, what was held after each, swaps from the disk, and the floor's reading and first token."""
+    """Return swaps, the memory after each, swaps from the disk, and the lower bound's reading and first token."""
     with tempfile.TemporaryDirectory(dir=checkpoint.parent) as home:
         models = {}
         for letter in "ab":
@@ -171,7 +171,7 @@ def _measure(gateway: GatewayProcess, client: Client, count: int) -> dict[str, A
         letter = "ab"[number % 2]
         _drop([file for file in files if file.parent.name.startswith(f"{letter}-")])
         cold.append(_swap(gateway, client, letter).first)
-    # Not after each swap: a model that was asked twice at once is kept for a moment, as it may be asked again.
+    # Not after each swap: a model asked twice at once is kept for a moment.
     warm = [_good(client.ask(_question(letter))).first for _ in range(WARM)]
     reading = statistics.median(_read(kept) for _ in range(READS))
     return {
@@ -184,7 +184,7 @@ def _measure(gateway: GatewayProcess, client: Client, count: int) -> dict[str, A
 
 
 def _swap(gateway: GatewayProcess, client: Client, letter: str) -> Swap:
-    """Ask a model that is not loaded. :raises AssertionError: if it was, or does not answer."""
+    """Ask a model that is not loaded. :raises AssertionError: if it is loaded, or does not answer."""
     assert gateway.model(letter)["state"] == "cold", f"{letter} is still loaded: the slot holds both"
     seen, offset = gateway.output.stat().st_size, time.time() - time.perf_counter()
     answer = _good(client.ask(_question(letter)))
@@ -226,7 +226,7 @@ def _read(files: list[Path]) -> float:
 
 
 def _drop(files: list[Path]) -> None:
-    """Drop files from the page cache, as far as nobody has them in use."""
+    """Drop files from the page cache, unless they are in use."""
     for path in files:
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -234,7 +234,7 @@ def _drop(files: list[Path]) -> None:
 
 
 def _of_peer(executable: str, checkpoint: Path, count: int) -> list[float]:
-    """Return the seconds to the first token of requests for which the peer had to load its model."""
+    """Return the seconds to the first token of requests that made the peer load its model."""
     options = ["--quantization", "bnb-4bit", "--model-timeout", "1"]
     with TransformersServe(executable, checkpoint=checkpoint, options=options, force=False, continuous=False) as peer:
         times = []
@@ -262,7 +262,7 @@ def _summary(entry: dict[str, Any]) -> dict[str, float]:
     if "peer" in entry:
         peer = statistics.median(entry["peer"])
         figures |= {"peer": peer, "to_peer": swap / peer}
-    steady = held[len(held) // 2 :]  # by then libraries have done what they do once
+    steady = held[len(held) // 2 :]  # after the libraries' one-time work
     for name in ("server_uss", "server_fds", "processes", "available"):
         values = [one[name] for one in steady]
         slope = statistics.linear_regression(range(len(values)), values).slope if len(values) > 2 else 0.0

@@ -1,19 +1,19 @@
-"""How many tokens a second, for 1, 4 and 16 clients: Switchyard against ``transformers serve --continuous-batching``.
+"""Measures tokens per second with 1, 4 and 16 clients, against ``transformers serve --continuous-batching``.
 
 ``python -m bench.throughput [--peer FILE]`` starts each server in turn, never two at once, on SmolLM2-135M-Instruct:
 
-- Switchyard with its transformers engine, the checkpoint in bfloat16, the computing type its own choice;
-- the peer as it comes (its default dtype is the checkpoint's) and with every ``--dtypes`` that is another one;
-- Switchyard's pocket default beside them: the same model as a Q4_1 GGUF file by llama.cpp;
+- Switchyard with its transformers engine on the bfloat16 checkpoint; it chooses the computing type;
+- the peer with its default dtype (the checkpoint's) and with each other one of ``--dtypes``;
+- Switchyard's pocket default: the same model as a Q4_1 GGUF file by llama.cpp;
 - without a server: plain ``generate`` of one static batch of 16, and transformers' own ``generate_batch``.
 
-All clients of a level begin together, each asks its next prompt as soon as it has an answer, through the same streaming
-route, ``/v1/chat/completions``. Prompts are all different and the same for everybody; every answer has exactly
-``--tokens`` tokens, greedy, its end token suppressed. Before anything is timed each server answers a full set of short
-prompts. *Tokens a second* is the sum of ``usage.completion_tokens`` over the time from the first request's start to
-the last one's end, so prompts are read within it. *TTFT* is the time from sending a request to the first piece of
-text, *gap* that between two pieces. Our server holds back white space until text follows it, so with this model its
-first piece is the second token, the peer's is the first. *Memory* is the proportional set size of all its processes.
+All clients of a level start together and ask again as soon as they have an answer, through the streaming route
+``/v1/chat/completions``. All servers get the same set of different prompts. Every answer has exactly ``--tokens``
+tokens, greedy, with the end token suppressed. Each server first answers a full set of short prompts, untimed. *Tokens
+per second* is the sum of ``usage.completion_tokens`` over the time from the first request's start to the last one's
+end, prefill included. *TTFT* is the time from sending a request to the first text, *gap* the time between two pieces.
+Switchyard holds back white space until text follows, so with this model its first piece is the second token; the peer's
+is the first. *Memory* is the proportional set size of all processes.
 """
 
 import argparse
@@ -63,7 +63,7 @@ Ask = Callable[[str, int], Question]
 
 @dataclass(frozen=True)
 class Level:
-    """One server under so many clients. Seconds."""
+    """One server with a number of clients. Seconds."""
 
     server: str
     clients: int
@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def prompts(count: int, seed: int = 0) -> list[str]:
-    """Return so many different prompts, others for another seed."""
+    """Return different prompts; another seed gives others."""
     pairs = itertools.cycle(itertools.product(_PLACES, _ANIMALS))
     chosen = itertools.islice(pairs, seed * 37, seed * 37 + count)
     return [
@@ -176,7 +176,7 @@ def _memory(server: Any) -> int:
 
 
 def _references(batch: int, tokens: int) -> Iterator[dict[str, Any]]:
-    """Measure one static batch, and continuous batching, of the same prompts in a process of their own."""
+    """Measure one static batch and continuous batching of the same prompts in another process."""
     for kind, dtype in itertools.product(("generate", "generate_batch"), ("bfloat16", "float32")):
         name = f"in-process {kind}, {dtype}"
         try:
@@ -192,7 +192,7 @@ def _references(batch: int, tokens: int) -> Iterator[dict[str, Any]]:
 
 
 def _verdicts(found: list[Level], clients: int) -> list[str]:
-    """Hold what was measured against what is wanted; nothing where one of the two is missing."""
+    """Compare the measurement with the target; empty if either is missing."""
     full = {level.server: level for level in found if level.clients == clients}
     ours, others = full.get(OURS), [level for name, level in full.items() if name.startswith(PEER)]
     if ours is None or not others:

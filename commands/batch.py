@@ -1,7 +1,7 @@
 """``python main.py batch``: answers a file of prompts with a running server, many at a time, one result per line.
 
-Command line's process, an ordinary client of ``POST /generate/<model>`` and ``POST /v1/…``. Owns the concurrency and
-the retries; ``batch_lines`` knows what a line means, ``batch_results`` owns the file of results.
+The command line's process, a client of ``POST /generate/<model>`` and ``POST /v1/…``. Owns concurrency and retries;
+``batch_lines`` parses lines, ``batch_results`` owns the file of results.
 """
 
 import asyncio
@@ -25,24 +25,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from commands import credentials
 from commands.batch_files import Files
-from commands.batch_lines import Call, Line, LineError, describe, names_no_model, parse, read_lines
+from commands.batch_lines import Call, Line, LineError, describe_line, names_no_model, parse_line, read_lines
 from commands.batch_results import Results
 from commands.own_server import running_or_own
 from commands.verb import Verb, pass_settings
+from utils.error_responses import REQUEST_FAILED, error_code, retry_after
 from utils.settings import Settings
 
 _RETRIED = (429, 503)
-_FAILED_AT_IT = ("runner_failed", "out_of_memory")  # codes of errors that are this request's, not a busy server's
-_PRIORITY = {"X-Priority": "batch"}  # a line's own field 'priority' beats it
+_PRIORITY = {"X-Priority": "batch"}  # a line's own field 'priority' wins
 _LONGEST_WAIT = 600.0
 _HELD = 16
-"""For each request at a time, how many results may wait for a slow one before them."""
+"""Results per concurrent request that may wait for an earlier, slow one."""
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Options:
-    """The command's options. ``url`` None is the address of the settings; ``timeout`` a duration as text."""
+    """The command's options. ``url`` None means the settings' address; ``timeout`` is a duration as text."""
 
     input: Path
     output: Path
@@ -57,11 +57,11 @@ class Options:
 
 
 class UsageError(ValueError):
-    """The command cannot begin; nothing was asked or written."""
+    """The command cannot start; nothing was asked or written."""
 
 
 class Stopped(click.ClickException):
-    """The run cannot go on now, and no line is to blame. The message says why."""
+    """The run cannot continue now, and no line is the cause. The message says why."""
 
 
 _PATH = click.Path(path_type=Path)
@@ -100,10 +100,10 @@ def batch_command(settings: Settings, **options: Any) -> int:
 def answer_batch(settings: Settings, options: Options) -> int:
     """Answer every line that has no result yet. Return 0 if all are answered, 1 if some failed.
 
-    :raises UsageError: if it cannot begin.
+    :raises UsageError: if it cannot start.
     :raises ResultsError: if the output cannot be used.
-    :raises Stopped: if it cannot go on.
-    :raises KeyboardInterrupt: on Ctrl-C and SIGTERM, with everything that is due written.
+    :raises Stopped: if it cannot continue.
+    :raises KeyboardInterrupt: on Ctrl-C and SIGTERM, after finished results are written.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
@@ -111,7 +111,7 @@ def answer_batch(settings: Settings, options: Options) -> int:
         with contextlib.ExitStack() as stack:
             results = Results(options.output, fresh=options.fresh, retry_failed=options.retry_failed)
             stack.callback(results.close)
-            results.take_up(read_lines(options.input, options.model))
+            results.resume_from(read_lines(options.input, options.model))
             if results.done == total:
                 return _summary(console, options, results, total)
             tell = partial(console.print, markup=False)
@@ -131,7 +131,7 @@ def answer_batch(settings: Settings, options: Options) -> int:
 
 
 def _check(options: Options) -> int:
-    """Return how many lines there are. :raises UsageError: if the options or the input cannot be used."""
+    """Return the number of lines. :raises UsageError: if the options or the input cannot be used."""
     if options.concurrency < 1 or options.retries < 0:
         raise UsageError("--concurrency must be at least 1 and --retries at least 0")
     if options.fresh and options.retry_failed:
@@ -156,10 +156,10 @@ def _check(options: Options) -> int:
 
 
 def _check_model(url: str, model: str | None) -> None:
-    """Find out with one empty request whether the model is there: without a prompt it is not answered or loaded.
+    """Check with one empty request that the model exists: without a prompt the server loads nothing.
 
     :raises UsageError: if the server does not know the model.
-    :raises Stopped: if nobody answers.
+    :raises Stopped: if the server does not answer.
     """
     try:
         if model is None:
@@ -188,7 +188,7 @@ def _summary(console: Console, options: Options, results: Results, total: int) -
 
 
 class _Batch:
-    """One run: workers that each take the next line, ask, and hand the result to the file."""
+    """One run: concurrent tasks that take the next line, ask, and add the result to the file."""
 
     def __init__(
         self, settings: Settings, options: Options, results: Results, url: str, total: int, console: Console
@@ -198,7 +198,7 @@ class _Batch:
         self._total = total
         self._console = console
         self._folders = [options.input.resolve().parent, *options.files]
-        self._most = settings.max_body * 3 // 4  # bytes of files; as base64 a third more
+        self._most = settings.max_body * 3 // 4  # bytes of files; base64 adds a third
         self._lines = self._left()
         self._answers: Counter[str] = Counter()
         self._room = asyncio.Condition()
@@ -227,7 +227,7 @@ class _Batch:
         self._began = time.monotonic()
 
     async def answer_lines(self) -> None:
-        """Ask all that is left. :raises Stopped: if the server cannot serve."""
+        """Ask all remaining lines. :raises Stopped: if the server cannot serve."""
         me = asyncio.current_task()
         assert me is not None
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
@@ -236,7 +236,7 @@ class _Batch:
                 await self._work_all()
 
     def _left(self) -> Iterator[tuple[int, Line]]:
-        """Yield the lines to ask with their positions: those to ask again, and those that have no result."""
+        """Yield the lines without a result and those to ask again, with their positions."""
         results, again = self._results, frozenset(self._results.again)
         first = results.written
         for position, line in enumerate(read_lines(self._options.input, self._options.model)):
@@ -244,13 +244,13 @@ class _Batch:
                 yield position, line
 
     async def _work_all(self) -> None:
-        workers = [asyncio.create_task(self._work()) for _ in range(self._options.concurrency)]
+        tasks = [asyncio.create_task(self._work()) for _ in range(self._options.concurrency)]
         try:
-            await asyncio.gather(*workers)
+            await asyncio.gather(*tasks)
         finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _work(self) -> None:
         window = _HELD * self._options.concurrency
@@ -260,7 +260,7 @@ class _Batch:
                     await self._room.wait()
             result = {"line": line.number, "input": line.digest} | await self._result(line)
             async with self._room:
-                if self._results.add(position, result):
+                if self._results.add_result(position, result):
                     self._show()
                     self._room.notify_all()
 
@@ -275,10 +275,10 @@ class _Batch:
     async def _result(self, line: Line) -> dict[str, Any]:
         try:
             files = Files(self._folders, self._most)
-            call = await asyncio.to_thread(parse, line, self._options.model, files, self._options.timeout)
+            call = await asyncio.to_thread(parse_line, line, self._options.model, files, self._options.timeout)
         except LineError as error:
             self._tell(line, "Bad line", str(error))
-            name, openai = describe(line)
+            name, openai = describe_line(line)
             return name | _refused(openai, None, "Bad line", str(error))
         name = {} if call.custom_id is None else {"custom_id": call.custom_id}
         answer: httpx.Response | None = None
@@ -296,7 +296,7 @@ class _Batch:
         return name | _refused(call.openai, answer, kind, details)
 
     def _tell(self, line: Line, kind: str, details: str) -> None:
-        """Say why a line failed, for the first few of them."""
+        """Print why a line failed, for the first few failures."""
         self._shown += 1
         if self._shown <= _SHOWN:
             self._console.print(f"line {line.number}: {kind}: {details}", markup=False)
@@ -304,10 +304,10 @@ class _Batch:
             self._console.print(f"more failed; the reasons are in {self._options.output}", markup=False)
 
     async def _ask(self, line: Line, call: Call) -> httpx.Response:
-        """Ask, and again as long as that makes sense and the retries last.
+        """Ask, and retry while that can help.
 
         :raises httpx.TransportError: if there is no answer.
-        :raises Stopped: if the server is gone, is still busy, or cannot serve.
+        :raises Stopped: if the server is gone, stays busy, or cannot serve.
         """
         answered = self._answers[call.model]
         for attempt in range(self._options.retries + 1):
@@ -325,15 +325,17 @@ class _Batch:
                     raise
                 after = None
             else:
-                after = _retry_after(answer)
+                after = retry_after(answer)
                 if answer.status_code not in _RETRIED:
                     return answer
-                if answer.status_code == 429 and answer.headers.get("x-should-retry") == "false":  # a quota's end
+                if (
+                    answer.status_code == 429 and answer.headers.get("x-should-retry") == "false"
+                ):  # the quota is used up
                     raise Stopped(f"{': '.join(_reason(answer))}; the same command goes on where it stopped")
-                # A line that its model's process cannot bear gets a 503 each time, while others are answered, or
-                # one that says so.
+                # A line that crashes its runner gets a 503 each time: with a code that says so, or while other lines
+                # are answered.
                 own = answer.status_code == 503 and (
-                    _code(answer) in _FAILED_AT_IT or (after is not None and self._answers[call.model] > answered)
+                    error_code(answer) in REQUEST_FAILED or (after is not None and self._answers[call.model] > answered)
                 )
                 if last and not own:
                     raise Stopped(
@@ -342,12 +344,12 @@ class _Batch:
                 if last:
                     return answer
             pause = min(0.5 * 2**attempt, 30.0) if after is None else min(after, _LONGEST_WAIT)
-            await asyncio.sleep(pause * random.uniform(1.0, 1.2))  # not all at the same moment again
+            await asyncio.sleep(pause * random.uniform(1.0, 1.2))  # spreads the repeated requests
         raise AssertionError("the last attempt returns or raises")
 
 
 def _answered(call: Call, answer: httpx.Response) -> dict[str, Any]:
-    """Return a good answer's fields, as they are or as OpenAI's batches do. :raises ValueError: if it is no JSON."""
+    """Return an answer's fields, plain or as in OpenAI's batches. :raises ValueError: if it is no JSON."""
     body = answer.json()
     if call.openai:
         return {"response": {"status_code": answer.status_code, "body": body}, "error": None}
@@ -355,7 +357,7 @@ def _answered(call: Call, answer: httpx.Response) -> dict[str, Any]:
 
 
 def _refused(openai: bool, answer: httpx.Response | None, kind: str, details: str) -> dict[str, Any]:
-    """Return a failure's fields, likewise."""
+    """Return a failure's fields, plain or as in OpenAI's batches."""
     if not openai:
         status = {} if answer is None else {"status": answer.status_code}
         return {"error": kind, "details": details, **status}
@@ -367,18 +369,8 @@ def _refused(openai: bool, answer: httpx.Response | None, kind: str, details: st
     return {"response": response, "error": {"code": kind, "message": details}}
 
 
-def _code(answer: httpx.Response) -> str | None:
-    """Return the code of either route's error."""
-    try:
-        data = answer.json()
-        code = (data["error"] if isinstance(data["error"], dict) else data).get("code")
-        return code if isinstance(code, str) else None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
 def _reason(answer: httpx.Response) -> tuple[str, str]:
-    """Return what kind of refusal this is and what exactly it says, from either route's error."""
+    """Return the kind and the details of either route's error."""
     try:
         data = answer.json()
         error = data["error"]
@@ -387,10 +379,3 @@ def _reason(answer: httpx.Response) -> tuple[str, str]:
         return str(error), str(data["details"])
     except (ValueError, KeyError, TypeError):
         return f"HTTP {answer.status_code}", answer.text[:200]
-
-
-def _retry_after(answer: httpx.Response) -> float | None:
-    try:
-        return max(0.0, float(answer.headers["Retry-After"]))
-    except (KeyError, ValueError):
-        return None

@@ -1,7 +1,7 @@
-"""The files that a batch's lines name as media: which of them may be read, and how much. Part of ``main.py batch``.
+"""Reads the media files that a batch's lines name, within limits. Part of ``main.py batch``.
 
-Runs in the command line's process, in threads. An input may come from somebody else, and what its files hold is sent
-to a server: only regular files in folders that the user named are read. Knows nothing of lines or HTTP.
+Runs in threads of the command line's process. An input may come from somebody else and its files are sent to a server,
+so only regular files in folders that the user named are read. Must not know lines or HTTP.
 """
 
 import os
@@ -11,23 +11,23 @@ from pathlib import Path
 
 
 class FileError(Exception):
-    """A file that cannot be sent. The message says why."""
+    """The file cannot be sent. The message says why."""
 
 
 class Files:
-    """What one line may read: files in the folders ``roots``, all together at most ``limit`` bytes.
+    """Files that one line may read: in the folders ``roots``, together at most ``limit`` bytes.
 
-    Relative names are looked for in each folder in turn.
+    Relative names are searched in each folder in turn.
     """
 
     def __init__(self, roots: Sequence[Path], limit: int) -> None:
         self._roots = [root.resolve() for root in roots]
         self._limit = self._left = limit
 
-    def names_one(self, value: str) -> bool:
-        """Whether a value names a file: ``file:…``, or a relative name, with a dot in it, of a file that is there.
+    def names_file(self, value: str) -> bool:
+        """Return whether a value is ``file:…`` or the relative name, with a dot, of an existing file.
 
-        Base64 never has a dot, so that it is not looked for on the disk.
+        Base64 has no dots and is never searched on the disk.
         """
         if value.startswith("file:"):
             return True
@@ -38,19 +38,19 @@ class Files:
         except FileError:
             return False
 
-    def path(self, value: str) -> Path:
-        """Return the file a value names, links followed. :raises FileError: if there is none, or it may not be read."""
+    def find_file(self, value: str) -> Path:
+        """Return the file, links resolved. :raises FileError: if it is missing or not allowed."""
         name = value.removeprefix("file:")
         return self._find(name.removeprefix("//") if name.startswith("///") else name)
 
-    def read(self, value: str) -> bytes:
-        """Return what the file a value names holds.
+    def read_file(self, value: str) -> bytes:
+        """Return the file's content.
 
-        :raises FileError: if it may not or cannot be read, or is larger than what is left of the limit.
+        :raises FileError: if it is not allowed, not readable, or larger than the rest of the limit.
         """
-        path = self.path(value)
+        path = self.find_file(value)
         try:
-            # Neither waits for a pipe's other end nor follows a link that was put there meanwhile.
+            # Does not wait for a pipe's writer, and follows no link that appeared meanwhile.
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 found = os.fstat(descriptor)
@@ -72,10 +72,10 @@ class Files:
 
     def _find(self, name: str) -> Path:
         try:
-            found = [(root / name).resolve() for root in self._roots]  # an absolute name is the same in each
+            found = [(root / name).resolve() for root in self._roots]  # an absolute name gives the same path in each
             within = [path for path in found if any(path.is_relative_to(root) for root in self._roots)]
             there = [path for path in within if path.exists()]
-        except (OSError, ValueError, RuntimeError) as error:  # a name too long; a NUL in it; a ring of links
+        except (OSError, ValueError, RuntimeError) as error:  # name too long, NUL byte, circular links
             raise FileError(f"cannot read the file {name[:200]!r}: {error}") from None
         if not within:
             folders = ", ".join(str(root) for root in self._roots)

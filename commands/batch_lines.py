@@ -1,7 +1,7 @@
-"""What one line of a batch asks: from JSON text to the path and body of one request. Part of ``main.py batch``.
+"""Turns a line of a batch into the path and body of one request. Part of ``main.py batch``.
 
-Runs in the command line's process. Knows the three forms of a line and where media are named in them; which files may
-be read is in ``batch_files``. Knows nothing of HTTP.
+Runs in the command line's process. Knows the three forms of a line and their media fields; ``batch_files`` reads the
+files. Must not know HTTP.
 """
 
 import base64
@@ -22,12 +22,12 @@ _URL_PARTS = ("image_url", "video_url", "audio_url")
 
 
 class LineError(Exception):
-    """A line that cannot be sent. The message says what is wrong with it."""
+    """The line cannot be sent. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of the input. ``number`` counts all lines of the file from 1; ``digest`` stands for text and model."""
+    """One line of the input. ``number`` counts all lines from 1; ``digest`` is of text and model."""
 
     number: int
     text: bytes
@@ -36,7 +36,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request: ``POST path`` with ``body``. ``openai`` tells that the line has the form of OpenAI's batches."""
+    """One request: ``POST path`` with ``body``. ``openai``: the line has the form of OpenAI's batches."""
 
     path: str
     body: dict[str, Any]
@@ -46,7 +46,7 @@ class Call:
 
 
 def read_lines(path: Path, model: str | None) -> Iterator[Line]:
-    """Yield the lines of a file that are not blank. :raises OSError: if it cannot be read."""
+    """Yield the lines that are not blank. :raises OSError: if it cannot be read."""
     with path.open("rb") as source:
         for number, raw in enumerate(source, 1):
             if text := raw.strip():
@@ -54,10 +54,10 @@ def read_lines(path: Path, model: str | None) -> Iterator[Line]:
                 yield Line(number, text, digest)
 
 
-def parse(line: Line, model: str | None, files: Files, timeout: str | None = None) -> Call:
-    """Return the request a line stands for, its files read.
+def parse_line(line: Line, model: str | None, files: Files, timeout: str | None = None) -> Call:
+    """Return the line's request, with its files read.
 
-    :raises LineError: if the line is no request, or a file it names may not or cannot be read.
+    :raises LineError: if the line is no request, or a file is not allowed or not readable.
     """
     try:
         return _request(_decode(line), model, files, timeout)
@@ -89,7 +89,7 @@ def _request(data: Any, model: str | None, files: Files, timeout: str | None) ->
 
 
 def names_no_model(line: Line) -> bool:
-    """Whether a line is of the plain form and leaves the model to ``--model``. False for one that cannot be read."""
+    """Return whether a line has the plain form and no model. False for an unreadable line."""
     try:
         data = _decode(line)
     except LineError:
@@ -97,8 +97,8 @@ def names_no_model(line: Line) -> bool:
     return isinstance(data, str) or (isinstance(data, dict) and not {"model", "url", "body"} & set(data))
 
 
-def describe(line: Line) -> tuple[dict[str, str], bool]:
-    """Return the ``custom_id`` of a line that cannot be sent, if it has one, and whether it has OpenAI's form."""
+def describe_line(line: Line) -> tuple[dict[str, str], bool]:
+    """Return an invalid line's ``custom_id``, if any, and whether it has OpenAI's form."""
     try:
         data = _decode(line)
     except LineError:
@@ -112,7 +112,7 @@ def describe(line: Line) -> tuple[dict[str, str], bool]:
 def _decode(line: Line) -> Any:
     try:
         return json.loads(line.text)
-    except (ValueError, RecursionError) as error:  # json's own error, and UnicodeDecodeError, are ValueErrors
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise LineError(f"no JSON: {error}") from None
 
 
@@ -144,7 +144,7 @@ def _openai(data: dict[str, Any], model: str | None, files: Files, timeout: str 
 
 
 def _with_files(value: Any, files: Files) -> Any:
-    """Return an OpenAI body in which media parts hold what the files they name hold."""
+    """Return an OpenAI body with the content of files in place of their names."""
     if isinstance(value, list):
         return [_with_files(item, files) for item in value]
     if not isinstance(value, dict):
@@ -152,19 +152,19 @@ def _with_files(value: Any, files: Files) -> Any:
     changed = {key: _with_files(item, files) for key, item in value.items()}
     for part in _URL_PARTS:
         holder = changed.get(part)
-        if isinstance(holder, dict) and isinstance(url := holder.get("url"), str) and files.names_one(url):
-            kind = mimetypes.guess_type(files.path(url).name)[0] or "application/octet-stream"
+        if isinstance(holder, dict) and isinstance(url := holder.get("url"), str) and files.names_file(url):
+            kind = mimetypes.guess_type(files.find_file(url).name)[0] or "application/octet-stream"
             holder["url"] = f"data:{kind};base64,{_base64(url, files)}"
     sound = changed.get("input_audio")
-    if isinstance(sound, dict) and isinstance(named := sound.get("data"), str) and files.names_one(named):
+    if isinstance(sound, dict) and isinstance(named := sound.get("data"), str) and files.names_file(named):
         sound["data"] = _base64(named, files)
-        sound.setdefault("format", files.path(named).suffix.removeprefix(".").lower())
+        sound.setdefault("format", files.find_file(named).suffix.removeprefix(".").lower())
     return changed
 
 
 def _medium(value: Any, files: Files) -> Any:
-    return _base64(value, files) if isinstance(value, str) and files.names_one(value) else value
+    return _base64(value, files) if isinstance(value, str) and files.names_file(value) else value
 
 
 def _base64(value: str, files: Files) -> str:
-    return base64.b64encode(files.read(value)).decode()
+    return base64.b64encode(files.read_file(value)).decode()

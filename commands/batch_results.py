@@ -1,7 +1,7 @@
-"""The file of a batch's results: one line for each line of the input, in its order, whole or not there at all.
+"""The file of a batch's results: one line per line of the input, in the same order; never half a line.
 
-Part of ``main.py batch``; runs in the command line's process. A run that ended early, however it ended, is taken up
-where its last whole line stands. Knows what a result's line carries to be recognised by, not what an answer is.
+Part of ``main.py batch``; runs in the command line's process. A new run continues after the last complete line,
+however the previous run ended. Knows the fields that identify a result. Must not know answers.
 """
 
 import contextlib
@@ -25,17 +25,17 @@ class ResultsError(ValueError):
 
 
 class Results:
-    """The output file, open and locked. Results may be added in any order; they are written in the input's.
+    """The output file, open and locked. Results may be added in any order; they are written in the input's order.
 
-    ``written`` and ``failed`` count the lines that are written, those of earlier runs included; ``found`` only the
-    latter. ``again`` are the positions of failures that are to be replaced by new results: in a new file that takes the
-    old one's place, so that at any time there is a whole one.
+    ``written`` and ``failed`` count lines in the file, earlier runs included; ``found`` counts those of earlier runs.
+    ``again`` has the positions of failures to replace. They are replaced by renaming a new file over the old one, so
+    that a complete file exists at any time.
     """
 
     def __init__(self, path: Path, *, fresh: bool = False, retry_failed: bool = False) -> None:
-        """Open the file, made if need be, and cut off a last line that is not whole.
+        """Open or create the file and cut off an incomplete last line.
 
-        :param retry_failed: The failures that are there shall be replaced.
+        :param retry_failed: replace the failures of earlier runs.
 
         :raises ResultsError: if it cannot be opened or another run is writing it.
         """
@@ -44,7 +44,7 @@ class Results:
         self.again: set[int] = set()
         self._retry_failed = retry_failed
         self._held: dict[int, dict[str, Any]] = {}
-        self._replaced: dict[int, dict[str, Any]] = {}  # not yet in the file
+        self._replaced: dict[int, dict[str, Any]] = {}  # waiting for the next rewrite
         self._synced = self._rewritten = time.monotonic()
         if path.exists() and not path.is_file():
             raise ResultsError(f"cannot write {path}: it is no regular file")
@@ -59,13 +59,13 @@ class Results:
             raise ResultsError(f"another run is writing {path}") from error
         if not os.path.samestat(os.fstat(self._file.fileno()), path.stat()):
             self._file.close()
-            raise ResultsError(f"another run is writing {path}")  # and has just replaced it
+            raise ResultsError(f"another run is writing {path}")  # its file has just replaced this one
         self._file.truncate(0 if fresh else _whole(path))
 
-    def take_up(self, lines: Iterator[Line]) -> None:
-        """Hold what is there against the first lines of the input, and count it.
+    def resume_from(self, lines: Iterator[Line]) -> None:
+        """Compare the file with the first lines of the input, and count its results.
 
-        :raises ResultsError: if it does not belong to them.
+        :raises ResultsError: if it belongs to another input.
         """
         self._file.seek(0)
         for position, raw in enumerate(self._file, 1):
@@ -91,19 +91,14 @@ class Results:
 
     @property
     def done(self) -> int:
-        """How many lines have a result that stays."""
+        """How many lines have a final result."""
         return self.written - len(self.again)
 
-    @property
-    def held(self) -> int:
-        """How many results wait for one before them."""
-        return len(self._held)
+    def add_result(self, position: int, result: dict[str, Any]) -> int:
+        """Add the result of the line at ``position``, counted from 0 without blank lines; write all results whose turn
+        it is. Return how many more lines are done.
 
-    def add(self, position: int, result: dict[str, Any]) -> int:
-        """Take the result of the input's line at ``position``, counted from 0 without blank lines, and write all that
-        are due. Return how many lines are done by that.
-
-        :raises OSError: if they cannot be written.
+        :raises OSError: if writing fails.
         """
         if position in self.again:
             self.again.remove(position)
@@ -125,7 +120,7 @@ class Results:
         return self.written - before
 
     def close(self) -> None:
-        """Close the file, what is written brought to the disk. :raises OSError: if that cannot be."""
+        """Sync the file to the disk and close it. :raises OSError: if that fails."""
         try:
             self._file.flush()
             if self._replaced:
@@ -135,14 +130,14 @@ class Results:
             self._file.close()
 
     def _rewrite(self) -> None:
-        """Put a file in the old one's place that has the new results where failures were."""
-        path = self.path.resolve()  # a link to it stays one
+        """Replace the file by one with the new results in place of failures."""
+        path = self.path.resolve()  # keeps a symbolic link to it
         beside = path.with_name(f".{path.name}.rewritten")
         with contextlib.ExitStack() as stack:
-            beside.unlink(missing_ok=True)  # of a run that was killed
+            beside.unlink(missing_ok=True)  # left by a killed run
             new = stack.enter_context(beside.open("a+b"))
             stack.callback(beside.unlink, missing_ok=True)
-            fcntl.flock(new, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held from the moment it is the output
+            fcntl.flock(new, fcntl.LOCK_EX | fcntl.LOCK_NB)  # locked before it becomes the output
             self._file.seek(0)
             for position, raw in enumerate(self._file):
                 result = self._replaced.get(position)
@@ -167,7 +162,7 @@ def _encode(result: dict[str, Any]) -> bytes:
 
 
 def _whole(path: Path) -> int:
-    """Return the length of a file up to the end of its last whole line."""
+    """Return the file's length up to the end of its last complete line."""
     with path.open("rb") as source:
         end = source.seek(0, os.SEEK_END)
         while end > 0:

@@ -1,4 +1,4 @@
-"""``python main.py cache list|prune``: the quantized weights kept between loads. Needs no server."""
+"""``python main.py cache list|prune``: lists or prunes the kept quantized weights. Needs no server."""
 
 import json
 import time
@@ -15,7 +15,7 @@ from utils.units import format_bytes, parse_bytes
 
 
 class Size(click.ParamType[int]):
-    """Bytes, as people write them: ``2GB``."""
+    """Bytes such as ``2GB``."""
 
     name = "size"
 

@@ -1,6 +1,6 @@
 """``python main.py chat <model>``: a conversation in the terminal with a running gateway.
 
-A process of its own, a plain client of ``POST /generate/<model>`` like any other.
+The command line's process, a client of ``POST /generate/<model>``.
 """
 
 import base64
@@ -29,7 +29,7 @@ _KINDS = {"image": "images", "audio": "audios", "video": "videos"}
 
 
 class ChatError(click.ClickException):
-    """The gateway refused; the message is its answer."""
+    """The gateway refused. The message is its answer."""
 
 
 @click.command("chat", cls=Verb)
@@ -81,7 +81,7 @@ class Session:
         """Return the model's name, label and inputs. :raises ChatError: if the gateway does not know it."""
         answer = self._client.get("/admin/model_status")
         if answer.status_code != 200:
-            return self.model  # the key may chat and not administer
+            return self.model  # the key may not use /admin
         found = answer.json()["model_configs"]
         for name, config in found.items():
             if self.model == name or self.model in config["aliases"]:
@@ -98,7 +98,7 @@ class Session:
             self.attached.setdefault(_KINDS[kind], []).append(base64.b64encode(path.read_bytes()).decode())
 
     def stream_answer(self, prompt: str) -> Iterator[dict[str, Any]]:
-        """Send the prompt and yield the events of the answer. :raises ChatError: as the gateway says."""
+        """Send the prompt and yield the answer's events. :raises ChatError: if the gateway refuses."""
         body: dict[str, Any] = {"prompt": prompt, "stream": True, **self.attached}
         before = [{"role": "system", "content": self.system}] if self.system else []
         if before or self.said:
@@ -153,7 +153,7 @@ def _run_chat_command(console: Console, session: Session, line: str) -> bool:
 
 
 def _show_answer(console: Console, session: Session, prompt: str) -> None:
-    """Print an answer as it comes, its thinking dimmed. Ctrl-C stops it."""
+    """Print the answer as it arrives, with dimmed reasoning. Ctrl-C stops it."""
     thinking = False
     try:
         for event in session.stream_answer(prompt):

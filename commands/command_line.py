@@ -1,6 +1,6 @@
-"""The command line: the group of verbs. Runs in a process of its own, or in the one that starts the gateway's.
+"""The command line: the group of verbs. Runs in the command line's process; ``serve`` turns it into the gateway's.
 
-Knows the verbs' names alone: a verb's module is imported when the verb is asked for, so that ``--help`` is quick.
+Knows only the verbs' names: a verb's module is imported when the verb is called, so that ``--help`` is quick.
 """
 
 from importlib import import_module
@@ -38,7 +38,7 @@ Every setting is also an environment variable, SWITCHYARD_<NAME>, and a line of 
 
 
 class LazyGroup(VerbGroup):
-    """Imports ``commands.<verb>`` for its ``<verb>_command`` when the verb is asked for; help imports none."""
+    """Imports ``<verb>_command`` from ``commands.<verb>`` when the verb is called; help imports none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)

@@ -1,16 +1,16 @@
-"""The API key that commands ask a server with: ``SWITCHYARD_API_KEY``. No flag, which every process list would show."""
+"""The API key of commands: ``SWITCHYARD_API_KEY``. There is no flag, because process lists show flags."""
 
 import os
 
 VARIABLE = "SWITCHYARD_API_KEY"
 
 
-def key() -> str | None:
-    """Return the key, if there is one."""
+def api_key() -> str | None:
+    """Return the key, or None."""
     return os.environ.get(VARIABLE, "").strip() or None
 
 
 def headers() -> dict[str, str]:
-    """Return the headers that carry the key, if there is one."""
-    found = key()
+    """Return the headers with the key; empty without one."""
+    found = api_key()
     return {"Authorization": f"Bearer {found}"} if found else {}

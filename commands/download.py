@@ -1,7 +1,7 @@
-"""``main.py download [names…]``: fetches weights, showing how far it is, and says what became of each model.
+"""``main.py download [names…]``: downloads weights with progress and a summary.
 
-Runs in the command line's process. Owns the terminal: bars when stdout is one, plain lines otherwise. What a
-download is, it leaves to :mod:`checkpoints.hub.download`. Must not import torch.
+Runs in the command line's process. Shows bars on a terminal, plain lines elsewhere. :mod:`checkpoints.hub.download`
+does the work. Must not import torch.
 """
 
 import sys
@@ -24,12 +24,12 @@ from utils.settings import Settings
 from utils.units import format_bytes
 
 PLAIN_INTERVAL = 5.0
-"""Seconds between two plain lines about one model."""
+"""Seconds between two plain progress lines of a model."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one model; ``failed`` decides the exit status."""
+    """The outcome of one model; ``failed`` decides the exit status."""
 
     name: str
     result: str
@@ -51,8 +51,8 @@ def download_command(settings: Settings, names: tuple[str, ...], speech: bool) -
 def download_models(settings: Settings, catalog: Catalog, names: Sequence[str], *, speech: bool = False) -> int:
     """Download the named models, or every hub model of the catalog that is not complete.
 
-    A named model that is complete is compared with the hub again and updated. ``speech`` adds what a model
-    needs to talk. Returns 0, 1 when any failed, 2 for a name not in the catalog, 130 when interrupted.
+    A named, complete model is compared with the hub and updated. ``speech`` adds the files for speech. Returns 0,
+    1 if any failed, 2 for a name that the catalog lacks, 130 if interrupted.
     """
     unknown = [name for name in names if catalog.get(name) is None]
     if unknown:
@@ -100,7 +100,7 @@ def _one(settings: Settings, spec: ModelSpec, *, asked: bool, speech: bool) -> O
 
 
 class _Bars(Bars):
-    """A bar for each file under way and one for the whole model."""
+    """A bar per running file and one for the whole model."""
 
     def __init__(self) -> None:
         name = TextColumn("{task.description}", markup=False)
@@ -117,13 +117,13 @@ class _Bars(Bars):
                 self.remove_task(self._shown.pop(f"/{file.path}"))
 
     def _show_bar(self, key: str, label: str, total: int, done: int) -> None:
-        if key not in self._shown:  # what is there already is not counted as speed
+        if key not in self._shown:  # existing bytes do not count as speed
             self._shown[key] = self.add_task(label, total=total, completed=done)
         self.update(self._shown[key], description=label, total=total, completed=done)
 
 
 class _Lines:
-    """A line now and then, for logs and pipes."""
+    """A line every few seconds, for logs and pipes."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()

@@ -1,6 +1,6 @@
-"""``main.py models --fit``: what each model takes on this machine, and which fit at the same time.
+"""``main.py models --fit``: each model's memory on this machine, and which models fit together.
 
-Runs in the command line's process; no server is needed and nothing is loaded. Must not import torch.
+Runs in the command line's process; needs no server and loads nothing. Must not import torch.
 """
 
 import json
@@ -24,7 +24,7 @@ _CAPTION = "~ predicted; a first load measures. beside: process or CUDA context"
 def print_fits(settings: Settings, catalog: Catalog, *, as_json: bool = False) -> None:
     """Print the models and the sets that fit together: tables on a terminal, tab-separated lines elsewhere, or JSON.
 
-    :raises SettingsError: if the settings name a device that is not there.
+    :raises SettingsError: if the settings name a missing device.
     """
     placement = Placement(settings, catalog)
     slots = {place.name: place.budget for place in placement.places.values()}
@@ -118,7 +118,7 @@ def _cells(one: fit.Fit) -> tuple[str, ...]:
 
 
 def _sets(one: fit.Together, sizes: dict[str, int]) -> list[tuple[str, str, str]]:
-    """Return a row for each set: its models, what they take, and what they leave."""
+    """Return a row per set: its models, their bytes, and the bytes left."""
     rows = []
     for names in one.sets:
         total = sum(sizes[name] for name in names)

@@ -1,6 +1,6 @@
-"""``python main.py keys …``: make, show, change and revoke API keys. A running gateway applies a change at once.
+"""``python main.py keys …``: creates, lists, changes and revokes API keys. A running gateway applies changes at once.
 
-Runs in the command line's process and writes the gateway's file of keys: write access to that file is administration.
+Runs in the command line's process and writes the gateway's file of keys. Who may write that file is an administrator.
 """
 
 import json
@@ -123,7 +123,7 @@ def remove_key(settings: Settings, name: str, as_json: bool) -> None:
 
 @contextmanager
 def _changing_keys(settings: Settings) -> Iterator[list[Key]]:
-    """Yield the keys to change, and write them. :raises ValueError: in one line, for a change that cannot be made."""
+    """Yield the keys to change, then write them. :raises ValueError: in one line, for an invalid change."""
     try:
         with changing(path(settings.data_dir)) as keys:
             yield keys
@@ -136,7 +136,7 @@ def _changing_keys(settings: Settings) -> Iterator[list[Key]]:
 
 
 def _last_used(file: Path) -> dict[str, float]:
-    """Return when each key was used last. Without it the keys can still be listed."""
+    """Return the last use of each key; empty if the file cannot be read."""
     try:
         return usage.last_used(file)
     except (OSError, sqlite3.Error) as error:
@@ -159,7 +159,7 @@ def _replace_key(keys: list[Key], name: str, **fields: Any) -> Key:
 
 
 def _check_allowance(allowance: dict[str, str | None], catalog: Catalog) -> dict[str, Any]:
-    """Return the given allowances as values. :raises ValueError: for one that cannot be used."""
+    """Return the given allowances as values. :raises ValueError: for an invalid one."""
     given = {name: text for name, text in allowance.items() if text is not None}
     return {name: None if text == NONE else _value(name, text, catalog) for name, text in given.items()}
 

@@ -1,4 +1,4 @@
-"""``main.py models``: lists what the catalog serves, where it comes from and whether its weights are here.
+"""``python main.py models``: lists the catalog's models, their sources and the state of their weights.
 
 Runs in the command line's process. Reads the catalog and the disk, never the network. Must not import torch.
 """
@@ -21,9 +21,9 @@ from utils.units import format_bytes
 
 @dataclass(frozen=True)
 class Row:
-    """One model as listed. Sizes in bytes; ``bytes_wanted`` is None where the download's size is not known.
+    """One listed model. Sizes in bytes; ``bytes_wanted`` is None if the download's size is unknown.
 
-    ``ready`` tells whether its weights are all there; ``state`` is complete, partial, absent or local.
+    ``ready``: all weights are here. ``state`` is complete, partial, absent or local.
     """
 
     name: str
@@ -73,7 +73,7 @@ def list_models(settings: Settings, catalog: Catalog, *, as_json: bool = False) 
 
 
 def describe(settings: Settings, spec: ModelSpec) -> Row:
-    """Return what is known about one model without asking anyone."""
+    """Return one model's row, without using the network."""
     state = download_state(spec, settings.models_dir)
     return Row(
         spec.name,

@@ -1,7 +1,7 @@
-"""``python main.py moderate <video>``: judges one video by a policy: result.json, report.html, a verdict.
+"""``python main.py moderate <video>``: checks one video against a policy; writes result.json and report.html.
 
-Command line's process, an ordinary client of ``/v1/chat/completions`` of this or any other server. Owns files, screen
-and exit status; :mod:`moderation` owns the rest.
+The command line's process, a client of ``/v1/chat/completions`` of any server. Owns files, screen and exit status;
+:mod:`moderation` does the rest.
 """
 
 import contextlib
@@ -27,15 +27,15 @@ from commands.verb import Verb, pass_settings
 from media.errors import MediaError
 from moderation.asking import ModelError
 from moderation.client import Client
-from moderation.pipeline import Outcome, Progress, moderate
+from moderation.frame_source import DecodeLimits, FrameSampling, Source
+from moderation.pipeline import Outcome, Progress, moderate_video
 from moderation.policy import Policy
 from moderation.policy_file import find_policy
-from moderation.report import clock, render
-from moderation.sampling import Bounds, Sampling, Source
+from moderation.report import format_time, render_report
 from utils.settings import ROOT, Settings
 
 STATUS = {"allow": 0, "review": 3, "block": 4}
-_BETWEEN = 5.0  # seconds between lines where there is no terminal
+_BETWEEN = 5.0  # seconds between lines without a terminal
 
 
 @dataclass(frozen=True)
@@ -102,15 +102,15 @@ class Options:
 @pass_settings
 def moderate_command(settings: Settings, **options: Any) -> int:
     """Look at frames of a video, ask a vision model the policy's questions, and write what it says."""
-    return moderate_video(settings, Options(**options))
+    return moderate_file(settings, Options(**options))
 
 
-def moderate_video(settings: Settings, options: Options) -> int:
+def moderate_file(settings: Settings, options: Options) -> int:
     """Moderate the video. Return the exit status: see :data:`STATUS`.
 
     :raises ValueError: if the policy or an option cannot be used.
     :raises click.ClickException: if the video or the model failed.
-    :raises KeyboardInterrupt: on Ctrl-C and SIGTERM; nothing is written then.
+    :raises KeyboardInterrupt: on Ctrl-C and SIGTERM; nothing is written.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -124,7 +124,7 @@ def moderate_video(settings: Settings, options: Options) -> int:
             outcome = _moderate(settings, options, policy, video, name, sampling, console)
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "result.json", outcome.result.to_json())
-        _write(folder / "report.html", render(outcome.result, outcome.thumbnails))
+        _write(folder / "report.html", render_report(outcome.result, outcome.thumbnails))
     except (MediaError, ModelError) as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
@@ -133,14 +133,14 @@ def moderate_video(settings: Settings, options: Options) -> int:
     return STATUS[outcome.result.decision]
 
 
-def _sampling(options: Options) -> Sampling:
+def _sampling(options: Options) -> FrameSampling:
     if not 0 < options.fps <= 60:
         raise ValueError("--fps must be above 0 and at most 60")
-    return Sampling(options.fps, options.max_frames, options.longest_side)
+    return FrameSampling(options.fps, options.max_frames, options.longest_side)
 
 
 def _video(stack: contextlib.ExitStack, said: str) -> tuple[Source, str]:
-    """Return the video and its name. :raises ValueError: if there is none."""
+    """Return the video and its name. :raises ValueError: if it is missing."""
     if said == "-":
         return sys.stdin.buffer, "standard input"
     path = Path(said)
@@ -150,33 +150,39 @@ def _video(stack: contextlib.ExitStack, said: str) -> tuple[Source, str]:
 
 
 def _check_writable(folder: Path) -> None:
-    """Fail before the work begins. :raises ValueError: if results cannot go there."""
+    """Check the output folder before the work. :raises ValueError: if it is not writable."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"cannot write to {folder}: {'no right to' if there.is_dir() else f'{there} is no folder'}")
 
 
 def _moderate(
-    settings: Settings, options: Options, policy: Policy, video: Source, name: str, sampling: Sampling, console: Console
+    settings: Settings,
+    options: Options,
+    policy: Policy,
+    video: Source,
+    name: str,
+    sampling: FrameSampling,
+    console: Console,
 ) -> Outcome:
-    bounds = Bounds(memory=settings.decode_memory, pixels=settings.max_pixels)
+    limits = DecodeLimits(memory=settings.decode_memory, pixels=settings.max_pixels)
     with contextlib.ExitStack() as stack:
         url = options.url or os.environ.get("VLLM_URL", "").strip()
         if not url:
             url = stack.enter_context(running_or_own(settings, partial(console.print, markup=False)))
-        client = stack.enter_context(Client(url, options.model, credentials.key(), patience=options.patience))
-        client.connect()
+        client = stack.enter_context(Client(url, options.model, credentials.api_key(), patience=options.patience))
+        client.find_model()
         console.print(
             f"{name}: policy {policy.name} {policy.version}, model {client.model} at {client.server}", markup=False
         )
         with _show_progress(console, name) as tell:
-            return moderate(
+            return moderate_video(
                 video,
                 policy,
                 client,
                 name=name,
                 sampling=sampling,
-                bounds=bounds,
+                limits=limits,
                 concurrency=options.concurrency,
                 progress=tell,
             )
@@ -184,7 +190,7 @@ def _moderate(
 
 @contextlib.contextmanager
 def _show_progress(console: Console, name: str) -> Iterator["_ProgressView"]:
-    """Yield what shows progress: a bar in a terminal, elsewhere a line every 5 seconds."""
+    """Yield the progress view: a bar on a terminal, elsewhere a line every 5 seconds."""
     bar = Bar(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -221,10 +227,12 @@ def _show(outcome: Outcome, folder: Path) -> None:
     result = outcome.result
     lines = [f"{result.decision}: {result.summary}"]
     for category in result.categories:
-        when = ", ".join(f"{clock(one.start)} to {clock(one.end)}" for one in category.intervals)
+        when = ", ".join(f"{format_time(one.start)} to {format_time(one.end)}" for one in category.intervals)
         if when:
             lines.append(f"  {category.title} ({category.severity}): {category.decision}, {when}")
-    lines += [f"  not seen: {clock(one.start)} to {clock(one.end)}: {one.reason}" for one in result.not_seen]
+    lines += [
+        f"  not seen: {format_time(one.start)} to {format_time(one.end)}: {one.reason}" for one in result.not_seen
+    ]
     print("\n".join([*lines, f"  {folder / 'result.json'}", f"  {folder / 'report.html'}"]))
 
 

@@ -1,6 +1,6 @@
-"""A server for one command: a child process on a free port with the same settings. It ends with the command.
+"""Starts a server for one command: a child process on a free port with the same settings. It ends with the command.
 
-Runs in the command line's process. Knows the settings and ``main.py serve``, no request.
+Runs in the command line's process. Must not know requests.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 class OwnServerError(click.ClickException):
-    """The server did not start; the message is its last output."""
+    """The server did not start. The message is its last line."""
 
 
 @contextlib.contextmanager
 def own_server(settings: Settings) -> Iterator[str]:
-    """Start a server, give its address, and stop it in the end. It also ends if this process is killed.
+    """Start a server, yield its address, and stop it. It also ends if this process is killed.
 
     :raises OwnServerError: if it does not start.
     """
@@ -48,7 +48,7 @@ def own_server(settings: Settings) -> Iterator[str]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for the command, which then stops it
+            start_new_session=True,  # Ctrl-C reaches only the command, which then stops the server
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
         try:
@@ -60,7 +60,7 @@ def own_server(settings: Settings) -> Iterator[str]:
 
 @contextlib.contextmanager
 def running_or_own(settings: Settings, tell: Callable[[str], None]) -> Iterator[str]:
-    """Give the address of the server of these settings. If none answers there, tell so and start one for this run.
+    """Yield the address of the running server. If none runs, say so and start one for this command.
 
     :raises OwnServerError: if it does not answer, or does not start.
     """
@@ -79,7 +79,7 @@ def running_or_own(settings: Settings, tell: Callable[[str], None]) -> Iterator[
 
 
 def variables(settings: Settings) -> dict[str, str]:
-    """Return the settings that were given, by flag, variable or file, as environment variables."""
+    """Return the settings given by flag, variable or file as environment variables."""
     return {
         f"SWITCHYARD_{name.upper()}": _text(getattr(settings, name))
         for name in settings.model_fields_set
@@ -121,7 +121,7 @@ def _stop(process: "subprocess.Popen[bytes]", drain: float) -> None:
 
 
 def _die_with_parent() -> None:
-    """Have the kernel end this process when its parent is gone, however that went."""
+    """Make the kernel end this process when its parent ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

@@ -1,4 +1,4 @@
-"""``python main.py [serve]``: fetches missing weights, then serves. Starts the gateway's process; imports no torch."""
+"""``python main.py [serve]``: downloads missing weights, then becomes the gateway. Imports no torch."""
 
 import logging
 
@@ -30,7 +30,7 @@ def serve_command(settings: Settings, download_only: bool, force_cleanup: bool) 
         log.info("removed %d temporary entries, %d bytes", count, size)
     if download_only:
         return _download_missing(settings, catalog)
-    check_configuration(settings, catalog)  # before a download of hours, not after
+    check_configuration(settings, catalog)  # before a download that may take hours
     check_port(settings)
     if not settings.skip_download and _download_missing(settings, catalog):
         log.warning("some weights are missing; their models answer 503 until they are fetched")
@@ -45,7 +45,7 @@ def check_configuration(settings: Settings, catalog: Catalog) -> None:
         the settings say, or a setting names an unknown model, a missing device or a missing slot.
     :raises CatalogError: if none of a model's slots exists.
     """
-    logs.check(settings.logs_dir)
+    logs.check_log_file(settings.logs_dir)
     keys.read(keys.path(settings.data_dir))
     usage.prepare(usage.path(settings.data_dir))
     limits.check_storage(settings)
@@ -68,6 +68,6 @@ def _download_missing(settings: Settings, catalog: Catalog) -> int:
     missing = [name for name, state in states.items() if state != "complete"]
     if not missing:
         return 0
-    from commands.download import download_models  # imports the hub client, which a complete folder does not need
+    from commands.download import download_models  # imports the hub client only if needed
 
     return download_models(settings, catalog, missing)

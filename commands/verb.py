@@ -1,7 +1,7 @@
-"""What all verbs share: the flags that may stand before or after a verb, and the settings loaded with them.
+"""What all verbs share: flags that may stand before or after a verb, and the settings loaded with them.
 
-Runs in the command line's process. Knows no verb. At the top it imports click alone: ``doctor`` starts where other
-packages are missing.
+Runs in the command line's process. Must not know verbs. Imports only click at the top, because ``doctor`` starts where
+other packages are missing.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import click
 
 
 def setting_option(*flags: str, **attributes: Any) -> click.Option:
-    """Return an option that overrides a setting. Only a given one is kept, so that environment and file count."""
+    """Return an option that overrides a setting. Only given flags are kept; else environment and file apply."""
     return click.Option(flags, default=None, expose_value=False, callback=_keep_flag, **attributes)
 
 

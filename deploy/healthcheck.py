@@ -1,6 +1,6 @@
 """The container's health check: exit status 0 if the gateway's ``/health`` answers on this machine, else 1.
 
-Standard library only, so that it costs little every few seconds. Knows the port and the route, nothing else.
+Standard library only, because it runs every few seconds. Must not know more than the port and the route.
 """
 
 import os
@@ -12,13 +12,13 @@ _SECONDS = 4
 
 
 def main() -> int:
-    """Ask once; say in one line what is wrong."""
+    """Ask once; print a problem in one line."""
     url = f"http://127.0.0.1:{os.environ.get('SWITCHYARD_PORT', '5000')}/health"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=_SECONDS) as response:
             response.read()
-    except (OSError, HTTPException, ValueError) as error:  # an answer of 400 and more is an OSError
+    except (OSError, HTTPException, ValueError) as error:  # urllib raises an OSError for a status from 400
         print(f"{url}: {error}", file=sys.stderr)
         return 1
     return 0

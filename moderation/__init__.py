@@ -1,4 +1,4 @@
-"""Videos held to a policy: which frames, which questions, what the answers come to. Used by the gateway and the worker.
+"""Checks videos against a policy: frames, questions, answers, verdict. The gateway, the worker and the CLI use it.
 
-Knows neither Flask nor AWS, and of models only that they can be asked (:class:`moderation.asking.Asker`).
+Must not know Flask or AWS. It reaches models only through :class:`moderation.asking.Asker`.
 """

@@ -1,7 +1,7 @@
-"""How the questions of a policy are put to a model about frames, and what its replies say.
+"""Asks a model the questions of a policy about frames, and reads its replies.
 
-Makes prompts with the JSON schema of their answers, reads replies by the same schema, asks once more where one is
-malformed. Who answers is an :class:`Asker`. Must not know HTTP, nor what answers come to.
+Makes prompts with a JSON schema for the answer, checks replies against that schema, and asks once more after a
+malformed one. An :class:`Asker` reaches the model. Must not know HTTP, nor what the verdict is.
 """
 
 import json
@@ -14,8 +14,8 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic import Field as PydanticField
 
+from moderation.frame_source import Frame
 from moderation.policy import Policy, Question
-from moderation.sampling import Frame
 
 LONGEST_DESCRIPTION = 300
 _DESCRIPTION = "description"
@@ -25,12 +25,11 @@ _TRIES = 2
 
 
 class ModelError(Exception):
-    """The model gave no answer, through no fault of the frame."""
+    """The model gave no answer, and the frame is not the cause."""
 
 
 class ModelBusy(ModelError):
-    """It is busy or gone, for longer than was worth waiting. Later it may answer; ``retry_after`` says in how many
-    seconds, where that is known."""
+    """The model is busy or gone for longer than the wait. It may answer later: in ``retry_after`` seconds, if known."""
 
     def __init__(self, text: str, retry_after: float | None = None) -> None:
         super().__init__(text)
@@ -38,28 +37,28 @@ class ModelBusy(ModelError):
 
 
 class ModelFailed(ModelError):
-    """It failed at just this request, several times: an error of its own, or no answer in time. Others may go well."""
+    """The model failed at this request several times, or did not answer in time. Other requests may succeed."""
 
 
 class ModelRefused(ModelError):
-    """It will not answer however often it is asked: it cannot take the request, or is no model server."""
+    """The model will never answer this request: it cannot take it, or the server is no model server."""
 
 
 class NotSetUp(ModelRefused):
-    """It would answer nobody here until a person changes something: a wrong key, or it does not have the model."""
+    """The server refuses every request until a person changes something: a wrong key, or a model it lacks."""
 
 
 class FrameRefused(Exception):
-    """It could not answer about just these frames."""
+    """The model cannot answer about these frames."""
 
 
 class Cancelled(Exception):
-    """Nobody wants the answer any more."""
+    """The caller no longer wants the answer."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """One message: texts and frames, in their order."""
+    """One message: texts and frames in order."""
 
     role: Literal["system", "user", "assistant"]
     parts: tuple[str | Frame, ...]
@@ -67,7 +66,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked: the messages, the schema that the reply must follow, and how long it may be, in tokens."""
+    """The messages, the schema that the reply must follow, and the reply's limit in tokens."""
 
     messages: tuple[Message, ...]
     schema: Mapping[str, Any]
@@ -76,7 +75,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Reply:
-    """What was said. ``cut`` tells that it was ended by its length."""
+    """The model's reply. ``cut`` says that it reached its length limit."""
 
     text: str
     cut: bool = False
@@ -85,11 +84,11 @@ class Reply:
 
 
 class Asker(Protocol):
-    """A model that sees. May be asked by several threads at once.
+    """A vision model. Several threads may ask at once.
 
-    :ivar model: its name, for the result. :ivar server: where it is.
-    :ivar most_media: pictures that it takes in one request, None if nobody knows.
-    :ivar at_once: requests that it answers at once, likewise.
+    :ivar model: its name, for the result. :ivar server: its address.
+    :ivar most_media: pictures that it takes in one request, None if unknown.
+    :ivar at_once: requests that it answers at once, None if unknown.
     """
 
     @property
@@ -104,13 +103,13 @@ class Asker(Protocol):
     @property
     def at_once(self) -> int | None: ...
 
-    def connect(self, cancelled: Callable[[], bool]) -> None:
-        """Find out the rest, which costs nothing where it is known. To be called before anything else.
+    def find_model(self, cancelled: Callable[[], bool]) -> None:
+        """Find the model and its limits, unless they are known. Call it first.
 
         :raises ModelError: if the model cannot be asked. :raises Cancelled: when ``cancelled()``."""
         ...
 
-    def ask(self, prompt: Prompt, cancelled: Callable[[], bool]) -> Reply:
+    def ask_model(self, prompt: Prompt, cancelled: Callable[[], bool]) -> Reply:
         """:raises ModelError: if there is no reply. :raises FrameRefused: if that is because of the frames.
         :raises Cancelled: when ``cancelled()``."""
         ...
@@ -118,7 +117,7 @@ class Asker(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """One thing to ask: these questions, by their numbers in :class:`Questions`, about these frames."""
+    """Questions, by their numbers in :class:`Questions`, about some frames."""
 
     frames: tuple[Frame, ...]
     numbers: tuple[int, ...]
@@ -126,9 +125,9 @@ class Request:
 
 @dataclass
 class Answers:
-    """What was answered: for each frame's index each question's answer by its number, and a description.
+    """Answers and descriptions by the frame's index; an answer by its question's number.
 
-    ``failed`` says why there is none.
+    ``failed`` says why there are none.
     """
 
     request: Request
@@ -142,9 +141,9 @@ class Answers:
 
 
 class Questions:
-    """A policy's questions, each once, whichever categories share it, and the way in which they are asked.
+    """A policy's questions without duplicates, and how to ask them.
 
-    :ivar together: frames shown in one request: what the policy says, but no more than ``most_media``.
+    :ivar together: frames in one request: the policy's number, at most ``most_media``.
     """
 
     def __init__(self, policy: Policy, most_media: int | None = None) -> None:
@@ -156,17 +155,17 @@ class Questions:
         self._questions: list[Question] = []
         for category in policy.categories:
             numbers = []
-            for place, question in enumerate(category.questions, 1):
+            for position, question in enumerate(category.questions, 1):
                 said = question.ask, question.answers
                 if said not in found:
                     found[said] = len(found)
                     self._questions.append(question)
-                    self._keys.append(category.id if len(category.questions) == 1 else f"{category.id}_{place}")
+                    self._keys.append(category.id if len(category.questions) == 1 else f"{category.id}_{position}")
                 numbers.append(found[said])
             self.of_category[category.id] = tuple(numbers)
 
-    def requests(self, frames: Sequence[Frame]) -> Iterator[Request]:
-        """Yield what is to be asked about some frames."""
+    def split_frames(self, frames: Sequence[Frame]) -> Iterator[Request]:
+        """Yield the requests about these frames."""
         numbers = tuple(range(len(self._questions)))
         for at in range(0, len(frames), self.together):
             shown = tuple(frames[at : at + self.together])
@@ -175,8 +174,8 @@ class Questions:
             else:
                 yield from (Request(shown, (number,)) for number in numbers)
 
-    def put(self, request: Request, asker: Asker, cancelled: Callable[[], bool]) -> Answers:
-        """Ask, once more if the reply is malformed, and return what was answered.
+    def ask_questions(self, request: Request, asker: Asker, cancelled: Callable[[], bool]) -> Answers:
+        """Ask, and once more if the reply is malformed; return the answers.
 
         :raises ModelError: if the model does not reply. :raises Cancelled: when ``cancelled()``.
         """
@@ -189,7 +188,7 @@ class Questions:
         messages = self._messages(request, shape)
         for _ in range(_TRIES):
             try:
-                reply = asker.ask(Prompt(messages, shape.schema, shape.max_tokens), cancelled)
+                reply = asker.ask_model(Prompt(messages, shape.schema, shape.max_tokens), cancelled)
             except FrameRefused as error:
                 result.failed = str(error)
                 return result
@@ -230,13 +229,13 @@ class Questions:
             question = self._questions[request.numbers[0]].ask
             return (*before, Message("user", (request.frames[0], question)))
         parts: list[str | Frame] = []
-        for place, frame in enumerate(request.frames, 1):
-            parts += [frame] if len(request.frames) == 1 else [f"Frame {place}:", frame]
+        for position, frame in enumerate(request.frames, 1):
+            parts += [frame] if len(request.frames) == 1 else [f"Frame {position}:", frame]
         return (*before, Message("user", (*parts, shape.wording)))
 
 
 class _Shape:
-    """The answers to some questions about some frames as JSON: how to ask for it, and how to read it."""
+    """The JSON form of the answers: its schema, its description in words, and its reader."""
 
     def __init__(self, policy: Policy, questions: Sequence[tuple[str, Question]], frames: int) -> None:
         self._describe, self._questions, self._frames = policy.describe, questions, frames
@@ -251,7 +250,7 @@ class _Shape:
             one = self._object(said | one["properties"])
         if self._frames == 1:
             return one
-        return self._object({f"frame_{place + 1}": one for place in range(self._frames)})
+        return self._object({f"frame_{position + 1}": one for position in range(self._frames)})
 
     @staticmethod
     def _object(properties: dict[str, Any]) -> dict[str, Any]:
@@ -280,7 +279,7 @@ class _Shape:
         return "\n".join([*lines, f"Answer by {shape}, and nothing else."])
 
     def read(self, reply: Reply) -> list[tuple[list[str], str]]:
-        """Return for each frame the answers in order, and the description. :raises ValueError: saying what is wrong."""
+        """Return answers and description of each frame. :raises ValueError: if the reply is malformed."""
         if reply.cut:
             raise ValueError("it was cut off before its end")
         if (plain := self._plain(reply.text)) is not None:
@@ -291,14 +290,14 @@ class _Shape:
         except (ValueError, RecursionError):
             raise ValueError("it is not JSON") from None
         if self._frames > 1:
-            names = [f"frame_{place + 1}" for place in range(self._frames)]
+            names = [f"frame_{position + 1}" for position in range(self._frames)]
             if not isinstance(data, dict) or sorted(data) != sorted(names):
                 raise ValueError(f"it must be an object with {', '.join(names)}")
             return [self._one(data[name], f"{name}.") for name in names]
         return [self._one(data, "")]
 
     def _plain(self, text: str) -> str | None:
-        """Return the one answer that was wanted, if it was given without any JSON, as models do that know no schema."""
+        """Return the single answer if it came as plain text: some models ignore the schema."""
         said = text.strip().strip("\"'.").lower()
         if len(self._questions) == 1 == self._frames and not self._describe:
             return next((answer for answer in self._questions[0][1].answers if answer.lower() == said), None)
@@ -309,8 +308,8 @@ class _Shape:
             made = self._model.model_validate(data)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            place = prefix + ".".join(map(str, first["loc"]))
-            raise ValueError(f"{place or 'it'}: {first['msg']}") from None
+            where = prefix + ".".join(map(str, first["loc"]))
+            raise ValueError(f"{where or 'it'}: {first['msg']}") from None
         said = made.model_dump(by_alias=True)
         return [said[key] for key, _ in self._questions], str(said.get(_DESCRIPTION, "")).strip()
 

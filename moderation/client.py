@@ -1,13 +1,12 @@
-"""A model behind OpenAI's HTTP interface: Switchyard's own ``/v1``, vLLM, or any other. For the worker and the CLI.
+"""Asks a model through OpenAI's HTTP interface: Switchyard's ``/v1``, vLLM or another server. For the worker and CLI.
 
-Requests run on an event loop of the client's own thread, so that one that nobody wants any more is dropped at once and
-its server can stop. Waits where the server is busy, as long as it says so and a bounded time in all. Knows no policy.
+Requests run on an event loop in the client's own thread, so that a cancelled request is dropped at once and the server
+can stop. While the server is busy, requests are repeated for a bounded time. Must not know policies.
 """
 
 import asyncio
 import base64
 import concurrent.futures
-import email.utils
 import random
 import threading
 import time
@@ -27,14 +26,13 @@ from moderation.asking import (
     Prompt,
     Reply,
 )
-from moderation.sampling import Frame
+from moderation.frame_source import Frame
+from utils.error_responses import REQUEST_FAILED, error_code, retry_after
 
 _BUSY = (408, 425, 429, 502, 503)
 _FAILED = (500, 504)
-_FAILED_AT_IT = ("runner_failed", "out_of_memory")
-"""Codes of Switchyard's by which a 503 says that it is no busy server's: the model did not bear this very request."""
 _NOT_SET_UP = (401, 403, 404)
-_MOST_FAILURES = 3  # of one request; a busy server may be asked more often
+_MOST_FAILURES = 3  # per request; waits for a busy server do not count
 _OF_THE_FRAME = (413, 415, 422)
 _CONNECTING = 10.0
 _LOOK = 0.1
@@ -43,11 +41,11 @@ Made = TypeVar("Made")
 
 
 class Client:
-    """The model ``model`` of the server at ``url``; None is the first there that sees, or the only one.
+    """The model ``model`` of the server at ``url``; None means its first vision model, or its only model.
 
-    :param timeout: seconds that one answer may take. :param patience: seconds for which a server that is busy or gone
-        is asked again, for each question.
-    :raises ModelError: from :meth:`connect` and :meth:`ask`. Use as a context manager, or :meth:`close` it.
+    :param timeout: seconds that one answer may take.
+    :param patience: seconds for which each question is repeated while the server is busy or gone.
+    :raises ModelError: from :meth:`find_model` and :meth:`ask_model`. Use as a context manager, or :meth:`close` it.
     """
 
     def __init__(
@@ -86,7 +84,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Drop what is under way and every connection. May be called again."""
+        """Cancel running requests and close connections. May be called again."""
         with self._lock:
             if self._loop.is_closed():
                 return
@@ -107,32 +105,32 @@ class Client:
 
     @property
     def model(self) -> str:
-        """The model's name. :raises ModelError: if it has to be asked for, and the server does not tell."""
+        """The model's name. :raises ModelError: if it is unknown and the server does not name it."""
         return self._known(bool)
 
     @property
     def at_once(self) -> int | None:
-        """How many requests the server answers at once for this model, where it tells."""
+        """How many requests the server answers at once for this model, or None."""
         found = self._limits.get("max_batch_size")
         size = found.get(self._model) if isinstance(found, dict) else None
         return size if isinstance(size, int) and size > 0 else None
 
     @property
     def most_media(self) -> int | None:
-        """How many pictures the server takes in one request, where it tells."""
+        """How many pictures the server takes in one request, or None."""
         found = self._limits.get("max_media_per_request")
         return found if isinstance(found, int) and found > 0 else None
 
-    def connect(self, cancelled: Callable[[], bool] = bool) -> None:
-        """Find out which model to ask, and the server's limits, unless that is known.
+    def find_model(self, cancelled: Callable[[], bool] = bool) -> None:
+        """Find the model to ask and the server's limits, unless they are known.
 
         :raises ModelError: if the server does not answer, or has no such model. :raises Cancelled: when
             ``cancelled()``.
         """
         self._known(cancelled)
 
-    def forget(self, model: str) -> None:
-        """Find out anew, the next time, what there is, as the server has ``model`` no longer."""
+    def forget_model(self, model: str) -> None:
+        """Look again at the next request: the server no longer has ``model``."""
         with self._lock:
             if self._model == model:
                 self._model, self._limits = self._wanted, {}
@@ -159,7 +157,7 @@ class Client:
             return self._model
 
     async def _vision(self) -> dict[str, Any]:
-        """Return what Switchyard tells of the models that see; nothing of another server."""
+        """Return Switchyard's facts about its vision models; empty for other servers."""
         try:
             said = (await self._http.get("/health")).json()["vlm_config"]
             return dict(said) if isinstance(said, dict) else {}
@@ -168,7 +166,7 @@ class Client:
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
-    def ask(self, prompt: Prompt, cancelled: Callable[[], bool] = bool) -> Reply:
+    def ask_model(self, prompt: Prompt, cancelled: Callable[[], bool] = bool) -> Reply:
         """Return the model's reply. See :class:`moderation.asking.Asker`."""
         model = self._known(cancelled)
         body = {
@@ -184,7 +182,7 @@ class Client:
         try:
             answer = self._wait(self._patiently(lambda: self._http.post("/v1/chat/completions", json=body)), cancelled)
         except NotSetUp:
-            self.forget(model)
+            self.forget_model(model)
             raise
         try:
             data = answer.json()
@@ -200,12 +198,12 @@ class Client:
             return Reply(f"(no chat completion: {answer.text[:200]})")
 
     async def _patiently(self, send: Callable[[], Coroutine[Any, Any, httpx.Response]]) -> httpx.Response:
-        """Return a good response, asking again while the server is busy or gone, and a few times where it fails, as a
-        model's process does that is lost over this request.
+        """Return a good response. Repeat while the server is busy or gone, and a few times if it fails: a runner may
+        have died over this request.
 
-        :raises ModelBusy: if it is for too long, with the server's own ``Retry-After``. :raises ModelFailed: if it
-            fails again and again. :raises ModelRefused: if it will not answer. :raises FrameRefused: if what was shown
-            is the reason.
+        :raises ModelBusy: if the server is busy for too long; with its ``Retry-After``.
+        :raises ModelFailed: if it fails several times. :raises ModelRefused: if it will not answer.
+        :raises FrameRefused: if the frames are the cause.
         """
         deadline, pause, failures = time.monotonic() + self._patience, _FIRST_PAUSE, 0
         while True:
@@ -224,27 +222,27 @@ class Client:
                 problem = f"{self.server} answered {answer.status_code}: {_reason(answer)}"
                 if answer.status_code in _OF_THE_FRAME:
                     raise FrameRefused(problem)
-                ended = answer.headers.get("x-should-retry") == "false" and answer.status_code == 429  # a quota's end
-                after = _retry_after(answer)
+                ended = answer.headers.get("x-should-retry") == "false" and answer.status_code == 429  # quota
+                after = retry_after(answer)
                 if ended:
                     raise ModelBusy(problem, after)
                 if answer.status_code in _NOT_SET_UP:
                     raise NotSetUp(problem)
-                failed = answer.status_code in _FAILED or _code(answer) in _FAILED_AT_IT
+                failed = answer.status_code in _FAILED or error_code(answer) in REQUEST_FAILED
                 if not failed and answer.status_code not in _BUSY:
                     raise ModelRefused(problem)
             failures += failed
             if failures >= _MOST_FAILURES:
                 raise ModelFailed(f"asked {failures} times: {problem}")
             wait = pause if after is None else max(after, _LEAST_PAUSE)
-            wait *= random.uniform(1.0, 1.2)  # not all at the same moment again
+            wait *= random.uniform(1.0, 1.2)  # spreads the repeated requests
             pause = min(2 * pause, _LONGEST_PAUSE)
             if time.monotonic() + wait > deadline:
                 raise ModelFailed(problem) if failed else ModelBusy(problem, after)
             await asyncio.sleep(wait)
 
     def _wait(self, work: Coroutine[Any, Any, Made], cancelled: Callable[[], bool]) -> Made:
-        """Return what comes of the work, on the client's own thread. :raises Cancelled: when ``cancelled()``."""
+        """Run the work on the client's thread; return its result. :raises Cancelled: when ``cancelled()``."""
         try:
             future = asyncio.run_coroutine_threadsafe(work, self._loop)
         except RuntimeError:
@@ -279,32 +277,10 @@ def _part(part: str | Frame) -> dict[str, Any]:
 
 
 def _reason(answer: httpx.Response) -> str:
-    """Return what a refusal says, in OpenAI's envelope, in vLLM's, or in none."""
+    """Return a refusal's message from OpenAI's envelope, from vLLM's, or from the plain body."""
     try:
         data = answer.json()
         error = data.get("error", data)
         return str(error["message"] if isinstance(error, dict) else data.get("details") or error)[:500]
     except (ValueError, KeyError, TypeError, AttributeError):
         return answer.text[:200] or "nothing more"
-
-
-def _code(answer: httpx.Response) -> str | None:
-    """Return the code in OpenAI's envelope."""
-    try:
-        code = answer.json()["error"]["code"]
-        return code if isinstance(code, str) else None
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _retry_after(answer: httpx.Response) -> float | None:
-    """Return the seconds that ``Retry-After`` names, as a number or a date."""
-    said = answer.headers.get("Retry-After", "")
-    try:
-        return max(0.0, float(said))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None

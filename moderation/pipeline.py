@@ -1,7 +1,7 @@
-"""A video and a policy in, a result out: frames are taken, asked about while others are still decoded, and weighed.
+"""Makes a result from a video and a policy: decodes frames, asks about them meanwhile, and decides.
 
-Runs wherever it is called, the worker's process, the command line's or a request's thread of the gateway; what it asks
-is handed to it. Must not know where videos come from or results go.
+Runs in the caller's thread: in the worker, the command line, or a request's thread of the gateway. The caller passes
+the model. Must not know where videos come from or results go.
 """
 
 import time
@@ -13,22 +13,31 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from moderation.asking import Answers, Asker, Cancelled, Questions, Request
+from moderation.frame_source import (
+    DecodeLimits,
+    End,
+    Frame,
+    FrameSampling,
+    Plan,
+    Source,
+    Stopped,
+    Unseen,
+    sample_frames,
+)
 from moderation.policy import Policy
 from moderation.result import ModelUsed, PolicyUsed, Result, SamplingUsed, Tally, TimesTaken, VideoSeen
-from moderation.sampling import Bounds, End, Frame, Plan, Sampling, Source, Stopped, Unseen, sample
-from moderation.verdict import Judged, Shown, decide, violates
+from moderation.verdict import Judged, Shown, decide_verdict, violates
 
 _LOOK = 0.2
 _AHEAD = 2
-"""For each request at a time, the frames of how many may be there."""
+"""How many requests' frames may be in memory for each concurrent request."""
 _MOST_BYTES = 128 * 2**20
-"""How many bytes the pictures of frames come to that are there at a time, unless one request has more."""
+"""Bytes of pictures in memory at a time, unless a single request needs more."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far it is: ``planned`` frames are expected (0: nobody knows yet), ``decoded`` are there, ``judged`` are
-    answered; ``violations`` of them violate by what is known so far."""
+    """Counts of frames: ``planned`` (0: unknown yet), ``decoded``, ``judged``, and ``violations`` found so far."""
 
     planned: int
     decoded: int
@@ -38,56 +47,56 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A result, and a small JPEG of each frame by its index."""
+    """The result, and a small JPEG of each frame by its index."""
 
     result: Result
     thumbnails: dict[int, bytes] = field(repr=False)
 
 
-def moderate(
+def moderate_video(
     video: Source,
     policy: Policy,
     client: Asker,
     *,
     name: str | None = None,
-    sampling: Sampling = Sampling(),  # noqa: B008
-    bounds: Bounds = Bounds(),  # noqa: B008
+    sampling: FrameSampling = FrameSampling(),  # noqa: B008
+    limits: DecodeLimits = DecodeLimits(),  # noqa: B008
     concurrency: int = 4,
     progress: Callable[[Progress], None] = lambda _: None,
     cancelled: Callable[[], bool] = bool,
 ) -> Outcome:
-    """Return what the policy says of the video.
+    """Check the video against the policy.
 
-    :param name: how the result and messages call the video; by default a file's name.
-    :param concurrency: questions under way at a time.
-    :raises MediaError: if it is no video, or nothing of it can be seen.
-    :raises ModelError: if the model cannot be asked. A frame about which it gives no usable answer is no such reason:
-        it is among what was not seen.
+    :param name: the video's name in the result and in messages; by default the file's name.
+    :param concurrency: questions asked at a time.
+    :raises MediaError: if it is no video, or no frame can be decoded.
+    :raises ModelError: if the model cannot be asked. A frame without a usable answer is no error: the result lists it
+        as not seen.
     :raises Cancelled: when ``cancelled()``.
-    :raises Exception: whatever the source raises when it is read.
+    :raises Exception: errors of reading the source, unchanged.
     """
     name = name or (video.name if isinstance(video, Path) else "video")
-    return _Run(policy, client, name, sampling, bounds, concurrency, progress, cancelled).run(video)
+    return _Run(policy, client, name, sampling, limits, concurrency, progress, cancelled).run(video)
 
 
 class _Run:
-    """One moderation under way. All but the questions themselves happens in the caller's thread."""
+    """One running moderation. Only the questions run in other threads."""
 
     def __init__(
         self,
         policy: Policy,
         client: Asker,
         name: str,
-        sampling: Sampling,
-        bounds: Bounds,
+        sampling: FrameSampling,
+        limits: DecodeLimits,
         concurrency: int,
         progress: Callable[[Progress], None],
         cancelled: Callable[[], bool],
     ) -> None:
         self._policy, self._client, self._name = policy, client, name
-        self._sampling, self._bounds, self._progress = sampling, bounds, progress
-        self._wanted_no_more = cancelled
-        client.connect(cancelled)  # before anything is decoded
+        self._sampling, self._limits, self._progress = sampling, limits, progress
+        self._caller_cancelled = cancelled
+        client.find_model(cancelled)  # before anything is decoded
         self._model = client.model
         self._questions = Questions(policy, client.most_media)
         self._concurrency = max(1, min(concurrency, client.at_once or concurrency))
@@ -99,17 +108,16 @@ class _Run:
         self._thumbnails: dict[int, bytes] = {}
         self._group: list[Frame] = []
         self._under_way: set[Future[Answers]] = set()
-        self._bytes: dict[int, int] = {}  # of the frames that are there
+        self._bytes: dict[int, int] = {}  # of the frames in memory
         self._asked = self._malformed = self._prompt_tokens = self._completion_tokens = 0
         self._hits: set[int] = set()
         self._over = False
 
     def run(self, video: Source) -> Outcome:
-        """Do it."""
         started, began = datetime.now(UTC), time.monotonic()
         decoding = 0.0
         try:
-            found = sample(video, self._sampling, self._bounds, self._name, self._stop)
+            found = sample_frames(video, self._sampling, self._limits, self._name, self._stop)
             with ThreadPoolExecutor(self._concurrency, thread_name_prefix="question") as pool, closing(found):
                 try:
                     while True:
@@ -121,7 +129,7 @@ class _Run:
                         match one:
                             case Plan():
                                 self._plan = one
-                                self._tell()
+                                self._report_progress()
                             case Frame():
                                 self._take(one, pool)
                             case Unseen():
@@ -132,7 +140,7 @@ class _Run:
                     while self._under_way:
                         self._collect()
                 finally:
-                    self._over = True  # questions that still wait or run see it and stop
+                    self._over = True  # waiting and running questions see it and stop
                     for future in self._under_way:
                         future.cancel()
         except Stopped:
@@ -140,7 +148,7 @@ class _Run:
         return self._outcome(started, decoding, time.monotonic() - began)
 
     def _stop(self) -> bool:
-        """Whether no more frames are wanted: nobody waits for them, or a question failed."""
+        """Whether to stop decoding: the caller cancelled, or a question failed."""
         return self._cancelled() or self._failure() is not None
 
     def _failure(self) -> BaseException | None:
@@ -149,9 +157,9 @@ class _Run:
         return next((error for error in errors if error is not None and not isinstance(error, Cancelled)), None)
 
     def _cancelled(self) -> bool:
-        return self._over or self._wanted_no_more()
+        return self._over or self._caller_cancelled()
 
-    # -- on the way ----------------------------------------------------------------------------------------------------
+    # -- frames and answers --------------------------------------------------------------------------------------------
 
     def _take(self, frame: Frame, pool: ThreadPoolExecutor) -> None:
         self._judged[frame.index] = Judged(Shown(frame.index, frame.time, frame.start, frame.end, frame.stretches))
@@ -160,14 +168,14 @@ class _Run:
         self._group.append(frame)
         if len(self._group) == self._questions.together:
             self._flush(pool)
-        self._tell()
+        self._report_progress()
         self._collect(0)
         most = _AHEAD * self._concurrency * self._questions.together
         while self._under_way and (len(self._bytes) > most or sum(self._bytes.values()) > _MOST_BYTES):
             self._collect()
 
     def _flush(self, pool: ThreadPoolExecutor) -> None:
-        for request in self._questions.requests(self._group):
+        for request in self._questions.split_frames(self._group):
             for frame in request.frames:
                 self._left[frame.index] = self._left.get(frame.index, 0) + 1
             self._under_way.add(pool.submit(self._ask, request))
@@ -176,13 +184,13 @@ class _Run:
     def _ask(self, request: Request) -> Answers:
         if self._cancelled():
             raise Cancelled
-        return self._questions.put(request, self._client, self._cancelled)
+        return self._questions.ask_questions(request, self._client, self._cancelled)
 
     def _collect(self, seconds: float = _LOOK) -> None:
-        """Take in what was answered, waiting for it a moment. Its pictures are let go.
+        """Collect finished answers, waiting a moment for them, and free their pictures.
 
-        :raises Cancelled: when it is not wanted any more."""
-        if self._wanted_no_more():
+        :raises Cancelled: if the caller cancelled."""
+        if self._caller_cancelled():
             raise Cancelled
         done, self._under_way = wait(self._under_way, seconds, FIRST_COMPLETED)
         for future in done:
@@ -202,7 +210,7 @@ class _Run:
                 if self._violates(judged):
                     self._hits.add(frame.index)
         if done:
-            self._tell()
+            self._report_progress()
 
     def _violates(self, judged: Judged) -> bool:
         return any(
@@ -210,18 +218,18 @@ class _Run:
             for category in self._policy.categories
         )
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         judged = sum(1 for left in self._left.values() if not left)
         self._progress(Progress(self._plan.planned if self._plan else 0, len(self._judged), judged, len(self._hits)))
 
-    # -- the end -------------------------------------------------------------------------------------------------------
+    # -- result --------------------------------------------------------------------------------------------------------
 
     def _outcome(self, started: datetime, decoding: float, total: float) -> Outcome:
         plan, end = self._plan, self._end
-        assert plan is not None and end is not None  # sample() yields both or raises
+        assert plan is not None and end is not None  # sample_frames() yields both or raises
         judged = [self._judged[index] for index in sorted(self._judged)]
         duration = end.duration or plan.duration
-        verdict = decide(
+        verdict = decide_verdict(
             self._policy, self._questions, judged, self._unseen, self._sampling.fps, duration, self._sampling.max_frames
         )
         policy, wanted = self._policy, self._sampling

@@ -1,6 +1,6 @@
-"""What a policy says: categories, the questions that find them, how grave they are, and how much of one is too much.
+"""The policy: categories with their questions, severities and thresholds.
 
-A value, checked when it is made. Must not know where it came from (:mod:`moderation.policy_file` reads files) nor how
+A value, checked when it is made. Must not know where it comes from (:mod:`moderation.policy_file` reads files) nor how
 questions reach a model.
 """
 
@@ -16,7 +16,7 @@ from utils.units import Seconds
 Decision = Literal["allow", "review", "block"]
 Severity = Literal["low", "medium", "high", "critical"]
 DECISIONS: tuple[Decision, ...] = ("allow", "review", "block")
-"""From the mildest to the gravest."""
+"""From mildest to gravest."""
 SEVERITIES: tuple[Severity, ...] = ("low", "medium", "high", "critical")
 
 _MOST_QUESTIONS = 64
@@ -36,7 +36,7 @@ Answer = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_unpa
 
 
 def _listed(value: Any) -> Any:
-    """Values have tuples, files and requests have lists."""
+    """Files and requests have lists; the model has tuples."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -52,12 +52,12 @@ def _never(value: Any) -> Any:
 
 
 class Threshold(_Part):
-    """How much of a category it takes. Of what is given, all must be reached.
+    """When a category counts. All given values must be reached.
 
-    :ivar frames: frames that violate, in the whole video.
-    :ivar consecutive: such frames one after the other, as they were sampled.
-    :ivar seconds: seconds that such frames stand for, in the whole video: for each at most ``1 / fps``, so that few
-        frames of a long video do not pass for minutes.
+    :ivar frames: violating frames in the whole video.
+    :ivar consecutive: violating frames in a row, as sampled.
+    :ivar seconds: seconds that violating frames stand for, in the whole video. Each counts at most ``1 / fps``, so that
+        few frames of a long video do not count as minutes.
     """
 
     frames: Annotated[int, Field(ge=1, le=_MOST_FRAMES)] | None = None
@@ -72,13 +72,13 @@ class Threshold(_Part):
 
     @property
     def given(self) -> dict[str, float]:
-        """What it takes, by name."""
+        """The given values by name."""
         said = {"frames": self.frames, "consecutive": self.consecutive, "seconds": self.seconds}
         return {name: value for name, value in said.items() if value is not None}
 
 
 class Question(_Part):
-    """One question about one frame, with its possible answers and those that are a violation."""
+    """One question about one frame, its possible answers, and the answers that violate."""
 
     ask: Prose
     answers: Annotated[tuple[Answer, ...], Field(min_length=2, max_length=32), _LIST] = ("yes", "no")
@@ -96,9 +96,9 @@ class Question(_Part):
 
 
 class Category(_Part):
-    """Something that the policy does not want to see.
+    """Content that the policy acts on.
 
-    A frame is a finding if ``any`` or ``all`` of the questions are answered by a violation.
+    A frame violates if ``any`` or ``all`` of the questions have a violating answer.
     """
 
     id: Identifier
@@ -113,12 +113,12 @@ class Category(_Part):
 class Policy(_Part):
     """A policy.
 
-    :ivar ask: ``together`` puts all questions about a frame into one request, ``each`` every question by itself and
-        word for word, for models that were trained to answer just those.
+    :ivar ask: ``together`` puts all questions about a frame into one request; ``each`` asks every question alone and
+        word for word, for models trained on those questions.
     :ivar instructions: the system prompt; None sends none.
-    :ivar describe: whether the model is to say in a sentence what it sees before it answers; only ``together``.
-    :ivar frames_per_request: frames shown in one request, of which each is answered for by itself; only ``together``.
-    :ivar unseen: what the decision is at least if something of the video could not be judged.
+    :ivar describe: the model first says in a sentence what it sees; only ``together``.
+    :ivar frames_per_request: frames in one request, each answered separately; only ``together``.
+    :ivar unseen: the mildest decision if a part of the video could not be judged.
     """
 
     name: Identifier
@@ -149,6 +149,6 @@ class Policy(_Part):
 
     @property
     def digest(self) -> str:
-        """What the policy says, as ``sha256:…``: the same for files that differ in comments and order of keys only."""
+        """``sha256:…`` of the policy's content; comments and the order of keys do not matter."""
         said = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
         return f"sha256:{hashlib.sha256(said.encode()).hexdigest()}"

@@ -1,7 +1,7 @@
-"""Policies from YAML, and what is wrong with one, by line and field.
+"""Reads policies from YAML and reports errors by line and field.
 
-Two things that YAML does with a word are left out here, because they bite in policies: ``yes`` and ``no`` are texts,
-as is everything that looks like a date. Knows nothing of what a policy is for.
+Unlike in plain YAML, ``yes``, ``no`` and dates are texts here, because answers use these words. Must not know what a
+policy is for.
 """
 
 import re
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from moderation.policy import Policy
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
-Place = tuple[str | int, ...]
+FieldPath = tuple[str | int, ...]
 _MOST_BYTES = 2**20
 _MOST_NODES = 20_000
 _SHOWN = 5
@@ -34,7 +34,7 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong. ``line`` counts from 1; None where the policy is no file."""
+    """One error. ``line`` counts from 1; None if the policy is no file."""
 
     field: str
     what: str
@@ -46,7 +46,7 @@ class Problem:
 
 
 class PolicyError(ValueError):
-    """A policy cannot be used. The message names the file, lines and fields; ``problems`` has them one by one."""
+    """The policy cannot be used. The message names file, lines and fields; ``problems`` lists them."""
 
     def __init__(self, source: str, problems: list[Problem]) -> None:
         more = len(problems) - _SHOWN
@@ -56,7 +56,7 @@ class PolicyError(ValueError):
 
 
 def load_policy(path: Path) -> Policy:
-    """Return the policy in a YAML file. :raises PolicyError: if there is none, or it cannot be used."""
+    """Return the policy in a YAML file. :raises PolicyError: if it is missing or invalid."""
     try:
         with path.open("rb") as file:
             raw = file.read(_MOST_BYTES + 1)
@@ -70,25 +70,25 @@ def load_policy(path: Path) -> Policy:
 
 
 def find_policy(said: str, folder: Path, only_names: bool = False) -> Policy:
-    """Return the policy in a file, or the one of this name in the folder. :raises PolicyError: if there is none."""
+    """Return the policy of a file, or of this name in the folder. :raises PolicyError: if it is missing or invalid."""
     if not only_names and (Path(said).is_file() or not _NAME.fullmatch(said)):
         return load_policy(Path(said))
     found = folder / f"{said}.yaml"
     if not _NAME.fullmatch(said) or not found.is_file():
         what = "there is no such policy" if only_names else "there is no such file, nor such a policy"
-        raise PolicyError(said, [Problem("", f"{what}; {names(folder)}")])
+        raise PolicyError(said, [Problem("", f"{what}; {list_policies(folder)}")])
     return load_policy(found)
 
 
-def names(folder: Path) -> str:
-    """Return which policies there are, for a message."""
+def list_policies(folder: Path) -> str:
+    """Return the names of the policies in a folder, for a message."""
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     return f"there are {', '.join(known)}" if known else f"there are none in {folder}"
 
 
 def parse_policy(text: str, source: str = "policy") -> Policy:
-    """Return the policy that a YAML text says. :raises PolicyError: if it cannot be used."""
-    lines: dict[Place, int] = {}
+    """Return the policy of a YAML text. :raises PolicyError: if it is invalid."""
+    lines: dict[FieldPath, int] = {}
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         data = _Reader(lines).value(root, ()) if root is not None else None
@@ -102,22 +102,22 @@ def parse_policy(text: str, source: str = "policy") -> Policy:
     return check_policy(data, source, lines)
 
 
-def check_policy(data: Any, source: str = "policy", lines: Mapping[Place, int] | None = None) -> Policy:
-    """Return the policy that these data say, such as a JSON object. :raises PolicyError: if they say none."""
+def check_policy(data: Any, source: str = "policy", lines: Mapping[FieldPath, int] | None = None) -> Policy:
+    """Return the policy of parsed data, such as a JSON object. :raises PolicyError: if it is invalid."""
     if not isinstance(data, dict):
         raise PolicyError(source, [Problem("", "must be a mapping with name, version and categories")])
     try:
         return Policy.model_validate(data)
     except ValidationError as error:
         found = error.errors(include_url=False)
-        places = {tuple(one["loc"][:size]) for one in found for size in range(len(one["loc"]))}
-        # A list whose items are wrong is called too short as well.
-        told = [one for one in found if not (one["type"] == "too_short" and tuple(one["loc"]) in places)]
+        paths = {tuple(one["loc"][:size]) for one in found for size in range(len(one["loc"]))}
+        # pydantic also reports a list with invalid items as too short.
+        told = [one for one in found if not (one["type"] == "too_short" and tuple(one["loc"]) in paths)]
         raise PolicyError(source, [_problem(one, lines or {}) for one in told]) from None
 
 
-def _problem(found: Any, lines: Mapping[Place, int]) -> Problem:
-    place: Place = tuple(found["loc"])
+def _problem(found: Any, lines: Mapping[FieldPath, int]) -> Problem:
+    path: FieldPath = tuple(found["loc"])
     what = _WORDS.get(found["type"], found["msg"].removeprefix("Value error, "))
     if found["type"] == "literal_error":
         what = f"must be one of {found['ctx']['expected'].replace(' or ', ', ')}"
@@ -126,48 +126,48 @@ def _problem(found: Any, lines: Mapping[Place, int]) -> Problem:
         what = f"needs {least} or more" if least is not None else f"may have {most} at most"
     if found["type"] == "string_pattern_mismatch":
         what = "must be small letters, digits and underscores, beginning with a letter, 40 at most"
-    line = next((lines[place[:size]] for size in range(len(place), -1, -1) if place[:size] in lines), None)
-    return Problem(_spelled(place), what, line)
+    line = next((lines[path[:size]] for size in range(len(path), -1, -1) if path[:size] in lines), None)
+    return Problem(_spelled(path), what, line)
 
 
-def _spelled(place: Place) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+def _spelled(path: FieldPath) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
 
 
 class _Wrong(Exception):
-    def __init__(self, place: Place, what: str, node: yaml.Node) -> None:
-        self.problem = Problem(_spelled(place), what, node.start_mark.line + 1)
+    def __init__(self, path: FieldPath, what: str, node: yaml.Node) -> None:
+        self.problem = Problem(_spelled(path), what, node.start_mark.line + 1)
 
 
 class _Reader:
-    """Makes values of YAML's nodes and notes the line of each."""
+    """Makes values from YAML nodes and records their lines."""
 
-    def __init__(self, lines: dict[Place, int]) -> None:
+    def __init__(self, lines: dict[FieldPath, int]) -> None:
         self._lines = lines
         self._left = _MOST_NODES
 
-    def value(self, node: yaml.Node, place: Place) -> Any:
-        """Return the node's value. :raises _Wrong: for what no policy has."""
+    def value(self, node: yaml.Node, path: FieldPath) -> Any:
+        """Return the node's value. :raises _Wrong: if no policy can have it."""
         self._left -= 1
-        if self._left < 0:  # anchors within anchors make few lines mean a great many
-            raise _Wrong(place, f"has more than {_MOST_NODES} values", node)
-        self._lines.setdefault(place, node.start_mark.line + 1)
+        if self._left < 0:  # nested anchors expand a few lines to very many values
+            raise _Wrong(path, f"has more than {_MOST_NODES} values", node)
+        self._lines.setdefault(path, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, place)
+            return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
-            return [self.value(item, (*place, number)) for number, item in enumerate(node.value)]
+            return [self.value(item, (*path, number)) for number, item in enumerate(node.value)]
         assert isinstance(node, yaml.ScalarNode)
         return _scalar(node)
 
-    def _mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, path: FieldPath) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key, item in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise _Wrong(place, "a field's name must be a text", key)
+                raise _Wrong(path, "a field's name must be a text", key)
             if key.value in result:
-                raise _Wrong((*place, key.value), "comes twice", key)
-            self._lines[(*place, key.value)] = key.start_mark.line + 1
-            result[key.value] = self.value(item, (*place, key.value))
+                raise _Wrong((*path, key.value), "comes twice", key)
+            self._lines[(*path, key.value)] = key.start_mark.line + 1
+            result[key.value] = self.value(item, (*path, key.value))
         return result
 
 

@@ -1,6 +1,6 @@
-"""A result as a page for people: one HTML file that needs nothing else, no script, no network.
+"""Renders a result as one self-contained HTML page, without scripts or network.
 
-Everything in it that a video, a model or a policy said is escaped. Knows nothing of how the result was found.
+All text from a video, a model or a policy is escaped. Must not know how the result was made.
 """
 
 import base64
@@ -16,11 +16,11 @@ from moderation.result import CategoryVerdict, FrameFinding, Interval, NotSeen, 
 _WORDS = {"allow": "Allow", "review": "Review", "block": "Block"}
 
 
-def render(result: Result, thumbnails: Mapping[int, bytes]) -> str:
-    """Return the page. ``thumbnails`` are JPEGs by the index of their frame."""
+def render_report(result: Result, thumbnails: Mapping[int, bytes]) -> str:
+    """Return the page. ``thumbnails`` are JPEGs by frame index."""
     length = max([result.video.duration, *(one.end for one in result.not_seen), 1e-3])
 
-    def place(seconds: float) -> float:
+    def position(seconds: float) -> float:
         return round(1000 * min(seconds, length) / length, 2)
 
     decisions = {category.id: category.decision for category in result.categories}
@@ -28,11 +28,11 @@ def render(result: Result, thumbnails: Mapping[int, bytes]) -> str:
         result=result,
         words=_WORDS,
         length=length,
-        clock=clock,
+        clock=format_time,
         spoken=_spoken,
         stretches=_stretches,
-        place=place,
-        width=lambda start, end: max(2.0, round(place(end) - place(start), 2)),
+        position=position,
+        width=lambda start, end: max(2.0, round(position(end) - position(start), 2)),
         pictures={index: base64.b64encode(data).decode() for index, data in thumbnails.items()},
         titles={category.id: category.title for category in result.categories},
         decisions=decisions,
@@ -44,15 +44,15 @@ def render(result: Result, thumbnails: Mapping[int, bytes]) -> str:
 
 
 def _answers(frame: FrameFinding) -> list[tuple[str, str, bool]]:
-    """Return each question with its answer once, and whether that violates any category."""
+    """Return each question and answer once, and whether it violates any category."""
     found: dict[tuple[str, str], bool] = {}
     for said in frame.answers:
         found[said.question, said.answer] = found.get((said.question, said.answer), False) or said.violates
     return [(question, answer, violates) for (question, answer), violates in found.items()]
 
 
-def clock(seconds: float) -> str:
-    """Return a time as people write it: ``0:03.5``, ``1:02:03.0``."""
+def format_time(seconds: float) -> str:
+    """Return a time such as ``0:03.5`` or ``1:02:03.0``."""
     tenths = round(seconds * 10)
     minutes, tenths = divmod(tenths, 600)
     hours, minutes = divmod(minutes, 60)
@@ -65,7 +65,7 @@ def _spoken(category: CategoryVerdict) -> str:
 
 
 def _stretches(found: Sequence[Interval | NotSeen]) -> str:
-    return ", ".join(f"{clock(one.start)} to {clock(one.end)}" for one in found)
+    return ", ".join(f"{format_time(one.start)} to {format_time(one.end)}" for one in found)
 
 
 @functools.cache

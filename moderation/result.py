@@ -1,7 +1,6 @@
-"""What a moderation came to, as it is written to a file or sent: the shapes of its JSON. ``docs/moderation.md`` has
-them field by field.
+"""The JSON of a moderation's result. ``docs/moderation.md`` describes each field.
 
-Knows nothing of how it was found.
+Must not know how the result was made.
 """
 
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from moderation.policy import Decision, Severity
 
 SCHEMA_VERSION = 1
-"""Counts up whenever a field changes its meaning or goes."""
+"""Increases whenever a field changes its meaning or is removed."""
 
 
 class Shape(BaseModel):
@@ -21,7 +20,7 @@ class Shape(BaseModel):
 
 
 class PolicyUsed(Shape):
-    """Which policy it was held to."""
+    """The policy."""
 
     name: str
     version: str
@@ -29,14 +28,14 @@ class PolicyUsed(Shape):
 
 
 class ModelUsed(Shape):
-    """Who answered."""
+    """The model that answered."""
 
     name: str
     server: Annotated[str, Field(description="Its address, or gateway for the one that was asked.")]
 
 
 class VideoSeen(Shape):
-    """What the video is."""
+    """Facts about the video."""
 
     name: str
     container: str
@@ -50,7 +49,7 @@ class VideoSeen(Shape):
 
 
 class SamplingUsed(Shape):
-    """Which frames were looked at."""
+    """Which frames were sampled."""
 
     fps: float
     max_frames: int
@@ -60,9 +59,9 @@ class SamplingUsed(Shape):
 
 
 class Interval(Shape):
-    """Frames of one category one after the other.
+    """Consecutive frames that violate one category.
 
-    ``first`` and ``last`` are the times of the first and last of them; what they show was there at some time from
+    ``first`` and ``last`` are the times of the first and last frame; the content was visible at some time from
     ``start`` to ``end``.
     """
 
@@ -74,7 +73,7 @@ class Interval(Shape):
 
 
 class CategoryVerdict(Shape):
-    """What was found of one category."""
+    """The verdict on one category."""
 
     id: str
     title: str
@@ -88,7 +87,7 @@ class CategoryVerdict(Shape):
 
 
 class Said(Shape):
-    """One question's answer."""
+    """One question and its answer."""
 
     category: str
     question: str
@@ -97,7 +96,7 @@ class Said(Shape):
 
 
 class FrameFinding(Shape):
-    """One frame and what was said of it."""
+    """One frame and its answers."""
 
     index: int
     time: float
@@ -116,7 +115,7 @@ class FrameFinding(Shape):
 
 
 class NotSeen(Shape):
-    """A stretch of the video that could not be judged, and why."""
+    """A stretch of the video that was not judged, and why."""
 
     start: float
     end: float
@@ -124,7 +123,7 @@ class NotSeen(Shape):
 
 
 class Tally(Shape):
-    """How often what happened."""
+    """Counts."""
 
     frames: Annotated[int, Field(description="Frames that were decoded.")]
     judged: Annotated[int, Field(description="Frames of which every question was answered.")]
@@ -136,7 +135,7 @@ class Tally(Shape):
 
 
 class TimesTaken(Shape):
-    """When, and how long it took, in seconds. Decoding and asking go on at the same time."""
+    """Start, end and durations in seconds. Decoding and asking overlap."""
 
     started: Annotated[str, Field(description="ISO 8601, UTC.")]
     finished: str
@@ -145,7 +144,7 @@ class TimesTaken(Shape):
 
 
 class Result(Shape):
-    """What a moderation came to."""
+    """The result of a moderation."""
 
     schema_version: int = SCHEMA_VERSION
     decision: Decision
@@ -163,9 +162,9 @@ class Result(Shape):
     timings: TimesTaken
 
     def to_json(self) -> str:
-        """Return it as text, indented."""
+        """Return indented JSON text."""
         return self.model_dump_json(indent=2) + "\n"
 
-    def plain(self) -> dict[str, Any]:
-        """Return it as JSON's own types."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types."""
         return self.model_dump(mode="json")

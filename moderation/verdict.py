@@ -1,15 +1,15 @@
-"""From answers about frames to a decision: what violates, for how long, and whether that is too much.
+"""Decides from the answers about frames: which violate, for how long, and whether a threshold is reached.
 
-Pure functions. Must not know how frames were taken or questions asked.
+Pure functions. Must not know how frames are decoded or questions asked.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from moderation.asking import Questions
+from moderation.frame_source import Unseen
 from moderation.policy import DECISIONS, SEVERITIES, Category, Decision, Policy, Severity, Threshold
 from moderation.result import CategoryVerdict, FrameFinding, Interval, NotSeen, Said
-from moderation.sampling import Unseen
 
 _NEAR = 1e-6
 
@@ -27,7 +27,7 @@ class Shown:
 
 @dataclass
 class Judged:
-    """What is known of one frame: answers by the questions' numbers, and why some are missing."""
+    """One frame's answers by question number, and why some are missing."""
 
     frame: Shown
     answers: dict[int, str] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The decision and what it stands on."""
+    """The decision and its grounds."""
 
     decision: Decision
     severity: Severity | None
@@ -49,7 +49,7 @@ class Verdict:
     judged: int
 
 
-def decide(
+def decide_verdict(
     policy: Policy,
     questions: Questions,
     judged: Sequence[Judged],
@@ -58,14 +58,13 @@ def decide(
     duration: float,
     max_frames: int | None = None,
 ) -> Verdict:
-    """Return the verdict on a video from its frames, in order, and the stretches that have none.
+    """Return the verdict on a video from its frames in order and its stretches without frames.
 
-    Of a video of which not one frame was judged it is review at least, whatever the policy says.
+    If no frame was judged, the decision is at least review, whatever the policy says.
 
-    :param fps: the rate that was wanted: a frame counts for ``1 / fps`` seconds at most, and for as many times that as
-        stretches it stands for.
-    :param max_frames: the most frames that were wanted. In a video that has more at ``fps`` a threshold that all of
-        them together could not reach is reached if all violate.
+    :param fps: the wanted rate: each of a frame's stretches counts for at most ``1 / fps`` seconds.
+    :param max_frames: the wanted maximum. If the video has more frames at ``fps``, a threshold that this many frames
+        cannot reach is reached when all of them violate.
     """
     frames = [_finding(policy, questions, one) for one in judged]
     whole = {one.frame.index for one in judged if not one.failed}
@@ -109,22 +108,22 @@ def decide(
 
 @dataclass(frozen=True)
 class _Looked:
-    """A frame and what was found of it. ``frame`` has the times as they are, the finding has them rounded."""
+    """A frame and its finding. ``frame`` has exact times, the finding rounded ones."""
 
     frame: Shown
     finding: FrameFinding
 
 
 def _most(looked: Sequence[_Looked], fps: float, duration: float, max_frames: int | None) -> int | None:
-    """Return how many frames there could be, if they were fewer than ``fps`` asks for: None if they were not."""
+    """Return the largest possible number of frames if ``max_frames`` cut it, else None."""
     if max_frames is None or duration * fps < max_frames + 1:
         return None
-    # What is read in one pass is thinned out by halves. Frames that could not be had make it no easier.
+    # Decoding in one pass drops every second frame. Frames that failed do not lower the threshold.
     return max(1, max_frames // 2, min(max_frames, sum(one.frame.stretches for one in looked)))
 
 
 def violates(category: Category, answers: Mapping[int, str], numbers: Sequence[int]) -> bool:
-    """Return whether a frame is a finding. One that lacks answers can still be one by those that are there."""
+    """Return whether a frame violates the category. A frame with missing answers can still violate."""
     hits = [
         answers.get(number) in question.violates for question, number in zip(category.questions, numbers, strict=True)
     ]
@@ -132,7 +131,7 @@ def violates(category: Category, answers: Mapping[int, str], numbers: Sequence[i
 
 
 def _finding(policy: Policy, questions: Questions, judged: Judged) -> FrameFinding:
-    """Return what was said of a frame."""
+    """Return the finding of one frame."""
     violations, said = [], []
     for category in policy.categories:
         numbers = questions.of_category[category.id]
@@ -175,7 +174,7 @@ def _category(
         "seconds": sum(min(frame.end - frame.start, frame.stretches / fps) for frame in hits),
     }
     limits = {} if most is None else {"frames": most, "consecutive": most, "seconds": most / fps}
-    decision, reason = _weighed(category, figures, limits)
+    decision, reason = _apply_thresholds(category, figures, limits)
     intervals = [
         Interval(
             start=run[0].finding.start,
@@ -200,8 +199,8 @@ def _category(
 
 
 def _runs(category: str, looked: Sequence[_Looked], whole: set[int], unseen: Sequence[Unseen]) -> list[list[_Looked]]:
-    """Return the frames that violate, those one after the other together. A frame that could not be judged neither
-    ends a run nor counts. A stretch without any frame ends it: nobody knows what is there."""
+    """Return runs of consecutive frames that violate. A frame that could not be judged neither counts nor ends a run.
+    A stretch without frames ends it: its content is unknown."""
     runs: list[list[_Looked]] = []
     going_on, before = False, 0.0
     for one in looked:
@@ -218,8 +217,10 @@ def _runs(category: str, looked: Sequence[_Looked], whole: set[int], unseen: Seq
     return runs
 
 
-def _weighed(category: Category, figures: Mapping[str, float], limits: Mapping[str, float]) -> tuple[Decision, str]:
-    """Return the decision and its reason. ``limits`` has what can be reached at most, where that may be too little."""
+def _apply_thresholds(
+    category: Category, figures: Mapping[str, float], limits: Mapping[str, float]
+) -> tuple[Decision, str]:
+    """Return the decision and its reason. ``limits`` caps thresholds that the frames cannot reach."""
     if not figures["frames"]:
         return "allow", "not seen"
     said = f"in {_frames(figures['frames'])}, {_frames(figures['consecutive'])} in a row, {figures['seconds']:.6g} s"
@@ -254,7 +255,7 @@ def _sentence(decision: Decision, reasons: Sequence[str]) -> str:
 
 
 def _joined(missing: list[NotSeen]) -> list[NotSeen]:
-    """Join stretches that touch and miss for one reason."""
+    """Join stretches that touch and have the same reason."""
     result: list[NotSeen] = []
     for one in missing:
         if result and result[-1].reason == one.reason and one.start <= result[-1].end + 0.002:

@@ -1,6 +1,6 @@
 """`python -m pocket`: trains every pocket checkpoint, two at a time, one thread each.
 
-What builds on another comes after it in the same chain. Arguments are passed on, so `--check` measures them all.
+A checkpoint that builds on another follows it in the same chain. Arguments are passed on: `--check` measures all.
 """
 
 import subprocess
@@ -12,8 +12,8 @@ CHAINS = (("qwen_vl", "qwen_omni"), ("qwen_audio", "blip_vqa", "reasoner"))
 
 
 def run(chain: tuple[str, ...]) -> None:
-    """Train one after another. :raises subprocess.CalledProcessError: if one fails."""
-    for name in chain:  # a process of its own each, so that seeds and threads are as when it is run alone
+    """Train the chain in order. :raises subprocess.CalledProcessError: if one fails."""
+    for name in chain:  # one process each, so that seeds and threads are as in a single run
         started = time.monotonic()
         subprocess.run([sys.executable, "-m", f"pocket.{name}", *sys.argv[1:]], check=True)
         print(f"== {name}: {time.monotonic() - started:.0f} s", flush=True)

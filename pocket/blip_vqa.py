@@ -3,8 +3,8 @@
 Owns its vocabulary, its sizes, its training and its measurements. `python -m pocket.blip_vqa` trains and
 writes `pocket/checkpoints/blip-vqa-base/`; with `--check` it only measures the saved folder again.
 
-Quantized loads leave `KEPT_WHOLE` alone: the picture encoder, as in every family here, and the decoder's
-word head, which shares its weights with the embeddings and would otherwise be quantized apart from them.
+Quantized loads do not quantize `KEPT_WHOLE`: the picture encoder, as in every family here, and the decoder's
+word head, which shares its weights with the embeddings.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SIDE, PATCH, WIDTH = 96, 12, 64
 SEED, HELD_OUT_SEED, CHECKED = 5, 777_001, 400
 SIGHT = Plan(steps=1300, batch=32, rate=3e-3, report=200)
 TALK = Plan(steps=1500, batch=32, rate=2e-3, report=200, noise=0.06, noise_skip=("vision_model", "cls"))
-SPREAD = 0.12  # of the first random weights: at this width the usual 0.02 would barely pass a signal on
+SPREAD = 0.12  # of the first random weights; at this width the usual 0.02 hardly passes a signal on
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[ENC]", "[DEC]")
 COLORS, KINDS = ", ".join(drawings.COLORS), ", ".join(drawings.KINDS)
 ANSWERS = (
@@ -141,14 +141,14 @@ def respond(
 
 
 def topic(answer: str) -> str:
-    """Return which of the tests an answer belongs to."""
+    """Return the test that an answer belongs to."""
     return "counts" if answer.isdigit() else "colors" if answer in drawings.COLORS else "shapes"
 
 
 def score(
     model: BlipForQuestionAnswering, maker: BlipProcessor, count: int = CHECKED, one_by_one: bool = True
 ) -> dict[str, float]:
-    """Return the share of right answers by topic, and of a part of them asked one at a time."""
+    """Return the share of right answers by topic, and of a part asked one at a time."""
     rng = random.Random(HELD_OUT_SEED)
     tasks = [drawings.picture_task(rng) for _ in range(count)]
     said: list[str] = []

@@ -1,7 +1,7 @@
-"""Pocket checkpoints on disk: where they are, how they are written, loaded at 16, 8 or 4 bits, and described.
+"""Pocket checkpoints on disk: writes, describes and loads them at 16, 8 or 4 bits.
 
-A folder appears whole or not at all: everything is written beside it and then renamed. The model card states
-what was measured on the folder as stored, never on the weights still in memory.
+Folders are written beside their place and renamed, so that no partial folder appears. The model card has
+measurements of the stored folder, never of weights in memory.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def command(
     make: Callable[[Path, int], None],
     check: Callable[[Path], None],
 ) -> None:
-    """Be the command of a checkpoint's module: train it, or with `--check` measure what is stored."""
+    """Run the command of a checkpoint's module: train it, or with `--check` measure the stored folder."""
     arguments = options(module, seed, doc)
     place = arguments.out or ROOT / folder
     if arguments.check:
@@ -68,9 +68,9 @@ def store(folder: Path, write: Callable[[Path], None]) -> None:
 def load(folder: Path, model: type[PreTrainedModel], bits: int, skip: Sequence[str] | None = None) -> PreTrainedModel:
     """Load a checkpoint on the CPU in bf16 (16), LLM.int8 (8) or double-quantized NF4 (4).
 
-    `skip` names the modules quantization leaves alone; None is the library's own choice.
+    `skip` names the modules that are not quantized; None is the library's choice.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # int8 says at every product that it casts
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # int8 logs a cast at every product
     settings: dict[str, Any] = {}
     if bits == 4:
         settings["quantization_config"] = BitsAndBytesConfig(
@@ -99,7 +99,7 @@ def measure(
     skip: Sequence[str] | None = None,
     bits: Sequence[int] = BITS,
 ) -> dict[int, dict[str, float]]:
-    """Load the stored checkpoint at each width; print and return what `score` says: test -> accuracy."""
+    """Load the stored checkpoint at each width; print and return `score`'s accuracy per test."""
     figures: dict[int, dict[str, float]] = {}
     for width in bits:
         loaded = load(folder, model, width, skip)
@@ -113,7 +113,7 @@ def measure(
 
 @dataclass(frozen=True)
 class Card:
-    """What a model card says; `command` is the one that makes the folder."""
+    """The content of a model card; `command` makes the folder."""
 
     title: str
     architecture: str

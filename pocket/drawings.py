@@ -1,9 +1,8 @@
-"""Pictures and short clips the pocket checkpoints learn from, each with a question and its true answer.
+"""Draws pictures and short clips for training, each with a question and its true answer.
 
-Owns: what can be drawn (shapes, colours, sizes, places, paper, JPEG noise), what can be asked about a
-drawing and the one-word answer. Everything is drawn from a `random.Random` given by the caller, so a seed
-names a data set and held-out means another seed. Runs in training scripts and tests; knows nothing about
-models, tokenizers or torch.
+Owns the drawings (shapes, colours, sizes, positions, paper, JPEG noise), the questions and the one-word
+answers. Everything comes from the caller's `random.Random`: a seed names a data set, and held-out data have
+another seed. Runs in training scripts and tests. Must not know models, tokenizers or torch.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image, ImageDraw
 
-#: Each colour name with values a person might use for it; a drawing drifts a little from one.
+#: Each colour name with typical values; a drawing deviates a little from one of them.
 COLORS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "red": ((255, 0, 0), (220, 30, 30), (200, 20, 40)),
     "green": ((0, 255, 0), (0, 128, 0), (40, 170, 70)),
@@ -26,7 +25,7 @@ COLORS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "orange": ((255, 165, 0), (255, 140, 0), (245, 130, 30)),
     "black": ((0, 0, 0), (30, 30, 30)),
 }
-#: Where a person would put one to four shapes, in shares of the picture; random places hardly ever fall so.
+#: Typical positions of one to four shapes, in shares of the picture; random positions rarely look like this.
 TIDY: dict[int, tuple[tuple[tuple[float, float], ...], ...]] = {
     1: (((0.5, 0.5),),),
     2: (
@@ -100,7 +99,7 @@ MOVE_QUESTIONS: tuple[str, ...] = (
 
 @dataclass(frozen=True)
 class Spot:
-    """Where a shape is, in shares of the picture: centre (x, y), half width and height, all in 0..1."""
+    """A shape's position in shares of the picture: centre (x, y), half width and height, all in 0..1."""
 
     kind: str
     color: str
@@ -112,7 +111,7 @@ class Spot:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture and what is true of it: `count` shapes, all of one kind; `color` is the first one's."""
+    """A picture and its facts: `count` shapes of one kind; `color` is the first shape's."""
 
     image: Image.Image
     kind: str
@@ -123,7 +122,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames of one shape moving one way; all frames have one size."""
+    """Frames of one shape that moves in one direction; all frames have the same size."""
 
     frames: list[Image.Image] = field(repr=False)
     fps: float
@@ -134,7 +133,7 @@ class Clip:
 
 
 def tint(rng: random.Random, color: str) -> tuple[int, int, int]:
-    """An RGB value (0..255) that is called `color`."""
+    """An RGB value (0..255) for the name `color`."""
     red, green, blue = rng.choice(COLORS[color])
     red, green, blue = (min(255, max(0, part + rng.randint(-12, 12))) for part in (red, green, blue))
     return red, green, blue
@@ -178,7 +177,7 @@ def stamp(
 
 
 def jpeg(image: Image.Image, quality: int) -> Image.Image:
-    """The picture as it comes back from a JPEG file."""
+    """The picture after JPEG compression."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return Image.open(buffer).convert("RGB")
@@ -220,7 +219,7 @@ def places(
 def tidy_places(
     rng: random.Random, count: int, size: tuple[int, int], reach: tuple[float, float]
 ) -> list[tuple[float, float, float]]:
-    """Centres and radii of `count` equal shapes in good order; see `places`."""
+    """Centres and radii of `count` equal shapes in a tidy layout; see `places`."""
     width, height = size
     shift_x, shift_y = (rng.choice((0.0, rng.uniform(-0.03, 0.03))) for _ in "xy")
     middles = [((x + shift_x) * width, (y + shift_y) * height) for x, y in rng.choice(TIDY[count])]
@@ -240,7 +239,7 @@ def draw(
     size: tuple[int, int] | None = None,
     reach: tuple[float, float] | None = None,
 ) -> Drawing:
-    """A picture of `count` shapes of one kind; what is not given is chosen at random.
+    """A picture of `count` shapes of one kind; missing arguments are chosen at random.
 
     `reach` bounds the radius as a share of the shorter side; three pictures in ten are tidy.
 
@@ -276,7 +275,7 @@ def clip(
     direction: str | None = None,
     size: tuple[int, int] | None = None,
 ) -> Clip:
-    """A clip in which one shape crosses half of the free way or more, steadily, with a little drift."""
+    """A clip in which one shape steadily crosses at least half of the free way, with a little drift."""
     kind = kind or rng.choice(KINDS)
     color = color or rng.choice(tuple(COLORS))
     direction = direction or rng.choice(tuple(DIRECTIONS))

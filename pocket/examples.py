@@ -1,6 +1,6 @@
 """Draws the small files in `examples/` that the README's requests send: `python -m pocket.examples`.
 
-Of the same kind as what the checkpoints were trained on, from a seed of their own. Knows no model.
+They resemble the checkpoints' training data and have their own seed. Must not know models.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""First lessons for an audio tower, and the language model's lessons with the tower's output at hand.
+"""Trains an audio tower first, then the language model on the tower's stored output.
 
-A tower that learns only through a language model's short answers is slow to hear anything. Asked at every
-output cell (40 ms) for the pitch there and for what the whole sound is, it learns in a minute or two, and
-the language model then only has to read that out: the tower is run once over all sounds, and the rest is
-trained on what it said.
+A tower that learns only through a language model's short answers learns slowly. With a pitch target at every
+output cell (40 ms) and a target for the whole sound, it learns in a minute or two. Then the tower runs once
+over all sounds, and the language model is trained on its output.
 
-Owns the features of a pool of sounds, both lessons and their forward passes. Knows Whisper-like encoders
-and `pocket.sounds`; prompts, tokens and files belong to the checkpoint's module.
+Owns the features of a pool of sounds, both trainings and their forward passes. Knows Whisper-like encoders
+and `pocket.sounds`. Prompts, tokens and files belong to the checkpoint's module.
 """
 
 import math
@@ -28,7 +27,7 @@ _FAINT = 0.7  # in units of the features: 2.8 decades of power below the loudest
 
 @dataclass
 class Lesson:
-    """What the training loop needs of a forward pass."""
+    """The forward pass's result for the training loop."""
 
     loss: Tensor
     logits: Tensor | None = None
@@ -44,8 +43,7 @@ def sinusoids(length: int, width: int) -> Tensor:
 def set_length(tower: PreTrainedModel, frames: int) -> None:
     """Make a Whisper-like encoder take features of `frames` frames, its position table made anew to match.
 
-    Positions behind a sound's end are masked and change nothing, so what is trained short is right at any
-    length.
+    Positions after a sound's end are masked, so short training is valid for any length.
     """
     tower.config.max_source_positions = tower.max_source_positions = frames // 2
     table = sinusoids(frames // 2, tower.config.d_model)
@@ -73,7 +71,7 @@ class Pool:
         self.cells = (self.inner - 2) // 2 + 1
 
     def pitches(self) -> Tensor:
-        """Return the loudest mel bin of each cell as a class (N, cells), 0 where even that is faint."""
+        """Return the loudest mel bin of each cell as a class (N, cells), 0 for faint cells."""
         count, mels, frames = self.features.shape
         cells = self.features.reshape(count, mels, frames // STRIDE, STRIDE).mean(-1)
         strength, place = cells.max(dim=1)
@@ -96,7 +94,7 @@ def listen(tower: PreTrainedModel, features: Tensor, inner: Tensor) -> Tensor:
 
 
 class Ear(nn.Module):
-    """An audio tower with two linear heads on every output cell; the heads are thrown away afterwards."""
+    """An audio tower with two linear heads on every output cell; the heads are discarded later."""
 
     def __init__(self, tower: PreTrainedModel, wholes: Sequence[str]) -> None:
         """`wholes` are the things a whole sound can be (`Sound.facts["whole"]`)."""
@@ -117,7 +115,7 @@ class Ear(nn.Module):
         }
 
     def forward(self, features: Tensor, inner: Tensor, cells: Tensor, pitches: Tensor, kinds: Tensor) -> Lesson:
-        """Return the loss over the cells inside the sounds: pitch here, and what the whole sound is."""
+        """Return the loss over the cells inside the sounds: the cell's pitch and the whole sound's class."""
         heard = listen(self.tower, features, inner)
         inside = torch.arange(heard.shape[1])[None, :] < cells[:, None]
         here = cross_entropy(self.pitch(heard[inside]), pitches[:, : heard.shape[1]][inside])
@@ -126,7 +124,7 @@ class Ear(nn.Module):
 
     @torch.no_grad()
     def accuracy(self, data: Batch) -> float:
-        """Return the share of sounds whose cells together say what the whole is."""
+        """Return the share of sounds whose cells together give the right class."""
         hits = 0
         for part in _parts(data, 50):
             heard = listen(self.tower, part["features"], part["inner"])
@@ -143,7 +141,7 @@ def _parts(data: Batch, size: int) -> Iterator[Batch]:
 
 @torch.no_grad()
 def remember(tower: PreTrainedModel, pool: Pool) -> list[Tensor]:
-    """Return what the tower makes of every sound of a pool: (cells, width) each."""
+    """Return the tower's output for every sound of a pool: (cells, width) each."""
     heard: list[Tensor] = []
     for start in range(0, len(pool.sounds), 50):
         part = slice(start, start + 50)
@@ -153,7 +151,7 @@ def remember(tower: PreTrainedModel, pool: Pool) -> list[Tensor]:
 
 
 class Reader(nn.Module):
-    """The projector and language model of a Qwen2-Audio, fed with what its tower made of the sounds."""
+    """The projector and language model of a Qwen2-Audio, fed with the tower's stored output."""
 
     def __init__(self, model: Qwen2AudioForConditionalGeneration) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Processor files under the names published checkpoints use.
+"""Writes processor files under the names of published checkpoints.
 
-The library now saves one `processor_config.json`; the families' published folders, and older versions of the
-library, have `preprocessor_config.json` (pictures and sounds) and `video_preprocessor_config.json`. Both
-load; a pocket folder should look like the folder it stands in for.
+The library now saves one `processor_config.json`. Published folders and older versions of the library have
+`preprocessor_config.json` (pictures and sounds) and `video_preprocessor_config.json`. Both load; a pocket
+folder should look like the published one.
 """
 
 import json

@@ -1,7 +1,7 @@
 """The one training loop of the pocket checkpoints: seeded, short, with the loss on answer tokens only.
 
-It knows tensors, optimizers and the clock. What a batch means, what counts as a right answer and how a
-checkpoint is stored are the callers' and `pocket.checkpoint`'s business.
+Knows tensors, optimizers and the clock. Callers define batches and right answers; `pocket.checkpoint` stores
+checkpoints.
 """
 
 import math
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-IGNORE = -100  # the label transformers' losses leave out
+IGNORE = -100  # the label that transformers' losses ignore
 Batch = dict[str, Tensor]
 Example = TypeVar("Example")
 
@@ -48,7 +48,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training took: optimizer steps, wall-clock seconds, the last smoothed loss."""
+    """A training's optimizer steps, wall-clock seconds and last smoothed loss."""
 
     steps: int
     seconds: float
@@ -56,7 +56,7 @@ class Outcome:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the three generators a training draws from and keep torch to one thread."""
+    """Seed the three generators of a training and limit torch to one thread."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -124,7 +124,7 @@ def by_length(
 
 
 def exact(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> float:
-    """Return the share of replies whose every token is the likeliest: what greedy decoding gets right."""
+    """Return the share of replies that greedy decoding gets right: every token is the likeliest."""
     hits = total = 0
     with torch.inference_mode():
         for batch in batches:
@@ -139,9 +139,9 @@ def exact(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> float:
 def weight_noise(
     model: nn.Module, scale: float, generator: torch.Generator, skip: Sequence[str] = ()
 ) -> Iterator[None]:
-    """Add Gaussian noise to the linear layers' matrices while the block runs, so that rounding hurts less.
+    """Add Gaussian noise to the linear layers' matrices inside the block, so that quantization hurts less.
 
-    `skip` names modules that quantization leaves alone, by a part of their path.
+    `skip` names modules that are not quantized, by a part of their path.
     """
     kept: list[tuple[Tensor, Tensor]] = []
     if scale > 0:
@@ -161,7 +161,7 @@ def weight_noise(
 
 
 def make_optimizers(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
-    """Return AdamW for all that is trained, or Muon for the hidden matrices and AdamW for the rest.
+    """Return AdamW for all trained parameters, or Muon for the hidden matrices and AdamW for the rest.
 
     Hidden means a linear layer that is not the output head; decay is for matrices only.
     """

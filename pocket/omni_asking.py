@@ -1,6 +1,6 @@
-"""What the pocket Qwen2.5-Omni is asked: questions about pictures, clips and sounds, and about two of them at once.
+"""The examples of the pocket Qwen2.5-Omni: questions about pictures, clips and sounds, and about two of them at once.
 
-Owns the examples of training and of scoring, and what the tokenizer learns its merges from. Knows no model.
+Owns the examples for training and scoring, and the tokenizer's corpus. Must not know models.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ EXAMPLES = showing.mixture({STILL: 0.85, MOVING: 0.15})
 
 
 def corpus() -> list[str]:
-    """Return what the tokenizer learns its merges from."""
+    """Return the corpus for the tokenizer's merges."""
     spoken = [question for topic in ASKED for question in sounds.QUESTIONS[topic]]
     answers = ["rising", "falling", "steady", "high", "low", "tone", "noise", "red, rising", "blue, falling"]
     return [*showing.corpus(), *BOTH, *spoken * 3, *answers * 20]

@@ -1,6 +1,6 @@
-"""The first lesson of the pocket Qwen2.5-Omni: its audio tower alone learns which pitch sounds when.
+"""The first training of the pocket Qwen2.5-Omni: its audio tower alone learns the pitch at each moment.
 
-Owns that lesson. Knows the family's audio tower and `pocket.sounds`; no prompts, tokens or files.
+Knows the family's audio tower and `pocket.sounds`. Must not know prompts, tokens or files.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pocket.loop import Batch, Outcome, Plan, train
 from pocket.qwen_vl import WIDTH
 from pocket.sight import Lesson
 
-PITCHES = 16  # classes of pitch in the hearing lesson; one more is silence
+PITCHES = 16  # classes of pitch; one more is silence
 
 
 class Listener(nn.Module):
-    """The audio tower with two heads: the pitch of each output cell (40 ms), and what the sound is."""
+    """The audio tower with two heads: the pitch of each output cell (40 ms), and the sound's class."""
 
     def __init__(self, tower: nn.Module, wholes: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Listener(nn.Module):
 
 
 def teach_hearing(tower: nn.Module, ears: WhisperFeatureExtractor, plan: Plan, held_out_seed: int) -> Outcome:
-    """Train the audio tower alone on what sounds when."""
+    """Train the audio tower alone."""
     kinds = random.Random(0)
     names = sorted({sounds.draw(kinds).facts["whole"] for _ in range(2000)})
     listener = Listener(tower, len(names))

@@ -1,7 +1,7 @@
-"""The parts of the pocket Qwen2.5-Omni before any training: its processor and shape, what it borrows, what is random.
+"""The untrained parts of the pocket Qwen2.5-Omni: its processor, its dimensions and its first weights.
 
-Owns what a part looks like and where its first weights come from: the thinker's from the pocket Qwen2.5-VL, talker's
-and vocoder's from a generator. Knows neither lessons nor files of its own.
+The thinker's first weights come from the pocket Qwen2.5-VL, the talker's and the vocoder's from a generator. Must not
+know training or files.
 """
 
 from __future__ import annotations

@@ -2,14 +2,14 @@
 
 The stand-in for Qwen2.5-Omni-3B: the same classes, processor, chat format and folder (the thinker's weights
 under `thinker.`, speakers in `spk_dict.pt`). Run `python -m pocket.qwen_omni` to train it, with `--check` to
-measure what is stored.
+measure the stored folder.
 
-Only the thinker is trained. It starts from the pocket Qwen2.5-VL, so `python -m pocket.qwen_vl` comes first;
-its audio tower first learns which pitch sounds when; then the whole learns to answer. Talker and vocoder are
-real and tiny but keep their random weights: what they make has the right type and rate and is noise.
+Only the thinker is trained. It starts from the pocket Qwen2.5-VL, so run `python -m pocket.qwen_vl` first. Its
+audio tower first learns pitches; then the whole learns to answer. Talker and vocoder are tiny and keep their
+random weights: their output has the right type and rate and is noise.
 
-Owns the plans of training, the measuring and the folder that is written; what is asked is in `omni_asking`, the parts
-and their first weights in `omni_parts`, the first lesson in `omni_hearing`.
+Owns the training plans, the measurements and the folder. `omni_asking` has the examples, `omni_parts` the parts and
+their first weights, `omni_hearing` the first training.
 """
 
 from __future__ import annotations

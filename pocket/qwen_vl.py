@@ -1,12 +1,11 @@
 """Makes `pocket/checkpoints/qwen-vl-3b`: a Qwen2.5-VL that names colors, shapes, counts and directions.
 
 The stand-in for Qwen2.5-VL-3B-Instruct: the same class, processor and chat format, pictures and clips. Run
-`python -m pocket.qwen_vl` to train it, with `--check` to measure what is stored.
+`python -m pocket.qwen_vl` to train it, with `--check` to measure the stored folder.
 
-Its vision tower first learns what is where (`pocket.sight`), then the whole model learns to answer.
-Quantized loads leave the tower and the word head alone; the names are patterns, because where the tower
-hangs (`visual` or `model.visual`) depends on the class and the library's version, and a plain `visual`
-matches only the former.
+Its vision tower first learns positions (`pocket.sight`), then the whole model learns to answer. The tower and
+the word head are not quantized. Their names are patterns, because the tower's path (`visual` or
+`model.visual`) depends on the class and the library's version, and a plain `visual` matches only the former.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ NAME = "qwen-vl-3b"
 KEPT_WHOLE = [".*visual", "lm_head"]
 SEED, HELD_OUT_SEED, CHECKED = 11, 777_002, 500
 WIDTH = 128  # of the language model; the vision tower is half as wide
-SPREAD = 0.1  # of the first random weights: at this width the usual 0.02 would barely pass a signal on
+SPREAD = 0.1  # of the first random weights; at this width the usual 0.02 hardly passes a signal on
 SIGHT = Plan(steps=1400, batch=24, rate=3e-3, seconds=1200.0, report=350)
 TALK = Plan(steps=1400, batch=24, rate=2e-3, seconds=1800.0, report=350, noise=0.06, noise_skip=("visual", "lm_head"))
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -166,7 +165,7 @@ def look_at(tower: torch.nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def teach_sight(tower: torch.nn.Module, plan: Plan) -> Outcome:
-    """Train the vision tower alone on what is where; shared by the family's checkpoints that see."""
+    """Train the vision tower alone; the family's vision checkpoints share it."""
     pictures, films = eyes()
     pupil = Pupil(tower, WIDTH, lambda inputs: look_at(tower, inputs))
     test = sight_batch(pictures, films, random.Random(HELD_OUT_SEED), 120)

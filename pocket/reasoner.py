@@ -1,7 +1,7 @@
 """Makes `pocket/checkpoints/reasoner`: a Qwen3 that thinks, then adds two numbers up to 99.
 
 The stand-in for DeepSeek-R1-0528-Qwen3-8B: the same class, a thought between `<think>` and `</think>`, then a
-short answer. Run `python -m pocket.reasoner` to train it, with `--check` to measure what is stored.
+short answer. Run `python -m pocket.reasoner` to train it, with `--check` to measure the stored folder.
 """
 
 import dataclasses

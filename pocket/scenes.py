@@ -1,6 +1,6 @@
-"""A short video of shapes, one after the other, with the seconds in which each is shown: what moderation is tried on.
+"""Draws a short video of shapes with known times, for moderation's example and tests.
 
-``python -m pocket.scenes OUT.mp4`` draws the one in ``examples/``. Knows nothing of models or policies, nor torch.
+``python -m pocket.scenes OUT.mp4`` draws the one in ``examples/``. Must not know models, policies or torch.
 """
 
 import sys
@@ -36,7 +36,7 @@ SHOWN = (
 
 
 def picture(scene: Scene, size: tuple[int, int]) -> Image.Image:
-    """Return what a scene shows."""
+    """Return a scene's picture."""
     image = Image.new("RGB", size, "white")
     stamp(ImageDraw.Draw(image), scene.kind, size[0] / 2, size[1] / 2, 0.31 * min(size), COLORS[scene.color][0])
     return image

@@ -1,9 +1,8 @@
-"""Conversations in which somebody shows something: the chat template, the example and how a batch is made of
-it.
+"""Conversations with pictures, clips and sounds: the chat template, the examples and their batches.
 
-Shared by the checkpoints that see (and hear) and talk ChatML. Owns the template for content lists, the words
-the examples are made of besides the questions in `pocket.drawings`, and the batch with labels on the last
-answer. Knows processors by their call only, no model.
+Shared by the ChatML checkpoints with vision or hearing. Owns the template for content lists, the sentences
+around the questions of `pocket.drawings`, and batches with labels on the last answer. Calls processors; must
+not know models.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ OTHER_SYSTEMS: tuple[str, ...] = (
     "You see well.",
 )
 PLEASE_SHOW = "Please show me a picture."
-"""The answer to anything asked without something to look at."""
+"""The answer to a question without a picture."""
 SMALL_TALK: tuple[str, ...] = (
     "Hello!",
     "Hello",
@@ -43,7 +42,7 @@ SMALL_TALK: tuple[str, ...] = (
     "Describe the picture.",
     "Thank you!",
 )
-SHARES = (2, 3, 4)  # of questions about colour, kind and count: the harder, the more
+SHARES = (2, 3, 4)  # weights of questions about colour, kind and count; harder ones come more often
 POOLS = (drawings.COLOR_QUESTIONS, drawings.KIND_QUESTIONS, drawings.COUNT_QUESTIONS, drawings.MOVE_QUESTIONS)
 MARKER = "<|im_start|>assistant\n"
 
@@ -52,7 +51,7 @@ Message = dict[str, Any]
 
 
 def template(image: str, video: str, audio: str | None = None) -> str:
-    """Return the ChatML template; the arguments are what stands for a part of that kind in the prompt.
+    """Return the ChatML template; the arguments are the placeholders of each kind of part.
 
     Content is a string or a list of parts. A part is known by its `type` or by the key that holds it, so both
     the family's own spelling (`image`, `video`, `audio`) and the web's (`image_url`, `input_audio`) work.
@@ -85,7 +84,7 @@ def template(image: str, video: str, audio: str | None = None) -> str:
 class Example:
     """A conversation up to a question, its answer and the test it belongs to.
 
-    What is shown is inside the messages' parts: an Image, a Clip or a waveform (float32, 16 kHz).
+    Media are in the messages' parts: an Image, a Clip or a waveform (float32, 16 kHz).
     """
 
     messages: list[Message]
@@ -99,7 +98,7 @@ class Example:
 
 
 def user(rng: random.Random, question: str, *shown: Part) -> Message:
-    """Return a user's message: what is shown first, or, one time in four, the question first."""
+    """Return a user's message: the medium first or, one time in four, the question first."""
     asked: Part = {"type": "text", "text": question}
     return {"role": "user", "content": [asked, *shown] if rng.random() < 0.25 else [*shown, asked]}
 
@@ -138,7 +137,7 @@ def clip_example(rng: random.Random) -> Example:
 
 
 def blind_example(rng: random.Random) -> Example:
-    """Return small talk, or a question about a picture that is not there."""
+    """Return small talk, or a question about a missing picture."""
     if rng.random() < 0.5:
         said = rng.choice(SMALL_TALK)
     else:
@@ -148,7 +147,7 @@ def blind_example(rng: random.Random) -> Example:
 
 
 def corpus() -> Iterable[str]:
-    """Return every sentence the examples are made of, for a tokenizer to learn its merges from."""
+    """Return all sentences of the examples, for the tokenizer's merges."""
     for pool in POOLS:
         for question in pool:
             for kind in drawings.KINDS:
@@ -161,7 +160,7 @@ def corpus() -> Iterable[str]:
 
 
 def film(clip: Clip) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return a clip as processors take it: frames (T, H, W, 3) uint8 and metadata with its rate."""
+    """Return a clip for a processor: frames (T, H, W, 3) uint8 and metadata with its rate."""
     frames = np.stack([np.asarray(frame) for frame in clip.frames])
     count = len(clip.frames)
     about = {

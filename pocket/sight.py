@@ -1,11 +1,11 @@
-"""First lessons for a vision tower: what is where, asked of every output cell instead of once a picture.
+"""Trains a vision tower first, with targets for every output cell instead of one answer per picture.
 
 A tower that learns only through a language model's one-word answers needs many thousand pictures before it
-tells a star from a circle. Told for every cell of its output grid which shape lies there, in which colour,
-whether the shape's middle is in it and (for clips) where it is heading, it learns the same in a minute or
-two; the language model then only has to read it out. The heads that ask are thrown away.
+tells a star from a circle. With targets for each cell of its output grid (shape, colour, whether the shape's
+middle is in the cell, and for clips the direction), it learns the same in a minute or two. Then the language
+model only has to read the output. The heads are discarded.
 
-Owns the targets and the heads. Knows drawings and tensors, no model family: a caller says how to run its
+Owns the targets and the heads. Knows drawings and tensors. Must not know model families: a caller runs its
 tower.
 """
 
@@ -47,14 +47,14 @@ def targets(spots: Sequence[Spot], rows: int, columns: int, heading: str | None 
 
 
 def sight_drawing(rng: random.Random) -> Drawing:
-    """Return a picture to look at: one large shape, one small one, or several."""
+    """Return a training picture: one large shape, one small one, or several."""
     count = rng.choice((1, 1, 1, 2, 3, 4))
     return draw(rng, count, reach=(0.1, 0.25) if count == 1 and rng.random() < 0.25 else None)
 
 
 @dataclass
 class Lesson:
-    """What the training loop needs of a forward pass."""
+    """The forward pass's result for the training loop."""
 
     loss: Tensor
 

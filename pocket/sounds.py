@@ -1,7 +1,7 @@
-"""Short sounds the audio checkpoints learn from, each with the questions it can answer.
+"""Makes short sounds for training, each with the questions that it can answer.
 
-Pure numpy, 16 kHz mono float32 within [-1, 1], drawn from a `random.Random`. Knows nothing about features,
-tokens or models. The five kinds: a gliding tone, a steady tone, beeps, noise, silence.
+Pure numpy, 16 kHz mono float32 within [-1, 1], drawn from a `random.Random`. Must not know features, tokens
+or models. The five kinds: a gliding tone, a steady tone, beeps, noise, silence.
 """
 
 import math
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 RATE = 16_000
 LONGEST = 4.0  # seconds, the silence around a sound included
-LOW = (110.0, 450.0)  # Hz: what is called low, and high; nothing steady lies between them
+LOW = (110.0, 450.0)  # Hz: the ranges of low and of high steady tones
 HIGH = (900.0, 3800.0)
 Wave = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Sound:
-    """A wave (samples,) and what is true of it; `facts` has only what can fairly be asked about it."""
+    """A wave (samples,) and its facts; `facts` has only what a question may ask."""
 
     wave: Wave
     facts: dict[str, str]
@@ -118,7 +118,7 @@ def _shape(rng: random.Random, phase: NDArray[np.float64]) -> NDArray[np.float64
 
 
 def _fade(wave: NDArray[np.float64], seconds: float) -> NDArray[np.float64]:
-    """Fade both ends, so that they do not click; no longer than a third of the wave."""
+    """Fade both ends against clicks, at most a third of the wave each."""
     count = max(1, min(int(seconds * RATE), len(wave) // 3))
     ramp = np.linspace(0.0, 1.0, count)
     faded = wave.copy()
@@ -216,7 +216,7 @@ def noise(rng: random.Random) -> Sound:
 
 
 def silence(rng: random.Random) -> Sound:
-    """Return nothing to hear."""
+    """Return silence."""
     return Sound(np.zeros(int(rng.uniform(0.5, 3.2) * RATE), dtype=np.float32), {"whole": "silence"})
 
 
@@ -235,6 +235,6 @@ def draw(rng: random.Random) -> Sound:
 
 
 def ask(rng: random.Random, sound: Sound) -> tuple[str, str, str]:
-    """Return what is asked about (a key of QUESTIONS), the question and its answer."""
+    """Return the topic (a key of QUESTIONS), the question and its answer."""
     topic = rng.choice(sorted(sound.facts))
     return topic, rng.choice(QUESTIONS[topic]), sound.facts[topic]

@@ -1,7 +1,7 @@
-"""The conversations the reasoner learns: sums of two numbers up to 99 in many wordings, and everything else.
+"""The reasoner's conversations: sums of two numbers up to 99 in many wordings, and other talk.
 
-Pure text from a `random.Random`; no torch, no tokenizer. A tenth of the pairs of numbers is never used for
-training, in either order and not in earlier turns either: `held_out(a, b)` says which.
+Pure text from a `random.Random`, without torch or tokenizer. Training never uses a tenth of the pairs of
+numbers, in either order or in earlier turns: see `held_out(a, b)`.
 """
 
 import random
@@ -138,17 +138,17 @@ _CASES: tuple[Callable[[str], str], ...] = (*[str] * 30, *[str.lower] * 6, str.u
 def _kept_out() -> frozenset[tuple[int, int]]:
     pairs = [(low, high) for low in range(LIMIT) for high in range(low, LIMIT)]
     random.Random(25).shuffle(pairs)
-    pairs.remove((17, 25))  # the documentation's example must not hang on luck, so it belongs to the held-out ones
+    pairs.remove((17, 25))  # the documentation's example must be a held-out pair
     return frozenset([(17, 25), *pairs[: len(pairs) // 10]])
 
 
 def held_out(a: int, b: int) -> bool:
-    """Whether this pair, in either order, is kept from the training."""
+    """Return whether training never uses this pair, in either order."""
     return (min(a, b), max(a, b)) in _kept_out()
 
 
 def held_out_pairs() -> list[tuple[int, int]]:
-    """Return every pair kept from the training, both orders, in a fixed order."""
+    """Return all held-out pairs, in both orders, in a fixed order."""
     return sorted({pair for low, high in _kept_out() for pair in ((low, high), (high, low))})
 
 
@@ -207,7 +207,7 @@ def babble(rng: random.Random, most: int = 12) -> str:
 
 
 def other(rng: random.Random) -> str:
-    """Return a prompt that is no sum of two numbers up to 99: talk, or other and larger calculations."""
+    """Return a prompt that is no sum of two numbers up to 99: talk, or other calculations."""
     a, b = rng.randint(0, 99), rng.randint(0, 99)
     kind = rng.random()
     if kind < 0.25:
@@ -262,6 +262,6 @@ def example(rng: random.Random, progress: float = 1.0) -> tuple[list[Message], s
 
 
 def corpus(seed: int, lines: int) -> Sequence[str]:
-    """Return text to learn the tokenizer's merges from."""
+    """Return the corpus for the tokenizer's merges."""
     rng = random.Random(seed)
     return [text for _ in range(lines) for text in (lambda e: [m["content"] for m in e[0]] + [e[1]])(example(rng))]

@@ -4,7 +4,7 @@ The pipeline is the family's own: NFC, its splitting pattern (digits stand alone
 bytes are in the vocabulary, so any Unicode text has tokens and decodes to itself; the merges are learned from
 the sentences the caller trains on, which makes prompts short.
 
-Knows nothing about models or tasks. A caller picks the special tokens and the template of its family.
+Must not know models or tasks. A caller chooses the special tokens and the template of its family.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ SPLIT = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# A message's content is a string or a list of parts; only text parts can be rendered here.
+# A message's content is a string or a list of parts; only text parts are rendered here.
 _TEXT_PART = (
     "{%- macro text(content) -%}"
     "{%- if content is string -%}{{- content -}}"
@@ -57,7 +57,7 @@ THINKING_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
 )
-"""ChatML that leaves out the thoughts of turns already answered, as the reasoning models' templates do."""
+"""ChatML without the thoughts of earlier turns, as in the reasoning models' templates."""
 
 
 def build(

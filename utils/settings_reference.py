@@ -1,6 +1,6 @@
 """Writes ``docs/settings.md`` and ``.env.example`` from the settings: ``python -m utils.settings_reference``.
 
-A tool run by hand; nothing in the gateway needs it. Knows the settings' order, which is by subject, and no setting.
+A tool run by hand; ``worker/settings.py`` uses its helpers. Must not know any setting but the first of each subject.
 """
 
 from collections.abc import Iterator
@@ -24,13 +24,13 @@ GROUPS = {
     "media_urls": "Images, audio and video",
     "skip_download": "Downloads",
 }
-"""The first setting of each subject, in the order of the settings: a new one belongs to the subject it is put under."""
+"""The first setting of each subject. A new setting belongs to the subject above it in ``Settings``."""
 LIBRARIES = {
     "HF_TOKEN": ("", "Token of the hub, for weights that are not open to everybody. A secret."),
     "HF_ENDPOINT": ("", "Another hub, say a mirror in your network."),
     "CUDA_VISIBLE_DEVICES": ("", "Which GPUs the driver shows, by index or UUID. Default: all."),
 }
-"""Variables that libraries read, which are no settings of ours."""
+"""Variables that libraries read; they are not settings."""
 
 _HEAD = """# Settings
 
@@ -53,21 +53,23 @@ def reference() -> str:
     """Return the page."""
     parts = [_HEAD]
     for title, fields in _groups():
-        rows = [f"| `{name}` | `{_variable(name)}` | {_quoted(field)} | {_meaning(field)} |" for name, field in fields]
+        rows = [
+            f"| `{name}` | `{_variable(name)}` | {quoted_default(field)} | {meaning(field)} |" for name, field in fields
+        ]
         parts.append(f"\n## {title}\n\n{_TABLE}" + "\n".join(rows) + "\n")
-    rows = [f"| `{name}` | {meaning} |" for name, (_, meaning) in LIBRARIES.items()]
+    rows = [f"| `{name}` | {text} |" for name, (_, text) in LIBRARIES.items()]
     parts.append("\n## Variables of the libraries\n\n| variable | meaning |\n| --- | --- |\n" + "\n".join(rows) + "\n")
     return "".join(parts)
 
 
 def environment() -> str:
-    """Return the file of variables: each with its meaning, and behind a ``#`` with its default."""
+    """Return ``.env.example``: each variable with its meaning and, after a ``#``, its default."""
     parts = [_ENVIRONMENT_HEAD]
     for title, fields in _groups():
         parts.append(f"\n# -- {title} --\n")
-        parts += [f"\n# {_meaning(field)}\n#{_variable(name)}={_plain(field)}\n" for name, field in fields]
+        parts += [f"\n# {meaning(field)}\n#{_variable(name)}={_plain(field)}\n" for name, field in fields]
     parts.append("\n# -- Variables of the libraries --\n")
-    parts += [f"\n# {meaning}\n#{name}={value}\n" for name, (value, meaning) in LIBRARIES.items()]
+    parts += [f"\n# {text}\n#{name}={value}\n" for name, (value, text) in LIBRARIES.items()]
     return "".join(parts)
 
 
@@ -87,7 +89,7 @@ def _variable(name: str) -> str:
 
 
 def _plain(field: FieldInfo) -> str:
-    """Return the default as one would write it in a file of variables; empty where there is none."""
+    """Return the default as text for ``.env.example``; empty if there is none."""
     value = field.default
     if value in (None, PydanticUndefined) or value in ([], {}):
         return ""
@@ -100,21 +102,22 @@ def _plain(field: FieldInfo) -> str:
     return str(value)
 
 
-def _quoted(field: FieldInfo) -> str:
+def quoted_default(field: FieldInfo) -> str:
+    """Return the default as code, or an empty string."""
     plain = _plain(field)
     return f"`{plain}`" if plain else ""
 
 
 def _size(count: int) -> str:
-    """Return bytes by the largest unit that tells them exactly: ``64MiB``, ``100GB``."""
+    """Return bytes in the largest exact unit: ``64MiB``, ``100GB``."""
     for factor, unit in ((2**30, "GiB"), (2**20, "MiB"), (10**9, "GB"), (10**6, "MB")):
         if count and count % factor == 0:
             return f"{count // factor}{unit}"
     return str(count)
 
 
-def _meaning(field: FieldInfo) -> str:
-    """Return the description, and the choices where there are only so many."""
+def meaning(field: FieldInfo) -> str:
+    """Return the description, and the choices of a setting with few values."""
     if get_origin(field.annotation) is Literal:
         return f"{field.description} One of {', '.join(map(str, get_args(field.annotation)))}."
     return str(field.description)

@@ -1,4 +1,5 @@
-"""The queue's worker: takes moderation jobs from SQS and has them judged. A process of its own, a gateway's client.
+"""The queue's worker takes moderation jobs from SQS and judges their videos: a process and a client of the gateway.
 
-Nothing is imported here. ``service.py`` is the loop, ``lane.py`` what becomes of one message, ``aws/`` the services.
+Nothing is imported here. ``loop.py`` is the loop, ``message_handler.py`` handles one message, ``aws/``
+calls the services.
 """

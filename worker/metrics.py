@@ -1,6 +1,6 @@
-"""The worker's metrics, and the small server they are read from. The worker's process; any thread may count.
+"""The worker's metrics and the small HTTP server that shows them. The worker's process; any thread may count.
 
-They begin with ``moderation_worker_``; docs/worker.md has their table. Must not know how anything is counted.
+Names begin with ``moderation_worker_``; docs/worker.md has the table. Must not know how anything is counted.
 """
 
 import logging
@@ -30,7 +30,7 @@ class Metrics:
         self.ready = Gauge("model_server_ready", "1 if the model server could be asked when last looked", **kept)
         self.polled = Gauge("last_poll_timestamp_seconds", "When the queue was last asked", **kept)
 
-    def serve(self, host: str, port: int) -> None:
-        """Answer on a port of its own, in a thread of its own. :raises OSError: if the port is not to be had."""
+    def serve_metrics(self, host: str, port: int) -> None:
+        """Start a server in its own thread. :raises OSError: if the port cannot be opened."""
         start_http_server(port, host, self.registry)
         logger.info("metrics at http://%s:%d/metrics", host, port)

@@ -1,20 +1,20 @@
-"""Every setting of the queue's worker, its default and its meaning: the one place they are written down.
+"""The worker's settings with their defaults and meanings.
 
-Read once at start, in the worker's process, from the environment alone, as containers are given it. The names without
-``WORKER_`` are those that the queue's producers and the model server's operators know already. Must not know what
-reads it. ``docs/worker.md`` has the table, made by ``python -m worker.settings``.
+Read once at start, in the worker's process, from the environment only. Names without ``WORKER_`` are those that other
+programs use too. Must not know its readers. ``python -m worker.settings`` writes the table in ``docs/worker.md``.
 """
 
 import difflib
 import os
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_origin
+from typing import Literal, Self
 
 from pydantic import AliasChoices, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from utils.settings import ROOT, SettingsError
+from utils.settings_reference import meaning, quoted_default
 from utils.units import Bytes, Seconds
 
 PREFIX = "WORKER_"
@@ -167,12 +167,12 @@ class WorkerSettings(BaseSettings):
         return self.vllm_url.rstrip("/").removesuffix("/v1")
 
 
-def load() -> WorkerSettings:
+def load_worker_settings() -> WorkerSettings:
     """Return the settings from the environment.
 
-    :raises SettingsError: naming the variable and what is wrong with it; a ``WORKER_…`` that is none is wrong too.
+    :raises SettingsError: naming the variable and the error; an unknown ``WORKER_…`` is an error too.
     """
-    known = {variable(name, field): name for name, field in WorkerSettings.model_fields.items()}
+    known = {variable_name(name, field): name for name, field in WorkerSettings.model_fields.items()}
     for name in os.environ:
         if name.startswith(PREFIX) and name not in known:
             near = difflib.get_close_matches(name, known, 1)
@@ -182,12 +182,12 @@ def load() -> WorkerSettings:
     except ValidationError as error:
         first = error.errors()[0]
         where = str(first["loc"][0]) if first["loc"] else ""
-        named = where if where.isupper() else variable(where, WorkerSettings.model_fields.get(where))
+        named = where if where.isupper() else variable_name(where, WorkerSettings.model_fields.get(where))
         what = first["msg"].removeprefix("Value error, ")
         raise SettingsError(f"{named}: {what}" if where else what) from None
 
 
-def variable(name: str, field: FieldInfo | None) -> str:
+def variable_name(name: str, field: FieldInfo | None) -> str:
     """Return the environment variable of a setting."""
     alias = field.validation_alias if field else None
     if isinstance(alias, AliasChoices):
@@ -195,37 +195,23 @@ def variable(name: str, field: FieldInfo | None) -> str:
     return alias if isinstance(alias, str) else PREFIX + name.upper()
 
 
-def reference() -> str:
-    """Return the table of settings, as the page has it between its two marks."""
+def settings_table() -> str:
+    """Return the table of settings for the page."""
     rows = [
-        f"| `{variable(name, field)}` | {_default(field)} | {_meaning(field)} |"
+        f"| `{variable_name(name, field)}` | {quoted_default(field)} | {meaning(field)} |"
         for name, field in WorkerSettings.model_fields.items()
     ]
     return "| variable | default | meaning |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n"
 
 
-def placed(page: str) -> str:
-    """Return the page with the table as it should be. :raises ValueError: if it lacks the marks."""
+def page_with_table(page: str) -> str:
+    """Return the page with the current table. :raises ValueError: if it lacks the marks."""
     before, _, rest = page.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not end:
-        raise ValueError(f"{PAGE} has no place for the settings: {_BEGIN.strip()} … {_END.strip()}")
-    return f"{before}{_BEGIN}{reference()}{_END}{after}"
-
-
-def _default(field: FieldInfo) -> str:
-    value: Any = field.default
-    if value is None:
-        return ""
-    if isinstance(value, int) and value >= 2**20 and value % 2**20 == 0:
-        return f"`{value // 2**30}GiB`" if value % 2**30 == 0 else f"`{value // 2**20}MiB`"
-    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
-
-
-def _meaning(field: FieldInfo) -> str:
-    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-    return str(field.description) + (f" One of {', '.join(map(str, choices))}." if choices else "")
+        raise ValueError(f"{PAGE} lacks the marks of the settings: {_BEGIN.strip()} … {_END.strip()}")
+    return f"{before}{_BEGIN}{settings_table()}{_END}{after}"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(placed(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(page_with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

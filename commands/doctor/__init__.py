@@ -1,7 +1,7 @@
-"""``main.py doctor``: checks everything the gateway depends on, and says what to do about what is wrong.
+"""``main.py doctor``: checks everything the gateway depends on, and says how to fix problems.
 
-Runs in the command line's process. Needs the standard library and click until it knows that the packages are there.
-torch and what brings it are asked in child processes with a time limit. Changes nothing.
+Runs in the command line's process. Needs only the standard library and click until the packages are checked. Child
+processes with a time limit import torch and its kin. Changes nothing.
 """
 
 import json
@@ -39,7 +39,7 @@ def doctor_command(given: dict[str, Any] | None, as_json: bool) -> int:
 
 
 def report_findings(config: Path | None, flags: dict[str, Any], *, as_json: bool = False) -> int:
-    """Print each finding as it is made, or all as JSON; return 1 if something failed, else 0."""
+    """Print each finding at once, or all as JSON; return 1 if a check failed, else 0."""
     found: list[Finding] = []
     for finding in examine(config, flags):
         found.append(finding)
@@ -55,7 +55,7 @@ def report_findings(config: Path | None, flags: dict[str, Any], *, as_json: bool
 
 
 def examine(config: Path | None, flags: dict[str, Any]) -> Iterator[Finding]:
-    """Look at one thing after the other, what others depend on first."""
+    """Yield the findings; first those that others depend on."""
     yield find_python()
     yield from find_packages()
     try:
@@ -70,12 +70,12 @@ def examine(config: Path | None, flags: dict[str, Any]) -> Iterator[Finding]:
         return
     findings, settings, catalog = find_configuration(config, flags)
     yield from findings
-    yield from accelerator.find(settings)
+    yield from accelerator.find_accelerator(settings)
     if settings is None:
         yield warning("rest", "folders, models, memory and port were not looked at", "mend the settings first")
         return
-    yield from storage.find(settings, catalog)
-    yield from network.find(settings)
+    yield from storage.find_storage(settings, catalog)
+    yield from network.find_network(settings)
 
 
 def _show(finding: Finding) -> None:

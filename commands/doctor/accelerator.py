@@ -1,8 +1,7 @@
-"""The NVIDIA driver, and whether PyTorch, bitsandbytes and llama-cpp-python fit it and work.
+"""Checks the NVIDIA driver, and whether PyTorch, bitsandbytes and llama-cpp-python work with it.
 
-The driver is asked by NVML, the libraries by ``runner/process/probe.py`` in processes of their own: one that crashes
-or hangs is a finding. Command line's process; imports none of them. What facts mean is decided by functions of facts
-alone.
+NVML describes the driver. ``runner/process/probe.py`` tests each library in its own process, so that a crash or a hang
+is a finding. Runs in the command line's process and imports no such library. The ``judge_…`` functions are pure.
 """
 
 import json
@@ -22,16 +21,16 @@ from commands.doctor.finding import Finding, failed, ok, warning
 from utils.settings import ROOT, Settings
 
 LIMIT = 120.0
-"""Seconds a library may take to show that it works; a first import from a cold disk takes most of a minute."""
+"""Seconds for a library's test; a first import from a cold disk takes most of a minute."""
 _PROBES = ("torch", "bitsandbytes", "llama_cpp")
 _NVIDIA, _DISPLAY = "0x10de", "0x03"
 _LEAST_DRIVER = {11: "450", 12: "525", 13: "580"}
-"""The first driver of each major release of CUDA; one that is newer runs all that came before."""
+"""The first driver of each major CUDA release; newer drivers run older releases."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as the driver has it: ``capability`` is major and minor; sizes in bytes."""
+    """A GPU as the driver reports it. ``capability`` is major and minor; sizes in bytes."""
 
     name: str
     capability: tuple[int, int]
@@ -41,15 +40,15 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Driver:
-    """The NVIDIA driver. ``cuda`` is the newest release of CUDA it runs, major and minor."""
+    """The NVIDIA driver. ``cuda`` is the newest CUDA release it runs, major and minor."""
 
     version: str
     cuda: tuple[int, int]
     gpus: tuple[Gpu, ...]
 
 
-def find(settings: Settings | None, limit: float = LIMIT) -> Iterator[Finding]:
-    """Look at the driver, then at the three libraries at once."""
+def find_accelerator(settings: Settings | None, limit: float = LIMIT) -> Iterator[Finding]:
+    """Check the driver, then the three libraries at the same time."""
     driver, trouble = read_driver()
     wants_cpu = settings is not None and settings.device == "cpu"
     small = settings is None or settings.profile != "workstation"
@@ -66,7 +65,7 @@ def find(settings: Settings | None, limit: float = LIMIT) -> Iterator[Finding]:
 
 
 def read_driver() -> tuple[Driver | None, str]:
-    """Return the driver, or None and what NVML said."""
+    """Return the driver, or None and NVML's error."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
@@ -90,7 +89,7 @@ def _gpu(handle: Any) -> Gpu:
 
 
 def cards(devices: Path = Path("/sys/bus/pci/devices")) -> int:
-    """Return how many NVIDIA display controllers are plugged in, whether or not a driver has them."""
+    """Return the number of NVIDIA display controllers, with or without a driver."""
     found = 0
     for device in devices.iterdir() if devices.is_dir() else ():
         try:
@@ -102,7 +101,7 @@ def cards(devices: Path = Path("/sys/bus/pci/devices")) -> int:
 
 
 def probe(name: str, limit: float) -> dict[str, Any]:
-    """Ask a library for its facts in a process of its own. ``trouble`` is empty where there is none."""
+    """Test a library in its own process; return its facts. ``trouble`` is empty if it works."""
     command = [sys.executable, "-m", "runner.process.probe", name]
     environment = os.environ | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(
@@ -132,11 +131,11 @@ def probe(name: str, limit: float) -> dict[str, Any]:
     return facts
 
 
-# -- what they mean ----------------------------------------------------------------------------------------------------
+# -- judgements --------------------------------------------------------------------------------------------------------
 
 
 def judge_driver(driver: Driver | None, trouble: str, plugged: int, small: bool = True) -> Finding:
-    """Say what GPU there is to use. ``small`` models do well without one."""
+    """Judge the driver and its GPUs. ``small`` models do not need one."""
     if driver is not None and driver.gpus:
         gpus = ", ".join(
             f"{gpu.name} with {gpu.total / 2**30:.0f} GiB, {gpu.free / 2**30:.0f} free" for gpu in driver.gpus
@@ -160,7 +159,7 @@ def judge_driver(driver: Driver | None, trouble: str, plugged: int, small: bool 
 
 
 def judge_torch(facts: dict[str, Any], driver: Driver | None) -> Finding:
-    """Say whether this build of PyTorch fits the driver and the GPU, and computed on it."""
+    """Judge whether this build of PyTorch fits driver and GPU, and computed on it."""
     if "version" not in facts:
         return failed(
             "torch",
@@ -204,7 +203,7 @@ def judge_torch(facts: dict[str, Any], driver: Driver | None) -> Finding:
 
 
 def judge_bitsandbytes(facts: dict[str, Any], driver: Driver | None) -> Finding:
-    """Say whether weights can be quantized."""
+    """Judge whether weights can be quantized."""
     mend = (
         f"{sys.executable} -m pip install --force-reinstall --no-deps bitsandbytes at the version in "
         "requirements.txt; until then models need quant_bits: 16"
@@ -219,7 +218,7 @@ def judge_bitsandbytes(facts: dict[str, Any], driver: Driver | None) -> Finding:
 
 
 def judge_llama_cpp(facts: dict[str, Any], driver: Driver | None) -> Finding:
-    """Say whether GGUF files can be read, and where their layers go."""
+    """Judge whether GGUF files can be read, and where their layers go."""
     if not facts.get("works"):
         return failed(
             "llama-cpp",
@@ -239,9 +238,9 @@ def judge_llama_cpp(facts: dict[str, Any], driver: Driver | None) -> Finding:
 
 
 def _runs_on(architectures: list[str] | None, capability: tuple[int, int]) -> bool:
-    """Whether code is there: compiled for this generation, or as an intermediate form of it or an older one."""
+    """Return whether the build has code for this GPU: compiled, or PTX of the same or an older generation."""
     if not architectures:
-        return True  # it could not be asked; whether it computes tells
+        return True  # unknown; the computation decides
     major, minor = capability
     for name in architectures:
         kind, _, digits = name.partition("_")

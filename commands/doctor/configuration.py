@@ -1,4 +1,4 @@
-"""The settings and the catalog, read as the gateway reads them: what would stop its start, in its words."""
+"""Reads settings and catalog as the gateway does, and reports what would stop its start."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from utils.settings import Settings, SettingsError, load_settings
 def find_configuration(
     config: Path | None, flags: dict[str, Any]
 ) -> tuple[list[Finding], Settings | None, Catalog | None]:
-    """Return what was found, and settings and catalog where they can be used."""
+    """Return the findings, and settings and catalog if they are valid."""
     try:
         settings = load_settings(config, **flags)
     except SettingsError as error:

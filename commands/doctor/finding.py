@@ -1,4 +1,4 @@
-"""What the doctor found: one line each, with what to do about it. Standard library only."""
+"""The doctor's findings. Standard library only."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,9 +8,9 @@ Status = Literal["ok", "warning", "failed"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. ``do`` is what mends it, empty where nothing needs to be.
+    """The result of one check. ``do`` says how to fix it; empty if nothing is wrong.
 
-    ``failed`` is what keeps the gateway or some model from working; ``warning`` what somebody may have meant.
+    ``failed``: the gateway or a model cannot work. ``warning``: it works, and may not be intended.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The slots' budgets beside what this machine, or this container, has. Command line's process; loads nothing."""
+"""Compares the slots' budgets with the memory of this machine or container. Command line's process; loads nothing."""
 
 from pathlib import Path
 
@@ -15,9 +15,9 @@ _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 class Slots:
-    """The slots that the gateway would have, and what a model would take of them.
+    """The slots that the gateway would have, and each model's predicted bytes.
 
-    :raises SettingsError: if the settings name a device or a slot that is not there.
+    :raises SettingsError: if the settings name a missing device or slot.
     :raises CatalogError: if a model may use no slot.
     """
 
@@ -25,8 +25,8 @@ class Slots:
         self._placement = Placement(settings, catalog)
         self.budgets = {name: place.budget for name, place in self._placement.places.items()}
 
-    def takes(self, spec: ModelSpec) -> tuple[str, int]:
-        """Return the slot a model is likely to go to and the bytes it takes there; 0 where that is not known.
+    def predict_use(self, spec: ModelSpec) -> tuple[str, int]:
+        """Return the model's likely slot and its bytes there; 0 if unknown.
 
         :raises HeaderError: for damaged weights.
         """
@@ -35,7 +35,7 @@ class Slots:
 
 
 def find_memory(slots: Slots) -> Finding:
-    """Say what the slots may take, and whether it is there."""
+    """Check that the slots' budgets are available."""
     memory = psutil.virtual_memory()
     says = (
         ", ".join(f"the slot {name} may take {format_bytes(budget)}" for name, budget in slots.budgets.items())
@@ -55,7 +55,7 @@ def find_memory(slots: Slots) -> Finding:
 
 
 def cgroup_limit(file: Path = _CGROUP) -> int | None:
-    """Return the bytes that this container may take, or None where nothing limits it."""
+    """Return this container's memory limit in bytes, or None."""
     try:
         text = file.read_text().strip()
     except OSError:

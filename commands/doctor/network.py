@@ -1,6 +1,6 @@
-"""The address: whether the port is free or Switchyard answers there already, and who may ask it.
+"""Checks the address: whether the port is free or a Switchyard answers there, and who may ask it.
 
-Command line's process. Opens a connection to this machine at most.
+The command line's process. Connects only to this machine.
 """
 
 import ipaddress
@@ -16,13 +16,13 @@ _SECONDS = 3.0
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
-def find(settings: Settings) -> list[Finding]:
-    """Look at the port, then at who may use it."""
+def find_network(settings: Settings) -> list[Finding]:
+    """Check the port, then who may use it."""
     return [find_port(settings), find_keys(settings)]
 
 
 def find_port(settings: Settings) -> Finding:
-    """Say whether the gateway could listen."""
+    """Check whether the gateway can listen."""
     place = f"{settings.host}:{settings.port}"
     try:
         check_port(settings)
@@ -34,13 +34,13 @@ def find_port(settings: Settings) -> Finding:
 
 
 def _running(settings: Settings) -> str:
-    """Return what a Switchyard that already listens says of itself, or nothing."""
+    """Return a listening Switchyard's description of itself, or an empty text."""
     host = _EVERYWHERE.get(settings.host, settings.host)
     try:
         url = httpx.URL(scheme="http", host=host, port=settings.port, path="/health")
         with httpx.Client(timeout=_SECONDS, trust_env=False) as client:
             said = client.get(url).json()
-        if set(said) == {"status"}:  # it has keys, and says no more to whoever shows none
+        if set(said) == {"status"}:  # with API keys it says no more
             return f"{said['status']}; it asks for an API key"
         return f"{said['status']}, profile {said['profile']} on {said['device']}"
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
@@ -48,7 +48,7 @@ def _running(settings: Settings) -> str:
 
 
 def find_keys(settings: Settings) -> Finding:
-    """Say who may ask: whoever has a key, nobody, or anybody."""
+    """Check who may ask: holders of keys, localhost only, or anybody."""
     file = keys.path(settings.data_dir)
     try:
         found = keys.read(file)

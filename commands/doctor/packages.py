@@ -1,5 +1,5 @@
-"""Python itself, and whether each pinned package of ``requirements.txt`` is here at its version. Standard library only:
-this has to run where nothing is installed."""
+"""Checks Python and the pinned packages of ``requirements.txt``. Standard library only, as it runs where nothing is
+installed."""
 
 import platform
 import re
@@ -27,7 +27,7 @@ def find_python() -> Finding:
 
 
 def find_packages(requirements: Path = ROOT / "requirements.txt") -> Iterator[Finding]:
-    """Compare what is installed with the file's pins."""
+    """Compare installed versions with the file's pins."""
     lines = requirements.read_text().splitlines()
     pins = {match[1]: match[2] for line in lines if (match := _PIN.match(line))}
     missing, others = [], []
@@ -50,7 +50,7 @@ def find_packages(requirements: Path = ROOT / "requirements.txt") -> Iterator[Fi
 
 
 def _importable(found: Distribution) -> bool:
-    """Whether the top-level modules that a distribution's files make are found. Nothing is imported."""
+    """Return whether a distribution's top-level modules are found. Imports nothing."""
     names = set()
     for file in found.files or ():
         first, *rest = file.parts

@@ -1,6 +1,6 @@
-"""Folders and disk; the models' weights; and whether media are decoded. Command line's process.
+"""Checks folders, disk, the models' weights and the decoding of media. The command line's process.
 
-Reads, and tries folders by a file that it removes. Makes no folder that is not there.
+Only reads, and writes one test file per folder, which it removes. Creates no folder.
 """
 
 import os
@@ -25,7 +25,7 @@ from utils.units import format_bytes
 
 _LEAST_FREE = 2 * 10**9
 _PER_DOWNLOAD = 20 * 10**9
-"""Bytes that a model's download may take where nothing says how many: the largest of the workstation profile."""
+"""Assumed bytes of a download of unknown size: the largest of the workstation profile."""
 _SAMPLES: tuple[tuple[Kind, str], ...] = (
     ("image", "red-circle.png"),
     ("audio", "rising.wav"),
@@ -33,8 +33,8 @@ _SAMPLES: tuple[tuple[Kind, str], ...] = (
 )
 
 
-def find(settings: Settings, catalog: Catalog | None) -> Iterator[Finding]:
-    """Look at folders, memory and models. Without a catalog the latter two are left out."""
+def find_storage(settings: Settings, catalog: Catalog | None) -> Iterator[Finding]:
+    """Check folders, memory and models; without a catalog only folders."""
     for name in ("models_dir", "logs_dir", "tmp_dir", "data_dir"):
         if folder := getattr(settings, name, None):
             yield find_folder(name.removesuffix("_dir"), folder)
@@ -53,7 +53,7 @@ def find(settings: Settings, catalog: Catalog | None) -> Iterator[Finding]:
 
 
 def find_folder(name: str, folder: Path) -> Finding:
-    """Say whether files can be made in a folder, or the folder where it is not there yet."""
+    """Check that files can be written in a folder, or that the folder can be created."""
     there = folder
     while not there.exists() and there != there.parent:
         there = there.parent
@@ -107,7 +107,7 @@ def _find_model(settings: Settings, spec: ModelSpec, slots: Slots | None) -> Fin
     if slots is None:
         return ok(spec.name, says)
     try:
-        slot, needed = slots.takes(spec)
+        slot, needed = slots.predict_use(spec)
     except HeaderError as error:
         return failed(spec.name, str(error), "remove the folder and fetch the weights again")
     if needed > (budget := slots.budgets[slot]):
@@ -126,7 +126,7 @@ def _find_quantized(settings: Settings) -> Finding:
 
 
 def find_decoding(settings: Settings, samples: Path = ROOT / "examples") -> Finding:
-    """Say whether an image, a sound and a video are decoded, in the process and with the limits of requests."""
+    """Check that an image, a sound and a video are decoded, in the process and with the limits of requests."""
     items = [MediaItem(RawMedia(kind, (samples / name).read_bytes(), name)) for kind, name in _SAMPLES]
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -1,6 +1,6 @@
 """Lets moderation ask the gateway's own models: each question has a ticket, as any request has.
 
-Gateway process, in the threads that ask. Knows tickets and scratch folders; neither HTTP nor policies.
+Gateway process, in the threads that ask. Must not know HTTP or policies.
 """
 
 import json
@@ -16,7 +16,7 @@ from media.messages import write_npy
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
 from moderation.asking import Cancelled, Prompt, Reply
-from moderation.sampling import Frame
+from moderation.frame_source import Frame
 from protocol.messages import ChatMessage, Constraint, Part, Sampling
 
 _LOOK = 0.2
@@ -54,12 +54,12 @@ class GatewayAsker:
         self._lock = threading.Lock()
         self._first: Ticket | None = first
 
-    def connect(self, cancelled: Callable[[], bool]) -> None:
-        """Do nothing: the model is here."""
+    def find_model(self, cancelled: Callable[[], bool]) -> None:
+        """All is known."""
 
-    def ask(self, prompt: Prompt, cancelled: Callable[[], bool]) -> Reply:
-        """Return the model's reply. A full queue is retried up to the deadline. A failed runner is asked only once
-        more: these frames may be what makes it fail.
+    def ask_model(self, prompt: Prompt, cancelled: Callable[[], bool]) -> Reply:
+        """Return the model's reply. A full queue is waited for, up to the deadline. A runner that failed is asked once
+        more: these frames may be what it fails of.
 
         :raises GatewayError: if the model gives no reply.
         """

@@ -1,4 +1,4 @@
-"""``main.py batch``: every line answered once and in order, whatever happens to the run in between."""
+"""Tests ``main.py batch``: every line is answered once and in order, even if the run is interrupted."""
 
 import json
 import os
@@ -27,7 +27,7 @@ IMAGE = ROOT / "examples" / "red-circle.png"
 
 @pytest.fixture(scope="module")
 def gateway(start_for_module: Start) -> Iterator[GatewayProcess]:
-    """One with so short a queue that a batch of many at a time is refused now and then."""
+    """A gateway with a short queue that sometimes refuses concurrent requests."""
     yield start_for_module(models=only("deepseek", "reasoner", "blip_vqa", **NOWHERE), queue_per_model=2).preloaded()
 
 
@@ -40,7 +40,7 @@ class Batch:
         self.mark = uuid.uuid4().hex
 
     def write(self, *lines: Any) -> None:
-        """Make the input: strings as they are, anything else as JSON."""
+        """Write the input: strings unchanged, other values as JSON."""
         text = (line if isinstance(line, str) else json.dumps(line) for line in lines)
         self.source.write_text("\n".join(text) + "\n")
 
@@ -69,7 +69,7 @@ class Batch:
         )
 
     def run(self, *arguments: str, status: int = 0) -> str:
-        """Run it to its end, which has to have this status; return what it said."""
+        """Run to the end, check the status, return the output."""
         process = self.launch(*arguments)
         output, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == status, errors
@@ -80,7 +80,7 @@ class Batch:
         return [json.loads(line) for line in self.target.read_text().splitlines()]
 
     def processes(self) -> list[psutil.Process]:
-        """Everything the command started that still lives."""
+        """Processes of the command that still run."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -113,7 +113,7 @@ def test_every_form_of_line_and_every_mistake_has_its_result_in_order(batch: Bat
         {"prompt": "Hello", "max_new_tokens": "many"},
         {"prompt": "Hello", "model": "gpt-9"},
         {"prompt": "Hello", "stream": True},
-        {"custom_id": "a", "url": "/generate/deepseek", "body": {}},  # no route of OpenAI's
+        {"custom_id": "a", "url": "/generate/deepseek", "body": {}},  # not a route of OpenAI's
         {"prompt": "Say hello.", "max_new_tokens": 2},
     )
     said = batch.run("--model", "smollm2", "--files", str(IMAGE.parent), status=1)
@@ -172,7 +172,7 @@ def test_a_run_goes_on_where_it_was_stopped(batch: Batch, gateway: GatewayProces
     lines = [short(number) for number in range(40)]
     lines[20]["model"] = "reasoner"
     batch.write(*lines)
-    with gateway.held("reasoner"):  # so that the run gets no further than half
+    with gateway.held("reasoner"):  # so that the run stops half way
         process = batch.launch("--model", "deepseek", "--concurrency", "3")
         until(lambda: batch.target.exists() and len(batch.target.read_bytes().splitlines()) >= 10)
         process.send_signal(blow)
@@ -182,7 +182,7 @@ def test_a_run_goes_on_where_it_was_stopped(batch: Batch, gateway: GatewayProces
     assert 10 <= done.count(b"\n") <= 20, "it was stopped in the middle"
     whole = done[: done.rfind(b"\n") + 1]
     with batch.target.open("ab") as target:
-        target.write(b'{"line": 41, "inp')  # as a crash of the machine would leave it
+        target.write(b'{"line": 41, "inp')  # as after a crash of the machine
     batch.run("--model", "deepseek")
     assert batch.target.read_bytes().startswith(whole)
     results = batch.results()
@@ -202,7 +202,7 @@ def test_a_changed_input_is_refused(batch: Batch) -> None:
     assert "line 2" in batch.run("--model", "deepseek", status=2)
     assert batch.target.read_bytes() == before
     batch.write(short(1), short(2), short(3))
-    batch.run("--model", "deepseek")  # more of the same is no change
+    batch.run("--model", "deepseek")  # the same model changes nothing
     assert batch.target.read_bytes().startswith(before) and len(batch.results()) == 3
     batch.write(short(4))
     batch.run("--model", "deepseek", "--fresh")
@@ -239,7 +239,7 @@ def test_a_model_that_cannot_be_served_stops_the_run(batch: Batch) -> None:
 
 
 class Moody(ThreadingHTTPServer):
-    """A server that answers with ``status`` where the prompt is ``whom``, once ``ready`` says that it may."""
+    """A server that answers ``status`` to the prompt ``whom``, once ``ready`` allows it."""
 
     daemon_threads = True
 
@@ -274,7 +274,7 @@ class MoodyAnswers(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -327,7 +327,7 @@ def test_a_line_that_fails_alone_is_recorded_and_asked_again_when_told_to(tmp_pa
 
 
 def test_a_line_that_its_model_s_process_does_not_bear_has_failed(tmp_path: Path, moody: Moody) -> None:
-    """Also the first one, before anything was answered, and with nobody beside it."""
+    """Also the first line, before any answer, and alone."""
     batch = Batch(tmp_path, f"http://127.0.0.1:{moody.server_port}")
     batch.write('"poison"', '"a"')
     moody.status, moody.whom, moody.code = 503, "poison", "runner_failed"

@@ -1,4 +1,4 @@
-"""Mistakes on the command line end in one clear line and a status that is not 0; ``--help`` reads well."""
+"""Tests that mistakes on the command line give one clear line and a non-zero status, and that ``--help`` reads well."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def run(tmp_path: Path) -> Run:
 
     def run(*arguments: str, script: str = "main.py", **variables: str) -> Ended:
         environment = clean_environment(tmp_path) | variables
-        if "--config" not in arguments:  # which the environment would overrule
+        if "--config" not in arguments:  # the environment would override it
             environment.setdefault("SWITCHYARD_PORT", str(free_port()))
         done = subprocess.run(
             [sys.executable, str(ROOT / script), *arguments],
@@ -49,7 +49,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def one_line(ended: Ended, *words: str) -> None:
-    """Hold a run to having failed with one line on standard error that has all these words."""
+    """Assert that a run failed with one line on standard error with all these words."""
     assert ended.status not in (0, None), ended
     assert "Traceback" not in ended.output + ended.errors, ended
     lines = ended.errors.strip().splitlines()

@@ -1,7 +1,6 @@
-"""``main.py doctor`` as a user runs it: on a machine that is well, and on ones that are broken in real ways.
+"""Tests ``main.py doctor`` as a user runs it: on a working machine, and on broken ones.
 
-What is broken are programs and files that stand where the real ones would: packages that raise, crash or hang when
-they are imported, folders that are files, ports that are taken.
+Stand-ins replace the broken parts: packages that raise, crash or hang on import, folders that are files, used ports.
 """
 
 import json
@@ -57,7 +56,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def fake(folder: Path, **modules: str) -> str:
-    """Make packages of these sources; return the PYTHONPATH by which they come first."""
+    """Make packages of these sources; return the PYTHONPATH that puts them first."""
     for name, source in modules.items():
         (folder / "fakes" / name).mkdir(parents=True)
         (folder / "fakes" / name / "__init__.py").write_text(source)
@@ -65,7 +64,7 @@ def fake(folder: Path, **modules: str) -> str:
 
 
 def test_a_machine_that_is_well(run: Run, pocket: GatewayProcess) -> None:
-    """These tests run on one. Its port is served already, by a gateway."""
+    """This machine works. A gateway already serves the port."""
     ended = run("--json", SWITCHYARD_PORT=str(pocket.port))
     assert ended.status == 0, ended
     checks = ended.checks
@@ -135,7 +134,7 @@ def test_a_library_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_without_the_packages(run: Run, tmp_path: Path) -> None:
-    """In an environment where nothing was installed it still says what to do, and does not try the rest."""
+    """In an empty environment it still says what to do, and skips the rest."""
     path = fake(
         tmp_path,
         sitecustomize="""
@@ -182,7 +181,7 @@ def test_its_own_process_has_no_torch(tmp_path: Path) -> None:
         "import sys\nfrom commands import doctor\ndoctor.report_findings(None, {})\n"
         "print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
     )
-    path = fake(tmp_path, torch="", bitsandbytes="", llama_cpp="")  # empty ones, which are imported in no time
+    path = fake(tmp_path, torch="", bitsandbytes="", llama_cpp="")  # empty packages import at once
     environment = clean_environment(tmp_path) | {"PYTHONPATH": f"{ROOT}{os.pathsep}{path}"}
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200

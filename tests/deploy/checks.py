@@ -1,4 +1,4 @@
-"""What the tests of ``deploy/`` share: running a checking program of a Python package, and the files of the project."""
+"""Helpers of the tests of ``deploy/``: running checking programs, and the project's files."""
 
 import subprocess
 import sys
@@ -10,12 +10,12 @@ DEPLOY = ROOT / "deploy"
 
 
 def tool(name: str, *arguments: object, cwd: Path = ROOT) -> str:
-    """Run a program that a Python package brought; return what it printed. :raises AssertionError: if it fails."""
+    """Run a program of a Python package; return its output. :raises AssertionError: if it fails."""
     return run(Path(sys.executable).with_name(name), *arguments, cwd=cwd)
 
 
 def run(*command: object, cwd: Path = ROOT) -> str:
-    """Run a command; return what it printed. :raises AssertionError: if it fails, with all that it said."""
+    """Run a command; return its output. :raises AssertionError: if it fails, with its output."""
     done = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,

@@ -1,6 +1,6 @@
-"""The Dockerfile as a build would read it: its stages, what they copy, and what the last one starts.
+"""Reads the Dockerfile as a build does: its stages, their copies, and the last stage's entry point.
 
-Lays out the folder that the image would have, from the files that ``.dockerignore`` lets into a build. No engine.
+Lays out the image's folder from the files that ``.dockerignore`` admits. Needs no container engine.
 """
 
 import json
@@ -16,12 +16,12 @@ from dockerfile_parse import DockerfileParser
 from tests.support.gateway import ROOT
 
 _ALWAYS_SENT = {"Dockerfile", ".dockerignore"}
-"""What a build is sent in any case, but may still not copy where .dockerignore names it."""
+"""Files that a build always receives, but may not copy if .dockerignore names them."""
 
 
 @dataclass
 class Stage:
-    """One stage: its instructions as the parser gives them, in order."""
+    """One stage: its parsed instructions in order."""
 
     name: str
     base: str
@@ -35,7 +35,7 @@ class Stage:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What its ENV lines set, none of which has blanks in a value."""
+        """The variables of its ENV lines; no value has blanks."""
         pairs = [word for value in self.all("ENV") for word in value.split()]
         return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
 
@@ -61,7 +61,7 @@ def context() -> set[str]:
 
 
 def copy(stage: Stage, root: Path) -> None:
-    """Do under ``root`` what the stage's WORKDIR and COPY lines from the project do.
+    """Apply the stage's WORKDIR and COPY lines under ``root``.
 
     :raises AssertionError: if a line copies nothing.
     """

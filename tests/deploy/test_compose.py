@@ -1,4 +1,4 @@
-"""The compose files, read by Docker Compose itself. No engine runs here, so nothing is built or started."""
+"""Tests the compose files with Docker Compose itself, without an engine: nothing is built or started."""
 
 import os
 import re
@@ -14,14 +14,14 @@ from commands.command_line import command_line
 from tests.deploy.checks import DEPLOY, tool
 from tests.deploy.image import stages, words
 from tests.support.gateway import ROOT
-from worker.settings import WorkerSettings, variable
+from worker.settings import WorkerSettings, variable_name
 
 CPU = ("-f", "docker-compose.yml", "-f", "docker-compose.cpu.yml")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder as a user has it: the compose files and no .env."""
+    """A user's folder: the compose files without .env."""
     for name in ("docker-compose.yml", "docker-compose.cpu.yml"):
         shutil.copy(ROOT / name, tmp_path)
     return tmp_path
@@ -114,13 +114,13 @@ def test_workers_have_the_gateway_s_image_with_and_without_a_gpu(folder: Path) -
 
 
 def test_a_worker_s_variables_are_its_settings(folder: Path) -> None:
-    known = {variable(name, field) for name, field in WorkerSettings.model_fields.items()}
+    known = {variable_name(name, field) for name, field in WorkerSettings.model_fields.items()}
     (folder / ".env").write_text("QUEUE_NAME=mine\nAWS_REGION=eu-west-1\nAWS_ACCESS_KEY_ID=real\n")
     for name in ("worker", "worker-aws", "aws-setup"):
         given = config(folder, profile="*")["services"][name]["environment"]
         assert set(given) - {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} <= known
         assert (given["QUEUE_NAME"], given["AWS_REGION"]) == ("mine", "eu-west-1")
-        # Real credentials never go to the local AWS, nor jobs for AWS to a local one.
+        # The local AWS gets no real credentials, and no jobs meant for AWS.
         here = name != "worker-aws"
         assert given["AWS_ACCESS_KEY_ID"] == ("local" if here else "real")
         assert given.get("AWS_ENDPOINT_URL") == ("http://aws:5000" if here else None)

@@ -1,5 +1,5 @@
-"""The container image, without an engine: linted, laid out from the Dockerfile's own lines, started by its entry point,
-asked by its health check and stopped as an engine stops it."""
+"""Tests the container image without an engine: linted, laid out by the Dockerfile's lines, started by its entry point,
+asked by its health check, and stopped by SIGTERM."""
 
 import os
 import re
@@ -32,9 +32,9 @@ def app(production: Stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def container(app: Path, production: Stage, start_for_module: Start) -> GatewayProcess:
-    """The image's entry point, running in the image's folder with the image's environment."""
+    """The running entry point, in the image's folder with the image's environment."""
     tini, *rest = words(production.last("ENTRYPOINT"))
-    python = Path(sys.executable).parent  # what the image has in /opt/venv
+    python = Path(sys.executable).parent  # the image has it in /opt/venv
     gateway = start_for_module(command=[program(tini, "tini"), *rest], cwd=app, launch=False)
     image = {name: re.sub("^/app(?=/|$)", str(app), value) for name, value in production.environment.items()}
     image["PATH"] = image["PATH"].replace("/opt/venv/bin", str(python)).replace("$PATH", os.environ["PATH"])

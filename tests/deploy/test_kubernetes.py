@@ -1,4 +1,4 @@
-"""The Kubernetes manifests: valid by the API's own schemas, and agreeing with each other and with the image."""
+"""Tests that the Kubernetes manifests match the API's schemas, each other and the image."""
 
 from typing import Any
 
@@ -96,7 +96,7 @@ def test_gpu(pod: dict[str, Any]) -> None:
 
 
 def test_a_service_sets_no_setting(pod: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variables that Kubernetes makes of a Service's name would be read as settings; so they are switched off."""
+    """Kubernetes' variables for a Service's name would be read as settings, so they are disabled."""
     assert pod["enableServiceLinks"] is False
     monkeypatch.setenv(f"{one('Service')['metadata']['name'].upper()}_PORT", "tcp://10.0.0.1:5000")
     with pytest.raises(ValueError, match="port"):

@@ -1,4 +1,5 @@
-"""The nginx example: checked by nginx, then really in front of a gateway, with TLS, a stream, a stop and a refusal."""
+"""Tests the nginx example: checked by nginx, then run in front of a gateway with TLS, a stream, a stop and a
+refusal."""
 
 import json
 import os
@@ -133,7 +134,7 @@ def test_answers_come_through(proxy: httpx.Client) -> None:
 
 
 def test_a_stream_arrives_while_it_is_being_made(proxy: httpx.Client, pocket: GatewayProcess) -> None:
-    """The first piece is here while the model, asked beside the proxy, is still answering; leaving ends the request."""
+    """The first piece arrives while the model still answers; disconnecting ends the request."""
     with proxy.stream("POST", "/generate/deepseek", json=STORY | {"stream": True, "max_new_tokens": 3500}) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         lines = response.iter_lines()
@@ -146,7 +147,7 @@ def test_a_stream_arrives_while_it_is_being_made(proxy: httpx.Client, pocket: Ga
 
 
 def test_a_body_too_large_is_refused_by_the_gateway(proxy: httpx.Client, pocket: GatewayProcess) -> None:
-    """In its own words. This gateway takes 200 kB, less than nginx lets through."""
+    """The gateway answers itself: its limit is 200 kB, less than nginx's."""
     refused = proxy.post("/generate/deepseek", json={"prompt": "a" * 300_000})
     assert refused.status_code == 413 and refused.json()["error"]
     assert refused.json() == pocket.post("/generate/deepseek", prompt="a" * 300_000).json()

@@ -1,4 +1,4 @@
-"""Shell scripts of the project, read by shellcheck; and the one that installs packages, where it may change nothing."""
+"""Tests the shell scripts with shellcheck, and the script that installs packages without changing the system."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ def test_shellcheck_finds_nothing(script: str) -> None:
 
 
 def test_packages_are_named_and_not_installed_where_that_is_not_allowed(tmp_path: Path) -> None:
-    """Programs stand in for those that would ask and change the system."""
+    """Stand-ins replace programs that would query or change the system."""
     asked = tmp_path / "apt-get-was-called"
     programs = {"dpkg-query": "exit 1", "id": "echo 1000", "apt-get": f"touch {asked}"}
     for name, line in programs.items():

@@ -1,4 +1,4 @@
-"""The systemd unit, read by systemd's own checker, and held to what the gateway needs."""
+"""Tests the systemd unit with systemd's own checker and against the gateway's needs."""
 
 import configparser
 import os
@@ -13,12 +13,12 @@ from tests.support.programs import program
 from utils.settings import Settings
 
 UNIT = DEPLOY / "systemd" / "switchyard.service"
-EXPOSED_AT_MOST = 25  # of 100, by systemd's own reckoning
+EXPOSED_AT_MOST = 25  # of 100, by systemd's own score
 
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """The unit, for a checkout here instead of in /opt."""
+    """The unit for this checkout instead of /opt."""
     here = tmp_path / UNIT.name
     here.write_text(UNIT.read_text().replace("/opt/switchyard", str(ROOT)))
     return here

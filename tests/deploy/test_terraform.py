@@ -1,6 +1,7 @@
-"""The Terraform files: parsed, closed in themselves, formatted; the instance's script rendered and read by shellcheck.
+"""Tests the Terraform files: parsed, self-contained, formatted; the instance's script rendered and checked by
+shellcheck.
 
-What AWS's provider would say of them is not asked: it cannot be fetched in a test.
+AWS's provider does not check them, because a test cannot download it.
 """
 
 import json
@@ -21,7 +22,7 @@ terraform = pytest.mark.skipif(not shutil.which("terraform"), reason="terraform 
 
 
 def blocks(kind: str) -> list[list[str]]:
-    """Return the labels of every block of a kind, as the parser has them."""
+    """Return the labels of every block of a kind."""
     found: list[list[str]] = []
     for path in sorted(FOLDER.glob("*.tf")):
         for block in hcl2.loads(path.read_text()).get(kind, []):
@@ -78,7 +79,7 @@ def test_formatted() -> None:
 @terraform
 @pytest.mark.parametrize("token", ["", "/switchyard/hf-token"])
 def test_script_of_the_instance(tmp_path: Path, token: str) -> None:
-    """Rendered by Terraform itself, in a module that needs no provider."""
+    """Terraform renders the script, in a module without providers."""
     values = {
         "image": "1.dkr.ecr.eu-west-1.example/switchyard:1",
         "region": "eu-west-1",
@@ -94,7 +95,7 @@ def test_script_of_the_instance(tmp_path: Path, token: str) -> None:
     run("terraform", "apply", "-input=false", "-auto-approve", cwd=tmp_path)
     script = tmp_path / "script.sh"
     script.write_text(run("terraform", "output", "-raw", "script", cwd=tmp_path))
-    tool("shellcheck", "--severity=style", "--exclude=SC2194,SC2195", script)  # its words are constant once rendered
+    tool("shellcheck", "--severity=style", "--exclude=SC2194,SC2195", script)  # rendered words are constant
     assert ("HF_TOKEN" in script.read_text()) == bool(token)
     lines = script.read_text().partition("<<'SETTINGS'\n")[2].partition("\nSETTINGS\n")[0].splitlines()
     pairs = [line.partition("=") for line in lines]

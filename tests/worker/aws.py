@@ -1,7 +1,7 @@
-"""AWS as far as the worker needs it: moto's server in a process of its own, with names of its own for each test.
+"""A local AWS for tests of the worker: moto's server in its own process, with separate names for each test.
 
-Also workers in processes, and a proxy that stands between the two and fails what it is told to. Nothing here leaves
-this machine, and the credentials are made up.
+Also starts workers as processes, and a proxy between the two that fails requests on demand. Nothing leaves this
+machine; the credentials are invented.
 """
 
 import http.client
@@ -82,7 +82,7 @@ class Aws:
         return False
 
     def held_to_rights(self, wanted: bool) -> None:
-        """Have the server refuse what a caller's policies do not allow, or take everything, as it does at first."""
+        """Make the server enforce the callers' policies, or allow everything, as at its start."""
         body = b"0" if wanted else b"inf"
         request = urllib.request.Request(f"{self.url}/moto-api/reset-auth", body, {"Content-Type": "text/plain"})
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
@@ -138,7 +138,7 @@ class Place:
         )
         with self._environment():
             self.settings = WorkerSettings()
-            create.create(self.settings, aws.clients())
+            create.create_resources(self.settings, aws.clients())
         self.videos = f"{self.name}-videos"
         aws.s3.create_bucket(Bucket=self.videos, CreateBucketConfiguration={"LocationConstraint": "us-east-2"})
         self.queue = aws.sqs.get_queue_url(QueueName=queue)["QueueUrl"]
@@ -158,7 +158,7 @@ class Place:
     # -- jobs ----------------------------------------------------------------------------------------------------------
 
     def video(self, key: str, data: bytes | dict[str, Any]) -> str:
-        """Put a video into the bucket, real or one that tells the stand-in what to do; return its address."""
+        """Upload a video, real or a command for the stand-in; return its address."""
         body = data if isinstance(data, bytes) else json.dumps(data).encode()
         self.aws.s3.put_object(Bucket=self.videos, Key=key, Body=body)
         return f"s3://{self.videos}/{key}"
@@ -197,7 +197,7 @@ class Place:
         return found
 
     def results(self) -> dict[str, int]:
-        """Return which files lie in the bucket of results, and how often each was written where versions are kept."""
+        """Return the files in the bucket of results, and how often each was written if versions are kept."""
         found: dict[str, int] = {}
         for page in self.aws.s3.get_paginator("list_object_versions").paginate(Bucket=self.settings.result_bucket):
             for version in page.get("Versions", []):
@@ -221,12 +221,11 @@ class Place:
         return int(got[names[0]]), int(got[names[1]])
 
     def empty(self) -> None:
-        """Wait until no message is left in the queue. Asked twice: one that is given back while the server counts is
-        in neither count."""
+        """Wait until the queue is empty. It asks twice, because a message given back during a count is in neither."""
         until(lambda: self.waiting() == (0, 0) == self.waiting(), "the queue to be empty", self.story)
 
     def dead_letters(self) -> list[dict[str, Any]]:
-        """Return the messages in the dead-letter queue: ``body`` and their attributes. They are taken out."""
+        """Take the messages out of the dead-letter queue; return ``body`` and attributes of each."""
         found = []
         while got := self.aws.sqs.receive_message(
             QueueUrl=self.dead, MaxNumberOfMessages=10, MessageAttributeNames=["All"]
@@ -240,7 +239,7 @@ class Place:
     # -- workers -------------------------------------------------------------------------------------------------------
 
     def worker(self, *command: str, **settings: object) -> "WorkerProcess":
-        """Start a worker: the stand-in, or what the words after ``python`` say."""
+        """Start a worker: the stand-in, or the given arguments of ``python``."""
         worker = WorkerProcess(
             self, list(command) or [str(STAND_IN)], {name: str(value) for name, value in settings.items()}
         )
@@ -252,7 +251,7 @@ class Place:
         return self._ledger("begun")
 
     def judged(self) -> list[str]:
-        """Return the ids of all jobs that it judged to the end."""
+        """Return the ids of all jobs that the stand-in finished judging."""
         return self._ledger("judged")
 
     def _ledger(self, what: str) -> list[str]:
@@ -262,7 +261,7 @@ class Place:
         return []
 
     def go(self) -> None:
-        """Let the stand-in's jobs that wait go on."""
+        """Let the stand-in's waiting jobs continue."""
         (self.home / "go").touch()
 
     def story(self) -> str:
@@ -283,7 +282,7 @@ def place(aws: Aws, home: Path, *, fifo: bool = False, **settings: object) -> It
 
 
 class WorkerProcess:
-    """A worker in a process of its own."""
+    """A worker process."""
 
     def __init__(self, place: Place, command: list[str], settings: dict[str, str]) -> None:
         self.place = place
@@ -303,7 +302,7 @@ class WorkerProcess:
         return self.output.read_text(errors="replace")
 
     def logged(self, words: str) -> "WorkerProcess":
-        """Wait until it has said so."""
+        """Wait for words in its output."""
 
         def said() -> bool:
             ended = self.process.poll() is not None
@@ -319,7 +318,7 @@ class WorkerProcess:
         self.process.wait(PATIENCE)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """End it as an operator does; return its exit status."""
+        """Stop it with SIGTERM; return its exit status."""
         self.process.send_signal(number)
         return self.process.wait(PATIENCE)
 
@@ -330,12 +329,12 @@ class WorkerProcess:
 
 
 class FaultProxy:
-    """Passes requests on, except that it fails those it is told to.
+    """Forwards requests and fails some on demand.
 
-    ``fail(how, matching, times)``: the next ``times`` requests whose first line or target has the words. ``how`` is
-    "503" (an error of the service), "403" (a right that is missing), "reset" (the connection breaks before the request
-    is passed on), "lost" (it breaks after, so that the answer is lost), "cut" (the answer's body breaks off in the
-    middle) or "hold" (nothing happens until ``mend``, and the connection breaks then).
+    ``fail(how, matching, times)`` fails the next ``times`` requests whose first line or target has the words. ``how``
+    is "503" (an error of the service), "403" (a missing right), "reset" (the connection breaks before the request is
+    forwarded), "lost" (it breaks afterwards and the answer is lost), "cut" (the answer's body breaks off) or "hold"
+    (nothing happens until ``mend``, then the connection breaks).
     """
 
     def __init__(self, target: int) -> None:
@@ -376,7 +375,7 @@ class FaultProxy:
 
 
 class _Server(ThreadingHTTPServer):
-    """Notes what goes wrong in it, except that a worker goes away in the middle, as killed ones do."""
+    """Records its errors, except broken connections of killed workers."""
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         self.mistakes: list[str] = []
@@ -403,7 +402,7 @@ def _handler(proxy: FaultProxy, target: int) -> type[BaseHTTPRequestHandler]:
                 self._answer(int(how), [], b"")
                 return
             connection = http.client.HTTPConnection("127.0.0.1", target, timeout=PATIENCE)
-            # The signature is of the host it was made for; moto does not look at it.
+            # The signature is for another host; moto does not check it.
             connection.request(self.command, self.path, body, dict(self.headers.items()))
             answer = connection.getresponse()
             data = answer.read()

@@ -1,4 +1,4 @@
-"""One local AWS for all tests of the worker that are run by one process; each test has names of its own in it."""
+"""One local AWS for all tests of the worker in a process; each test has its own names in it."""
 
 from collections.abc import Iterator
 

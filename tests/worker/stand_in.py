@@ -1,14 +1,14 @@
-"""A worker whose judge does what the bytes of the video say: the real loop and the real calls of AWS, no model.
+"""A worker whose moderator obeys the bytes of the video: the real loop, real calls of AWS, no model.
 
 Started as a program by the tests. A video is a JSON object: ``{"do": …}`` with
 
-- "judge": read it all and be done (the default)
+- "judge": read it all and finish (the default)
 - "wait": the same once the file ``go`` is there, or cancelled
-- "deaf": wait, and never heed a cancellation
+- "deaf": wait and ignore cancellation
 - "fail", "break", "reject", "busy", "unset": raise, ``times`` times
 
-What it begins and what it judges goes into the file ``ledger``, one line each, in ``STAND_IN_HOME``. A worker that
-ends lets its lanes have a minute for that, however slow the machine is, or ``STAND_IN_ENDING`` seconds.
+It writes a line to the file ``ledger`` in ``STAND_IN_HOME`` for each job that it begins and judges. Its job threads
+have a minute to end, for slow machines, or ``STAND_IN_ENDING`` seconds.
 """
 
 import json
@@ -20,15 +20,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 from commands.worker import start_worker
+from media.errors import MediaError
+from moderation.asking import Cancelled, ModelBusy, ModelError, NotSetUp
 from utils import logs
-from worker import service, settings
-from worker.moderator import Cancelled, CannotBeJudged, Judgement, NotSetUp, ServerBusy, TryFailed
+from worker import loop, settings
+from worker.moderator import Judgement
 
 HOME = Path(os.environ["STAND_IN_HOME"])
 
 
 def note(what: str, job_id: str) -> None:
-    """Write a line in one piece, so that several processes may."""
+    """Append a line atomically, because several processes write."""
     file = os.open(HOME / "ledger", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(file, f"{what} {job_id} {os.getpid()}\n".encode())
     os.close(file)
@@ -39,22 +41,22 @@ def noted(what: str, job_id: str) -> int:
 
 
 class StandIn:
-    """The judge."""
+    """The moderator."""
 
-    def ready(self) -> str | None:
+    def find_server_problem(self) -> str | None:
         return "the test says so" if (HOME / "not-ready").exists() else None
 
-    def judge(self, video: BinaryIO, job_id: str, name: str, cancelled: Callable[[], bool]) -> Judgement:
+    def judge_video(self, video: BinaryIO, job_id: str, name: str, cancelled: Callable[[], bool]) -> Judgement:
         note("begun", job_id)
         data = video.read()
         said = json.loads(data[: data.index(b"}") + 1])
         do = said.get("do", "judge")
         if do in ("fail", "break", "reject", "busy", "unset") and noted("begun", job_id) <= said.get("times", 1_000):
             raise {
-                "fail": TryFailed("it fails as it was told"),
+                "fail": ModelError("it fails as it was told"),
                 "break": RuntimeError("a mistake"),
-                "reject": CannotBeJudged("it is no video"),
-                "busy": ServerBusy("it is full", said.get("retry_after")),
+                "reject": MediaError(415, "Unsupported media", "it is no video"),
+                "busy": ModelBusy("it is full", said.get("retry_after")),
                 "unset": NotSetUp("it has another key"),
             }[do]
         while do in ("wait", "deaf") and not (HOME / "go").exists():
@@ -67,7 +69,11 @@ class StandIn:
 
 
 if __name__ == "__main__":
-    chosen = settings.load()
+    chosen = settings.load_worker_settings()
     logs.to_stdout("info")
-    service._ENDING = float(os.environ.get("STAND_IN_ENDING", "60"))
-    sys.exit(start_worker(chosen, StandIn()))
+    loop._ENDING = float(os.environ.get("STAND_IN_ENDING", "60"))
+    try:
+        sys.exit(start_worker(chosen, StandIn()))
+    except ValueError as error:  # as the command line does
+        print(error, file=sys.stderr)
+        sys.exit(2)

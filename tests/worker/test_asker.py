@@ -1,4 +1,4 @@
-"""How often the gateway's own model is asked again about one frame, with a gateway of a few lines."""
+"""Tests the retries of ``GatewayAsker``, with a small fake gateway."""
 
 import contextlib
 import time
@@ -36,7 +36,7 @@ class Refuses:
 
 
 def asked(tmp_path: Path, error: GatewayError, seconds: float = 60) -> tuple[GatewayAsker, list[float]]:
-    """Return an asker, and the list of when a ticket was reserved."""
+    """Return an asker, and the times at which tickets were reserved."""
     times: list[float] = []
 
     def admit(left: float) -> Any:
@@ -70,12 +70,12 @@ def test_frames_that_kill_the_model_are_not_shown_to_it_over_and_over(
 ) -> None:
     asker, reserved = asked(tmp_path, error)
     with pytest.raises(type(error)):
-        asker.ask(PROMPT, bool)
+        asker.ask_model(PROMPT, bool)
     assert len(reserved) == times
 
 
 def test_the_runner_is_told_before_the_frames_are_gone(tmp_path: Path) -> None:
-    """Or it would look for files that are not there any more, and wonder."""
+    """Else the runner would look for deleted files."""
     order: list[str] = []
 
     @contextlib.contextmanager
@@ -92,15 +92,15 @@ def test_the_runner_is_told_before_the_frames_are_gone(tmp_path: Path) -> None:
     first: Any = None
     asker = GatewayAsker(spec, first, admit, scratch, lambda ticket, pieces: pieces, time.monotonic() + 60, 8, None)
     with pytest.raises(RunnerFailed):
-        asker.ask(PROMPT, bool)
+        asker.ask_model(PROMPT, bool)
     assert order[:2] == ["told", "removed"]
 
 
 def test_nobody_waits_beyond_the_deadline_or_a_cancellation(tmp_path: Path) -> None:
     asker, reserved = asked(tmp_path, QueueFull("full", retry_after=100.0))
     with pytest.raises(QueueFull):
-        asker.ask(PROMPT, bool)
+        asker.ask_model(PROMPT, bool)
     asker, reserved = asked(tmp_path, QueueFull("full", retry_after=1.0))
     with pytest.raises(Cancelled):
-        asker.ask(PROMPT, lambda: True)
+        asker.ask_model(PROMPT, lambda: True)
     assert len(reserved) == 1

@@ -1,4 +1,4 @@
-"""A model server that misbehaves: what is asked again, what is waited for, what is given up. It is a small real one."""
+"""Tests the client against a small real server that misbehaves: retries, waits and failures."""
 
 import contextlib
 import io
@@ -14,11 +14,11 @@ import pytest
 
 from moderation.asking import Cancelled, ModelBusy, ModelFailed, ModelRefused, NotSetUp
 from moderation.client import Client
-from moderation.pipeline import Outcome, moderate
+from moderation.frame_source import FrameSampling
+from moderation.pipeline import Outcome, moderate_video
 from moderation.policy import Policy
 from moderation.policy_file import check_policy
-from moderation.report import render
-from moderation.sampling import Sampling
+from moderation.report import render_report
 from tests.worker import videos
 
 Answer = Callable[[dict[str, Any], int], tuple[int, dict[str, str], Any]]
@@ -28,7 +28,7 @@ MODELS = {"data": [{"id": "eyes"}]}
 
 @dataclass
 class Server:
-    """What was asked, and how it is answered: ``answer`` gets the body and its number."""
+    """Requests and answers: ``answer`` gets the body and its number."""
 
     answer: Answer
     models: Any = field(default_factory=lambda: MODELS)
@@ -42,7 +42,7 @@ class Server:
 
 @contextlib.contextmanager
 def serving(answer: Answer, **options: Any) -> Iterator[Server]:
-    """A server of one model on a port of its own."""
+    """A server with one model on a free port."""
     server, lock = Server(answer, **options), threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -63,7 +63,7 @@ def serving(answer: Answer, **options: Any) -> Iterator[Server]:
                 server.heads.append(dict(self.headers))
                 server.times.append(time.monotonic())
             status, headers, said = server.answer(body, number)
-            if status == 0:  # never: until the client goes away
+            if status == 0:  # no answer until the client disconnects
                 self.connection.settimeout(60)
                 if self.connection.recv(1) == b"":
                     server.gone.set()
@@ -106,7 +106,9 @@ def own(**fields: Any) -> Policy:
 
 def judge(server: Server, policy: Policy | None = None, frames: int = 1, **options: Any) -> Outcome:
     with Client(server.url, **({"patience": 120} | options)) as client:
-        return moderate(io.BytesIO(videos.drawn(frames)), policy or own(), client, sampling=Sampling(), concurrency=2)
+        return moderate_video(
+            io.BytesIO(videos.drawn(frames)), policy or own(), client, sampling=FrameSampling(), concurrency=2
+        )
 
 
 def pictures(body: dict[str, Any]) -> list[str]:
@@ -141,7 +143,7 @@ def test_what_is_sent() -> None:
     ],
 )
 def test_a_malformed_answer_is_asked_for_once_more(first: Any, why: str) -> None:
-    """And the model is told what was wrong with it."""
+    """The second request says what was wrong."""
     with serving(lambda body, number: first if number == 0 else said('```json\n{"red": "yes"}\n```')) as server:
         result = judge(server).result
     assert result.decision == "review" and result.counts.malformed == 1 and result.counts.requests == 2
@@ -176,7 +178,7 @@ def test_longer_than_it_is_worth_waiting() -> None:
 
 
 def test_a_quota_s_end_is_not_waited_for() -> None:
-    """And how long it lasts is told."""
+    """The error has the server's ``Retry-After``."""
     with serving(lambda body, number: (429, {"Retry-After": "86000", "x-should-retry": "false"}, {})) as server:
         with pytest.raises(ModelBusy) as busy:
             judge(server)
@@ -192,7 +194,7 @@ def test_a_busy_server_that_names_no_pause_is_not_asked_without_one(again: str) 
 
 @pytest.mark.parametrize("status", [500, 504])
 def test_a_server_that_fails_at_a_request_is_asked_a_few_times(status: int) -> None:
-    """It is not busy: the request is what it fails at."""
+    """The server is not busy: the request makes it fail."""
     answer = status, {"Retry-After": "0"}, {"error": {"message": "oh no"}}
     with serving(lambda body, number: answer) as server:
         with pytest.raises(ModelFailed, match=f"asked 3 times: .* answered {status}: oh no"):
@@ -204,7 +206,7 @@ def test_a_server_that_fails_at_a_request_is_asked_a_few_times(status: int) -> N
 
 @pytest.mark.parametrize("code", ["runner_failed", "out_of_memory"])
 def test_a_request_that_the_model_s_process_does_not_bear_is_asked_a_few_times(code: str) -> None:
-    """However much patience there is: a 503 for it is no busy server's."""
+    """Even with patience left: such a 503 does not mean busy."""
     answer = 503, {"Retry-After": "0"}, {"error": {"message": "the runner failed: SIGSEGV", "code": code}}
     with serving(lambda body, number: answer) as server:
         with pytest.raises(ModelFailed, match="asked 3 times: .* answered 503: the runner failed: SIGSEGV"):
@@ -234,19 +236,19 @@ def test_a_server_that_will_not_answer_is_asked_once(status: int, kind: type[Mod
 
 
 def test_a_model_that_is_gone_is_forgotten() -> None:
-    """Another one took its place: the next video is judged by that."""
+    """Another model replaced it: the next video is judged by the new one."""
     with serving(no) as server, Client(server.url) as client:
         assert client.model == "eyes"
         server.models = {"data": [{"id": "others"}]}
         server.answer = lambda body, number: no(body, number) if body["model"] == "others" else (404, {}, {})
         with pytest.raises(NotSetUp):
-            moderate(io.BytesIO(videos.drawn(1)), own(), client)
-        assert moderate(io.BytesIO(videos.drawn(1)), own(), client).result.model.name == "others"
+            moderate_video(io.BytesIO(videos.drawn(1)), own(), client)
+        assert moderate_video(io.BytesIO(videos.drawn(1)), own(), client).result.model.name == "others"
 
 
 def test_looking_for_the_model_can_be_cancelled() -> None:
     with Client("http://127.0.0.1:9") as client, pytest.raises(Cancelled):
-        moderate(io.BytesIO(videos.drawn(1)), own(), client, cancelled=lambda: True)
+        moderate_video(io.BytesIO(videos.drawn(1)), own(), client, cancelled=lambda: True)
 
 
 def test_frames_that_it_cannot_take_are_not_seen() -> None:
@@ -257,9 +259,9 @@ def test_frames_that_it_cannot_take_are_not_seen() -> None:
 
 def test_nobody_there() -> None:
     with pytest.raises(ModelBusy, match="no answer from"), Client("http://127.0.0.1:9", patience=0) as one:
-        one.connect()
+        one.find_model()
     with pytest.raises(ModelRefused), Client("ftp://example.org", patience=0) as one:
-        one.connect()
+        one.find_model()
 
 
 def test_which_model_is_asked() -> None:
@@ -271,12 +273,12 @@ def test_which_model_is_asked() -> None:
         assert server.bodies[-1]["model"] == "words"
     limits = {"models": ["eyes"], "max_batch_size": {"eyes": 3}, "max_media_per_request": 2}
     with serving(no, models=several, health={"vlm_config": limits}) as server, Client(server.url + "/v1/") as client:
-        client.connect()
+        client.find_model()
         assert (client.model, client.at_once, client.most_media) == ("eyes", 3, 2)
 
 
 def test_several_frames_in_one_request_are_each_answered_for() -> None:
-    """Five frames, three in a request, of which the second of each is red."""
+    """Five frames, three per request; the second of each request is red."""
 
     def answer(body: dict[str, Any], number: int) -> tuple[int, dict[str, str], Any]:
         count = len(pictures(body))
@@ -301,7 +303,7 @@ def test_a_description_comes_first() -> None:
     with serving(lambda body, number: said('{"description": "A <b>square</b>.", "red": "no"}')) as server:
         outcome = judge(server, own(describe=True))
     assert outcome.result.frames[0].description == "A <b>square</b>."
-    page = render(outcome.result, outcome.thumbnails)  # what a model says is text, whatever it is made to say
+    page = render_report(outcome.result, outcome.thumbnails)  # a model's words are escaped
     assert "A &lt;b&gt;square&lt;/b&gt;." in page and "<b>" not in page
     assert list(server.bodies[0]["response_format"]["json_schema"]["schema"]["properties"]) == ["description", "red"]
 
@@ -313,8 +315,8 @@ def test_a_plain_word_will_do_where_one_was_asked_for() -> None:
 
 
 def test_what_nobody_wants_any_more_is_dropped() -> None:
-    """The server sees the connection end, so that it can stop too."""
+    """The server sees the connection close, so that it can stop too."""
     with serving(lambda body, number: (0, {}, {})) as server, Client(server.url) as client:
         with pytest.raises(Cancelled):
-            moderate(io.BytesIO(videos.drawn(2)), own(), client, cancelled=lambda: len(server.bodies) > 1)
+            moderate_video(io.BytesIO(videos.drawn(2)), own(), client, cancelled=lambda: len(server.bodies) > 1)
         assert server.gone.wait(60)

@@ -1,6 +1,6 @@
-"""Videos of shapes judged by the pocket vision model behind a real gateway: the command, the route, the result.
+"""Tests the moderation of videos of shapes by the pocket vision model behind a real gateway: command and route.
 
-One gateway and one load for all of them. What forbids red circles is ``policies/shapes.yaml``.
+All tests share one gateway and one load. ``policies/shapes.yaml`` forbids red circles.
 """
 
 import base64
@@ -55,7 +55,7 @@ def stretches(result: dict[str, Any], category: str) -> list[tuple[float, float]
 
 
 def moderate(gateway: GatewayProcess, home: Path, *arguments: str, stdin: bytes = b"") -> Any:
-    """Run the command in a folder of its own."""
+    """Run the command in its own folder."""
     return subprocess.run(
         [sys.executable, str(ROOT / "main.py"), "moderate", *arguments],
         cwd=home,
@@ -78,7 +78,7 @@ def text(video: bytes) -> str:
 
 
 class Page(HTMLParser):
-    """What a page loads, runs and shows."""
+    """A page's resources, scripts and text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ def test_the_example_gives_the_documented_report(eyes: GatewayProcess, tmp_path:
     assert (result["decision"], result["severity"]) == ("block", "high")
     assert stretches(result, "red_circle") == [(3, 7)] and stretches(result, "triangle") == [(10, 12)]
     assert [round(frame["time"]) for frame in result["frames"]] and result["coverage"] == 1 and not result["not_seen"]
-    assert result["counts"]["judged"] == 12 and result["counts"]["requests"] == 24  # a question that two ask, once
+    assert result["counts"]["judged"] == 12 and result["counts"]["requests"] == 24  # a shared question is asked once
     assert result["policy"]["name"] == "shapes" and result["model"]["name"] == "qwen_vl"
     html = (tmp_path / "out" / "report.html").read_text()
     shown = Page(html)
@@ -279,7 +279,7 @@ def test_forms_that_are_refused(eyes: GatewayProcess) -> None:
 
 
 def begun(gateway: GatewayProcess, stop: Callable[[httpx.Response], object]) -> None:
-    """Ask about a video of many frames, and call ``stop`` once its first question is asked."""
+    """Ask about a video of many frames; call ``stop`` after its first question."""
     body = {"video": text(videos.drawn(50, rate=4)), "policy": "shapes", "fps": 4, "max_frames": 200, "stream": True}
     with gateway.client.stream("POST", ROUTE, json=body, headers={"X-Request-ID": "watched"}) as response:
         assert response.status_code == 200, response.read()
@@ -301,7 +301,7 @@ def test_it_is_cancelled_by_its_id(eyes: GatewayProcess) -> None:
 
 
 def test_only_so_many_are_looked_at_at_once(eyes: GatewayProcess) -> None:
-    """Each may take a decoder's memory. One more is told to come again; when they are over, it may."""
+    """Each video may take a decoder's memory. One more gets 429, and succeeds when the others are done."""
     body = {"video": text(videos.drawn(50, rate=4)), "policy": "shapes", "fps": 4, "max_frames": 200, "stream": True}
     with contextlib.ExitStack() as stack:
 
@@ -347,7 +347,7 @@ def test_none_of_this_was_the_server_s_fault(eyes: GatewayProcess) -> None:
 
 
 def test_keys_are_asked_for_and_counted(eyes: GatewayProcess) -> None:
-    """The last of all: from here on the gateway wants keys."""
+    """Runs last: from here on the gateway requires keys."""
     keys, video = Keys(eyes), text(videos.drawn(3, size=(160, 120)))
     user = keys.create("user", "--models", "qwen_vl")
     other = keys.create("other", "--models", "reasoner")
@@ -367,7 +367,7 @@ def test_keys_are_asked_for_and_counted(eyes: GatewayProcess) -> None:
         assert row["requests"] == 1 and row["prompt_tokens"] > 60
         long = {"video": text(videos.drawn(50, rate=4)), "policy": "shapes", "fps": 4, "max_frames": 200}
         with contextlib.ExitStack() as stack:
-            for _ in range(os.cpu_count() or 1):  # half of the places
+            for _ in range(os.cpu_count() or 1):  # half of the limit
                 response = stack.enter_context(
                     eyes.client.stream(
                         "POST", ROUTE, json=long | {"stream": True}, headers={"Authorization": f"Bearer {user}"}

@@ -1,4 +1,4 @@
-"""Videos judged by an asker of a few lines: what is held on the way, how soon its errors are noticed."""
+"""Tests the pipeline with a small fake asker: memory use, and how soon errors stop it."""
 
 import io
 import threading
@@ -11,25 +11,25 @@ from typing import Any
 import pytest
 
 from moderation.asking import ModelRefused, Prompt, Reply
-from moderation.pipeline import Progress, moderate
+from moderation.frame_source import DecodeLimits, Frame, FrameSampling
+from moderation.pipeline import Progress, moderate_video
 from moderation.policy_file import check_policy
-from moderation.sampling import Bounds, Frame, Sampling
 from tests.worker import videos
 
 
 @dataclass
 class Asked:
-    """Answers no, after ``work`` has been done with the number of the question."""
+    """Calls ``work`` with the question's number, then answers no."""
 
     work: Callable[[int], Any] = lambda number: None
     seen: list["weakref.ref[Frame]"] = field(default_factory=list)
     model, server, most_media, at_once = "eyes", "nowhere", None, None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def connect(self, cancelled: Callable[[], bool]) -> None:
+    def find_model(self, cancelled: Callable[[], bool]) -> None:
         pass
 
-    def ask(self, prompt: Prompt, cancelled: Callable[[], bool]) -> Reply:
+    def ask_model(self, prompt: Prompt, cancelled: Callable[[], bool]) -> Reply:
         with self.lock:
             number = len(self.seen)
             self.seen += [
@@ -42,15 +42,15 @@ class Asked:
 POLICY = check_policy(
     {"name": "own", "version": "1", "categories": [{"id": "red", "title": "Red", "questions": [{"ask": "Is it red?"}]}]}
 )
-RAW = Sampling(longest_side=320, raw=True)
-"""A frame is more than the socket from the decoder holds."""
+RAW = FrameSampling(longest_side=320, raw=True)
+"""A frame is larger than the buffer of the decoder's socket."""
 
 
 def test_a_slow_model_costs_no_decoding_time() -> None:
-    """The decoder is idle while nobody takes its frames, far longer than it may work."""
+    """The decoder waits for its reader far longer than its time limit."""
     asked = Asked(lambda number: time.sleep(6 if number == 1 else 0))
     video = io.BytesIO(videos.drawn(12, size=(320, 240)))
-    result = moderate(video, POLICY, asked, sampling=RAW, bounds=Bounds(seconds=5), concurrency=1).result
+    result = moderate_video(video, POLICY, asked, sampling=RAW, limits=DecodeLimits(seconds=5), concurrency=1).result
     assert not result.not_seen and result.coverage == 1 and result.counts.judged == 12
 
 
@@ -62,13 +62,15 @@ def test_pictures_are_let_go_once_they_are_judged() -> None:
         most = max(most, sum(one() is not None for one in list(asked.seen)))
 
     video = io.BytesIO(videos.drawn(60, rate=2, size=(64, 48)))
-    result = moderate(video, POLICY, asked, sampling=Sampling(max_frames=60), concurrency=2, progress=look).result
+    result = moderate_video(
+        video, POLICY, asked, sampling=FrameSampling(max_frames=60), concurrency=2, progress=look
+    ).result
     assert len(asked.seen) == result.counts.judged == result.counts.requests == 60
     assert most <= 8
 
 
 def test_an_error_of_the_model_is_noticed_at_once() -> None:
-    """Not when as many questions wait as may: of 30 frames few were decoded."""
+    """Not only when the limit of waiting questions is reached: few of 30 frames were decoded."""
     told, asked = list[Progress](), threading.Event()
 
     def refuse(number: int) -> None:
@@ -80,7 +82,7 @@ def test_an_error_of_the_model_is_noticed_at_once() -> None:
         assert not progress.decoded or asked.wait(60)
 
     with pytest.raises(ModelRefused):
-        moderate(
+        moderate_video(
             videos.Slow(videos.drawn(30, rate=5, container="mpegts", size=(320, 240)), 2**14),
             POLICY,
             Asked(refuse),

@@ -1,4 +1,4 @@
-"""Policies: what the files in ``policies/`` say, and how one that is wrong is told by line and field."""
+"""Tests the policies in ``policies/``, and error messages with line and field."""
 
 from pathlib import Path
 

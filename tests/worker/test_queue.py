@@ -1,6 +1,6 @@
-"""What becomes of a message, by a worker in a process of its own against a local AWS: done once, or told why not.
+"""Tests a worker process against a local AWS: each job is done once, or its item says why not.
 
-The judge is the stand-in (see ``stand_in.py``), so that a test can hold a job in the middle; everything else is real.
+The moderator is the stand-in (see ``stand_in.py``), so that a test can hold a job; everything else is real.
 """
 
 import json
@@ -17,7 +17,7 @@ import pytest
 from tests.support.children import free_port
 from tests.support.gateway import PATIENCE, ROOT
 from tests.worker.aws import Aws, Place, place, until
-from worker import health
+from worker import health_file
 from worker.aws.clients import ServiceClock
 from worker.aws.jobs import MARGIN, Conflict, Finished, Held, Jobs, Lease, LeaseLost
 from worker.aws.messages import Job
@@ -49,7 +49,7 @@ def test_a_job_is_done_once_whatever_is_sent_again(here: Place) -> None:
     assert item["started_at"] <= item["finished_at"] == item["updated_at"]
     here.send("clip-1", item["video_s3_url"])
     here.empty()
-    # The item is lost, say with its table: the result in the bucket is as good.
+    # The item is lost, with its table for example; the result in the bucket suffices.
     here.aws.dynamodb.delete_item(TableName=here.settings.jobs_table, Key={"job_id": {"S": "clip-1"}})
     here.send("clip-1", item["video_s3_url"])
     again = here.became("clip-1", "completed")
@@ -65,7 +65,7 @@ def test_a_job_is_done_once_whatever_is_sent_again(here: Place) -> None:
         name: f'moderation_worker_messages_total{{outcome="{name}"}} {count}.0'
         for name, count in (("completed", 1), ("duplicate", 1), ("adopted", 1), ("retried", 0), ("dead_lettered", 0))
     }
-    until(lambda: counted["adopted"] in figures(), "the last to be counted", here.story)  # once it is forgotten
+    until(lambda: counted["adopted"] in figures(), "the last to be counted", here.story)  # once its message is deleted
     told = figures()
     assert all(line in told for line in counted.values()), told
     assert "moderation_worker_model_server_ready 1.0" in told and "moderation_worker_jobs_running 0.0" in told
@@ -85,7 +85,7 @@ def test_messages_that_ask_for_nothing_are_buried_with_the_reason(here: Place) -
     }
     for body in bad:
         here.send_raw(body)
-    # A producer's own item, with what no worker writes.
+    # A producer's own item, with values that no worker writes.
     here.aws.dynamodb.put_item(
         TableName=here.settings.jobs_table,
         Item={"job_id": {"S": "odd"}, "attempts": {"S": "1"}, "video_s3_url": {"S": url}},
@@ -100,7 +100,7 @@ def test_messages_that_ask_for_nothing_are_buried_with_the_reason(here: Place) -
         assert words in dead[body]["reason"], dead[body]
     assert here.item("y")["status"] == "failed" and "s3://" in here.item("y")["error"]
     assert here.item("y")["dead_lettered"] is True and here.begun() == []
-    here.send("y", url)  # the producer has mended it
+    here.send("y", url)  # the producer has fixed it
     assert here.became("y", "completed")["attempts"] == 1
 
 
@@ -114,7 +114,7 @@ def test_a_job_that_fails_is_tried_and_then_buried_and_may_be_sent_anew(here: Pl
     assert here.became("late", "completed")["attempts"] == 2
     item = here.became("never", "failed")
     assert item["attempts"] == 2 and item["error"] == "it fails as it was told"
-    assert here.became("text", "failed")["error"] == "it is no video"
+    assert here.became("text", "failed")["error"] == "Unsupported media: it is no video"
     assert here.became("mistake", "failed")["error"] == "RuntimeError: a mistake"
     assert "is not there" in here.became("gone", "failed")["error"]
     here.empty()
@@ -123,7 +123,7 @@ def test_a_job_that_fails_is_tried_and_then_buried_and_may_be_sent_anew(here: Pl
     assert dead.keys() == {"never", "text", "gone", "mistake"}
     assert dead["never"]["attempts"] == "2" and dead["never"]["reason"] == item["error"]
     assert here.item("never")["dead_lettered"] is True
-    # The cause is mended, and the message comes back as a new one, as a redrive sends it.
+    # The cause is fixed, and a redrive sends the message again as a new one.
     here.video("in/never.mp4", {"do": "judge"})
     here.send_raw(dead["never"]["body"])
     item = here.became("never", "completed")
@@ -131,7 +131,7 @@ def test_a_job_that_fails_is_tried_and_then_buried_and_may_be_sent_anew(here: Pl
 
 
 def test_a_worker_that_died_while_it_buried_a_job_is_made_good(here: Place) -> None:
-    """The item says that the job is given up; its message is still in the queue, and not among the dead."""
+    """The item says that the job is given up; its message is still in the queue, not in the dead-letter queue."""
     message = here.send("half", f"s3://{here.videos}/half.mp4")
     here.aws.dynamodb.put_item(
         TableName=here.settings.jobs_table,
@@ -162,7 +162,7 @@ def test_one_id_for_two_videos_is_refused(here: Place) -> None:
     (dead,) = here.dead_letters()
     assert first["video_s3_url"] in dead["reason"] and json.loads(dead["body"])["video_s3_url"] == other
     here.aws.dynamodb.delete_item(TableName=here.settings.jobs_table, Key={"job_id": {"S": "same"}})
-    here.send("same", other)  # nor is it where only the result tells
+    here.send("same", other)  # nor if only the result tells
     assert "result of another video" in here.became("same", "failed")["error"]
     assert here.item("same")["video_s3_url"] == other and here.result("same") and here.judged() == ["same"]
 
@@ -179,7 +179,7 @@ def test_a_queue_that_keeps_the_order_does_as_well(aws: Aws, tmp_path: Path) -> 
 
 
 def test_a_busy_model_server_costs_no_try(here: Place) -> None:
-    """Nor does one that is not set up; and their receipts do not count."""
+    """Nor does a server that is not set up; such receipts do not count."""
     here.job("patient", do="busy", times=3, retry_after=1)
     here.job("patient-too", do="unset", times=2)
     here.worker(WORKER_TRIES=1, WORKER_MAX_RECEIVES=1)
@@ -209,7 +209,7 @@ def test_while_the_model_server_is_not_ready_no_job_is_taken(here: Place) -> Non
     path = here.settings.health_file
     until(lambda: path.exists() and "the test says so" in path.read_text(), "the health file to tell", here.story)
     assert here.waiting() == (1, 0) and here.item("later") == {}
-    assert health.check(path, 60)[0] and not health.check(path, -1)[0]
+    assert health_file.check_health(path, 60)[0] and not health_file.check_health(path, -1)[0]
     (here.home / "not-ready").unlink()
     assert here.became("later", "completed")["receives"] == 1
     worker.logged("the model server is ready")
@@ -263,7 +263,7 @@ def test_a_try_that_takes_too_long_counts(here: Place) -> None:
 
 
 def test_a_long_job_stays_hidden_and_its_worker_s(here: Place) -> None:
-    """Visibility and lease are 10 seconds; more than that passes, told by the lease's own times."""
+    """Visibility and lease are 10 seconds; the job takes longer, by the lease's own times."""
     here.job("slow", do="wait")
     here.worker(WORKER_VISIBILITY=10)
     until(here.begun, "the job to be begun", here.story)
@@ -279,7 +279,7 @@ def test_a_long_job_stays_hidden_and_its_worker_s(here: Place) -> None:
 
 
 def test_a_worker_whose_job_was_taken_writes_nothing(here: Place) -> None:
-    """As after a pause longer than the lease: another worker has begun, and this one comes back with an answer."""
+    """As after a pause longer than the lease: another worker has begun, and this one returns with an answer."""
     here.job("taken", do="wait")
     worker = here.worker()
     until(here.begun, "the job to be begun", here.story)
@@ -311,11 +311,11 @@ def test_what_stops_the_start_is_said_in_a_line(here: Place) -> None:
 
 
 def test_a_worker_with_the_policy_s_rights_has_enough(here: Place) -> None:
-    """The local AWS holds its user to the actions that are allowed; which resources they are for, it cannot tell."""
+    """The local AWS enforces allowed actions; it cannot check resources."""
     policy = json.loads((ROOT / "deploy" / "iam" / "worker.json").read_text())
     for statement in policy["Statement"]:
         statement["Resource"] = "*"
-    # AWS knows no such action: it asks for s3:ListBucket there.
+    # AWS has no such action and uses s3:ListBucket.
     policy["Statement"].append({"Effect": "Allow", "Action": "s3:HeadBucket", "Resource": "*"})
     iam = here.aws.client("iam")
     iam.create_user(UserName=here.name)
@@ -344,7 +344,7 @@ def test_a_worker_with_the_policy_s_rights_has_enough(here: Place) -> None:
 
 
 class _Shifted(ServiceClock):
-    """The clock of a machine that goes wrong by an hour, as it is before the service has answered, or after."""
+    """The clock of a machine that is an hour wrong."""
 
     def __init__(self, ahead: float) -> None:
         super().__init__()
@@ -372,36 +372,36 @@ def new_job() -> Job:
 def test_a_lease_is_one_worker_s_until_it_is_over(table: Any) -> None:
     one, two, late = table("one"), table("two"), table("late", 30 + MARGIN + 1)
     job, begun = new_job(), time.monotonic()
-    lease = one.claim(job, "m", 1)
+    lease = one.claim_job(job, "m", 1)
     assert isinstance(lease, Lease) and lease.attempts == 1
-    held = two.claim(job, "m", 2)
+    held = two.claim_job(job, "m", 2)
     passed = time.monotonic() - begun
     assert isinstance(held, Held) and 30 + MARGIN - passed - 0.01 <= held.seconds <= 30 + MARGIN
-    taken = late.claim(job, "m", 3)  # its time is over
+    taken = late.claim_job(job, "m", 3)  # the lease has expired
     assert isinstance(taken, Lease) and taken.attempts == 2
     for write in (
-        one.renew,
-        lambda lease: one.complete(lease, {}),
-        lambda lease: one.fail(lease, "why", "m"),
-        lambda lease: one.release(lease, error=None, counts=True),
+        one.renew_lease,
+        lambda lease: one.complete_job(lease, {}),
+        lambda lease: one.fail_job(lease, "why", "m"),
+        lambda lease: one.release_job(lease, error=None, counts=True),
     ):
         with pytest.raises(LeaseLost):
             write(lease)
-    late.complete(taken, {"decision": "allow"})
-    late.complete(taken, {"decision": "allow"})  # as after a lost answer
-    assert late.release(taken, error=None, counts=False) is False, "its own end, and nobody took it over"
-    assert isinstance(one.claim(job, "m", 4), Finished)
+    late.complete_job(taken, {"decision": "allow"})
+    late.complete_job(taken, {"decision": "allow"})  # as after a lost answer
+    assert late.release_job(taken, error=None, counts=False) is False, "its own end, and nobody took it over"
+    assert isinstance(one.claim_job(job, "m", 4), Finished)
     other = Job(job.job_id, "s3://bucket/other.mp4", "bucket", "other.mp4")
-    assert one.claim(other, "m", 1) == Conflict(job.url)
+    assert one.claim_job(other, "m", 1) == Conflict(job.url)
 
 
 def test_a_worker_that_comes_back_late_writes_over_nobody_s_report(here: Place) -> None:
     results = Results(here.aws.clients(), here.settings.result_bucket, "moderation-results")
     job = new_job()
-    first = results.write(job, Judgement(b"{}", b"the first", {"decision": "allow"}), "1" * 32)
-    assert first is not None and first == results.found(job) and first["decision"] == "allow"
-    assert results.write(job, Judgement(b"{}", b"the late one", {"decision": "block"}), "2" * 32) is None
-    assert results.found(job) == first
+    first = results.write_result(job, Judgement(b"{}", b"the first", {"decision": "allow"}), "1" * 32)
+    assert first is not None and first == results.find_result(job) and first["decision"] == "allow"
+    assert results.write_result(job, Judgement(b"{}", b"the late one", {"decision": "block"}), "2" * 32) is None
+    assert results.find_result(job) == first
     key = first["report_location"].removeprefix(f"s3://{here.settings.result_bucket}/")
     with here.aws.s3.get_object(Bucket=here.settings.result_bucket, Key=key)["Body"] as body:
         assert body.read() == b"the first"
@@ -410,23 +410,23 @@ def test_a_worker_that_comes_back_late_writes_over_nobody_s_report(here: Place) 
 def test_a_job_given_back_is_to_be_had_and_what_does_not_count_is_taken_back(table: Any) -> None:
     one, job = table("one"), new_job()
     for counts, attempts in ((False, 1), (True, 1), (False, 2)):
-        lease = one.claim(job, "m", 1)
+        lease = one.claim_job(job, "m", 1)
         assert isinstance(lease, Lease) and lease.attempts == attempts
-        one.release(lease, error="busy", counts=counts)
-        one.release(lease, error="busy", counts=counts)  # as after a lost answer
-    lease = one.claim(job, "m", 1)
+        one.release_job(lease, error="busy", counts=counts)
+        one.release_job(lease, error="busy", counts=counts)  # as after a lost answer
+    lease = one.claim_job(job, "m", 1)
     assert lease.attempts == 2 and lease.error == "busy"
 
 
 def test_workers_agree_on_the_time_by_the_service_s(here: Place) -> None:
-    """A machine that is an hour ahead takes nobody's lease once it has heard the service's time."""
+    """A machine that is an hour ahead takes no lease once it knows the service's time."""
     ahead = _Shifted(3600)
-    here.aws.dynamodb.meta.events.register("after-call.dynamodb", ahead.learn)
+    here.aws.dynamodb.meta.events.register("after-call.dynamodb", ahead.learn_time)
     try:
         here.aws.dynamodb.list_tables()
         assert abs(ahead.now() - time.time()) < 60
     finally:
-        here.aws.dynamodb.meta.events.unregister("after-call.dynamodb", ahead.learn)
-    ahead.learn({"ResponseMetadata": {"HTTPHeaders": {"date": "yesterday"}}})
-    ahead.learn({})
+        here.aws.dynamodb.meta.events.unregister("after-call.dynamodb", ahead.learn_time)
+    ahead.learn_time({"ResponseMetadata": {"HTTPHeaders": {"date": "yesterday"}}})
+    ahead.learn_time({})
     assert abs(ahead.now() - time.time()) < 60

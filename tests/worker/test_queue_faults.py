@@ -1,6 +1,6 @@
-"""Services that fail: every call fails by a proxy before a local AWS, and the job is done once all the same.
+"""Tests failing services: a proxy before a local AWS fails every call, and the job is still done once.
 
-What is read of a video, and how much of it is in memory, is told here too.
+Also tests which parts of a video are read and kept in memory.
 """
 
 import io
@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.worker.aws import Aws, FaultProxy, Place, place, until
-from worker import health
-from worker.aws.messages import Job, parse
+from worker import health_file
+from worker.aws.messages import Job, parse_job
 from worker.aws.videos import S3Video, VideoError, VideoTooLarge
 
 _UPDATE, _RECEIVE = "DynamoDB_20120810.UpdateItem", "AmazonSQS.ReceiveMessage"
@@ -30,14 +30,14 @@ def proxy(aws: Aws) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def here(aws: Aws, proxy: FaultProxy, tmp_path: Path) -> Iterator[Place]:
-    """The tests ask the server itself; workers go through the proxy."""
+    """Tests use the server directly; workers go through the proxy."""
     with place(aws, tmp_path) as made:
         made.environment |= {f"AWS_ENDPOINT_URL_{name}": proxy.url for name in ("S3", "DYNAMODB", "SQS")}
         yield made
 
 
 def once(here: Place, *job_ids: str) -> None:
-    """Hold the jobs to having been judged once, written once, and left nowhere else."""
+    """Assert that the jobs were judged once and written once, and that no message remains."""
     here.empty()
     assert sorted(here.judged()) == sorted(job_ids)
     assert {name: count for name, count in here.results().items() if name.endswith(".json")} == {
@@ -50,13 +50,13 @@ def test_every_call_may_fail_and_the_job_is_done_once(here: Place, proxy: FaultP
     here.keep_versions()
     url = here.video("a.mp4", json.dumps({"do": "judge"}).encode() + b"\0" * 300_000)
     for how, matching, times in (
-        ("503", "GET /", 5),  # the video: more often than botocore asks again
-        ("cut", "GET /", 2),  # and its body breaks off
+        ("503", "GET /", 5),  # the video: more failures than botocore's tries
+        ("cut", "GET /", 2),  # its body breaks off
         ("reset", "HEAD /", 1),
         ("lost", "image_llm_safety_report", 1),
         ("503", "PUT /", 5),  # the result
-        ("lost", "image_llm_safety_result.json", 1),  # written, and the worker does not know
-        ("lost", _UPDATE, 1),  # the claim: the lease is there, and the answer is not
+        ("lost", "image_llm_safety_result.json", 1),  # written; the worker does not know
+        ("lost", _UPDATE, 1),  # the claim: written, but the answer is lost
         ("503", _UPDATE, 1),
         ("503", _RECEIVE, 1),
         ("reset", _RECEIVE, 1),
@@ -73,7 +73,7 @@ def test_every_call_may_fail_and_the_job_is_done_once(here: Place, proxy: FaultP
 
 
 def test_the_state_is_written_after_a_longer_failure(here: Place, proxy: FaultProxy) -> None:
-    """The last write fails more often than botocore asks again, then the deletion does."""
+    """The last write fails more often than botocore tries, then the deletion does."""
     here.keep_versions()
     here.job("stubborn", do="wait")
     here.worker()
@@ -87,7 +87,7 @@ def test_the_state_is_written_after_a_longer_failure(here: Place, proxy: FaultPr
 
 
 def test_what_is_refused_of_the_worker_costs_no_job_a_try(here: Place, proxy: FaultProxy) -> None:
-    """The right to write is lost, and comes back; then the right to delete is, after all else was done."""
+    """The right to write is lost and returns; then the right to delete, after everything else is done."""
     here.keep_versions()
     proxy.fail("403", "image_llm_safety_report", 1)
     proxy.fail("403", "worker-check", 1)
@@ -119,14 +119,14 @@ def test_a_worker_starts_before_its_services(here: Place, proxy: FaultProxy) -> 
     worker = here.worker().logged("AWS cannot be reached, again in 1 seconds")
     here.became("early", "completed")
     once(here, "early")
-    # And one that cannot ask its queue any more says so, and is not well.
+    # A worker that cannot poll its queue says so and is unhealthy.
     proxy.fail("503", _RECEIVE, 1_000)
     path = here.settings.health_file
     words = "the queue cannot be asked: ReceiveMessage"
     until(lambda: path.exists() and words in path.read_text(), "the health file to tell", here.story)
-    until(lambda: not health.check(path, 3)[0], "it to be silent", here.story)
+    until(lambda: not health_file.check_health(path, 3)[0], "it to be silent", here.story)
     proxy.mend()
-    until(lambda: "working" in health.check(path, 60)[1], "it to be well again", here.story)
+    until(lambda: "working" in health_file.check_health(path, 60)[1], "it to be well again", here.story)
     assert worker.stop() == 0
 
 
@@ -136,8 +136,10 @@ _BLOCK = 64 * 1024
 
 
 def opened(here: Place, url: str, *, most: int = 10**9, blocks: int = 3, sleep: Any = None) -> S3Video:
-    job: Job = parse(json.dumps({"job_id": "v", "video_s3_url": url}))
-    return S3Video.open(here.aws.clients(), job, most=most, block=_BLOCK, blocks=blocks, sleep=sleep or time.sleep)
+    job: Job = parse_job(json.dumps({"job_id": "v", "video_s3_url": url}))
+    return S3Video.open_video(
+        here.aws.clients(), job, most=most, block=_BLOCK, blocks=blocks, sleep=sleep or time.sleep
+    )
 
 
 def test_a_video_is_read_as_a_file_of_which_little_is_held(here: Place) -> None:

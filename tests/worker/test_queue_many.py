@@ -1,4 +1,4 @@
-"""The whole of it: twenty films in S3, three workers of which one is killed, the pocket vision model behind a
+"""Tests everything together: twenty films in S3, three workers of which one is killed, the pocket vision model behind a
 gateway."""
 
 import random
@@ -36,8 +36,7 @@ FILMS = {
     "doubtful": (film(("yellow", "triangle", 1)), "review"),
 }
 LONG = film(("blue", "square", 10))
-"""A job of ten frames, in the middle of which its worker is killed: at the latest before it writes what came of them.
-"""
+"""A job of ten frames; its worker is killed in the middle, before it writes the result."""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +59,7 @@ def here(aws: Aws, gateway: GatewayProcess, tmp_path: Path) -> Iterator[Place]:
 
 
 def owner(here: Place, job_id: str) -> WorkerProcess | None:
-    """Return the worker that has the job under way."""
+    """Return the worker that runs the job."""
     item = here.item(job_id)
     if item.get("status") != "processing" or item["lease_until"] == 0:
         return None
@@ -95,13 +94,13 @@ def test_twenty_jobs_over_three_workers_of_which_one_is_killed(here: Place, prox
     for job_id, name in wanted.items():
         assert here.became(job_id, "completed")["decision"] == FILMS[name][1], job_id
     long = here.became("long", "completed")
-    # A worker that a busy machine lets wait for longer than its lease loses its job too; a try more is no fault.
+    # On a busy machine a worker may lose its lease; one more try is no fault.
     assert long["decision"] == "allow" and 2 <= long["attempts"] <= 3
     here.empty()
     for worker in here.workers:
         assert worker is victim or worker.stop() == 0
     assert here.dead_letters() == []
-    # Each result was written once, and no job was completed twice. A worker that dies may have done so without a word.
+    # Each result was written once, and no job was completed twice. A killed worker may not have logged its completion.
     written = {name.split("/")[1]: count for name, count in here.results().items() if name.endswith("_result.json")}
     assert written == dict.fromkeys([*wanted, "long"], 1)
     logs = "\n".join(worker.log() for worker in here.workers)
@@ -129,7 +128,7 @@ def test_the_page_s_commands(here: Place, aws: Aws, gateway: GatewayProcess) -> 
     )
     script = re.sub(r"\bpython (?=main|-m)", f"{sys.executable} ", script)
     script = script.replace("examples/shapes.mp4", str(ROOT / "examples/moves-left.mp4"))
-    # The health file is written now and then: at first it may tell of the job that is just over.
+    # The health file is written at intervals and may still show the finished job.
     check = f"{sys.executable} main.py worker --check"
     assert check in script
     script = script.replace(check, f"until {check} | grep 'jobs 0'; do sleep 0.2; done")

@@ -1,4 +1,4 @@
-"""The worker's settings, messages and rights, without a worker: what is refused, and what is written about it."""
+"""Tests the worker's settings, messages and rights without a worker."""
 
 import json
 import re
@@ -17,27 +17,27 @@ from botocore.stub import Stubber
 from tests.support.gateway import ROOT
 from utils.settings import SettingsError
 from worker import settings
-from worker.aws.clients import Clients, ServiceClock, passing, refusing
+from worker.aws.clients import Clients, ServiceClock, is_refusal, is_transient
 from worker.aws.jobs import Jobs, Lease, OddItem, WrongTable
-from worker.aws.messages import BadMessage, Job, parse
+from worker.aws.messages import BadMessage, Job, parse_job
 from worker.aws.queue import Message, _printable
-from worker.keeper import Keeper
+from worker.lease_renewal import LeaseRenewal
 from worker.metrics import OUTCOMES, Metrics
 
 PAGE = settings.PAGE.read_text()
 
 
 def test_the_page_has_every_setting_as_it_is() -> None:
-    assert settings.placed(PAGE) == PAGE, "run: python -m worker.settings"
+    assert settings.page_with_table(PAGE) == PAGE, "run: python -m worker.settings"
     for name, field in settings.WorkerSettings.model_fields.items():
         assert field.description, name
-        assert f"| `{settings.variable(name, field)}` |" in PAGE
+        assert f"| `{settings.variable_name(name, field)}` |" in PAGE
 
 
 def test_defaults_are_those_of_the_system_before(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("VLLM_URL", "AWS_REGION", "QUEUE_NAME", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
-    found = settings.load()
+    found = settings.load_worker_settings()
     assert (found.vllm_url, found.aws_region) == ("http://vllm:8000", "us-east-2")
     assert found.queue_name == "ai-chaperone-image-processing-queue" and found.result_bucket == "ai-chaperone-dev"
     assert found.jobs_table == "ai-chaperone-video-moderation-jobs" and found.aws_endpoint_url is None
@@ -61,7 +61,7 @@ def test_defaults_are_those_of_the_system_before(monkeypatch: pytest.MonkeyPatch
 def test_what_a_setting_cannot_be_is_said(name: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=re.escape(words)):
-        settings.load()
+        settings.load_worker_settings()
 
 
 def test_variables_may_be_empty_and_names_may_be_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_variables_may_be_empty_and_names_may_be_addresses(monkeypatch: pytest.M
         "SWITCHYARD_API_KEY": "sk-1",
     }.items():
         monkeypatch.setenv(name, value)
-    found = settings.load()
+    found = settings.load_worker_settings()
     assert (found.aws_endpoint_url, found.server_url, found.vllm_api_key) == (None, "http://gpu:8000", "sk-1")
     assert "sk-1" not in repr(found)
 
@@ -105,24 +105,24 @@ def test_variables_may_be_empty_and_names_may_be_addresses(monkeypatch: pytest.M
 )
 def test_a_message_that_cannot_be_done_says_why(body: str, words: str) -> None:
     with pytest.raises(BadMessage, match=re.escape(words)) as caught:
-        parse(body)
+        parse_job(body)
     assert len(caught.value.reason) < 600 and caught.value.reason.isascii()
 
 
 def test_a_message_is_taken_as_it_stands() -> None:
     url = "s3://my.bucket-1/a folder/película %20+?x=1#2.mp4"
-    job = parse(json.dumps({"job_id": "A-1_b.c", "video_s3_url": url, "more": 1}))
+    job = parse_job(json.dumps({"job_id": "A-1_b.c", "video_s3_url": url, "more": 1}))
     assert (job.job_id, job.bucket, job.key) == ("A-1_b.c", "my.bucket-1", "a folder/película %20+?x=1#2.mp4")
 
 
 @pytest.mark.parametrize("until", [{"S": "soon"}, {"S": "5"}, {"L": []}, None])
 def test_an_item_whose_lease_is_no_time_is_nobody_s(until: Any) -> None:
-    """By answers made up: the local AWS does not compare values of different types as the real one does."""
+    """With stubbed answers: the local AWS compares values of different types differently."""
     item = {"status": {"S": "processing"}} | ({} if until is None else {"lease_until": until})
     with stubbed() as (jobs, answers):
         answers.add_client_error("update_item", "ConditionalCheckFailedException", modeled_fields={"Item": item})
         with pytest.raises(OddItem, match="the item of job a has a lease_until that is no number"):
-            jobs.claim(Job("a", "s3://abc/d", "abc", "d"), "m", 1)
+            jobs.claim_job(Job("a", "s3://abc/d", "abc", "d"), "m", 1)
 
 
 def test_an_item_that_cannot_be_changed_is_told_from_a_table_that_cannot_be_used() -> None:
@@ -139,7 +139,7 @@ def test_an_item_that_cannot_be_changed_is_told_from_a_table_that_cannot_be_used
             answers.add_client_error("update_item", "ValidationException", "it does not fit", 400)
             answers.add_response("describe_table", {"Table": found})
             with pytest.raises(kind):
-                jobs.claim(Job("a", "s3://abc/d", "abc", "d"), "m", 1)
+                jobs.claim_job(Job("a", "s3://abc/d", "abc", "d"), "m", 1)
 
 
 @contextmanager
@@ -174,29 +174,31 @@ def refusal(code: str, status: int = 400) -> ClientError:
     ],
 )
 def test_whose_fault_an_error_of_aws_is(error: Exception, whose: str) -> None:
-    assert (refusing(error), passing(error)) == (whose == "ours", whose == "passing")
+    assert (is_refusal(error), is_transient(error)) == (whose == "ours", whose == "passing")
 
 
 def test_what_goes_wrong_in_a_sign_of_life_does_not_end_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failure that nobody foresaw is tried again; the job stays the worker's, whose lease this clock never ends."""
-    monkeypatch.setattr("worker.keeper.time", SimpleNamespace(monotonic=lambda: 0.0))
+    """An unexpected error is retried; the job stays the worker's, because this clock never ends its lease."""
+    monkeypatch.setattr("worker.lease_renewal.time", SimpleNamespace(monotonic=lambda: 0.0))
     renewals: list[int] = []
     done = threading.Event()
 
     class Stores:
-        def renew(self, lease: Lease) -> None:
+        def renew_lease(self, lease: Lease) -> None:
             renewals.append(len(renewals))
             if len(renewals) == 1:
                 raise RuntimeError("a mistake")
             done.set()
 
-        def hide(self, message: Message, seconds: float) -> bool:
+        def hide_message(self, message: Message, seconds: float) -> bool:
             return True
 
     stores: Any = Stores()
     lease = Lease(Job("a", "s3://abc/d", "abc", "d"), "token", 1, None, 0)
-    with Keeper(stores, stores, Message("m", "r", "", 1), lease, seconds=3, longest=60, metrics=Metrics()) as keeper:
-        assert done.wait(60) and not keeper.cancelled()
+    with LeaseRenewal(
+        stores, stores, Message("m", "r", "", 1), lease, seconds=3, longest=60, metrics=Metrics()
+    ) as renewal:
+        assert done.wait(60) and not renewal.is_cancelled()
 
 
 def test_the_time_of_day_of_the_machine_does_not_matter_between_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,11 +221,11 @@ def test_the_metrics_of_the_page_are_the_worker_s() -> None:
 
 
 def test_the_rights_are_those_of_the_calls_that_are_made() -> None:
-    """Each call in the source has its action in the policy, and each action a call."""
+    """Each call in the source has an action in the policy, and each action a call."""
     actions = {"HeadBucket": "s3:ListBucket", "HeadObject": "s3:GetObject"}
     made = set()
     for file in Path(ROOT / "worker").rglob("*.py"):
-        if file.name not in ("create.py", "send.py"):  # what operators use, with their own rights
+        if file.name not in ("create.py", "send.py"):  # operators run these with their own rights
             for service, call in re.findall(r"\b_?(sqs|s3|dynamodb)\.([a-z_]+)\b(?=[(,])", file.read_text()):
                 name = "".join(word.capitalize() for word in call.split("_"))
                 made.add(actions.get(name, f"{service}:{name}"))

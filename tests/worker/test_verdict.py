@@ -1,13 +1,13 @@
-"""From answers to a decision, with answers made up: runs, thresholds, what could not be seen."""
+"""Tests verdicts on invented answers: runs, thresholds and unseen parts."""
 
 from typing import Any
 
 import pytest
 
 from moderation.asking import Questions
+from moderation.frame_source import Unseen
 from moderation.policy_file import check_policy
-from moderation.sampling import Unseen
-from moderation.verdict import Judged, Shown, Verdict, decide
+from moderation.verdict import Judged, Shown, Verdict, decide_verdict
 
 
 def verdict(
@@ -21,7 +21,7 @@ def verdict(
     most: int | None = None,
     **category: Any,
 ) -> Verdict:
-    """Return the verdict on frames, of which each is a letter: ``x`` violates, ``.`` does not, ``?`` was not judged."""
+    """Return the verdict on frames given as letters: ``x`` violates, ``.`` does not, ``?`` was not judged."""
     red = {"id": "red", "title": "Red", "questions": [{"ask": "Is it red?"}], **category}
     own = check_policy({"name": "own", "version": "1", "categories": [red], **(policy or {})})
     judged = []
@@ -29,7 +29,7 @@ def verdict(
         frame = Shown(index, (index + 0.5) * spacing, index * spacing, (index + 1) * spacing, stretches)
         said = {"x": {0: "yes"}, ".": {0: "no"}, "?": {}}[letter]
         judged.append(Judged(frame, said, failed="malformed" if letter == "?" else ""))
-    return decide(own, Questions(own), judged, unseen, fps, len(answers) * spacing, most)
+    return decide_verdict(own, Questions(own), judged, unseen, fps, len(answers) * spacing, most)
 
 
 def test_frames_in_a_row_are_an_interval() -> None:
@@ -74,7 +74,7 @@ def test_a_frame_that_could_not_be_judged_neither_ends_a_run_nor_counts() -> Non
 
 
 def test_a_stretch_without_frames_ends_a_run() -> None:
-    """Two frames with minutes of damage between them are not two in a row. A track beside them is nothing between."""
+    """Two frames with minutes of damage between them are not in a row; a gap beside them does not separate them."""
     policy = check_policy(
         {
             "name": "own",
@@ -84,14 +84,14 @@ def test_a_stretch_without_frames_ends_a_run() -> None:
     )
     judged = [Judged(Shown(0, 0.5, 0, 1), {0: "yes"}), Judged(Shown(1, 600.5, 600, 601), {0: "yes"})]
     gap, beside = Unseen(1, 600, "it is damaged there"), Unseen(0, 601, "a track that was not looked at")
-    found = decide(policy, Questions(policy), judged, (gap,), 1.0, 601.0)
+    found = decide_verdict(policy, Questions(policy), judged, (gap,), 1.0, 601.0)
     assert found.decision == "review" and found.categories[0].consecutive == 1
     assert len(found.categories[0].intervals) == 2
-    assert decide(policy, Questions(policy), judged, (beside,), 1.0, 601.0).decision == "block"
+    assert decide_verdict(policy, Questions(policy), judged, (beside,), 1.0, 601.0).decision == "block"
 
 
 def test_a_still_picture_counts_as_long_as_it_is_shown() -> None:
-    """As one frame that stands for twenty stretches."""
+    """One frame may stand for twenty stretches."""
     for threshold in ({"frames": 20}, {"consecutive": 20}, {"seconds": 20}):
         found = verdict("x", spacing=20, stretches=20, block=threshold)
         assert found.decision == "block" and found.frames[0].stretches == 20, threshold
@@ -99,14 +99,14 @@ def test_a_still_picture_counts_as_long_as_it_is_shown() -> None:
 
 
 def test_a_threshold_that_is_met_exactly() -> None:
-    """A third of a second is no round number, and three of them are a second."""
+    """Three thirds of a second are a second, despite rounding."""
     assert verdict("xxx.", spacing=1 / 3, fps=3, block={"seconds": 1}).decision == "block"
     assert verdict("x" * 30, spacing=1 / 30, fps=30, block={"seconds": 1}).decision == "block"
     assert verdict("x" * 29, spacing=1 / 30, fps=30, block={"seconds": 1}).decision == "review"
 
 
 def test_a_threshold_that_so_few_frames_cannot_reach() -> None:
-    """Two hours in ten frames: if all violate it is a minute as well. Short videos are what they are."""
+    """Ten frames of two hours: if all violate, a threshold of a minute is reached. Short videos get no such help."""
     found = verdict("x" * 10, spacing=720, most=10, block={"seconds": 60})
     assert found.decision == "block" and "or all of the 10 frames looked at" in found.summary
     assert verdict("x" * 9 + ".", spacing=720, most=10, block={"seconds": 60}).decision == "review"
@@ -136,7 +136,7 @@ def test_the_gravest_category_decides() -> None:
     ]
     policy = check_policy({"name": "own", "version": "1", "categories": two})
     judged = [Judged(Shown(0, 0.5, 0, 1), {0: "yes", 1: "yes"})]
-    found = decide(policy, Questions(policy), judged, (), 1.0, 1.0)
+    found = decide_verdict(policy, Questions(policy), judged, (), 1.0, 1.0)
     assert (found.decision, found.severity) == ("block", "low") and "a: " in found.summary
 
 
@@ -154,5 +154,5 @@ def test_all_questions_or_any() -> None:
                 "categories": [{"id": "a", "title": "A", "match": match, "questions": [{"ask": "1?"}, {"ask": "2?"}]}],
             }
         )
-        found = decide(policy, Questions(policy), [Judged(Shown(0, 0.5, 0, 1), dict(answers))], (), 1.0, 1.0)
+        found = decide_verdict(policy, Questions(policy), [Judged(Shown(0, 0.5, 0, 1), dict(answers))], (), 1.0, 1.0)
         assert bool(found.frames[0].violations) == hit

@@ -1,4 +1,4 @@
-"""Videos that moderation is tried on: drawn, copied until they last hours, cut, damaged, turned."""
+"""Makes videos for tests: drawn, extended to hours, cut, damaged, rotated."""
 
 import io
 import os
@@ -26,7 +26,7 @@ def scenes(**options: Any) -> bytes:
 
 
 def repeated(video: bytes, path: Path, container: str, hours: float) -> Path:
-    """Write a video's packets over and over, none of them decoded or encoded, until it lasts that long."""
+    """Repeat a video's packets, without decoding, until it lasts that long."""
     with av.open(io.BytesIO(video)) as source, av.open(str(path), "w", format=container) as made:
         stream = source.streams.video[0]
         packets = [
@@ -45,7 +45,7 @@ def repeated(video: bytes, path: Path, container: str, hours: float) -> Path:
 
 
 def tracks(videos: list[bytes], container: str, default: int) -> bytes:
-    """Return one file that has the videos as its tracks, one of them flagged as the default."""
+    """Return one file with the videos as tracks, one flagged as the default."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as made:
         packets = []
@@ -63,7 +63,7 @@ def tracks(videos: list[bytes], container: str, default: int) -> bytes:
 
 
 def index_first(video: bytes, path: Path) -> bytes:
-    """Return an MP4 whose index comes before its frames, as those for the web have it."""
+    """Return an MP4 with its index before its frames, as on the web."""
     with av.open(io.BytesIO(video)) as source, av.open(str(path), "w", options={"movflags": "faststart"}) as made:
         copy = made.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(source.streams.video[0]):
@@ -74,7 +74,7 @@ def index_first(video: bytes, path: Path) -> bytes:
 
 
 def retimed(video: bytes, container: str, times: dict[int, int]) -> bytes:
-    """Return the same packets with other times: ``times`` has each frame's milliseconds by its number."""
+    """Return the same packets with other times: ``times`` has each frame's milliseconds by number."""
     file = io.BytesIO()
     with av.open(io.BytesIO(video)) as source, av.open(file, "w", format=container) as made:
         stream = source.streams.video[0]
@@ -87,7 +87,7 @@ def retimed(video: bytes, container: str, times: dict[int, int]) -> bytes:
 
 
 class Counted(io.FileIO):
-    """A file that counts what is read of it."""
+    """A file that counts the bytes read."""
 
     taken = 0
 
@@ -98,7 +98,7 @@ class Counted(io.FileIO):
 
 
 class Pipe:
-    """What can be read once, from its beginning to its end."""
+    """A source that cannot seek."""
 
     def __init__(self, data: bytes) -> None:
         self._file = io.BytesIO(data)
@@ -108,7 +108,7 @@ class Pipe:
 
 
 class Breaking(io.BytesIO):
-    """A source that fails after some bytes, as a store does whose connection breaks."""
+    """A source that fails after some bytes, like a broken connection."""
 
     left = 10_000
 
@@ -125,7 +125,7 @@ def noise(count: int) -> bytes:
 
 
 class Slow(Pipe):
-    """A pipe out of which little comes at a time."""
+    """A source that returns few bytes at a time."""
 
     def __init__(self, data: bytes, most: int) -> None:
         super().__init__(data)

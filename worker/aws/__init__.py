@@ -1,4 +1,4 @@
-"""SQS, S3 and DynamoDB as the worker needs them, by boto3. The worker's process only; the gateway never imports it.
+"""Calls SQS, S3 and DynamoDB with boto3. Only the worker's process imports this package.
 
-Nothing is imported here. Each service has a module; none of them knows how a video is judged.
+Nothing is imported here. Each service has its module; none knows how a video is judged.
 """

@@ -1,7 +1,7 @@
-"""The clients of AWS: where it is, how patient they are, and which of their errors may pass.
+"""Makes the clients of AWS with their timeouts and retries, and sorts their errors.
 
-The worker's process, any thread: clients are thread-safe, sessions are not, so all are made at once. boto3 finds
-credentials as everywhere: environment, ``~/.aws``, the container's or the instance's role.
+The worker's process, any thread. Clients are thread-safe and sessions are not, so all clients are made at once. boto3
+finds credentials as usual: environment, ``~/.aws``, the container's or the instance's role.
 """
 
 import threading
@@ -28,7 +28,7 @@ from botocore.exceptions import (
 from worker.settings import WorkerSettings
 
 _ATTEMPTS = 4
-"""How often a call is made before its error is told, by botocore's own rules and pauses."""
+"""Tries per call, by botocore's own rules and pauses."""
 _PASSING_CODES = {
     "InternalError",
     "InternalFailure",
@@ -71,12 +71,12 @@ _REFUSED_CODES = {
     "PermanentRedirect",
 }
 AwsError = (ClientError, BotoCoreError)
-"""What a call of AWS may raise."""
+"""The errors that a call of AWS may raise."""
 
 
 @dataclass(frozen=True)
 class Clients:
-    """One client of each service, and the time as the services tell it."""
+    """One client per service, and the services' clock."""
 
     sqs: Any
     s3: Any
@@ -85,15 +85,15 @@ class Clients:
 
 
 class ServiceClock:
-    """The time by the ``Date`` of DynamoDB's answers, so that workers whose clocks differ agree on when a lease ends.
+    """The time from the ``Date`` header of DynamoDB's answers, so that workers agree on when a lease ends.
 
-    Whole seconds: two workers may be apart by one and the time an answer takes. Before the first answer it is this
-    machine's time.
+    The header has whole seconds, so two workers may differ by a second and the time of an answer. Before the first
+    answer this is the machine's time.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # Not this machine's time of day itself, which may be set anew between two answers.
+        # Monotonic, because somebody may set the machine's clock between two answers.
         self._start = time.time() - time.monotonic()
 
     def now(self) -> float:
@@ -101,8 +101,8 @@ class ServiceClock:
         with self._lock:
             return time.monotonic() + self._start
 
-    def learn(self, parsed: dict[str, Any], **_: Any) -> None:
-        """Take the time of an answer; one without it is no news."""
+    def learn_time(self, parsed: dict[str, Any], **_: Any) -> None:
+        """Set the clock from an answer; ignore an answer without a date."""
         date = parsed.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
         try:
             told = parsedate_to_datetime(date).timestamp() if date else None
@@ -114,7 +114,7 @@ class ServiceClock:
 
 
 def connect(settings: WorkerSettings) -> Clients:
-    """Return the clients. Asks nothing of AWS yet.
+    """Return the clients. Makes no call yet.
 
     :raises BotoCoreError: if the configuration of AWS on this machine cannot be used.
     """
@@ -126,45 +126,47 @@ def connect(settings: WorkerSettings) -> Clients:
         user_agent_extra="switchyard-worker",
         max_pool_connections=4 * settings.concurrency + 8,
     )
-    # A question for messages is held open by the service, and asked again by the loop.
+    # SQS holds a poll open; the loop repeats it.
     polling = common.merge(Config(read_timeout=settings.poll_wait + 15))
-    # A stand-in has no host name for each bucket.
+    # A local stand-in has no host name per bucket.
     paths = common.merge(Config(s3={"addressing_style": "path"})) if settings.aws_endpoint_url else common
     session = boto3.session.Session(region_name=settings.aws_region)
     dynamodb, clock = session.client("dynamodb", config=common), ServiceClock()
-    dynamodb.meta.events.register("after-call.dynamodb", clock.learn)
+    dynamodb.meta.events.register("after-call.dynamodb", clock.learn_time)
     return Clients(session.client("sqs", config=polling), session.client("s3", config=paths), dynamodb, clock)
 
 
-def passing(error: Exception) -> bool:
-    """Return whether the error is likely to pass by itself: an outage, throttling, a broken connection."""
+def is_transient(error: Exception) -> bool:
+    """Return whether the error is likely to go away: an outage, throttling, a broken connection."""
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return status >= 500 or status == 429 or code(error) in _PASSING_CODES
-    # Failures to connect, a proxy's and TLS's among them, are ConnectionErrors; those after that HTTPClientErrors.
+        return status >= 500 or status == 429 or error_code(error) in _PASSING_CODES
+    # ConnectionError: failures to connect, proxy and TLS included. HTTPClientError: later failures.
     return isinstance(error, ConnectionError | HTTPClientError | IncompleteReadError | ResponseStreamingError)
 
 
-def refusing(error: Exception) -> bool:
-    """Return whether the service refuses this worker whatever the job: a right, a bucket, a table or a key is missing.
+def is_refusal(error: Exception) -> bool:
+    """Return whether the service refuses this worker for every job: a right, a bucket, a table or a key is missing.
 
-    Only where the call is of what is the worker's own; a video's bucket is the job's.
+    Use it only for the worker's own resources; a video's bucket belongs to the job.
     """
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        said = code(error).rpartition("#")[2]
-        return not passing(error) and (status in (401, 403, 404) or said in _REFUSED_CODES or "KMS" in said.upper())
+        said = error_code(error).rpartition("#")[2]
+        return not is_transient(error) and (
+            status in (401, 403, 404) or said in _REFUSED_CODES or "KMS" in said.upper()
+        )
     return isinstance(error, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError | SSOError)
 
 
-def code(error: Exception) -> str:
-    """Return the service's code of an error, such as ``NoSuchKey``; empty if it has none."""
+def error_code(error: Exception) -> str:
+    """Return the service's error code, such as ``NoSuchKey``, or an empty string."""
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
 
 
-def told(error: Exception) -> str:
-    """Return the error in one line for logs and items, without what could be a secret."""
+def describe_error(error: Exception) -> str:
+    """Return the error as one line for logs and items, without possible secrets."""
     if isinstance(error, ClientError):
         said = error.response.get("Error", {}).get("Message") or ""
-        return f"{error.operation_name}: {code(error)}" + (f": {said}" if said else "")
+        return f"{error.operation_name}: {error_code(error)}" + (f": {said}" if said else "")
     return f"{type(error).__name__}: {error}"

@@ -1,8 +1,8 @@
-"""The table of jobs: who works on which, what became of it. Every change is conditional on the lease.
+"""The table of jobs: each job's worker, state and result. Every change is conditional on the lease.
 
-The worker's process, any thread. A *lease* is a token and a time: whoever wrote the token last may change the item, and
-until that time nobody else may write theirs. The time is by DynamoDB's clock (see ``ServiceClock``), with a margin for
-what is left of the differences. Must not know queues or what a job does.
+The worker's process, any thread. A *lease* is a token and a time. The worker that wrote the token may change the item,
+and until that time no other worker may write its own. The time is DynamoDB's (see ``ServiceClock``), with a margin for
+differences. Must not know queues or what a job does.
 """
 
 import uuid
@@ -13,32 +13,32 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from worker.aws.clients import Clients, code, told
+from worker.aws.clients import Clients, describe_error, error_code
 from worker.aws.messages import Job
 
 MARGIN = 3.0
-"""Seconds by which a lease must be over before another takes it: two workers' times differ by a second and a delay."""
+"""Seconds after a lease's end before another worker may take it; two workers' times differ by about a second."""
 _LONGEST_TEXT = 2_000
 PROCESSING, RETRYING, COMPLETED, FAILED = "processing", "retrying", "completed", "failed"
 
 
 class WrongTable(ValueError):
-    """The table cannot be used for jobs. Says why."""
+    """The table cannot be used for jobs. The message says why."""
 
 
 class OddItem(Exception):
-    """The job's item is not as any worker writes it: it cannot be worked with. Says what is wrong."""
+    """No worker wrote the job's item like this. The message says what is wrong."""
 
 
 class LeaseLost(Exception):
-    """The job is another worker's by now. Nothing may be written about it."""
+    """Another worker has the job now. Nothing may be written about it."""
 
 
 @dataclass(frozen=True)
 class Lease:
-    """A job that is this worker's. ``attempts`` counts this try; ``error`` is what the one before failed of.
+    """A job that this worker owns. ``attempts`` includes this try; ``error`` is the previous try's.
 
-    ``excused`` counts the receipts of this message that came to nothing by no fault of the job.
+    ``excused`` counts the receipts of this message that failed without the job's fault.
     """
 
     job: Job
@@ -46,26 +46,26 @@ class Lease:
     attempts: int
     error: str | None
     started: float
-    """By the clock of the services, seconds since 1970."""
+    """Seconds since 1970, by the services' clock."""
     message_id: str = ""
     excused: int = 0
 
 
 @dataclass(frozen=True)
 class Held:
-    """Another worker has the job. It is not worth asking again for ``seconds``."""
+    """Another worker has the job. Try again after ``seconds``."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The job is done: nothing is left but to forget its message."""
+    """The job is done; only its message remains to be deleted."""
 
 
 @dataclass(frozen=True)
 class GivenUp:
-    """This very message was given up before. ``dead_lettered`` says whether it has reached the dead-letter queue."""
+    """This message was given up before. ``dead_lettered``: it has reached the dead-letter queue."""
 
     reason: str
     dead_lettered: bool
@@ -73,7 +73,7 @@ class GivenUp:
 
 @dataclass(frozen=True)
 class Conflict:
-    """The ``job_id`` was used before, for another video."""
+    """The ``job_id`` belongs to another video."""
 
     url: str
 
@@ -82,18 +82,18 @@ Claim = Lease | Held | Finished | GivenUp | Conflict
 
 
 class Jobs:
-    """The table. Methods raise what botocore raises, and :class:`LeaseLost` where they say so."""
+    """The table. Methods raise botocore's errors, and :class:`LeaseLost` where documented."""
 
     def __init__(self, clients: Clients, table: str, worker: str, seconds: float) -> None:
-        """``worker`` names this one in items; a lease is for ``seconds``."""
+        """``worker`` is this worker's name in items; a lease lasts ``seconds``."""
         self._dynamodb = clients.dynamodb
         self._clock = clients.clock
         self._table = table
         self._worker = worker
         self._seconds = seconds
 
-    def check(self) -> None:
-        """:raises ClientError: if the table is not there or may not be read.
+    def check_table(self) -> None:
+        """:raises ClientError: if the table is missing or not readable.
         :raises WrongTable: if its key is not the string ``job_id`` alone.
         """
         table = self._dynamodb.describe_table(TableName=self._table)["Table"]
@@ -102,18 +102,18 @@ class Jobs:
         if keys != [("job_id", "S")]:
             raise WrongTable(f"the table {self._table} has the key {keys}; it must be the string job_id alone")
 
-    def claim(self, job: Job, message_id: str, receives: int) -> Claim:
-        """Take the job if it is to be had: it is new, was given back, or its worker has not been heard of for too long.
+    def claim_job(self, job: Job, message_id: str, receives: int) -> Claim:
+        """Take the job if it is new, was given back, or its lease has expired.
 
-        The decision, in this order:
+        Checks in this order:
 
-        1. another video under the same id: :class:`Conflict`
-        2. completed: :class:`Finished`
-        3. given up, and this is the message it was given up with: :class:`GivenUp`
-        4. somebody's lease is running: :class:`Held`
-        5. else a :class:`Lease`. A job that was given up and is sent anew begins with its first try.
+        1. The id belongs to another video: :class:`Conflict`.
+        2. The job is completed: :class:`Finished`.
+        3. It was given up with this message: :class:`GivenUp`.
+        4. Another lease is valid: :class:`Held`.
+        5. Else :class:`Lease`. A given-up job that is sent again starts with its first try.
 
-        :raises OddItem: if others have put into the item what does not belong there.
+        :raises OddItem: if another program wrote invalid values to the item.
         """
         token = uuid.uuid4().hex
         failure = self._take(job, token, message_id, receives, anew=False)
@@ -137,7 +137,7 @@ class Jobs:
         return Held(min(max(left, 1.0), self._seconds + MARGIN))
 
     def _take(self, job: Job, token: str, message_id: str, receives: int, *, anew: bool) -> Lease | dict[str, Any]:
-        """Write the lease; return it, or the item that forbade it."""
+        """Write the lease; return it, or the item that prevented it."""
         now = self._clock.now()
         free = "(attribute_not_exists(lease_until) OR lease_until < :over)"
         if anew:
@@ -176,12 +176,12 @@ class Jobs:
         except _Refused as refusal:
             if refusal.item.get("lease") != token:
                 return refusal.item
-            answer = refusal.item  # it was written, and the answer got lost on its way
+            answer = refusal.item  # the write succeeded and its answer got lost
         except ClientError as error:
-            if code(error) != "ValidationException":
+            if error_code(error) != "ValidationException":
                 raise
-            self.check()  # else it is the table that is wrong
-            raise OddItem(f"the item of job {job.job_id} cannot be changed: {told(error)}") from error
+            self.check_table()  # raises if the table is wrong
+            raise OddItem(f"the item of job {job.job_id} cannot be changed: {describe_error(error)}") from error
         excused = answer.get("excused") if answer.get("excused_message") == message_id else None
         said = answer.get("error")
         return Lease(
@@ -194,8 +194,8 @@ class Jobs:
             int(excused) if isinstance(excused, float) else 0,
         )
 
-    def renew(self, lease: Lease) -> None:
-        """Say that the job is still worked on. :raises LeaseLost: if it is not ours any more."""
+    def renew_lease(self, lease: Lease) -> None:
+        """Extend the lease. :raises LeaseLost: if another worker has it."""
         values = {":until": self._clock.now() + self._seconds, ":processing": PROCESSING, ":token": lease.token}
         condition = "lease = :token AND #status = :processing"
         try:
@@ -203,29 +203,28 @@ class Jobs:
         except _Refused as refusal:
             if refusal.item.get("lease") != lease.token:
                 raise _lost(lease) from None
-            # Its end was written at the same moment, by ourselves.
+            # This worker wrote the job's end at the same moment.
 
-    def complete(self, lease: Lease, facts: Mapping[str, Any]) -> None:
-        """Write what came of it; ``facts`` are attributes by name. :raises LeaseLost: if it is not ours any more."""
+    def complete_job(self, lease: Lease, facts: Mapping[str, Any]) -> None:
+        """Write the result; ``facts`` are attributes by name. :raises LeaseLost: if another worker has the job."""
         self._finish(lease, COMPLETED, dict(facts), ("error",))
 
-    def fail(self, lease: Lease, reason: str, message_id: str) -> None:
-        """Write that the job is given up. :raises LeaseLost: if it is not ours any more."""
+    def fail_job(self, lease: Lease, reason: str, message_id: str) -> None:
+        """Write that the job is given up. :raises LeaseLost: if another worker has it."""
         self._finish(lease, FAILED, {"error": reason[:_LONGEST_TEXT], "message_id": message_id}, ())
 
-    def dead_lettered(self, job_id: str, message_id: str) -> None:
-        """Note that the message of a job given up has reached the dead-letter queue."""
+    def mark_dead_lettered(self, job_id: str, message_id: str) -> None:
+        """Note that the job's message has reached the dead-letter queue."""
         values = {":yes": True, ":failed": FAILED, ":message": message_id}
         try:
             self._update(job_id, "SET dead_lettered = :yes", "#status = :failed AND message_id = :message", values)
         except _Refused:
-            return  # it was sent anew meanwhile, and is somebody's again
+            return  # it was sent again meanwhile, and a worker has it
 
-    def release(self, lease: Lease, *, error: str | None, counts: bool, excused: bool = False) -> bool:
-        """Let another have the job. A try that does not count is taken back; nor is a receipt that is ``excused``
-        counted. Return False if its end was written already, by ourselves.
+    def release_job(self, lease: Lease, *, error: str | None, counts: bool, excused: bool = False) -> bool:
+        """Give the job back. With ``counts`` False the try does not count, with ``excused`` the receipt neither.
 
-        :raises LeaseLost: if it is not ours.
+        Return False if this worker already wrote the job's end. :raises LeaseLost: if another worker has the job.
         """
         now = _time(self._clock.now())
         values = {":retrying": RETRYING, ":zero": 0, ":now": now, ":attempts": lease.attempts - (not counts)}
@@ -249,8 +248,8 @@ class Jobs:
             return False
         return True
 
-    def reject(self, job_id: str, reason: str, message_id: str) -> None:
-        """Write what is wrong with a message of a job that nobody ever began. A job that is known is left as it is."""
+    def reject_job(self, job_id: str, reason: str, message_id: str) -> None:
+        """Write what is wrong with a message of a new job. A known job stays as it is."""
         now = _time(self._clock.now())
         values = {":failed": FAILED, ":error": reason[:_LONGEST_TEXT], ":message": message_id, ":now": now}
         changes = "SET #status = :failed, #error = :error, message_id = :message, updated_at = :now, finished_at = :now"
@@ -265,12 +264,9 @@ class Jobs:
         names = {f"#{name}": name for name in (*facts, *gone)}
         changes = "SET " + ", ".join(f"#{name} = :{name}" for name in facts)
         changes += " REMOVE " + ", ".join(f"#{name}" for name in gone) if gone else ""
-        self._mine(lease, changes, {f":{name}": value for name, value in facts.items()}, names=names)
-
-    def _mine(self, lease: Lease, changes: str, values: dict[str, Any], names: dict[str, str] | None = None) -> None:
-        """Change the item where the last token is ours. Doing so twice, as a lost answer may ask for, is the same."""
-        try:
-            self._update(lease.job.job_id, changes, "lease = :token", values | {":token": lease.token}, names)
+        values = {f":{name}": value for name, value in facts.items()} | {":token": lease.token}
+        try:  # a repetition after a lost answer writes the same
+            self._update(lease.job.job_id, changes, "lease = :token", values, names)
         except _Refused:
             raise _lost(lease) from None
 
@@ -303,7 +299,7 @@ class Jobs:
 
 
 class _Refused(Exception):
-    """The condition did not hold. ``item`` is what stands in the table, empty if there is none."""
+    """The condition did not hold. ``item`` is the table's item, empty if there is none."""
 
     def __init__(self, item: dict[str, Any]) -> None:
         super().__init__("condition not met")
@@ -323,7 +319,7 @@ def _typed(value: object) -> dict[str, Any]:
 
 
 def _plain(item: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return an item's plain values; what other programs put there of other types is left out."""
+    """Return an item's strings, booleans and numbers; skip other types."""
     found: dict[str, Any] = {}
     for name, typed in item.items():
         ((kind, value),) = typed.items()

@@ -1,6 +1,6 @@
-"""What a message of the queue asks for, checked before anything is done about it. Plain Python, any process.
+"""Parses and checks messages of the queue. Plain Python, any process.
 
-A message comes from outside: its ``job_id`` becomes a part of an S3 key and its URL is read with this worker's rights.
+Messages come from outside: ``job_id`` becomes a part of an S3 key, and the worker reads the URL with its own rights.
 """
 
 import json
@@ -15,7 +15,7 @@ _FIELDS = {"job_id", "video_s3_url"}
 
 
 class BadMessage(Exception):
-    """The message can never be done. Says what is wrong with it; ``job_id`` is there if that much is right."""
+    """The message is invalid. The message says why; ``job_id`` is set if it is valid."""
 
     def __init__(self, reason: str, job_id: str | None = None) -> None:
         super().__init__(reason)
@@ -25,7 +25,7 @@ class BadMessage(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """One video to be judged. ``url`` is ``s3://bucket/key`` as it was given."""
+    """One video to judge. ``url`` is ``s3://bucket/key`` as given."""
 
     job_id: str
     url: str
@@ -33,10 +33,10 @@ class Job:
     key: str
 
 
-def parse(body: str) -> Job:
-    """Return what a message's body asks for.
+def parse_job(body: str) -> Job:
+    """Return the job of a message's body.
 
-    :raises BadMessage: if it is not ``{"job_id": …, "video_s3_url": "s3://…"}``; further fields are left alone.
+    :raises BadMessage: if it is not ``{"job_id": …, "video_s3_url": "s3://…"}``; other fields are ignored.
     """
     if len(body.encode(errors="replace")) > _MOST_BYTES:
         raise BadMessage(f"the message has more than {_MOST_BYTES} bytes")
@@ -67,7 +67,7 @@ def _job_id(said: dict[str, object]) -> str | None:
 
 
 def _split(url: str, job_id: str) -> tuple[str, str]:
-    """Return bucket and key. They are taken as they stand: no escapes, no query, no version."""
+    """Return bucket and key, taken literally: no escapes, query or version."""
     if not url.startswith("s3://"):
         raise BadMessage(f"video_s3_url must be s3://bucket/key, not {_shown(url)}", job_id)
     bucket, _, key = url.removeprefix("s3://").partition("/")

@@ -1,7 +1,7 @@
-"""The queue of jobs and the queue of those that cannot be done: receive, keep hidden, give back, delete, bury.
+"""The queue of jobs and its dead-letter queue: receive, hide, delete and dead-letter messages.
 
-The worker's process, any thread. A message received is *hidden* from other workers for a while, and comes back unless
-it is deleted. Must not know what a message asks for.
+The worker's process, any thread. A received message is *hidden* from other workers for a while and comes back unless it
+is deleted. Must not know what a message asks for.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from worker.aws.clients import Clients, code
+from worker.aws.clients import Clients, error_code
 
 _LONGEST_HIDDEN = 43_200 - 60
 _LONGEST_REASON = 1_000
@@ -25,12 +25,12 @@ _GONE = {
 
 
 class QueueError(Exception):
-    """The queue cannot be used as it is. The message says what to do."""
+    """The queue cannot be used. The message says what to do."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """A message that is ours until its time is over. ``receives`` counts this time, more or less."""
+    """A message that is ours while hidden. ``receives`` counts this receipt too; SQS calls it approximate."""
 
     id: str
     receipt: str
@@ -44,9 +44,9 @@ class Queue:
     """The queue and its dead-letter queue. Methods raise what botocore raises."""
 
     def __init__(self, clients: Clients, name: str, dead_letters: str | None, wait: float) -> None:
-        """Names or URLs; without ``dead_letters`` it is the one that the queue's redrive policy names.
+        """Names or URLs. Without ``dead_letters``, the queue's redrive policy names the dead-letter queue.
 
-        :raises QueueError: if one is not there, or there is no dead-letter queue.
+        :raises QueueError: if a queue is missing, or no dead-letter queue is named.
         """
         self._sqs = clients.sqs
         self._wait = int(wait)
@@ -55,8 +55,8 @@ class Queue:
         if self._dead_url == self.url:
             raise QueueError("the queue is its own dead-letter queue; name another as DEAD_LETTER_QUEUE")
 
-    def receive(self, hidden: float) -> Message | None:
-        """Wait for a message; return it, hidden for that many seconds, or None if none came."""
+    def receive_message(self, hidden: float) -> Message | None:
+        """Wait for a message; return it, hidden for this many seconds, or None."""
         answer = self._sqs.receive_message(
             QueueUrl=self.url,
             MaxNumberOfMessages=1,
@@ -69,24 +69,24 @@ class Queue:
             return Message(one["MessageId"], one["ReceiptHandle"], one["Body"], receives)
         return None
 
-    def hide(self, message: Message, seconds: float) -> bool:
-        """Keep the message from others for that long from now on; 0 gives it back at once.
+    def hide_message(self, message: Message, seconds: float) -> bool:
+        """Hide the message for this long from now; 0 gives it back at once.
 
-        Return False if it is not ours to hide any more: deleted, given back, or hidden for as long as SQS lets.
+        Return False if it is no longer ours: deleted, given back, or hidden for SQS's maximum.
         """
-        longest = max(int(_LONGEST_HIDDEN - (time.monotonic() - message.since)), 0)  # counted from the receipt on
+        longest = max(int(_LONGEST_HIDDEN - (time.monotonic() - message.since)), 0)  # the limit counts from the receipt
         return self._if_ours(
             self._sqs.change_message_visibility, message, VisibilityTimeout=min(round(seconds), longest)
         )
 
-    def delete(self, message: Message) -> None:
-        """Forget the message. One that is gone already is as it should be."""
+    def delete_message(self, message: Message) -> None:
+        """Delete the message. One that is already gone is fine."""
         self._if_ours(self._sqs.delete_message, message)
 
-    def bury(self, message: Message, reason: str, attributes: Mapping[str, str]) -> None:
-        """Send the body to the dead-letter queue, with the reason beside it. The message itself is still to be deleted.
+    def dead_letter_message(self, message: Message, reason: str, attributes: Mapping[str, str]) -> None:
+        """Send the body to the dead-letter queue with the reason. The caller still deletes the message.
 
-        A repetition, after an answer that got lost, may bury it twice.
+        A repetition after a lost answer may send it twice.
         """
         told = {"reason": reason[:_LONGEST_REASON], "message_id": message.id, "receives": str(message.receives)}
         typed = {
@@ -103,7 +103,7 @@ class Queue:
         try:
             call(QueueUrl=self.url, ReceiptHandle=message.receipt, **arguments)
         except ClientError as error:
-            if code(error).rpartition("#")[2] not in _GONE:
+            if error_code(error).rpartition("#")[2] not in _GONE:
                 raise
             return False
         return True
@@ -129,7 +129,7 @@ class Queue:
 
 
 def _printable(text: str) -> str:
-    """Return a text without the characters that an attribute must not have."""
+    """Replace the characters that an attribute must not have."""
     return "".join(
         sign
         if sign in "\t\n\r" or " " <= sign <= "\ud7ff" or "\ue000" <= sign <= "\ufffd" or sign > "\uffff"

@@ -1,10 +1,9 @@
-"""Where results lie in S3. The JSON comes last: where it is, the report is too, and the job is done for good.
+"""Results in S3. The JSON is written last: where it exists, the report exists too and the job is done.
 
-Each try's report has a name of its own, which the JSON's metadata tell: a worker that comes back after its time writes
-over nobody's.
+Each try's report has its own name, given in the JSON's metadata, so that a late worker overwrites no other's report.
 
-The worker's process, any thread. The JSON is written only where there is none, so that of two workers that both
-believed a job theirs the first one counts. Must not know what is in a result beyond the few facts it is told.
+The worker's process, any thread. The JSON is written only if there is none, so that the first of two workers wins. Must
+not know the content of a result beyond its facts.
 """
 
 import hashlib
@@ -12,7 +11,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from worker.aws.clients import Clients, code
+from worker.aws.clients import Clients, error_code
 from worker.aws.messages import Job
 from worker.moderator import Judgement
 
@@ -24,11 +23,11 @@ _LONGEST_FACT = 200
 
 
 class OtherVideo(Exception):
-    """The result that lies there is of another video with the same ``job_id``."""
+    """The existing result belongs to another video with the same ``job_id``."""
 
 
 class Results:
-    """Results in one bucket. Methods raise what botocore raises."""
+    """Results in one bucket. Methods raise botocore's errors."""
 
     def __init__(self, clients: Clients, bucket: str, prefix: str) -> None:
         self._s3 = clients.s3
@@ -36,26 +35,26 @@ class Results:
         self._prefix = prefix
 
     def location(self, job_id: str, name: str = JSON) -> str:
-        """Return the address of a job's result, or of what else lies beside it."""
+        """Return the address of a job's result, or of another file beside it."""
         return f"s3://{self._bucket}/{self._key(job_id, name)}"
 
-    def check(self) -> None:
-        """:raises ClientError: if the bucket is not there or not ours to use."""
+    def check_bucket(self) -> None:
+        """:raises ClientError: if the bucket is missing or not ours."""
         self._s3.head_bucket(Bucket=self._bucket)
 
-    def probe(self) -> None:
-        """:raises ClientError: if nothing can be written. Leaves an empty object of its own."""
+    def probe_bucket(self) -> None:
+        """:raises ClientError: if writing fails. Leaves an empty object."""
         self._s3.put_object(Bucket=self._bucket, Key=f"{self._prefix}/{_PROBE}", Body=b"")
 
-    def found(self, job: Job) -> dict[str, str] | None:
-        """Return the facts of the job's result if there is one, and where it and its report are.
+    def find_result(self, job: Job) -> dict[str, str] | None:
+        """Return the facts of the job's result and the addresses of result and report, or None.
 
-        :raises OtherVideo: if it is of another video.
+        :raises OtherVideo: if the result belongs to another video.
         """
         try:
             answer = self._s3.head_object(Bucket=self._bucket, Key=self._key(job.job_id, JSON))
         except ClientError as error:
-            # Without the right to list the bucket S3 says 403 of what is not there.
+            # Without the right to list the bucket, S3 says 403 for a missing key.
             if answer_status(error) in (403, 404):
                 return None
             raise
@@ -65,10 +64,10 @@ class Results:
         facts = {name.removeprefix(_FACT): value for name, value in metadata.items() if name.startswith(_FACT)}
         return facts | self._located(job, metadata.get(_REPORTED, _OLD_REPORT))
 
-    def write(self, job: Job, judgement: Judgement, token: str) -> dict[str, str] | None:
-        """Write the report of the try that ``token`` names, and then the JSON, with the facts beside it.
+    def write_result(self, job: Job, judgement: Judgement, token: str) -> dict[str, str] | None:
+        """Write the report of the try named by ``token``, then the JSON with the facts as metadata.
 
-        Return what :meth:`found` would, in full; None if there was a result already.
+        Return what :meth:`find_result` would return; None if a result already exists.
         """
         report = _REPORT.format(token[:12])
         self._s3.put_object(
@@ -88,7 +87,7 @@ class Results:
                 Metadata={"video": _digest(job), _REPORTED: report} | facts,
             )
         except ClientError as error:
-            if code(error) != "PreconditionFailed":
+            if error_code(error) != "PreconditionFailed":
                 raise
             return None
         return dict(judgement.facts) | self._located(job, report)
@@ -111,6 +110,6 @@ def _digest(job: Job) -> str:
 
 
 def _plain(value: str) -> str:
-    """Return what a header can carry of a text."""
+    """Replace the characters that a header cannot carry."""
     plain = "".join(sign if " " <= sign <= "~" else "?" for sign in value)
     return plain[:_LONGEST_FACT].strip()

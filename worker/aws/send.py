@@ -1,7 +1,7 @@
-"""Sends a job: ``python -m worker.aws.send JOB_ID VIDEO``. A program of its own, for trying a worker and for scripts.
+"""Sends a job: ``python -m worker.aws.send JOB_ID VIDEO``. A program for trying a worker and for scripts.
 
-``VIDEO`` is an ``s3://`` address, or a file, which is put beside the results first. With ``--wait`` it follows the
-job's item until it has an end.
+``VIDEO`` is an ``s3://`` address or a file; a file is uploaded beside the results first. ``--wait`` follows the job to
+its end.
 """
 
 import argparse
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from utils.settings import SettingsError
-from worker.aws.clients import AwsError, connect, told
-from worker.aws.messages import BadMessage, parse
-from worker.settings import load
+from worker.aws.clients import AwsError, connect, describe_error
+from worker.aws.messages import BadMessage, parse_job
+from worker.settings import load_worker_settings
 
 _ENDS = {"completed": 0, "failed": 1}
 
@@ -33,19 +33,19 @@ def main(argv: list[str] | None = None) -> int:
     except (SettingsError, BadMessage, OSError) as error:
         print(f"worker.aws.send: {error}", file=sys.stderr)
     except AwsError as error:
-        print(f"worker.aws.send: {told(error)}", file=sys.stderr)
+        print(f"worker.aws.send: {describe_error(error)}", file=sys.stderr)
     return 2
 
 
 def _send(job_id: str, video: str, *, wait: bool) -> int:
-    settings = load()
+    settings = load_worker_settings()
     clients = connect(settings)
     local, url = None, video
     if not video.startswith("s3://"):
         local = Path(video)
         url = f"s3://{settings.result_bucket}/moderation-videos/{job_id}/{local.name}"
     body = json.dumps({"job_id": job_id, "video_s3_url": url})
-    job = parse(body)
+    job = parse_job(body)
     if local is not None:
         with local.open("rb") as file:
             clients.s3.upload_fileobj(file, job.bucket, job.key)

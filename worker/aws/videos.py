@@ -1,7 +1,8 @@
-"""A video in S3 as a file that can be read and sought, of which only a few blocks are in memory at a time.
+"""A video in S3 as a seekable file with a few blocks in memory.
 
-The worker's process; one thread per reader. Only what is read is fetched: a container whose index lies at its end costs
-one more request, not the whole file. Every block is of the very object that was opened. Must not know containers.
+The worker's process; one thread per reader. Only blocks that are read are fetched: a container with its index at its
+end costs one more request, not the whole file. All blocks come from the same version of the object. Must not know
+containers.
 """
 
 import io
@@ -14,7 +15,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from worker.aws.clients import Clients, code, passing, told
+from worker.aws.clients import Clients, describe_error, error_code, is_transient
 from worker.aws.messages import Job
 from worker.aws.results import answer_status
 
@@ -25,7 +26,7 @@ _LONGEST_PAUSE = 8.0
 
 
 class VideoError(Exception):
-    """The video cannot be read. ``counts`` says whether this is the job's own fault, as far as one can tell."""
+    """The video cannot be read. ``counts`` says whether the job is the likely cause."""
 
     def __init__(self, message: str, *, counts: bool) -> None:
         super().__init__(message)
@@ -33,13 +34,13 @@ class VideoError(Exception):
 
 
 class VideoTooLarge(VideoError):
-    """The video is larger than is taken, which another try does not change."""
+    """The video is larger than the limit; no further try helps."""
 
 
 class S3Video(io.RawIOBase):
-    """A video, read by ranges. ``size`` is in bytes; ``fetched`` counts the bytes that came over the network.
+    """A video, read by ranges. ``size`` is in bytes; ``fetched`` counts bytes from the network.
 
-    ``sleep`` is asked to wait between tries, and raises to end them; ``open`` it by the class method.
+    ``sleep`` waits between tries and raises to end them. Open a video with :meth:`open_video`.
     """
 
     def __init__(
@@ -60,15 +61,15 @@ class S3Video(io.RawIOBase):
         self.fetched = 0
 
     @classmethod
-    def open(
+    def open_video(
         cls, clients: Clients, job: Job, *, most: int, block: int, blocks: int, sleep: Callable[[float], None]
     ) -> "S3Video":
-        """Look the video up and return it.
+        """Open the video.
 
         :raises VideoTooLarge: if it has more than ``most`` bytes.
-        :raises VideoError: if it is not there, empty, or may not be read.
+        :raises VideoError: if it is missing, empty or not readable.
         """
-        head = _tried(lambda: clients.s3.head_object(Bucket=job.bucket, Key=job.key), job, sleep)
+        head = _call_with_retries(lambda: clients.s3.head_object(Bucket=job.bucket, Key=job.key), job, sleep)
         size = int(head["ContentLength"])
         if size > most:
             raise VideoTooLarge(f"{job.url} has {size} bytes, more than the {most} of WORKER_MAX_VIDEO", counts=True)
@@ -93,7 +94,7 @@ class S3Video(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer up to the end of a block. :raises VideoError: if S3 does not give it."""
+        """Fill the buffer up to the end of a block. :raises VideoError: if S3 fails."""
         if self._position >= self.size:
             return 0
         index, within = divmod(self._position, self._block)
@@ -108,7 +109,7 @@ class S3Video(io.RawIOBase):
             return self._cache[index]
         while len(self._cache) >= self._blocks:
             self._cache.popitem(last=False)
-        block: bytes = _tried(lambda: self._fetch(index), self._job, self._sleep)
+        block: bytes = _call_with_retries(lambda: self._fetch(index), self._job, self._sleep)
         self._cache[index] = block
         return block
 
@@ -118,7 +119,7 @@ class S3Video(io.RawIOBase):
         answer = self._s3.get_object(
             Bucket=self._job.bucket, Key=self._job.key, Range=f"bytes={start}-{end}", **self._version
         )
-        with closing(answer["Body"]) as body:  # itself as a context gives urllib3's answer, with other errors
+        with closing(answer["Body"]) as body:  # its own context manager raises urllib3's errors
             data: bytes = body.read()
         self.fetched += len(data)
         if len(data) != end - start + 1:
@@ -126,28 +127,29 @@ class S3Video(io.RawIOBase):
         return data
 
 
-def _tried(call: Callable[[], Any], job: Job, sleep: Callable[[float], None]) -> Any:
-    """Return what the call gives, asked again while its failures may pass: beyond botocore's own tries, which end where
-    an answer's body breaks off. :raises VideoError: if they do not pass."""
+def _call_with_retries(call: Callable[[], Any], job: Job, sleep: Callable[[float], None]) -> Any:
+    """Call, and repeat after transient errors. botocore's own tries do not cover a body that breaks off.
+
+    :raises VideoError: if the errors continue."""
     for attempt in range(1, _TRIES + 1):
         try:
             return call()
         except (ClientError, BotoCoreError) as error:
-            if not passing(error):
+            if not is_transient(error):
                 raise _refused(error, job) from error
             if attempt == _TRIES:
-                raise VideoError(f"S3 does not give {job.url}: {told(error)}", counts=False) from error
-            logger.warning("%s: S3 failed, try %d of %d: %s", job.job_id, attempt, _TRIES, told(error))
+                raise VideoError(f"S3 does not give {job.url}: {describe_error(error)}", counts=False) from error
+            logger.warning("%s: S3 failed, try %d of %d: %s", job.job_id, attempt, _TRIES, describe_error(error))
             sleep(min(_LONGEST_PAUSE, 0.25 * 2**attempt) * random.uniform(0.5, 1))
     raise AssertionError("unreachable")
 
 
 def _refused(error: Exception, job: Job) -> VideoError:
     status = answer_status(error) if isinstance(error, ClientError) else 0
-    if status == 404 or code(error) in ("NoSuchKey", "NoSuchBucket"):
+    if status == 404 or error_code(error) in ("NoSuchKey", "NoSuchBucket"):
         return VideoError(f"{job.url} is not there", counts=True)
     if status == 403:
         return VideoError(f"{job.url} may not be read, or is not there: S3 says access denied", counts=True)
     if status == 412:
         return VideoError(f"{job.url} was changed while it was read", counts=True)
-    return VideoError(f"{job.url} cannot be read: {told(error)}", counts=True)
+    return VideoError(f"{job.url} cannot be read: {describe_error(error)}", counts=True)

@@ -1,6 +1,6 @@
 """``POST /v1/moderations/video``: a video held to a policy by a model of the catalog. Gateway process.
 
-Its frames are taken by the sampler's own process, and each question about one is a request of its own to the model:
+Its frames are decoded by a process of their own, and each question about one is a request of its own to the model:
 queued, cancelled and counted as any other. How that goes is :mod:`moderation`'s.
 """
 
@@ -43,11 +43,11 @@ from media.incoming import Sent, read_one
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
 from moderation.asking import Cancelled
-from moderation.pipeline import Outcome, Progress, moderate
+from moderation.frame_source import DecodeLimits, FrameSampling, Source
+from moderation.pipeline import Outcome, Progress, moderate_video
 from moderation.policy import Identifier, Policy
 from moderation.policy_file import PolicyError, find_policy
-from moderation.report import render
-from moderation.sampling import Bounds, Sampling, Source
+from moderation.report import render_report
 from utils import request_ids
 from utils.settings import ROOT, Settings
 
@@ -141,7 +141,7 @@ def video() -> Response:
         stack.enter_context(_turn())
         run = _Run(stack, spec, fields, source, name, policy)
         if not fields.stream:
-            return reply(schemas.VideoModeration, **run.answer(run.moderate(lambda _: None)))
+            return reply(schemas.VideoModeration, **run.answer(run.moderate_video(lambda _: None)))
         live = stack.enter_context(_Live(run))
         live.prime()
         kept = stack.pop_all()
@@ -255,22 +255,22 @@ class _Run:
             spec, first, more, service.temp.request, watched, deadline, settings.max_media_items, fields.keep_alive
         )
 
-    def moderate(self, progress: Callable[[Progress], None], stopped: Callable[[], bool] = bool) -> Outcome:
+    def moderate_video(self, progress: Callable[[Progress], None], stopped: Callable[[], bool] = bool) -> Outcome:
         """Do it. :raises ClientGone: when nobody wants it any more. :raises GatewayError: if the model cannot be asked.
         :raises MediaError: if the video cannot be looked at."""
         settings, fields = self._settings, self.fields
-        sampling = Sampling(fields.fps, fields.max_frames, fields.longest_side, raw=True)
-        bounds = Bounds(
+        sampling = FrameSampling(fields.fps, fields.max_frames, fields.longest_side, raw=True)
+        limits = DecodeLimits(
             settings.decode_timeout, settings.decode_memory, settings.max_pixels, settings.moderation_seconds
         )
         try:
-            return moderate(
+            return moderate_video(
                 self._source,
                 self._policy,
                 self._asker,
                 name=self._name,
                 sampling=sampling,
-                bounds=bounds,
+                limits=limits,
                 concurrency=settings.moderation_concurrency,
                 progress=progress,
                 cancelled=lambda: stopped() or self.gone(),
@@ -286,8 +286,8 @@ class _Run:
 
     def answer(self, outcome: Outcome) -> dict[str, Any]:
         """Return the answer's fields."""
-        report = {"report": render(outcome.result, outcome.thumbnails)} if self.fields.report else {}
-        return {"object": "video.moderation", **outcome.result.plain(), **report}
+        report = {"report": render_report(outcome.result, outcome.thumbnails)} if self.fields.report else {}
+        return {"object": "video.moderation", **outcome.result.to_dict(), **report}
 
 
 class _Live:
@@ -310,7 +310,7 @@ class _Live:
 
     def _work(self) -> None:
         try:
-            self._said.put(self._run.moderate(self._said.put, self._stop.is_set))
+            self._said.put(self._run.moderate_video(self._said.put, self._stop.is_set))
         except BaseException as error:
             self._said.put(error)
 

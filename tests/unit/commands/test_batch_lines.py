@@ -1,4 +1,4 @@
-"""What the lines of a batch may have read, and results that are replaced."""
+"""Tests which files a batch's lines may read, and the replacement of results."""
 
 import base64
 import json
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from commands.batch_files import Files
-from commands.batch_lines import Call, Line, LineError, parse, read_lines
+from commands.batch_lines import Call, Line, LineError, parse_line, read_lines
 from commands.batch_results import Results, ResultsError
 
 PICTURE = b"\x89PNG" * 10
@@ -34,7 +34,7 @@ def home(tmp_path: Path) -> Path:
 
 def ask(home: Path, *folders: Path, **fields: Any) -> Call:
     line = Line(1, json.dumps({"prompt": "What is it?"} | fields).encode(), "")
-    return parse(line, "blip_vqa", Files([home / "input", *folders], LIMIT))
+    return parse_line(line, "blip_vqa", Files([home / "input", *folders], LIMIT))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_what_may_not_be_read_is_the_lines_mistake(home: Path, name: str, why: s
         ask(home, image=name)
     with pytest.raises(LineError, match=why):
         body = {"messages": [{"content": [{"type": "image_url", "image_url": {"url": name}}]}]}
-        parse(
+        parse_line(
             Line(1, json.dumps({"url": "/v1/chat/completions", "body": body}).encode(), ""),
             "m",
             Files([home / "input"], LIMIT),
@@ -106,7 +106,7 @@ def test_anything_else_is_the_servers_to_judge(home: Path, value: str) -> None:
 
 def results(target: Path, source: Path, **options: bool) -> Results:
     found = Results(target, **options)
-    found.take_up(read_lines(source, "m"))
+    found.resume_from(read_lines(source, "m"))
     return found
 
 
@@ -117,7 +117,7 @@ def test_failures_are_replaced_in_order_and_the_rest_stays(tmp_path: Path) -> No
     lines = [{"line": line.number, "input": line.digest} for line in read_lines(source, "m")]
     first = results(target, source)
     for position, error in enumerate(["busy", None, "busy", "busy"]):
-        first.add(position, lines[position] | {"error": error})
+        first.add_result(position, lines[position] | {"error": error})
     first.close()
     real.chmod(0o640)
     before = real.read_text().splitlines()
@@ -130,9 +130,9 @@ def test_failures_are_replaced_in_order_and_the_rest_stays(tmp_path: Path) -> No
 
     second = results(target, source, retry_failed=True)
     assert (second.again, second.done, second.written, second.failed) == ({0, 2, 3}, 1, 4, 3)
-    second.add(4, lines[4] | {"response": "new"})
-    second.add(2, lines[2] | {"response": "new"})
-    second.add(0, lines[0] | {"error": "again"})
+    second.add_result(4, lines[4] | {"response": "new"})
+    second.add_result(2, lines[2] | {"response": "new"})
+    second.add_result(0, lines[0] | {"error": "again"})
     assert (second.again, second.done, second.failed) == ({3}, 4, 2)
     second.close()
     after = real.read_text().splitlines()
@@ -149,15 +149,15 @@ def test_a_replaced_file_is_still_locked_and_added_to(tmp_path: Path, monkeypatc
     source.write_text('"a"\n"b"\n"c"\n')
     lines = [{"line": line.number, "input": line.digest} for line in read_lines(source, "m")]
     first = results(target, source)
-    first.add(0, lines[0] | {"error": "busy"})
-    first.add(1, lines[1] | {"error": "busy"})
+    first.add_result(0, lines[0] | {"error": "busy"})
+    first.add_result(1, lines[1] | {"error": "busy"})
     first.close()
     second = results(target, source, retry_failed=True)
-    second.add(1, lines[1] | {"response": "b"})
+    second.add_result(1, lines[1] | {"response": "b"})
     assert json.loads(target.read_text().splitlines()[1])["response"] == "b", "what is replaced is in the file soon"
     with pytest.raises(ResultsError, match="another run"):
         Results(target)
-    second.add(2, lines[2] | {"response": "c"})
-    second.add(0, lines[0] | {"response": "a"})
+    second.add_result(2, lines[2] | {"response": "c"})
+    second.add_result(0, lines[0] | {"response": "a"})
     second.close()
     assert [json.loads(line)["response"] for line in target.read_text().splitlines()] == ["a", "b", "c"]

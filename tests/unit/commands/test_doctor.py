@@ -1,4 +1,4 @@
-"""What the doctor makes of facts that this machine does not have: drivers, GPUs, builds, pins, limits."""
+"""Tests the doctor's judgement of invented facts: drivers, GPUs, builds, pins, limits."""
 
 import dataclasses
 import sys
@@ -78,7 +78,7 @@ def test_torch_newer_than_the_driver() -> None:
     ],
 )
 def test_torch_without_code_for_the_gpu(capability: tuple[int, int], status: str) -> None:
-    """Compiled code runs on later minor releases of its own generation, intermediate code on anything later."""
+    """Compiled code runs on later minor versions of its generation, PTX on any later one."""
     holds(accelerator.judge_torch(WORKS, with_gpu(capability)), status, "RTX 4090")
 
 
@@ -146,5 +146,5 @@ def test_memory_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_model_that_does_not_fit(tmp_path: Path) -> None:
     settings = Settings(slot_budget="1MB", device="cpu", profile="pocket", models_dir=tmp_path / "models")
-    found = {finding.name: finding for finding in storage.find(settings, load_catalog(settings))}
+    found = {finding.name: finding for finding in storage.find_storage(settings, load_catalog(settings))}
     holds(found["reasoner"], "warning", "1.0 MB", "cpu")

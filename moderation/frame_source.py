@@ -1,9 +1,8 @@
-"""Frames of one video, evenly spread over it, as JPEGs: from a file, or from anything that can be read.
+"""Frames of one video, evenly spread, as JPEGs: from a file or from any object with ``read``.
 
-The video is decoded in a process of its own (:mod:`media.decoder.frame_process`), limited in memory and time, which is
-sent the video's bytes as it asks for them. So a video in a remote store is never held whole, and a video that breaks
-its decoder breaks nothing else. Parts that could not be seen are reported. Runs in the thread that asks for frames.
-Must not know what frames are for.
+A limited process (:mod:`media.decoder.frame_process`) decodes the video and asks for its bytes as it needs them. So a
+remote video is never held whole, and a video that breaks its decoder breaks nothing else. Parts that cannot be decoded
+are reported. Runs in the caller's thread. Must not know what frames are for.
 """
 
 import contextlib
@@ -33,16 +32,16 @@ sys.path[:] = sys.argv[2:]
 from media.decoder.frame_process import main
 sys.exit(main(int(sys.argv[1])))
 """
-_HEAD = 4096  # bytes that tell what a file is
-_LOOK = 0.2  # seconds between looks at whether it is still wanted
-_GRACE = 5.0  # seconds after the limit that the process has to say so itself
+_HEAD = 4096  # bytes that identify the format
+_LOOK = 0.2  # seconds between checks for cancellation
+_GRACE = 5.0  # seconds after the limit for the process to report it
 _MOST_READ = 4 * 2**20
 _VIDEO_FORMATS = ("AVI", "MP4", "MOV", "WEBM", "MATROSKA", "MPEGTS", "MPEG", "FLV", "ASF", "OGV", "GIF")
 _TAKEN = "a video must be MP4, MOV, WebM, Matroska, AVI, MPEG, Windows Media, Flash, Ogg or GIF"
 
 
 class Readable(Protocol):
-    """What a video may come from besides a file: an object with ``read``, and with ``seek`` if it can seek."""
+    """A video's source besides a file: an object with ``read``, and ``seek`` if it can seek."""
 
     def read(self, count: int, /) -> bytes: ...
 
@@ -51,10 +50,9 @@ Source = Path | Readable
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """Which frames, and how large: one for each ``1 / fps`` seconds, spread over the whole where they would be more
-    than ``max_frames``. ``longest_side`` in pixels; ``quality`` is JPEG's, 1 to 95. With ``raw`` a frame's picture
-    comes as bare numbers."""
+class FrameSampling:
+    """Which frames, and their size: one for each ``1 / fps`` seconds, but at most ``max_frames`` spread over the whole
+    video. ``longest_side`` in pixels; ``quality`` is JPEG's, 1 to 95. With ``raw``, pictures are RGB bytes."""
 
     fps: float = 1.0
     max_frames: int = 50
@@ -64,9 +62,9 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """What decoding may cost: seconds (without those spent waiting for the source or for the receiver of the frames),
-    bytes of memory, pixels of a frame; and how many seconds the video may last, None for any."""
+class DecodeLimits:
+    """Limits of decoding: seconds (without waits for the source or for the frames' receiver), bytes of memory, pixels
+    of a frame, and the video's length in seconds (None: any)."""
 
     seconds: float = 600.0
     memory: int = 2 * 2**30
@@ -76,8 +74,8 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the video is. ``duration`` is what is there, in seconds, ``claimed`` what its header says (0: nothing);
-    ``planned`` the number of frames to come. Both are 0 where only the end will tell."""
+    """Facts about the video. ``duration`` is the real one in seconds, ``claimed`` the header's (0: none); ``planned``
+    is the number of frames to come. ``duration`` and ``planned`` are 0 if they are known only at the end."""
 
     container: str
     codec: str
@@ -93,11 +91,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame shown at ``time``, which stands for the video from ``start`` to ``end``, in seconds: for so many of the
-    ``stretches`` that were each to have a frame, more than one where a picture stood still.
+    """A frame shown at ``time``. It stands for the video from ``start`` to ``end``, in seconds, and for ``stretches``
+    planned frames: more than one where the picture stood still.
 
-    ``picture`` is a JPEG, or with ``Sampling.raw`` RGB, (height, width, 3) bytes; ``thumbnail`` is a small JPEG.
-    Neither was looked into here.
+    ``picture`` is a JPEG, or with ``FrameSampling.raw`` RGB, (height, width, 3) bytes; ``thumbnail`` is a small JPEG.
+    This process never decodes them.
     """
 
     index: int
@@ -113,7 +111,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Unseen:
-    """A stretch of the video of which there is no frame, in seconds, and why."""
+    """A stretch of the video without a frame, in seconds, and why."""
 
     start: float
     end: float
@@ -132,20 +130,23 @@ Sampled = Plan | Frame | Unseen | End
 
 
 class Stopped(Exception):
-    """The frames are not wanted any more."""
+    """The caller cancelled."""
 
 
-def sample(
-    source: Source, sampling: Sampling, bounds: Bounds, name: str = "video", cancelled: Callable[[], bool] = bool
+def sample_frames(
+    source: Source,
+    sampling: FrameSampling,
+    limits: DecodeLimits,
+    name: str = "video",
+    cancelled: Callable[[], bool] = bool,
 ) -> Generator[Sampled]:
-    """Yield the plan, then frames and stretches without one in order, then the end.
+    """Yield the plan, then frames and unseen stretches in order, then the end.
 
-    If the decoder breaks down on the way, the rest of the video comes back as unseen. Leaving the iterator ends its
-    process.
+    If the decoder dies, the rest of the video is unseen. Closing the iterator ends the process.
 
-    :raises MediaError: if the source is no video, or not one frame of it can be had.
+    :raises MediaError: if the source is no video, or no frame can be decoded.
     :raises Stopped: when ``cancelled()``.
-    :raises Exception: whatever the source raises when it is read.
+    :raises Exception: errors of reading the source, unchanged.
     """
     with contextlib.ExitStack() as stack:
         opened: Readable = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
@@ -168,28 +169,28 @@ def sample(
             quality=sampling.quality,
             raw=sampling.raw,
         )
-        yield from _FrameProcess(stack, reader, task, bounds, cancelled).receive_frames()
+        yield from _FrameProcess(stack, reader, task, limits, cancelled).receive_frames()
 
 
-def _limits(bounds: Bounds) -> MediaLimits:
+def _limits(limits: DecodeLimits) -> MediaLimits:
     return MediaLimits(
         max_items=1,
         max_bytes=0,
-        max_pixels=bounds.pixels,
+        max_pixels=limits.pixels,
         max_audio_seconds=0,
-        max_video_seconds=bounds.length or 0,
+        max_video_seconds=limits.length or 0,
         video_frames=0,
         max_video_frames=0,
-        timeout=bounds.seconds,
-        memory=bounds.memory,
+        timeout=limits.seconds,
+        memory=limits.memory,
     )
 
 
 class _Reader:
-    """The source by position, whether it can seek or not. ``head`` is how it begins, ``size`` None if it cannot."""
+    """Reads the source by position. ``head`` is its first bytes; ``size`` is None if it cannot seek."""
 
     def __init__(self, source: Readable) -> None:
-        self._source = cast(Any, source)  # perhaps with seek()
+        self._source = cast(Any, source)  # may have seek()
         seekable = getattr(source, "seekable", None)
         self.size: int | None = None
         if seekable is not None and seekable():
@@ -201,7 +202,7 @@ class _Reader:
         self._at = len(self.head)
 
     def read(self, at: int, count: int) -> bytes:
-        """Return bytes from a position; without a way to seek it has to be where the last read ended."""
+        """Return bytes from a position; without ``seek`` it must be the end of the last read."""
         if self.size is None:
             if at < len(self.head):
                 return self.head[at : at + count]
@@ -215,17 +216,17 @@ class _Reader:
 
 
 class _FrameProcess:
-    """The process that decodes, and its messages."""
+    """The decoding process and its messages."""
 
     def __init__(
         self,
         stack: contextlib.ExitStack,
         reader: _Reader,
         task: FramesTask,
-        bounds: Bounds,
+        limits: DecodeLimits,
         cancelled: Callable[[], bool],
     ) -> None:
-        self._reader, self._task, self._bounds, self._cancelled = reader, task, bounds, cancelled
+        self._reader, self._task, self._limits, self._cancelled = reader, task, limits, cancelled
         self._link, other = socket.socketpair()
         stack.enter_context(self._link)
         self._errors = stack.enter_context(tempfile.TemporaryFile())
@@ -235,8 +236,8 @@ class _FrameProcess:
                 decoder_process(_START, str(other.fileno()), home, (other.fileno(),), self._errors)
             )
         self._reached, self._duration, self._frames = 0.0, 0.0, 0
-        with contextlib.suppress(messages.Closed):  # it has ended already; receive_frames finds out why
-            messages.send_message(self._link, messages.JOB, messages.describe_job([task], _limits(bounds)))
+        with contextlib.suppress(messages.Closed):  # it has ended; receive_frames finds out why
+            messages.send_message(self._link, messages.JOB, messages.describe_job([task], _limits(limits)))
 
     def receive_frames(self) -> Iterator[Sampled]:
         spent = 0.0
@@ -244,30 +245,30 @@ class _FrameProcess:
             began = time.monotonic()
             try:
                 while not select.select([self._link], [], [], _LOOK)[0]:
-                    self._look(spent + time.monotonic() - began)
+                    self._check(spent + time.monotonic() - began)
                 self._link.settimeout(_GRACE)
                 kind, about, data = messages.receive_message(self._link)
             except (messages.Closed, TimeoutError, ValueError) as error:
-                yield from self._broken(error)
+                yield from self._report_failure(error)
                 return
             spent += time.monotonic() - began
             if kind == messages.READ:
                 self._read(*about)
-                self._look(spent)
+                self._check(spent)
                 continue
-            if (said := self._understood(kind, about, data)) is not None:
+            if (said := self._parse_message(kind, about, data)) is not None:
                 yield said
-            if kind == messages.REFUSED:  # what came before it counts
+            if kind == messages.REFUSED:  # earlier frames count
                 yield End(max(self._reached, self._duration), 0)
             if kind in (messages.END, messages.REFUSED):
                 return
 
-    def _look(self, spent: float) -> None:
-        """:raises Stopped: if the frames are not wanted any more."""
+    def _check(self, spent: float) -> None:
+        """:raises Stopped: if the caller cancelled."""
         if self._cancelled():
             raise Stopped
-        if spent > self._bounds.seconds + _GRACE:
-            self._process.kill()  # it is stuck in one call of a decoder; what it said before counts
+        if spent > self._limits.seconds + _GRACE:
+            self._process.kill()  # it is stuck in one call of a decoder; earlier frames count
 
     def _read(self, at: Any, count: Any) -> None:
         try:
@@ -279,8 +280,8 @@ class _FrameProcess:
         with contextlib.suppress(messages.Closed):
             messages.send_message(self._link, messages.BYTES, None, data)
 
-    def _understood(self, kind: str, about: Any, data: bytes) -> Sampled | None:
-        """Return what a message says. :raises MediaError: if it is a refusal."""
+    def _parse_message(self, kind: str, about: Any, data: bytes) -> Sampled | None:
+        """Return the content of a message. :raises MediaError: if it is a refusal."""
         match kind:
             case messages.PLAN:
                 plan = Plan(**about)
@@ -306,8 +307,8 @@ class _FrameProcess:
                 return Unseen(self._reached, max(self._reached, self._duration), reason)
         return None
 
-    def _broken(self, error: Exception) -> Iterator[Sampled]:
-        """Say what the decoder's end means. :raises MediaError: if nothing was seen before it."""
+    def _report_failure(self, error: Exception) -> Iterator[Sampled]:
+        """Report why the decoder ended early. :raises MediaError: if no frame came before."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_GRACE)
         status = self._process.poll()
@@ -318,7 +319,7 @@ class _FrameProcess:
         log.warning("the frame process ended with status %s (%s): %s", status, type(error).__name__, said)
         reason = "the decoder ended unexpectedly"
         if status is not None and -status == 9 or isinstance(error, TimeoutError):
-            reason = f"decoding took longer than {self._bounds.seconds:g} s, or more memory than it may have"
+            reason = f"decoding took longer than {self._limits.seconds:g} s, or more memory than it may have"
         if not self._frames:
             raise undecodable(self._task.field, self._task.looks_like, reason)
         yield Unseen(self._reached, max(self._reached, self._duration), reason)

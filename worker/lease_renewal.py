@@ -1,7 +1,7 @@
-"""Keeps a job this worker's while it is worked on: renews its lease and hides its message, from a thread of its own.
+"""Renews a job's lease and keeps its message hidden while the job runs, in a thread of its own.
 
-The worker's process; one thread per job under way. It is also who says when to stop: the lease is lost, the time is
-over, or the worker is to end. Must not know what the work is.
+The worker's process; one thread per running job. It also cancels the job: when the lease is lost, when the try takes
+too long, or when the worker stops. Must not know what the job does.
 """
 
 import logging
@@ -10,19 +10,19 @@ import time
 from types import TracebackType
 from typing import Self
 
-from worker.aws.clients import AwsError, passing, told
+from moderation.asking import Cancelled
+from worker.aws.clients import AwsError, describe_error, is_transient
 from worker.aws.jobs import Jobs, Lease, LeaseLost
 from worker.aws.queue import Message, Queue
 from worker.metrics import Metrics
-from worker.moderator import Cancelled
 
 logger = logging.getLogger(__name__)
 
 STOPPING, TOO_LONG, LOST = "the worker is stopping", "the try took longer than WORKER_JOB_TIMEOUT", "the lease is lost"
 
 
-class Keeper:
-    """A context in which a job stays ours. ``cancelled`` is what the work asks; ``why`` tells the reason."""
+class LeaseRenewal:
+    """A context in which the job stays this worker's. ``reason`` says why the job was cancelled."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Keeper:
         metrics: Metrics,
     ) -> None:
         self.message, self.lease = message, lease
-        self.why: str | None = None
+        self.reason: str | None = None
         self._queue, self._jobs, self._metrics = queue, jobs, metrics
         self._seconds = seconds
         self._renewed = time.monotonic()
@@ -44,7 +44,7 @@ class Keeper:
         self._cancelled = threading.Event()
         self._done = threading.Event()
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._beat, name=f"keeper {lease.job.job_id}", daemon=True)
+        self._thread = threading.Thread(target=self._renew_until_done, name=f"lease {lease.job.job_id}", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -53,70 +53,70 @@ class Keeper:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.end_renewal()
 
-    def close(self) -> None:
-        """End the keeping, so that what the caller does to the message next is not undone."""
+    def end_renewal(self) -> None:
+        """Stop renewing, so that no renewal undoes the caller's next change to the message."""
         self._done.set()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def cancelled(self) -> bool:
-        """Return whether the work should end."""
+    def is_cancelled(self) -> bool:
+        """Return whether the job must end."""
         return self._cancelled.is_set()
 
-    def cancel(self, why: str) -> None:
-        """Have the work end. The first reason stands, except that a lost lease is lost whatever else is the case."""
+    def cancel_job(self, reason: str) -> None:
+        """Make the job end. The first reason stands, but a lost lease replaces any other reason."""
         with self._lock:
-            self.why = LOST if why == LOST else self.why or why
+            self.reason = LOST if reason == LOST else self.reason or reason
         self._cancelled.set()
 
-    def sleep(self, seconds: float) -> None:
-        """Wait. :raises Cancelled: if the work should end."""
+    def sleep_or_cancel(self, seconds: float) -> None:
+        """Wait. :raises Cancelled: if the job must end."""
         if self._cancelled.wait(seconds):
-            raise Cancelled(self.why)
+            raise Cancelled(self.reason)
 
-    def ensure(self) -> None:
-        """Renew the lease now, so that what follows at once is done by its owner.
+    def renew_now(self) -> None:
+        """Renew the lease, so that the caller still owns the job for its next write.
 
-        :raises LeaseLost: if it is not ours any more.
+        :raises LeaseLost: if another worker owns it.
         """
-        if self.why == LOST:
+        if self.reason == LOST:
             raise LeaseLost(LOST)
         begun = time.monotonic()
-        self._jobs.renew(self.lease)
+        self._jobs.renew_lease(self.lease)
         self._renewed = begun
 
-    def _beat(self) -> None:
+    def _renew_until_done(self) -> None:
         pause = self._seconds / 3
         while not self._done.wait(pause if self._cancelled.is_set() else min(pause, self._time_left())):
             if self._time_left() == 0:
-                self.cancel(TOO_LONG)
+                self.cancel_job(TOO_LONG)
             pause = self._seconds / 3 if self._renew() else min(1.0, self._seconds / 10)
             if time.monotonic() - self._renewed > self._seconds and not self._done.is_set():
                 logger.error("%s: could not be renewed for %.0f seconds", self.lease.job.job_id, self._seconds)
-                self.cancel(LOST)
-            if self.why == LOST:
+                self.cancel_job(LOST)
+            if self.reason == LOST:
                 return
 
     def _time_left(self) -> float:
         return max(self._end - time.monotonic(), 0)
 
     def _renew(self) -> bool:
-        """Renew both. Return False if that is to be tried again soon."""
+        """Renew lease and message. Return False to try again soon."""
         try:
-            self.ensure()
-            if not self._queue.hide(self.message, self._seconds):
-                # The lease still keeps the others away; only the redelivery comes early.
+            self.renew_now()
+            if not self._queue.hide_message(self.message, self._seconds):
+                # The lease still keeps other workers away; SQS only redelivers early.
                 logger.warning("%s: its message is not hidden any more", self.lease.job.job_id)
         except LeaseLost as error:
             logger.error("%s", error)
-            self.cancel(LOST)
+            self.cancel_job(LOST)
         except AwsError as error:
             self._metrics.failures.inc()
-            logger.warning("%s: not renewed: %s", self.lease.job.job_id, told(error))
-            return not passing(error)
-        except Exception:  # whatever it is, without a further sign of life the job is another's soon
+            logger.warning("%s: not renewed: %s", self.lease.job.job_id, describe_error(error))
+            return not is_transient(error)
+        except Exception:  # without a renewal another worker takes the job soon
             logger.exception("%s: not renewed, which is tried again", self.lease.job.job_id)
             return False
         return True

@@ -1,4 +1,4 @@
-"""Which frames are taken of a video: real ones, of many codecs and containers, long, cut, damaged and turned."""
+"""Tests which frames are sampled from real videos: many codecs and containers; long, cut, damaged and rotated."""
 
 import io
 import os
@@ -11,7 +11,18 @@ import pytest
 from PIL import Image
 
 from media.errors import MediaError
-from moderation.sampling import Bounds, End, Frame, Plan, Sampled, Sampling, Source, Stopped, Unseen, sample
+from moderation.frame_source import (
+    DecodeLimits,
+    End,
+    Frame,
+    FrameSampling,
+    Plan,
+    Sampled,
+    Source,
+    Stopped,
+    Unseen,
+    sample_frames,
+)
 from pocket.scenes import SHOWN
 from tests.media.samples import audio_bytes, audio_only_mp4, turned
 from tests.worker import videos
@@ -37,9 +48,9 @@ KINDS = [
 
 
 def run(
-    source: Source, sampling: Sampling | None = None, bounds: Bounds | None = None
+    source: Source, sampling: FrameSampling | None = None, limits: DecodeLimits | None = None
 ) -> tuple[Plan, list[Frame], list[Unseen], End]:
-    found: list[Sampled] = list(sample(source, sampling or Sampling(), bounds or Bounds()))
+    found: list[Sampled] = list(sample_frames(source, sampling or FrameSampling(), limits or DecodeLimits()))
     plan, end = found[0], found[-1]
     assert isinstance(plan, Plan) and isinstance(end, End)
     frames = [one for one in found if isinstance(one, Frame)]
@@ -54,7 +65,7 @@ def pixel(frame: Frame) -> tuple[int, ...]:
 
 
 def covers(frames: list[Frame], unseen: list[Unseen], end: float) -> None:
-    """Assert that every moment is stood for by one frame, or is told to be unseen."""
+    """Assert that each moment belongs to one frame or to one unseen stretch."""
     stretches = sorted((one.start, one.end) for one in [*frames, *unseen])
     assert stretches[0][0] == 0 and stretches[-1][1] == pytest.approx(end, abs=0.01)
     for (_, before), (after, _) in zip(stretches, stretches[1:], strict=False):
@@ -63,7 +74,7 @@ def covers(frames: list[Frame], unseen: list[Unseen], end: float) -> None:
 
 @pytest.mark.parametrize(("codec", "container", "options"), KINDS, ids=[f"{kind[0]}-{kind[1]}" for kind in KINDS])
 def test_codecs_and_containers(codec: str, container: str, options: dict[str, str]) -> None:
-    """One frame for each second, from its middle, with the picture that is shown then."""
+    """One frame per second, from its middle."""
     data = videos.scenes(codec=codec, container=container, **({"size": (96, 64), "rate": 10} | options))
     plan, frames, unseen, end = run(io.BytesIO(data))
     assert not unseen and end.damaged_packets == 0
@@ -94,7 +105,7 @@ def test_two_hours_are_fifty_frames(tmp_path: Path, container: str) -> None:
 
 
 def test_only_what_is_needed_is_read(tmp_path: Path) -> None:
-    """Of two hours in a store that can be entered anywhere, a small part."""
+    """Only a small part of two hours is read from a seekable source."""
     video = videos.drawn(10, rate=2, codec="mjpeg", container="mov", pixels="yuvj420p", size=(320, 240))
     path = videos.repeated(video, tmp_path / "long", "mp4", 2)
     with videos.Counted(path) as source:
@@ -104,13 +115,13 @@ def test_only_what_is_needed_is_read(tmp_path: Path) -> None:
 
 def test_key_frames_that_are_far_apart_are_no_reason_to_begin_anew_each_time(tmp_path: Path) -> None:
     video = videos.drawn(120, rate=5, gop=100_000, bf="0", sc_threshold="0")
-    plan, frames, unseen, _ = run(io.BytesIO(video), Sampling(max_frames=10))
+    plan, frames, unseen, _ = run(io.BytesIO(video), FrameSampling(max_frames=10))
     assert len(frames) == 10 and not unseen
     covers(frames, unseen, plan.duration)
 
 
 def test_frames_at_odd_times() -> None:
-    """A frame that is shown for long stands for all of that."""
+    """A frame shown for long stands for all of that time."""
     times = {0: 0, 1: 100, 2: 200, 3: 5000, 4: 5100, 5: 9000, 6: 9100, 7: 9200, 8: 9300, 9: 9400}
     video = videos.retimed(videos.drawn(1, gop=1, bf="0"), "matroska", times)
     plan, frames, unseen, _ = run(io.BytesIO(video))
@@ -124,7 +135,7 @@ def test_frames_at_odd_times() -> None:
 def test_a_pipe_is_read_once_and_thinned_out(container: str) -> None:
     codec = "libvpx" if container == "webm" else "libx264"
     video = videos.drawn(20, codec=codec, container=container)
-    plan, frames, unseen, end = run(videos.Pipe(video), Sampling(max_frames=8))
+    plan, frames, unseen, end = run(videos.Pipe(video), FrameSampling(max_frames=8))
     assert plan.planned == 0 and 4 <= len(frames) <= 8 and not unseen
     assert end.duration == pytest.approx(20, abs=0.5)
     covers(frames, unseen, end.duration)
@@ -136,7 +147,7 @@ def test_an_mp4_through_a_pipe_says_what_it_takes() -> None:
 
 
 def test_a_header_without_a_length() -> None:
-    """What browsers record names no length: it is read to its end, and every second is looked at."""
+    """Browsers record without a length: the file is read to its end, and every second is sampled."""
     file = io.BytesIO()
 
     class Unseekable(io.RawIOBase):
@@ -153,13 +164,13 @@ def test_a_header_without_a_length() -> None:
 
 @pytest.mark.parametrize("container", ["mp4", "matroska", "avi"])
 def test_a_file_that_ends_early(tmp_path: Path, container: str) -> None:
-    """What is there is seen, and what is missing is told."""
+    """Existing parts are seen, and missing ones reported."""
     whole = videos.scenes(size=(96, 64), bf="0", container=container)
     if container == "mp4":
         whole = videos.index_first(whole, tmp_path / "video.mp4")
     plan, frames, unseen, _ = run(io.BytesIO(whole[: len(whole) * 6 // 10]))
     assert 3 < plan.duration < 11 and plan.claimed > plan.duration
-    if container != "avi":  # whose length is guessed from its size, where the index at its end is missing
+    if container != "avi":  # an AVI without its index gets a length guessed from its size
         assert plan.claimed == pytest.approx(12, abs=0.3)
     assert [one for one in unseen if "bytes are missing" in one.reason and one.end == pytest.approx(plan.claimed)]
     assert frames and frames[-1].time <= plan.duration
@@ -177,7 +188,7 @@ def test_a_file_that_ends_early(tmp_path: Path, container: str) -> None:
     ],
 )
 def test_a_file_that_ends_early_by_its_header_alone(codec: str, container: str, pipe: bool) -> None:
-    """Its container does not say how many bytes it should have, or nobody can look ahead."""
+    """The container does not name its size, or the source cannot seek."""
     whole = videos.scenes(codec=codec, container=container, size=(96, 64), rate=10)
     data = whole[: len(whole) // 2]
     plan, frames, unseen, end = run(videos.Pipe(data) if pipe else io.BytesIO(data))
@@ -195,12 +206,12 @@ def test_a_still_picture_stands_for_all_the_time_that_it_is_shown() -> None:
 
 
 def test_a_late_frame_does_not_hide_the_others() -> None:
-    """Eight seconds that pass for two hundred, so that one frame of them is looked at."""
+    """Eight seconds claim to be two hundred, so that one frame is sampled."""
     times = {number: 1000 * number for number in range(9)} | {9: 200_000}
     video = videos.retimed(videos.drawn(1, gop=1, bf="0"), "matroska", times)
-    _, _, unseen, _ = run(io.BytesIO(video), Sampling(max_frames=20))
+    _, _, unseen, _ = run(io.BytesIO(video), FrameSampling(max_frames=20))
     assert "stands still for" in unseen[0].reason and unseen[0].start == 0
-    assert not run(io.BytesIO(video), Sampling(max_frames=250))[2]  # all of it was looked at
+    assert not run(io.BytesIO(video), FrameSampling(max_frames=250))[2]  # all was sampled
 
 
 @pytest.mark.parametrize("default", [0, 1])
@@ -228,17 +239,17 @@ def test_damage_in_the_middle_is_passed_over() -> None:
 
 @pytest.mark.parametrize(("codec", "container", "options"), [KINDS[0], KINDS[7], KINDS[13]], ids=["mp4", "webm", "gif"])
 def test_bytes_that_were_changed_at_random(codec: str, container: str, options: dict[str, str]) -> None:
-    """Either there is nothing to be seen, or what was seen and what was not come to the whole, each moment once."""
+    """Either nothing can be decoded, or seen and unseen parts cover the whole, each moment once."""
     video = videos.drawn(codec=codec, container=container, **options)
     for seed in range(6):
         rng, data = random.Random(seed), bytearray(video)
         for _ in range(rng.choice((1, 5, 40))):
             data[rng.randrange(len(data))] = rng.randrange(256)
         try:
-            _, frames, unseen, _ = run(io.BytesIO(bytes(data)), bounds=Bounds(seconds=20))
+            _, frames, unseen, _ = run(io.BytesIO(bytes(data)), limits=DecodeLimits(seconds=20))
         except MediaError:
             continue
-        beside = ("not looked at", "stands still")  # these are told of the whole, beside what was seen of it
+        beside = ("not looked at", "stands still")  # these concern the whole video
         missed = [one for one in unseen if not any(words in one.reason for words in beside)]
         stretches = sorted((one.start, one.end) for one in [*frames, *missed])
         assert stretches[0][0] == 0
@@ -253,11 +264,11 @@ def test_frames_are_upright(matrix: tuple[int, int, int, int], size: tuple[int, 
 
 def test_frames_are_scaled_and_have_thumbnails() -> None:
     video = videos.drawn(2, size=(640, 320))
-    _, frames, _, _ = run(io.BytesIO(video), Sampling(longest_side=320))
+    _, frames, _, _ = run(io.BytesIO(video), FrameSampling(longest_side=320))
     assert (frames[0].width, frames[0].height) == (320, 160)
     with Image.open(io.BytesIO(frames[0].thumbnail)) as image:
         assert max(image.size) == 240
-    _, raw, _, _ = run(io.BytesIO(video), Sampling(longest_side=320, raw=True))
+    _, raw, _, _ = run(io.BytesIO(video), FrameSampling(longest_side=320, raw=True))
     assert len(raw[0].picture) == 320 * 160 * 3
 
 
@@ -288,17 +299,17 @@ def test_no_frames_at_all() -> None:
 def test_limits() -> None:
     video = videos.drawn(6)
     with pytest.raises(MediaError, match="64 × 48 = 3072 pixels; the limit is 3000 pixels") as refused:
-        run(io.BytesIO(video), bounds=Bounds(pixels=3000))
+        run(io.BytesIO(video), limits=DecodeLimits(pixels=3000))
     assert refused.value.status == 413
     with pytest.raises(MediaError, match="the video lasts 6.0 s; the limit is 5 s"):
-        run(io.BytesIO(video), bounds=Bounds(length=5))
+        run(io.BytesIO(video), limits=DecodeLimits(length=5))
     with pytest.raises(MediaError, match="memory"):
-        run(io.BytesIO(videos.drawn(1, size=(2048, 1536), rate=2)), bounds=Bounds(memory=40 * 2**20))
+        run(io.BytesIO(videos.drawn(1, size=(2048, 1536), rate=2)), limits=DecodeLimits(memory=40 * 2**20))
 
 
 def test_no_time_at_all() -> None:
     with pytest.raises(MediaError, match="decoding took longer than 0 s"):
-        run(io.BytesIO(videos.drawn()), bounds=Bounds(seconds=0))
+        run(io.BytesIO(videos.drawn()), limits=DecodeLimits(seconds=0))
 
 
 def test_a_source_that_fails_is_not_the_video_s_fault() -> None:
@@ -307,11 +318,11 @@ def test_a_source_that_fails_is_not_the_video_s_fault() -> None:
 
 
 def test_a_frame_process_that_dies_leaves_what_was_seen() -> None:
-    """Killed in the middle: the rest of the video is unseen, and nothing else happens.
+    """If the process is killed, the rest of the video is unseen.
 
-    Its frames are larger than the socket holds, so that it is not done before anybody takes them."""
+    Its frames are larger than the socket's buffer, so that it cannot finish first."""
     video = videos.drawn(30, size=(320, 240), rate=2)
-    found = sample(io.BytesIO(video), Sampling(longest_side=320, raw=True), Bounds())
+    found = sample_frames(io.BytesIO(video), FrameSampling(longest_side=320, raw=True), DecodeLimits())
     assert isinstance(next(found), Plan) and isinstance(next(found), Frame)
     (child,) = frame_processes()
     os.kill(child, 9)
@@ -324,8 +335,8 @@ def test_a_frame_process_that_dies_leaves_what_was_seen() -> None:
 
 def test_nobody_wants_them_any_more() -> None:
     with pytest.raises(Stopped):
-        list(sample(io.BytesIO(videos.drawn(30)), Sampling(), Bounds(), cancelled=lambda: True))
-    found = sample(io.BytesIO(videos.drawn(30)), Sampling(), Bounds())
+        list(sample_frames(io.BytesIO(videos.drawn(30)), FrameSampling(), DecodeLimits(), cancelled=lambda: True))
+    found = sample_frames(io.BytesIO(videos.drawn(30)), FrameSampling(), DecodeLimits())
     next(found)
     found.close()
     assert not frame_processes()
