@@ -9,6 +9,6 @@ Importing the package mends `import torchvision` where the installed wheel does 
 transformers imports torchvision with every model.
 """
 
-from runner.process import torchvision_compat
+from runner.process import compat
 
-torchvision_compat.install()
+compat.import_torchvision()

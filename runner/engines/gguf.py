@@ -22,20 +22,20 @@ _PIECE_BYTES = 256
 
 
 _ALLOCATION_FAILED = -2  # llama_decode's status
-_last_words: "deque[str]" = deque(maxlen=8)
+_memory_errors: "deque[str]" = deque(maxlen=8)
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
-def _listen(level: int, text: bytes, data: Any) -> None:
+def _log_callback(level: int, text: bytes, data: Any) -> None:
     """Keep what llama.cpp says when it got no memory: its functions only say that they failed. The rest goes nowhere:
     it narrates every load."""
     if says_no_memory(said := text.decode(errors="replace").strip()):
-        _last_words.append(said)
+        _memory_errors.append(said)
 
 
 def _failure(what: str, otherwise: type[RunnerError] = RunnerError) -> RunnerError:
     """Return the error for what llama.cpp could not do: for want of memory, if it said so meanwhile."""
-    return OutOfMemory(f"{what}: {_last_words[-1]}") if _last_words else otherwise(what)
+    return OutOfMemory(f"{what}: {_memory_errors[-1]}") if _memory_errors else otherwise(what)
 
 
 class Gguf:
@@ -47,8 +47,8 @@ class Gguf:
         :raises DamagedError: if llama.cpp cannot read it.
         :raises OutOfMemory: if it got no memory for it.
         """
-        _last_words.clear()
-        llama_cpp.llama_log_set(_listen, ctypes.c_void_p(0))
+        _memory_errors.clear()
+        llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0 if gpu is None else -1
@@ -90,9 +90,9 @@ class Gguf:
                 return buffer.value.decode("utf-8", errors="replace")
             size = length + 1
 
-    def special(self, token: int) -> str:
+    def special_text(self, token: int) -> str:
         """Return how a special token is written; nothing for -1."""
-        return "" if token < 0 else self.piece(token, special=True).decode("utf-8", errors="replace")
+        return "" if token < 0 else self.token_bytes(token, special=True).decode("utf-8", errors="replace")
 
     @property
     def bos(self) -> int:
@@ -114,7 +114,7 @@ class Gguf:
                 return list(ids[:count])
             room = -count
 
-    def piece(self, token: int, *, special: bool = False) -> bytes:
+    def token_bytes(self, token: int, *, special: bool = False) -> bytes:
         """Return the bytes of a token; special ones have none unless they are asked for."""
         size = _PIECE_BYTES
         while True:
@@ -125,11 +125,11 @@ class Gguf:
             size = -count
 
     def decode(self, ids: list[int]) -> str:
-        return b"".join(self.piece(token) for token in ids).decode("utf-8", errors="replace")
+        return b"".join(self.token_bytes(token) for token in ids).decode("utf-8", errors="replace")
 
 
 @dataclass(frozen=True, slots=True)
-class Fed:
+class BatchToken:
     """A token to be evaluated at a position of a sequence; ``scored`` if its successor's scores are wanted."""
 
     token: int
@@ -156,12 +156,12 @@ class Context:
         self._memory = llama_cpp.llama_get_memory(self._handle)
         self._batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
 
-    def evaluate(self, tokens: Sequence[Fed]) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
+    def decode_batch(self, tokens: Sequence[BatchToken]) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
         """Evaluate at most 512 tokens; return the scores (V,) after each scored one, valid until the next call.
 
         :raises OutOfMemory: if llama.cpp got no memory. :raises RunnerError: if it refuses otherwise.
         """
-        _last_words.clear()
+        _memory_errors.clear()
         batch = self._batch
         batch.n_tokens = len(tokens)
         for place, fed in enumerate(tokens):
@@ -179,18 +179,18 @@ class Context:
             if fed.scored
         ]
 
-    def clear(self) -> None:
+    def clear_cache(self) -> None:
         """Forget everything, so that what comes next is computed as in a new context, to the bit."""
         llama_cpp.llama_memory_clear(self._memory, False)
 
-    def forget(self, sequence: int, start: int) -> bool:
+    def remove_tokens(self, sequence: int, start: int) -> bool:
         """Forget a sequence from a position on. False if this model cannot forget a part; then all is forgotten."""
         if llama_cpp.llama_memory_seq_rm(self._memory, sequence, start, -1):
             return True
         llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
         return False
 
-    def copy(self, source: int, target: int) -> None:
+    def copy_sequence(self, source: int, target: int) -> None:
         """Make ``target`` hold what ``source`` holds."""
         llama_cpp.llama_memory_seq_rm(self._memory, target, -1, -1)
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)

@@ -17,7 +17,7 @@ from runner.generation.tool_calls import for_tools
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 """Scores of the next token, shape (V,)."""
 
-_FORESIGHT = 256  # tokens a joining sequence reckons with beyond its prompt
+_EXPECTED_TOKENS = 256  # tokens a joining sequence reckons with beyond its prompt
 
 
 class ProgressReport(Protocol):
@@ -40,10 +40,10 @@ class Sequence:
     sampler: Sampler
     inputs: Any = None
     whole: bool = False
-    apart: bool = False
-    place: int = -1
-    read: int = 0
-    offset: int = 0
+    uses_generate: bool = False
+    row: int = -1
+    prefilled: int = 0
+    position_offset: int = 0
     retried: bool = False
     prompt_length: int = field(init=False)
 
@@ -56,30 +56,30 @@ class Sequence:
         return self.choice.job
 
     @property
-    def made(self) -> int:
+    def generated(self) -> int:
         return len(self.tokens) - self.prompt_length
 
     @property
-    def need(self) -> int:
+    def tokens_needed(self) -> int:
         """Tokens it should find room for when it joins. One that can be read again need not reckon with all it may
         make: should room run out, it waits for some and is read again with what it has made."""
-        more = self.limit - self.made
-        return len(self.tokens) + (more if self.whole else min(more, _FORESIGHT))
+        more = self.limit - self.generated
+        return len(self.tokens) + (more if self.whole else min(more, _EXPECTED_TOKENS))
 
-    def take(self, logits: Logits, engine: "Engine") -> bool:
+    def sample_next(self, logits: Logits, engine: "Engine") -> bool:
         """Choose the next token and give it to the choice. Return whether to go on; if not, the choice is finished."""
-        token = self.sampler.choose(logits)
+        token = self.sampler.sample_token(logits)
         if token in engine.ends:
             return self._finish("stop")
         self.tokens.append(token)
-        if not self.choice.token(token, self._logprob(engine)):
+        if not self.choice.append_token(token, self._logprob(engine)):
             return self._finish("stop")
         if self.sampler.finished:
             return self._finish("stop")
-        return self.made < self.limit or self._finish("length")
+        return self.generated < self.limit or self._finish("length")
 
     def _finish(self, reason: FinishReason) -> bool:
-        self.choice.finish(reason)
+        self.choice.finish_choice(reason)
         return False
 
     def _logprob(self, engine: "Engine") -> TokenLogprob | None:
@@ -94,21 +94,21 @@ class Engine(Protocol):
     """Makes tokens with one loaded model.
 
     ``steps`` counts decoding steps since the start, ``rows`` is how many sequences decode at once, ``piece`` how many
-    tokens of prompts are read between two steps, and ``ends`` are the ids that end an answer. Only :meth:`prepare` may
+    tokens of prompts are read between two steps, and ``ends`` are the ids that end an answer. Only :meth:`prepare_sequences` may
     be called for a sequence that has no place.
     """
 
     steps: int
-    rows: int
-    piece: int
-    piece_bounds: tuple[int, int]
+    max_batch_size: int
+    prefill_chunk: int
+    prefill_chunk_bounds: tuple[int, int]
     ends: frozenset[int]
 
     def __init__(self, load: Load, progress: ProgressReport) -> None: ...
 
-    def open(self) -> str | None:
+    def open_checkpoint(self) -> str | None:
         """Read what runners of this model can have in common, on one thread and without a GPU; forks of this process
-        may :meth:`adopt` it. The weights are among it where they can stay in their files, or are few: return where
+        may :meth:`adopt_load` it. The weights are among it where they can stay in their files, or are few: return where
         those are. :raises RunnerError: if it cannot be read."""
         ...
 
@@ -117,80 +117,80 @@ class Engine(Protocol):
         of the weights' files in this process."""
         ...
 
-    def rehearse(self, request: Generate) -> None:
+    def rehearse_load(self, request: Generate) -> None:
         """Do ahead what a load does, as far as that takes no memory worth the name, and what is done for such a request
         before it is answered: in a fork, what is written to has to be copied first, and is by then. Called at most
-        once, before :meth:`adopt`."""
+        once, before :meth:`adopt_load`."""
         ...
 
-    def adopt(self, load: Load, progress: ProgressReport) -> None:
+    def adopt_load(self, load: Load, progress: ProgressReport) -> None:
         """Take over what was opened before for the same checkpoint, for this load."""
         ...
 
-    def load(self) -> Loaded:
+    def load_model(self) -> Loaded:
         """Load the model once it was opened. :raises RunnerError: if it cannot be."""
         ...
 
-    def settle(self) -> int:
+    def finish_load(self) -> int:
         """Do what makes later answers, or the next load, faster. Called once after a load, in a thread of its own.
         Return the bytes of weights that are used where they lie in their file from then on."""
         ...
 
-    def prepare(self, job: Job) -> list[Sequence]:
+    def prepare_sequences(self, job: Job) -> list[Sequence]:
         """Begin the job and return a sequence for each of its choices; none if it is answered already.
 
         :raises RequestError: if it cannot be answered.
         """
         ...
 
-    def fits(self, sequence: Sequence, others: Many[Sequence]) -> bool:
+    def has_room_for(self, sequence: Sequence, others: Many[Sequence]) -> bool:
         """Whether there is room for what it needs beside what the others need. One alone always fits."""
         ...
 
-    def full(self, sequences: Many[Sequence]) -> bool:
+    def is_cache_full(self, sequences: Many[Sequence]) -> bool:
         """Whether there is no room for one token more in each."""
         ...
 
-    def read(self, sequences: Many[Sequence]) -> list[Logits | None]:
+    def prefill(self, sequences: Many[Sequence]) -> list[Logits | None]:
         """Read on: of one sequence the next piece of its prompt, or all of it if it is ``whole``; of several all that
         is left. Return the scores of each one's first token, None for one that is not read to the end yet. Those
         that are have a place from then on."""
         ...
 
-    def share(self, sequence: Sequence, sibling: Sequence) -> None:
+    def fork_sequence(self, sequence: Sequence, sibling: Sequence) -> None:
         """Give a sibling with the same prompt a place of its own with what ``sequence`` has just read."""
         ...
 
-    def step(self, sequences: Many[Sequence]) -> list[Logits]:
+    def decode_step(self, sequences: Many[Sequence]) -> list[Logits]:
         """Feed the last token of every sequence; return the scores of each one's next, which hold until the next call.
         The sequences are all that were read and not dropped."""
         ...
 
-    def drop(self, sequence: Sequence) -> None:
+    def release_sequence(self, sequence: Sequence) -> None:
         """Take its place back, if it has one."""
         ...
 
-    def rewind(self, sequence: Sequence) -> None:
+    def reset_prefill(self, sequence: Sequence) -> None:
         """Forget what was read of a prompt, whether or not that went well, so that it can be read from its beginning.
         Not for one that is ``whole`` and was read to its end."""
         ...
 
-    def answer_apart(self, sequences: Many[Sequence], between: Callable[[], None]) -> dict[Job, Exception]:
+    def run_generate(self, sequences: Many[Sequence], between_steps: Callable[[], None]) -> dict[Job, Exception]:
         """Answer sequences marked ``apart``, together as far as the model allows, and finish them; return what failed
-        and why. ``between`` is to be called between steps, for the others."""
+        and why. ``between_steps`` is to be called between steps, for the others."""
         ...
 
     def token_bytes(self, token: int) -> bytes: ...
 
 
-def wanted_constraint(request: Generate) -> Constraint | None:
+def requested_constraint(request: Generate) -> Constraint | None:
     """Return what the answer must match: the form the request asks for, or a call of a tool it insists on."""
     if request.tools and request.tool_choice not in ("auto", "none"):
         return for_tools(request.tools, request.tool_choice)
     return request.sampling.constraint
 
 
-def room(prompt: list[int], context: int, most: int) -> int:
+def answer_limit(prompt: list[int], context: int, most: int) -> int:
     """Return how many tokens an answer may have: ``most``, or what the context has left beside the prompt.
 
     :raises RequestError: if the prompt is empty, or as long as the context.
@@ -202,22 +202,22 @@ def room(prompt: list[int], context: int, most: int) -> int:
     return min(most, context - len(prompt))
 
 
-def check_bias(request: Generate, vocabulary: int) -> None:
+def check_logit_bias(request: Generate, vocabulary: int) -> None:
     """:raises RequestError: for a bias of a token that a vocabulary of this size has not."""
     if wrong := [token for token, _ in request.sampling.logit_bias if not 0 <= token < vocabulary]:
         raise RequestError(f"logit_bias: there is no token {wrong[0]}; this model's are 0 to {vocabulary - 1}")
 
 
-def sampler_of(
+def build_sampler(
     choice: Choice, prompt: list[int], ends: frozenset[int], constraint: Mask | None, opening: int | None = None
 ) -> Sampler:
     """Return the sampler of a choice; a constraint holds for its answer, not for the thoughts before it, which the
     model may begin itself with the token ``opening``."""
-    mask = None if constraint is None else _Answering(constraint, choice, opening if choice.thinks else None)
+    mask = None if constraint is None else _AnswerMask(constraint, choice, opening if choice.thinks else None)
     return Sampler(choice.job.request.sampling, prompt, ends, choice.index, mask)
 
 
-class _Answering:
+class _AnswerMask:
     """A mask that waits until the model has done thinking, and lets it begin to."""
 
     def __init__(self, mask: Mask, choice: Choice, opening: int | None) -> None:
@@ -225,17 +225,17 @@ class _Answering:
         self._choice = choice
         self._opening = opening
 
-    def apply(self, scores: Logits) -> None:
+    def mask_scores(self, scores: Logits) -> None:
         if self._choice.thinking:
             return
         opens = scores[self._opening] if self._may_open else None
-        self._mask.apply(scores)
+        self._mask.mask_scores(scores)
         if opens is not None:
             scores[self._opening] = opens
 
-    def accept(self, token: int) -> None:
+    def accept_token(self, token: int) -> None:
         if not self._choice.thinking and not (self._may_open and token == self._opening):
-            self._mask.accept(token)
+            self._mask.accept_token(token)
 
     @property
     def _may_open(self) -> bool:

@@ -17,7 +17,7 @@ _SLACK = 1.5  # times what is used may be held before it is given back
 class RowCache(Cache):  # type: ignore[misc]
     """The cache of one model, for steps of one token per row.
 
-    ``lengths`` are tokens in each row. Before a step :meth:`open_step` makes room for one token more in each; every
+    ``lengths`` are tokens in each row. Before a step :meth:`begin_step` makes room for one token more in each; every
     attention layer then adds its keys and values (B, H, 1, D) and gets back those of all tokens, (B, H, L, D).
     """
 
@@ -28,7 +28,7 @@ class RowCache(Cache):  # type: ignore[misc]
         super().__init__(layers=[_RowLayer(self) for _ in range(layers)])
 
     @torch.inference_mode()
-    def join(self, prompt: Cache, source: int, length: int) -> int:
+    def add_row(self, prompt: Cache, source: int, length: int) -> int:
         """Add a row with the first ``length`` tokens of row ``source`` of the cache that a prompt was read into; return
         its number."""
         row = len(self.lengths)
@@ -51,7 +51,7 @@ class RowCache(Cache):  # type: ignore[misc]
         return row
 
     @torch.inference_mode()
-    def leave(self, row: int) -> None:
+    def remove_row(self, row: int) -> None:
         """Remove a row: the last one takes its number. With the last of all, memory is given back."""
         last = len(self.lengths) - 1
         length = self.lengths.pop()
@@ -65,7 +65,7 @@ class RowCache(Cache):  # type: ignore[misc]
                 layer.keys = layer.values = None
 
     @torch.inference_mode()
-    def open_step(self) -> torch.Tensor:
+    def begin_step(self) -> torch.Tensor:
         """Make room for one token in every row. Return the mask (B, 1, 1, L): true where a row's query may look."""
         self.width = max(self.lengths) + 1
         for layer in self.layers:
@@ -74,7 +74,7 @@ class RowCache(Cache):  # type: ignore[misc]
         self.positions = torch.tensor(self.lengths, device=device)
         return (torch.arange(self.width, device=device) <= self.positions[:, None])[:, None, None, :]
 
-    def close_step(self) -> None:
+    def end_step(self) -> None:
         """Count the tokens that a step added."""
         self.lengths = [length + 1 for length in self.lengths]
 
@@ -145,6 +145,6 @@ def _rounded(length: int) -> int:
     return -(-length // _GRAIN) * _GRAIN
 
 
-def can_batch(layers: list[Any]) -> bool:
+def supports_rows(layers: list[Any]) -> bool:
     """Whether a model's cache is one this can stand in for: plain attention over all tokens in every layer."""
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)

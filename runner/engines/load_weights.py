@@ -18,17 +18,17 @@ from checkpoints import kept_weights
 from protocol.messages import Load
 from runner.engines.interface import ProgressReport
 from runner.engines.layouts import linear4, pieces
-from runner.engines.layouts.linear import pack
+from runner.engines.layouts.linear import pack_linear
 from runner.engines.progress import watched_weights
 from runner.errors import DamagedError, out_of_memory
 from runner.families.base import RunnerFamily
-from runner.process import bitsandbytes_compat, mapped_weights
+from runner.process import compat, mapped_weights
 from runner.process.resources import trim
 
 if not torch.cuda.is_available():
     # Where there is a GPU this import initializes CUDA, which must not happen before the fork; there it is left to the
     # first quantized load of each runner.
-    bitsandbytes_compat.install()
+    compat.import_bitsandbytes()
 
 log = logging.getLogger("runner")
 _WORTH_KEEPING = 32 * 2**20  # bytes; smaller models are quantized faster than they are written
@@ -54,7 +54,7 @@ class Weights:
         self.from_kept = False  # whether they were read as an earlier load had quantized them
         self.kept = self._folder() if self._keeps else None
 
-    def adopt(self, load: Load, progress: ProgressReport) -> None:
+    def adopt_load(self, load: Load, progress: ProgressReport) -> None:
         """Go on for this load of the same checkpoint."""
         self._load, self._progress = load, progress
 
@@ -81,7 +81,7 @@ class Weights:
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    def read(self) -> PreTrainedModel:
+    def read_checkpoint(self) -> PreTrainedModel:
         """Read the checkpoint's weights and quantize them as asked.
 
         :raises DamagedError: if a file cannot be read.
@@ -99,7 +99,7 @@ class Weights:
             raise DamagedError(f"the checkpoint in {self._load.path} cannot be loaded: {error}") from error
         if self.kept is not None and _WORTH_KEEPING <= model.get_memory_footprint() <= self._load.quantized_limit:
             self._to_keep = model.state_dict()  # as bitsandbytes saves it: laid out, it would be saved with losses
-        self._laid_out = linear4.pack(model) > 0
+        self._laid_out = linear4.pack_layers(model) > 0
         return model.eval()
 
     def read_kept(self) -> PreTrainedModel | None:
@@ -117,7 +117,7 @@ class Weights:
         try:
             with watched_weights(lambda fraction: self._progress("reading quantized weights", fraction)):
                 model = self._family.load_model(self.kept, **self._options(quantize=False))
-            linear4.attach(model, self.kept)
+            linear4.attach_packed(model, self.kept)
             self.from_kept = True
             return model.eval()
         except Exception as error:  # whatever is wrong with them, the originals are there
@@ -129,7 +129,7 @@ class Weights:
 
     def _options(self, quantize: bool = True) -> dict[str, Any]:
         if self._load.quant_bits < 16:
-            bitsandbytes_compat.install()  # before transformers imports it
+            compat.import_bitsandbytes()  # before transformers imports it
         options: dict[str, Any] = {"dtype": self._dtype}
         if self._load.max_memory:
             # JSON has no integer keys; accelerate wants GPU numbers as integers.
@@ -159,7 +159,7 @@ class Weights:
 
     # -- after the load ------------------------------------------------------------------------------------------------
 
-    def settle(self, model: PreTrainedModel) -> bool:
+    def keep_weights(self, model: PreTrainedModel) -> bool:
         """Keep quantized weights for the next load; on a CPU, lay out plain ones as its kernels want them.
 
         Return whether any of that was to be done."""
@@ -168,10 +168,10 @@ class Weights:
         if plain:
             try:
                 with torch.inference_mode():
-                    pack(model)
+                    pack_linear(model)
             except MemoryError as error:
                 log.warning("no memory to lay out the weights of %s; it serves as it is: %s", self._load.name, error)
-            mapped_weights.release(mapped_weights.ranges())
+            mapped_weights.release_pages(mapped_weights.mapped_ranges())
         if keep is not None:
             self._keep(model, keep)
             keep.clear()
@@ -199,7 +199,7 @@ class Weights:
         try:
             unfinished = kept_weights.begin(self.kept, 2 * int(model.get_memory_footprint()))
             _without_quantizer(model).save_pretrained(unfinished, state_dict=weights, max_shard_size=_SHARD)
-            linear4.save(model, unfinished)
+            linear4.save_packed(model, unfinished)
             variant = f"{self._device.type} {self._dtype}"
             kept_weights.finish(unfinished, self.kept, self._load.name, self._load.quant_bits, variant, self._made_of)
             for gone in kept_weights.prune(self.kept.parent, self._load.quantized_limit):
@@ -216,10 +216,10 @@ class Weights:
 def mapped_bytes(model: PreTrainedModel) -> int:
     """Return how many bytes of the model's tensors are used where they lie in their file. Lets the pages of those files
     go that were read on the way."""
-    found = mapped_weights.ranges()
-    mapped_weights.release(found)
-    tensors = [*model.parameters(), *model.buffers(), *linear4.scales(model)]
-    return mapped_weights.bytes_within(found, ((tensor.data_ptr(), tensor.nbytes) for tensor in tensors))
+    found = mapped_weights.mapped_ranges()
+    mapped_weights.release_pages(found)
+    tensors = [*model.parameters(), *model.buffers(), *linear4.packed_scales(model)]
+    return mapped_weights.mapped_bytes_of(found, ((tensor.data_ptr(), tensor.nbytes) for tensor in tensors))
 
 
 def _without_quantizer(model: PreTrainedModel) -> PreTrainedModel:

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, Cache, GenerationConfig, PreTrainedModel
 
 from models_registry.families import FAMILIES
 from protocol.messages import Generate, Load
-from runner.engines.generate_path import Chooser
+from runner.engines.generate_path import SamplingProcessor
 from runner.engines.interface import Sequence
 from runner.errors import DamagedError, RequestError
 from runner.generation.chat_template import as_template_takes, check_length
@@ -45,7 +45,7 @@ class Prepared:
 
 
 class RunnerFamily:
-    """One family's tensor half. Subclasses set ``model_class`` and override :meth:`prepare`.
+    """One family's tensor half. Subclasses set ``model_class`` and override :meth:`prepare_inputs`.
 
     ``batches`` is false where the model cannot decode in rows of a common cache; ``reads_prompt`` where the prompt's
     tokens are not of the sequence that is continued.
@@ -106,9 +106,9 @@ class RunnerFamily:
         window = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         return int(window) if window else None
 
-    def prepare(self, request: Generate, device: torch.device) -> Prepared:
+    def prepare_inputs(self, request: Generate, device: torch.device) -> Prepared:
         """Turn a request into tensors on ``device``. :raises RequestError: if it cannot be."""
-        text = self.render([as_template_takes(message, message.text) for message in request.messages], request)
+        text = self.render_prompt([as_template_takes(message, message.text) for message in request.messages], request)
         check_length(text, self.load.cache_tokens)
         # A template writes the special tokens itself; a bare prompt gets those the tokenizer begins with.
         inputs = self.tokenizer(
@@ -116,7 +116,7 @@ class RunnerFamily:
         )
         return Prepared(text, dict(inputs.to(device)))
 
-    def render(self, conversation: list[dict[str, Any]], request: Generate) -> str:
+    def render_prompt(self, conversation: list[dict[str, Any]], request: Generate) -> str:
         """Apply the checkpoint's chat template; where it has none, or none is wanted, join the texts.
 
         :raises RequestError: if the template refuses the conversation, or has no place for the request's tools.
@@ -167,7 +167,7 @@ class RunnerFamily:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         return backend is not None and "ByteLevel" in str(backend.decoder)
 
-    def read(self, model: PreTrainedModel, inputs: dict[str, Any], cache: Cache) -> tuple[torch.Tensor, int]:
+    def prefill(self, model: PreTrainedModel, inputs: dict[str, Any], cache: Cache) -> tuple[torch.Tensor, int]:
         """Read a whole prompt with its media into ``cache``.
 
         Return the logits of its last token, (1, V), and what is to be added to the positions of later tokens: images
@@ -180,17 +180,19 @@ class RunnerFamily:
         deltas = getattr(holder, "rope_deltas", None)
         return logits, 0 if deltas is None else int(deltas.reshape(-1)[0])
 
-    def apart(self, request: Generate) -> bool:
-        """Whether this request is to be answered by :meth:`run`, on its own."""
+    def uses_generate(self, request: Generate) -> bool:
+        """Whether this request is to be answered by :meth:`generate_group`, on its own."""
         return False
 
-    def groups(self, sequences: Many[Sequence]) -> list[list[Sequence]]:
-        """Return which sequences :meth:`run` takes together."""
+    def group_sequences(self, sequences: Many[Sequence]) -> list[list[Sequence]]:
+        """Return which sequences :meth:`generate_group` takes together."""
         return [[sequence] for sequence in sequences]
 
-    def run(self, model: PreTrainedModel, group: Many[Sequence], config: GenerationConfig, chooser: Chooser) -> None:
-        """Generate for a group that is not in the batch; the chooser takes the tokens."""
-        model.generate(**group[0].inputs, generation_config=config, **chooser.options())
+    def generate_group(
+        self, model: PreTrainedModel, group: Many[Sequence], config: GenerationConfig, sampling: SamplingProcessor
+    ) -> None:
+        """Generate for a group that is not in the batch; the processor takes the tokens."""
+        model.generate(**group[0].inputs, generation_config=config, **sampling.generate_arguments())
 
     def extras(self, request: Generate) -> dict[str, Any]:
         """Return fields this family adds to every answer."""

@@ -36,19 +36,19 @@ class MultimodalFamily(RunnerFamily):
 
     processor_class = AutoProcessor
 
-    def prepare(self, request: Generate, device: torch.device) -> Prepared:
+    def prepare_inputs(self, request: Generate, device: torch.device) -> Prepared:
         media = Media()
-        text = self.render([self._content(message, media) for message in request.messages], request)
+        text = self.render_prompt([self._content(message, media) for message in request.messages], request)
         check_length(text, self.load.cache_tokens)
-        self.check(media)
+        self.check_media(media)
         try:
-            batch = self.encode(text, media, request)
+            batch = self.encode_inputs(text, media, request)
         except (ValueError, TypeError) as error:
             raise RequestError(f"the model's processor cannot take this request: {error}") from error
-        inputs = {name: _place(value, device, self.dtype) for name, value in batch.items()}
+        inputs = {name: _to_device(value, device, self.dtype) for name, value in batch.items()}
         return Prepared(text, inputs)
 
-    def encode(self, text: str, media: Media, request: Generate) -> dict[str, Any]:
+    def encode_inputs(self, text: str, media: Media, request: Generate) -> dict[str, Any]:
         """Return the processor's tensors for one rendered conversation and its media."""
         return dict(self.processor(text=[text], return_tensors="pt", **self.media_options(media)))
 
@@ -63,7 +63,7 @@ class MultimodalFamily(RunnerFamily):
             options |= {"videos": media.videos, "do_sample_frames": False, "video_metadata": _metadata(media)}
         return options
 
-    def check(self, media: Media) -> None:
+    def check_media(self, media: Media) -> None:
         """:raises RequestError: for a clip longer than the model hears, which its processor would cut without a word,
         or so short that it makes no token."""
         extractor = getattr(self.processor, "feature_extractor", None)
@@ -95,16 +95,16 @@ class MultimodalFamily(RunnerFamily):
             case "text":
                 return {"type": "text", "text": part.text}
             case "image":
-                media.images.append(_read(part.path))
+                media.images.append(_load_array(part.path))
                 return {"type": "image"}
             case "audio":
-                media.clips.append(_read(part.path))
+                media.clips.append(_load_array(part.path))
                 return {"type": "audio", "audio_url": ""}  # Qwen2-Audio's template asks for the key, not its value
             case "video":
-                media.videos.append(_read(part.path))
+                media.videos.append(_load_array(part.path))
                 media.fps.append(float(part.meta.get("fps") or 1.0))
                 track = part.meta.get("audio_path")
-                media.tracks.append(_read(track) if track else None)
+                media.tracks.append(_load_array(track) if track else None)
                 return {"type": "video"}
 
 
@@ -121,12 +121,12 @@ def _metadata(media: Media) -> list[dict[str, Any]]:
     ]
 
 
-def _read(path: str) -> Array:
+def _load_array(path: str) -> Array:
     array: Array = np.load(path, allow_pickle=False)
     return array
 
 
-def _place(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+def _to_device(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """Move a tensor to the device; floating ones get the type of the towers' weights."""
     if not isinstance(value, torch.Tensor):
         return value

@@ -28,7 +28,7 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import (
 )
 
 from protocol.messages import Generate, Load
-from runner.engines.generate_path import Chooser
+from runner.engines.generate_path import SamplingProcessor
 from runner.engines.interface import Sequence
 from runner.errors import RequestError
 from runner.families.multimodal import Media, MultimodalFamily
@@ -47,7 +47,7 @@ class QwenOmni(MultimodalFamily):
         super().__init__(load)
         self._speaking: Qwen2_5OmniForConditionalGeneration | None = None
 
-    def encode(self, text: str, media: Media, request: Generate) -> dict[str, Any]:
+    def encode_inputs(self, text: str, media: Media, request: Generate) -> dict[str, Any]:
         """Return the processor's tensors; a video's own sound is interleaved with its frames when asked for."""
         wanted = bool(request.switches.get("use_audio_in_video"))
         if wanted and not any(track is not None for track in media.tracks):
@@ -65,15 +65,17 @@ class QwenOmni(MultimodalFamily):
             options["videos_kwargs"] = {"size": dict(self.processor.video_processor.size)}
         batch = dict(self.processor(text=[text], return_tensors="pt", **options))
         if media.videos:
-            # The processor would assume 2 frames a second; the time between sampled frames is known here.
+            # The processor would assume 2 frames a second; the time between_steps sampled frames is known here.
             step = self.processor.video_processor.temporal_patch_size
             batch["video_second_per_grid"] = torch.tensor([step / fps for fps in media.fps])
         return batch | ({"use_audio_in_video": True} if wanted else {})
 
-    def apart(self, request: Generate) -> bool:
+    def uses_generate(self, request: Generate) -> bool:
         return bool(request.switches.get("speech"))
 
-    def run(self, model: PreTrainedModel, group: Many[Sequence], config: GenerationConfig, chooser: Chooser) -> None:
+    def generate_group(
+        self, model: PreTrainedModel, group: Many[Sequence], config: GenerationConfig, sampling: SamplingProcessor
+    ) -> None:
         """Answer in text and in speech. :raises RequestError: for more than one choice."""
         job = group[0].job
         if len(job.choices) > 1:
@@ -88,8 +90,8 @@ class QwenOmni(MultimodalFamily):
             **inputs,
             speaker=_SPEAKER if _SPEAKER in speaking.speaker_map else next(iter(speaking.speaker_map)),
             thinker_generation_config=config,
-            **chooser.options("thinker_"),
-            talker_stopping_criteria=[_Enough(job, chooser.between)],
+            **sampling.generate_arguments("thinker_"),
+            talker_stopping_criteria=[_Enough(job, sampling.between_steps)],
             talker_min_new_tokens=_CODES_AT_LEAST // 5,  # with none the vocoder fails
             talker_eos_token_id=[speaking.talker.codec_pad_token, speaking.talker.codec_eos_token],
         )
@@ -140,13 +142,13 @@ class _Enough(StoppingCriteria):  # type: ignore[misc]
     A talker that misses its end would otherwise go on for 4096 codes, whatever it was to say.
     """
 
-    def __init__(self, job: Job, between: Callable[[], None]) -> None:
+    def __init__(self, job: Job, between_steps: Callable[[], None]) -> None:
         self._job = job
-        self._between = between
+        self._between_steps = between_steps
         self._before: int | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        self._between()
+        self._between_steps()
         length = int(input_ids.shape[1])
         self._before = length - 1 if self._before is None else self._before
         most = _CODES_AT_LEAST + _CODES_PER_TOKEN * self._job.choices[0].tokens

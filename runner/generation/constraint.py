@@ -65,7 +65,7 @@ class Mask:
         """Whether the answer is complete and nothing more may come."""
         return self._ended or (self._matcher.is_stopped() and not self._matcher.is_error())
 
-    def apply(self, scores: NDArray[np.float32]) -> None:
+    def mask_scores(self, scores: NDArray[np.float32]) -> None:
         """Set to -inf, in place, the scores (V,) of tokens that may not come next.
 
         V may differ from the tokenizer's: models pad theirs. What the tokenizer does not have may not come.
@@ -90,7 +90,7 @@ class Mask:
         for token, score in ends.items():
             scores[token] = score
 
-    def accept(self, token: int) -> None:
+    def accept_token(self, token: int) -> None:
         """Take the token that came.
 
         :raises RunnerError: if it is one that may not come.
@@ -118,7 +118,7 @@ class Grammars:
         self._ends = frozenset(ends)
         self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
 
-    def compile(self, constraint: Constraint) -> Mask:
+    def compile_constraint(self, constraint: Constraint) -> Mask:
         """Return the mask of a new sequence.
 
         :raises RequestError: if the constraint is not understood or cannot be enforced. It says which part of it.
@@ -209,8 +209,8 @@ def _matcher(constraint: Constraint, tokenizer: LLTokenizer) -> LLMatcher:
         return matcher
     error = _short(matcher.get_error())
     if constraint.kind == "json_schema":
-        place, error = _culprit(_schema(constraint.value), error)
-        raise RequestError(f"the JSON schema cannot be enforced, because of {place}: {error}")
+        pointer, error = _culprit(_schema(constraint.value), error)
+        raise RequestError(f"the JSON schema cannot be enforced, because of {pointer}: {error}")
     if constraint.kind == "regex":
         raise RequestError(f"the regular expression is not valid: {error}")
     number = re.match(r"(?:at )?(\d+)\(", error)
@@ -246,21 +246,21 @@ def _culprit(schema: Any, error: str) -> tuple[str, str]:
     examined = 0
     rest = _subschemas(schema, "#")
     while (part := next(rest, None)) is not None and examined < MOST_EXAMINED:
-        place, subschema = part
+        pointer, subschema = part
         grammar = _json_grammar(shared | subschema)
         examined += len(grammar)
         refused, problems = LLMatcher.validate_grammar_with_warnings(grammar, limits=LIMITS)
         if refused:
-            found, error, rest = place, _short(problems[0]), _subschemas(subschema, place)
+            found, error, rest = pointer, _short(problems[0]), _subschemas(subschema, pointer)
     return found, error
 
 
-def _subschemas(schema: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _subschemas(schema: Any, pointer: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the schemas directly inside a schema, each with its JSON pointer."""
     if not isinstance(schema, dict):
         return
     for key, value in schema.items():
-        within = f"{place}/{_escaped(key)}"
+        within = f"{pointer}/{_escaped(key)}"
         if key in ONE_SCHEMA and isinstance(value, dict):
             yield within, value
         elif key in NAMED_SCHEMAS and isinstance(value, dict):
@@ -286,7 +286,7 @@ def _on_deep_stack(work: Callable[[], LLMatcher]) -> LLMatcher:
     """Return what ``work`` returns, or raise what it raises, from a thread with a stack that nothing here overflows."""
     results: Queue[LLMatcher | Exception] = Queue()
 
-    def run() -> None:
+    def compile_it() -> None:
         try:
             results.put(work())
         except Exception as error:
@@ -294,7 +294,7 @@ def _on_deep_stack(work: Callable[[], LLMatcher]) -> LLMatcher:
 
     before = threading.stack_size(DEEP_STACK)
     try:
-        thread = threading.Thread(target=run, name="grammar")
+        thread = threading.Thread(target=compile_it, name="grammar")
         thread.start()
     finally:
         threading.stack_size(before)

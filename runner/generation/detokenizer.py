@@ -22,7 +22,7 @@ class Detokenizer:
         self._emitted = ""
         self._held = 0
 
-    def push(self, token: int) -> str:
+    def push_token(self, token: int) -> str:
         """Take one id; return the text it completes, perhaps nothing."""
         self._ids.append(token)
         text = self._decode(self._ids)
@@ -51,12 +51,12 @@ class StopStrings:
         self._held = ""
         self.stopped = False
 
-    def push(self, text: str) -> str:
+    def push_text(self, text: str) -> str:
         """Take more text; return what can be shown. Sets ``stopped`` once a stop string was seen."""
         if self.stopped or not self._stops:
             return "" if self.stopped else text
         text = self._held + text
-        cut = min((place for stop in self._stops if (place := text.find(stop)) >= 0), default=None)
+        cut = min((index for stop in self._stops if (index := text.find(stop)) >= 0), default=None)
         if cut is not None:
             self.stopped, self._held = True, ""
             return text[:cut]
@@ -87,7 +87,7 @@ class ThinkSplitter:
         """Whether what comes next is a thought."""
         return self._inside
 
-    def push(self, text: str) -> list[tuple[str, bool]]:
+    def push_text(self, text: str) -> list[tuple[str, bool]]:
         """Take more text; return pieces of (text, is_reasoning)."""
         text, pieces = self._held + text, []
         self._held = ""
@@ -97,8 +97,8 @@ class ThinkSplitter:
             if not self._inside and self._started:
                 pieces.append((text, False))
                 return pieces
-            place = text.find(tag)
-            if place < 0:
+            index = text.find(tag)
+            if index < 0:
                 hold = overlap(text, tag)
                 shown, self._held = text[: len(text) - hold], text[len(text) - hold :]
                 if shown:
@@ -107,7 +107,7 @@ class ThinkSplitter:
                         shown, self._held = shown + self._held, ""
                     pieces.append((shown, self._inside))
                 return pieces
-            before, text = text[:place], text[place + len(tag) :]
+            before, text = text[:index], text[index + len(tag) :]
             if not self._inside and before.strip():
                 self._started = True
                 pieces.append((before + tag + text, False))

@@ -1,7 +1,7 @@
 """One request inside a runner: what it asked, whether it is still wanted, and its answers so far.
 
 A request has one or more choices, independent answers to the same prompt. Whoever makes tokens gives each to
-:meth:`Choice.token` and stops that choice as soon as it says so. Runner process; knows nothing of models.
+:meth:`Choice.append_token` and stops that choice as soon as it says so. Runner process; knows nothing of models.
 """
 
 import threading
@@ -27,7 +27,7 @@ class Job:
         self._send = send
         self._cancelled = threading.Event()
 
-    def cancel(self) -> None:
+    def cancel_job(self) -> None:
         self._cancelled.set()
 
     @property
@@ -35,18 +35,18 @@ class Job:
         """False once somebody cancelled it. Whoever works on it asks between steps."""
         return not self._cancelled.is_set()
 
-    def unwanted_within(self, seconds: float) -> bool:
+    def wait_cancelled(self, seconds: float) -> bool:
         """Wait for somebody to cancel it. Return whether somebody did."""
         return self._cancelled.wait(seconds)
 
-    def give_up(self) -> None:
+    def end_cancelled(self) -> None:
         """End it where it was cancelled before anything was made of it."""
         self.over = True
         cancelled: FinishReason = "cancelled"
         reasons = (cancelled,) * self.request.choices
         self._send(Done(self.request.request_id, reasons, self.prompt_tokens, 0, self.extras))
 
-    def begin(
+    def begin_choices(
         self, prompt_tokens: int, decode: Callable[[list[int]], str], thinks: bool = False, inside: bool = False
     ) -> "list[Choice]":
         """Say that generation starts, and return the choices to be made.
@@ -59,24 +59,24 @@ class Job:
         self._send(Started(self.request.request_id, prompt_tokens))
         return self.choices
 
-    def rendered(self, prompt: str, ids: list[int]) -> None:
+    def send_rendered(self, prompt: str, ids: list[int]) -> None:
         """Answer a request that only wants to see its prompt."""
         self.prompt_tokens, self.over = len(ids), True
         extras = {"prompt": prompt, "token_ids": ids}
         self._send(Done(self.request.request_id, ("stop",), len(ids), 0, extras))
 
-    def send(self, delta: Delta) -> None:
+    def send_delta(self, delta: Delta) -> None:
         self._send(delta)
 
-    def hold(self) -> None:
-        """Let the end wait for :meth:`release`, because something follows the text."""
+    def hold_end(self) -> None:
+        """Let the end wait for :meth:`release_end`, because something follows the text."""
         self._held = True
 
-    def release(self) -> None:
+    def release_end(self) -> None:
         self._held = False
-        self.ended()
+        self.send_done_if_complete()
 
-    def ended(self) -> None:
+    def send_done_if_complete(self) -> None:
         """Send the end, once every choice has one."""
         reasons = [choice.finish_reason for choice in self.choices]
         if not self.over and not self._held and None not in reasons:
@@ -111,16 +111,16 @@ class Choice:
         """Whether the next token is a thought, not a part of the answer."""
         return self._thinking is not None and self._thinking.inside
 
-    def token(self, token: int, logprob: TokenLogprob | None = None) -> bool:
+    def append_token(self, token: int, logprob: TokenLogprob | None = None) -> bool:
         """Take one token that is part of the answer. Return whether to go on."""
         self.tokens += 1
         self._unsent_tokens += 1
         if logprob is not None:
             self._logprobs.append(logprob)
-        self._show(self._detokenizer.push(token))
+        self._show(self._detokenizer.push_token(token))
         return self.job.wanted and not self._stops.stopped
 
-    def finish(self, reason: FinishReason) -> None:
+    def finish_choice(self, reason: FinishReason) -> None:
         """Send what was held back; the request ends with its last choice. A second end is no news."""
         if self.finish_reason is not None:
             return
@@ -137,21 +137,21 @@ class Choice:
         elif self._stops.stopped:
             reason = "stop"
         self.finish_reason = "tool_calls" if self._called and reason == "stop" else reason
-        self.job.ended()
+        self.job.send_done_if_complete()
 
     def _show(self, text: str) -> None:
         if text:
-            for piece, reasoning in self._thinking.push(text) if self._thinking else [(text, False)]:
+            for piece, reasoning in self._thinking.push_text(text) if self._thinking else [(text, False)]:
                 self._piece(piece, reasoning)
 
     def _piece(self, text: str, reasoning: bool) -> None:
         if reasoning:
             self._text(text, True)
         else:
-            self._answer(self._stops.push(text))  # they cut the answer, not the thinking before it
+            self._answer(self._stops.push_text(text))  # they cut the answer, not the thinking before it
 
     def _answer(self, text: str) -> None:
-        for piece in self._calls.push(text) if self._calls else [text]:
+        for piece in self._calls.push_text(text) if self._calls else [text]:
             self._send_piece(piece)
 
     def _send_piece(self, piece: str | ToolCall) -> None:
@@ -183,4 +183,4 @@ class Choice:
     def _delta(self, text: str, reasoning: bool, call: ToolCall | None = None) -> None:
         logprobs, self._logprobs = tuple(self._logprobs), []
         tokens, self._unsent_tokens = self._unsent_tokens, 0
-        self.job.send(Delta(self.job.request.request_id, text, reasoning, tokens, self.index, logprobs, call))
+        self.job.send_delta(Delta(self.job.request.request_id, text, reasoning, tokens, self.index, logprobs, call))

@@ -39,7 +39,7 @@ class ToolCalls:
         self._seen = 0  # of what is held inside, so much had no end in it
         self._called = False  # the last thing passed on is a call
 
-    def push(self, text: str) -> list[str | ToolCall]:
+    def push_text(self, text: str) -> list[str | ToolCall]:
         """Take more text; return the text and the calls that it completes."""
         self._held += text
         return self._pieces(last=False)
@@ -70,8 +70,8 @@ class ToolCalls:
 
     def _take_call(self, pieces: list[str | ToolCall], last: bool) -> bool:
         """Pass on a call, or what turns out to be none as text. Return false if more text must decide."""
-        place = max(0, self._seen - len(CLOSE))
-        ended = CLOSE in self._held[place:] or OPEN in self._held[place:]
+        start = max(0, self._seen - len(CLOSE))
+        ended = CLOSE in self._held[start:] or OPEN in self._held[start:]
         self._seen = len(self._held)
         if not ended and not last:
             return False
@@ -161,13 +161,13 @@ def for_tools(tools: Sequence[dict[str, Any]], choice: str) -> Constraint:
         known = ", ".join(tool["function"]["name"] for tool in tools) or "none"
         raise RequestError(f"tool_choice: there is no function {choice!r} among the tools; there is: {known}")
     again = f'("\\n" call){{0,{MOST_CALLS - 1}}}' if choice == "required" else ""
-    rules = [f"start: call {again}", "call: " + " | ".join(f"call_{place}" for place in range(len(functions)))]
-    for place, function in enumerate(functions):
+    rules = [f"start: call {again}", "call: " + " | ".join(f"call_{index}" for index in range(len(functions)))]
+    for index, function in enumerate(functions):
         name = json.dumps(function["name"], ensure_ascii=False)
         head = json.dumps(f'{OPEN}\n{{"name": {name}, "arguments": ', ensure_ascii=False)
         tail = json.dumps(f"}}\n{CLOSE}")
-        arguments = f"arguments_{place}_{re.sub('[^a-z0-9]', '_', function['name'].lower())}"  # to be found in errors
-        rules.append(f"call_{place}: {head} {arguments} {tail}")
+        arguments = f"arguments_{index}_{re.sub('[^a-z0-9]', '_', function['name'].lower())}"  # to be found in errors
+        rules.append(f"call_{index}: {head} {arguments} {tail}")
         rules.append(f"{arguments}: %json {json.dumps(_parameters(function), ensure_ascii=False)}")
     return Constraint("lark", "\n".join(rules))
 

@@ -1,7 +1,7 @@
 """A hook for tests: makes memory run out where they want it to, as the libraries report it, or a step hang.
 
 Read from ``SWITCHYARD_INJECT_FAULT`` by runners alone; without it nothing here is in any call's way. The variable holds
-rules, separated by ``;``, each a place and its conditions:
+rules, separated by ``;``, each a point and its conditions:
 
     load model=a times=1; step above=2 kind=cpu; read level=normal times=3; step after=5 kind=kill
 
@@ -28,14 +28,14 @@ from protocol.messages import Load
 from utils.units import parse_bytes
 
 VARIABLE = "SWITCHYARD_INJECT_FAULT"
-_PLACES = ("load", "prepare", "read", "share", "step", "apart")
-_LOOK = 0.05  # seconds
+_POINTS = ("load", "prepare", "prefill", "fork", "decode", "generate")
+_POLL_SECONDS = 0.05  # seconds
 _hoard: list[Any] = []
 
 
 @dataclass
 class Rule:
-    place: str
+    point: str
     model: str = ""
     level: tuple[str, ...] = ()
     above: int = 0
@@ -46,7 +46,7 @@ class Rule:
     passed: int = field(default=0, init=False)
     happened: int = field(default=0, init=False)
 
-    def meet(self, load: Load, count: int) -> None:
+    def apply_to(self, load: Load, count: int) -> None:
         """Do what is to happen, if it is to happen here and now, to ``count`` sequences."""
         if self.model not in ("", load.name) or (self.level and load.level not in self.level) or count <= self.above:
             return
@@ -58,16 +58,16 @@ class Rule:
         self.happened += 1
         if self.once:
             Path(self.once).touch()
-        _happen(self.kind)
+        _cause(self.kind)
 
 
-def _happen(kind: str) -> None:
+def _cause(kind: str) -> None:
     kind, _, size = kind.partition(":")
     if kind == "grow":
         _hoard.append(np.ones(int(parse_bytes(size)), dtype=np.uint8))
     elif kind == "hang":
         while Path(size).exists():
-            time.sleep(_LOOK)
+            time.sleep(_POLL_SECONDS)
     elif kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif kind == "cuda":
@@ -80,28 +80,28 @@ def _happen(kind: str) -> None:
         raise MemoryError("injected")
 
 
-def rules(text: str) -> list[Rule]:
+def parse_rules(text: str) -> list[Rule]:
     """:raises ValueError: for what is no rule; a test's mistake must not look like memory that suffices."""
     found = []
     for entry in filter(None, (part.strip() for part in text.split(";"))):
-        place, *conditions = entry.split()
+        point, *conditions = entry.split()
         values: dict[str, Any] = dict(condition.split("=", 1) for condition in conditions)
-        if place not in _PLACES:
-            raise ValueError(f"{VARIABLE}: there is no place {place!r}")
+        if point not in _POINTS:
+            raise ValueError(f"{VARIABLE}: there is no place {point!r}")
         if "level" in values:
             values["level"] = tuple(values["level"].split(","))
         values |= {name: int(values[name]) for name in ("above", "after", "times") if name in values}
-        found.append(Rule(place, **values))
+        found.append(Rule(point, **values))
     return found
 
 
-def around(engine: Any, load: Load) -> Any:
+def with_faults(engine: Any, load: Load) -> Any:
     """Return the engine, behind what makes it run out of memory if a test says so."""
     text = os.environ.get(VARIABLE, "")
-    return _Short(engine, load, rules(text)) if text else engine
+    return _FaultyEngine(engine, load, parse_rules(text)) if text else engine
 
 
-class _Short:
+class _FaultyEngine:
     """An engine that runs out of memory by rules."""
 
     def __init__(self, engine: Any, load: Load, given: list[Rule]) -> None:
@@ -113,31 +113,31 @@ class _Short:
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._engine, name, value)
 
-    def _meet(self, place: str, count: int = 1) -> None:
+    def _apply(self, point: str, count: int = 1) -> None:
         for rule in self._rules:
-            if rule.place == place:
-                rule.meet(self._load, count)
+            if rule.point == point:
+                rule.apply_to(self._load, count)
 
-    def load(self) -> Any:
-        self._meet("load")
-        return self._engine.load()
+    def load_model(self) -> Any:
+        self._apply("load")
+        return self._engine.load_model()
 
-    def prepare(self, job: Any) -> Any:
-        self._meet("prepare")
-        return self._engine.prepare(job)
+    def prepare_sequences(self, job: Any) -> Any:
+        self._apply("prepare")
+        return self._engine.prepare_sequences(job)
 
-    def read(self, sequences: Sequence[Any]) -> Any:
-        self._meet("read", len(sequences))
-        return self._engine.read(sequences)
+    def prefill(self, sequences: Sequence[Any]) -> Any:
+        self._apply("prefill", len(sequences))
+        return self._engine.prefill(sequences)
 
-    def share(self, sequence: Any, sibling: Any) -> None:
-        self._meet("share")
-        self._engine.share(sequence, sibling)
+    def fork_sequence(self, sequence: Any, sibling: Any) -> None:
+        self._apply("fork")
+        self._engine.fork_sequence(sequence, sibling)
 
-    def step(self, sequences: Sequence[Any]) -> Any:
-        self._meet("step", len(sequences))
-        return self._engine.step(sequences)
+    def decode_step(self, sequences: Sequence[Any]) -> Any:
+        self._apply("decode", len(sequences))
+        return self._engine.decode_step(sequences)
 
-    def answer_apart(self, sequences: Sequence[Any], between: Callable[[], None]) -> Any:
-        self._meet("apart", len(sequences))
-        return self._engine.answer_apart(sequences, between)
+    def run_generate(self, sequences: Sequence[Any], between_steps: Callable[[], None]) -> Any:
+        self._apply("generate", len(sequences))
+        return self._engine.run_generate(sequences, between_steps)

@@ -26,7 +26,7 @@ class Range:
     written: int
 
 
-def ranges() -> list[Range]:
+def mapped_ranges() -> list[Range]:
     """Return what is mapped from weights' files, by address."""
     found, head, written = [], None, 0
     for line in [*Path("/proc/self/smaps").read_text().splitlines(), "0-0 - - - - "]:
@@ -39,7 +39,7 @@ def ranges() -> list[Range]:
     return sorted(found)
 
 
-def release(mapped: Iterable[Range]) -> None:
+def release_pages(mapped: Iterable[Range]) -> None:
     """Let this process's pages of these ranges go; they are mapped again when they are used. Ranges that were written
     to stay."""
     madvise = ctypes.CDLL(None, use_errno=True).madvise
@@ -48,12 +48,12 @@ def release(mapped: Iterable[Range]) -> None:
             madvise(ctypes.c_void_p(one.start), ctypes.c_size_t(one.end - one.start), _MADV_DONTNEED)
 
 
-def bytes_within(mapped: list[Range], pieces: Iterable[tuple[int, int]]) -> int:
+def mapped_bytes_of(mapped: list[Range], pieces: Iterable[tuple[int, int]]) -> int:
     """Return how many bytes of ``pieces``, as (address, length), lie in mapped ranges, each address once."""
     starts = [one.start for one in mapped]
     total = 0
     for address, length in dict(pieces).items():
-        place = bisect(starts, address) - 1
-        if place >= 0 and address < mapped[place].end:
+        index = bisect(starts, address) - 1
+        if index >= 0 and address < mapped[index].end:
             total += length
     return total

@@ -33,7 +33,7 @@ def torch() -> dict[str, Any]:
 def bitsandbytes() -> dict[str, Any]:
     """Facts of bitsandbytes: whether it quantizes to 4 bits and back, where models would be."""
     torch = importlib.import_module("torch")
-    library = importlib.import_module("runner.process.bitsandbytes_compat").install()
+    library = importlib.import_module("runner.process.compat").import_bitsandbytes()
     device = "cuda" if torch.version.cuda and torch.cuda.is_available() else "cpu"
     numbers = torch.linspace(-1, 1, 4096, device=device).reshape(64, 64)
     packed, state = library.functional.quantize_4bit(numbers, quant_type="nf4")

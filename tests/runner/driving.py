@@ -42,8 +42,8 @@ def llama_of(**fields: Any) -> Any:
     from runner.engines.llama_cpp import ENGINE
 
     engine = ENGINE(load_of("llama_cpp", "deepseek", SMOLLM2, **_smollm2() | fields), silent)
-    engine.open()
-    engine.load()
+    engine.open_checkpoint()
+    engine.load_model()
     return engine
 
 
@@ -96,30 +96,30 @@ class Watched:
         return getattr(self.engine, name)
 
     @property
-    def piece_bounds(self) -> tuple[int, int]:
+    def prefill_chunk_bounds(self) -> tuple[int, int]:
         """Pieces that do not go by the clock."""
-        return self.engine.piece, self.engine.piece
+        return self.engine.prefill_chunk, self.engine.prefill_chunk
 
-    def prepare(self, job: Job) -> list[Sequence]:
-        self.sequences[job] = sequences = self.engine.prepare(job)
+    def prepare_sequences(self, job: Job) -> list[Sequence]:
+        self.sequences[job] = sequences = self.engine.prepare_sequences(job)
         return sequences
 
-    def read(self, sequences: Many[Sequence]) -> list[Logits | None]:
+    def prefill(self, sequences: Many[Sequence]) -> list[Logits | None]:
         self.before_read(sequences)
-        began = [one.read for one in sequences]
-        scores = self.engine.read(sequences)
-        self.pieces += [(one, start, one.read) for one, start in zip(sequences, began, strict=True)]
+        began = [one.prefilled for one in sequences]
+        scores = self.engine.prefill(sequences)
+        self.pieces += [(one, start, one.prefilled) for one, start in zip(sequences, began, strict=True)]
         return scores
 
-    def step(self, sequences: Many[Sequence]) -> list[Logits]:
+    def decode_step(self, sequences: Many[Sequence]) -> list[Logits]:
         self.together.append(list(sequences))
         self.lengths.append([len(one.tokens) for one in sequences])
         self.before_step(sequences)
-        return self.engine.step(sequences)
+        return self.engine.decode_step(sequences)
 
-    def drop(self, sequence: Sequence) -> None:
+    def release_sequence(self, sequence: Sequence) -> None:
         self.dropped.append(sequence)
-        self.engine.drop(sequence)
+        self.engine.release_sequence(sequence)
 
 
 @dataclass
@@ -170,7 +170,7 @@ class Crowd:
         """Make turns. Only while somebody waits for an answer: an idle batch would wait for ever."""
         for _ in range(times):
             assert not all(job.over for job in self.jobs), "nothing is asked any more"
-            self.batch.turn()
+            self.batch.run_iteration()
 
     def until(self, condition: Callable[[], Any]) -> None:
         for _ in range(TURNS):
@@ -191,7 +191,7 @@ class Crowd:
 
     def made(self, job: Job) -> int:
         """How many tokens a job has so far, in all its choices."""
-        return sum(one.made for one in self.watched.sequences.get(job, ()))
+        return sum(one.generated for one in self.watched.sequences.get(job, ()))
 
     def answer(self, job: Job) -> Answer:
         mine = [one for one in self.sent if getattr(one, "request_id", None) == job.request.request_id]
@@ -233,8 +233,8 @@ def nearly_same(ours: Answer, theirs: Answer, tolerance: float) -> int:
 def at_rest(engine: Any) -> None:
     """Hold an engine to having every place free and no cache kept for nobody."""
     inner = engine.engine if isinstance(engine, Watched) else engine
-    if hasattr(inner, "_free"):  # llama.cpp: free ids keep their tokens, to be found again
-        assert sorted(inner._free) == list(range(inner.rows))
+    if hasattr(inner, "_free_rows"):  # llama.cpp: free ids keep their tokens, to be found again
+        assert sorted(inner._free_rows) == list(range(inner.max_batch_size))
     else:
-        assert not inner._placed and not inner._cache.lengths
+        assert not inner._row_sequences and not inner._cache.lengths
         assert all(layer.keys is None and layer.values is None for layer in inner._cache.layers)

@@ -15,26 +15,26 @@ LOAD = load_of("transformers", "deepseek", CHECKPOINT, quant_bits=4, cache_token
 
 
 def opened() -> Any:
-    from runner.process import torchvision_compat
+    from runner.process import compat
 
-    torchvision_compat.install()
+    compat.import_torchvision()
     from runner.engines.transformers import ENGINE
 
     engine = ENGINE(LOAD, silent)
-    assert engine.open() is not None, "its weights stay where they are"
+    assert engine.open_checkpoint() is not None, "its weights stay where they are"
     return engine
 
 
 def taken_over(engine: Any, load: Load) -> Any:
-    engine.adopt(load, silent)
-    return engine.load()
+    engine.adopt_load(load, silent)
+    return engine.load_model()
 
 
 def test_a_load_like_the_rehearsed_one_is_done_already() -> None:
     import torch
 
     engine = opened()
-    engine.rehearse(ASKED)
+    engine.rehearse_load(ASKED)
     model, seed = engine._model, torch.initial_seed()
     report = taken_over(engine, replace(LOAD, load_id="load-2"))
     assert report.load_id == "load-2" and report.mapped_bytes and report.weight_bytes
@@ -50,7 +50,7 @@ def test_a_load_that_differs_is_done_again(fields: dict[str, Any]) -> None:
     before = torch.get_num_threads()
     try:
         engine = opened()
-        engine.rehearse(ASKED)
+        engine.rehearse_load(ASKED)
         seed = torch.initial_seed()
         taken_over(engine, replace(LOAD, load_id="load-2", **fields))
         assert torch.initial_seed() != seed and engine._cells == fields.get("cache_tokens", 1000)
@@ -65,7 +65,7 @@ def test_a_rehearsal_that_fails_costs_nothing(monkeypatch: pytest.MonkeyPatch) -
     with monkeypatch.context() as failing:
         failing.setattr(engine, "_prepare_batch", lambda: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            engine.rehearse(ASKED)
+            engine.rehearse_load(ASKED)
     report = taken_over(engine, replace(LOAD, load_id="load-2"))
     assert report.load_id == "load-2" and engine._model is model
 

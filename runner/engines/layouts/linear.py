@@ -31,7 +31,7 @@ class PackedLinear(nn.Module):
         return result
 
 
-def pack(model: nn.Module) -> int:
+def pack_linear(model: nn.Module) -> int:
     """Replace a model's plain linear layers by packed ones, one after another; return how many.
 
     May be done while the model is in use: until its layer is replaced, a call uses the old one, with the same result.

@@ -24,7 +24,7 @@ _SHARD = 256 * 2**20  # bytes written at a time: they are held in memory twice m
 _BLOCK = 32  # rows that are laid out together
 
 
-def pack(model: nn.Module) -> int:
+def pack_layers(model: nn.Module) -> int:
     """Lay out every 4-bit weight that is not yet; return how many. bitsandbytes would fail on those that cannot be:
     they are computed with as they are."""
     count = 0
@@ -38,13 +38,13 @@ def pack(model: nn.Module) -> int:
     return count
 
 
-def scales(model: nn.Module) -> Iterator[torch.Tensor]:
+def packed_scales(model: nn.Module) -> Iterator[torch.Tensor]:
     """Yield the scales of every 4-bit weight that is laid out."""
     return (layer.weight.quant_state.absmax for _, layer in _layers(model, packed=True))
 
 
-def save(model: nn.Module, folder: Path) -> None:
-    """Write the weights laid out by :func:`pack` into files of a folder. :raises OSError: if they cannot be."""
+def save_packed(model: nn.Module, folder: Path) -> None:
+    """Write the weights laid out by :func:`pack_layers` into files of a folder. :raises OSError: if they cannot be."""
     shard: dict[str, torch.Tensor] = {}
     count = size = 0
     for name, layer in _layers(model, packed=True):
@@ -58,7 +58,7 @@ def save(model: nn.Module, folder: Path) -> None:
         save_file(shard, folder / f"{PREFIX}{count:05}.safetensors")
 
 
-def attach(model: nn.Module, folder: Path) -> None:
+def attach_packed(model: nn.Module, folder: Path) -> None:
     """Use the weights that were written into a folder, where they lie; lay out those that are not there.
 
     :raises SafetensorError: if a file is damaged.
@@ -72,7 +72,7 @@ def attach(model: nn.Module, folder: Path) -> None:
                     if weight.numel() != layer.weight.data.numel():
                         raise SafetensorError(f"{name} in {file} is of another size than the weight it stands for")
                     _replace(layer, weight, scales)
-    pack(model)
+    pack_layers(model)
 
 
 def _layers(model: nn.Module, packed: bool = False) -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from runner.process import bitsandbytes_compat
+from runner.process import compat
 
 PIECE = 2**18
 """Numbers of a matrix that are worked on at once in 4 bits. A copy of them in 32 bits is small enough that the next one
@@ -28,7 +28,7 @@ def install() -> None:
     """Have quantization go by pieces on the CPU from now on."""
     global _whole, _whole_8bit
     if _whole is None:
-        bitsandbytes_compat.install()
+        compat.import_bitsandbytes()
         _whole = torch.library.get_kernel(_QUANTIZE, "CPU")
         torch.library.register_kernel(_QUANTIZE, "cpu", _quantize)
         # Not the operator that it calls: that comes after a copy of the whole matrix, and quantizes what is asked too.
