@@ -1,6 +1,6 @@
-"""Sequences answered by transformers' own ``generate``: encoder-decoders, speech, caches of unusual kinds.
+"""Sequences answered by transformers' ``generate``: encoder-decoders, speech, unusual caches.
 
-The tokens are chosen here, by each sequence's own sampler, and ``generate`` is made to take them. Runner process.
+Runner process. Tokens are sampled here, by each sequence's own sampler; ``generate`` is made to use them.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,9 @@ from runner.generation.job import Job
 
 
 class SamplingProcessor(LogitsProcessor):  # type: ignore[misc]
-    """Chooses for one sequence per row of the batch, and lets ``generate`` stop once all of them are finished.
+    """Samples for one sequence per batch row and stops ``generate`` when all are finished.
 
-    ``between_steps`` is called at every step, so that others need not wait for the end to be cancelled.
+    ``between_steps`` is called at every step, so that waiting requests can be cancelled.
     """
 
     def __init__(self, sequences: Many[Sequence], engine: Engine, between_steps: Callable[[], None]) -> None:
@@ -28,14 +28,14 @@ class SamplingProcessor(LogitsProcessor):  # type: ignore[misc]
         self._open = [True] * len(sequences)
 
     def generate_arguments(self, prefix: str = "") -> dict[str, Any]:
-        """Return this as arguments of ``generate``, their names with a prefix."""
+        """Return this as arguments of ``generate``, with a prefix on their names."""
         return {
             f"{prefix}logits_processor": LogitsProcessorList([self]),
             f"{prefix}stopping_criteria": StoppingCriteriaList([_AllFinished(self)]),
         }
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Take the scores (B, V) of a step; return such that each row's chosen token is the only one possible."""
+        """Sample from the scores (B, V); return scores that leave only each row's sampled token."""
         self._engine.steps += 1
         self.between_steps()
         chosen = torch.full_like(scores, float("-inf"))
@@ -49,7 +49,7 @@ class SamplingProcessor(LogitsProcessor):  # type: ignore[misc]
         return chosen
 
     def _sample(self, sequence: Sequence, logits: Logits) -> bool:
-        """Choose a token; what goes wrong with it is this request's affair alone."""
+        """Sample a token. An error fails this request only."""
         try:
             return sequence.sample_next(logits, self._engine)
         except Exception as error:
@@ -58,11 +58,11 @@ class SamplingProcessor(LogitsProcessor):  # type: ignore[misc]
 
     @property
     def open(self) -> list[bool]:
-        """For each row, whether it goes on."""
+        """For each row, whether it continues."""
         return [still and sequence.job.wanted for still, sequence in zip(self._open, self._sequences, strict=True)]
 
     def finish_choices(self) -> None:
-        """Finish what ``generate`` left unfinished: what reached its most tokens, and what nobody wants any more."""
+        """Finish the choices that ``generate`` left open: at their token limit, or cancelled."""
         for sequence in self._sequences:
             if sequence.job not in self.errors:
                 sequence.choice.finish_choice("length")

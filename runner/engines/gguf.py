@@ -1,6 +1,6 @@
-"""A GGUF file and a context of several sequences, as llama.cpp's C interface gives them. Runner process; no torch.
+"""A GGUF file and a context for several sequences, over llama.cpp's C interface. Runner process, no torch.
 
-The bindings' own high-level class knows one sequence only. What is here is thin: tokens in, scores out.
+The bindings' own high-level class supports one sequence only. This is a thin layer: tokens in, scores out.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ import numpy as np
 from runner.errors import DamagedError, OutOfMemory, RunnerError, says_no_memory
 
 BATCH = 512
-"""Tokens that can be evaluated at once."""
+"""Most tokens of one ``llama_decode`` call."""
 _PIECE_BYTES = 256
 
 
@@ -27,14 +27,13 @@ _memory_errors: "deque[str]" = deque(maxlen=8)
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
 def _log_callback(level: int, text: bytes, data: Any) -> None:
-    """Keep what llama.cpp says when it got no memory: its functions only say that they failed. The rest goes nowhere:
-    it narrates every load."""
+    """Keep llama.cpp's out-of-memory messages, because its functions return only a status. Drop the rest."""
     if says_no_memory(said := text.decode(errors="replace").strip()):
         _memory_errors.append(said)
 
 
 def _failure(what: str, otherwise: type[RunnerError] = RunnerError) -> RunnerError:
-    """Return the error for what llama.cpp could not do: for want of memory, if it said so meanwhile."""
+    """Return an OutOfMemory error if llama.cpp logged one since the last clear, else ``otherwise``."""
     return OutOfMemory(f"{what}: {_memory_errors[-1]}") if _memory_errors else otherwise(what)
 
 
@@ -42,10 +41,10 @@ class Gguf:
     """The model in a file: its weights, vocabulary and metadata."""
 
     def __init__(self, path: Path, gpu: int | None, progress: Callable[[float], None]) -> None:
-        """Map the file; ``gpu`` is the number of the GPU that takes all layers, None for the CPU.
+        """Map the file. ``gpu`` is the number of the GPU that takes all layers, None for the CPU.
 
-        :raises DamagedError: if llama.cpp cannot read it.
-        :raises OutOfMemory: if it got no memory for it.
+        :raises DamagedError: if llama.cpp cannot read the file.
+        :raises OutOfMemory: if there is no memory for it.
         """
         _memory_errors.clear()
         llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
@@ -79,7 +78,7 @@ class Gguf:
         return frozenset(token for token in range(self.size) if llama_cpp.llama_vocab_is_eog(self.vocabulary, token))
 
     def metadata(self, key: str) -> str | None:
-        """Return a value of the file's metadata as text."""
+        """Return a metadata value as text, or None."""
         size = 4096
         while True:
             buffer = ctypes.create_string_buffer(size)
@@ -91,7 +90,7 @@ class Gguf:
             size = length + 1
 
     def special_text(self, token: int) -> str:
-        """Return how a special token is written; nothing for -1."""
+        """Return the text of a special token; "" for -1."""
         return "" if token < 0 else self.token_bytes(token, special=True).decode("utf-8", errors="replace")
 
     @property
@@ -103,8 +102,11 @@ class Gguf:
         return int(llama_cpp.llama_vocab_eos(self.vocabulary))
 
     def tokenize(self, text: str, *, begin: bool, special: bool) -> list[int]:
-        """Return the ids of a text; ``begin`` adds the token texts begin with, where the model wants one; ``special``
-        reads special tokens that are written out."""
+        """Return the ids of a text.
+
+        ``begin`` adds the token that texts begin with, where the model wants one. ``special`` parses special tokens
+        written in the text.
+        """
         data = text.encode()
         room = len(data) + 8
         while True:
@@ -115,7 +117,7 @@ class Gguf:
             room = -count
 
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
-        """Return the bytes of a token; special ones have none unless they are asked for."""
+        """Return the bytes of a token. Special tokens have none unless ``special`` is set."""
         size = _PIECE_BYTES
         while True:
             buffer = ctypes.create_string_buffer(size)
@@ -130,7 +132,7 @@ class Gguf:
 
 @dataclass(frozen=True, slots=True)
 class BatchToken:
-    """A token to be evaluated at a position of a sequence; ``scored`` if its successor's scores are wanted."""
+    """A token at a position of a sequence; ``scored`` if the scores of its successor are wanted."""
 
     token: int
     position: int
@@ -139,10 +141,12 @@ class BatchToken:
 
 
 class Context:
-    """Keys and values of several sequences over one model: ``cells`` tokens in all, shared as they need them."""
+    """The KV cache of several sequences over one model: ``cells`` tokens, shared by all."""
 
     def __init__(self, model: Gguf, cells: int, sequences: int, threads: int) -> None:
-        """:raises OutOfMemory: if there is no memory for it. :raises RunnerError: if it cannot be made otherwise."""
+        """:raises OutOfMemory: if there is no memory for the cache.
+        :raises RunnerError: if llama.cpp refuses for another reason.
+        """
         params = llama_cpp.llama_context_default_params()
         params.n_ctx, params.n_seq_max, params.kv_unified = cells, sequences, True
         params.n_batch = params.n_ubatch = BATCH
@@ -157,9 +161,10 @@ class Context:
         self._batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
 
     def decode_batch(self, tokens: Sequence[BatchToken]) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
-        """Evaluate at most 512 tokens; return the scores (V,) after each scored one, valid until the next call.
+        """Evaluate at most 512 tokens. Return the scores (V,) after each scored token, valid until the next call.
 
-        :raises OutOfMemory: if llama.cpp got no memory. :raises RunnerError: if it refuses otherwise.
+        :raises OutOfMemory: if llama.cpp got no memory.
+        :raises RunnerError: if it refuses for another reason.
         """
         _memory_errors.clear()
         batch = self._batch
@@ -180,17 +185,19 @@ class Context:
         ]
 
     def clear_cache(self) -> None:
-        """Forget everything, so that what comes next is computed as in a new context, to the bit."""
+        """Remove all tokens, so that the next results equal those of a new context to the bit."""
         llama_cpp.llama_memory_clear(self._memory, False)
 
     def remove_tokens(self, sequence: int, start: int) -> bool:
-        """Forget a sequence from a position on. False if this model cannot forget a part; then all is forgotten."""
+        """Remove a sequence's tokens from position ``start`` on. If the model cannot remove a part, remove all of them
+        and return False.
+        """
         if llama_cpp.llama_memory_seq_rm(self._memory, sequence, start, -1):
             return True
         llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
         return False
 
     def copy_sequence(self, source: int, target: int) -> None:
-        """Make ``target`` hold what ``source`` holds."""
+        """Replace the tokens of ``target`` by those of ``source``."""
         llama_cpp.llama_memory_seq_rm(self._memory, target, -1, -1)
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)

@@ -1,7 +1,7 @@
-"""GGUF files by llama.cpp: the fast way on a CPU. Runner process; needs no torch.
+"""Serves GGUF files by llama.cpp, the fast engine on a CPU. Runner process, imports no torch.
 
-Sequences share one context, each under an id of its own. An id that is free keeps its tokens: a conversation that goes
-on finds its beginning there and reads only what is new.
+All sequences share one context; a row is a llama.cpp sequence id. A free row keeps its tokens, so a continued
+conversation prefills only what is new.
 """
 
 import logging
@@ -35,7 +35,7 @@ from runner.process.load_metrics import Phases
 from runner.process.resources import anonymous_bytes, cpu_threads
 
 log = logging.getLogger("runner")
-_PIECE = 256  # tokens of prompts between two looks at whether they are still wanted
+_PIECE = 256  # prompt tokens prefilled between two checks for cancellation
 _DEFAULT_CONTEXT = 8192
 
 
@@ -57,17 +57,17 @@ class LlamaCpp:
 
     def open_checkpoint(self) -> str | None:
         if self._load.device.startswith("cuda"):
-            return None  # asking llama.cpp for GPUs initializes CUDA, and a zygote must not
+            return None  # llama.cpp initializes CUDA, which a zygote must not do
         before = anonymous_bytes()
         self._read_file(None)
         file, copied = sum(one.end - one.start for one in mapped_weights.mapped_ranges()), anonymous_bytes() - before
-        # Tensors of some types are copied into another layout, and their pages of the file not used again. A little is
-        # the vocabulary.
+        # Tensors of some types are copied into another layout; their pages of the file are not used again. A small copy
+        # is the vocabulary.
         self._mapped_bytes = max(0, file - copied) if copied > file // 3 else file
         return self._load.path
 
     def warm_up(self) -> None:
-        """llama.cpp has nothing that the first use of a model does for the later ones."""
+        """Release the mapped pages. llama.cpp has no lazy set-up to do ahead."""
         mapped_weights.release_pages(mapped_weights.mapped_ranges())
 
     def rehearse_load(self, request: Generate) -> None:
@@ -81,14 +81,13 @@ class LlamaCpp:
         self._phases = Phases()
 
     def load_model(self) -> Loaded:
-        """Make a context for the file, mapped first if it is to go to a GPU. :raises DamagedError: if llama.cpp cannot
-        read it."""
+        """Create the context; for a GPU, map the file first. :raises DamagedError: if llama.cpp cannot read it."""
         self._phases.end_phase("fork")
         if self._load.device.startswith("cuda"):
             self._on_gpu = llama_cpp.llama_supports_gpu_offload()
             gpu = int(self._load.device.partition(":")[2] or 0)
             self._read_file(gpu if self._on_gpu else None)
-        # All of it is taken now, so no more than the gateway set aside.
+        # llama.cpp allocates the whole cache now, so it must fit what the gateway reserved.
         self._window = min(self._load.context or _DEFAULT_CONTEXT, self._load.cache_tokens)
         self._context = Context(
             self._model, self._load.cache_tokens, self.max_batch_size, cpu_threads(self._load.threads)
@@ -117,7 +116,7 @@ class LlamaCpp:
         self._phases.end_phase("weights")
 
     def finish_load(self) -> int:
-        """A GGUF file is quantized already, and laid out as it is computed with."""
+        """Nothing to do: a GGUF file is quantized and in its final layout."""
         return self._mapped_bytes
 
     def prepare_sequences(self, job: Job) -> list[Sequence]:
@@ -163,9 +162,10 @@ class LlamaCpp:
         return [next(scores) if one.prefilled == len(one.tokens) else None for one in sequences]
 
     def _assign_row(self, sequence: Sequence) -> None:
-        """Give it the free id that holds most of its beginning, and forget there what differs."""
+        """Assign the free row with the longest common prefix, and remove the tokens after it."""
         if sequence.job.request.sampling.seed is not None and len(self._free_rows) == self.max_batch_size:
-            # Where tokens lie in the cache rounds the scores a little: whoever gives a seed wants the same ones again.
+            # The cells of the cache that tokens occupy affect rounding. A client that gives a seed wants the same
+            # scores again, so an idle engine starts with an empty cache.
             self._context.clear_cache()
             self._cached_tokens = [[] for _ in range(self.max_batch_size)]
             self._free_rows.sort()
@@ -173,7 +173,7 @@ class LlamaCpp:
         row = max(self._free_rows, key=lambda free: known[free])
         self._free_rows.remove(row)
         sequence.row = row
-        # The last token is read in any case: its scores are what is wanted.
+        # The last token is always evaluated, because its scores are needed.
         keep = min(known[row], len(sequence.tokens) - 1)
         if not self._context.remove_tokens(row, keep):
             keep = 0
@@ -204,7 +204,7 @@ class LlamaCpp:
         self.release_sequence(sequence)
 
     def _decode_batch(self, fed: list[BatchToken]) -> list[Logits]:
-        """Evaluate; if cells are wanting, what free ids hold goes for it, the least recently used first."""
+        """Evaluate; if too few cells are left, first remove the cached tokens of the least recently used free rows."""
         spare = self._context.cells - sum(len(held) for held in self._cached_tokens)
         for row in self._free_rows:
             if spare >= len(fed):
@@ -222,7 +222,7 @@ class LlamaCpp:
 
 
 class _Prompts:
-    """From conversations to ids, by the file's own chat template or the one of the catalog."""
+    """Renders conversations to token ids, with the catalog's chat template or else the file's."""
 
     def __init__(self, model: Gguf, template: str | None, window: int) -> None:
         self._model = model
@@ -234,7 +234,7 @@ class _Prompts:
     def render_prompt(self, request: Generate) -> tuple[str, list[int]]:
         """Return the prompt as text and as ids.
 
-        :raises RequestError: if the template refuses the conversation, or has no place for the request's tools.
+        :raises RequestError: if the template rejects the conversation, or does not support the request's tools.
         """
         tools: Any = list(request.tools) if request.tool_choice != "none" else []
         if tools and not template_takes_tools(self._template):
@@ -246,14 +246,14 @@ class _Prompts:
         said: Any = [as_template_takes(message, message.text) for message in request.messages]
         try:
             text = self._formatter(messages=said, tools=tools or None, **request.template_options).prompt
-        except Exception as error:  # templates raise what they like
+        except Exception as error:  # templates raise any exception
             raise RequestError(f"the model's chat template refuses this conversation: {error}") from error
         check_length(text, self._window)
         return text, self._model.tokenize(text, begin=False, special=True)
 
 
 def _common_prefix(held: list[int], prompt: list[int]) -> int:
-    """How many ids both begin with."""
+    """Return the length of the common prefix."""
     for index, (ours, theirs) in enumerate(zip(held, prompt, strict=False)):
         if ours != theirs:
             return index
@@ -261,7 +261,7 @@ def _common_prefix(held: list[int], prompt: list[int]) -> int:
 
 
 def _quantization(model: Gguf, path: Path) -> str:
-    """Name the file's quantization as its own name does, say ``Q4_1``."""
+    """Return the quantization from the file's name, for example ``gguf Q4_1``, or from its metadata."""
     parts = path.stem.replace("-", ".").split(".")
     named = next((part for part in reversed(parts) if part.upper().startswith(("Q", "IQ", "F16", "BF16", "F32"))), "")
     return f"gguf {named}".strip() if named else f"gguf type {model.metadata('general.file_type') or 'unknown'}"

@@ -1,4 +1,4 @@
-"""How far transformers has come with a checkpoint's tensors, told from the progress bar it draws. Runner process."""
+"""Reports how many of a checkpoint's tensors transformers has read, from its progress bar. Runner process."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,14 +6,14 @@ from typing import Any
 
 from transformers.utils import logging
 
-_STEPS = 20  # reports of one load, at most
+_STEPS = 20  # most reports of one load
 
 
 @contextmanager
 def watched_weights(report: Callable[[float], None]) -> Iterator[None]:
-    """Call ``report`` with the fraction done while a model is loaded, and draw no bar."""
+    """Within it, call ``report`` with the fraction read, and draw no progress bar."""
     set_hook = getattr(logging, "set_tqdm_hook", None)
-    if set_hook is None:  # an older release: the load goes unwatched
+    if set_hook is None:  # an older release: no reports
         yield
         return
     before = set_hook(lambda factory, args, options: _Bar(args, options, report))
@@ -24,7 +24,7 @@ def watched_weights(report: Callable[[float], None]) -> Iterator[None]:
 
 
 class _Bar:
-    """Stands where transformers wants a tqdm bar."""
+    """Replaces transformers' tqdm bar."""
 
     def __init__(self, args: tuple[Any, ...], options: dict[str, Any], report: Callable[[float], None]) -> None:
         self._items = args[0] if args else options.get("iterable", ())
@@ -46,5 +46,5 @@ class _Bar:
         pass
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        """Whatever else one does to a bar: update, close, set_postfix."""
+        """Accept every other call on a bar: update, close, set_postfix."""
         return lambda *_, **__: None

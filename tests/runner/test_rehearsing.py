@@ -39,7 +39,7 @@ def test_a_load_like_the_rehearsed_one_is_done_already() -> None:
     report = taken_over(engine, replace(LOAD, load_id="load-2"))
     assert report.load_id == "load-2" and report.mapped_bytes and report.weight_bytes
     assert engine._model is model and engine._cells == 1000
-    opened().rehearse(ASKED)
+    opened().rehearse_load(ASKED)
     assert torch.initial_seed() != seed, "each draws its own random numbers"
 
 
@@ -61,7 +61,7 @@ def test_a_load_that_differs_is_done_again(fields: dict[str, Any]) -> None:
 
 def test_a_rehearsal_that_fails_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = opened()
-    model = engine._ahead
+    model = engine._opened_model
     with monkeypatch.context() as failing:
         failing.setattr(engine, "_prepare_batch", lambda: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -74,16 +74,16 @@ def test_a_spare_runner_listens_though_its_rehearsal_failed(monkeypatch: pytest.
     heard: list[Any] = []
 
     class Failing:
-        def rehearse(self, request: Generate) -> None:
+        def rehearse_load(self, request: Generate) -> None:
             raise MemoryError("as it happens")
 
     class Listening:
         def __init__(self, connection: Any, opened: Any) -> None:
             heard.append(opened)
 
-        def listen(self) -> None: ...
+        def serve_messages(self) -> None: ...
 
-    for name in ("_become", "Connection"):
+    for name in ("_setup_process", "Connection"):
         monkeypatch.setattr(main, name, lambda *_: None)
     monkeypatch.setattr(main, "Runner", Listening)
     engine: Any = Failing()
