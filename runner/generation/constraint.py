@@ -1,7 +1,6 @@
-"""Answers held to a form: JSON, a schema, a regular expression, a grammar. Runner process.
+"""Constrained answers: JSON, a JSON schema, a regular expression or a grammar, by llguidance. Runner process.
 
-The grammars and their masks are llguidance's; this is how Switchyard asks for them. Knows tokenizers, but no engine.
-One ``Grammars`` per loaded model, one ``Mask`` per sequence. Not for several threads at once.
+One ``Grammars`` per loaded model, one ``Mask`` per sequence; neither is thread-safe. Knows tokenizers, no engines.
 """
 
 import ctypes
@@ -27,29 +26,30 @@ if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
 KEPT = 32
-"""How many compiled grammars a model keeps for the next request that asks for the same."""
+"""Compiled grammars that a model keeps for later requests."""
 
 LONGEST = 65_536
-"""Characters a constraint may have. The library's compiler calls itself for each part within a part, so that this
-bounds how deep its stack grows, and it takes seconds over more."""
+"""Most characters of a constraint. The library's compiler recurses into each part, so this bounds its stack; longer
+constraints also take seconds.
+"""
 
 DEEP_STACK = 1 << 28
-"""Bytes of address space for that stack: twice what the worst found of that length gets by with."""
+"""Bytes of address space for the compiler's stack: twice what the worst constraint found of that length needs."""
 
 MOST_EXAMINED = 1_000_000
-"""Characters of schema compiled to say which part of a refused one it is: of each part, with what it refers to."""
+"""Most characters of schema compiled to find the part that is rejected, referenced parts included."""
 
-# Where a schema has others within it: one, some by name, or a list.
+# Keywords that hold subschemas: one, several by name, or a list.
 ONE_SCHEMA = ("items", "additionalProperties", "not", "if", "then", "else", "contains")
 NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
 LISTED_SCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems")
 
 LIMITS = LLParserLimits(initial_lexer_fuel=100_000, verbose_errors=False)
-"""The library's own but for what an expression may cost before the first token: a tenth. Seconds at the very worst."""
+"""The library's limits, with a tenth of its fuel for expressions before the first token: seconds in the worst case."""
 
 
 class Mask:
-    """What the grammar allows next in one answer."""
+    """The tokens that the grammar allows next in one answer."""
 
     def __init__(self, matcher: LLMatcher, tokenizer: LLTokenizer, ends: frozenset[int]) -> None:
         self._matcher = matcher
@@ -57,20 +57,20 @@ class Mask:
         self._ended = False
         self._size = tokenizer.vocab_size
         self._packed = allocate_token_bitmask(1, self._size)
-        # An end that only the tokenizer knows would not end the answer.
+        # An end token that the model does not use would not end the answer.
         self._false_ends = [token for token in tokenizer.eos_tokens if ends and token not in ends]
 
     @property
     def finished(self) -> bool:
-        """Whether the answer is complete and nothing more may come."""
+        """Whether the answer is complete and no more tokens are allowed."""
         return self._ended or (self._matcher.is_stopped() and not self._matcher.is_error())
 
     def mask_scores(self, scores: NDArray[np.float32]) -> None:
-        """Set to -inf, in place, the scores (V,) of tokens that may not come next.
+        """Set the scores (V,) of tokens that are not allowed to -inf, in place.
 
-        V may differ from the tokenizer's: models pad theirs. What the tokenizer does not have may not come.
+        V may differ from the tokenizer's size, because models pad their vocabulary; padding is never allowed.
 
-        :raises RequestError: if the grammar is too complex to go on with.
+        :raises RequestError: if the grammar becomes too complex to continue.
         """
         common = min(self._size, scores.size)
         if self._ended:
@@ -91,9 +91,9 @@ class Mask:
             scores[token] = score
 
     def accept_token(self, token: int) -> None:
-        """Take the token that came.
+        """Advance by the sampled token.
 
-        :raises RunnerError: if it is one that may not come.
+        :raises RunnerError: if the token is not allowed.
         """
         if token in self._ends and (self._ended or self._matcher.is_accepting()):
             self._ended = True
@@ -108,8 +108,8 @@ class Mask:
 class Grammars:
     """Compiles constraints for one model.
 
-    :param tokenizer: Makes the tokenizer, which takes up to a second, when the first constraint comes.
-    :param ends: The ids that end an answer: each is allowed wherever the grammar may end.
+    :param tokenizer: Makes the tokenizer for the first constraint; takes up to a second.
+    :param ends: The ids that end an answer, allowed wherever the grammar may end.
     """
 
     def __init__(self, tokenizer: Callable[[], LLTokenizer], ends: Collection[int]) -> None:
@@ -119,9 +119,9 @@ class Grammars:
         self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
 
     def compile_constraint(self, constraint: Constraint) -> Mask:
-        """Return the mask of a new sequence.
+        """Return the mask for a new sequence.
 
-        :raises RequestError: if the constraint is not understood or cannot be enforced. It says which part of it.
+        :raises RequestError: if the constraint is invalid or cannot be enforced. The message names the part.
         """
         if self._tokenizer is None:
             self._tokenizer = self._make()
@@ -137,9 +137,9 @@ class Grammars:
 
 
 def from_transformers(tokenizer: Any) -> LLTokenizer:
-    """Return the grammar's view of a tokenizer of transformers.
+    """Return llguidance's view of a transformers tokenizer.
 
-    :raises RequestError: if it is not one of the Rust library's, or has no end: the library would take another token.
+    :raises RequestError: if it is not a Rust tokenizer, or has no end token (the library would use another token).
     """
     from llguidance.hf import from_tokenizer
 
@@ -152,9 +152,9 @@ def from_transformers(tokenizer: Any) -> LLTokenizer:
 
 
 def from_llama_cpp(llama: Any) -> LLTokenizer:
-    """Return the grammar's view of the vocabulary of a ``llama_cpp.Llama``, which must outlive it.
+    """Return llguidance's view of the vocabulary of a ``llama_cpp.Llama``, which must outlive it.
 
-    :raises RequestError: if it has no token for the end.
+    :raises RequestError: if it has no end token.
     """
     import llama_cpp
 
@@ -171,10 +171,10 @@ def from_llama_cpp(llama: Any) -> LLTokenizer:
 
 
 def _spelling(vocabulary: Any, token: int) -> bytes:
-    """Return a token's bytes; those of control tokens, which are no text, follow a 0xff.
+    """Return a token's bytes, with 0xff before those of control tokens, which are not text.
 
-    llguidance's own helper also marks what a model's authors have added, such as ``<tool_call>``. Those are text here:
-    the grammar can then use the one token that the model expects.
+    llguidance's helper also marks tokens that a model's authors added, such as ``<tool_call>``. Here those are text, so
+    the grammar can use the single token that the model expects.
     """
     import llama_cpp
 
@@ -190,13 +190,13 @@ def _spelling(vocabulary: Any, token: int) -> bytes:
 
 
 def _matcher(constraint: Constraint, tokenizer: LLTokenizer) -> LLMatcher:
-    """Compile a constraint. :raises RequestError: if it cannot be."""
+    """Compile a constraint. :raises RequestError: if it cannot be compiled."""
     if constraint.kind == "json_object":
         grammar = _json_grammar({"type": "object"})
     elif constraint.kind == "json_schema":
         grammar = _json_grammar(_schema(constraint.value))
     elif constraint.kind == "regex":
-        # The library puts the expression between slashes, and this one would take the second for itself.
+        # The library puts the expression between slashes; a trailing backslash would escape the second.
         if (len(constraint.value) - len(constraint.value.rstrip("\\"))) % 2:
             raise RequestError("the regular expression is not valid: it ends in a lone backslash")
         grammar = LLMatcher.grammar_from_regex(constraint.value)
@@ -204,7 +204,7 @@ def _matcher(constraint: Constraint, tokenizer: LLTokenizer) -> LLMatcher:
         grammar = LLMatcher.grammar_from_lark(constraint.value)
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
     if not matcher.is_error():
-        matcher.compute_bitmask()  # some faults, such as a rule that only calls itself, show here; the work is kept
+        matcher.compute_bitmask()  # some errors, such as a rule that only calls itself, appear here; the result is reused
     if not matcher.is_error():
         return matcher
     error = _short(matcher.get_error())
@@ -219,7 +219,7 @@ def _matcher(constraint: Constraint, tokenizer: LLTokenizer) -> LLMatcher:
 
 
 def _json_grammar(schema: Any) -> str:
-    """Return the grammar of a schema. Its own ``x-guidance`` goes before our separators."""
+    """Return the grammar of a schema. Its own ``x-guidance`` overrides our separators."""
     try:
         return LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=cast("JsonCompileOptions", SEPARATORS))
     except ValueError as error:  # nested too deeply
@@ -239,7 +239,7 @@ def _schema(text: str) -> Any:
 
 
 def _culprit(schema: Any, error: str) -> tuple[str, str]:
-    """Return the innermost part of a schema that is refused by itself, as a JSON pointer, and why it is."""
+    """Return the innermost part of a schema that is rejected by itself, as a JSON pointer, and the reason."""
     found, shared = "#", {}
     if isinstance(schema, dict):
         shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
@@ -256,7 +256,7 @@ def _culprit(schema: Any, error: str) -> tuple[str, str]:
 
 
 def _subschemas(schema: Any, pointer: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the schemas directly inside a schema, each with its JSON pointer."""
+    """Yield the direct subschemas of a schema with their JSON pointers."""
     if not isinstance(schema, dict):
         return
     for key, value in schema.items():
@@ -274,7 +274,7 @@ def _escaped(key: str) -> str:
 
 
 def _short(error: str) -> str:
-    """Return what an error of the library says, without the source it repeats, in a length that a client can read."""
+    """Return a library error without the source it repeats, at most 300 characters and an ellipsis."""
     if error.startswith("NoExtension"):
         return "nothing matches it"
     error = re.split(r"\n\s*\d+ \| |<backtrace>|<non-verbose/>", error)[0]
@@ -283,7 +283,7 @@ def _short(error: str) -> str:
 
 
 def _on_deep_stack(work: Callable[[], LLMatcher]) -> LLMatcher:
-    """Return what ``work`` returns, or raise what it raises, from a thread with a stack that nothing here overflows."""
+    """Run ``work`` in a thread with a large stack. Return its result or raise its error."""
     results: Queue[LLMatcher | Exception] = Queue()
 
     def compile_it() -> None:

@@ -1,7 +1,7 @@
-"""One request inside a runner: what it asked, whether it is still wanted, and its answers so far.
+"""One request in a runner: whether it is still wanted, and its choices. Runner process.
 
-A request has one or more choices, independent answers to the same prompt. Whoever makes tokens gives each to
-:meth:`Choice.append_token` and stops that choice as soon as it says so. Runner process; knows nothing of models.
+A choice is one of several independent answers to the same prompt. The engine's loop passes each token to
+:meth:`Choice.append_token` and stops the choice when that returns False. Knows no models.
 """
 
 import threading
@@ -14,7 +14,11 @@ from runner.generation.tool_calls import ToolCalls
 
 
 class Job:
-    """A request under way. ``send`` takes messages to the gateway; ``relief`` is what was done for want of memory."""
+    """A request in progress.
+
+    ``send`` passes messages to the gateway. ``relief`` holds the steps taken for lack of memory, in order. ``over`` is
+    set once Done or Failed is sent. :meth:`cancel_job` may be called by any thread.
+    """
 
     def __init__(self, request: Generate, send: Callable[[RunnerMessage], None]) -> None:
         self.request = request
@@ -32,15 +36,15 @@ class Job:
 
     @property
     def wanted(self) -> bool:
-        """False once somebody cancelled it. Whoever works on it asks between steps."""
+        """False once the request is cancelled. Checked between steps."""
         return not self._cancelled.is_set()
 
     def wait_cancelled(self, seconds: float) -> bool:
-        """Wait for somebody to cancel it. Return whether somebody did."""
+        """Wait up to ``seconds`` for a cancellation. Return whether the request is cancelled."""
         return self._cancelled.wait(seconds)
 
     def end_cancelled(self) -> None:
-        """End it where it was cancelled before anything was made of it."""
+        """Send Done for a request that was cancelled before its generation began."""
         self.over = True
         cancelled: FinishReason = "cancelled"
         reasons = (cancelled,) * self.request.choices
@@ -49,10 +53,10 @@ class Job:
     def begin_choices(
         self, prompt_tokens: int, decode: Callable[[list[int]], str], thinks: bool = False, inside: bool = False
     ) -> "list[Choice]":
-        """Say that generation starts, and return the choices to be made.
+        """Send Started and return the choices to generate.
 
-        ``decode`` turns ids into text; ``thinks`` tells that the model may think between <think> tags, ``inside`` that
-        the prompt ends within them.
+        ``decode`` maps ids to text. ``thinks``: the model may think between <think> tags. ``inside``: the prompt ends
+        inside them.
         """
         self.prompt_tokens = prompt_tokens
         self.choices = [Choice(self, index, decode, thinks, inside) for index in range(self.request.choices)]
@@ -60,7 +64,7 @@ class Job:
         return self.choices
 
     def send_rendered(self, prompt: str, ids: list[int]) -> None:
-        """Answer a request that only wants to see its prompt."""
+        """Answer a ``render_only`` request with its prompt."""
         self.prompt_tokens, self.over = len(ids), True
         extras = {"prompt": prompt, "token_ids": ids}
         self._send(Done(self.request.request_id, ("stop",), len(ids), 0, extras))
@@ -69,7 +73,7 @@ class Job:
         self._send(delta)
 
     def hold_end(self) -> None:
-        """Let the end wait for :meth:`release_end`, because something follows the text."""
+        """Delay Done until :meth:`release_end`, because speech follows the text."""
         self._held = True
 
     def release_end(self) -> None:
@@ -77,7 +81,7 @@ class Job:
         self.send_done_if_complete()
 
     def send_done_if_complete(self) -> None:
-        """Send the end, once every choice has one."""
+        """Send Done once every choice is finished."""
         reasons = [choice.finish_reason for choice in self.choices]
         if not self.over and not self._held and None not in reasons:
             self.over = True
@@ -87,7 +91,7 @@ class Job:
 
 
 class Choice:
-    """One answer: from tokens to the pieces a client sees."""
+    """One answer: turns tokens into the pieces of text, thinking and tool calls that the client sees."""
 
     def __init__(self, job: Job, index: int, decode: Callable[[list[int]], str], thinks: bool, inside: bool) -> None:
         request = job.request
@@ -108,11 +112,11 @@ class Choice:
 
     @property
     def thinking(self) -> bool:
-        """Whether the next token is a thought, not a part of the answer."""
+        """Whether the next token is thinking, not answer."""
         return self._thinking is not None and self._thinking.inside
 
     def append_token(self, token: int, logprob: TokenLogprob | None = None) -> bool:
-        """Take one token that is part of the answer. Return whether to go on."""
+        """Add a generated token. Return whether to continue."""
         self.tokens += 1
         self._unsent_tokens += 1
         if logprob is not None:
@@ -121,7 +125,7 @@ class Choice:
         return self.job.wanted and not self._stops.stopped
 
     def finish_choice(self, reason: FinishReason) -> None:
-        """Send what was held back; the request ends with its last choice. A second end is no news."""
+        """Send the text held back; the last choice ends the request. A second call does nothing."""
         if self.finish_reason is not None:
             return
         self._show(self._detokenizer.flush())
@@ -148,7 +152,7 @@ class Choice:
         if reasoning:
             self._text(text, True)
         else:
-            self._answer(self._stops.push_text(text))  # they cut the answer, not the thinking before it
+            self._answer(self._stops.push_text(text))  # stop strings apply to the answer, not to the thinking
 
     def _answer(self, text: str) -> None:
         for piece in self._calls.push_text(text) if self._calls else [text]:
@@ -163,9 +167,10 @@ class Choice:
             self._delta("", False, piece)
 
     def _text(self, text: str, reasoning: bool) -> None:
-        """Send text without white space around the answer and around the thinking: it waits for what follows it.
+        """Send text without white space around the answer and around the thinking; trailing space waits for the text
+        after it.
 
-        The continuation of a bare prompt is sent as it is.
+        The continuation of a bare prompt is sent unchanged.
         """
         if not self.job.request.template:
             self._delta(text, reasoning)

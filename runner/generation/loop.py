@@ -1,12 +1,13 @@
-"""Continuous batching: the loop that answers many requests at once, joining and leaving between steps.
+"""Continuous batching: answers many requests at once; sequences join and leave between steps.
 
-One turn takes in new requests, drops those that nobody wants any more, reads pieces of waiting prompts within a budget,
-and makes one decoding step for all that are read. So a long prompt never holds up the others for more than a piece, a
-cancelled request is gone within a step, and a place is filled as soon as it is free.
+Each iteration admits new requests, drops cancelled ones, prefills chunks of waiting prompts within a budget, and makes
+one decoding step for all prefilled sequences. So a long prompt delays the others by one chunk at most, a cancelled
+request ends within a step, and a free row is filled at once.
 
-Memory that runs out is routine: what can be freed is freed and the same is tried once more; then fewer are answered at
-once, the latest waiting to be read again; one that fails with the model to itself fails alone. Runner process, one
-thread; knows engines by their interface, nothing of torch.
+When memory runs out, unused memory is freed and the call is tried once more. If it fails again, the batch shrinks and
+the latest sequences wait to be prefilled again. A request that fails with the model to itself fails alone.
+
+Runner process, one thread (except :func:`prepare_job`). Knows engines by their interface only; imports no torch.
 """
 
 import logging
@@ -28,14 +29,14 @@ from runner.generation.out_of_memory import BatchLimits, free_unused_memory, wit
 from utils.log_lines import about
 
 log = logging.getLogger("runner")
-_PREFILL_SECONDS = 0.4  # that the next token of others, or a cancellation, may have to wait for prompts
-_CANCEL_SECONDS = 2.0  # seconds that a cancellation may be on its way from the gateway, on a busy machine
-_POLL_SECONDS = 0.05  # seconds between looks at the clock while waiting for company
+_PREFILL_SECONDS = 0.4  # longest delay of other sequences' next token, or of a cancellation, by prefill
+_CANCEL_SECONDS = 2.0  # seconds for a cancellation to arrive from the gateway on a busy machine
+_POLL_SECONDS = 0.05  # seconds between checks of the clock while waiting for a batch
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request ready to be read, or the error that keeps it from being so."""
+    """A request ready for prefill, or the error that prevents it."""
 
     job: Job
     sequences: list[Sequence]
@@ -43,9 +44,10 @@ class Prepared:
 
 
 def prepare_job(engine: Engine, job: Job) -> Prepared:
-    """Turn a request into sequences: its template, tokens, pictures and grammar take a while, and not the loop's.
+    """Turn a request into sequences. Templates, tokenizing, images and grammars take time, so this runs in another
+    thread.
 
-    One that was cancelled ends here: the files of its media are gone, or will be while they are read.
+    A cancelled request ends here: the gateway removes its media files.
     """
     if not job.wanted:
         return _end_cancelled(job)
@@ -53,7 +55,7 @@ def prepare_job(engine: Engine, job: Job) -> Prepared:
         with about(job.request.request_id):
             return Prepared(job, engine.prepare_sequences(job))
     except FileNotFoundError as error:
-        # The gateway removes the files right after it has said that nobody wants them: the word is on its way.
+        # The gateway cancels the request, then removes its files: the cancellation may still be in the pipe.
         gone = any(part.path and not Path(part.path).exists() for said in job.request.messages for part in said.parts)
         return _end_cancelled(job) if gone and job.wait_cancelled(_CANCEL_SECONDS) else Prepared(job, [], error)
     except Exception as error:
@@ -74,9 +76,11 @@ def _end_cancelled(job: Job) -> Prepared:
 
 
 class Batch:
-    """The requests in a runner. They come prepared by another thread, or are prepared here.
+    """The requests of a runner.
 
-    ``fatal`` is called with an error after which the process is of no use.
+    ``inbox`` has prepared requests, or jobs to prepare here. ``fatal`` is called with every error, to end the process
+    if the error leaves it unusable. ``wait`` is how long, in seconds, the first request of an idle model waits for
+    others.
     """
 
     def __init__(
@@ -98,11 +102,11 @@ class Batch:
         self._limits = BatchLimits(engine, send)
 
     def __len__(self) -> int:
-        """How many answers are being made."""
+        """Return how many answers are being generated."""
         return len(self._decoding) + len(self._prefilling)
 
     def run_iteration(self) -> None:
-        """Do what is described above, once; wait for a request if there is nothing to do."""
+        """Run one iteration; wait for a request if there is nothing to do."""
         for arrived in self._arrivals():
             self._admit(arrived)
         self._drop_unwanted()
@@ -128,7 +132,7 @@ class Batch:
                 return
 
     def _wait_for_batch(self) -> Iterable[Prepared | Job]:
-        """Wait for others to share the batch of an idle model from the beginning, as long as the spec says."""
+        """Wait for more requests to share the batch of an idle model from the start."""
         until, arrived = time.monotonic() + self._wait, 1
         while arrived < self._limits.batch_size and (left := until - time.monotonic()) > 0:
             try:
@@ -155,7 +159,7 @@ class Batch:
     # -- reading prompts -----------------------------------------------------------------------------------------------
 
     def _prefill(self) -> None:
-        """Read prompts up to the engine's budget: on with the one that is begun, or as many short ones as fit."""
+        """Prefill up to the engine's chunk: continue the prompt in progress, or as many short ones as fit."""
         budget = self._engine.prefill_chunk
         while budget > 0 and (group := self._next_prefill(budget)):
             budget -= max(1, sum(len(sequence.tokens) - sequence.prefilled for sequence in group))
@@ -175,18 +179,18 @@ class Batch:
                 (sequence, logits.copy()) for sequence, logits in zip(group, scores, strict=True) if logits is not None
             ]
             self._decoding += [sequence for sequence, _ in done]
-            for sequence, logits in done:  # copied: an engine's scores hold until its next call
+            for sequence, logits in done:  # copied: the scores are valid until the engine's next call
                 self._start_decoding(sequence, logits)
 
     def _adjust_chunk(self, tokens: int, seconds: float) -> None:
-        """Let the next piece be as large as may be read in the time others can be kept waiting."""
+        """Set the next chunk to what can be prefilled in the time that others may be delayed."""
         least, most = self._engine.prefill_chunk_bounds[0], self._limits.prefill_chunk
         if tokens >= least:
             wanted = int(_PREFILL_SECONDS * tokens / max(seconds, 1e-6))
             self._engine.prefill_chunk = max(least, min(most, (self._engine.prefill_chunk + wanted) // 2))
 
     def _next_prefill(self, budget: int) -> list[Sequence]:
-        """The sequences to read next. Strictly in order: none is overtaken for its size."""
+        """Return the sequences to prefill next, strictly in order of arrival."""
         if self._prefilling:
             return self._prefilling
         group: list[Sequence] = []
@@ -200,8 +204,8 @@ class Batch:
                 or (taken and not self._engine.has_room_for(first, taken))
             ):
                 break
-            # A prompt that is read in pieces, or only as a whole, or after which siblings follow, is read alone. Others
-            # count as long as the longest of them: an engine may have to pad them.
+            # A chunked or whole prompt, or one with siblings, is prefilled alone. Several prompts count with the
+            # longest length, because an engine may pad them.
             longest = max(longest, len(first.tokens))
             alone = first.whole or longest * (len(group) + 1) > budget or len(first.job.choices) > 1
             if group and alone:
@@ -212,7 +216,7 @@ class Batch:
         return group
 
     def _start_decoding(self, sequence: Sequence, logits: Logits) -> None:
-        """Make the first token of a sequence that was read, and of its siblings, which need not be read again."""
+        """Sample the first token of a prefilled sequence and of its siblings, which share its prefill."""
         siblings = self._waiting_siblings(sequence)
         try:
             for index, sibling in enumerate(siblings):
@@ -227,7 +231,7 @@ class Batch:
             self._fail([sequence.job], error, siblings)
 
     def _fork_sibling(self, sequence: Sequence, sibling: Sequence) -> bool:
-        """Give a sibling a place. False if there is no memory for one more: then it has to wait."""
+        """Give a sibling a row. Return False if there is no memory for it; then it must wait."""
         try:
             self._limits.retry_once(partial(self._engine.fork_sequence, sequence, sibling), [sibling], [sibling])
         except Exception as error:
@@ -240,9 +244,9 @@ class Batch:
         return True
 
     def _waiting_siblings(self, sequence: Sequence) -> list[Sequence]:
-        """Take the job's other choices, as far as there are places, out of the queue: they wait right at its head."""
+        """Take the job's other choices, as far as there is room, from the head of the queue."""
         found: list[Sequence] = []
-        if sequence.generated:  # it was read again: the others have gone other ways
+        if sequence.generated:  # it was preempted: its siblings have other tokens by now
             return found
         while self._waiting and self._waiting[0].job is sequence.job and not self._waiting[0].generated:
             taken = [*self._decoding, *found]
@@ -256,7 +260,7 @@ class Batch:
         self._engine.release_sequence(sequence)
 
     def _preempt_when_full(self) -> None:
-        """Where sequences have grown to fill the cache, let the latest that can be read again wait for room."""
+        """While the cache is full, preempt the latest sequence that can be prefilled again."""
         while len(self._decoding) + len(self._prefilling) > 1 and self._engine.is_cache_full(
             [*self._decoding, *self._prefilling]
         ):
@@ -283,7 +287,7 @@ class Batch:
         self._limits.raise_limits()
         for sequence, logits in zip(sequences, scores, strict=True):
             if sequence not in self._decoding:
-                continue  # its job failed with a sibling a moment ago
+                continue  # its job failed with a sibling in this step
             try:
                 if not sequence.sample_next(logits, self._engine):
                     self._release(sequence)
@@ -318,7 +322,7 @@ class Batch:
         self._limits.raise_limits()
 
     def _generate(self, group: list[Sequence]) -> dict[Job, Exception]:
-        """Answer these apart and return what failed, the errors without the tensors that their tracebacks hold."""
+        """Answer a group by ``generate``. Return what failed, without the tensors that tracebacks hold."""
         try:
             failed = self._engine.run_generate(group, self._between_steps)
         except Exception as error:
@@ -326,7 +330,7 @@ class Batch:
         return {job: without_traceback(error) for job, error in failed.items()}
 
     def _between_steps(self) -> None:
-        """Let go of those who wait and are not wanted any more, while others are answered apart."""
+        """Admit new requests and drop cancelled waiting ones, while ``generate`` runs."""
         for arrived in self._drain_inbox():
             self._admit(arrived)
         for sequence in [sequence for sequence in self._waiting if not sequence.job.wanted]:
@@ -336,13 +340,13 @@ class Batch:
     # -- when memory runs out ------------------------------------------------------------------------------------------
 
     def _relieve(self, error: Exception, group: Many[Sequence] = ()) -> bool:
-        """Make do with less after memory ran out twice: in a step, or while ``group`` was read.
+        """Reduce the work after memory ran out twice, in a step or in the prefill of ``group``.
 
-        1. Of several sequences half go on; those being read and the latest that can be read again wait.
-        2. If none of several can wait, the latest job fails, and may be asked again.
-        3. One alone has its prompt read in smaller pieces.
+        1. Of several sequences half continue; the ones in prefill and the latest that can be prefilled again wait.
+        2. If none can wait, the latest job fails, and may be sent again.
+        3. A single sequence gets smaller prefill chunks.
 
-        Return False where nothing is left to be done.
+        Return False if nothing can be reduced.
         """
         if not out_of_memory(error):
             return False
@@ -381,8 +385,8 @@ class Batch:
     # -- failing -------------------------------------------------------------------------------------------------------
 
     def _fail(self, jobs: Iterable[Job], error: Exception, taken: Iterable[Sequence] = (), alone: bool = True) -> None:
-        """Tell the gateway that these requests failed, and forget them and what was ``taken`` out of the queues."""
-        self._fatal(error)  # first: after an error that ends the process not even dropping works
+        """Send Failed for these requests and remove them, and the sequences ``taken`` out of the queues."""
+        self._fatal(error)  # first: after a fatal error even releasing sequences fails
         failure = classify(error)
         for sequence in taken:
             self._engine.release_sequence(sequence)
@@ -391,7 +395,7 @@ class Batch:
                 for sequence in [sequence for sequence in here if sequence.job is job]:
                     here.remove(sequence)
                     self._engine.release_sequence(sequence)
-            if failure.kind == "internal" and not job.wanted:  # what it was about may be gone already, its files too
+            if failure.kind == "internal" and not job.wanted:  # the error may come from its removed files
                 log.info("the request was cancelled", extra={"request_id": job.request.request_id})
             elif failure.kind == "internal":
                 log.error("the request failed", exc_info=error, extra={"request_id": job.request.request_id})

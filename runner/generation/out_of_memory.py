@@ -1,6 +1,6 @@
-"""What is done when memory has run out, whatever the model: free what is held for speed alone, do less at once.
+"""What to do when memory runs out: free caches, retry, reduce the batch, and later raise it again.
 
-Runner process; needs no torch, knows nothing of queues.
+Runner process, the loop's thread. Imports no torch; knows no queues.
 """
 
 import gc
@@ -17,7 +17,7 @@ from runner.process.resources import trim
 T = TypeVar("T")
 
 log = logging.getLogger("runner")
-_STEPS_BEFORE_RAISE = 1024  # steps without want of memory after which more is done at once again
+_STEPS_BEFORE_RAISE = 1024  # steps without a shortage before the limits are raised
 
 
 def free_unused_memory() -> None:
@@ -33,15 +33,15 @@ def free_unused_memory() -> None:
 
 
 def without_traceback(error: Exception) -> Exception:
-    """Return what an error says without its traceback, whose frames keep the tensors of what ran out of memory."""
+    """Return an out-of-memory error without its traceback, whose frames hold the tensors of the failed call."""
     return OutOfMemory(str(classify(error))) if out_of_memory(error) else error
 
 
 class BatchLimits:
-    """How much an engine is asked to do at once: all it can, until memory runs out, and after a calm while again.
+    """How much work an engine gets at once: its maximum, less after memory ran out, more again after a calm period.
 
-    ``rows`` is how many sequences are answered at once, ``piece`` the most tokens of a prompt that are read at once.
-    Who lowers them says so by :meth:`note`.
+    ``batch_size`` is the most sequences at once, ``prefill_chunk`` the most prompt tokens per call. Whoever lowers them
+    calls :meth:`report_relief`.
     """
 
     def __init__(self, engine: Engine, send: Callable[[RunnerMessage], None]) -> None:
@@ -52,7 +52,9 @@ class BatchLimits:
         self.prefill_chunk = engine.prefill_chunk_bounds[1]
 
     def retry_once(self, work: Callable[[], T], sequences: Iterable[Sequence], unread: Iterable[Sequence] = ()) -> T:
-        """Do it; if memory runs out, free what can be freed, let go of what is ``unread`` and do it once more."""
+        """Call ``work``. If memory runs out, free unused memory, reset the prefill of ``unread``, and call it once
+        more.
+        """
         try:
             return work()
         except Exception as error:
@@ -60,7 +62,7 @@ class BatchLimits:
                 raise
             first = without_traceback(error)
         if any(sequence.retried for sequence in unread):
-            raise first  # a prompt is read from its beginning again: the same piece would fail over and over
+            raise first  # the prefill starts over, so the same chunk would fail again and again
         for sequence in unread:
             sequence.retried = True
             self._engine.reset_prefill(sequence)
@@ -75,7 +77,7 @@ class BatchLimits:
         raise second
 
     def report_relief(self, step: Step, error: Exception, sequences: Iterable[Sequence]) -> None:
-        """Tell the gateway what is done, and the answers that it was done for."""
+        """Tell the gateway which step was taken, and record it for the affected answers."""
         self._relieved_at = self._engine.steps
         log.warning("memory ran out (%s): %s", classify(error), step.replace("_", " "))
         for sequence in sequences:
@@ -83,7 +85,7 @@ class BatchLimits:
         self._send(Relief(step, str(classify(error)), self.batch_size, self._engine.max_batch_size))
 
     def raise_limits(self) -> None:
-        """After a while without want of memory try with more at once: what took so much may have gone."""
+        """Double the limits after a calm period: whatever used the memory may be gone."""
         rows, largest = self._engine.max_batch_size, self._engine.prefill_chunk_bounds[1]
         if self.batch_size >= rows and self.prefill_chunk >= largest:
             return

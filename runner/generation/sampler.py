@@ -1,18 +1,18 @@
-"""Choosing the next token from a model's scores: penalties, masks, temperature, nuclei and seeds. Runner process.
+"""Samples the next token from a model's scores: penalties, masks, temperature, top-k, top-p, min-p, seeds.
 
-NumPy alone, so that every engine can use it. Knows nothing of tokenizers, grammars (it asks a mask) or batches: one
-``Sampler`` chooses for one sequence, and the same seed chooses the same tokens whatever else is in the batch.
+Runner process. NumPy only, so every engine can use it. Knows no tokenizers, grammars (it asks a mask) or batches: one
+``Sampler`` serves one sequence, and a seed gives the same tokens whatever else is in the batch.
 
-The scores are changed in this order:
+The scores change in this order:
 
 1. ``logit_bias`` is added.
-2. ``repetition_penalty`` divides positive scores and multiplies negative ones, of tokens in the prompt or the answer.
+2. ``repetition_penalty`` divides positive and multiplies negative scores of tokens in the prompt or the answer.
 3. ``presence_penalty`` is subtracted once, ``frequency_penalty`` once per occurrence, for tokens of the answer.
-4. A constraint makes impossible what its grammar does not allow.
-5. Ends are impossible before ``min_tokens``, unless the constraint leaves nothing else.
-6. ``temperature`` 0 takes the highest score. Any other divides the scores, and from there on
-   ``top_k`` keeps the k likeliest, ``top_p`` the fewest of those whose share of what is left reaches it, ``min_p``
-   those at least that fraction as likely as the likeliest, and one of the rest is drawn by its probability.
+4. A constraint excludes the tokens that its grammar does not allow.
+5. End tokens are excluded before ``min_tokens``, unless the constraint allows nothing else.
+6. With ``temperature`` 0 the highest score is taken. Otherwise the scores are divided by it; ``top_k`` keeps the k
+   likeliest tokens, ``top_p`` the fewest that reach that share of the rest, ``min_p`` those with at least that fraction
+   of the highest probability; and one token is drawn.
 """
 
 import math
@@ -29,37 +29,37 @@ Scores = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
 FOLDS = 64
-"""How many rows the vocabulary is folded into to find its largest scores."""
+"""Rows into which the vocabulary is folded to find its largest scores."""
 
 
 class TokenMask(Protocol):
-    """What may come next, kept by whoever knows the grammar."""
+    """The tokens allowed next, implemented by the grammar."""
 
     def mask_scores(self, scores: Scores) -> None:
-        """Set to -inf, in place, the scores of tokens that may not come next."""
+        """Set the scores of tokens that are not allowed to -inf, in place."""
         ...
 
     def accept_token(self, token: int) -> None:
-        """Take the token that came."""
+        """Advance by the sampled token."""
         ...
 
     @property
     def finished(self) -> bool:
-        """Whether nothing more may come."""
+        """Whether no more tokens are allowed."""
         ...
 
 
 class BrokenOutput(RunnerError):
-    """The model's scores leave no token to choose."""
+    """The model's scores leave no token to sample."""
 
 
 class Sampler:
-    """Chooses the tokens of one answer.
+    """Samples the tokens of one answer.
 
-    :param prompt: The prompt's ids. Those outside the vocabulary (placeholders of media) count for nothing.
+    :param prompt: The prompt's ids. Ids outside the vocabulary (media placeholders) are ignored.
     :param ends: The ids that end an answer.
-    :param choice: Which of a request's answers this is. Each draws from a stream of its own.
-    :param constraint: What the answer must match. It is this sequence's own: the sampler moves it on.
+    :param choice: The index of the answer; each draws from its own random stream.
+    :param constraint: The answer's mask, advanced by this sampler.
     """
 
     def __init__(
@@ -87,12 +87,12 @@ class Sampler:
 
     @property
     def finished(self) -> bool:
-        """Whether the constraint is complete and nothing more may come."""
+        """Whether the constraint is complete and no more tokens are allowed."""
         return self.constraint is not None and self.constraint.finished
 
     @property
     def _changes(self) -> bool:
-        """Whether scores are changed before the temperature."""
+        """Whether steps 1 to 5 change any score."""
         asked = self._sampling
         return bool(
             asked.logit_bias
@@ -104,13 +104,13 @@ class Sampler:
         )
 
     def sample_token(self, logits: Scores) -> int:
-        """Return the next token, and remember it.
+        """Return the next token, and record it.
 
-        :param logits: The model's scores, float32 (V,). They are left as they are.
-        :raises BrokenOutput: if they are no numbers, or leave nothing to choose.
-        :raises RequestError: if ``logit_bias`` names a token that the vocabulary has not.
+        :param logits: The model's scores, float32 (V,); not modified.
+        :raises BrokenOutput: if they are not finite, or no token is left.
+        :raises RequestError: if ``logit_bias`` names a token outside the vocabulary.
         """
-        best = int(logits.argmax())  # the first NaN, if there is one
+        best = int(logits.argmax())  # the first NaN, if any
         if not math.isfinite(logits[best]):
             raise BrokenOutput(
                 "the model's output is not a number: its weights, or their quantization, are likely to be damaged"
@@ -118,7 +118,7 @@ class Sampler:
                 else "the model's output is not a number for any token"
             )
         scores = logits
-        with np.errstate(over="ignore"):  # beyond float32 is -inf: as good as impossible
+        with np.errstate(over="ignore"):  # overflow gives -inf, which excludes the token
             if self._changes:
                 scores = self._changed(logits)
                 best = int(scores.argmax())
@@ -131,7 +131,7 @@ class Sampler:
         return token
 
     def accept_token(self, token: int) -> None:
-        """Remember a token of the answer. ``sample_token`` does so itself; this is for tokens that came about otherwise."""
+        """Record a token that was not sampled here; :meth:`sample_token` records its own."""
         self._length += 1
         asked = self._sampling
         if asked.presence_penalty or asked.frequency_penalty:
@@ -144,13 +144,13 @@ class Sampler:
     # -- scores --------------------------------------------------------------------------------------------------------
 
     def _work_array(self, size: int) -> Scores:
-        """Return an array to work in. It is this sampler's, and the same each time."""
+        """Return this sampler's scratch array; its content is overwritten."""
         if self._scratch.size != size:
             self._scratch = np.empty(size, np.float32)
         return self._scratch
 
     def _changed(self, logits: Scores) -> Scores:
-        """Return a copy of the scores after steps 1 to 5."""
+        """Return a copy of the scores after steps 1 to 5, in the scratch array."""
         asked, size = self._sampling, logits.size
         scores = self._work_array(size)
         np.copyto(scores, logits)
@@ -177,13 +177,13 @@ class Sampler:
         return scores
 
     def _draw(self, scores: Scores, highest: float) -> int:
-        """Return a token drawn as step 6 says. May overwrite scores that are in this sampler's own array."""
+        """Return a token drawn by step 6. May overwrite the scratch array."""
         asked = self._sampling
         weights = self._work_array(scores.size)
-        # From the highest down, so that no temperature overflows: the likeliest weighs exp(0).
+        # Relative to the highest, so that no temperature overflows: the likeliest weighs exp(0).
         np.subtract(scores, np.float32(highest), out=weights)
         np.divide(weights, np.float32(max(asked.temperature, 1e-30)), out=weights)
-        ids: Ids | None = None  # every token, until some are left out
+        ids: Ids | None = None  # None: every token
         if 0 < asked.top_k < weights.size:
             ids = largest(weights, asked.top_k)
             weights = weights[ids]
@@ -192,14 +192,14 @@ class Sampler:
             kept = nucleus(weights, asked.top_p)
             weights, ids = weights[kept], kept if ids is None else ids[kept]
         if asked.min_p > 0.0:
-            kept = np.flatnonzero(weights >= np.float32(asked.min_p))  # the likeliest weighs 1
+            kept = np.flatnonzero(weights >= np.float32(asked.min_p))  # the highest weight is 1
             weights, ids = weights[kept], kept if ids is None else ids[kept]
         index = _pick(weights, self._generator.random())
         return index if ids is None else int(ids[index])
 
 
 class _TokenCounts:
-    """Different ids and how often each was added, as arrays that grow without being rebuilt."""
+    """Distinct ids and their counts, as arrays that grow in place."""
 
     def __init__(self, ids: Sequence[int]) -> None:
         first, counts = np.unique(np.asarray(ids, np.int64), return_counts=True)
@@ -221,7 +221,7 @@ class _TokenCounts:
         self._size += 1
 
     def within_vocabulary(self, vocabulary: int) -> tuple[Ids, Scores]:
-        """Return the ids that a vocabulary of this size has, and their counts."""
+        """Return the ids below ``vocabulary``, and their counts."""
         ids, counts = self._ids[: self._size], self._counts[: self._size]
         if self._size and not (0 <= ids.min() and ids.max() < vocabulary):
             kept = (ids >= 0) & (ids < vocabulary)
@@ -230,7 +230,7 @@ class _TokenCounts:
 
 
 def logprobs(logits: Scores, token: int, count: int) -> tuple[float, list[tuple[int, float]]]:
-    """Return the natural log probability of a token, and the ``count`` likeliest as (id, log probability)."""
+    """Return a token's natural log probability, and the ``count`` likeliest tokens as (id, log probability)."""
     highest = logits.max()
     total = float(highest) + math.log(float(np.exp(logits - highest).sum(dtype=np.float64)))
     top = largest(logits, min(count, logits.size)) if count > 0 else np.empty(0, np.int64)
@@ -238,10 +238,10 @@ def logprobs(logits: Scores, token: int, count: int) -> tuple[float, list[tuple[
 
 
 def largest(scores: Scores, count: int) -> Ids:
-    """Return the indices of the ``count`` largest scores, largest first and then by index. 0 < count <= V.
+    """Return the indices of the ``count`` largest scores, largest first, then by index. 0 < count <= V.
 
-    Sorts only what can be among them: of the maxima of V / 64 disjoint groups, the ``count``-th is a bound that at
-    least ``count`` scores reach.
+    Sorts only candidates: of the maxima of V / 64 disjoint groups, the ``count``-th is a bound that at least ``count``
+    scores reach.
     """
     width = scores.size // FOLDS
     if count < width:
@@ -257,10 +257,10 @@ def largest(scores: Scores, count: int) -> Ids:
 
 
 def nucleus(weights: Scores, top_p: float) -> Ids:
-    """Return the indices, in order, of the fewest weights that make up ``top_p`` of their sum; at least one.
+    """Return the ascending indices of the fewest weights that reach ``top_p`` of their sum; at least one.
 
-    Of equal weights at the edge the first are kept. Weights under (1 - top_p) / V of the sum make up less than
-    1 - top_p together, so only the others are sorted.
+    Of equal weights at the edge the first are kept. Weights below (1 - top_p) / V of the sum total less than 1 - top_p,
+    so only the others are sorted.
     """
     total = float(weights.sum(dtype=np.float64))
     indices = np.flatnonzero(weights >= np.float32(0.999 * (1.0 - top_p) * total / weights.size))
@@ -276,7 +276,7 @@ def nucleus(weights: Scores, top_p: float) -> Ids:
 
 
 def _pick(weights: Scores, share: float) -> int:
-    """Return the index at which the running sum of the weights passes ``share`` (0 to 1) of their sum.
+    """Return the index at which the running sum of the weights exceeds ``share`` (0 to 1) of their sum.
 
     Sums blocks first: a running sum over a whole vocabulary takes several times as long.
     """
@@ -287,13 +287,13 @@ def _pick(weights: Scores, share: float) -> int:
     goal -= blocks[block - 1] if block else 0.0
     sums = np.cumsum(weights[block * 512 : block * 512 + 512], dtype=np.float64)
     index = int(np.searchsorted(sums, goal, side="right"))
-    if index == sums.size:  # lost in rounding: the last that weighs anything
+    if index == sums.size:  # rounding: take the last weight above 0
         index = int(np.flatnonzero(weights[block * 512 : block * 512 + 512])[-1])
     return block * 512 + index
 
 
 def _generator(seed: int | None, choice: int) -> np.random.Generator:
-    """Return the stream of a choice: its own, and without a seed unlike any other, in forked processes too."""
+    """Return the random stream of a choice. Without a seed it differs each time, in forked processes too."""
     if seed is None:
-        return np.random.Generator(np.random.PCG64())  # from the operating system's entropy, each time
+        return np.random.Generator(np.random.PCG64())  # seeded from the operating system
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed & (1 << 64) - 1, choice])))
