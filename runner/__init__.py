@@ -1,1 +1,1 @@
-"""The runner process: one model, one device. The only place in the project that imports torch."""
+"""The runner process: one per loaded model. It loads the model and answers requests that the gateway sends over a pipe."""

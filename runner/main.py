@@ -1,8 +1,8 @@
-"""The runner's threads: load one model, answer requests, stop when told or when the gateway is gone.
+"""The runner's threads: load one model, answer requests, end on Stop or when the gateway is gone.
 
-The main thread listens to the pipe so that a cancellation is heard while requests are answered; a worker thread loads
-and generates; another prepares requests for it; one says once a second that the process is alive. Knows engines by
-name, nothing of slots or HTTP.
+The main thread reads the pipe, so a cancellation arrives while requests are answered. "serve" loads and generates,
+"prepare" prepares requests for it, "settle" finishes the load, "beat" sends heartbeats. Knows engines by name; knows no
+slots and no HTTP.
 """
 
 import ctypes
@@ -34,19 +34,21 @@ _QUESTION = messages.ChatMessage("user", (messages.Part("text", "What is the cap
 
 
 def run(descriptor: int, opened: Engine | None = None) -> NoReturn:
-    """Serve the gateway on the pipe with this file descriptor, with an engine that was opened ahead, where one was.
-    Does not return."""
+    """Serve the gateway on the pipe with this file descriptor; ``opened`` is an engine from a zygote. Does not return."""
     _setup_process("runner")
     Runner(Connection(descriptor), opened).serve_messages()
 
 
 def wait_for_load(descriptor: int, opened: Engine, name: str) -> NoReturn:
-    """Be a spare runner of a model, forked before a load is asked for: do what that will do, so that the pages it
-    writes to are this process's own by then. Serves the gateway as :func:`run` does."""
+    """Be a spare runner of a model, forked before its load is requested.
+
+    It rehearses the load, so that the pages a load writes to are copied already. Then it serves the gateway as
+    :func:`run` does.
+    """
     _setup_process(f"spare:{name}")
     try:
         opened.rehearse_load(messages.Generate("", (_QUESTION,), messages.Sampling(1)))
-    except Exception:  # whatever it is, the load itself will say so
+    except Exception:  # the load itself reports the error
         log.warning("a spare runner of %s cannot do its load ahead", name, exc_info=True)
     Runner(Connection(descriptor), opened).serve_messages()
 
@@ -59,6 +61,8 @@ def _setup_process(name: str) -> None:
 
 
 class Runner:
+    """Answers the gateway's messages on one pipe."""
+
     def __init__(self, connection: Connection, opened: Engine | None = None) -> None:
         self._connection = connection
         self._opened = opened
@@ -69,7 +73,7 @@ class Runner:
         self._batch: Batch | None = None
 
     def serve_messages(self) -> NoReturn:
-        """Read the pipe until it closes or Stop arrives; either ends the process at once."""
+        """Read the pipe until it closes or Stop arrives, then end the process at once."""
         try:
             while True:
                 match self._connection.recv():
@@ -87,7 +91,7 @@ class Runner:
                     case messages.Stop():
                         break
         except (EOFError, OSError):
-            pass  # the gateway is gone, and with it every reason to run
+            pass  # the gateway is gone
         _exit()
 
     def send(self, message: messages.RunnerMessage) -> None:
@@ -109,19 +113,19 @@ class Runner:
     def _serve(self, load: messages.Load) -> None:
         engine = self._load(load)
         if engine is None:
-            return  # the gateway has heard why, and ends this process
+            return  # LoadFailed was sent; the gateway ends this process
         prepared: queue.SimpleQueue[Prepared | Job] = queue.SimpleQueue()
         self._batch = Batch(engine, prepared, self.send, self._exit_if_unusable, load.batch_wait)
         try:
             threading.Thread(target=self._prepare_jobs, args=(engine, prepared), name="prepare", daemon=True).start()
             while True:
                 self._batch.run_iteration()
-        except Exception:  # or the process would go on saying that it is alive, and answer nobody
+        except Exception:  # otherwise the process sends heartbeats and answers nobody
             log.exception("the batch broke; this runner ends")
             _exit(1)
 
     def _prepare_jobs(self, engine: Engine, prepared: "queue.SimpleQueue[Prepared | Job]") -> None:
-        """Prepare requests as they come, so that the others' next token does not wait for it."""
+        """Prepare requests as they arrive, in this thread, so that they do not delay the others' next token."""
         while True:
             prepared.put(prepare_job(engine, self._inbox.get()))
 
@@ -142,7 +146,7 @@ class Runner:
         self.send(report)
         try:
             threading.Thread(target=self._finish_load, args=(load.load_id, engine), name="settle", daemon=True).start()
-        except RuntimeError as error:  # no room for its stack; it would have made things faster, no more
+        except RuntimeError as error:  # no memory for its stack; the work is optional
             log.warning("%s is left as it was loaded: %s", load.name, error)
         return engine
 
@@ -163,7 +167,7 @@ class Runner:
         return engine, replace(report, peak_bytes=peak.extra_bytes)
 
     def _finish_load(self, load_id: str, engine: Engine) -> None:
-        """Let the engine do what can wait until after the load, while requests go first."""
+        """Let the engine do what can wait until after the load, at low priority."""
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         self.send(messages.Settled(load_id, engine.finish_load()))
 
@@ -176,12 +180,12 @@ class Runner:
 
 
 def _exit(status: int = 0) -> NoReturn:
-    """End the process without the interpreter's tear-down: the kernel gives everything back, and sooner."""
+    """End the process without the interpreter's teardown: the kernel frees everything faster."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
-if __name__ == "__main__":  # started by the forkserver as a fresh process, and to die with it like a forked one
+if __name__ == "__main__":  # started by the forkserver as a new process, which must die with it like a forked one
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     run(int(sys.argv[1]))

@@ -1,7 +1,7 @@
-"""Weights of a checkpoint for transformers: read, quantized by bitsandbytes, kept for the next load. Runner process.
+"""Weights for transformers: read, quantized by bitsandbytes, kept for the next load. Runner process.
 
-A first quantized load reads the originals and keeps what became of them; later ones read that. Knows nothing of
-requests; which class reads a checkpoint is the family's business.
+The first quantized load reads the original files and keeps the result; later loads read that. Knows no requests. The
+family chooses the model class.
 """
 
 import logging
@@ -26,20 +26,21 @@ from runner.process import compat, mapped_weights
 from runner.process.resources import trim
 
 if not torch.cuda.is_available():
-    # Where there is a GPU this import initializes CUDA, which must not happen before the fork; there it is left to the
-    # first quantized load of each runner.
+    # With a GPU this import initializes CUDA, which must not happen before the fork; there, each runner imports it in
+    # its first quantized load.
     compat.import_bitsandbytes()
 
 log = logging.getLogger("runner")
-_WORTH_KEEPING = 32 * 2**20  # bytes; smaller models are quantized faster than they are written
-_LAYOUT = 2  # of what is kept; another number makes it anew
-_SHARD = "250MB"  # of what is kept; nothing else of this process runs while one is written
+_WORTH_KEEPING = 32 * 2**20  # bytes; smaller models quantize faster than they are written
+_LAYOUT = 2  # version of the kept format; another number makes it anew
+_SHARD = "250MB"  # size of a kept file; the process does nothing else while one is written
 
 
 class Weights:
-    """Reads the weights of a load into a model, of the type ``dtype`` where they are not quantized.
+    """Reads the weights of one load into a model; ``dtype`` is the type of unquantized ones.
 
-    ``kept`` is the folder for what quantizing makes of them, None where that is not kept.
+    ``kept`` is the folder of this load's quantized weights, None if they are not kept. ``from_kept`` is whether the
+    load read them from there.
     """
 
     def __init__(self, load: Load, family: RunnerFamily, dtype: torch.dtype, progress: ProgressReport) -> None:
@@ -50,28 +51,28 @@ class Weights:
         self._device = torch.device(load.device)
         self._to_keep: dict[str, Any] | None = None
         self._laid_out = False
-        self._made_of = ""  # of which files as they were before they were read: they may change meanwhile
-        self.from_kept = False  # whether they were read as an earlier load had quantized them
+        self._made_of = ""  # the files' state before they were read, as they may change meanwhile
+        self.from_kept = False
         self.kept = self._folder() if self._keeps else None
 
     def adopt_load(self, load: Load, progress: ProgressReport) -> None:
-        """Go on for this load of the same checkpoint."""
+        """Continue for another load of the same checkpoint."""
         self._load, self._progress = load, progress
 
     @property
     def stay_mapped(self) -> bool:
-        """Whether the checkpoint's weights can be used where they are, in their files; or are too few to matter."""
+        """Whether the checkpoint's weights can be used as mapped pages of their files, or are too small to matter."""
         try:
             sizes = _tensor_bytes(self._family.path)
         except (SafetensorError, OSError):
-            return False  # reading them in earnest says what is wrong
+            return False  # the load itself reports the error
         if sum(sizes.values()) < _WORTH_KEEPING:
             return True
         return self._load.quant_bits == 16 and 2 * sizes[self._dtype] > sum(sizes.values())
 
     @property
     def transient_bytes(self) -> int:
-        """Bytes of quantized weights as they are kept, which go once they are: the model has its own, laid out."""
+        """Bytes of weights in their kept form, freed once they are written; the model has its own layout."""
         kept = self._to_keep or {}
         return sum(value.nbytes for value in kept.values() if value.dtype == torch.uint8) if self._laid_out else 0
 
@@ -82,10 +83,10 @@ class Weights:
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def read_checkpoint(self) -> PreTrainedModel:
-        """Read the checkpoint's weights and quantize them as asked.
+        """Read the checkpoint's weights and quantize them if asked.
 
         :raises DamagedError: if a file cannot be read.
-        :raises Exception: of a kind that :func:`runner.errors.out_of_memory` knows, if memory does not suffice.
+        :raises Exception: of a kind that :func:`runner.errors.out_of_memory` knows, if memory runs out.
         """
         self._progress("reading weights")
         if self._load.quant_bits < 16 and self._device.type == "cpu":
@@ -98,14 +99,14 @@ class Weights:
                 raise
             raise DamagedError(f"the checkpoint in {self._load.path} cannot be loaded: {error}") from error
         if self.kept is not None and _WORTH_KEEPING <= model.get_memory_footprint() <= self._load.quantized_limit:
-            self._to_keep = model.state_dict()  # as bitsandbytes saves it: laid out, it would be saved with losses
+            self._to_keep = model.state_dict()  # before it is laid out: bitsandbytes would save that with losses
         self._laid_out = linear4.pack_layers(model) > 0
         return model.eval()
 
     def read_kept(self) -> PreTrainedModel | None:
-        """Read the weights that an earlier load quantized, if they are there and whole.
+        """Read the weights that an earlier load quantized, or return None if there are none or they are damaged.
 
-        :raises Exception: of a kind that :func:`runner.errors.out_of_memory` knows, if memory does not suffice.
+        :raises Exception: of a kind that :func:`runner.errors.out_of_memory` knows, if memory runs out.
         """
         if self.kept is None or (state := kept_weights.state(self.kept)) == "absent":
             return None
@@ -120,7 +121,7 @@ class Weights:
             linear4.attach_packed(model, self.kept)
             self.from_kept = True
             return model.eval()
-        except Exception as error:  # whatever is wrong with them, the originals are there
+        except Exception as error:  # on any error, the original files are used
             if out_of_memory(error):
                 raise
             log.warning("the quantized weights in %s are damaged and made anew: %s", self.kept, error)
@@ -132,7 +133,7 @@ class Weights:
             compat.import_bitsandbytes()  # before transformers imports it
         options: dict[str, Any] = {"dtype": self._dtype}
         if self._load.max_memory:
-            # JSON has no integer keys; accelerate wants GPU numbers as integers.
+            # JSON has no integer keys; accelerate expects GPU numbers as integers.
             limits = {int(key) if key.isdigit() else key: value for key, value in self._load.max_memory.items()}
             options |= {"device_map": "auto", "max_memory": limits}
         else:
@@ -142,9 +143,9 @@ class Weights:
         return options
 
     def _quantization(self) -> BitsAndBytesConfig:
-        # A module is left alone wherever its name is a part of the path, as ``visual`` is in model.visual.blocks.0.
+        # A module is skipped wherever its name is part of the path, as ``visual`` in model.visual.blocks.0.
         kept = [rf"(?:.*\.)?{name}" for name in self._family.declaration.keep_16bit]
-        # Without this a model of which a part lies in RAM is refused. That part is quantized like the rest.
+        # Without this, a partly offloaded model is refused. The offloaded part is quantized too.
         offloaded = {"llm_int8_enable_fp32_cpu_offload": True} if self._load.max_memory else {}
         if self._load.quant_bits == 4:
             return BitsAndBytesConfig(
@@ -160,9 +161,10 @@ class Weights:
     # -- after the load ------------------------------------------------------------------------------------------------
 
     def keep_weights(self, model: PreTrainedModel) -> bool:
-        """Keep quantized weights for the next load; on a CPU, lay out plain ones as its kernels want them.
+        """Write quantized weights for the next load; on a CPU, lay out plain ones for its kernels.
 
-        Return whether any of that was to be done."""
+        Return whether anything was done.
+        """
         plain = self._load.quant_bits == 16 and self._device.type == "cpu" and not self._load.max_memory
         keep, self._to_keep = self._to_keep, None
         if plain:
@@ -175,16 +177,16 @@ class Weights:
         if keep is not None:
             self._keep(model, keep)
             keep.clear()
-            trim(collect=False)  # what was kept for writing lies among what stays
+            trim(collect=False)  # the freed weights lie between blocks that stay
         return plain or keep is not None
 
     @property
     def _keeps(self) -> bool:
-        """Whether quantized weights are kept for the next load: not where some of them are offloaded."""
+        """Whether quantized weights are kept; not where some of them are offloaded."""
         return self._load.quant_bits < 16 and bool(self._load.quantized_dir) and not self._load.max_memory
 
     def _folder(self) -> Path:
-        """Return the folder for the quantized weights of this load."""
+        """Return the folder for this load's quantized weights."""
         load = self._load
         settings = {**self._quantization().to_diff_dict(), "bits": load.quant_bits, "layout": _LAYOUT}
         self._made_of = kept_weights.origin(Path(load.path))
@@ -204,7 +206,7 @@ class Weights:
             kept_weights.finish(unfinished, self.kept, self._load.name, self._load.quant_bits, variant, self._made_of)
             for gone in kept_weights.prune(self.kept.parent, self._load.quantized_limit):
                 log.info("removed %s to keep quantized weights within their limit", gone.folder.name)
-        except Exception as error:  # a full disk, most likely; the model serves all the same
+        except Exception as error:  # most likely a full disk; the model serves anyway
             log.warning("the quantized weights of %s cannot be kept: %s", self._load.name, error)
         else:
             log.info("kept the quantized weights of %s in %.1f s", self._load.name, time.monotonic() - started)
@@ -214,8 +216,9 @@ class Weights:
 
 
 def mapped_bytes(model: PreTrainedModel) -> int:
-    """Return how many bytes of the model's tensors are used where they lie in their file. Lets the pages of those files
-    go that were read on the way."""
+    """Return the bytes of the model's tensors that are mapped pages of their files. Releases the pages of those files
+    that were only read.
+    """
     found = mapped_weights.mapped_ranges()
     mapped_weights.release_pages(found)
     tensors = [*model.parameters(), *model.buffers(), *linear4.packed_scales(model)]
@@ -223,8 +226,10 @@ def mapped_bytes(model: PreTrainedModel) -> int:
 
 
 def _without_quantizer(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the same model as one that saves the weights it is given. Otherwise it would ask its modules for theirs,
-    which bitsandbytes answers by undoing their layout, in the middle of their use."""
+    """Return the same model without its quantizer, so that it saves the weights it is given.
+
+    With it, saving asks the modules for their weights, and bitsandbytes would undo their layout while they are in use.
+    """
     same: PreTrainedModel = object.__new__(type(model))
     same.__dict__.update(model.__dict__, hf_quantizer=None)
     same.__dict__.pop("hf_device_map", None)
@@ -237,6 +242,6 @@ def _tensor_bytes(folder: Path) -> "Counter[torch.dtype]":
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():
-                tensor = opened.get_tensor(name)  # mapped; nothing is read
+                tensor = opened.get_tensor(name)  # mapped, not read
                 found[tensor.dtype] += tensor.nbytes
     return found

@@ -1,9 +1,8 @@
-"""Checkpoints by Hugging Face transformers. Runner process.
+"""Serves checkpoints by Hugging Face transformers. Runner process, the loop's thread.
 
-Knows how a batch of sequences is read and decoded. What its inputs are is the family's business; where its weights come
-from is that of :mod:`runner.engines.load_weights`. Sequences decode together by plain calls of the model, each with a
-row of keys and values of its own; a model whose cache is not of that kind, and what a family wants for itself, goes
-by ``generate``.
+Owns prefill, decoding and the KV cache. Inputs belong to the family, weights to :mod:`runner.engines.load_weights`.
+Sequences decode together by plain calls of the model, each in its own row of the cache. Models with other kinds of
+cache, and special requests of a family, are answered by ``generate``.
 """
 
 import copy
@@ -41,7 +40,7 @@ from runner.process.resources import cpu_threads, trim
 from utils.processor import fast_bfloat16
 
 log = logging.getLogger("runner")
-_PIECE, _PIECE_ON_GPU = 256, 2048  # tokens of prompts between two looks at whether they are still wanted
+_PIECE, _PIECE_ON_GPU = 256, 2048  # prompt tokens prefilled between two checks for cancellation
 _TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 
 
@@ -59,11 +58,11 @@ class Transformers:
         self._row_sequences: list[Sequence] = []
         self._phases = Phases()
         self._opened_model: PreTrainedModel | None = None
-        self._report: Loaded | None = None  # of a load that was rehearsed
+        self._report: Loaded | None = None  # the result of a rehearsed load
         self._mapped_bytes = 0
 
     def open_checkpoint(self) -> str | None:
-        torch.set_num_threads(1)  # threads would not survive a fork
+        torch.set_num_threads(1)  # threads do not survive a fork
         end_phase = self._phases.end_phase
         self._family = importlib.import_module(f"runner.families.{self._load.family}").FAMILY(self._load)
         end_phase("imports")
@@ -91,7 +90,7 @@ class Transformers:
             mapped_weights.release_pages(mapped_weights.mapped_ranges())
 
     def rehearse_load(self, request: Generate) -> None:
-        if (opened := self._opened_model) is not None:  # else there are weights to be read, to a GPU perhaps
+        if (opened := self._opened_model) is not None:  # else the weights are not read yet, perhaps for a GPU
             try:
                 self._report = self.load_model()
             finally:
@@ -102,27 +101,27 @@ class Transformers:
             log.debug("%s takes no such request: %s", self._load.name, error)
 
     def adopt_load(self, load: Load, progress: ProgressReport) -> None:
-        if replace(self._load, load_id=load.load_id) != load:  # with fewer tokens of cache, say
+        if replace(self._load, load_id=load.load_id) != load:  # for example with fewer cache tokens
             self._report = None
         self._load, self._progress, self._family.load = load, progress, load
         self._weights.adopt_load(load, progress)
         self._phases = Phases()
 
     def load_model(self) -> Loaded:
-        """Read the weights, unless they are open already, and quantize them as asked.
+        """Read the weights, unless they are open already, and quantize them if asked.
 
         :raises DamagedError: if a file cannot be read.
-        :raises Exception: of a kind that :func:`runner.errors.out_of_memory` knows, if memory does not suffice.
+        :raises Exception: of a kind that :func:`runner.errors.out_of_memory` knows, if memory runs out.
         """
-        torch.set_num_threads(cpu_threads(self._load.threads))  # of this thread, so in any case
+        torch.set_num_threads(cpu_threads(self._load.threads))  # a thread's own setting, so set it in every case
         if self._report is not None:
             self._phases.end_phase("fork")
             return replace(self._report, load_id=self._load.load_id, phases=self._phases.seconds)
-        torch.seed()  # forked runners would otherwise all draw the same random numbers
+        torch.seed()  # otherwise all forked runners draw the same random numbers
         self._phases.end_phase("fork")
         model, self._opened_model = self._opened_model, None
         self._came_open = model is not None
-        if model is None:  # on a GPU; or they were kept since this was opened
+        if model is None:  # for a GPU, or kept since the zygote opened the model
             model = self._weights.read_kept()
             self._mapped_bytes = mapped_bytes(model) if model is not None and self._device.type == "cpu" else 0
             self._phases.end_phase("quantized weights")
@@ -150,15 +149,16 @@ class Transformers:
         )
 
     def finish_load(self) -> int:
-        """Do what could wait. A model that came opened from its zygote is mostly as it stays: to look it over beside
-        its first answer would only take the pages from it that it reads."""
+        """Keep quantized weights and lay out plain ones. A model opened by a zygote is final already; measuring its
+        mapped pages again beside its first answer would only evict them.
+        """
         changed = self._weights.keep_weights(self._model)
         if self._device.type == "cpu" and (changed or not self._came_open):
             self._mapped_bytes = mapped_bytes(self._model)
         return self._mapped_bytes
 
     def _prepare_batch(self) -> None:
-        """See whether this model can decode in rows, and how much memory they may take."""
+        """Decide whether this model can decode in rows, and set the limits of the cache."""
         parameters = inspect.signature(self._model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         self._text_config = self._model.config.get_text_config(decoder=True)
@@ -227,7 +227,7 @@ class Transformers:
             if sequence.prefilled == 0:
                 sequence.inputs = _Prefill(sequence.inputs, DynamicCache(config=self._text_config))
             reading: _Prefill = sequence.inputs
-            if sequence.whole:  # its media belong to the whole prompt
+            if sequence.whole:  # the media belong to the whole prompt
                 logits, sequence.position_offset = self._family.prefill(self._model, reading.inputs, reading.cache)
                 sequence.prefilled = len(sequence.tokens)
             else:
@@ -246,7 +246,7 @@ class Transformers:
         return self._forward(input_ids=ids, position_ids=positions, past_key_values=cache)
 
     def _prefill_together(self, sequences: Many[Sequence]) -> list[Logits]:
-        """Read several prompts at once, padded on the right, where causal attention never looks."""
+        """Prefill several prompts at once, padded on the right, where causal attention does not look."""
         lengths = [len(sequence.tokens) for sequence in sequences]
         ids = torch.zeros((len(lengths), max(lengths)), dtype=torch.long)
         for row, sequence in enumerate(sequences):
@@ -265,7 +265,7 @@ class Transformers:
         return [*scores]
 
     def _join_cache(self, sequence: Sequence, cache: DynamicCache, row: int) -> None:
-        """Give a sequence that was read into a row of ``cache`` its place."""
+        """Give a sequence prefilled into a row of ``cache`` its row of the shared cache."""
         sequence.row = self._cache.add_row(cache, row, len(sequence.tokens))
         sequence.inputs = None
         self._row_sequences.append(sequence)
@@ -282,7 +282,9 @@ class Transformers:
             mask = self._cache.begin_step()
             offsets = torch.tensor([sequence.position_offset for sequence in self._row_sequences], device=self._device)
             positions = (self._cache.positions + offsets)[:, None]
-            if self._model.config._attn_implementation == "eager":  # it adds the mask where others select by it
+            if (
+                self._model.config._attn_implementation == "eager"
+            ):  # eager attention adds the mask; the others select by it
                 lowest = torch.finfo(self._dtype).min
                 mask = torch.zeros(mask.shape, dtype=self._dtype, device=mask.device).masked_fill(~mask, lowest)
             scores = _scores(
@@ -292,7 +294,7 @@ class Transformers:
         return [scores[sequence.row] for sequence in sequences]
 
     def _forward(self, **inputs: Any) -> torch.Tensor:
-        """Return logits of the last position, (B, V)."""
+        """Return the logits of the last position, (B, V)."""
         logits: torch.Tensor = self._model(**inputs, **self._last_only, use_cache=True).logits[:, -1]
         return logits
 
@@ -301,7 +303,7 @@ class Transformers:
         if sequence.row < 0:
             return
         self._cache.remove_row(sequence.row)
-        last = self._row_sequences.pop()  # rows are dense: the last one takes the place that is free
+        last = self._row_sequences.pop()  # rows are dense: the last row moves into the free one
         if last is not sequence:
             self._row_sequences[sequence.row], last.row = last, sequence.row
         sequence.row = -1
@@ -333,7 +335,7 @@ class Transformers:
         return failed
 
     def _config(self, group: Many[Sequence]) -> GenerationConfig:
-        """Return what ``generate`` is to do: take what the processor chose, until it says that all are finished."""
+        """Return settings that make ``generate`` take the sampled tokens until all sequences are finished."""
         config = copy.deepcopy(self._defaults)
         config.update(
             max_new_tokens=max(sequence.limit for sequence in group),
@@ -353,8 +355,7 @@ class Transformers:
 
 @dataclass
 class _Prefill:
-    """A prompt being read: the family's tensors, which one that is read again no longer has, and the keys and values so
-    far."""
+    """A prompt in prefill: the family's tensors, needed if it starts over, and the cache so far."""
 
     inputs: Any
     cache: DynamicCache
@@ -365,7 +366,7 @@ def _scores(logits: torch.Tensor) -> "np.ndarray[Any, np.dtype[np.float32]]":
 
 
 def _needs_no_generate(defaults: GenerationConfig) -> bool:
-    """Whether the checkpoint asks for nothing that only ``generate`` does."""
+    """Return whether the checkpoint's defaults need nothing that only ``generate`` implements."""
     special = (
         "suppress_tokens",
         "begin_suppress_tokens",

@@ -1,10 +1,12 @@
-"""BLIP-VQA: an encoder reads one image and the question, a decoder writes a short answer. No chat template."""
+"""BLIP-VQA: an encoder reads one image and the question, a decoder writes a short answer. No chat template. Runner
+process.
+"""
 
 from collections.abc import Sequence as Many
 from typing import Any
 
 import torch
-import transformers.models.blip.modeling_blip  # noqa: F401  (before the fork, or every runner pays for it)
+import transformers.models.blip.modeling_blip  # (imported before the fork, or every runner pays for it)
 from transformers import BlipForQuestionAnswering, BlipProcessor, GenerationConfig, PreTrainedModel
 
 from protocol.messages import Generate
@@ -19,16 +21,16 @@ class BlipVQA(MultimodalFamily):
     model_class = BlipForQuestionAnswering
     processor_class = BlipProcessor
     batches = False
-    reads_prompt = False  # the decoder starts anew
+    reads_prompt = False  # the decoder starts with an empty text
 
     def prepare_inputs(self, request: Generate, device: torch.device) -> Prepared:
-        """Take the last message's image and text. :raises RequestError: unless it has exactly one image."""
+        """Use the last message's image and text. :raises RequestError: unless it has exactly one image."""
         if any(message.role == "system" for message in request.messages):
             raise RequestError("this model takes a question about an image; it has no place for a system prompt")
         return super().prepare_inputs(request, device)
 
     def render_prompt(self, conversation: list[dict[str, Any]], request: Generate) -> str:
-        """Return the question: the model knows no roles."""
+        """Return the question; the model knows no roles."""
         content = conversation[-1]["content"]
         return content if isinstance(content, str) else " ".join(part.get("text", "") for part in content).strip()
 
@@ -40,7 +42,7 @@ class BlipVQA(MultimodalFamily):
         return dict(self.processor(images=media.images[0], text=text, return_tensors="pt"))
 
     def group_sequences(self, sequences: Many[Sequence]) -> list[list[Sequence]]:
-        return [list(sequences)]  # images are all brought to one size, questions are padded
+        return [list(sequences)]  # images are resized to one size, questions are padded
 
     def generate_group(
         self, model: PreTrainedModel, group: Many[Sequence], config: GenerationConfig, sampling: SamplingProcessor

@@ -1,4 +1,6 @@
-"""Any checkpoint that AutoModelForImageTextToText or AutoModelForCausalLM can load, told apart by its config."""
+"""Any checkpoint that AutoModelForImageTextToText or AutoModelForCausalLM loads, distinguished by its config. Runner
+process.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -1,6 +1,6 @@
-"""What the families that see and hear have in common: content lists for the chat template, media from their files.
+"""What the multimodal families share: content lists for the chat template, media from files. Runner process.
 
-Runner process. Media were decoded elsewhere, in a limited process; here they are arrays to be mapped from ``.npy``.
+Media were decoded in a limited process; here they are ``.npy`` arrays.
 """
 
 from dataclasses import dataclass, field
@@ -16,13 +16,16 @@ from runner.families.base import Prepared, RunnerFamily
 from runner.generation.chat_template import as_template_takes, check_length
 
 Array = np.ndarray[Any, Any]
-_SHORTEST = 0.05  # seconds: three frames of the mel spectrogram, the least that leaves a token after two strides
+_SHORTEST = 0.05  # seconds: three mel frames, the least that leave a token after two strides
 
 
 @dataclass(slots=True)
 class Media:
-    """A request's media in the order they appear: images uint8 (H, W, 3), clips float32 (N,), videos uint8
-    (T, H, W, 3) with the rate of their frames in ``fps`` and their sound, where it was asked for."""
+    """A request's media in order.
+
+    ``images`` are uint8 (H, W, 3), ``clips`` float32 (N,), ``videos`` uint8 (T, H, W, 3) with their frame rates in
+    ``fps``. ``tracks`` are the videos' sound, float32 (N,), where it was requested.
+    """
 
     images: list[Array] = field(default_factory=list)
     clips: list[Array] = field(default_factory=list)
@@ -32,7 +35,7 @@ class Media:
 
 
 class MultimodalFamily(RunnerFamily):
-    """A family whose processor takes a rendered text and the media its placeholders stand for."""
+    """A family whose processor takes rendered text and the media of its placeholders."""
 
     processor_class = AutoProcessor
 
@@ -64,8 +67,9 @@ class MultimodalFamily(RunnerFamily):
         return options
 
     def check_media(self, media: Media) -> None:
-        """:raises RequestError: for a clip longer than the model hears, which its processor would cut without a word,
-        or so short that it makes no token."""
+        """:raises RequestError: for a clip too long for the model, which its processor would silently cut, or too short
+        for one token.
+        """
         extractor = getattr(self.processor, "feature_extractor", None)
         longest = getattr(extractor, "n_samples", None)
         rate = self.declaration.sampling_rate
@@ -82,9 +86,9 @@ class MultimodalFamily(RunnerFamily):
                 )
 
     def _content(self, message: ChatMessage, media: Media) -> dict[str, Any]:
-        """Return a message as chat templates take it; its media are added to ``media``.
+        """Return a message in the form of chat templates, and add its media to ``media``.
 
-        Text alone stays a string: some templates know lists for the user's messages only.
+        Text alone stays a string, because some templates accept lists only in user messages.
         """
         if all(part.kind == "text" for part in message.parts):
             return as_template_takes(message, message.text)
@@ -99,7 +103,7 @@ class MultimodalFamily(RunnerFamily):
                 return {"type": "image"}
             case "audio":
                 media.clips.append(_load_array(part.path))
-                return {"type": "audio", "audio_url": ""}  # Qwen2-Audio's template asks for the key, not its value
+                return {"type": "audio", "audio_url": ""}  # Qwen2-Audio's template needs the key, not its value
             case "video":
                 media.videos.append(_load_array(part.path))
                 media.fps.append(float(part.meta.get("fps") or 1.0))
@@ -109,7 +113,7 @@ class MultimodalFamily(RunnerFamily):
 
 
 def _metadata(media: Media) -> list[dict[str, Any]]:
-    """Return what processors want to know of videos whose frames are already sampled."""
+    """Return the metadata that processors need of videos whose frames are sampled already."""
     return [
         {
             "fps": fps,
@@ -127,7 +131,7 @@ def _load_array(path: str) -> Array:
 
 
 def _to_device(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """Move a tensor to the device; floating ones get the type of the towers' weights."""
+    """Move a tensor to the device; floating-point ones also to the towers' type."""
     if not isinstance(value, torch.Tensor):
         return value
     return value.to(device, dtype) if value.is_floating_point() else value.to(device)

@@ -204,7 +204,7 @@ def _matcher(constraint: Constraint, tokenizer: LLTokenizer) -> LLMatcher:
         grammar = LLMatcher.grammar_from_lark(constraint.value)
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
     if not matcher.is_error():
-        matcher.compute_bitmask()  # some errors, such as a rule that only calls itself, appear here; the result is reused
+        matcher.compute_bitmask()  # errors such as endless recursion appear only here; the result is reused
     if not matcher.is_error():
         return matcher
     error = _short(matcher.get_error())

@@ -1,17 +1,17 @@
-"""A hook for tests: makes memory run out where they want it to, as the libraries report it, or a step hang.
+"""A hook for tests: makes engine calls run out of memory, hang or die. Runner process.
 
-Read from ``SWITCHYARD_INJECT_FAULT`` by runners alone; without it nothing here is in any call's way. The variable holds
-rules, separated by ``;``, each a point and its conditions:
+Rules come from ``SWITCHYARD_INJECT_FAULT``; without it, engines are not wrapped. Rules are separated by ``;``. A rule
+is a point and its conditions:
 
-    load model=a times=1; step above=2 kind=cpu; read level=normal times=3; step after=5 kind=kill
+    load model=a times=1; decode above=2 kind=cpu; prefill level=normal times=3; decode after=5 kind=kill
 
-Places are ``load``, ``prepare``, ``read``, ``share``, ``step`` and ``apart``. Conditions, all of which must hold:
-``model`` and ``level`` are those of the load (several levels with ``,``), ``above`` that more sequences than that are
-concerned, ``after`` that so many calls went well before, ``times`` that it happened less often in this process, and
-``once`` that it did not happen in any: it names a file, which is then made. ``kind`` is what happens: ``cuda`` and
-``cpu`` raise torch's errors, ``memory`` (the default) raises MemoryError, ``kill`` ends the process as the kernel's
-out-of-memory killer does, ``grow:300MB`` takes that much memory and goes on, and ``hang:FILE`` waits while there is
-that file. Runner process.
+Points are ``load``, ``prepare``, ``prefill``, ``fork``, ``decode`` and ``generate``. All conditions must hold:
+``model`` and ``level`` are those of the load (several levels with ``,``); ``above``: more sequences than that;
+``after``: that many calls passed before; ``times``: it happened less often in this process; ``once``: a file that does
+not exist yet, and is then made, so that it happens in one process only.
+
+``kind`` is what happens: ``cuda`` and ``cpu`` raise torch's errors, ``memory`` (the default) raises MemoryError,
+``kill`` sends SIGKILL, ``grow:300MB`` allocates that much and continues, ``hang:FILE`` waits while the file exists.
 """
 
 import os
@@ -35,6 +35,8 @@ _hoard: list[Any] = []
 
 @dataclass
 class Rule:
+    """One rule, and how often it applied."""
+
     point: str
     model: str = ""
     level: tuple[str, ...] = ()
@@ -47,7 +49,7 @@ class Rule:
     happened: int = field(default=0, init=False)
 
     def apply_to(self, load: Load, count: int) -> None:
-        """Do what is to happen, if it is to happen here and now, to ``count`` sequences."""
+        """Cause the fault if the rule applies to this call, which concerns ``count`` sequences."""
         if self.model not in ("", load.name) or (self.level and load.level not in self.level) or count <= self.above:
             return
         if self.times is not None and self.happened >= self.times:
@@ -81,7 +83,7 @@ def _cause(kind: str) -> None:
 
 
 def parse_rules(text: str) -> list[Rule]:
-    """:raises ValueError: for what is no rule; a test's mistake must not look like memory that suffices."""
+    """:raises ValueError: for an invalid rule, so that a test's mistake does not look like enough memory."""
     found = []
     for entry in filter(None, (part.strip() for part in text.split(";"))):
         point, *conditions = entry.split()
@@ -96,13 +98,13 @@ def parse_rules(text: str) -> list[Rule]:
 
 
 def with_faults(engine: Any, load: Load) -> Any:
-    """Return the engine, behind what makes it run out of memory if a test says so."""
+    """Return the engine, wrapped if a test injects faults."""
     text = os.environ.get(VARIABLE, "")
     return _FaultyEngine(engine, load, parse_rules(text)) if text else engine
 
 
 class _FaultyEngine:
-    """An engine that runs out of memory by rules."""
+    """An engine whose calls fail by rules."""
 
     def __init__(self, engine: Any, load: Load, given: list[Rule]) -> None:
         self.__dict__.update(_engine=engine, _load=load, _rules=given)

@@ -1,7 +1,7 @@
-"""Weights that stay in their file: which memory is mapped from such files, and what of it is in use. Runner process.
+"""Finds memory that is mapped from weights' files, and releases its pages. Runner process.
 
-Pages of such a mapping belong to the page cache: reading them costs no copy, and the kernel can take them back. Those
-that were only passed through, as in a load that quantizes, are given back here.
+Pages of such a mapping belong to the page cache: using them takes no copy, and the kernel can reclaim them. Pages that
+a load only read, as when it quantizes, are released here.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ _HEAD = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ +(.*)$")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Range:
-    """Addresses mapped from a weights' file; ``written`` bytes of it are copies of this process's own."""
+    """Addresses mapped from a weights' file; ``written`` bytes of it are this process's own copies."""
 
     start: int
     end: int
@@ -27,7 +27,7 @@ class Range:
 
 
 def mapped_ranges() -> list[Range]:
-    """Return what is mapped from weights' files, by address."""
+    """Return the ranges mapped from weights' files, by address."""
     found, head, written = [], None, 0
     for line in [*Path("/proc/self/smaps").read_text().splitlines(), "0-0 - - - - "]:
         if match := _HEAD.match(line):
@@ -40,8 +40,9 @@ def mapped_ranges() -> list[Range]:
 
 
 def release_pages(mapped: Iterable[Range]) -> None:
-    """Let this process's pages of these ranges go; they are mapped again when they are used. Ranges that were written
-    to stay."""
+    """Release this process's pages of these ranges; the kernel maps them again when they are used. Ranges that were
+    written to stay.
+    """
     madvise = ctypes.CDLL(None, use_errno=True).madvise
     for one in mapped:
         if not one.written:
@@ -49,7 +50,7 @@ def release_pages(mapped: Iterable[Range]) -> None:
 
 
 def mapped_bytes_of(mapped: list[Range], pieces: Iterable[tuple[int, int]]) -> int:
-    """Return how many bytes of ``pieces``, as (address, length), lie in mapped ranges, each address once."""
+    """Return the bytes of ``pieces``, as (address, length), that lie in mapped ranges, each address counted once."""
     starts = [one.start for one in mapped]
     total = 0
     for address, length in dict(pieces).items():
