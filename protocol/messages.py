@@ -204,7 +204,9 @@ class LoadFailed:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """Runner to gateway: the work after the load is done, too. ``mapped_bytes`` is as in Loaded and may have changed."""
+    """Runner to gateway: the work after the load is done too. ``mapped_bytes`` is as in Loaded, and may have
+    changed.
+    """
 
     load_id: str
     mapped_bytes: int = 0

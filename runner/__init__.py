@@ -1,1 +1,1 @@
-"""The runner process: one per loaded model. It loads the model and answers requests that the gateway sends over a pipe."""
+"""The runner process, one per loaded model: it loads the model and answers requests from the gateway's pipe."""

@@ -34,7 +34,10 @@ _QUESTION = messages.ChatMessage("user", (messages.Part("text", "What is the cap
 
 
 def run(descriptor: int, opened: Engine | None = None) -> NoReturn:
-    """Serve the gateway on the pipe with this file descriptor; ``opened`` is an engine from a zygote. Does not return."""
+    """Serve the gateway on the pipe with this file descriptor. Does not return.
+
+    ``opened`` is an engine that a zygote opened.
+    """
     _setup_process("runner")
     Runner(Connection(descriptor), opened).serve_messages()
 

@@ -1,6 +1,6 @@
-"""What the families have in common: reading a checkpoint's processor and model, and rendering a conversation.
+"""The base of all families: reads a checkpoint's processor and model, renders conversations. Runner process.
 
-Runner process. A family decides how a request becomes tensors; the engine decides how it is loaded and decoded.
+A family turns a request into tensors; the engine decides how the model is loaded and decoded.
 """
 
 import json

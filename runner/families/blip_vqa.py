@@ -6,7 +6,7 @@ from collections.abc import Sequence as Many
 from typing import Any
 
 import torch
-import transformers.models.blip.modeling_blip  # (imported before the fork, or every runner pays for it)
+import transformers.models.blip.modeling_blip  # noqa: F401  (before the fork, or every runner pays for it)
 from transformers import BlipForQuestionAnswering, BlipProcessor, GenerationConfig, PreTrainedModel
 
 from protocol.messages import Generate
