@@ -1,8 +1,7 @@
-"""How a runner's log records reach the gateway's log: one line of JSON each, between whatever libraries print.
+"""Carries a runner's log records to the gateway's log: one line of JSON each, among the output of libraries.
 
-A runner's standard output is read by the gateway line by line. A record is marked by a first byte that no text has
-(the record separator of RFC 7464), so that its level, its traceback and the request it is about survive the way.
-Runners and gateway; standard library only.
+The gateway reads a runner's standard output line by line. A record starts with the record separator of RFC 7464, which
+occurs in no text, so its level, traceback and request id survive. Runners and gateway; standard library only.
 """
 
 import json
@@ -15,14 +14,14 @@ from contextvars import ContextVar
 from utils.request_ids import request_of
 
 LEVEL = "SWITCHYARD_RUNNER_LOG_LEVEL"
-"""Environment variable: from which level runners log."""
+"""Environment variable: the log level of runners."""
 _MARK = "\x1e"
 _about: ContextVar[str] = ContextVar("about", default="")
 
 
 @contextmanager
 def about(*request_ids: str) -> Iterator[None]:
-    """Let what is logged meanwhile by this thread be about these requests."""
+    """Within it, this thread's log records are about these requests."""
     token = _about.set(",".join(request_ids))
     try:
         yield
@@ -31,7 +30,7 @@ def about(*request_ids: str) -> Iterator[None]:
 
 
 class LineFormatter(logging.Formatter):
-    """Makes one line of a record."""
+    """Formats a record as one line."""
 
     def format(self, record: logging.LogRecord) -> str:
         said = {"name": record.name, "level": record.levelname, "pid": os.getpid(), "message": record.getMessage()}
@@ -43,7 +42,7 @@ class LineFormatter(logging.Formatter):
 
 
 def to_gateway() -> None:
-    """Log in lines that :func:`relay` reads. Replaces what was set up before."""
+    """Log in lines that :func:`relay` reads. Replaces the earlier set-up."""
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter())
     root = logging.getLogger()
@@ -53,7 +52,7 @@ def to_gateway() -> None:
 
 
 def relay(line: bytes) -> None:
-    """Log a line of a runner's output here: a record as it was, anything else as it stands."""
+    """Log a line of a runner's output: records as they were, other text at level INFO."""
     text = line.decode(errors="replace").rstrip()
     if not text:
         return
@@ -61,7 +60,7 @@ def relay(line: bytes) -> None:
     try:
         record = _record(text)
     except (ValueError, KeyError, TypeError, AttributeError):
-        record = None  # torn by another process's line: better as it stands than not at all
+        record = None  # broken by another process's output: log the text
     if record is None:
         output.info("%s", text.lstrip(_MARK))
     elif output.isEnabledFor(record.levelno):

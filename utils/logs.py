@@ -1,11 +1,10 @@
-"""Where log lines go, and how they look: standard output and ``logs/main.log`` with rotation, as text or JSON.
+"""Sets up logging: to standard output and a rotated ``logs/main.log``, as text or JSON. Gateway and command line.
 
-Set up once per process by whoever starts it; everybody else just uses :mod:`logging`. A record may bring ``fields``
-(``extra={"fields": {...}}``), which follow the message as ``name=value``, or are members of the JSON object.
+Called once per process; other code uses :mod:`logging`. A record may have ``fields`` (``extra={"fields": {...}}``),
+which follow the message as ``name=value``, or become members of the JSON object.
 
-Lines are written by a thread of their own. Who logs waits for its line to be written, so that an answered request is in
-the log, but only for a moment: a disk or a reader that hangs costs lines, which are counted, never requests.
-Gateway and command line.
+A thread writes the lines. The logging thread waits briefly for its line, so that an answered request is in the log. If
+the disk or reader hangs, lines are dropped and counted; requests never hang.
 """
 
 import copy
@@ -24,22 +23,22 @@ from typing import Any, Literal
 from utils.settings import SettingsError
 
 Format = Literal["text", "json"]
-_WAIT = 0.1  # seconds that one who logs waits for the line to be written
-_CAPACITY = 10_000  # lines that may wait to be written
-_LAST_WAIT = 2.0  # seconds for them at the end of the process
+_WAIT = 0.1  # seconds that a logging thread waits for its line
+_CAPACITY = 10_000  # lines waiting to be written
+_LAST_WAIT = 2.0  # seconds to write them when the process ends
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {0x09: "\t", 0x0A: "\\n"}
 
 _request_id: Callable[[], str] = lambda: ""  # noqa: E731
 
 
 def identify_by(request_id: Callable[[], str]) -> None:
-    """Have every line say which request it is about, as this function tells it in the thread that logs; "" is none."""
+    """Add the request id that ``request_id`` returns in the logging thread to every line; "" adds none."""
     global _request_id
     _request_id = request_id
 
 
 class _TextFormatter(logging.Formatter):
-    """One line for people, and a traceback below it. What a client made up cannot start a line of its own."""
+    """One line for people, with a traceback below it. Client data cannot start a new line."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
@@ -59,7 +58,7 @@ def _plain(value: object) -> str:
 
 
 class _JsonFormatter(logging.Formatter):
-    """One JSON object a line. Times are UTC, to the millisecond."""
+    """One JSON object per line. Times are UTC with milliseconds."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -78,9 +77,9 @@ class _JsonFormatter(logging.Formatter):
 
 
 class Background(logging.Handler):
-    """Formats in the thread that logs, and has a thread of its own write to ``sinks``.
+    """Formats records in the logging thread and writes them to ``sinks`` in its own thread.
 
-    ``dropped`` counts lines that found no place because the writer was behind, ``failed`` those a sink could not write.
+    ``dropped`` counts lines that exceeded the capacity, ``failed`` lines that a sink could not write.
     """
 
     def __init__(self, sinks: list[logging.Handler], capacity: int = _CAPACITY, patience: float = _WAIT) -> None:
@@ -90,18 +89,18 @@ class Background(logging.Handler):
         self._capacity = capacity
         self._patience = patience
         self._begin()
-        os.register_at_fork(after_in_child=self._begin)  # gunicorn forks its worker, and threads stay behind
+        os.register_at_fork(after_in_child=self._begin)  # gunicorn forks its worker, without this thread
 
     def _begin(self) -> None:
         self._lines: deque[logging.LogRecord] = deque()
-        self._progress = threading.Condition()  # reentrant: a signal's handler may log in the middle of this
+        self._progress = threading.Condition()  # reentrant: a signal handler may log while it is held
         self._accepted = self._written = self._told = 0
         self._behind = False
         self._thread: threading.Thread | None = None
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Hand over a record, and wait a moment for it to be written unless the writer is known to be behind."""
-        # Without the handler's own lock: there is one lock here, and it is never held while another is waited for.
+        """Queue a record, and wait briefly for it to be written, unless the writer is known to be slow."""
+        # The handler's own lock is not used: there is one lock here, and no other is taken while it is held.
         if not self.filter(record):
             return False
         self.emit(record)
@@ -116,7 +115,7 @@ class Background(logging.Handler):
             if not hasattr(record, "request_id"):
                 record.request_id = _request_id()
             text = self.format(record)
-        except Exception:  # a line that cannot be made must not be its logger's end
+        except Exception:  # a formatting error must not reach the caller
             self.handleError(record)
             return
         line = copy.copy(record)
@@ -133,7 +132,7 @@ class Background(logging.Handler):
                 self.dropped += 1
 
     def flush(self) -> None:
-        """Wait for what was logged so far to be written, within bounds."""
+        """Wait, within limits, until the records so far are written."""
         with self._progress:
             wanted = self._accepted
             if self._thread is not None:
@@ -160,7 +159,7 @@ class Background(logging.Handler):
 
 
 class _Counting(logging.Handler):
-    """A sink that counts what it cannot write instead of printing a traceback for each line. It says so once."""
+    """A sink that counts failed lines instead of printing a traceback for each. It reports the first one."""
 
     failing = False
 
@@ -184,7 +183,7 @@ _background: Background | None = None
 
 
 def to_stdout(level: str, log_format: Format = "text") -> None:
-    """Log to standard output. Replaces what was set up before."""
+    """Log to standard output. Replaces the earlier set-up."""
     global _background
     _background = Background([_Stream(sys.stdout)])
     _background.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
@@ -197,7 +196,7 @@ def to_stdout(level: str, log_format: Format = "text") -> None:
 
 
 def as_json() -> bool:
-    """Return whether lines are JSON objects: then what a text line says in its message is wanted as members too."""
+    """Return whether lines are JSON objects. Then facts in a text message belong into fields, too."""
     return _background is not None and isinstance(_background.formatter, _JsonFormatter)
 
 
@@ -211,14 +210,15 @@ def check(folder: Path) -> None:
 
 
 def to_file(folder: Path, size: int, files: int) -> logging.Handler:
-    """Log to ``main.log`` in this folder as well. At ``size`` bytes it becomes ``main.log.1``, of which ``files`` are
-    kept. :raises SettingsError: if it cannot be written.
+    """Log to ``main.log`` in this folder too. At ``size`` bytes it becomes ``main.log.1``; ``files`` of these are kept.
+
+    :raises SettingsError: if it cannot be written.
     """
     try:
         handler = _File(folder / "main.log", maxBytes=size, backupCount=files, encoding="utf-8")
     except OSError as error:
         raise SettingsError(f"cannot write {folder / 'main.log'}: {error.strerror}") from error
-    if _background is None:  # somebody else set up logging, say a test
+    if _background is None:  # other code, such as a test, set up logging
         logging.getLogger().addHandler(handler)
     else:
         _background.sinks.append(handler)
@@ -226,5 +226,5 @@ def to_file(folder: Path, size: int, files: int) -> logging.Handler:
 
 
 def dropped() -> int:
-    """Return how many lines were given up."""
+    """Return how many lines were lost."""
     return _background.dropped + _background.failed if _background else 0

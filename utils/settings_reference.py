@@ -1,6 +1,6 @@
 """Writes ``docs/settings.md`` and ``.env.example`` from the settings: ``python -m utils.settings_reference``.
 
-A tool run by hand; nothing in the gateway needs it. Knows the settings' order, which is by subject, and no setting.
+A tool run by hand. Knows the order of the settings, but no single setting.
 """
 
 from collections.abc import Iterator
@@ -24,13 +24,13 @@ GROUPS = {
     "media_urls": "Images, audio and video",
     "skip_download": "Downloads",
 }
-"""The first setting of each subject, in the order of the settings: a new one belongs to the subject it is put under."""
+"""The first setting of each subject, in the order of the settings. A new setting belongs to the subject above it."""
 LIBRARIES = {
     "HF_TOKEN": ("", "Token of the hub, for weights that are not open to everybody. A secret."),
     "HF_ENDPOINT": ("", "Another hub, say a mirror in your network."),
     "CUDA_VISIBLE_DEVICES": ("", "Which GPUs the driver shows, by index or UUID. Default: all."),
 }
-"""Variables that libraries read, which are no settings of ours."""
+"""Variables that libraries read; they are not settings of the gateway."""
 
 _HEAD = """# Settings
 
@@ -61,7 +61,7 @@ def reference() -> str:
 
 
 def environment() -> str:
-    """Return the file of variables: each with its meaning, and behind a ``#`` with its default."""
+    """Return the file of variables: each with its meaning and, after a ``#``, its default."""
     parts = [_ENVIRONMENT_HEAD]
     for title, fields in _groups():
         parts.append(f"\n# -- {title} --\n")
@@ -87,7 +87,7 @@ def _variable(name: str) -> str:
 
 
 def _plain(field: FieldInfo) -> str:
-    """Return the default as one would write it in a file of variables; empty where there is none."""
+    """Return the default as written in a file of variables; "" if there is none."""
     value = field.default
     if value in (None, PydanticUndefined) or value in ([], {}):
         return ""
@@ -106,7 +106,7 @@ def _quoted(field: FieldInfo) -> str:
 
 
 def _size(count: int) -> str:
-    """Return bytes by the largest unit that tells them exactly: ``64MiB``, ``100GB``."""
+    """Return bytes in the largest unit that is exact: ``64MiB``, ``100GB``."""
     for factor, unit in ((2**30, "GiB"), (2**20, "MiB"), (10**9, "GB"), (10**6, "MB")):
         if count and count % factor == 0:
             return f"{count // factor}{unit}"
@@ -114,7 +114,7 @@ def _size(count: int) -> str:
 
 
 def _meaning(field: FieldInfo) -> str:
-    """Return the description, and the choices where there are only so many."""
+    """Return the description, with the choices if they are a fixed set."""
     if get_origin(field.annotation) is Literal:
         return f"{field.description} One of {', '.join(map(str, get_args(field.annotation)))}."
     return str(field.description)
