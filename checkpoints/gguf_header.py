@@ -148,31 +148,31 @@ class _Reader:
         self._limit = min(size, _MAX_HEADER)
         self._held = b""
         self._start = 0  # file offset of the buffer
-        self.place = 0
+        self.offset = 0
         self._texts = _MAX_TEXTS
 
-    def take(self, count: int) -> bytes:
+    def read_bytes(self, count: int) -> bytes:
         """Return the next ``count`` bytes."""
         self._need(count)
-        start = self.place - self._start
-        self.place += count
+        start = self.offset - self._start
+        self.offset += count
         return self._held[start : start + count]
 
-    def skip(self, count: int) -> None:
-        if count > self._limit - self.place:
+    def skip_bytes(self, count: int) -> None:
+        if count > self._limit - self.offset:
             raise HeaderError("the header is longer than the file, or than any header is")
-        self.place += count
+        self.offset += count
 
-    def number(self, form: str) -> int | float | bool:
+    def read_number(self, form: str) -> int | float | bool:
         size = struct.calcsize(form)
         self._need(size)
-        value: int | float | bool = struct.unpack_from(form, self._held, self.place - self._start)[0]
-        self.place += size
+        value: int | float | bool = struct.unpack_from(form, self._held, self.offset - self._start)[0]
+        self.offset += size
         return value
 
-    def count(self, most: int, what: str, form: str = "<Q") -> int:
+    def read_count(self, most: int, what: str, form: str = "<Q") -> int:
         """Return the next number as a count. :raises HeaderError: if it is more than ``most``."""
-        found = int(self.number(form))
+        found = int(self.read_number(form))
         if found > most:
             raise HeaderError(f"{found} {what} cannot be; the header is damaged")
         return found
@@ -185,47 +185,47 @@ class _Reader:
         need, unpack = self._need, struct.Struct("<Q").unpack_from
         for _ in range(count):
             need(8)
-            (length,) = unpack(self._held, self.place - self._start)
-            self.place += 8
-            self.skip(length)
+            (length,) = unpack(self._held, self.offset - self._start)
+            self.offset += 8
+            self.skip_bytes(length)
 
     def _need(self, count: int) -> None:
-        if count > self._limit - self.place:
+        if count > self._limit - self.offset:
             raise HeaderError("the header is longer than the file, or than any header is")
-        if self.place < self._start or self.place + count > self._start + len(self._held):
-            self._file.seek(self.place)
-            self._start, self._held = self.place, self._file.read(max(count, _CHUNK))
+        if self.offset < self._start or self.offset + count > self._start + len(self._held):
+            self._file.seek(self.offset)
+            self._start, self._held = self.offset, self._file.read(max(count, _CHUNK))
             if len(self._held) < count:
                 raise HeaderError("it is cut short")
 
     @property
     def left(self) -> int:
-        return self._limit - self.place
+        return self._limit - self.offset
 
 
 def _parse(reader: _Reader, size: int) -> Gguf:
-    if reader.left < 24 or reader.take(4) != b"GGUF":
+    if reader.left < 24 or reader.read_bytes(4) != b"GGUF":
         raise HeaderError("it is not a GGUF file, or it is cut short")
-    version = reader.number("<I")
+    version = reader.read_number("<I")
     if version not in (2, 3):
         raise HeaderError(f"GGUF version {version} is not known; 2 and 3 are")
-    tensor_count = reader.count(_MAX_COUNT, "tensors")
+    tensor_count = reader.read_count(_MAX_COUNT, "tensors")
     metadata: dict[str, Value] = {}
-    for _ in range(reader.count(_MAX_COUNT, "entries of metadata")):
+    for _ in range(reader.read_count(_MAX_COUNT, "entries of metadata")):
         key = _text(reader, _MAX_NAME)
-        value = _value(reader, int(reader.number("<I")))
+        value = _value(reader, int(reader.read_number("<I")))
         if value is not None:
             metadata[key] = value
     entries: list[tuple[str, tuple[int, ...], int, int]] = []
     for _ in range(tensor_count):
         name = _text(reader, _MAX_NAME)
-        shape = tuple(int(reader.number("<Q")) for _ in range(reader.count(8, "dimensions", "<I")))
-        kind, offset = int(reader.number("<I")), int(reader.number("<Q"))
+        shape = tuple(int(reader.read_number("<Q")) for _ in range(reader.read_count(8, "dimensions", "<I")))
+        kind, offset = int(reader.read_number("<I")), int(reader.read_number("<Q"))
         entries.append((name, shape, kind, offset))
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 0 < alignment <= 2**20 or alignment & (alignment - 1):
         raise HeaderError(f"an alignment of {alignment} cannot be; the header is damaged")
-    data = size - -(-reader.place // alignment) * alignment
+    data = size - -(-reader.offset // alignment) * alignment
     return Gguf(_tensors(entries, data), metadata)
 
 
@@ -253,18 +253,18 @@ def _tensors(entries: list[tuple[str, tuple[int, ...], int, int]], data: int) ->
 
 
 def _text(reader: _Reader, most: int) -> str:
-    return reader.take(reader.count(most, "bytes of a name")).decode("utf-8", errors="replace")
+    return reader.read_bytes(reader.read_count(most, "bytes of a name")).decode("utf-8", errors="replace")
 
 
 def _value(reader: _Reader, kind: int) -> Value | None:
     """Return the next value of this type, or None if it is skipped."""
     if kind in _SCALARS:
-        return reader.number(_SCALARS[kind])
+        return reader.read_number(_SCALARS[kind])
     if kind == _TEXT:
-        length = reader.count(reader.left, "bytes of text")
+        length = reader.read_count(reader.left, "bytes of text")
         if length <= _MAX_TEXT:
-            return reader.take(length).decode("utf-8", errors="replace")
-        reader.skip(length)
+            return reader.read_bytes(length).decode("utf-8", errors="replace")
+        reader.skip_bytes(length)
         return None
     if kind == _LIST:
         return _list(reader)
@@ -273,16 +273,16 @@ def _value(reader: _Reader, kind: int) -> Value | None:
 
 def _list(reader: _Reader) -> list[int] | None:
     """Read a list. Return it if it is a short one of whole numbers, else None."""
-    kind = int(reader.number("<I"))
+    kind = int(reader.read_number("<I"))
     if kind == _TEXT:
-        reader.skip_texts(reader.count(reader.left // 8, "texts"))  # each takes at least the 8 bytes of its length
+        reader.skip_texts(reader.read_count(reader.left // 8, "texts"))  # each takes at least the 8 bytes of its length
         return None
     form = _SCALARS.get(kind)
     if form is None:  # the format allows lists of lists, but no file has them
         raise HeaderError(f"a list of type {kind} is not known; the header is damaged")
     size = struct.calcsize(form)
-    count = reader.count(reader.left // size, "numbers of a list")
+    count = reader.read_count(reader.left // size, "numbers of a list")
     if count > _MAX_LIST or form[1] in "fd?":
-        reader.skip(count * size)
+        reader.skip_bytes(count * size)
         return None
-    return [number for (number,) in struct.iter_unpack(form, reader.take(count * size))]
+    return [number for (number,) in struct.iter_unpack(form, reader.read_bytes(count * size))]

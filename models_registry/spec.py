@@ -52,7 +52,7 @@ class Source(_Strict):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "Source":
-        if sum(place is not None for place in (self.hub, self.path, self.package)) != 1:
+        if sum(given is not None for given in (self.hub, self.path, self.package)) != 1:
             raise ValueError("give exactly one of hub, path or package")
         if self.package and not self.file:
             raise ValueError("a package needs the file inside it")

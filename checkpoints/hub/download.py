@@ -14,11 +14,8 @@ from checkpoints.hub.progress import Meter
 from checkpoints.hub.records import (
     DownloadError,
     DownloadResult,
-    DownloadStoppedError,
-    FolderState,
     HubUnreachableError,
     Plan,
-    Progress,
     ProgressCallback,
     RemoteFile,
     SpecLike,
@@ -27,20 +24,6 @@ from checkpoints.hub.remote import Repository, list_repository
 from checkpoints.hub.state import download_state
 from checkpoints.hub.transfer import Halt, fetch_file, matches_digest, run_workers
 from utils.units import format_bytes
-
-__all__ = [
-    "DownloadError",
-    "DownloadResult",
-    "DownloadStoppedError",
-    "FolderState",
-    "HubUnreachableError",
-    "Plan",
-    "Progress",
-    "ProgressCallback",
-    "download",
-    "download_state",
-    "plan",
-]
 
 PARALLEL = 4
 """Files fetched at once."""

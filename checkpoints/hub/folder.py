@@ -80,9 +80,9 @@ def bytes_present(folder: Path, files: Iterable[RemoteFile], known: dict[str, Ve
     """Return the bytes of ``files`` that need not be fetched: complete files by size and record, and parts."""
     total = 0
     for file in files:
-        place, part = folder / file.path, part_path(folder, file)
+        path, part = folder / file.path, part_path(folder, file)
         other = file.path in known and known[file.path].oid != file.oid
-        if not other and place.is_file() and place.stat().st_size == file.size:
+        if not other and path.is_file() and path.stat().st_size == file.size:
             total += file.size
         elif part.is_file():
             total += min(part.stat().st_size, file.size)
@@ -181,10 +181,10 @@ def lock(folder: Path) -> Iterator[None]:
 
 def free_bytes(folder: Path) -> int:
     """Return the free bytes of the disk of ``folder``, which need not exist."""
-    place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    return shutil.disk_usage(place).free
+    path = folder.absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
 
 
 def _write_atomically(path: Path, content: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import httpx2
 from huggingface_hub import get_session, hf_raise_for_status
@@ -98,14 +98,7 @@ def run_workers(files: Iterable[RemoteFile], bring_file: Callable[[RemoteFile], 
         halt.raise_if_set()
 
 
-class Hasher(Protocol):
-    """The part of a hashlib object used here."""
-
-    def update(self, data: bytes, /) -> None: ...
-    def hexdigest(self) -> str: ...
-
-
-def _hasher_for(file: RemoteFile) -> Hasher:
+def _hasher_for(file: RemoteFile) -> "hashlib._Hash":
     """Return a hasher whose digest of the whole content equals ``file.oid``."""
     if len(file.oid) == 64:
         return hashlib.sha256()

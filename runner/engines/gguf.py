@@ -13,8 +13,9 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
+from llguidance import LLTokenizer
 
-from runner.errors import DamagedError, OutOfMemory, RunnerError, says_no_memory
+from runner.errors import DamagedError, OutOfMemory, RequestError, RunnerError, says_no_memory
 
 BATCH = 512
 """Most tokens of one ``llama_decode`` call."""
@@ -64,9 +65,6 @@ class Gguf:
             raise _failure(f"llama.cpp cannot read {path.name}", DamagedError)
         self.vocabulary = llama_cpp.llama_model_get_vocab(self.model)
         self.size: int = llama_cpp.llama_vocab_n_tokens(self.vocabulary)
-
-    def n_vocab(self) -> int:
-        return self.size
 
     @property
     def weight_bytes(self) -> int:
@@ -126,6 +124,28 @@ class Gguf:
                 return buffer.raw[:count]
             size = -count
 
+    def grammar_tokenizer(self) -> LLTokenizer:
+        """Return llguidance's view of the vocabulary, which must not outlive this object.
+
+        llguidance's own helper treats tokens that a model's authors added, such as ``<tool_call>``, as control tokens.
+        Here those are text, so a grammar can use the single token that the model expects.
+
+        :raises RequestError: if the vocabulary has no end token.
+        """
+        if not self.ends:
+            raise RequestError("this model's answers cannot be constrained: its vocabulary has no token for the end")
+        control = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
+        return LLTokenizer.from_llamacpp(  # type: ignore[attr-defined]
+            tokens=[
+                (b"\xff" if llama_cpp.llama_vocab_get_attr(self.vocabulary, token) & control else b"")
+                + self.token_bytes(token, special=True)
+                for token in range(self.size)
+            ],
+            vocab_ptr=self.vocabulary,
+            tokenize_fptr=ctypes.cast(llama_cpp.llama_cpp._lib.llama_tokenize, ctypes.c_void_p).value,
+            eos_token=sorted(self.ends),
+        )
+
     def decode(self, ids: list[int]) -> str:
         return b"".join(self.token_bytes(token) for token in ids).decode("utf-8", errors="replace")
 
@@ -169,18 +189,18 @@ class Context:
         _memory_errors.clear()
         batch = self._batch
         batch.n_tokens = len(tokens)
-        for place, fed in enumerate(tokens):
-            batch.token[place] = fed.token
-            batch.pos[place] = fed.position
-            batch.n_seq_id[place] = 1
-            batch.seq_id[place][0] = fed.sequence
-            batch.logits[place] = fed.scored
+        for index, fed in enumerate(tokens):
+            batch.token[index] = fed.token
+            batch.pos[index] = fed.position
+            batch.n_seq_id[index] = 1
+            batch.seq_id[index][0] = fed.sequence
+            batch.logits[index] = fed.scored
         if (status := llama_cpp.llama_decode(self._handle, batch)) != 0:
             what = f"llama.cpp cannot evaluate {len(tokens)} tokens (status {status})"
             raise OutOfMemory(what) if status == _ALLOCATION_FAILED else _failure(what)
         return [
-            np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self._handle, place), shape=(self._model.size,))
-            for place, fed in enumerate(tokens)
+            np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self._handle, index), shape=(self._model.size,))
+            for index, fed in enumerate(tokens)
             if fed.scored
         ]
 

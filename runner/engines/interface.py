@@ -12,7 +12,8 @@ import numpy as np
 
 from protocol.messages import Constraint, FinishReason, Generate, Load, Loaded, TokenLogprob
 from runner.errors import RequestError
-from runner.generation.constraint import Mask
+from runner.generation.constraint import Grammars, Mask
+from runner.generation.detokenizer import ThinkSplitter
 from runner.generation.job import Choice, Job
 from runner.generation.sampler import Sampler
 from runner.generation.tool_calls import for_tools
@@ -217,22 +218,47 @@ def requested_constraint(request: Generate) -> Constraint | None:
     return request.sampling.constraint
 
 
-def answer_limit(prompt: list[int], context: int, most: int) -> int:
-    """Return the most tokens an answer may have: ``most``, or what the prompt leaves of the context.
+def begin_sequences(
+    job: Job,
+    text: str,
+    prompt: list[int],
+    context: int,
+    vocabulary: int,
+    grammars: Grammars,
+    decode: Callable[[list[int]], str],
+    thinks: bool,
+    opening: int | None,
+    seen: list[int] | None = None,
+    **fields: Any,
+) -> list[Sequence]:
+    """Begin a job and return one sequence per choice; none if only the rendered ``text`` is requested.
 
-    :raises RequestError: if the prompt is empty or fills the context.
+    ``context`` and ``vocabulary`` are sizes in tokens. ``seen`` are the ids that repetition penalties cover (default:
+    the prompt). ``fields`` go to :class:`Sequence`.
+
+    :raises RequestError: if the prompt is empty or fills the context, ``logit_bias`` names a token outside the
+        vocabulary, or the constraint cannot be enforced.
     """
+    request = job.request
+    if request.render_only:
+        job.send_rendered(text, prompt)
+        return []
     if not prompt:
         raise RequestError("the prompt has no tokens this model knows")
     if len(prompt) >= context:
         raise RequestError(f"the prompt has {len(prompt)} tokens and the context holds {context}")
-    return min(most, context - len(prompt))
-
-
-def check_logit_bias(request: Generate, vocabulary: int) -> None:
-    """:raises RequestError: if ``logit_bias`` names a token outside a vocabulary of this size."""
     if wrong := [token for token, _ in request.sampling.logit_bias if not 0 <= token < vocabulary]:
         raise RequestError(f"logit_bias: there is no token {wrong[0]}; this model's are 0 to {vocabulary - 1}")
+    limit = min(request.sampling.max_new_tokens, context - len(prompt))
+    wanted = requested_constraint(request)
+    masks = [grammars.compile_constraint(wanted) if wanted else None for _ in range(request.choices)]
+    inside = text.rstrip().endswith(ThinkSplitter.OPEN)
+    choices = job.begin_choices(len(prompt), decode, thinks and request.template, inside)
+    seen = prompt if seen is None else seen
+    return [
+        Sequence(choice, prompt, limit, build_sampler(choice, seen, grammars.ends, mask, opening), **fields)
+        for choice, mask in zip(choices, masks, strict=True)
+    ]
 
 
 def build_sampler(

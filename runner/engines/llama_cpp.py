@@ -15,18 +15,10 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from protocol.messages import Generate, Load, Loaded
 from runner.engines.gguf import BATCH, BatchToken, Context, Gguf
-from runner.engines.interface import (
-    Logits,
-    ProgressReport,
-    Sequence,
-    answer_limit,
-    build_sampler,
-    check_logit_bias,
-    requested_constraint,
-)
+from runner.engines.interface import Logits, ProgressReport, Sequence, begin_sequences
 from runner.errors import RequestError
 from runner.generation.chat_template import as_template_takes, check_length
-from runner.generation.constraint import Grammars, from_llama_cpp
+from runner.generation.constraint import Grammars
 from runner.generation.detokenizer import ThinkSplitter
 from runner.generation.job import Job
 from runner.generation.tool_calls import template_takes_tools
@@ -111,7 +103,7 @@ class LlamaCpp:
         self.ends = self._model.ends
         opening = self._model.tokenize(ThinkSplitter.OPEN, begin=False, special=True)
         self._opening = opening[0] if len(opening) == 1 else None
-        self._grammars = Grammars(lambda: from_llama_cpp(self._model), self.ends)
+        self._grammars = Grammars(self._model.grammar_tokenizer, self.ends)
         self._prompts = _Prompts(self._model, self._load.chat_template, self._window)
         self._phases.end_phase("weights")
 
@@ -120,21 +112,18 @@ class LlamaCpp:
         return self._mapped_bytes
 
     def prepare_sequences(self, job: Job) -> list[Sequence]:
-        request = job.request
-        text, prompt = self._prompts.render_prompt(request)
-        if request.render_only:
-            job.send_rendered(text, prompt)
-            return []
-        limit = answer_limit(prompt, self._window, request.sampling.max_new_tokens)
-        check_logit_bias(request, self._model.size)
-        wanted = requested_constraint(request)
-        masks = [self._grammars.compile_constraint(wanted) if wanted else None for _ in range(request.choices)]
-        thinking = text.rstrip().endswith("<think>")
-        choices = job.begin_choices(len(prompt), self._model.decode, thinks=request.template, inside=thinking)
-        return [
-            Sequence(choice, prompt, limit, build_sampler(choice, prompt, self.ends, mask, self._opening))
-            for choice, mask in zip(choices, masks, strict=True)
-        ]
+        text, prompt = self._prompts.render_prompt(job.request)
+        return begin_sequences(
+            job,
+            text,
+            prompt,
+            self._window,
+            self._model.size,
+            self._grammars,
+            self._model.decode,
+            thinks=True,
+            opening=self._opening,
+        )
 
     def has_room_for(self, sequence: Sequence, others: Many[Sequence]) -> bool:
         return sum(one.tokens_needed for one in (sequence, *others)) <= self._context.cells
@@ -215,7 +204,7 @@ class LlamaCpp:
         return self._context.decode_batch(fed)
 
     def run_generate(self, sequences: Many[Sequence], between_steps: Callable[[], None]) -> dict[Job, Exception]:
-        raise NotImplementedError("nothing is apart here")
+        raise NotImplementedError("every sequence joins the batch")
 
     def token_bytes(self, token: int) -> bytes:
         return self._model.token_bytes(token, special=True)

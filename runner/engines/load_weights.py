@@ -7,19 +7,21 @@ family chooses the model class.
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from checkpoints import kept_weights
 from protocol.messages import Load
 from runner.engines.interface import ProgressReport
 from runner.engines.layouts import linear4, pieces
 from runner.engines.layouts.linear import pack_linear
-from runner.engines.progress import watched_weights
 from runner.errors import DamagedError, out_of_memory
 from runner.families.base import RunnerFamily
 from runner.process import compat, mapped_weights
@@ -34,6 +36,7 @@ log = logging.getLogger("runner")
 _WORTH_KEEPING = 32 * 2**20  # bytes; smaller models quantize faster than they are written
 _LAYOUT = 2  # version of the kept format; another number makes it anew
 _SHARD = "250MB"  # size of a kept file; the process does nothing else while one is written
+_REPORTS = 20  # most progress reports of one load
 
 
 class Weights:
@@ -245,3 +248,44 @@ def _tensor_bytes(folder: Path) -> "Counter[torch.dtype]":
                 tensor = opened.get_tensor(name)  # mapped, not read
                 found[tensor.dtype] += tensor.nbytes
     return found
+
+
+@contextmanager
+def watched_weights(report: Callable[[float], None]) -> Iterator[None]:
+    """Within it, call ``report`` with the fraction read, and draw no progress bar."""
+    set_hook = getattr(transformers_logging, "set_tqdm_hook", None)
+    if set_hook is None:  # an older release: no reports
+        yield
+        return
+    before = set_hook(lambda factory, args, options: _Bar(args, options, report))
+    try:
+        yield
+    finally:
+        set_hook(before)
+
+
+class _Bar:
+    """Replaces transformers' tqdm bar."""
+
+    def __init__(self, args: tuple[Any, ...], options: dict[str, Any], report: Callable[[float], None]) -> None:
+        self._items = args[0] if args else options.get("iterable", ())
+        self._report = report
+
+    def __iter__(self) -> Iterator[Any]:
+        total = len(self._items) if hasattr(self._items, "__len__") else 0
+        shown = 0
+        for done, item in enumerate(self._items, 1):
+            yield item
+            if total and done * _REPORTS // total > shown:
+                shown = done * _REPORTS // total
+                self._report(round(done / total, 2))
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        """Accept every other call on a bar: update, close, set_postfix."""
+        return lambda *_, **__: None

@@ -20,19 +20,11 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from protocol.messages import Generate, Load, Loaded
 from runner.engines.generate_path import SamplingProcessor
-from runner.engines.interface import (
-    Logits,
-    ProgressReport,
-    Sequence,
-    answer_limit,
-    build_sampler,
-    check_logit_bias,
-    requested_constraint,
-)
+from runner.engines.interface import Logits, ProgressReport, Sequence, begin_sequences
 from runner.engines.kv_rows import RowCache, supports_rows
 from runner.engines.load_weights import Weights, mapped_bytes
 from runner.errors import RequestError
-from runner.generation.constraint import Grammars, Mask, from_transformers
+from runner.generation.constraint import Grammars, from_transformers
 from runner.generation.job import Job
 from runner.process import mapped_weights
 from runner.process.load_metrics import Phases
@@ -180,33 +172,24 @@ class Transformers:
     # -- requests ------------------------------------------------------------------------------------------------------
 
     def prepare_sequences(self, job: Job) -> list[Sequence]:
-        request = job.request
-        prepared = self._family.prepare_inputs(request, self._device)
-        prompt = prepared.ids
-        if request.render_only:
-            job.send_rendered(prepared.text, prompt)
-            return []
-        limit = answer_limit(prompt, self._context, request.sampling.max_new_tokens)
-        check_logit_bias(request, self._text_config.vocab_size)
-        masks = [self._constraint(request) for _ in range(request.choices)]
-        job.extras |= self._family.extras(request)
-        thinks = self._family.declaration.thinks and request.template
-        choices = job.begin_choices(len(prompt), self._family.decode, thinks, prepared.inside_think)
-        apart = not self._batches or self._family.uses_generate(request)
-        whole = not set(prepared.inputs) <= _TEXT_INPUTS
-        seen = prompt if self._family.reads_prompt else []
-        samplers = [
-            build_sampler(choice, seen, self.ends, mask, self._opening)
-            for choice, mask in zip(choices, masks, strict=True)
-        ]
-        return [
-            Sequence(choice, prompt, limit, sampler, prepared.inputs, whole, apart)
-            for choice, sampler in zip(choices, samplers, strict=True)
-        ]
-
-    def _constraint(self, request: Generate) -> Mask | None:
-        wanted = requested_constraint(request)
-        return None if wanted is None else self._grammars.compile_constraint(wanted)
+        request, family = job.request, self._family
+        prepared = family.prepare_inputs(request, self._device)
+        job.extras |= family.extras(request)
+        return begin_sequences(
+            job,
+            prepared.text,
+            prepared.ids,
+            self._context,
+            self._text_config.vocab_size,
+            self._grammars,
+            family.decode,
+            family.declaration.thinks,
+            self._opening,
+            seen=None if family.reads_prompt else [],
+            inputs=prepared.inputs,
+            whole=not set(prepared.inputs) <= _TEXT_INPUTS,
+            uses_generate=not self._batches or family.uses_generate(request),
+        )
 
     def token_bytes(self, token: int) -> bytes:
         return self._family.token_bytes(token)
@@ -313,7 +296,7 @@ class Transformers:
         self.release_sequence(sequence)
         sequence.inputs = inputs
 
-    # -- apart from it -------------------------------------------------------------------------------------------------
+    # -- by generate ---------------------------------------------------------------------------------------------------
 
     def run_generate(self, sequences: Many[Sequence], between_steps: Callable[[], None]) -> dict[Job, Exception]:
         failed: dict[Job, Exception] = {}

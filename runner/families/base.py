@@ -39,11 +39,6 @@ class Prepared:
         ids: list[int] = self.inputs["input_ids"][0].tolist()
         return ids
 
-    @property
-    def inside_think(self) -> bool:
-        """Whether the prompt ends inside ``<think>``."""
-        return self.text.rstrip().endswith("<think>")
-
 
 class RunnerFamily:
     """One family's tensor half. Subclasses set ``model_class`` and override :meth:`prepare_inputs`.
@@ -212,7 +207,7 @@ def _byte_letters() -> dict[str, bytes]:
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     letters = {chr(byte): bytes([byte]) for byte in printable}
-    return letters | {chr(0x100 + place): bytes([byte]) for place, byte in enumerate(others)}
+    return letters | {chr(0x100 + index): bytes([byte]) for index, byte in enumerate(others)}
 
 
 _BYTES = _byte_letters()

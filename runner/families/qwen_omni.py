@@ -100,10 +100,10 @@ class QwenOmni(MultimodalFamily):
     def extras(self, request: Generate) -> dict[str, Any]:
         """Return the three fields that ``/generate`` adds for this model."""
         media = any(part.kind != "text" for message in request.messages for part in message.parts)
-        place = "gpu" if self.load.device.startswith("cuda") else "cpu"
+        device = "gpu" if self.load.device.startswith("cuda") else "cpu"
         return {
             "model_type": "qwen_omni",
-            "generation_method": f"{'multimodal' if media else 'text'}_{place}",
+            "generation_method": f"{'multimodal' if media else 'text'}_{device}",
             "memory_optimized": self.load.quant_bits < 16,
         }
 

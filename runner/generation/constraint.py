@@ -3,7 +3,6 @@
 One ``Grammars`` per loaded model, one ``Mask`` per sequence; neither is thread-safe. Knows tokenizers, no engines.
 """
 
-import ctypes
 import json
 import re
 import threading
@@ -115,7 +114,7 @@ class Grammars:
     def __init__(self, tokenizer: Callable[[], LLTokenizer], ends: Collection[int]) -> None:
         self._make = tokenizer
         self._tokenizer: LLTokenizer | None = None
-        self._ends = frozenset(ends)
+        self.ends = frozenset(ends)
         self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
 
     def compile_constraint(self, constraint: Constraint) -> Mask:
@@ -133,7 +132,7 @@ class Grammars:
         self._compiled[constraint] = matcher
         if len(self._compiled) > KEPT:
             self._compiled.popitem(last=False)
-        return Mask(matcher.deep_copy(), self._tokenizer, self._ends)
+        return Mask(matcher.deep_copy(), self._tokenizer, self.ends)
 
 
 def from_transformers(tokenizer: Any) -> LLTokenizer:
@@ -149,44 +148,6 @@ def from_transformers(tokenizer: Any) -> LLTokenizer:
         return from_tokenizer(tokenizer)
     except ValueError as error:
         raise RequestError(f"this model's answers cannot be constrained: {error}") from error
-
-
-def from_llama_cpp(llama: Any) -> LLTokenizer:
-    """Return llguidance's view of the vocabulary of a ``llama_cpp.Llama``, which must outlive it.
-
-    :raises RequestError: if it has no end token.
-    """
-    import llama_cpp
-
-    vocabulary = llama_cpp.llama_model_get_vocab(llama.model)
-    ends = [token for token in range(llama.n_vocab()) if llama_cpp.llama_vocab_is_eog(vocabulary, token)]
-    if not ends:
-        raise RequestError("this model's answers cannot be constrained: its vocabulary has no token for the end")
-    return LLTokenizer.from_llamacpp(  # type: ignore[attr-defined]
-        tokens=[_spelling(vocabulary, token) for token in range(llama.n_vocab())],
-        vocab_ptr=vocabulary,
-        tokenize_fptr=ctypes.cast(llama_cpp.llama_cpp._lib.llama_tokenize, ctypes.c_void_p).value,
-        eos_token=ends,
-    )
-
-
-def _spelling(vocabulary: Any, token: int) -> bytes:
-    """Return a token's bytes, with 0xff before those of control tokens, which are not text.
-
-    llguidance's helper also marks tokens that a model's authors added, such as ``<tool_call>``. Here those are text, so
-    the grammar can use the single token that the model expects.
-    """
-    import llama_cpp
-
-    size = 64
-    while True:
-        buffer = ctypes.create_string_buffer(size)
-        length = llama_cpp.llama_token_to_piece(vocabulary, token, buffer, size, 0, True)
-        if length >= 0:
-            break
-        size = -length
-    control = llama_cpp.llama_vocab_get_attr(vocabulary, token) & llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
-    return (b"\xff" if control else b"") + buffer.raw[:length]
 
 
 def _matcher(constraint: Constraint, tokenizer: LLTokenizer) -> LLMatcher:

@@ -17,8 +17,9 @@ not exist yet, and is then made, so that it happens in one process only.
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,15 @@ from protocol.messages import Load
 from utils.units import parse_bytes
 
 VARIABLE = "SWITCHYARD_INJECT_FAULT"
-_POINTS = ("load", "prepare", "prefill", "fork", "decode", "generate")
+_POINTS = {
+    "load_model": "load",
+    "prepare_sequences": "prepare",
+    "prefill": "prefill",
+    "fork_sequence": "fork",
+    "decode_step": "decode",
+    "run_generate": "generate",
+}
+"""The points of rules, by the engine's method."""
 _POLL_SECONDS = 0.05  # seconds
 _hoard: list[Any] = []
 
@@ -88,8 +97,8 @@ def parse_rules(text: str) -> list[Rule]:
     for entry in filter(None, (part.strip() for part in text.split(";"))):
         point, *conditions = entry.split()
         values: dict[str, Any] = dict(condition.split("=", 1) for condition in conditions)
-        if point not in _POINTS:
-            raise ValueError(f"{VARIABLE}: there is no place {point!r}")
+        if point not in _POINTS.values():
+            raise ValueError(f"{VARIABLE}: there is no point {point!r}")
         if "level" in values:
             values["level"] = tuple(values["level"].split(","))
         values |= {name: int(values[name]) for name in ("above", "after", "times") if name in values}
@@ -110,36 +119,15 @@ class _FaultyEngine:
         self.__dict__.update(_engine=engine, _load=load, _rules=given)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
+        method = getattr(self._engine, name)
+        return partial(self._call, _POINTS[name], method) if name in _POINTS else method
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._engine, name, value)
 
-    def _apply(self, point: str, count: int = 1) -> None:
+    def _call(self, point: str, method: Callable[..., Any], *arguments: Any) -> Any:
+        count = len(arguments[0]) if arguments and isinstance(arguments[0], list) else 1
         for rule in self._rules:
             if rule.point == point:
                 rule.apply_to(self._load, count)
-
-    def load_model(self) -> Any:
-        self._apply("load")
-        return self._engine.load_model()
-
-    def prepare_sequences(self, job: Any) -> Any:
-        self._apply("prepare")
-        return self._engine.prepare_sequences(job)
-
-    def prefill(self, sequences: Sequence[Any]) -> Any:
-        self._apply("prefill", len(sequences))
-        return self._engine.prefill(sequences)
-
-    def fork_sequence(self, sequence: Any, sibling: Any) -> None:
-        self._apply("fork")
-        self._engine.fork_sequence(sequence, sibling)
-
-    def decode_step(self, sequences: Sequence[Any]) -> Any:
-        self._apply("decode", len(sequences))
-        return self._engine.decode_step(sequences)
-
-    def run_generate(self, sequences: Sequence[Any], between_steps: Callable[[], None]) -> Any:
-        self._apply("generate", len(sequences))
-        return self._engine.run_generate(sequences, between_steps)
+        return method(*arguments)

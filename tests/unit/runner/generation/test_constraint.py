@@ -5,15 +5,15 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import llama_cpp
 import numpy as np
 import pytest
 from llguidance import LLTokenizer
 
 from gateway.routes import response_format
 from protocol.messages import Constraint, Sampling
+from runner.engines.gguf import Gguf
 from runner.errors import RequestError, RunnerError
-from runner.generation.constraint import LONGEST, Grammars, Mask, from_llama_cpp, from_transformers
+from runner.generation.constraint import LONGEST, Grammars, Mask, from_transformers
 from runner.generation.sampler import Sampler
 from runner.generation.tool_calls import for_tools
 from tests.support.gateway import CHECKPOINT, SMOLLM2
@@ -80,9 +80,7 @@ class Model:
 
 @pytest.fixture(scope="module")
 def smollm() -> Iterator[Model]:
-    llama = llama_cpp.Llama(str(SMOLLM2), vocab_only=True, verbose=False)
-    yield Model(lambda: from_llama_cpp(llama), {0, 2})
-    llama.close()
+    yield Model(Gguf(SMOLLM2, None, lambda _: None).grammar_tokenizer, {0, 2})
 
 
 @pytest.fixture(scope="module")
