@@ -89,9 +89,9 @@ class Forkserver(Parent):
 
 def _be_runner(descriptor: int) -> None:
     gc.enable()  # it may have been forked between two imports
-    from runner.main import run
+    from runner.main import run_runner
 
-    run(descriptor)
+    run_runner(descriptor)
 
 
 def _be_zygote(descriptor: int) -> None:

@@ -33,7 +33,7 @@ _HEARTBEAT_SECONDS = 1.0
 _QUESTION = messages.ChatMessage("user", (messages.Part("text", "What is the capital of France?"),))
 
 
-def run(descriptor: int, opened: Engine | None = None) -> NoReturn:
+def run_runner(descriptor: int, opened: Engine | None = None) -> NoReturn:
     """Serve the gateway on the pipe with this file descriptor. Does not return.
 
     ``opened`` is an engine that a zygote opened.
@@ -191,4 +191,4 @@ def _exit(status: int = 0) -> NoReturn:
 
 if __name__ == "__main__":  # started by the forkserver as a new process, which must die with it like a forked one
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    run(int(sys.argv[1]))
+    run_runner(int(sys.argv[1]))

@@ -88,7 +88,7 @@ class Zygote(Parent):
                     self.fork(request["token"], descriptor, self._be_spare if request["spare"] else self._be_runner)
 
     def _be_runner(self, descriptor: int) -> None:
-        main.run(descriptor, self._engine)
+        main.run_runner(descriptor, self._engine)
 
     def _be_spare(self, descriptor: int) -> None:
         assert self._engine is not None

@@ -126,13 +126,13 @@ def _download(
         unfinished = unsettled or folders.read_journal(planned.folder) is not None
         if unfinished or marker is None or (marker.repo, marker.revision, marker.commit) != asked:
             journal = folders.Journal(planned, known)
-            journal.start()
+            journal.begin_download()
             largest_first = sorted(unsettled, key=lambda file: -file.size)
             halt = Halt(stop)
             run_workers(
                 largest_first, partial(_bring_file, planned.folder, repository, journal, meter, halt), halt, PARALLEL
             )
-            journal.finish()
+            journal.finish_download()
     return DownloadResult(
         planned.name, planned.folder, planned.commit, len(planned.files), planned.total, meter.fetched
     )

@@ -104,8 +104,8 @@ class Journal:
         self._folder = plan.folder
         self.files = dict(known)
 
-    def start(self) -> None:
-        """Mark the folder as incomplete until :meth:`finish`."""
+    def begin_download(self) -> None:
+        """Mark the folder as incomplete until :meth:`finish_download`."""
         (self._folder / WORK).mkdir(parents=True, exist_ok=True)
         self._write(self._folder / WORK / "journal.json")
         (self._folder / MARKER).unlink(missing_ok=True)
@@ -117,7 +117,7 @@ class Journal:
             self.files[file.path] = Verified(file.size, file.oid, mtime_ns)
             self._write(self._folder / WORK / "journal.json")
 
-    def finish(self) -> None:
+    def finish_download(self) -> None:
         """Write the marker, then remove the journal and the parts."""
         wanted = {file.path for file in self._plan.files}
         for path in [path for path in self.files if path not in wanted]:

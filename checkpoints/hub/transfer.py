@@ -42,7 +42,7 @@ class Halt:
         self._outer = outer or threading.Event()
         self._inner = threading.Event()
 
-    def set(self) -> None:
+    def stop_workers(self) -> None:
         """Stop all workers."""
         self._inner.set()
 
@@ -50,7 +50,7 @@ class Halt:
         """Return whether to stop."""
         return self._inner.is_set() or self._outer.is_set()
 
-    def wait(self, seconds: float) -> None:
+    def wait_seconds(self, seconds: float) -> None:
         """Wait that long, or until a stop is requested."""
         end = time.monotonic() + seconds
         while not self.is_set() and (left := end - time.monotonic()) > 0:
@@ -77,7 +77,7 @@ def run_workers(files: Iterable[RemoteFile], bring_file: Callable[[RemoteFile], 
                 bring_file(file)
             except BaseException as error:  # raised in the caller's thread
                 failures.append(error)
-                halt.set()
+                halt.stop_workers()
 
     # Daemons: a thread that waits for a silent server must not keep an interrupted program alive.
     threads = [threading.Thread(target=run_worker, name="download", daemon=True) for _ in range(min(width, len(todo)))]
@@ -87,7 +87,7 @@ def run_workers(files: Iterable[RemoteFile], bring_file: Callable[[RemoteFile], 
         for thread in threads:
             thread.join()
     except BaseException:
-        halt.set()
+        halt.stop_workers()
         for thread in threads:
             if thread.is_alive():  # the interrupt may come before all threads are started
                 thread.join(2)
@@ -218,7 +218,7 @@ def _receive(repository: Repository, file: RemoteFile, part: _Part, halt: Halt, 
         tries = 0 if part.size > before else tries + 1
         if tries >= ATTEMPTS:
             raise DownloadError(f"{file.path}: {problem}, {ATTEMPTS} times in a row")
-        halt.wait(min(max(pause, FIRST_PAUSE * 2**tries), _LONGEST_PAUSE))
+        halt.wait_seconds(min(max(pause, FIRST_PAUSE * 2**tries), _LONGEST_PAUSE))
 
 
 def _stream(url: str, file: RemoteFile, part: _Part, halt: Halt, report: Report) -> None:

@@ -43,9 +43,8 @@ class SamplingProcessor(LogitsProcessor):  # type: ignore[misc]
         for row, sequence in enumerate(self._sequences):
             if self._open[row]:
                 self._open[row] = sequence.job.wanted and self._sample(sequence, rows[row])
-            chosen[row, sequence.tokens[-1] if sequence.generated else 0] = (
-                0.0  # once finished, any: nobody looks at it
-            )
+            # A finished row needs some token; nothing reads it.
+            chosen[row, sequence.tokens[-1] if sequence.generated else 0] = 0.0
         return chosen
 
     def _sample(self, sequence: Sequence, logits: Logits) -> bool:
@@ -57,7 +56,7 @@ class SamplingProcessor(LogitsProcessor):  # type: ignore[misc]
             return False
 
     @property
-    def open(self) -> list[bool]:
+    def open_rows(self) -> list[bool]:
         """For each row, whether it continues."""
         return [still and sequence.job.wanted for still, sequence in zip(self._open, self._sequences, strict=True)]
 
@@ -73,4 +72,4 @@ class _AllFinished(StoppingCriteria):  # type: ignore[misc]
         self._processor = processor
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        return torch.tensor([not still for still in self._processor.open], device=input_ids.device)
+        return torch.tensor([not still for still in self._processor.open_rows], device=input_ids.device)

@@ -21,7 +21,7 @@ from runner.generation.chat_template import as_template_takes, check_length
 from runner.generation.constraint import Grammars
 from runner.generation.detokenizer import ThinkSplitter
 from runner.generation.job import Job
-from runner.generation.tool_calls import template_takes_tools
+from runner.generation.tool_calls import requested_tools
 from runner.process import mapped_weights
 from runner.process.load_metrics import Phases
 from runner.process.resources import anonymous_bytes, cpu_threads
@@ -225,9 +225,7 @@ class _Prompts:
 
         :raises RequestError: if the template rejects the conversation, or does not support the request's tools.
         """
-        tools: Any = list(request.tools) if request.tool_choice != "none" else []
-        if tools and not template_takes_tools(self._template):
-            raise RequestError("tools: this model's chat template has no place for them")
+        tools: Any = requested_tools(request, self._template)
         if self._formatter is None or not request.template:
             text = "\n".join(message.text for message in request.messages)
             check_length(text, self._window)

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from checkpoints import kept_weights
 from protocol.messages import Load
 from runner.engines.interface import ProgressReport
-from runner.engines.layouts import linear4, pieces
+from runner.engines.layouts import chunked_quantization, linear4
 from runner.engines.layouts.linear import pack_linear
 from runner.errors import DamagedError, out_of_memory
 from runner.families.base import RunnerFamily
@@ -93,7 +93,7 @@ class Weights:
         """
         self._progress("reading weights")
         if self._load.quant_bits < 16 and self._device.type == "cpu":
-            pieces.install()
+            chunked_quantization.install_chunked_quantization()
         try:
             with watched_weights(lambda fraction: self._progress("reading weights", fraction)):
                 model = self._family.load_model(self._family.path, **self._options())

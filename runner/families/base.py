@@ -20,7 +20,7 @@ from runner.engines.interface import Sequence
 from runner.errors import DamagedError, RequestError
 from runner.generation.chat_template import as_template_takes, check_length
 from runner.generation.detokenizer import ThinkSplitter
-from runner.generation.tool_calls import template_takes_tools
+from runner.generation.tool_calls import requested_tools
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
@@ -119,9 +119,7 @@ class RunnerFamily:
         :raises RequestError: if the template rejects the conversation, or does not support the request's tools.
         """
         template = getattr(self.processor, "chat_template", None)
-        tools = list(request.tools) if request.tool_choice != "none" else []
-        if tools and not template_takes_tools(template):
-            raise RequestError("tools: this model's chat template has no place for them")
+        tools = requested_tools(request, template)
         if not template or not request.template:
             return "\n".join(_flat(message["content"]) for message in conversation)
         try:

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 from jinja2 import meta
 
-from protocol.messages import Constraint, ToolCall
+from protocol.messages import Constraint, Generate, ToolCall
 from runner.errors import RequestError
 from runner.generation.detokenizer import overlap
 
@@ -184,6 +184,14 @@ def _parameters(function: dict[str, Any]) -> dict[str, Any]:
         raise RequestError(f"tools: the parameters of {function['name']} must be the JSON schema of an object")
     options = SEPARATORS | {"lenient": not function.get("strict")}
     return schema | {"type": "object", "x-guidance": options}
+
+
+def requested_tools(request: Generate, template: str | None) -> list[dict[str, Any]]:
+    """Return the tools that the chat template must show. :raises RequestError: if it does not show tools."""
+    tools = list(request.tools) if request.tool_choice != "none" else []
+    if tools and not template_takes_tools(template):
+        raise RequestError("tools: this model's chat template has no place for them")
+    return tools
 
 
 def template_takes_tools(template: str | None) -> bool:

@@ -19,7 +19,7 @@ from models_registry.spec import ModelSpec
 
 _AT_ONCE = 14 * 2**18
 """Bytes that quantizing a matrix to 4 bits, or laying it out, works in on a CPU, where it goes by pieces; see
-``runner/engines/layouts/pieces.py``."""
+``runner/engines/layouts/chunked_quantization.py``."""
 _AT_ONCE_8BIT, _PIECE_8BIT = 11, 2**16
 """Bytes a number of a piece that is quantized to 8 bits on a CPU: copies of it in 16 bits, and two in 32; and how many
 numbers a piece has at least."""

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from runner.engines.layouts.pieces import PIECE
+from runner.engines.layouts.chunked_quantization import CHUNK
 
 PREFIX = "packed-"
 """File name prefix of the converted weights."""
@@ -103,7 +103,7 @@ def _packed(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
     codes = weight.data.view(torch.uint8).view(rows, columns // 2)
     data = torch.empty_like(codes)
     scales = torch.empty((absmax.shape[1], rows), dtype=torch.bfloat16)
-    step = max(_BLOCK, PIECE // columns // _BLOCK * _BLOCK)
+    step = max(_BLOCK, CHUNK // columns // _BLOCK * _BLOCK)
     for start in range(0, rows, step):
         some = slice(start, start + step)
         part = copy.copy(state)

@@ -12,11 +12,11 @@ import torch
 
 from runner.process import compat
 
-PIECE = 2**18
+CHUNK = 2**18
 """Numbers quantized at once in 4 bits. Their 32-bit copy is small enough to reuse the memory of the one before it, and
 to stay in the processor's cache.
 """
-PIECE_8BIT = 2**16
+CHUNK_8BIT = 2**16
 """Numbers quantized at once in 8 bits, unless one row has more. Smaller, because each step copies them, and the copies
 must not leave large gaps between the codes of small matrices.
 """
@@ -25,7 +25,7 @@ _whole: Any = None
 _whole_8bit: Any = None
 
 
-def install() -> None:
+def install_chunked_quantization() -> None:
     """Make bitsandbytes quantize in chunks on the CPU from now on."""
     global _whole, _whole_8bit
     if _whole is None:
@@ -46,8 +46,8 @@ def _quantize(matrix: torch.Tensor, block: int, kind: str, storage: torch.dtype)
     numbers = matrix.reshape(-1)
     codes = torch.empty((-(-len(numbers) // 2), 1), dtype=torch.uint8)
     scales = torch.empty(-(-len(numbers) // block), dtype=torch.float32)
-    for start in range(0, len(numbers), PIECE):  # a multiple of every block size
-        some, theirs = _whole.call_boxed(keys, numbers[start : start + PIECE], block, kind, storage)
+    for start in range(0, len(numbers), CHUNK):  # a multiple of every block size
+        some, theirs = _whole.call_boxed(keys, numbers[start : start + CHUNK], block, kind, storage)
         codes[start // 2 : start // 2 + len(some)] = some
         scales[start // block : start // block + len(theirs)] = theirs
     return codes, scales
@@ -60,10 +60,10 @@ def _quantize_8bit(weight: Any, device: torch.device) -> Any:
         return _whole_8bit(weight, device)  # not used by loads on a CPU
     codes = torch.empty(matrix.shape, dtype=torch.int8)
     scales = torch.empty(len(matrix), dtype=torch.float32)
-    rows = max(1, PIECE_8BIT // max(1, matrix.shape[1]))
+    rows = max(1, CHUNK_8BIT // max(1, matrix.shape[1]))
     for start in range(0, len(matrix), rows):
-        piece = matrix[start : start + rows].to(torch.float16).contiguous()
-        some, theirs, _ = torch.ops.bitsandbytes.int8_vectorwise_quant.default(piece, 0.0)
+        chunk = matrix[start : start + rows].to(torch.float16).contiguous()
+        some, theirs, _ = torch.ops.bitsandbytes.int8_vectorwise_quant.default(chunk, 0.0)
         codes[start : start + rows] = some
         scales[start : start + rows] = theirs
     weight.data = weight.CB = codes
