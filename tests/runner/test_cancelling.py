@@ -77,7 +77,7 @@ def test_while_it_is_prepared_and_its_files_go_first(
     part = media.image(1)
     (job,) = crowd.ask(request("What color is the shape?", type(part)(part.kind, path=part.path + ".gone")))
     monkeypatch.setattr("runner.generation.loop._CANCEL_SECONDS", 60.0)  # the thread that says why may be late
-    looked, prepare = threading.Event(), model.prepare
+    looked, prepare = threading.Event(), model.prepare_sequences
 
     def prepares(asked: Job) -> list[Sequence]:
         try:
@@ -85,7 +85,7 @@ def test_while_it_is_prepared_and_its_files_go_first(
         finally:
             looked.set()
 
-    monkeypatch.setattr(model, "prepare", prepares)
+    monkeypatch.setattr(model, "prepare_sequences", prepares)
     word = threading.Thread(target=lambda: looked.wait(60) and job.cancel_job())
     word.start()
     crowd.finish()
@@ -167,7 +167,7 @@ def test_all_choices_go_at_once(engine: Engines) -> None:
     crowd = Crowd(engine())
     several, other = crowd.ask(request("17 + 25?", choices=4, **LONG), request("8 + 95"))
     crowd.turn(3)
-    several.cancel()
+    several.cancel_job()
     crowd.turn()
     assert crowd.answer(several).reasons == ("cancelled",) * 4
     crowd.finish()

@@ -166,7 +166,7 @@ def test_a_choice_that_fails_takes_its_siblings_along(engine: Engines) -> None:
     def broken(token: int, logprob: object = None) -> bool:
         raise Broken("the second choice")
 
-    second.choice.token = broken  # type: ignore[method-assign]
+    second.choice.append_token = broken  # type: ignore[method-assign]
     crowd.finish()
     assert [one.request_id for one in failures(crowd)] == [several.request.request_id]
     assert crowd.answer(other).text == "17 + 25 = 42"
@@ -188,20 +188,20 @@ def test_a_batch_that_breaks_ends_the_process(engine: Engines, monkeypatch: pyte
 
     monkeypatch.setattr(main, "_exit", end)
     watched = Watched(engine())
-    monkeypatch.setattr(watched, "drop", broken)
+    monkeypatch.setattr(watched, "release_sequence", broken)
     runner = main.Runner(None)  # type: ignore[arg-type]
     sent: list[Any] = []
     monkeypatch.setattr(runner, "send", sent.append)
     monkeypatch.setattr(runner, "_load", lambda _: watched)
     job = Job(request("17 + 25"), sent.append)
-    prepare = watched.prepare
+    prepare = watched.prepare_sequences
 
     def prepared(asked: Job) -> list[Sequence]:
         sequences = prepare(asked)
         asked.cancel_job()  # it is dropped before anything that is guarded
         return sequences
 
-    monkeypatch.setattr(watched, "prepare", prepared)
+    monkeypatch.setattr(watched, "prepare_sequences", prepared)
     runner._inbox.put(job)
     with pytest.raises(Ended, match="1"):
         runner._serve(load_of("transformers", "deepseek", ""))
@@ -214,7 +214,7 @@ def test_one_of_those_answered_apart_fails_alone(engine: Engines, media: Media, 
     spoken = {} if picture else {"switches": {"speech": True}}
     asked = (request("What is it?", *picture, max_new_tokens=4, request_fields=spoken) for _ in range(2))
     bad, good = crowd.ask(*asked)
-    prepare = crowd.watched.prepare
+    prepare = crowd.watched.prepare_sequences
 
     def broken(token: int, logprob: object = None) -> bool:
         raise Broken("the first of them")
@@ -222,10 +222,10 @@ def test_one_of_those_answered_apart_fails_alone(engine: Engines, media: Media, 
     def sabotaged(job: Job) -> list[Sequence]:
         sequences = prepare(job)
         if job is bad:
-            sequences[0].choice.token = broken  # type: ignore[method-assign]
+            sequences[0].choice.append_token = broken  # type: ignore[method-assign]
         return sequences
 
-    crowd.watched.prepare = sabotaged  # type: ignore[method-assign]
+    crowd.watched.prepare_sequences = sabotaged  # type: ignore[method-assign]
     crowd.finish()
     assert crowd.answer(bad).error
     assert crowd.answer(good).error is None and crowd.answer(good).ids

@@ -45,13 +45,13 @@ def fed(monkeypatch: pytest.MonkeyPatch) -> "Feeds":
 
     def watch(model: Any) -> "list[list[BatchToken]]":
         seen: list[list[BatchToken]] = []
-        evaluate = model._context.evaluate
+        evaluate = model._context.decode_batch
 
         def watched(tokens: "list[BatchToken]") -> Any:
             seen.append(list(tokens))
             return evaluate(tokens)
 
-        monkeypatch.setattr(model._context, "evaluate", watched)
+        monkeypatch.setattr(model._context, "decode_batch", watched)
         return seen
 
     return watch
