@@ -113,16 +113,9 @@ class LlamaCpp:
 
     def prepare_sequences(self, job: Job) -> list[Sequence]:
         text, prompt = self._prompts.render_prompt(job.request)
+        model = self._model
         return begin_sequences(
-            job,
-            text,
-            prompt,
-            self._window,
-            self._model.size,
-            self._grammars,
-            self._model.decode,
-            thinks=True,
-            opening=self._opening,
+            job, text, prompt, self._window, model.size, self._grammars, model.decode, True, self._opening
         )
 
     def has_room_for(self, sequence: Sequence, others: Many[Sequence]) -> bool:
