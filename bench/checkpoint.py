@@ -49,9 +49,9 @@ def middle() -> Path:
 
 
 def _make_random(folder: Path) -> None:
-    from runner.process import torchvision_compat
+    from runner.process import compat
 
-    torchvision_compat.install()
+    compat.import_torchvision()
     import torch
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
@@ -90,9 +90,9 @@ def _make_random(folder: Path) -> None:
 
 
 def _make(folder: Path) -> None:
-    from runner.process import torchvision_compat
+    from runner.process import compat
 
-    torchvision_compat.install()
+    compat.import_torchvision()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -82,16 +82,16 @@ class _Engine:
     def __init__(self, fields: dict[str, Any]) -> None:
         import importlib
 
-        from runner.process import torchvision_compat
+        from runner.process import compat
 
-        torchvision_compat.install()
+        compat.import_torchvision()
         from protocol import messages
         from runner.generation.loop import Batch
 
         load = messages.Load(load_id="in-process", **fields)
         self._engine = importlib.import_module(f"runner.engines.{load.engine}").ENGINE(load, lambda *_: None)
-        self._engine.open()
-        self._engine.load()
+        self._engine.open_checkpoint()
+        self._engine.load_model()
         self._inbox: Any = queue.SimpleQueue()
         self._sent: list[Any] = []
         self._batch = Batch(self._engine, self._inbox, self._sent.append, _raise)
@@ -107,7 +107,7 @@ class _Engine:
         started = time.perf_counter()
         self._inbox.put(Job(messages.Generate("request", conversation, sampling), self._sent.append))
         while not (self._sent and isinstance(self._sent[-1], messages.Done | messages.Failed)):
-            self._batch.turn()
+            self._batch.run_iteration()
         seconds = time.perf_counter() - started
         done = self._sent[-1]
         if isinstance(done, messages.Failed):
@@ -123,9 +123,9 @@ class _Model:
     """A checkpoint loaded by ``from_pretrained``, without this project's code."""
 
     def __init__(self, path: str, dtype: str, device: str = "cpu") -> None:
-        from runner.process import torchvision_compat
+        from runner.process import compat
 
-        torchvision_compat.install()
+        compat.import_torchvision()
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 

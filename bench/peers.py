@@ -27,7 +27,7 @@ from tests.support.gateway import ROOT, GatewayProcess, only
 
 HOW = "pip install 'transformers[serving]', or name another environment's executable with --peer or $TRANSFORMERS_CLI"
 _START_SECONDS = 300.0
-_SHIM = "from runner import torchvision_compat\n\ntorchvision_compat.install()\n"
+_SHIM = "from runner.process import compat\n\ncompat.import_torchvision()\n"
 
 
 class PeerMissing(Exception):

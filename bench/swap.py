@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _forks() -> list[float]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    script = "from runner import torchvision_compat\ntorchvision_compat.install()\n" + _FORK
+    script = "from runner.process import compat\ncompat.import_torchvision()\n" + _FORK
     done = subprocess.run(
         [sys.executable, "-c", script, str(FORKS)], env=environment, capture_output=True, text=True, check=True
     )

@@ -1,4 +1,4 @@
-"""Files of models, without torch: fetched from a hub, their headers read, quantized weights kept between loads.
+"""Files of models, without torch: downloads from a hub, headers, quantized weights kept between loads.
 
-Any process. Knows the file system and the hub's protocol; nothing of slots, runners or Flask.
+Any process. Knows the file system and the hub's protocol; knows no slots, no runners and no Flask.
 """

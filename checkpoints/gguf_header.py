@@ -1,8 +1,8 @@
-"""The header of a GGUF file: its metadata and what each tensor takes. No llama.cpp, no weights read.
+"""Reads the header of a GGUF file: its metadata and the size of each tensor, without llama.cpp or the weights.
 
-Used by the gateway and the command line. A file is whatever a stranger uploaded: every count and length is held against
-what the file has left and against a bound of its own before anything is read for it, and what does not hold together
-is a :class:`HeaderError`. The layout is little-endian, versions 2 and 3.
+Gateway and command line. Files are untrusted: every count and length is checked against the rest of the file and a
+fixed limit before anything is read for it, and an inconsistent header raises :class:`HeaderError`. The layout is
+little-endian, versions 2 and 3.
 """
 
 import math
@@ -17,14 +17,14 @@ from typing import BinaryIO
 from checkpoints.safetensors_header import HeaderError
 
 Value = int | float | bool | str | list[int]
-"""A value of the metadata that is kept: numbers, short texts, and short lists of whole numbers."""
+"""A metadata value that is kept: a number, a short text or a short list of whole numbers."""
 
 _MAX_HEADER = 64 * 2**20
-_MAX_COUNT = 100_000  # of metadata entries, and of tensors
-_MAX_NAME = 4096  # bytes of a key or a tensor's name
-_MAX_TEXT = 65_536  # bytes of a text that is kept; longer ones (templates, mostly) are passed over
-_MAX_LIST = 4096  # numbers of a list that is kept: one for each layer, say
-_MAX_TEXTS = 2_000_000  # in lists, in all: a vocabulary and its merges have half a million
+_MAX_COUNT = 100_000  # metadata entries, and tensors
+_MAX_NAME = 4096  # bytes of a key or of a tensor's name
+_MAX_TEXT = 65_536  # bytes of a kept text; longer ones (mostly templates) are skipped
+_MAX_LIST = 4096  # numbers of a kept list, for example one per layer
+_MAX_TEXTS = 2_000_000  # texts in all lists; a vocabulary and its merges have half a million
 _MAX_SHARDS = 1000
 _CHUNK = 2**20
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -64,12 +64,12 @@ TYPES = {
     35: (256, 66),
     39: (32, 17),
 }
-"""Of each of ggml's tensor types: how many numbers make a block, and the block's bytes."""
+"""For each of ggml's tensor types: the numbers in a block, and the bytes of a block."""
 
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """A tensor: ``shape`` as the file has it, the fastest dimension first; ``bytes`` of its data."""
+    """A tensor: ``shape`` in the file's order, fastest dimension first; ``bytes`` of its data."""
 
     shape: tuple[int, ...]
     type: int
@@ -78,7 +78,7 @@ class GgufTensor:
 
 @dataclass(frozen=True, slots=True)
 class Gguf:
-    """What the header says: tensors by name, and the metadata worth keeping."""
+    """The header's content: tensors by name, and the kept metadata."""
 
     tensors: dict[str, GgufTensor]
     metadata: dict[str, Value]
@@ -92,12 +92,12 @@ class Gguf:
         return sum(tensor.bytes for tensor in self.tensors.values())
 
     def number(self, name: str) -> int | None:
-        """Return a whole number that the metadata has for this architecture; None where it has none."""
+        """Return a whole number of this architecture's metadata, or None."""
         value = self.metadata.get(f"{self.architecture}.{name}")
         return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
     def per_layer(self, name: str, layers: int) -> list[int] | None:
-        """Return a number for each layer: some architectures have one for all, others a list."""
+        """Return one number per layer, or None. Some architectures have a list, others one number for all layers."""
         value = self.metadata.get(f"{self.architecture}.{name}")
         if isinstance(value, list):
             return value if len(value) == layers and min(value, default=0) >= 0 else None
@@ -106,10 +106,10 @@ class Gguf:
 
 
 def read_gguf(path: Path) -> Gguf:
-    """Return the header of a file and, where it is the first of several shards, the tensors of all of them.
+    """Return the header of a file. For the first of several shards, return the tensors of all.
 
-    :raises HeaderError: if one is not GGUF, is damaged or is shorter than its header says.
-    :raises OSError: if one is not there.
+    :raises HeaderError: if a file is not GGUF, is damaged or is shorter than its header says.
+    :raises OSError: if a file cannot be read.
     """
     first = _one(path)
     found = _SHARD.search(path.name)
@@ -141,97 +141,98 @@ def _read(path: Path, changed: int, size: int) -> Gguf:
 
 
 class _Reader:
-    """Reads a file's beginning in order, no further than its end or the bound."""
+    """Reads the start of a file in order, up to its end or the limit."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
         self._limit = min(size, _MAX_HEADER)
         self._held = b""
-        self._start = 0  # of what is held, in the file
-        self.place = 0
+        self._start = 0  # file offset of the buffer
+        self.offset = 0
         self._texts = _MAX_TEXTS
 
-    def take(self, count: int) -> bytes:
-        """Return the next bytes."""
+    def read_bytes(self, count: int) -> bytes:
+        """Return the next ``count`` bytes."""
         self._need(count)
-        start = self.place - self._start
-        self.place += count
+        start = self.offset - self._start
+        self.offset += count
         return self._held[start : start + count]
 
-    def skip(self, count: int) -> None:
-        if count > self._limit - self.place:
+    def skip_bytes(self, count: int) -> None:
+        if count > self._limit - self.offset:
             raise HeaderError("the header is longer than the file, or than any header is")
-        self.place += count
+        self.offset += count
 
-    def number(self, form: str) -> int | float | bool:
+    def read_number(self, form: str) -> int | float | bool:
         size = struct.calcsize(form)
         self._need(size)
-        value: int | float | bool = struct.unpack_from(form, self._held, self.place - self._start)[0]
-        self.place += size
+        value: int | float | bool = struct.unpack_from(form, self._held, self.offset - self._start)[0]
+        self.offset += size
         return value
 
-    def count(self, most: int, what: str, form: str = "<Q") -> int:
-        """Return the next number as a count of something. :raises HeaderError: if it is more than ``most``."""
-        found = int(self.number(form))
+    def read_count(self, most: int, what: str, form: str = "<Q") -> int:
+        """Return the next number as a count. :raises HeaderError: if it is more than ``most``."""
+        found = int(self.read_number(form))
         if found > most:
             raise HeaderError(f"{found} {what} cannot be; the header is damaged")
         return found
 
     def skip_texts(self, count: int) -> None:
-        """Pass over that many texts, each with its length before it."""
+        """Skip ``count`` texts, each with its length before it."""
         if count > self._texts:
             raise HeaderError(f"{count} texts in a list cannot be; the header is damaged")
         self._texts -= count
         need, unpack = self._need, struct.Struct("<Q").unpack_from
         for _ in range(count):
             need(8)
-            (length,) = unpack(self._held, self.place - self._start)
-            self.place += 8
-            self.skip(length)
+            (length,) = unpack(self._held, self.offset - self._start)
+            self.offset += 8
+            self.skip_bytes(length)
 
     def _need(self, count: int) -> None:
-        if count > self._limit - self.place:
+        if count > self._limit - self.offset:
             raise HeaderError("the header is longer than the file, or than any header is")
-        if self.place < self._start or self.place + count > self._start + len(self._held):
-            self._file.seek(self.place)
-            self._start, self._held = self.place, self._file.read(max(count, _CHUNK))
+        if self.offset < self._start or self.offset + count > self._start + len(self._held):
+            self._file.seek(self.offset)
+            self._start, self._held = self.offset, self._file.read(max(count, _CHUNK))
             if len(self._held) < count:
                 raise HeaderError("it is cut short")
 
     @property
     def left(self) -> int:
-        return self._limit - self.place
+        return self._limit - self.offset
 
 
 def _parse(reader: _Reader, size: int) -> Gguf:
-    if reader.left < 24 or reader.take(4) != b"GGUF":
+    if reader.left < 24 or reader.read_bytes(4) != b"GGUF":
         raise HeaderError("it is not a GGUF file, or it is cut short")
-    version = reader.number("<I")
+    version = reader.read_number("<I")
     if version not in (2, 3):
         raise HeaderError(f"GGUF version {version} is not known; 2 and 3 are")
-    tensor_count = reader.count(_MAX_COUNT, "tensors")
+    tensor_count = reader.read_count(_MAX_COUNT, "tensors")
     metadata: dict[str, Value] = {}
-    for _ in range(reader.count(_MAX_COUNT, "entries of metadata")):
+    for _ in range(reader.read_count(_MAX_COUNT, "entries of metadata")):
         key = _text(reader, _MAX_NAME)
-        value = _value(reader, int(reader.number("<I")))
+        value = _value(reader, int(reader.read_number("<I")))
         if value is not None:
             metadata[key] = value
     entries: list[tuple[str, tuple[int, ...], int, int]] = []
     for _ in range(tensor_count):
         name = _text(reader, _MAX_NAME)
-        shape = tuple(int(reader.number("<Q")) for _ in range(reader.count(8, "dimensions", "<I")))
-        kind, offset = int(reader.number("<I")), int(reader.number("<Q"))
+        shape = tuple(int(reader.read_number("<Q")) for _ in range(reader.read_count(8, "dimensions", "<I")))
+        kind, offset = int(reader.read_number("<I")), int(reader.read_number("<Q"))
         entries.append((name, shape, kind, offset))
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 0 < alignment <= 2**20 or alignment & (alignment - 1):
         raise HeaderError(f"an alignment of {alignment} cannot be; the header is damaged")
-    data = size - -(-reader.place // alignment) * alignment
+    data = size - -(-reader.offset // alignment) * alignment
     return Gguf(_tensors(entries, data), metadata)
 
 
 def _tensors(entries: list[tuple[str, tuple[int, ...], int, int]], data: int) -> dict[str, GgufTensor]:
-    """Return the tensors' sizes, held against the ``data`` bytes that the file has for them. One of a type that is not
-    known reaches as far as the next one begins."""
+    """Return the tensors' sizes, checked against the ``data`` bytes of the file. A tensor of unknown type ends where
+    the next one begins.
+    """
     starts = sorted({offset for *_, offset in entries} | {max(data, 0)})
     following = dict(zip(starts, starts[1:], strict=False))
     tensors = {}
@@ -252,18 +253,18 @@ def _tensors(entries: list[tuple[str, tuple[int, ...], int, int]], data: int) ->
 
 
 def _text(reader: _Reader, most: int) -> str:
-    return reader.take(reader.count(most, "bytes of a name")).decode("utf-8", errors="replace")
+    return reader.read_bytes(reader.read_count(most, "bytes of a name")).decode("utf-8", errors="replace")
 
 
 def _value(reader: _Reader, kind: int) -> Value | None:
-    """Return the next value of this type, or None for one that is passed over."""
+    """Return the next value of this type, or None if it is skipped."""
     if kind in _SCALARS:
-        return reader.number(_SCALARS[kind])
+        return reader.read_number(_SCALARS[kind])
     if kind == _TEXT:
-        length = reader.count(reader.left, "bytes of text")
+        length = reader.read_count(reader.left, "bytes of text")
         if length <= _MAX_TEXT:
-            return reader.take(length).decode("utf-8", errors="replace")
-        reader.skip(length)
+            return reader.read_bytes(length).decode("utf-8", errors="replace")
+        reader.skip_bytes(length)
         return None
     if kind == _LIST:
         return _list(reader)
@@ -271,17 +272,17 @@ def _value(reader: _Reader, kind: int) -> Value | None:
 
 
 def _list(reader: _Reader) -> list[int] | None:
-    """Read a list; return it if it is a short one of whole numbers."""
-    kind = int(reader.number("<I"))
+    """Read a list. Return it if it is a short one of whole numbers, else None."""
+    kind = int(reader.read_number("<I"))
     if kind == _TEXT:
-        reader.skip_texts(reader.count(reader.left // 8, "texts"))  # each has a length of 8 bytes at least
+        reader.skip_texts(reader.read_count(reader.left // 8, "texts"))  # each takes at least the 8 bytes of its length
         return None
     form = _SCALARS.get(kind)
-    if form is None:  # lists of lists are in the format's description and in no file
+    if form is None:  # the format allows lists of lists, but no file has them
         raise HeaderError(f"a list of type {kind} is not known; the header is damaged")
     size = struct.calcsize(form)
-    count = reader.count(reader.left // size, "numbers of a list")
+    count = reader.read_count(reader.left // size, "numbers of a list")
     if count > _MAX_LIST or form[1] in "fd?":
-        reader.skip(count * size)
+        reader.skip_bytes(count * size)
         return None
-    return [number for (number,) in struct.iter_unpack(form, reader.take(count * size))]
+    return [number for (number,) in struct.iter_unpack(form, reader.read_bytes(count * size))]

@@ -1,9 +1,8 @@
-"""Where quantized weights are kept between loads, which of them still hold, and how much room they may take.
+"""Quantized weights kept between loads: where they are, whether they are valid, how much disk they may take.
 
-A first quantized load writes what it made into ``models/.switchyard/quantized/<model>-<bits>bit-<key>/``; later loads
-read that. The key covers the original files, the quantization and the versions of the libraries that made it, so that
-another one is another folder. Used on both sides: the runner reads and writes, the gateway lists and prunes. Knows
-nothing of torch.
+The first quantized load writes its result to ``models/.switchyard/quantized/<model>-<bits>bit-<key>/``; later loads
+read it. The key covers the original files, the quantization settings and the library versions. The runner reads and
+writes, the gateway lists and prunes. Knows no torch.
 """
 
 import errno
@@ -24,14 +23,14 @@ from typing import Any, Literal
 log = logging.getLogger(__name__)
 _RECORD = "switchyard.json"
 _UNFINISHED = ".unfinished-"
-_ABANDONED = 3600.0  # seconds after which an unfinished folder is nobody's, whoever has its writer's process id now
-_SPARE = 10**9  # bytes of disk that are left to others
+_ABANDONED = 3600.0  # seconds after which an unfinished folder is abandoned, even if a process has its writer's id
+_SPARE = 10**9  # bytes of disk that stay free
 _LIBRARIES = ("torch", "transformers", "bitsandbytes")
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One model's quantized weights on disk."""
+    """One model's quantized weights on disk. ``used`` is the time of the last load."""
 
     folder: Path
     model: str
@@ -46,9 +45,9 @@ def root(models_dir: Path) -> Path:
 
 
 def origin(checkpoint: Path) -> str:
-    """Return what distinguishes these files, as quantized by these libraries.
+    """Return a digest of the checkpoint's files and the versions of the quantizing libraries.
 
-    :raises OSError: if they go while they are looked at.
+    :raises OSError: if a file disappears meanwhile.
     """
     files = sorted([*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.json")])
     return _digest(
@@ -60,7 +59,7 @@ def origin(checkpoint: Path) -> str:
 
 
 def key(made_of: str, settings: dict[str, Any]) -> str:
-    """Return what distinguishes the outcome of quantizing a checkpoint of this :func:`origin` with these settings."""
+    """Return a digest of an :func:`origin` and the quantization settings."""
     return _digest({"origin": made_of, "settings": settings})
 
 
@@ -68,52 +67,55 @@ def folder(base: Path, model: str, bits: int, found: str) -> Path:
     return base / f"{model}-{bits}bit-{found}"
 
 
-def state(place: Path) -> Literal["absent", "whole", "damaged"]:
-    """Say whether a folder holds what was written into it, as far as its files' sizes and times tell. Marks a whole one
-    as used."""
-    if not place.exists():
+def state(path: Path) -> Literal["absent", "whole", "damaged"]:
+    """Return whether a folder is complete, by its files' sizes and times. Marks a complete one as used."""
+    if not path.exists():
         return "absent"
-    record = _read(place)
-    if record is None or not _whole(place, record):
+    record = _read(path)
+    if record is None or not _whole(path, record):
         return "damaged"
-    with suppress(OSError):  # a folder that cannot be written can still be read
-        os.utime(place / _RECORD)
+    with suppress(OSError):  # a read-only folder can still be read
+        os.utime(path / _RECORD)
     return "whole"
 
 
 def holds(base: Path, model: str, bits: int, device: str, checkpoint: Path) -> bool:
-    """Return whether a load of the model on this kind of device (``cpu`` or ``cuda``) will read what is kept, as far as
-    can be told without its libraries: a change of its settings is seen by the load only."""
+    """Return whether a load of the model on this kind of device (``cpu`` or ``cuda``) will read kept weights.
+
+    This cannot compare the quantization settings, which only the load knows.
+    """
     try:
         return any(
             (record["model"], record["bits"], record["variant"].partition(" ")[0]) == (model, bits, device)
             and record.get("origin") == origin(checkpoint)
-            and _whole(place, record)
-            for place, record in _records(base, f"{model}-{bits}bit-")
+            and _whole(path, record)
+            for path, record in _records(base, f"{model}-{bits}bit-")
         )
     except OSError:
         return False
 
 
-def begin(place: Path, need: int) -> Path:
-    """Return an empty folder to write ``need`` bytes into, beside the place it will have.
+def begin(path: Path, need: int) -> Path:
+    """Return an empty folder to write ``need`` bytes into, beside the final ``path``.
 
-    :raises OSError: if it cannot be made, or the disk has not that much and some to spare.
+    :raises OSError: if it cannot be made, or the disk has less than that and 1 GB to spare.
     """
-    place.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(place.parent)
-    if (free := shutil.disk_usage(place.parent).free) < need + _SPARE:
-        raise OSError(errno.ENOSPC, f"{need:,} bytes are wanted and {free:,} are free", str(place.parent))
-    unfinished = place.parent / f"{_UNFINISHED}{place.name}-{os.getpid()}"
-    discard(unfinished)  # of another process that had this one's id
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path.parent)
+    if (free := shutil.disk_usage(path.parent).free) < need + _SPARE:
+        raise OSError(errno.ENOSPC, f"{need:,} bytes are wanted and {free:,} are free", str(path.parent))
+    unfinished = path.parent / f"{_UNFINISHED}{path.name}-{os.getpid()}"
+    discard(unfinished)  # left by an earlier process with this id
     unfinished.mkdir()
     return unfinished
 
 
-def finish(unfinished: Path, place: Path, model: str, bits: int, variant: str, made_of: str = "") -> None:
-    """Give a written folder its record and its place, all at once, and remove those that it replaces: the model's of
-    the same bits and ``variant``, the kind of device they are for and then the type they are computed in. ``made_of``
-    is the :func:`origin` of what was quantized."""
+def finish(unfinished: Path, path: Path, model: str, bits: int, variant: str, made_of: str = "") -> None:
+    """Write the record, move the folder to ``path`` atomically, and remove the folders that it replaces.
+
+    Replaced are the model's folders of the same bits and ``variant`` (device kind and compute type). ``made_of`` is the
+    :func:`origin` of the quantized files.
+    """
     files = {
         file.name: (found.st_size, found.st_mtime_ns) for file in sorted(unfinished.iterdir()) if (found := file.stat())
     }
@@ -123,44 +125,43 @@ def finish(unfinished: Path, place: Path, model: str, bits: int, variant: str, m
     for file in unfinished.iterdir():
         with file.open("rb") as written:
             os.fsync(written.fileno())
-    discard(place)
-    os.replace(unfinished, place)
-    for other in entries(place.parent):
-        if (other.model, other.bits, other.variant) == (model, bits, variant) and other.folder != place:
+    discard(path)
+    os.replace(unfinished, path)
+    for other in entries(path.parent):
+        if (other.model, other.bits, other.variant) == (model, bits, variant) and other.folder != path:
             log.info("the quantized weights in %s are stale and removed", other.folder.name)
             discard(other.folder)
 
 
-def discard(place: Path) -> None:
-    shutil.rmtree(place, ignore_errors=True)
+def discard(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def entries(base: Path) -> list[Entry]:
-    """Return what is kept, the least recently used first."""
+    """Return what is kept, least recently used first."""
     found = []
-    for place, record in _records(base):
-        with suppress(OSError):  # removed by another process meanwhile
-            used = (place / _RECORD).stat().st_mtime
-            found.append(Entry(place, record["model"], record["bits"], record["variant"], record["bytes"], used))
+    for path, record in _records(base):
+        with suppress(OSError):  # removed by another process
+            used = (path / _RECORD).stat().st_mtime
+            found.append(Entry(path, record["model"], record["bits"], record["variant"], record["bytes"], used))
     return sorted(found, key=lambda entry: entry.used)
 
 
 def weights(base: Path, model: str, bits: int) -> list[Path]:
-    """Return the files kept of a model in these bits, those used last where there are several kinds; none if none."""
+    """Return the kept files of a model in these bits, of the variant used last; [] if there are none."""
     mine = [entry for entry in entries(base) if (entry.model, entry.bits) == (model, bits)]
     return sorted(mine[-1].folder.glob("*.safetensors")) if mine else []
 
 
 def prune(base: Path, limit: int) -> list[Entry]:
-    """Remove the least recently used until at most ``limit`` bytes are kept, and what was never finished or has no
-    record that can be read.
+    """Remove the least recently used entries until at most ``limit`` bytes are kept. Return the removed entries.
 
-    Return which of the former were removed.
+    Unfinished folders and folders without a valid record are removed too.
     """
     _sweep(base)
-    for place in base.iterdir() if base.is_dir() else ():
-        if not place.name.startswith(_UNFINISHED) and _read(place) is None:
-            discard(place)
+    for path in base.iterdir() if base.is_dir() else ():
+        if not path.name.startswith(_UNFINISHED) and _read(path) is None:
+            discard(path)
     kept, removed = entries(base), []
     total = sum(entry.bytes for entry in kept)
     for entry in kept:
@@ -173,21 +174,21 @@ def prune(base: Path, limit: int) -> list[Entry]:
 
 
 def _sweep(base: Path) -> None:
-    """Remove what was never finished: its writer, whose process id ends its name, is no more, or long since done."""
-    for place in base.iterdir() if base.is_dir() else ():
-        if not place.name.startswith(_UNFINISHED):
+    """Remove unfinished folders whose writer (the process id in their name) has ended, or that are old."""
+    for path in base.iterdir() if base.is_dir() else ():
+        if not path.name.startswith(_UNFINISHED):
             continue
-        with suppress(OSError):  # finished meanwhile
-            old = time.time() - place.stat().st_mtime > _ABANDONED
-            if old or not Path("/proc", place.name.rpartition("-")[2]).exists():
-                discard(place)
+        with suppress(OSError):  # finished by their writer
+            old = time.time() - path.stat().st_mtime > _ABANDONED
+            if old or not Path("/proc", path.name.rpartition("-")[2]).exists():
+                discard(path)
 
 
 def _records(base: Path, prefix: str = "") -> Iterator[tuple[Path, dict[str, Any]]]:
-    for place in base.iterdir() if base.is_dir() else ():
-        named = place.name.startswith(prefix) and not place.name.startswith(_UNFINISHED)
-        if named and (record := _read(place)) is not None:
-            yield place, record
+    for path in base.iterdir() if base.is_dir() else ():
+        named = path.name.startswith(prefix) and not path.name.startswith(_UNFINISHED)
+        if named and (record := _read(path)) is not None:
+            yield path, record
 
 
 @cache
@@ -195,11 +196,11 @@ def _libraries() -> dict[str, str]:
     return {name: version(name) for name in _LIBRARIES}
 
 
-def _whole(place: Path, record: dict[str, Any]) -> bool:
-    """Whether a folder holds the files that its record names, as far as their sizes and times tell."""
+def _whole(path: Path, record: dict[str, Any]) -> bool:
+    """Return whether a folder holds the record's files, by their sizes and times."""
     for name, (size, changed) in record["files"].items():
         try:
-            found = (place / name).stat()
+            found = (path / name).stat()
         except OSError:
             return False
         if (found.st_size, found.st_mtime_ns) != (size, changed):
@@ -211,9 +212,9 @@ def _digest(seen: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _read(place: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> dict[str, Any] | None:
     try:
-        record: dict[str, Any] = json.loads((place / _RECORD).read_text())
+        record: dict[str, Any] = json.loads((path / _RECORD).read_text())
         whole = {"model", "bits", "variant", "bytes", "files"} <= set(record) and isinstance(record["files"], dict)
         return record if whole else None
     except (OSError, ValueError, TypeError):

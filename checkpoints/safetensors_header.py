@@ -1,7 +1,8 @@
-"""The header of a safetensors file: names, types, shapes and places of its tensors. No torch, no weights read.
+"""Reads the header of a safetensors file: names, types, shapes and offsets of its tensors, without torch or the
+weights.
 
-Used by the gateway and the command line. A file is whatever a stranger uploaded: what does not hold together is a
-:class:`HeaderError`, and no more is read than the header's own length.
+Gateway and command line. Files are untrusted: an inconsistent header raises :class:`HeaderError`, and no more is read
+than the header's own length.
 """
 
 import json
@@ -18,7 +19,7 @@ _Count = Annotated[StrictInt, Field(ge=0)]
 
 
 class HeaderError(ValueError):
-    """A weights file whose header cannot be what it should be."""
+    """A weights file with an invalid header."""
 
 
 class Tensor(BaseModel):
@@ -30,10 +31,10 @@ class Tensor(BaseModel):
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file by name. A file that did not change is not read again.
+    """Return the tensors of a file by name. The result is cached until the file changes.
 
     :raises HeaderError: if it is not safetensors or is shorter than its header says.
-    :raises OSError: if it is not there.
+    :raises OSError: if it cannot be read.
     """
     now = path.stat()
     if not stat.S_ISREG(now.st_mode):
@@ -63,5 +64,5 @@ def _read(path: Path, changed: int, size: int) -> dict[str, Tensor]:
 
 
 def safetensors_sizes(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return dtype and shape of each tensor. Raises what :func:`read_safetensors` does."""
+    """Return dtype and shape of each tensor. Raises the errors of :func:`read_safetensors`."""
     return {name: (tensor.dtype, tensor.shape) for name, tensor in read_safetensors(path).items()}

@@ -16,7 +16,9 @@ from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRem
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from checkpoints.hub.download import DownloadError, Progress, download, download_state
+from checkpoints.hub.download import download
+from checkpoints.hub.records import DownloadError, Progress
+from checkpoints.hub.state import download_state
 from commands.verb import Verb, pass_settings
 from models_registry.catalog import Catalog, load_catalog
 from models_registry.spec import ModelSpec

@@ -1,7 +1,7 @@
-"""The catalog: every model this gateway serves, from a profile and the user's own ``models.yaml``.
+"""The catalog: every model this gateway serves, from a profile and the user's ``models.yaml``.
 
-Read and validated once at start, in the gateway process. Errors name the file, the entry and the field. Must not look
-at weights, load anything or know about slots.
+Gateway and command line; read and validated once at start. Errors name the file, the entry and the field. Does not look
+at weights and knows no slots.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ PROFILES = Path(__file__).parent / "profiles"
 
 
 class CatalogError(ValueError):
-    """The catalog cannot be used. The message is one line naming file, entry and field."""
+    """The catalog is invalid. The message is one line that names file, entry and field."""
 
 
 class Catalog:
@@ -38,7 +38,7 @@ class Catalog:
         return len(self._specs)
 
     def __getitem__(self, name: str) -> ModelSpec:
-        """Return the spec of a name, as the catalog has it."""
+        """Return the spec of a name; aliases are not resolved."""
         return self._specs[name]
 
     @property
@@ -55,17 +55,17 @@ class Catalog:
 
     @staticmethod
     def batch_size(spec: ModelSpec) -> int:
-        """How many requests the model's runner answers at once."""
+        """Return how many requests the model's runner answers at once."""
         return spec.max_batch_size or FAMILIES[spec.family].batch_size
 
     @staticmethod
     def cache_tokens(spec: ModelSpec) -> int:
-        """How many tokens the requests of one batch may hold together, where there is memory for so many."""
+        """Return the most tokens of KV cache for one batch, if there is memory for them."""
         return max(spec.cache_tokens or _CACHE_TOKENS, spec.context or 0)
 
     @staticmethod
     def inputs(spec: ModelSpec) -> tuple[str, ...]:
-        """What a request for this model may carry, in a fixed order."""
+        """Return the kinds of input that this model accepts, in a fixed order."""
         allowed = set(spec.inputs or FAMILIES[spec.family].inputs)
         if spec.engine == "llama_cpp":
             allowed &= {"text"}
@@ -77,11 +77,11 @@ def profile_names() -> list[str]:
 
 
 def load_catalog(settings: Settings) -> Catalog:
-    """Read the profile, then the user's file over it: an entry of the same name replaces the fields it gives.
+    """Read the profile, then the user's file: an entry of the same name replaces the fields it gives.
 
-    A user's entry may be ``null`` to take a model out of the profile.
+    A user's entry ``null`` removes a model of the profile.
 
-    :raises CatalogError: for an unknown profile, an unreadable file, a wrong entry or a name used twice.
+    :raises CatalogError: for an unknown profile, an unreadable file, an invalid entry or a name used twice.
     """
     path = PROFILES / f"{settings.profile}.yaml"
     if settings.profile not in profile_names():
@@ -107,7 +107,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise CatalogError(f"cannot read {path}: {reason}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that cannot be
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
         mark = getattr(error, "problem_mark", None)
         raise CatalogError(f"{path}{f', line {mark.line + 1}' if mark else ''}: not valid YAML") from error
     models = data.get("models") if isinstance(data, dict) else None

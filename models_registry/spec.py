@@ -1,6 +1,6 @@
-"""What one servable model is: its family, where its weights come from, how it is loaded and answered for.
+"""One servable model: its family, the source of its weights, how it is loaded and its defaults.
 
-Pure data, used in the gateway and in the runner. Must not import torch or touch a process.
+Pure data, used by the gateway and the command line. Imports no torch.
 """
 
 import re
@@ -20,7 +20,7 @@ _DEVICE = re.compile(r"auto|(cpu|cuda)(:\d{1,3})?")
 
 
 def _devices(value: Any) -> Any:
-    """Take one name, or several in a list or between commas."""
+    """Accept one name, or several as a list or separated by commas."""
     names = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not names:
         raise ValueError("give a device, or a list of them")
@@ -31,7 +31,7 @@ def _devices(value: Any) -> Any:
 
 
 Devices = Annotated[tuple[str, ...], BeforeValidator(_devices)]
-"""``cuda:1`` and ``cpu:0`` are one slot, ``cuda`` and ``cpu`` any of a kind, ``auto`` a GPU where there is one."""
+"""``cuda:1`` and ``cpu:0`` are one slot; ``cuda`` and ``cpu`` any of that kind; ``auto`` is a GPU if there is one."""
 
 
 class _Strict(BaseModel):
@@ -39,9 +39,9 @@ class _Strict(BaseModel):
 
 
 class Source(_Strict):
-    """Where weights come from: exactly one of a hub repository, a local path or an installed Python package.
+    """The source of the weights: exactly one of a hub repository, a local path or an installed Python package.
 
-    A ``path`` is relative to the project's folder. A ``file`` names the one GGUF file wanted.
+    A ``path`` is relative to the project's folder. A ``file`` names the one GGUF file to use.
     """
 
     hub: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$")
@@ -52,7 +52,7 @@ class Source(_Strict):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "Source":
-        if sum(place is not None for place in (self.hub, self.path, self.package)) != 1:
+        if sum(given is not None for given in (self.hub, self.path, self.package)) != 1:
             raise ValueError("give exactly one of hub, path or package")
         if self.package and not self.file:
             raise ValueError("a package needs the file inside it")
@@ -60,7 +60,7 @@ class Source(_Strict):
 
 
 class Generation(_Strict):
-    """Generation defaults of a model, used where a request does not say."""
+    """Generation defaults of a model, for fields that a request does not give."""
 
     max_new_tokens: int = Field(256, ge=1)
     temperature: float = Field(0.7, ge=0, le=2)
@@ -72,14 +72,13 @@ class Generation(_Strict):
 class ModelSpec(_Strict):
     """One entry of the catalog.
 
-    ``folder`` is the directory under ``models/`` a download goes to; ``inputs`` narrows what the family takes;
-    ``context`` is the window in tokens and ``chat_template`` the Jinja template where the
-    checkpoint's own are not wanted. ``max_batch_size`` is how many requests its runner answers at once (the family's
-    own number if absent), ``cache_tokens`` how many tokens all of them together may hold (8192, or the context if that
-    is larger), ``batch_wait_ms`` how long the first request of an idle runner waits for others, so that
-    they share a batch from the beginning. ``cpu_quant_bits`` is used on a CPU; without it a CPU takes 16 bits where
-    they fit, because quantization makes a CPU slower, not faster. ``device`` names the slots it may use; the CPU among
-    several is for when it fits none of the GPUs. Up to ``replicas`` runners of it answer, each in a place of its own.
+    ``folder`` is the download's folder under ``models/``. ``inputs`` narrows the family's inputs. ``context`` (tokens)
+    and ``chat_template`` (Jinja) replace the checkpoint's own. ``max_batch_size`` is how many requests its runner
+    answers at once (default: the family's), ``cache_tokens`` the most tokens of KV cache for all of them (default:
+    8192, or the context if larger), ``batch_wait_ms`` how long the first request of an idle runner waits for others.
+    ``cpu_quant_bits`` applies on a CPU; without it a CPU uses 16 bits where they fit, because quantization makes a CPU
+    slower. ``device`` names the slots it may use; a CPU among several is for models that fit no GPU. Up to ``replicas``
+    runners answer, each in its own slot.
     """
 
     name: Name
@@ -107,7 +106,7 @@ class ModelSpec(_Strict):
     @field_validator("max_memory", mode="before")
     @classmethod
     def _limits(cls, value: Any) -> Any:
-        """Keys may be numbers; a limit has to be a size, and a model lives on one GPU."""
+        """Accept numbers as keys. Limits must be sizes, and name one GPU at most."""
         if not isinstance(value, dict):
             return value
         limits = {str(key): limit for key, limit in value.items()}
@@ -126,7 +125,7 @@ class ModelSpec(_Strict):
         return self
 
     def path(self, models_dir: Path) -> Path:
-        """Return the checkpoint's folder, or the file of a GGUF model. It need not exist."""
+        """Return the checkpoint's folder, or the GGUF file. It need not exist."""
         source = self.source
         if source.package:
             found = find_spec(source.package)
@@ -138,7 +137,7 @@ class ModelSpec(_Strict):
         return base / source.file if source.file else base
 
     def missing(self, models_dir: Path) -> str | None:
-        """Return what is not there of the weights, in words, or None when they look complete."""
+        """Return what the weights obviously lack, in words, or None."""
         path = self.path(models_dir)
         if self.source.file:
             return None if path.is_file() else f"{path} is not there"
@@ -152,10 +151,10 @@ class ModelSpec(_Strict):
 
 
 def replica_names(spec: ModelSpec) -> list[str]:
-    """Return what the replicas of a model are called: the first by its own name, others ``name#2``, ``name#3``…"""
+    """Return the names of a model's replicas: its own name, then ``name#2``, ``name#3``…"""
     return [spec.name, *(f"{spec.name}#{number}" for number in range(2, spec.replicas + 1))]
 
 
 def spec_name(replica: str) -> str:
-    """Return the name of the model that a replica is one of."""
+    """Return the model name of a replica."""
     return replica.partition("#")[0]

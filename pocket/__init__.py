@@ -8,6 +8,6 @@ Importing the package repairs `import torchvision` if the installed wheel does n
 transformers imports torchvision with every model.
 """
 
-from runner.process import torchvision_compat
+from runner.process import compat
 
-torchvision_compat.install()
+compat.import_torchvision()

@@ -1,1 +1,3 @@
-"""What the gateway and a runner say to each other. Standard library only: both sides import it, neither the other."""
+"""Messages between the gateway and a runner. Standard library only: both sides import it, and neither imports the
+other.
+"""

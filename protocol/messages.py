@@ -1,7 +1,7 @@
-"""The messages on the pipe between the gateway and a runner: plain dataclasses, pickled one by one.
+"""The messages on the pipe between the gateway and a runner: dataclasses, pickled one by one. Both processes.
 
-Every message about a load or a request carries its id, so that a late one can be told from a current one. Large things
-(decoded media) travel as files in the request's scratch folder; a message holds their path. Standard library only.
+Every message about a load or a request carries its id, so that a late message is recognized. Decoded media travel as
+files in the request's scratch folder; a message holds their path. Standard library only.
 """
 
 from dataclasses import dataclass, field
@@ -9,20 +9,20 @@ from typing import Any, Literal
 
 ErrorKind = Literal["bad_request", "out_of_memory", "damaged", "internal"]
 Level = Literal["normal", "small_batch", "offload", "cpu"]
-"""How a model is loaded: as its spec says, or, after memory ran out, with less and less of the device."""
+"""How a model is loaded: as its spec says, or after memory ran out, with less and less of the device."""
 Step = Literal["retried", "smaller_batch", "smaller_piece", "larger_batch"]
-"""What a runner does when memory runs out while it answers, and when it has lasted for a while."""
+"""What a runner does when memory runs out during an answer, and after a calm period."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Gateway to runner, once, first: load this model.
+    """Gateway to runner, first and once: load this model.
 
-    ``threads`` is for the CPU; 0 means one per core. ``max_batch_size`` is how many answers may be made at once, and
-    ``batch_wait`` how many seconds the first request of an idle model waits for others to share its batch.
-    ``cache_tokens`` is how many tokens' keys and values are kept at most, for all answers together. Quantized weights
-    are kept in ``quantized_dir``, ``quantized_limit`` bytes at most; without one they are made at every load.
-    ``level`` says what was taken back already because memory ran out before; the fields above honour it.
+    ``threads`` are CPU threads; 0 is one per core. ``max_batch_size`` is how many answers may be generated at once.
+    ``batch_wait`` is how many seconds the first request of an idle model waits for others. ``cache_tokens`` is the most
+    tokens of KV cache for all answers together. Quantized weights are kept in ``quantized_dir``, at most
+    ``quantized_limit`` bytes; with "" they are not kept. ``level`` says how much was reduced because memory ran out
+    before; the other fields reflect it already.
     """
 
     load_id: str
@@ -46,7 +46,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One piece of a message.
+    """One part of a message.
 
     Media parts name a ``.npy`` file: an image is uint8 (H, W, 3), audio float32 (N,), a video uint8 (T, H, W, 3).
     ``meta`` has ``sampling_rate`` in Hz, ``fps`` of the sampled frames, and ``audio_path``.
@@ -60,7 +60,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call of one of the client's functions. ``arguments`` is JSON text."""
+    """A call of one of the client's tools. ``arguments`` is JSON text."""
 
     id: str
     name: str
@@ -69,7 +69,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """One message. An assistant's may have called tools; a tool's answers the call ``tool_call_id``."""
+    """One message. An assistant's may hold tool calls; a tool's answers the call ``tool_call_id``."""
 
     role: str
     parts: tuple[Part, ...]
@@ -84,9 +84,9 @@ class ChatMessage:
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """What the answer's text must match: any JSON object, a JSON schema, a regular expression, or a Lark grammar.
+    """The form of the answer: any JSON object, a JSON schema, a regular expression or a Lark grammar.
 
-    ``value`` is the schema as JSON text, the expression or the grammar; a JSON object needs none.
+    ``value`` is the schema as JSON text, the expression or the grammar; "" for ``json_object``.
     """
 
     kind: Literal["json_object", "json_schema", "regex", "lark"]
@@ -95,11 +95,11 @@ class Constraint:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to choose tokens. Temperature 0 is greedy; ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off.
+    """How tokens are sampled. Temperature 0 is greedy; ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off.
 
-    ``repetition_penalty`` divides the scores of tokens seen in prompt or answer; ``presence_penalty`` and
-    ``frequency_penalty`` are subtracted, once or per occurrence, for tokens of the answer. The end is impossible before
-    ``min_tokens``. ``logprobs`` asks for each token's log probability, and for that many of the likeliest beside it.
+    ``repetition_penalty`` divides the scores of tokens in the prompt or the answer. ``presence_penalty`` and
+    ``frequency_penalty`` are subtracted, once or per occurrence, for tokens of the answer. End tokens are excluded
+    before ``min_tokens``. ``logprobs`` requests each token's log probability, and that many of the likeliest tokens.
     """
 
     max_new_tokens: int
@@ -120,12 +120,12 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Gateway to runner: answer this, in ``choices`` independent ways, each with random numbers of its own.
+    """Gateway to runner: answer this, in ``choices`` independent ways, each with its own random numbers.
 
-    ``switches`` are the family's own options. ``tools`` are function definitions as OpenAI writes them, ``tool_choice``
-    one of ``auto``, ``none``, ``required`` or a function's name. Without ``template`` the messages' bare text is the
-    prompt. ``template_options`` are further variables of the chat template. ``render_only`` asks for nothing but the
-    rendered prompt: Done has it in ``extras`` as ``prompt`` and ``token_ids``.
+    ``switches`` are the family's own options. ``tools`` are function definitions in OpenAI's format; ``tool_choice`` is
+    ``auto``, ``none``, ``required`` or a function's name. Without ``template`` the prompt is the messages' bare text.
+    ``template_options`` are extra variables of the chat template. ``render_only`` requests only the rendered prompt,
+    returned in Done's ``extras`` as ``prompt`` and ``token_ids``.
     """
 
     request_id: str
@@ -142,7 +142,7 @@ class Generate:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Gateway to runner: stop this request within one step. It is answered with Done or Failed like any other."""
+    """Gateway to runner: stop this request within one step. The runner still sends Done or Failed."""
 
     request_id: str
 
@@ -154,8 +154,9 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Runner to gateway, about once a second: alive, with the decoding steps made since the start and the answers
-    in the batch."""
+    """Runner to gateway, about once a second: ``steps`` counts decoding steps since the start, ``batch`` the answers in
+    the batch.
+    """
 
     steps: int
     batch: int = 0
@@ -163,7 +164,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Runner to gateway: the load has reached ``phase``; ``fraction`` of it is done, where that is known."""
+    """Runner to gateway: the load is in ``phase``; ``fraction`` of it is done, None if unknown."""
 
     load_id: str
     phase: str
@@ -172,12 +173,12 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Runner to gateway: ready.
+    """Runner to gateway: the model is ready.
 
-    ``weight_bytes`` is the sum over tensors, ``mapped_bytes`` those of them that are used where they lie in their file,
-    and ``transient_bytes`` what is there only until it has settled. ``phases`` are seconds by phase; ``peak_bytes`` is
-    how much more of its device the load had taken at its highest than it takes now. ``from_kept``: it read what an
-    earlier load had quantized, so its peak says nothing of one that quantizes.
+    ``weight_bytes`` is the sum over tensors; ``mapped_bytes`` are those used as mapped pages of their file;
+    ``transient_bytes`` are freed by Settled. ``phases`` are seconds by phase. ``peak_bytes`` is the load's peak minus
+    its use now. ``from_kept``: it read quantized weights of an earlier load, so its peak does not predict one that
+    quantizes.
     """
 
     load_id: str
@@ -194,6 +195,8 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
+    """Runner to gateway: the load failed."""
+
     load_id: str
     kind: ErrorKind
     error: str
@@ -201,8 +204,9 @@ class LoadFailed:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """Runner to gateway: what could wait until after the load is done too, and the next load may be faster for it.
-    ``mapped_bytes`` is as in Loaded, and may have changed."""
+    """Runner to gateway: the work after the load is done too. ``mapped_bytes`` is as in Loaded, and may have
+    changed.
+    """
 
     load_id: str
     mapped_bytes: int = 0
@@ -218,8 +222,9 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A chosen token with its natural log probability before sampling; ``top`` are the likeliest as (bytes,
-    logprob)."""
+    """A sampled token with its natural log probability before sampling; ``top`` are the likeliest tokens as (bytes,
+    logprob).
+    """
 
     token: bytes
     logprob: float
@@ -228,7 +233,9 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """Runner to gateway: more of choice ``index``: text, or a whole tool call. ``tokens`` counts those that made it."""
+    """Runner to gateway: more of choice ``index``: text, or a whole tool call. ``tokens`` counts the tokens it was made
+    from.
+    """
 
     request_id: str
     text: str
@@ -244,9 +251,11 @@ FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Runner to gateway: finished. ``finish_reasons`` has one for each choice, ``completion_tokens`` is of them all,
-    ``extras`` are fields the family adds to the answer, and ``relief`` is what was done for want of memory while it was
-    made."""
+    """Runner to gateway: the request is finished.
+
+    ``finish_reasons`` has one entry per choice, ``completion_tokens`` counts all of them. ``extras`` are the family's
+    own fields, and ``relief`` the steps taken for lack of memory meanwhile.
+    """
 
     request_id: str
     finish_reasons: tuple[FinishReason, ...]
@@ -258,7 +267,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Runner to gateway: it cannot be answered. ``alone`` tells that it had the model to itself."""
+    """Runner to gateway: the request failed. ``alone``: it had the model to itself."""
 
     request_id: str
     kind: ErrorKind
@@ -268,8 +277,9 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Relief:
-    """Runner to gateway: memory ran out and this was done about it. ``error`` is what the library said, ``batch`` how
-    many answers are made at once from now on, of the ``most`` it was loaded for."""
+    """Runner to gateway: memory ran out, and this step was taken. ``error`` is the library's message; ``batch`` is how
+    many answers are generated at once from now on, of the ``most`` at load.
+    """
 
     step: Step
     error: str

@@ -1,1 +1,1 @@
-"""The runner process: one model, one device. The only place in the project that imports torch."""
+"""The runner process, one per loaded model: it loads the model and answers requests from the gateway's pipe."""

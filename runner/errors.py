@@ -1,4 +1,4 @@
-"""What can go wrong in a runner in a way the gateway must be told apart. Runner process."""
+"""The runner's error hierarchy, and how library errors map to it. Runner process."""
 
 import errno
 
@@ -18,8 +18,9 @@ _NO_MEMORY = (
     "could not create a memory",
     "could not create a primitive",
 )
-"""How torch, CUDA's libraries, oneDNN, safetensors, llama.cpp and the C library say it, in lower case. A thread that
-cannot be started found no room for its stack, a primitive none for its code."""
+"""How torch, CUDA's libraries, oneDNN, safetensors, llama.cpp and the C library report a failed allocation, in lower
+case. A thread that cannot start had no memory for its stack, a oneDNN primitive none for its code.
+"""
 
 
 class RunnerError(Exception):
@@ -29,7 +30,7 @@ class RunnerError(Exception):
 
 
 class RequestError(RunnerError):
-    """The request itself cannot be honoured, say because the prompt is longer than the context."""
+    """The request cannot be answered, for example because the prompt is longer than the context."""
 
     kind: ErrorKind = "bad_request"
 
@@ -41,11 +42,13 @@ class DamagedError(RunnerError):
 
 
 class OutOfMemory(RunnerError):
+    """Memory ran out, of the GPU or the host."""
+
     kind: ErrorKind = "out_of_memory"
 
 
 def classify(error: BaseException) -> RunnerError:
-    """Return the error as one the gateway can tell apart."""
+    """Return the error as a RunnerError, whose ``kind`` the gateway knows."""
     if isinstance(error, OutOfMemory):
         return error
     if out_of_memory(error):
@@ -54,13 +57,13 @@ def classify(error: BaseException) -> RunnerError:
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether memory ran out, of the GPU or of the host: the error says so, or the one that it was raised from."""
+    """Return whether memory ran out, by the error or by one of its causes."""
     while error is not None:
         if isinstance(error, OutOfMemory | MemoryError) or type(error).__name__ == "OutOfMemoryError":
             return True
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             return True
-        # A bad request may name a file or quote a prompt that says such words.
+        # A bad request may quote such words from a prompt or a file name.
         if not isinstance(error, RequestError) and says_no_memory(str(error)):
             return True
         error = error.__cause__
@@ -68,13 +71,13 @@ def out_of_memory(error: BaseException | None) -> bool:
 
 
 def says_no_memory(text: str) -> bool:
-    """Whether a library's message says that it got no memory."""
-    text = text.lower().replace("could not create a primitive descriptor", "")  # oneDNN's word for: not supported
+    """Return whether a library's message reports a failed allocation."""
+    text = text.lower().replace("could not create a primitive descriptor", "")  # oneDNN: not supported
     return any(words in text for words in _NO_MEMORY)
 
 
 def is_sticky(error: Exception) -> bool:
-    """Whether every later CUDA call in this process will fail too. One that only got no memory leaves it usable."""
+    """Return whether every later CUDA call in this process fails too. A failed allocation leaves the process usable."""
     if out_of_memory(error):
         return False
     return "CUDA error" in str(error) or type(error).__name__ == "AcceleratorError"

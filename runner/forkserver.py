@@ -20,14 +20,14 @@ from collections import deque
 from typing import Any
 
 from runner.forking import Parent
-from runner.process import quiet_logs, torchvision_compat
+from runner.process import compat
 from runner.process.resources import name_process
 
 
 def main(argv: list[str]) -> None:
     """Serve on the control socket whose descriptor is the first argument; the others are modules to import."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    quiet_logs.quiet()
+    compat.quiet_libraries()
     name_process("forkserver")
     Forkserver(socket.socket(fileno=int(argv[0])), argv[1:]).serve()
     sys.stdout.flush()
@@ -74,7 +74,7 @@ class Forkserver(Parent):
         wanted = [module for request, _ in self.waiting for module in request["needs"]]
         module = next((module for module in wanted if module in self.to_import), self.to_import[0])
         self.to_import.remove(module)
-        torchvision_compat.install_before(module)
+        compat.import_torchvision_before(module)
         try:
             importlib.import_module(module)
         except Exception:
@@ -89,9 +89,9 @@ class Forkserver(Parent):
 
 def _be_runner(descriptor: int) -> None:
     gc.enable()  # it may have been forked between two imports
-    from runner.main import run
+    from runner.main import run_runner
 
-    run(descriptor)
+    run_runner(descriptor)
 
 
 def _be_zygote(descriptor: int) -> None:

@@ -19,7 +19,7 @@ from runner import main
 from runner.engines.interface import Engine
 from runner.errors import classify
 from runner.forking import Parent
-from runner.process import quiet_logs
+from runner.process import compat
 from runner.process.resources import name_process, private_bytes, trim
 from utils import log_lines
 
@@ -30,7 +30,7 @@ _ENDING_STEP, _ENDING_STEPS = 0.01, 100  # seconds; a thread that was joined may
 def run(descriptor: int) -> None:
     """Serve the gateway on the control socket with this descriptor, until it hangs up and no runner is left."""
     log_lines.to_gateway()
-    quiet_logs.quiet()
+    compat.quiet_libraries()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     name_process("zygote")
     Zygote(socket.socket(fileno=descriptor)).serve()
@@ -71,7 +71,7 @@ class Zygote(Parent):
         try:
             module = importlib.import_module(f"runner.engines.{load.engine}")
             engine: Engine = module.ENGINE(load, lambda phase, fraction=None: None)
-            self._weights = engine.open()
+            self._weights = engine.open_checkpoint()
             engine.warm_up()
             self._engine = engine
         except Exception as error:
@@ -88,7 +88,7 @@ class Zygote(Parent):
                     self.fork(request["token"], descriptor, self._be_spare if request["spare"] else self._be_runner)
 
     def _be_runner(self, descriptor: int) -> None:
-        main.run(descriptor, self._engine)
+        main.run_runner(descriptor, self._engine)
 
     def _be_spare(self, descriptor: int) -> None:
         assert self._engine is not None

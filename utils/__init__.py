@@ -1,1 +1,1 @@
-"""Small helpers that both kinds of process may use. Nothing here knows about Flask, slots or torch."""
+"""Small helpers for several rooms. No torch, no Flask."""

@@ -1,6 +1,6 @@
-"""``python utils/download_model.py [names…]``: the same as ``python main.py download [names…]``.
+"""``python utils/download_model.py [names…]`` runs ``python main.py download [names…]``.
 
-A script and nothing else: the download itself is :mod:`checkpoints.hub.download`, the command ``commands/download.py``.
+The download itself is in :mod:`checkpoints.hub.download`, the command in ``commands/download.py``.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What the processor is fast at. Used on both sides; must not import torch."""
+"""Features of the CPU that decide how models are computed. Gateway and runner; imports no torch."""
 
 from functools import cache
 from pathlib import Path
@@ -6,18 +6,20 @@ from pathlib import Path
 
 @cache
 def fast_bfloat16() -> bool:
-    """Whether it multiplies bfloat16 matrices by instructions of its own; others emulate them, slower than float32."""
+    """Return whether the CPU has bfloat16 matrix instructions. Without them bfloat16 is emulated, slower than
+    float32.
+    """
     return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(_flags())
 
 
 @cache
 def lays_out_4bit() -> bool:
-    """Whether bitsandbytes has kernels for this processor that want 4-bit weights in a layout of their own."""
+    """Return whether bitsandbytes has kernels for this CPU that convert 4-bit weights to their own layout."""
     return "avx512_bf16" in _flags()
 
 
 def _flags() -> set[str]:
-    """Return what the first core can do, in the kernel's words."""
+    """Return the first core's features, in the kernel's names."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

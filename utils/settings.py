@@ -1,7 +1,7 @@
-"""Every setting of the gateway, its default and its meaning: the one place they are written down.
+"""Every setting of the gateway, its default and its meaning. Gateway and command line; read once at start.
 
-Read once at start, in the gateway process, from (strongest first) command-line flags, environment variables
-``SWITCHYARD_<NAME>``, a YAML file, and the defaults below. Must not know what reads it.
+Sources, strongest first: command-line flags, environment variables ``SWITCHYARD_<NAME>``, a YAML file, the defaults
+below. Knows no reader of the settings.
 """
 
 import re
@@ -23,7 +23,7 @@ _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
 
 
 class SettingsError(ValueError):
-    """The configuration cannot be used. The message is one line, meant for the person who wrote it."""
+    """The configuration is invalid. The message is one line for the person who wrote it."""
 
 
 class Settings(BaseSettings):
@@ -244,18 +244,20 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags and environment only; the file is merged beneath them by :func:`load_settings`."""
+        """Flags and environment only; :func:`load_settings` adds the file beneath them."""
         return init_settings, env_settings
 
     def thread_count(self, running: int) -> int:
-        """Return the number of the server's threads where ``running`` requests may run at once: enough that a full
-        queue behind them still leaves room for health checks and refusals, and one for each page that watches."""
+        """Return the number of server threads when ``running`` requests may run at once.
+
+        A full queue behind them leaves threads for health checks and early errors, and one for each dashboard stream.
+        """
         return (self.threads or self.queue_total + running + _SPARE_THREADS) + self.live_streams
 
     def make_folders(self) -> None:
-        """Create models/, logs/, tmp/ and data/, which is for this user alone.
+        """Create models/, logs/, tmp/ and data/; data/ is readable by this user only.
 
-        :raises SettingsError: if one cannot be made, or if tmp/ is a folder of others: what lies in it is cleaned away.
+        :raises SettingsError: if a folder cannot be made, or if others use tmp/, whose content is cleaned away.
         """
         if is_shared(self.tmp_dir):
             raise SettingsError(f"setting 'tmp_dir': {self.tmp_dir} is used by others too; name a folder of its own")
@@ -271,7 +273,7 @@ class Settings(BaseSettings):
 
 
 def is_shared(folder: Path) -> bool:
-    """Return whether a folder is one that other programs put files into."""
+    """Return whether other programs put files into a folder."""
     places = ("/", "/tmp", "/var/tmp", tempfile.gettempdir(), Path.home(), ".")
     return folder.resolve() in {Path(place).resolve() for place in places}
 
@@ -279,11 +281,11 @@ def is_shared(folder: Path) -> bool:
 def load_settings(config: Path | None = None, **flags: Any) -> Settings:
     """Return the settings from flags, the environment and an optional YAML file of ``name: value`` lines.
 
-    :raises SettingsError: naming the file or variable, the setting and what is wrong with it.
+    :raises SettingsError: naming the file or variable, the setting and the mistake.
     """
     from_file = _read(config) if config else {}
     try:
-        given = Settings(**flags).model_fields_set  # flags and environment win over the file
+        given = Settings(**flags).model_fields_set  # flags and environment override the file
     except ValidationError as error:
         raise SettingsError(_explain(error, "")) from None
     try:

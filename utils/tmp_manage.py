@@ -1,6 +1,6 @@
-"""Scratch space of requests under ``tmp/``: one folder per request, gone when the request ends however it ends.
+"""Scratch space under ``tmp/``: one folder per request, removed when the request ends in any way.
 
-Gateway process (and the decoders, which are given one folder each). Knows paths and ages, not requests.
+Gateway process; decoder processes get one folder each. Knows paths and ages, no requests.
 """
 
 import logging
@@ -18,7 +18,7 @@ _PREFIX = "request-"
 
 @dataclass(frozen=True, slots=True)
 class TempEntry:
-    """One file or folder under tmp/: its size in bytes, its age in seconds, and whether a request is using it."""
+    """A file or folder under tmp/: its bytes, its age in seconds, and whether a request uses it."""
 
     name: str
     bytes: int
@@ -27,7 +27,7 @@ class TempEntry:
 
 
 class TempFolder:
-    """The scratch folder of one gateway."""
+    """The scratch folder of one gateway. Thread-safe."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -36,7 +36,7 @@ class TempFolder:
 
     @contextmanager
     def request(self, request_id: str) -> Iterator[Path]:
-        """Make a request's folder; remove it with all it holds on the way out."""
+        """Make a request's folder; remove it with its content on exit."""
         folder = self.root / f"{_PREFIX}{request_id}"
         with self._lock:
             self._in_use.add(folder.name)
@@ -51,18 +51,20 @@ class TempFolder:
                 self._in_use.discard(folder.name)
 
     def entries(self) -> list[TempEntry]:
-        """Return what is in tmp/, oldest first."""
+        """Return the content of tmp/, oldest first."""
         found = []
         for path in self.root.iterdir() if self.root.is_dir() else ():
             try:
                 age = time.time() - path.lstat().st_mtime
                 found.append(TempEntry(path.name, _size(path), max(0.0, age), path.name in self._in_use))
             except FileNotFoundError:
-                continue  # its request ended while we looked
+                continue  # its request ended meanwhile
         return sorted(found, key=lambda entry: -entry.age)
 
     def clean(self, older_than: float = 0.0) -> tuple[int, int]:
-        """Remove what no request uses and is older than ``older_than`` seconds. Return entries and bytes removed."""
+        """Remove what no request uses and is older than ``older_than`` seconds. Return the removed entries and
+        bytes.
+        """
         count = size = 0
         for entry in self.entries():
             if entry.in_use or entry.age < older_than or entry.name.startswith("."):

@@ -1,7 +1,4 @@
-"""Sizes and durations as people write them. Used by settings, the catalog and requests alike.
-
-Pure functions, no state. Knows nothing about who asks.
-"""
+"""Parses and formats sizes and durations, for settings, the catalog and requests. Pure functions."""
 
 import re
 from typing import Annotated
@@ -25,13 +22,13 @@ _DURATION_FACTORS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0
 
 _MOST = 10**30
 FOREVER = -1.0
-"""The ``keep_alive`` that never runs out."""
+"""The ``keep_alive`` that never ends."""
 
 
 def parse_bytes(value: object) -> int:
-    """Return a number of bytes from ``1073741824``, ``"1GiB"``, ``"1.5 GB"`` or ``"300M"``.
+    """Return bytes from ``1073741824``, ``"1GiB"``, ``"1.5 GB"`` or ``"300M"``.
 
-    :raises ValueError: if it is no size, or negative.
+    :raises ValueError: if it is not a size, or negative.
     """
     if isinstance(value, bool):
         raise ValueError(f"{value!r} is not a size")
@@ -49,12 +46,12 @@ def parse_bytes(value: object) -> int:
 def parse_seconds(value: object) -> float:
     """Return seconds from ``90``, ``"90s"``, ``"5m"`` or ``"1h"``. Any negative value means forever (-1).
 
-    :raises ValueError: if it is no duration.
+    :raises ValueError: if it is not a duration.
     """
     if isinstance(value, bool):
         raise ValueError(f"{value!r} is not a duration")
     if isinstance(value, int | float):
-        if not -_MOST < value < _MOST:  # also true for infinity and NaN; huge integers do not become floats
+        if not -_MOST < value < _MOST:  # also rejects infinity and NaN; huge integers do not convert to float
             raise ValueError("a duration must be finite")
         seconds = float(value)
     else:
@@ -66,7 +63,7 @@ def parse_seconds(value: object) -> float:
 
 
 def format_bytes(count: float) -> str:
-    """Return bytes for a person, in decimal units: ``98.4 MB``."""
+    """Return bytes for people, in decimal units: ``98.4 MB``."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -1,5 +1,5 @@
-"""Bringing checkpoints from a model hub into ``models/``: list, choose, fetch, verify, remember.
+"""Downloads checkpoints from a model hub into ``models/``: list, choose, fetch, verify, record.
 
-Runs in the command line's process or on a thread of the gateway. Knows HTTP and the file system, nothing
-of torch or the catalog, and does not print.
+The command line's process or a download process of the gateway. Knows HTTP and the file system; knows no torch and no
+catalog, and does not print.
 """

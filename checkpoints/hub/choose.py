@@ -1,7 +1,7 @@
-"""Which files of a repository a model needs. Pure: names in, names out; no network, no files.
+"""Chooses the files of a repository that a model needs. Pure: names in, names out; no network, no files.
 
-Weights are safetensors or GGUF only. Formats that run code when opened (.bin, .pt, .pth, .ckpt, .pkl) are
-never chosen; the one exception is the speaker table of a talking model, wanted only for speech.
+Weights are safetensors or GGUF only. Formats that run code when opened (.bin, .pt, .pth, .ckpt, .pkl) are never chosen,
+except the speaker table of a talking model, for speech.
 """
 
 import json
@@ -27,9 +27,9 @@ _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".
 
 
 def choose_gguf(names: Iterable[str], file: str) -> list[str]:
-    """Return the GGUF ``file``, with its sister parts when it is one of several (``…-00001-of-00003.gguf``).
+    """Return the GGUF ``file``, with its other parts when it is split (``…-00001-of-00003.gguf``).
 
-    :raises DownloadError: if it is no GGUF file or the repository lacks it.
+    :raises DownloadError: if it is not a GGUF file or the repository lacks it.
     """
     available = set(names)
     if not file.endswith(".gguf"):
@@ -48,11 +48,10 @@ def choose_gguf(names: Iterable[str], file: str) -> list[str]:
 def choose_checkpoint(names: Iterable[str], index: bytes | None, *, speech: bool = False) -> list[str]:
     """Return the files of a transformers checkpoint, sorted.
 
-    ``index`` is the content of :data:`INDEX` where the repository has one; its shards are then taken and a
-    single file beside them is not. ``speech`` adds :data:`SPEECH` when it is there.
+    ``index`` is the content of :data:`INDEX` if the repository has one; then its shards are chosen, and a single file
+    beside them is not. ``speech`` adds :data:`SPEECH` if it exists.
 
-    :raises DownloadError: without a config.json, without safetensors weights, or for an index that names
-        files the repository does not have.
+    :raises DownloadError: without a config.json, without safetensors weights, or for an index that names missing files.
     """
     available = set(names)
     if "config.json" not in available:
@@ -73,7 +72,7 @@ def choose_checkpoint(names: Iterable[str], index: bytes | None, *, speech: bool
 
 
 def shards_of(index: bytes) -> set[str]:
-    """Return the file names in a safetensors index. :raises DownloadError: if it is no such index."""
+    """Return the file names in a safetensors index. :raises DownloadError: if it is not an index."""
     try:
         shards = set(json.loads(index)["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -1,7 +1,7 @@
-"""Brings a model's weights from the hub into ``models/<folder>``: what it takes, if it fits, and doing it.
+"""Downloads a model's weights from the hub into ``models/<folder>``. The command line's process or a download process.
 
-Runs in the command line's process or in a download's. Owns the order of things: list, check the disk, lock, fetch,
-mark. Must not import torch, know the catalog, or print.
+Owns the order of steps: list, check the disk, lock, fetch, mark as complete. Imports no torch, knows no catalog, does
+not print.
 """
 
 import threading
@@ -10,39 +10,20 @@ from pathlib import Path
 
 from checkpoints.hub import folder as folders
 from checkpoints.hub.choose import INDEX, choose_checkpoint, choose_gguf
-from checkpoints.hub.digests import matches
-from checkpoints.hub.pool import Halt, work
 from checkpoints.hub.progress import Meter
 from checkpoints.hub.records import (
     DownloadError,
     DownloadResult,
-    DownloadStoppedError,
-    FolderState,
     HubUnreachableError,
     Plan,
-    Progress,
     ProgressCallback,
     RemoteFile,
     SpecLike,
 )
 from checkpoints.hub.remote import Repository, list_repository
 from checkpoints.hub.state import download_state
-from checkpoints.hub.transfer import fetch
+from checkpoints.hub.transfer import Halt, fetch_file, matches_digest, run_workers
 from utils.units import format_bytes
-
-__all__ = [
-    "DownloadError",
-    "DownloadResult",
-    "DownloadStoppedError",
-    "FolderState",
-    "HubUnreachableError",
-    "Plan",
-    "Progress",
-    "ProgressCallback",
-    "download",
-    "download_state",
-    "plan",
-]
 
 PARALLEL = 4
 """Files fetched at once."""
@@ -51,13 +32,12 @@ DISK_MARGIN = 512 * 2**20
 
 
 def plan(spec: SpecLike, models_dir: Path, *, speech: bool = False) -> Plan:
-    """Ask the hub what a download of ``spec`` takes and compare it with what is here. Writes nothing.
+    """Ask the hub what a download of ``spec`` needs and compare it with the disk. Writes nothing.
 
     ``speech`` adds the speaker table of a model that can talk.
 
     :raises HubUnreachableError: if the hub does not answer.
-    :raises DownloadError: for a model not from the hub, a closed or unknown repository, or one without
-        weights that are safe to load.
+    :raises DownloadError: for a model not from the hub, a closed or unknown repository, or one without safe weights.
     """
     return _plan(spec, models_dir, speech)[0]
 
@@ -70,15 +50,15 @@ def download(
     speech: bool = False,
     stop: threading.Event | None = None,
 ) -> DownloadResult:
-    """Make ``models_dir/<folder>`` hold the repository's current files, fetching only what is not there yet.
+    """Make ``models_dir/<folder>`` hold the repository's current files, fetching only missing ones.
 
-    A download that was killed goes on where it was. ``progress`` is called from worker threads, one at a
-    time. Setting ``stop`` ends the download within one read of the network. A complete folder stays as it
-    is when the hub cannot be reached; the result's note then says so.
+    A killed download continues where it stopped. ``progress`` is called from worker threads, one at a time. Setting
+    ``stop`` ends the download within one network read. If the hub cannot be reached, a complete folder stays as it is,
+    and the result's note says so.
 
     :raises DownloadStoppedError: when ``stop`` was set.
-    :raises DownloadError: as :func:`plan`; also when the disk is too small or another download of it is
-        running, and when the hub sends something else than it announces.
+    :raises DownloadError: as :func:`plan`; also if the disk is too small, another download of it is running, or the hub
+        sends other data than it announced.
     """
     try:
         planned, repository = _plan(spec, models_dir, speech)
@@ -140,30 +120,32 @@ def _download(
     settled = [file for file in planned.files if folders.is_verified(planned.folder, file, known)]
     with Meter(planned.name, planned.files, progress) as meter:
         for file in settled:
-            meter.update(file.path, "done", file.size)
+            meter.update_file(file.path, "done", file.size)
         unsettled = [file for file in planned.files if file not in settled]
         asked = (planned.repo, planned.revision, planned.commit)
         unfinished = unsettled or folders.read_journal(planned.folder) is not None
         if unfinished or marker is None or (marker.repo, marker.revision, marker.commit) != asked:
             journal = folders.Journal(planned, known)
-            journal.start()
+            journal.begin_download()
             largest_first = sorted(unsettled, key=lambda file: -file.size)
             halt = Halt(stop)
-            work(largest_first, partial(_bring, planned.folder, repository, journal, meter, halt), halt, PARALLEL)
-            journal.finish()
+            run_workers(
+                largest_first, partial(_bring_file, planned.folder, repository, journal, meter, halt), halt, PARALLEL
+            )
+            journal.finish_download()
     return DownloadResult(
         planned.name, planned.folder, planned.commit, len(planned.files), planned.total, meter.fetched
     )
 
 
-def _bring(
+def _bring_file(
     folder: Path, repository: Repository, journal: folders.Journal, meter: Meter, halt: Halt, file: RemoteFile
 ) -> None:
-    """Have one file in place and right: found there already, or fetched."""
+    """Make one file present and verified: found there already, or fetched."""
     target, part = folder / file.path, folders.part_path(folder, file)
-    if target.is_file() and matches(target, file, lambda done: meter.update(file.path, "checking", done)):
+    if target.is_file() and matches_digest(target, file, lambda done: meter.update_file(file.path, "checking", done)):
         part.unlink(missing_ok=True)
     else:
-        fetch(repository, file, part, target, halt, partial(meter.update, file.path))
-    journal.note(file)
-    meter.update(file.path, "done", file.size)
+        fetch_file(repository, file, part, target, halt, partial(meter.update_file, file.path))
+    journal.add_file(file)
+    meter.update_file(file.path, "done", file.size)

@@ -1,8 +1,8 @@
-"""One model's folder on the disk: its completion marker, the journal of an unfinished download, and its lock.
+"""One model's folder on disk: its completion marker, the journal of an unfinished download, and its lock.
 
-A download first writes the journal, then removes an older marker, fetches into ``.cache/switchyard/`` and
-moves each verified file to its place, and writes the marker last. So a folder with a marker is whole, and
-one with a journal is not, whenever the process was killed. Must not touch the network.
+A download writes the journal, removes an older marker, fetches into ``.cache/switchyard/``, moves each verified file to
+its path, and writes the marker last. So a folder with a marker is complete and one with a journal is not, whenever the
+process is killed. No network.
 """
 
 import contextlib
@@ -45,27 +45,27 @@ class Record:
 
 
 def read_marker(folder: Path) -> Record | None:
-    """Return what a finished download left, or None if there was none or it cannot be read."""
+    """Return the record of a finished download, or None if there is none or it cannot be read."""
     return _read(folder / MARKER)
 
 
 def read_journal(folder: Path) -> Record | None:
-    """Return what an unfinished download left, or None."""
+    """Return the record of an unfinished download, or None."""
     return _read(folder / WORK / "journal.json")
 
 
 def part_path(folder: Path, file: RemoteFile) -> Path:
-    """Where a file is while it is fetched. With a digest in its name, it only continues its own content."""
+    """Return the path of a file while it is fetched. Its name has the digest, so it only continues its own content."""
     return folder / WORK / f"{file.path.replace('/', '__')}.{file.oid}{INCOMPLETE}"
 
 
 def incomplete_files(folder: Path) -> list[Path]:
-    """Files that this or another downloader has not finished."""
+    """Return the files that this or another downloader has not finished."""
     return sorted((folder / ".cache").rglob(f"*{INCOMPLETE}"))
 
 
 def is_verified(folder: Path, file: RemoteFile, known: dict[str, Verified]) -> bool:
-    """Tell whether ``file`` is in place and unchanged since its digest was checked."""
+    """Return whether ``file`` is present and unchanged since its digest was checked."""
     entry = known.get(file.path)
     if entry is None or entry.oid != file.oid:
         return False
@@ -77,12 +77,12 @@ def is_verified(folder: Path, file: RemoteFile, known: dict[str, Verified]) -> b
 
 
 def bytes_present(folder: Path, files: Iterable[RemoteFile], known: dict[str, Verified]) -> int:
-    """Bytes of ``files`` that need not be fetched: whole ones by size and record, and parts."""
+    """Return the bytes of ``files`` that need not be fetched: complete files by size and record, and parts."""
     total = 0
     for file in files:
-        place, part = folder / file.path, part_path(folder, file)
+        path, part = folder / file.path, part_path(folder, file)
         other = file.path in known and known[file.path].oid != file.oid
-        if not other and place.is_file() and place.stat().st_size == file.size:
+        if not other and path.is_file() and path.stat().st_size == file.size:
             total += file.size
         elif part.is_file():
             total += min(part.stat().st_size, file.size)
@@ -90,13 +90,13 @@ def bytes_present(folder: Path, files: Iterable[RemoteFile], known: dict[str, Ve
 
 
 def known_files(folder: Path) -> dict[str, Verified]:
-    """All files whose digest an earlier download checked."""
+    """Return all files whose digest an earlier download checked."""
     marker, journal = read_marker(folder), read_journal(folder)
     return {**(marker.files if marker else {}), **(journal.files if journal else {})}
 
 
 class Journal:
-    """The running download's record on the disk. Safe to use from several threads."""
+    """The running download's record on disk. Thread-safe."""
 
     def __init__(self, plan: Plan, known: dict[str, Verified]) -> None:
         self._plan = plan
@@ -104,24 +104,24 @@ class Journal:
         self._folder = plan.folder
         self.files = dict(known)
 
-    def start(self) -> None:
-        """Make the folder a half download: until :meth:`finish` it is never taken for a whole one."""
+    def begin_download(self) -> None:
+        """Mark the folder as incomplete until :meth:`finish_download`."""
         (self._folder / WORK).mkdir(parents=True, exist_ok=True)
         self._write(self._folder / WORK / "journal.json")
         (self._folder / MARKER).unlink(missing_ok=True)
 
-    def note(self, file: RemoteFile) -> None:
-        """Remember that ``file`` is in place and its digest was checked."""
+    def add_file(self, file: RemoteFile) -> None:
+        """Record that ``file`` is present and verified."""
         with self._lock:
             mtime_ns = (self._folder / file.path).stat().st_mtime_ns
             self.files[file.path] = Verified(file.size, file.oid, mtime_ns)
             self._write(self._folder / WORK / "journal.json")
 
-    def finish(self) -> None:
-        """Write the marker, then drop journal and parts."""
+    def finish_download(self) -> None:
+        """Write the marker, then remove the journal and the parts."""
         wanted = {file.path for file in self._plan.files}
         for path in [path for path in self.files if path not in wanted]:
-            if path.endswith((".safetensors", ".safetensors.index.json")):  # weights of an older revision
+            if path.endswith((".safetensors", ".safetensors.index.json")):  # weights of another revision
                 (self._folder / path).unlink(missing_ok=True)
                 del self.files[path]
             elif not (self._folder / path).is_file():
@@ -139,10 +139,11 @@ class Journal:
         _write_atomically(path, {"version": _VERSION, **asdict(record)})
 
 
-def forget(folder: Path, names: set[str]) -> None:
-    """Take files that are to be deleted out of the record of a finished download, and drop an unfinished one of them.
+def forget_files(folder: Path, names: set[str]) -> None:
+    """Remove deleted files from the record of a finished download, and drop the journal of an unfinished one that names
+    them.
 
-    A record that names nothing else goes.
+    A record without files is removed.
     """
     marker, journal = read_marker(folder), read_journal(folder)
     if journal and names & set(journal.wanted):
@@ -159,7 +160,7 @@ def forget(folder: Path, names: set[str]) -> None:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold a folder against other downloads, in this process or another. A killed holder lets go by itself.
+    """Hold a folder against other downloads, in any process. The lock of a killed process is released.
 
     :raises DownloadError: at once if another download holds it.
     """
@@ -179,11 +180,11 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes free where ``folder`` is or will be."""
-    place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    return shutil.disk_usage(place).free
+    """Return the free bytes of the disk of ``folder``, which need not exist."""
+    path = folder.absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
 
 
 def _write_atomically(path: Path, content: dict[str, Any]) -> None:

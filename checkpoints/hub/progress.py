@@ -1,7 +1,7 @@
-"""Counts bytes of one model's download from several threads and tells a callback, not too often.
+"""Counts one download's bytes from several threads and reports them to a callback at a limited rate.
 
-No terminal, no files. The callback is called by one thread at a time: by whichever worker moved last, or by a timer
-with what came too soon after the call before, so that a download which stalls shows all that it has.
+No terminal, no files. One thread at a time calls the callback: a worker, or a timer with changes that came too soon
+after the last call, so that a stalled download shows all its bytes.
 """
 
 import threading
@@ -12,11 +12,11 @@ from typing import Self
 from checkpoints.hub.records import FileProgress, FileStage, Progress, ProgressCallback, RemoteFile
 
 _INTERVAL = 0.1
-"""Seconds between two calls while only bytes change; a file's change of stage is told at once."""
+"""Seconds between two calls while only bytes change; a file's change of stage is reported at once."""
 
 
 class Meter:
-    """The state of one download's progress. A context manager: nothing is told after its end."""
+    """One download's progress. A context manager; after its end nothing is reported."""
 
     def __init__(self, name: str, files: Iterable[RemoteFile], callback: ProgressCallback | None) -> None:
         self._name = name
@@ -25,48 +25,48 @@ class Meter:
         self._files = {file.path: FileProgress(file.path, file.size, 0, "waiting") for file in files}
         self._total = sum(file.size for file in self._files.values())
         self._fetched = 0
-        self._told = 0.0
-        self._late: threading.Timer | None = None
-        self._over = False
+        self._reported_at = 0.0
+        self._timer: threading.Timer | None = None
+        self._closed = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
-            self._over = True
-            if self._late is not None:
-                self._late.cancel()
+            self._closed = True
+            if self._timer is not None:
+                self._timer.cancel()
 
     @property
     def fetched(self) -> int:
-        """Bytes taken from the network so far."""
+        """Bytes fetched from the network so far."""
         return self._fetched
 
-    def update(self, path: str, stage: FileStage, done: int, fetched: int = 0) -> None:
-        """Note that ``done`` bytes of a file are here, ``fetched`` of them new since the last call."""
+    def update_file(self, path: str, stage: FileStage, done: int, fetched: int = 0) -> None:
+        """Record that ``done`` bytes of a file are present, ``fetched`` of them new since the last call."""
         with self._lock:
             before = self._files[path]
             self._files[path] = FileProgress(path, before.size, done, stage)
             self._fetched += fetched
-            if self._callback is None or self._over:
+            if self._callback is None or self._closed:
                 return
-            early = self._told + _INTERVAL - time.monotonic()
+            early = self._reported_at + _INTERVAL - time.monotonic()
             if stage != before.stage or early <= 0:
-                self._tell()
-            elif self._late is None:
-                self._late = threading.Timer(early, self._tell_late)
-                self._late.daemon = True
-                self._late.start()
+                self._report()
+            elif self._timer is None:
+                self._timer = threading.Timer(early, self._report_late)
+                self._timer.daemon = True
+                self._timer.start()
 
-    def _tell_late(self) -> None:
+    def _report_late(self) -> None:
         with self._lock:
-            self._late = None
-            if not self._over:
-                self._tell()
+            self._timer = None
+            if not self._closed:
+                self._report()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         assert self._callback is not None
-        self._told = time.monotonic()
+        self._reported_at = time.monotonic()
         files = tuple(self._files.values())
         self._callback(Progress(self._name, self._total, sum(file.done for file in files), self._fetched, files))

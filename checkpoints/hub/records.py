@@ -1,7 +1,7 @@
-"""The nouns of a download: what is asked for, what the hub holds, how far it is, how it ended.
+"""The data types of a download: what is wanted, what the hub has, progress and result.
 
-Plain frozen dataclasses, passed between threads. No network, no files. What a model spec is, it knows only
-by the few fields a download reads, so that nothing under ``utils`` depends on the catalog.
+Frozen dataclasses, passed between threads. No network, no files. A model spec is known only by the fields that a
+download reads, so that checkpoints do not depend on the catalog.
 """
 
 from collections.abc import Callable
@@ -11,15 +11,15 @@ from typing import Literal, Protocol
 
 
 class DownloadError(Exception):
-    """A download cannot be done. The message is one line, meant for the person who asked for it."""
+    """A download is impossible. The message is one line for the person who requested it."""
 
 
 class HubUnreachableError(DownloadError):
-    """The hub did not answer at all: no network, a wrong address, or offline mode."""
+    """The hub did not answer: no network, a wrong address, or offline mode."""
 
 
 class DownloadStoppedError(DownloadError):
-    """The caller asked to stop. What was fetched stays and the next download goes on from there."""
+    """The caller stopped the download. Fetched bytes stay, and the next download continues from there."""
 
 
 class SourceLike(Protocol):
@@ -34,7 +34,7 @@ class SourceLike(Protocol):
 
 
 class SpecLike(Protocol):
-    """The part of a model spec that a download reads."""
+    """The fields of a model spec that a download reads."""
 
     @property
     def name(self) -> str: ...
@@ -48,10 +48,9 @@ class SpecLike(Protocol):
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file of a repository: its path there, its size in bytes and its digest.
+    """One file of a repository: its path, its size in bytes and its digest.
 
-    ``oid`` is the SHA-256 of the content (64 hex digits) for large files, else its git blob id (40 hex
-    digits).
+    ``oid`` is the SHA-256 of the content (64 hex digits) for large files, else its git blob id (40 hex digits).
     """
 
     path: str
@@ -61,7 +60,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a download would do: the files wanted, what is already here and what is free. Sizes in bytes."""
+    """What a download would do: the wanted files, the bytes already present, the free bytes of the disk."""
 
     name: str
     repo: str
@@ -79,7 +78,7 @@ class Plan:
 
     @property
     def to_fetch(self) -> int:
-        """Bytes that are not here yet."""
+        """Bytes that are not present yet."""
         return self.total - self.present
 
 
@@ -88,7 +87,7 @@ FileStage = Literal["waiting", "checking", "fetching", "done"]
 
 @dataclass(frozen=True)
 class FileProgress:
-    """How far one file is, in bytes."""
+    """One file's progress, in bytes."""
 
     path: str
     size: int
@@ -98,7 +97,7 @@ class FileProgress:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a model's download is, in bytes; ``fetched`` counts what this run took from the network."""
+    """A download's progress, in bytes; ``fetched`` counts the bytes that this run took from the network."""
 
     name: str
     total: int
@@ -112,9 +111,9 @@ ProgressCallback = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class DownloadResult:
-    """How a download ended: the folder is complete at ``commit``. Sizes in bytes.
+    """The result of a download: the folder is complete at ``commit``. Sizes in bytes.
 
-    ``fetched`` is 0 when everything was there already. ``note`` is a remark for the user, or empty.
+    ``fetched`` is 0 if everything was present. ``note`` is a remark for the user, or "".
     """
 
     name: str
@@ -131,11 +130,11 @@ StateName = Literal["complete", "partial", "absent", "local"]
 
 @dataclass(frozen=True)
 class FolderState:
-    """Whether a model's weights are here, and why that is thought.
+    """Whether a model's weights are on disk, with the reason.
 
-    ``local`` is a model that no download concerns; its ``reason`` says what is missing, or is empty.
-    ``bytes_here`` is what lies on the disk; ``bytes_wanted`` the whole download's size where it is known.
-    ``missing`` is what keeps the model from being served, or None.
+    ``local`` is a model without a download; its ``reason`` names what is missing, or is "". ``bytes_here`` are the
+    bytes on disk, ``bytes_wanted`` the download's size if known. ``missing`` is what keeps the model from being served,
+    or None.
     """
 
     name: StateName

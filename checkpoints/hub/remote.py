@@ -1,7 +1,7 @@
-"""Talks to the hub: what a repository holds, where its files are, and what its refusals mean in plain words.
+"""Talks to the hub: what a repository holds, where its files are, and what its errors mean.
 
-Uses huggingface_hub for the protocol and its HTTP client for the bytes (proxies, offline mode). The
-endpoint and the token are read from the environment at each call. Must not touch the disk.
+Uses huggingface_hub for the protocol and its HTTP client (proxies, offline mode). Reads endpoint and token from the
+environment at each call. Does not touch the disk.
 """
 
 import os
@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 from checkpoints.hub.records import DownloadError, HubUnreachableError, RemoteFile
 
 NETWORK_ERRORS = (httpx2.RequestError, OfflineModeIsEnabled)
-"""What a connection raises when it fails, as opposed to an answer that refuses."""
+"""Errors of a failed connection, as opposed to an answer that refuses."""
 
 _LIST_SECONDS = 30.0
 _MAX_IN_MEMORY = 64 * 2**20
@@ -33,7 +33,7 @@ _OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository at one commit. Remembers the revision it was asked for by."""
+    """A repository at one commit; ``revision`` is the name it was requested by."""
 
     repo: str
     revision: str
@@ -42,11 +42,11 @@ class Repository:
     files: dict[str, RemoteFile]
 
     def url(self, path: str) -> str:
-        """Where a file's bytes are: always at the commit, so a push in between changes nothing."""
+        """Return the URL of a file at the commit, so that a later push changes nothing."""
         return f"{self.endpoint}/{self.repo}/resolve/{self.commit}/{quote(path)}"
 
     def read(self, path: str) -> bytes:
-        """Return a small file's content, unverified. :raises DownloadError:"""
+        """Return a small file's content, unverified. :raises DownloadError: if it is too large or cannot be fetched."""
         if self.files[path].size > _MAX_IN_MEMORY:
             raise DownloadError(f"{self.repo}: {path} is too large ({self.files[path].size} bytes) for what it is")
         try:
@@ -58,12 +58,12 @@ class Repository:
 
 
 def endpoint() -> str:
-    """The hub's address: HF_ENDPOINT, else the public one."""
+    """Return the hub's address: HF_ENDPOINT, else the public one."""
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
 def headers() -> dict[str, str]:
-    """Headers of a request to the hub, with the user's token if there is one. Bytes come unencoded."""
+    """Return request headers, with the user's token if there is one. Content is requested unencoded."""
     plain = {"User-Agent": f"switchyard; hf_hub/{__version__}", "Accept-Encoding": "identity"}
     token = get_token()
     return {**plain, "Authorization": f"Bearer {token}"} if token else plain
@@ -100,7 +100,7 @@ def list_repository(repo: str, revision: str) -> Repository:
 
 
 def explain(error: Exception, repo: str, revision: str) -> DownloadError:
-    """Return the error that tells a user in one line what a failed request means and what to do."""
+    """Return an error that says in one line why a request failed and what to do."""
     where = endpoint()
     if isinstance(error, OfflineModeIsEnabled):
         return HubUnreachableError(f"HF_HUB_OFFLINE is set, so {repo} cannot be asked for; unset it to download")
@@ -132,7 +132,7 @@ def explain(error: Exception, repo: str, revision: str) -> DownloadError:
 
 
 def read_timeout() -> httpx2.Timeout:
-    """How long a connection may be silent, in seconds (HF_HUB_DOWNLOAD_TIMEOUT)."""
+    """Return how long a connection may be silent, in seconds (HF_HUB_DOWNLOAD_TIMEOUT)."""
     return httpx2.Timeout(float(constants.HF_HUB_DOWNLOAD_TIMEOUT))
 
 

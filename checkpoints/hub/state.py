@@ -1,22 +1,24 @@
-"""Whether a model's weights are whole, half there, absent, or not a download's business. Reads the disk only.
+"""Whether a model's weights are complete, partial, absent or not from a hub, by the disk only.
 
-Used by the command line and by the gateway before a load. Never asks the hub; never writes.
+Command line, and gateway before a load. Never asks the hub, never writes.
 """
 
+import json
 from pathlib import Path
 
 from checkpoints.hub.choose import INDEX, SINGLE, choose_gguf, shards_of
-from checkpoints.hub.digests import damage
 from checkpoints.hub.folder import WORK, Record, incomplete_files, read_journal, read_marker
 from checkpoints.hub.records import DownloadError, FolderState, SpecLike
+
+_MAX_HEADER = 100 * 2**20
 
 
 def download_state(spec: SpecLike, models_dir: Path) -> FolderState:
     """Return the state of a model's weights under ``models_dir``.
 
-    ``complete``: a download finished and its files still have their sizes, or the folder was filled by hand
-    and nothing it needs is missing or plainly damaged. ``partial``: some of it is there. ``absent``:
-    nothing is. ``local``: the weights come from a path or a package.
+    ``complete``: a download finished and its files have their sizes, or the folder was filled by hand and lacks nothing
+    obvious. ``partial``: some files are there. ``absent``: none are. ``local``: the weights come from a path or a
+    package.
     """
     if spec.source.hub is None:
         missing = spec.missing(models_dir)
@@ -63,7 +65,7 @@ def _against_marker(spec: SpecLike, folder: Path, marker: Record) -> str | None:
 
 
 def _by_hand(spec: SpecLike, folder: Path) -> str | None:
-    """What is missing in a folder that no finished download of ours describes."""
+    """Return what is missing in a folder without a finished download of ours, or None."""
     file = spec.source.file
     for left in incomplete_files(folder):
         if file is None or left.parent != folder / WORK or left.name.startswith(file):
@@ -87,9 +89,33 @@ def _by_hand(spec: SpecLike, folder: Path) -> str | None:
     for name in weights:
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if reason := damage(folder / name):
+        if reason := _damage(folder / name):
             return reason
     return None
+
+
+def _damage(path: Path) -> str | None:
+    """Return what is obviously wrong with a weights file, or None. Reads only its header.
+
+    Finds truncated files and git-lfs pointers left by copying by hand.
+    """
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(8)
+            if path.suffix == ".gguf":
+                return None if start[:4] == b"GGUF" else f"{path.name} is not a GGUF file"
+            length = int.from_bytes(start, "little")
+            if len(start) < 8 or length > _MAX_HEADER:
+                return f"{path.name} is not a safetensors file"
+            header = json.loads(stream.read(length))
+        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+        whole = 8 + length + max(ends, default=0)
+    except OSError as error:
+        return f"{path.name} cannot be read: {error.strerror}"
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return f"{path.name} is truncated or not a safetensors file"
+    size = path.stat().st_size
+    return None if size == whole else f"{path.name} has {size} bytes where its header says {whole}"
 
 
 def _finished(folder: Path, journal: Record) -> list[int]:
@@ -97,13 +123,13 @@ def _finished(folder: Path, journal: Record) -> list[int]:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or of everything below a folder."""
+    """Return the bytes of a file, or of everything in a folder."""
     if path.is_file():
         return path.stat().st_size
     total = 0
     for below in path.rglob("*"):
         try:
             total += below.stat().st_size if below.is_file() else 0
-        except OSError:  # gone since it was listed
+        except OSError:  # removed since it was listed
             continue
     return total

@@ -1,12 +1,16 @@
-"""Fetches one file of a repository: ranged, resumable, hashed as it arrives, put in place only when right.
+"""Fetches the files of one download: ranged, resumable, hashed as they arrive, moved to their path only when right.
 
-Runs on a worker thread. The library's own download starts from zero after a kill and compares no digests,
-hence this. Must not know about plans, journals or other files.
+Runs on a few threads. huggingface_hub's own download starts from zero after a kill and compares no digests, so this
+replaces it. Knows no plans and no journals.
 """
 
 import errno
+import hashlib
 import os
-from collections.abc import Callable
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,45 +18,135 @@ import httpx2
 from huggingface_hub import get_session, hf_raise_for_status
 from huggingface_hub.errors import HfHubHTTPError
 
-from checkpoints.hub.digests import blocks, hasher_for
-from checkpoints.hub.pool import Halt
-from checkpoints.hub.records import DownloadError, FileStage, RemoteFile
+from checkpoints.hub.records import DownloadError, DownloadStoppedError, FileStage, RemoteFile
 from checkpoints.hub.remote import NETWORK_ERRORS, Repository, explain, headers, read_timeout
 
 ATTEMPTS = 6
-"""Tries in a row without one new byte before a file is given up."""
+"""Consecutive tries without a new byte before a file fails."""
 FIRST_PAUSE = 0.5
-"""Seconds before the second try; doubles with each one that brings nothing."""
+"""Seconds before the second try; doubles with each try without a new byte."""
 
 _LONGEST_PAUSE = 30.0
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 
-Tell = Callable[[FileStage, int, int], None]
-"""Called with the stage, the bytes here and the bytes newly fetched."""
+Report = Callable[[FileStage, int, int], None]
+"""Called with the stage, the bytes present and the newly fetched bytes."""
+_BLOCK = 2**20
+_POLL_SECONDS = 0.2  # within which a pausing thread notices that it should stop
+
+
+class Halt:
+    """The signal that stops all workers: set by a failing worker or by the caller's event."""
+
+    def __init__(self, outer: threading.Event | None = None) -> None:
+        self._outer = outer or threading.Event()
+        self._inner = threading.Event()
+
+    def stop_workers(self) -> None:
+        """Stop all workers."""
+        self._inner.set()
+
+    def is_set(self) -> bool:
+        """Return whether to stop."""
+        return self._inner.is_set() or self._outer.is_set()
+
+    def wait_seconds(self, seconds: float) -> None:
+        """Wait that long, or until a stop is requested."""
+        end = time.monotonic() + seconds
+        while not self.is_set() and (left := end - time.monotonic()) > 0:
+            self._inner.wait(min(_POLL_SECONDS, left))
+
+    def raise_if_set(self) -> None:
+        """:raises DownloadStoppedError: if a stop was requested."""
+        if self.is_set():
+            raise DownloadStoppedError("stopped; the next download goes on from here")
+
+
+def run_workers(files: Iterable[RemoteFile], bring_file: Callable[[RemoteFile], None], halt: Halt, width: int) -> None:
+    """Call ``bring_file`` for each file in order, on up to ``width`` threads. Raises the first failure."""
+    todo = deque(files)
+    failures: list[BaseException] = []
+
+    def run_worker() -> None:
+        while not halt.is_set():
+            try:
+                file = todo.popleft()
+            except IndexError:
+                return
+            try:
+                bring_file(file)
+            except BaseException as error:  # raised in the caller's thread
+                failures.append(error)
+                halt.stop_workers()
+
+    # Daemons: a thread that waits for a silent server must not keep an interrupted program alive.
+    threads = [threading.Thread(target=run_worker, name="download", daemon=True) for _ in range(min(width, len(todo)))]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException:
+        halt.stop_workers()
+        for thread in threads:
+            if thread.is_alive():  # the interrupt may come before all threads are started
+                thread.join(2)
+        raise
+    if failures:
+        raise failures[0]
+    if todo:
+        halt.raise_if_set()
+
+
+def _hasher_for(file: RemoteFile) -> "hashlib._Hash":
+    """Return a hasher whose digest of the whole content equals ``file.oid``."""
+    if len(file.oid) == 64:
+        return hashlib.sha256()
+    return hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+
+
+def _blocks(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield the rest of a stream in blocks of at most 1 MiB."""
+    while block := stream.read(_BLOCK):
+        yield block
+
+
+def matches_digest(path: Path, file: RemoteFile, tick: Callable[[int], None] | None = None) -> bool:
+    """Return whether ``path`` has the size and digest of ``file``; ``tick`` gets the bytes read so far."""
+    if path.stat().st_size != file.size:
+        return False
+    hasher, done = _hasher_for(file), 0
+    with path.open("rb") as stream:
+        for block in _blocks(stream):
+            hasher.update(block)
+            done += len(block)
+            if tick:
+                tick(done)
+    return hasher.hexdigest() == file.oid
 
 
 class _Part:
-    """A half file: what is on the disk and the running digest of it, kept in step."""
+    """A partly fetched file: its bytes on disk and their running digest."""
 
     def __init__(self, stream: BinaryIO, file: RemoteFile) -> None:
         self._stream = stream
         self._file = file
         self.size = 0
-        self._hasher = hasher_for(file)
+        self._hasher = _hasher_for(file)
 
-    def load(self, halt: Halt, tell: Tell) -> None:
-        """Hash what an earlier run left."""
+    def hash_existing(self, halt: Halt, report: Report) -> None:
+        """Hash the bytes that an earlier run left."""
         self._stream.seek(0)
-        for block in blocks(self._stream):
-            halt.check()
+        for block in _blocks(self._stream):
+            halt.raise_if_set()
             self._hasher.update(block)
             self.size += len(block)
-            tell("checking", min(self.size, self._file.size), 0)
+            report("checking", min(self.size, self._file.size), 0)
         if self.size > self._file.size:
             self.restart()
 
-    def append(self, chunk: bytes) -> None:
-        self._stream.write(chunk)  # opened for appending, so always at the end
+    def append_chunk(self, chunk: bytes) -> None:
+        self._stream.write(chunk)  # opened for appending, so written at the end
         self._stream.flush()
         self._hasher.update(chunk)
         self.size += len(chunk)
@@ -60,34 +154,34 @@ class _Part:
     def restart(self) -> None:
         self._stream.truncate(0)
         self.size = 0
-        self._hasher = hasher_for(self._file)
+        self._hasher = _hasher_for(self._file)
 
-    def right(self) -> bool:
+    def is_right(self) -> bool:
         if self.size != self._file.size or self._hasher.hexdigest() != self._file.oid:
             return False
         os.fsync(self._stream.fileno())
         return True
 
 
-def fetch(repository: Repository, file: RemoteFile, part: Path, target: Path, halt: Halt, tell: Tell) -> None:
-    """Bring ``file`` to ``target``, going on from ``part`` if it is there. A wrong part is thrown away.
+def fetch_file(repository: Repository, file: RemoteFile, part: Path, target: Path, halt: Halt, report: Report) -> None:
+    """Fetch ``file`` to ``target``, continuing from ``part`` if it exists. A wrong part is deleted.
 
     :raises DownloadStoppedError: when ``halt`` is set.
-    :raises DownloadError: if the hub refuses, goes silent, or sends something else than it announced.
+    :raises DownloadError: if the hub refuses, goes silent, or sends other data than it announced.
     """
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         with part.open("a+b") as stream:
             content = _Part(stream, file)
-            content.load(halt, tell)
+            content.hash_existing(halt, report)
             resumed = content.size > 0
-            _receive(repository, file, content, halt, tell)
-            whole = content.right()
-            if not whole and resumed:  # the old bytes may be what is wrong, say after a power cut
+            _receive(repository, file, content, halt, report)
+            whole = content.is_right()
+            if not whole and resumed:  # the earlier bytes may be damaged, for example by a power cut
                 content.restart()
-                _receive(repository, file, content, halt, tell)
-                whole = content.right()
+                _receive(repository, file, content, halt, report)
+                whole = content.is_right()
         if not whole:
             part.unlink()
             raise DownloadError(
@@ -95,7 +189,7 @@ def fetch(repository: Repository, file: RemoteFile, part: Path, target: Path, ha
                 "it was thrown away"
             )
         os.replace(part, target)
-    except HfHubHTTPError as error:  # an OSError too
+    except HfHubHTTPError as error:  # it is an OSError too
         raise explain(error, repository.repo, repository.revision) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -103,15 +197,15 @@ def fetch(repository: Repository, file: RemoteFile, part: Path, target: Path, ha
         raise DownloadError(f"cannot write {file.path}: {error.strerror or error}") from error
 
 
-def _receive(repository: Repository, file: RemoteFile, part: _Part, halt: Halt, tell: Tell) -> None:
-    """Fetch until the part has the file's size, over as many connections as it takes."""
-    tell("fetching", part.size, 0)
+def _receive(repository: Repository, file: RemoteFile, part: _Part, halt: Halt, report: Report) -> None:
+    """Fetch until the part has the file's size, over as many connections as needed."""
+    report("fetching", part.size, 0)
     tries = 0
     while part.size < file.size:
-        halt.check()
+        halt.raise_if_set()
         before, problem, pause = (part.size, f"the connection ended after {part.size} of {file.size} bytes", 0.0)
         try:
-            _stream(repository.url(file.path), file, part, halt, tell)
+            _stream(repository.url(file.path), file, part, halt, report)
         except NETWORK_ERRORS as error:
             problem = str(explain(error, repository.repo, repository.revision))
         except HfHubHTTPError as error:
@@ -124,10 +218,10 @@ def _receive(repository: Repository, file: RemoteFile, part: _Part, halt: Halt, 
         tries = 0 if part.size > before else tries + 1
         if tries >= ATTEMPTS:
             raise DownloadError(f"{file.path}: {problem}, {ATTEMPTS} times in a row")
-        halt.wait(min(max(pause, FIRST_PAUSE * 2**tries), _LONGEST_PAUSE))
+        halt.wait_seconds(min(max(pause, FIRST_PAUSE * 2**tries), _LONGEST_PAUSE))
 
 
-def _stream(url: str, file: RemoteFile, part: _Part, halt: Halt, tell: Tell) -> None:
+def _stream(url: str, file: RemoteFile, part: _Part, halt: Halt, report: Report) -> None:
     asked = headers()
     if part.size:
         asked["Range"] = f"bytes={part.size}-"
@@ -137,14 +231,14 @@ def _stream(url: str, file: RemoteFile, part: _Part, halt: Halt, tell: Tell) -> 
             return
         hf_raise_for_status(response)
         if part.size and not _continues(response, part.size):
-            part.restart()  # the answer is the whole file
+            part.restart()  # the answer is the whole file, not the range
         for chunk in response.iter_bytes():
-            halt.check()
+            halt.raise_if_set()
             if part.size + len(chunk) > file.size:
                 part.restart()
                 raise DownloadError(f"{file.path}: the hub sends more than the {file.size} bytes it announces")
-            part.append(chunk)
-            tell("fetching", part.size, len(chunk))
+            part.append_chunk(chunk)
+            report("fetching", part.size, len(chunk))
 
 
 def _continues(response: httpx2.Response, start: int) -> bool:

@@ -81,7 +81,7 @@ def detach(found: Removal, models_dir: Path) -> Path:
         os.rename(found.folder, place)
         return place
     place.mkdir()
-    folders.forget(found.folder, {str(file.relative_to(found.folder)) for file in found.files})
+    folders.forget_files(found.folder, {str(file.relative_to(found.folder)) for file in found.files})
     for number, file in enumerate(found.files):
         os.rename(file, place / str(number))
     _remove_empty(found.folder)

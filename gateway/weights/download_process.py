@@ -14,7 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from checkpoints.hub.download import DownloadError, DownloadStoppedError, Progress, download
+from checkpoints.hub.download import download
+from checkpoints.hub.records import DownloadError, DownloadStoppedError, Progress
 from models_registry.spec import ModelSpec
 
 _NICENESS = 10

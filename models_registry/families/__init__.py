@@ -1,7 +1,7 @@
-"""The torch-free half of every family: what it takes, which options it knows, what stays unquantized and why.
+"""The torch-free half of every family: inputs, options, and the modules that stay unquantized, with the reason.
 
-Used in the gateway (to refuse what a family cannot honour) and in the runner (to load it). The tensor half is the
-module of the same name in ``runner/families/``; a test holds that the two sets match. Must not import torch.
+The gateway rejects what a family does not support; the runner loads by it. The tensor half has the same module name in
+``runner/families/``, and a test compares the two sets. Imports no torch.
 """
 
 from models_registry.families.base import Family

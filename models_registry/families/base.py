@@ -1,4 +1,4 @@
-"""What a family declares about itself. Pure data, no torch."""
+"""The declaration of a family. Pure data, no torch."""
 
 from dataclasses import dataclass, field
 
@@ -20,24 +20,23 @@ SAMPLING = frozenset(
         "logprobs",
     }
 )
-"""Options that every family takes: how a token is chosen is the same for all."""
+"""Options that every family supports, because sampling is the same for all."""
 
 CHAT = SAMPLING | {"response_format", "tools"}
-"""What families whose tokenizer and chat template allow it take besides: constrained answers and tool calls."""
+"""Options of families whose tokenizer and chat template support constrained answers and tool calls."""
 
 
 @dataclass(frozen=True)
 class Family:
     """A family's declaration.
 
-    ``kind`` is the ``type`` clients see in ``/admin/model_status``. ``inputs`` is what a request may carry, and
-    ``requires`` what it must carry besides the prompt (one of them is enough). ``options`` are the sampling fields and
-    ``switches`` the family's own fields; any other is refused by name. ``keep_16bit`` maps the module names that
-    quantization leaves alone to the reason. ``sampling_rate`` is what its audio encoder was trained on, in Hz.
-    ``remembers`` is whether it reads a conversation, and not its last question alone.
-    ``batch_size`` is how many requests a runner answers at once unless the spec says otherwise. ``later`` names the
-    parts of a checkpoint that a load leaves out and a request may have read, with the bytes of their numbers (0: as
-    many as the others have), and ``later_needs`` the files without which they are not.
+    ``kind`` is the ``type`` in ``/admin/model_status``. ``inputs`` are the accepted inputs; ``requires`` are those of
+    which one is needed besides the prompt. ``options`` are the sampling fields and ``switches`` the family's own
+    fields; any other field is rejected by name. ``keep_16bit`` maps modules that are not quantized to the reason.
+    ``sampling_rate`` is that of its audio encoder, in Hz. ``thinks``: the model may think between <think> tags.
+    ``remembers``: it reads the conversation, not only the last question. ``batch_size`` is how many requests a runner
+    answers at once unless the spec says otherwise. ``later`` maps parts of a checkpoint that a request may load after
+    the load to the bytes of their numbers (0: as the other parts); ``later_needs`` are the files they need.
     """
 
     name: str

@@ -13,6 +13,6 @@ FAMILY = Family(
         "visual": "the vision tower loses fine detail first",
         "audio_tower": "a Whisper encoder whose activations have outliers that 4 bits clip",
     },
-    later={"talker": 0, "token2wav": 4},  # the vocoder is computed in 32 bits
+    later={"talker": 0, "token2wav": 4},  # the vocoder runs in float32
     later_needs=("spk_dict.pt",),
 )

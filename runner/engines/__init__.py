@@ -1,1 +1,1 @@
-"""How tokens are made: one module per engine, each with its class as ``ENGINE``."""
+"""One module per engine; each names its class ``ENGINE``."""

@@ -1,6 +1,6 @@
-"""Sequences answered by transformers' own ``generate``: encoder-decoders, speech, caches of unusual kinds.
+"""Sequences answered by transformers' ``generate``: encoder-decoders, speech, unusual caches.
 
-The tokens are chosen here, by each sequence's own sampler, and ``generate`` is made to take them. Runner process.
+Runner process. Tokens are sampled here, by each sequence's own sampler; ``generate`` is made to use them.
 """
 
 from collections.abc import Callable
@@ -14,61 +14,62 @@ from runner.engines.interface import Engine, Logits, Sequence
 from runner.generation.job import Job
 
 
-class Chooser(LogitsProcessor):  # type: ignore[misc]
-    """Chooses for one sequence per row of the batch, and lets ``generate`` stop once all of them are finished.
+class SamplingProcessor(LogitsProcessor):  # type: ignore[misc]
+    """Samples for one sequence per batch row and stops ``generate`` when all are finished.
 
-    ``between`` is called at every step, so that others need not wait for the end to be cancelled.
+    ``between_steps`` is called at every step, so that waiting requests can be cancelled.
     """
 
-    def __init__(self, sequences: Many[Sequence], engine: Engine, between: Callable[[], None]) -> None:
+    def __init__(self, sequences: Many[Sequence], engine: Engine, between_steps: Callable[[], None]) -> None:
         self._sequences = sequences
         self._engine = engine
-        self.between = between
+        self.between_steps = between_steps
         self.errors: dict[Job, Exception] = {}
         self._open = [True] * len(sequences)
 
-    def options(self, prefix: str = "") -> dict[str, Any]:
-        """Return this as arguments of ``generate``, their names with a prefix."""
+    def generate_arguments(self, prefix: str = "") -> dict[str, Any]:
+        """Return this as arguments of ``generate``, with a prefix on their names."""
         return {
             f"{prefix}logits_processor": LogitsProcessorList([self]),
-            f"{prefix}stopping_criteria": StoppingCriteriaList([_AllChosen(self)]),
+            f"{prefix}stopping_criteria": StoppingCriteriaList([_AllFinished(self)]),
         }
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Take the scores (B, V) of a step; return such that each row's chosen token is the only one possible."""
+        """Sample from the scores (B, V); return scores that leave only each row's sampled token."""
         self._engine.steps += 1
-        self.between()
+        self.between_steps()
         chosen = torch.full_like(scores, float("-inf"))
         rows = scores.float().cpu().numpy()
         for row, sequence in enumerate(self._sequences):
             if self._open[row]:
-                self._open[row] = sequence.job.wanted and self._take(sequence, rows[row])
-            chosen[row, sequence.tokens[-1] if sequence.made else 0] = 0.0  # once finished, any: nobody looks at it
+                self._open[row] = sequence.job.wanted and self._sample(sequence, rows[row])
+            # A finished row needs some token; nothing reads it.
+            chosen[row, sequence.tokens[-1] if sequence.generated else 0] = 0.0
         return chosen
 
-    def _take(self, sequence: Sequence, logits: Logits) -> bool:
-        """Choose a token; what goes wrong with it is this request's affair alone."""
+    def _sample(self, sequence: Sequence, logits: Logits) -> bool:
+        """Sample a token. An error fails this request only."""
         try:
-            return sequence.take(logits, self._engine)
+            return sequence.sample_next(logits, self._engine)
         except Exception as error:
             self.errors[sequence.job] = error
             return False
 
     @property
-    def open(self) -> list[bool]:
-        """For each row, whether it goes on."""
+    def open_rows(self) -> list[bool]:
+        """For each row, whether it continues."""
         return [still and sequence.job.wanted for still, sequence in zip(self._open, self._sequences, strict=True)]
 
-    def finish(self) -> None:
-        """Finish what ``generate`` left unfinished: what reached its most tokens, and what nobody wants any more."""
+    def finish_choices(self) -> None:
+        """Finish the choices that ``generate`` left open: at their token limit, or cancelled."""
         for sequence in self._sequences:
             if sequence.job not in self.errors:
-                sequence.choice.finish("length")
+                sequence.choice.finish_choice("length")
 
 
-class _AllChosen(StoppingCriteria):  # type: ignore[misc]
-    def __init__(self, chooser: Chooser) -> None:
-        self._chooser = chooser
+class _AllFinished(StoppingCriteria):  # type: ignore[misc]
+    def __init__(self, processor: SamplingProcessor) -> None:
+        self._processor = processor
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        return torch.tensor([not still for still in self._chooser.open], device=input_ids.device)
+        return torch.tensor([not still for still in self._processor.open_rows], device=input_ids.device)

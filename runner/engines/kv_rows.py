@@ -1,7 +1,7 @@
-"""Keys and values of sequences that decode together, each in a row of its own that grows to its own length.
+"""The KV cache of sequences that decode together: one row each, which grows to its own length. Runner process.
 
-A row is a sequence's place: rows are dense, so that a step computes nothing for empty ones, and no row is padded to
-the left, so that joining and leaving moves at most one other row. Runner process.
+Rows are dense, so a step computes nothing for empty ones. Rows are not padded on the left, so joining and leaving moves
+at most one other row.
 """
 
 from typing import Any
@@ -10,15 +10,15 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
-_GRAIN = 64  # tokens by which rows grow at least
-_SLACK = 1.5  # times what is used may be held before it is given back
+_GRAIN = 64  # tokens; the unit by which rows grow
+_SLACK = 1.5  # allocated cells per used cell above which storage shrinks
 
 
 class RowCache(Cache):  # type: ignore[misc]
     """The cache of one model, for steps of one token per row.
 
-    ``lengths`` are tokens in each row. Before a step :meth:`open_step` makes room for one token more in each; every
-    attention layer then adds its keys and values (B, H, 1, D) and gets back those of all tokens, (B, H, L, D).
+    ``lengths`` are the tokens in each row. Before a step, :meth:`begin_step` makes room for one token in each row.
+    Every attention layer then adds its keys and values (B, H, 1, D) and gets those of all tokens, (B, H, L, D).
     """
 
     def __init__(self, layers: int) -> None:
@@ -28,9 +28,10 @@ class RowCache(Cache):  # type: ignore[misc]
         super().__init__(layers=[_RowLayer(self) for _ in range(layers)])
 
     @torch.inference_mode()
-    def join(self, prompt: Cache, source: int, length: int) -> int:
-        """Add a row with the first ``length`` tokens of row ``source`` of the cache that a prompt was read into; return
-        its number."""
+    def add_row(self, prompt: Cache, source: int, length: int) -> int:
+        """Add a row with the first ``length`` tokens of row ``source`` of the cache that a prompt was prefilled into.
+        Return its number.
+        """
         row = len(self.lengths)
         for layer, read in zip(self.layers, prompt.layers, strict=True):
             layer.reserve(row + 1, length, read.keys, read.values)
@@ -41,7 +42,7 @@ class RowCache(Cache):  # type: ignore[misc]
 
     @torch.inference_mode()
     def copy_row(self, source: int) -> int:
-        """Add a row that is a copy of another; return its number."""
+        """Add a copy of a row. Return its number."""
         row, length = len(self.lengths), self.lengths[source]
         for layer in self.layers:
             layer.reserve(row + 1, length, layer.keys, layer.values)
@@ -51,8 +52,8 @@ class RowCache(Cache):  # type: ignore[misc]
         return row
 
     @torch.inference_mode()
-    def leave(self, row: int) -> None:
-        """Remove a row: the last one takes its number. With the last of all, memory is given back."""
+    def remove_row(self, row: int) -> None:
+        """Remove a row; the last row takes its number. Removing the last one frees the memory."""
         last = len(self.lengths) - 1
         length = self.lengths.pop()
         if row != last:
@@ -65,8 +66,8 @@ class RowCache(Cache):  # type: ignore[misc]
                 layer.keys = layer.values = None
 
     @torch.inference_mode()
-    def open_step(self) -> torch.Tensor:
-        """Make room for one token in every row. Return the mask (B, 1, 1, L): true where a row's query may look."""
+    def begin_step(self) -> torch.Tensor:
+        """Make room for one token in every row. Return the mask (B, 1, 1, L), true where a row's query may attend."""
         self.width = max(self.lengths) + 1
         for layer in self.layers:
             layer.reserve(len(self.lengths), self.width, layer.keys, layer.values)
@@ -74,13 +75,13 @@ class RowCache(Cache):  # type: ignore[misc]
         self.positions = torch.tensor(self.lengths, device=device)
         return (torch.arange(self.width, device=device) <= self.positions[:, None])[:, None, None, :]
 
-    def close_step(self) -> None:
+    def end_step(self) -> None:
         """Count the tokens that a step added."""
         self.lengths = [length + 1 for length in self.lengths]
 
 
 class _RowLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One layer's storage, of shape (R, H, L, D) with R and L at least what is in use."""
+    """One layer's storage, (R, H, L, D), with R and L at least what is in use."""
 
     def __init__(self, cache: RowCache) -> None:
         super().__init__()
@@ -90,7 +91,9 @@ class _RowLayer(CacheLayerMixin):  # type: ignore[misc]
         self.is_initialized = True
 
     def reserve(self, rows: int, length: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Hold that many rows of that many tokens, not much more; ``keys`` and ``values`` are examples."""
+        """Allocate room for ``rows`` rows of ``length`` tokens, and little more. ``keys`` and ``values`` are examples
+        for shape and type.
+        """
         lengths = self._cache.lengths
         in_use = (len(lengths), max(lengths, default=0))
         self.keys = _fitted(self.keys, in_use, rows, max(length, in_use[1]), keys)
@@ -122,14 +125,14 @@ class _RowLayer(CacheLayerMixin):  # type: ignore[misc]
 def _fitted(
     storage: torch.Tensor | None, in_use: tuple[int, int], rows: int, length: int, like: torch.Tensor
 ) -> torch.Tensor:
-    """Return storage for so many rows and tokens, with what is ``in_use`` (rows, tokens) of the one there was.
+    """Return storage for ``rows`` rows and ``length`` tokens, with the used part ``in_use`` (rows, tokens) of
+    ``storage`` copied.
 
-    It grows by an eighth more than it must, so that a long answer is not copied at every grain, and shrinks where much
-    more is held than used: the most rows there ever were times the longest there ever was would be far over what is
-    charged.
+    It grows by an eighth more than needed, so that a long answer is not copied every 64 tokens. It shrinks where much
+    more is allocated than used, because the most rows times the longest length would exceed what is charged.
     """
     if storage is None:
-        # Zeros, not whatever was there: a masked value is multiplied by 0, and 0 times NaN is NaN.
+        # Zeros, not empty memory: a masked value is multiplied by 0, and 0 times NaN is NaN.
         return like.new_zeros((rows, like.shape[1], _rounded(length), like.shape[3]))
     have_rows, heads, have_length, size = storage.shape
     fits = rows <= have_rows and length <= have_length
@@ -145,6 +148,6 @@ def _rounded(length: int) -> int:
     return -(-length // _GRAIN) * _GRAIN
 
 
-def can_batch(layers: list[Any]) -> bool:
-    """Whether a model's cache is one this can stand in for: plain attention over all tokens in every layer."""
+def supports_rows(layers: list[Any]) -> bool:
+    """Whether a model's cache can be replaced by this one: plain attention over all tokens in every layer."""
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)

@@ -1,7 +1,7 @@
-"""GGUF files by llama.cpp: the fast way on a CPU. Runner process; needs no torch.
+"""Serves GGUF files by llama.cpp, the fast engine on a CPU. Runner process, imports no torch.
 
-Sequences share one context, each under an id of its own. An id that is free keeps its tokens: a conversation that goes
-on finds its beginning there and reads only what is new.
+All sequences share one context; a row is a llama.cpp sequence id. A free row keeps its tokens, so a continued
+conversation prefills only what is new.
 """
 
 import logging
@@ -14,20 +14,20 @@ import llama_cpp
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from protocol.messages import Generate, Load, Loaded
-from runner.engines.gguf import BATCH, Context, Fed, Gguf
-from runner.engines.interface import Logits, ProgressReport, Sequence, check_bias, room, sampler_of, wanted_constraint
+from runner.engines.gguf import BATCH, BatchToken, Context, Gguf
+from runner.engines.interface import Logits, ProgressReport, Sequence, begin_sequences
 from runner.errors import RequestError
 from runner.generation.chat_template import as_template_takes, check_length
-from runner.generation.constraint import Grammars, from_llama_cpp
+from runner.generation.constraint import Grammars
 from runner.generation.detokenizer import ThinkSplitter
 from runner.generation.job import Job
-from runner.generation.tool_calls import template_takes_tools
+from runner.generation.tool_calls import requested_tools
 from runner.process import mapped_weights
-from runner.process.load_phases import Phases
+from runner.process.load_metrics import Phases
 from runner.process.resources import anonymous_bytes, cpu_threads
 
 log = logging.getLogger("runner")
-_PIECE = 256  # tokens of prompts between two looks at whether they are still wanted
+_PIECE = 256  # prompt tokens prefilled between two checks for cancellation
 _DEFAULT_CONTEXT = 8192
 
 
@@ -39,51 +39,52 @@ class LlamaCpp:
         self._mapped_bytes = 0
         self._on_gpu = False
         self.steps = 0
-        self.rows = load.max_batch_size
-        self.piece = _PIECE
-        self.piece_bounds = (_PIECE // 8, BATCH)
+        self.max_batch_size = load.max_batch_size
+        self.prefill_chunk = _PIECE
+        self.prefill_chunk_bounds = (_PIECE // 8, BATCH)
         self.ends: frozenset[int] = frozenset()
         self._window = load.context or _DEFAULT_CONTEXT
-        self._held: list[list[int]] = [[] for _ in range(self.rows)]
-        self._free: list[int] = list(range(self.rows))  # least recently used first
+        self._cached_tokens: list[list[int]] = [[] for _ in range(self.max_batch_size)]
+        self._free_rows: list[int] = list(range(self.max_batch_size))  # least recently used first
 
-    def open(self) -> str | None:
+    def open_checkpoint(self) -> str | None:
         if self._load.device.startswith("cuda"):
-            return None  # asking llama.cpp for GPUs initializes CUDA, and a zygote must not
+            return None  # llama.cpp initializes CUDA, which a zygote must not do
         before = anonymous_bytes()
-        self._map(None)
-        file, copied = sum(one.end - one.start for one in mapped_weights.ranges()), anonymous_bytes() - before
-        # Tensors of some types are copied into another layout, and their pages of the file not used again. A little is
-        # the vocabulary.
+        self._read_file(None)
+        file, copied = sum(one.end - one.start for one in mapped_weights.mapped_ranges()), anonymous_bytes() - before
+        # Tensors of some types are copied into another layout; their pages of the file are not used again. A small copy
+        # is the vocabulary.
         self._mapped_bytes = max(0, file - copied) if copied > file // 3 else file
         return self._load.path
 
     def warm_up(self) -> None:
-        """llama.cpp has nothing that the first use of a model does for the later ones."""
-        mapped_weights.release(mapped_weights.ranges())
+        """Release the mapped pages. llama.cpp has no lazy set-up to do ahead."""
+        mapped_weights.release_pages(mapped_weights.mapped_ranges())
 
-    def rehearse(self, request: Generate) -> None:
+    def rehearse_load(self, request: Generate) -> None:
         try:
-            self._prompts.render(request)
+            self._prompts.render_prompt(request)
         except RequestError as error:
             log.debug("%s takes no such request: %s", self._load.name, error)
 
-    def adopt(self, load: Load, progress: ProgressReport) -> None:
+    def adopt_load(self, load: Load, progress: ProgressReport) -> None:
         self._load, self._progress = load, progress
         self._phases = Phases()
 
-    def load(self) -> Loaded:
-        """Make a context for the file, mapped first if it is to go to a GPU. :raises DamagedError: if llama.cpp cannot
-        read it."""
-        self._phases.lap("fork")
+    def load_model(self) -> Loaded:
+        """Create the context; for a GPU, map the file first. :raises DamagedError: if llama.cpp cannot read it."""
+        self._phases.end_phase("fork")
         if self._load.device.startswith("cuda"):
             self._on_gpu = llama_cpp.llama_supports_gpu_offload()
             gpu = int(self._load.device.partition(":")[2] or 0)
-            self._map(gpu if self._on_gpu else None)
-        # All of it is taken now, so no more than the gateway set aside.
+            self._read_file(gpu if self._on_gpu else None)
+        # llama.cpp allocates the whole cache now, so it must fit what the gateway reserved.
         self._window = min(self._load.context or _DEFAULT_CONTEXT, self._load.cache_tokens)
-        self._context = Context(self._model, self._load.cache_tokens, self.rows, cpu_threads(self._load.threads))
-        self._phases.lap("context")
+        self._context = Context(
+            self._model, self._load.cache_tokens, self.max_batch_size, cpu_threads(self._load.threads)
+        )
+        self._phases.end_phase("context")
         file_type = _quantization(self._model, Path(self._load.path))
         device = self._load.device if self._on_gpu else "cpu"
         return Loaded(
@@ -96,139 +97,128 @@ class LlamaCpp:
             self._mapped_bytes,
         )
 
-    def _map(self, gpu: int | None) -> None:
+    def _read_file(self, gpu: int | None) -> None:
         self._progress("reading weights")
         self._model = Gguf(Path(self._load.path), gpu, lambda done: self._progress("reading weights", round(done, 2)))
         self.ends = self._model.ends
         opening = self._model.tokenize(ThinkSplitter.OPEN, begin=False, special=True)
         self._opening = opening[0] if len(opening) == 1 else None
-        self._grammars = Grammars(lambda: from_llama_cpp(self._model), self.ends)
+        self._grammars = Grammars(self._model.grammar_tokenizer, self.ends)
         self._prompts = _Prompts(self._model, self._load.chat_template, self._window)
-        self._phases.lap("weights")
+        self._phases.end_phase("weights")
 
-    def settle(self) -> int:
-        """A GGUF file is quantized already, and laid out as it is computed with."""
+    def finish_load(self) -> int:
+        """Nothing to do: a GGUF file is quantized and in its final layout."""
         return self._mapped_bytes
 
-    def prepare(self, job: Job) -> list[Sequence]:
-        request = job.request
-        text, prompt = self._prompts.render(request)
-        if request.render_only:
-            job.rendered(text, prompt)
-            return []
-        limit = room(prompt, self._window, request.sampling.max_new_tokens)
-        check_bias(request, self._model.size)
-        wanted = wanted_constraint(request)
-        masks = [self._grammars.compile(wanted) if wanted else None for _ in range(request.choices)]
-        thinking = text.rstrip().endswith("<think>")
-        choices = job.begin(len(prompt), self._model.decode, thinks=request.template, inside=thinking)
-        return [
-            Sequence(choice, prompt, limit, sampler_of(choice, prompt, self.ends, mask, self._opening))
-            for choice, mask in zip(choices, masks, strict=True)
-        ]
+    def prepare_sequences(self, job: Job) -> list[Sequence]:
+        text, prompt = self._prompts.render_prompt(job.request)
+        model = self._model
+        return begin_sequences(
+            job, text, prompt, self._window, model.size, self._grammars, model.decode, True, self._opening
+        )
 
-    def fits(self, sequence: Sequence, others: Many[Sequence]) -> bool:
-        return sum(one.need for one in (sequence, *others)) <= self._context.cells
+    def has_room_for(self, sequence: Sequence, others: Many[Sequence]) -> bool:
+        return sum(one.tokens_needed for one in (sequence, *others)) <= self._context.cells
 
-    def full(self, sequences: Many[Sequence]) -> bool:
+    def is_cache_full(self, sequences: Many[Sequence]) -> bool:
         return sum(len(one.tokens) for one in sequences) > self._context.cells
 
-    def read(self, sequences: Many[Sequence]) -> list[Logits | None]:
-        fed: list[Fed] = []
+    def prefill(self, sequences: Many[Sequence]) -> list[Logits | None]:
+        fed: list[BatchToken] = []
         ends = []
         for sequence in sequences:
-            if sequence.place < 0:
-                self._place(sequence)
-            end = min(len(sequence.tokens), sequence.read + self.piece)
+            if sequence.row < 0:
+                self._assign_row(sequence)
+            end = min(len(sequence.tokens), sequence.prefilled + self.prefill_chunk)
             ends.append(end)
             last = len(sequence.tokens) - 1
             fed += [
-                Fed(sequence.tokens[position], position, sequence.place, position == last)
-                for position in range(sequence.read, end)
+                BatchToken(sequence.tokens[position], position, sequence.row, position == last)
+                for position in range(sequence.prefilled, end)
             ]
-        scores = iter(self._evaluate(fed))
+        scores = iter(self._decode_batch(fed))
         for sequence, end in zip(sequences, ends, strict=True):
-            self._held[sequence.place] += sequence.tokens[sequence.read : end]
-            sequence.read = end
-        return [next(scores) if one.read == len(one.tokens) else None for one in sequences]
+            self._cached_tokens[sequence.row] += sequence.tokens[sequence.prefilled : end]
+            sequence.prefilled = end
+        return [next(scores) if one.prefilled == len(one.tokens) else None for one in sequences]
 
-    def _place(self, sequence: Sequence) -> None:
-        """Give it the free id that holds most of its beginning, and forget there what differs."""
-        if sequence.job.request.sampling.seed is not None and len(self._free) == self.rows:
-            # Where tokens lie in the cache rounds the scores a little: whoever gives a seed wants the same ones again.
-            self._context.clear()
-            self._held = [[] for _ in range(self.rows)]
-            self._free.sort()
-        known = {place: _common(self._held[place], sequence.tokens) for place in self._free}
-        place = max(self._free, key=lambda free: known[free])
-        self._free.remove(place)
-        sequence.place = place
-        # The last token is read in any case: its scores are what is wanted.
-        keep = min(known[place], len(sequence.tokens) - 1)
-        if not self._context.forget(place, keep):
+    def _assign_row(self, sequence: Sequence) -> None:
+        """Assign the free row with the longest common prefix, and remove the tokens after it."""
+        if sequence.job.request.sampling.seed is not None and len(self._free_rows) == self.max_batch_size:
+            # The cells of the cache that tokens occupy affect rounding. A client that gives a seed wants the same
+            # scores again, so an idle engine starts with an empty cache.
+            self._context.clear_cache()
+            self._cached_tokens = [[] for _ in range(self.max_batch_size)]
+            self._free_rows.sort()
+        known = {row: _common_prefix(self._cached_tokens[row], sequence.tokens) for row in self._free_rows}
+        row = max(self._free_rows, key=lambda free: known[free])
+        self._free_rows.remove(row)
+        sequence.row = row
+        # The last token is always evaluated, because its scores are needed.
+        keep = min(known[row], len(sequence.tokens) - 1)
+        if not self._context.remove_tokens(row, keep):
             keep = 0
-        del self._held[place][keep:]
-        sequence.read = keep
+        del self._cached_tokens[row][keep:]
+        sequence.prefilled = keep
 
-    def share(self, sequence: Sequence, sibling: Sequence) -> None:
-        sibling.place = self._free.pop(0)
-        self._context.copy(sequence.place, sibling.place)
-        self._held[sibling.place] = list(self._held[sequence.place])
-        sibling.read = sequence.read
+    def fork_sequence(self, sequence: Sequence, sibling: Sequence) -> None:
+        sibling.row = self._free_rows.pop(0)
+        self._context.copy_sequence(sequence.row, sibling.row)
+        self._cached_tokens[sibling.row] = list(self._cached_tokens[sequence.row])
+        sibling.prefilled = sequence.prefilled
 
-    def step(self, sequences: Many[Sequence]) -> list[Logits]:
+    def decode_step(self, sequences: Many[Sequence]) -> list[Logits]:
         self.steps += 1
-        fed = [Fed(one.tokens[-1], len(self._held[one.place]), one.place, True) for one in sequences]
-        scores = self._evaluate(fed)
+        fed = [BatchToken(one.tokens[-1], len(self._cached_tokens[one.row]), one.row, True) for one in sequences]
+        scores = self._decode_batch(fed)
         for one in sequences:
-            self._held[one.place].append(one.tokens[-1])
+            self._cached_tokens[one.row].append(one.tokens[-1])
         return scores
 
-    def drop(self, sequence: Sequence) -> None:
-        sequence.read = 0
-        if sequence.place >= 0:
-            self._free.append(sequence.place)
-            sequence.place = -1
+    def release_sequence(self, sequence: Sequence) -> None:
+        sequence.prefilled = 0
+        if sequence.row >= 0:
+            self._free_rows.append(sequence.row)
+            sequence.row = -1
 
-    def rewind(self, sequence: Sequence) -> None:
-        self.drop(sequence)
+    def reset_prefill(self, sequence: Sequence) -> None:
+        self.release_sequence(sequence)
 
-    def _evaluate(self, fed: list[Fed]) -> list[Logits]:
-        """Evaluate; if cells are wanting, what free ids hold goes for it, the least recently used first."""
-        spare = self._context.cells - sum(len(held) for held in self._held)
-        for place in self._free:
+    def _decode_batch(self, fed: list[BatchToken]) -> list[Logits]:
+        """Evaluate; if too few cells are left, first remove the cached tokens of the least recently used free rows."""
+        spare = self._context.cells - sum(len(held) for held in self._cached_tokens)
+        for row in self._free_rows:
             if spare >= len(fed):
                 break
-            spare += len(self._held[place])
-            self._context.forget(place, 0)
-            self._held[place] = []
-        return self._context.evaluate(fed)
+            spare += len(self._cached_tokens[row])
+            self._context.remove_tokens(row, 0)
+            self._cached_tokens[row] = []
+        return self._context.decode_batch(fed)
 
-    def answer_apart(self, sequences: Many[Sequence], between: Callable[[], None]) -> dict[Job, Exception]:
-        raise NotImplementedError("nothing is apart here")
+    def run_generate(self, sequences: Many[Sequence], between_steps: Callable[[], None]) -> dict[Job, Exception]:
+        raise NotImplementedError("every sequence joins the batch")
 
     def token_bytes(self, token: int) -> bytes:
-        return self._model.piece(token, special=True)
+        return self._model.token_bytes(token, special=True)
 
 
 class _Prompts:
-    """From conversations to ids, by the file's own chat template or the one of the catalog."""
+    """Renders conversations to token ids, with the catalog's chat template or else the file's."""
 
     def __init__(self, model: Gguf, template: str | None, window: int) -> None:
         self._model = model
         self._window = window
         self._template = template or model.metadata("tokenizer.chat_template")
-        eos, bos = model.special(model.eos), model.special(model.bos)
+        eos, bos = model.special_text(model.eos), model.special_text(model.bos)
         self._formatter = Jinja2ChatFormatter(self._template, eos_token=eos, bos_token=bos) if self._template else None
 
-    def render(self, request: Generate) -> tuple[str, list[int]]:
+    def render_prompt(self, request: Generate) -> tuple[str, list[int]]:
         """Return the prompt as text and as ids.
 
-        :raises RequestError: if the template refuses the conversation, or has no place for the request's tools.
+        :raises RequestError: if the template rejects the conversation, or does not support the request's tools.
         """
-        tools: Any = list(request.tools) if request.tool_choice != "none" else []
-        if tools and not template_takes_tools(self._template):
-            raise RequestError("tools: this model's chat template has no place for them")
+        tools: Any = requested_tools(request, self._template)
         if self._formatter is None or not request.template:
             text = "\n".join(message.text for message in request.messages)
             check_length(text, self._window)
@@ -236,22 +226,22 @@ class _Prompts:
         said: Any = [as_template_takes(message, message.text) for message in request.messages]
         try:
             text = self._formatter(messages=said, tools=tools or None, **request.template_options).prompt
-        except Exception as error:  # templates raise what they like
+        except Exception as error:  # templates raise any exception
             raise RequestError(f"the model's chat template refuses this conversation: {error}") from error
         check_length(text, self._window)
         return text, self._model.tokenize(text, begin=False, special=True)
 
 
-def _common(held: list[int], prompt: list[int]) -> int:
-    """How many ids both begin with."""
-    for place, (ours, theirs) in enumerate(zip(held, prompt, strict=False)):
+def _common_prefix(held: list[int], prompt: list[int]) -> int:
+    """Return the length of the common prefix."""
+    for index, (ours, theirs) in enumerate(zip(held, prompt, strict=False)):
         if ours != theirs:
-            return place
+            return index
     return min(len(held), len(prompt))
 
 
 def _quantization(model: Gguf, path: Path) -> str:
-    """Name the file's quantization as its own name does, say ``Q4_1``."""
+    """Return the quantization from the file's name, for example ``gguf Q4_1``, or from its metadata."""
     parts = path.stem.replace("-", ".").split(".")
     named = next((part for part in reversed(parts) if part.upper().startswith(("Q", "IQ", "F16", "BF16", "F32"))), "")
     return f"gguf {named}".strip() if named else f"gguf type {model.metadata('general.file_type') or 'unknown'}"

@@ -1,45 +1,49 @@
-"""Weights of a checkpoint for transformers: read, quantized by bitsandbytes, kept for the next load. Runner process.
+"""Weights for transformers: read, quantized by bitsandbytes, kept for the next load. Runner process.
 
-A first quantized load reads the originals and keeps what became of them; later ones read that. Knows nothing of
-requests; which class reads a checkpoint is the family's business.
+The first quantized load reads the original files and keeps the result; later loads read that. Knows no requests. The
+family chooses the model class.
 """
 
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from checkpoints import kept_weights
 from protocol.messages import Load
 from runner.engines.interface import ProgressReport
-from runner.engines.layouts import linear4, pieces
-from runner.engines.layouts.linear import pack
-from runner.engines.progress import watched_weights
+from runner.engines.layouts import chunked_quantization, linear4
+from runner.engines.layouts.linear import pack_linear
 from runner.errors import DamagedError, out_of_memory
 from runner.families.base import RunnerFamily
-from runner.process import bitsandbytes_compat, mapped_weights
+from runner.process import compat, mapped_weights
 from runner.process.resources import trim
 
 if not torch.cuda.is_available():
-    # Where there is a GPU this import initializes CUDA, which must not happen before the fork; there it is left to the
-    # first quantized load of each runner.
-    bitsandbytes_compat.install()
+    # With a GPU this import initializes CUDA, which must not happen before the fork; there, each runner imports it in
+    # its first quantized load.
+    compat.import_bitsandbytes()
 
 log = logging.getLogger("runner")
-_WORTH_KEEPING = 32 * 2**20  # bytes; smaller models are quantized faster than they are written
-_LAYOUT = 2  # of what is kept; another number makes it anew
-_SHARD = "250MB"  # of what is kept; nothing else of this process runs while one is written
+_WORTH_KEEPING = 32 * 2**20  # bytes; smaller models quantize faster than they are written
+_LAYOUT = 2  # version of the kept format; another number makes it anew
+_SHARD = "250MB"  # size of a kept file; the process does nothing else while one is written
+_REPORTS = 20  # most progress reports of one load
 
 
 class Weights:
-    """Reads the weights of a load into a model, of the type ``dtype`` where they are not quantized.
+    """Reads the weights of one load into a model; ``dtype`` is the type of unquantized ones.
 
-    ``kept`` is the folder for what quantizing makes of them, None where that is not kept.
+    ``kept`` is the folder of this load's quantized weights, None if they are not kept. ``from_kept`` is whether the
+    load read them from there.
     """
 
     def __init__(self, load: Load, family: RunnerFamily, dtype: torch.dtype, progress: ProgressReport) -> None:
@@ -50,28 +54,28 @@ class Weights:
         self._device = torch.device(load.device)
         self._to_keep: dict[str, Any] | None = None
         self._laid_out = False
-        self._made_of = ""  # of which files as they were before they were read: they may change meanwhile
-        self.from_kept = False  # whether they were read as an earlier load had quantized them
+        self._made_of = ""  # the files' state before they were read, as they may change meanwhile
+        self.from_kept = False
         self.kept = self._folder() if self._keeps else None
 
-    def adopt(self, load: Load, progress: ProgressReport) -> None:
-        """Go on for this load of the same checkpoint."""
+    def adopt_load(self, load: Load, progress: ProgressReport) -> None:
+        """Continue for another load of the same checkpoint."""
         self._load, self._progress = load, progress
 
     @property
     def stay_mapped(self) -> bool:
-        """Whether the checkpoint's weights can be used where they are, in their files; or are too few to matter."""
+        """Whether the checkpoint's weights can be used as mapped pages of their files, or are too small to matter."""
         try:
             sizes = _tensor_bytes(self._family.path)
         except (SafetensorError, OSError):
-            return False  # reading them in earnest says what is wrong
+            return False  # the load itself reports the error
         if sum(sizes.values()) < _WORTH_KEEPING:
             return True
         return self._load.quant_bits == 16 and 2 * sizes[self._dtype] > sum(sizes.values())
 
     @property
     def transient_bytes(self) -> int:
-        """Bytes of quantized weights as they are kept, which go once they are: the model has its own, laid out."""
+        """Bytes of weights in their kept form, freed once they are written; the model has its own layout."""
         kept = self._to_keep or {}
         return sum(value.nbytes for value in kept.values() if value.dtype == torch.uint8) if self._laid_out else 0
 
@@ -81,15 +85,15 @@ class Weights:
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    def read(self) -> PreTrainedModel:
-        """Read the checkpoint's weights and quantize them as asked.
+    def read_checkpoint(self) -> PreTrainedModel:
+        """Read the checkpoint's weights and quantize them if asked.
 
         :raises DamagedError: if a file cannot be read.
-        :raises Exception: of a kind that :func:`runner.errors.out_of_memory` knows, if memory does not suffice.
+        :raises Exception: of a kind that :func:`runner.errors.out_of_memory` knows, if memory runs out.
         """
         self._progress("reading weights")
         if self._load.quant_bits < 16 and self._device.type == "cpu":
-            pieces.install()
+            chunked_quantization.install_chunked_quantization()
         try:
             with watched_weights(lambda fraction: self._progress("reading weights", fraction)):
                 model = self._family.load_model(self._family.path, **self._options())
@@ -98,14 +102,14 @@ class Weights:
                 raise
             raise DamagedError(f"the checkpoint in {self._load.path} cannot be loaded: {error}") from error
         if self.kept is not None and _WORTH_KEEPING <= model.get_memory_footprint() <= self._load.quantized_limit:
-            self._to_keep = model.state_dict()  # as bitsandbytes saves it: laid out, it would be saved with losses
-        self._laid_out = linear4.pack(model) > 0
+            self._to_keep = model.state_dict()  # before it is laid out: bitsandbytes would save that with losses
+        self._laid_out = linear4.pack_layers(model) > 0
         return model.eval()
 
     def read_kept(self) -> PreTrainedModel | None:
-        """Read the weights that an earlier load quantized, if they are there and whole.
+        """Read the weights that an earlier load quantized, or return None if there are none or they are damaged.
 
-        :raises Exception: of a kind that :func:`runner.errors.out_of_memory` knows, if memory does not suffice.
+        :raises Exception: of a kind that :func:`runner.errors.out_of_memory` knows, if memory runs out.
         """
         if self.kept is None or (state := kept_weights.state(self.kept)) == "absent":
             return None
@@ -117,10 +121,10 @@ class Weights:
         try:
             with watched_weights(lambda fraction: self._progress("reading quantized weights", fraction)):
                 model = self._family.load_model(self.kept, **self._options(quantize=False))
-            linear4.attach(model, self.kept)
+            linear4.attach_packed(model, self.kept)
             self.from_kept = True
             return model.eval()
-        except Exception as error:  # whatever is wrong with them, the originals are there
+        except Exception as error:  # on any error, the original files are used
             if out_of_memory(error):
                 raise
             log.warning("the quantized weights in %s are damaged and made anew: %s", self.kept, error)
@@ -129,10 +133,10 @@ class Weights:
 
     def _options(self, quantize: bool = True) -> dict[str, Any]:
         if self._load.quant_bits < 16:
-            bitsandbytes_compat.install()  # before transformers imports it
+            compat.import_bitsandbytes()  # before transformers imports it
         options: dict[str, Any] = {"dtype": self._dtype}
         if self._load.max_memory:
-            # JSON has no integer keys; accelerate wants GPU numbers as integers.
+            # JSON has no integer keys; accelerate expects GPU numbers as integers.
             limits = {int(key) if key.isdigit() else key: value for key, value in self._load.max_memory.items()}
             options |= {"device_map": "auto", "max_memory": limits}
         else:
@@ -142,9 +146,9 @@ class Weights:
         return options
 
     def _quantization(self) -> BitsAndBytesConfig:
-        # A module is left alone wherever its name is a part of the path, as ``visual`` is in model.visual.blocks.0.
+        # A module is skipped wherever its name is part of the path, as ``visual`` in model.visual.blocks.0.
         kept = [rf"(?:.*\.)?{name}" for name in self._family.declaration.keep_16bit]
-        # Without this a model of which a part lies in RAM is refused. That part is quantized like the rest.
+        # Without this, a partly offloaded model is refused. The offloaded part is quantized too.
         offloaded = {"llm_int8_enable_fp32_cpu_offload": True} if self._load.max_memory else {}
         if self._load.quant_bits == 4:
             return BitsAndBytesConfig(
@@ -159,32 +163,33 @@ class Weights:
 
     # -- after the load ------------------------------------------------------------------------------------------------
 
-    def settle(self, model: PreTrainedModel) -> bool:
-        """Keep quantized weights for the next load; on a CPU, lay out plain ones as its kernels want them.
+    def keep_weights(self, model: PreTrainedModel) -> bool:
+        """Write quantized weights for the next load; on a CPU, lay out plain ones for its kernels.
 
-        Return whether any of that was to be done."""
+        Return whether anything was done.
+        """
         plain = self._load.quant_bits == 16 and self._device.type == "cpu" and not self._load.max_memory
         keep, self._to_keep = self._to_keep, None
         if plain:
             try:
                 with torch.inference_mode():
-                    pack(model)
+                    pack_linear(model)
             except MemoryError as error:
                 log.warning("no memory to lay out the weights of %s; it serves as it is: %s", self._load.name, error)
-            mapped_weights.release(mapped_weights.ranges())
+            mapped_weights.release_pages(mapped_weights.mapped_ranges())
         if keep is not None:
             self._keep(model, keep)
             keep.clear()
-            trim(collect=False)  # what was kept for writing lies among what stays
+            trim(collect=False)  # the freed weights lie between blocks that stay
         return plain or keep is not None
 
     @property
     def _keeps(self) -> bool:
-        """Whether quantized weights are kept for the next load: not where some of them are offloaded."""
+        """Whether quantized weights are kept; not where some of them are offloaded."""
         return self._load.quant_bits < 16 and bool(self._load.quantized_dir) and not self._load.max_memory
 
     def _folder(self) -> Path:
-        """Return the folder for the quantized weights of this load."""
+        """Return the folder for this load's quantized weights."""
         load = self._load
         settings = {**self._quantization().to_diff_dict(), "bits": load.quant_bits, "layout": _LAYOUT}
         self._made_of = kept_weights.origin(Path(load.path))
@@ -199,12 +204,12 @@ class Weights:
         try:
             unfinished = kept_weights.begin(self.kept, 2 * int(model.get_memory_footprint()))
             _without_quantizer(model).save_pretrained(unfinished, state_dict=weights, max_shard_size=_SHARD)
-            linear4.save(model, unfinished)
+            linear4.save_packed(model, unfinished)
             variant = f"{self._device.type} {self._dtype}"
             kept_weights.finish(unfinished, self.kept, self._load.name, self._load.quant_bits, variant, self._made_of)
             for gone in kept_weights.prune(self.kept.parent, self._load.quantized_limit):
                 log.info("removed %s to keep quantized weights within their limit", gone.folder.name)
-        except Exception as error:  # a full disk, most likely; the model serves all the same
+        except Exception as error:  # most likely a full disk; the model serves anyway
             log.warning("the quantized weights of %s cannot be kept: %s", self._load.name, error)
         else:
             log.info("kept the quantized weights of %s in %.1f s", self._load.name, time.monotonic() - started)
@@ -214,17 +219,20 @@ class Weights:
 
 
 def mapped_bytes(model: PreTrainedModel) -> int:
-    """Return how many bytes of the model's tensors are used where they lie in their file. Lets the pages of those files
-    go that were read on the way."""
-    found = mapped_weights.ranges()
-    mapped_weights.release(found)
-    tensors = [*model.parameters(), *model.buffers(), *linear4.scales(model)]
-    return mapped_weights.bytes_within(found, ((tensor.data_ptr(), tensor.nbytes) for tensor in tensors))
+    """Return the bytes of the model's tensors that are mapped pages of their files. Releases the pages of those files
+    that were only read.
+    """
+    found = mapped_weights.mapped_ranges()
+    mapped_weights.release_pages(found)
+    tensors = [*model.parameters(), *model.buffers(), *linear4.packed_scales(model)]
+    return mapped_weights.mapped_bytes_of(found, ((tensor.data_ptr(), tensor.nbytes) for tensor in tensors))
 
 
 def _without_quantizer(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the same model as one that saves the weights it is given. Otherwise it would ask its modules for theirs,
-    which bitsandbytes answers by undoing their layout, in the middle of their use."""
+    """Return the same model without its quantizer, so that it saves the weights it is given.
+
+    With it, saving asks the modules for their weights, and bitsandbytes would undo their layout while they are in use.
+    """
     same: PreTrainedModel = object.__new__(type(model))
     same.__dict__.update(model.__dict__, hf_quantizer=None)
     same.__dict__.pop("hf_device_map", None)
@@ -237,6 +245,47 @@ def _tensor_bytes(folder: Path) -> "Counter[torch.dtype]":
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():
-                tensor = opened.get_tensor(name)  # mapped; nothing is read
+                tensor = opened.get_tensor(name)  # mapped, not read
                 found[tensor.dtype] += tensor.nbytes
     return found
+
+
+@contextmanager
+def watched_weights(report: Callable[[float], None]) -> Iterator[None]:
+    """Within it, call ``report`` with the fraction read, and draw no progress bar."""
+    set_hook = getattr(transformers_logging, "set_tqdm_hook", None)
+    if set_hook is None:  # an older release: no reports
+        yield
+        return
+    before = set_hook(lambda factory, args, options: _Bar(args, options, report))
+    try:
+        yield
+    finally:
+        set_hook(before)
+
+
+class _Bar:
+    """Replaces transformers' tqdm bar."""
+
+    def __init__(self, args: tuple[Any, ...], options: dict[str, Any], report: Callable[[float], None]) -> None:
+        self._items = args[0] if args else options.get("iterable", ())
+        self._report = report
+
+    def __iter__(self) -> Iterator[Any]:
+        total = len(self._items) if hasattr(self._items, "__len__") else 0
+        shown = 0
+        for done, item in enumerate(self._items, 1):
+            yield item
+            if total and done * _REPORTS // total > shown:
+                shown = done * _REPORTS // total
+                self._report(round(done / total, 2))
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        """Accept every other call on a bar: update, close, set_postfix."""
+        return lambda *_, **__: None

@@ -1,9 +1,8 @@
-"""Checkpoints by Hugging Face transformers. Runner process.
+"""Serves checkpoints by Hugging Face transformers. Runner process, the loop's thread.
 
-Knows how a batch of sequences is read and decoded. What its inputs are is the family's business; where its weights come
-from is that of :mod:`runner.engines.load_weights`. Sequences decode together by plain calls of the model, each with a
-row of keys and values of its own; a model whose cache is not of that kind, and what a family wants for itself, goes
-by ``generate``.
+Owns prefill, decoding and the KV cache. Inputs belong to the family, weights to :mod:`runner.engines.load_weights`.
+Sequences decode together by plain calls of the model, each in its own row of the cache. Models with other kinds of
+cache, and special requests of a family, are answered by ``generate``.
 """
 
 import copy
@@ -20,20 +19,20 @@ import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from protocol.messages import Generate, Load, Loaded
-from runner.engines.generate_path import Chooser
-from runner.engines.interface import Logits, ProgressReport, Sequence, check_bias, room, sampler_of, wanted_constraint
-from runner.engines.kv_rows import RowCache, can_batch
+from runner.engines.generate_path import SamplingProcessor
+from runner.engines.interface import Logits, ProgressReport, Sequence, begin_sequences
+from runner.engines.kv_rows import RowCache, supports_rows
 from runner.engines.load_weights import Weights, mapped_bytes
 from runner.errors import RequestError
-from runner.generation.constraint import Grammars, Mask, from_transformers
+from runner.generation.constraint import Grammars, from_transformers
 from runner.generation.job import Job
 from runner.process import mapped_weights
-from runner.process.load_phases import Phases
+from runner.process.load_metrics import Phases
 from runner.process.resources import cpu_threads, trim
 from utils.processor import fast_bfloat16
 
 log = logging.getLogger("runner")
-_PIECE, _PIECE_ON_GPU = 256, 2048  # tokens of prompts between two looks at whether they are still wanted
+_PIECE, _PIECE_ON_GPU = 256, 2048  # prompt tokens prefilled between two checks for cancellation
 _TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 
 
@@ -44,91 +43,91 @@ class Transformers:
         self._device = torch.device(load.device)
         self._dtype = torch.float32 if self._device.type == "cpu" and not fast_bfloat16() else torch.bfloat16
         self.steps = 0
-        self.rows = load.max_batch_size
-        self.piece = _PIECE if self._device.type == "cpu" else _PIECE_ON_GPU
-        self.piece_bounds = (_PIECE // 8, 8 * _PIECE)
+        self.max_batch_size = load.max_batch_size
+        self.prefill_chunk = _PIECE if self._device.type == "cpu" else _PIECE_ON_GPU
+        self.prefill_chunk_bounds = (_PIECE // 8, 8 * _PIECE)
         self.ends: frozenset[int] = frozenset()
-        self._placed: list[Sequence] = []
+        self._row_sequences: list[Sequence] = []
         self._phases = Phases()
-        self._ahead: PreTrainedModel | None = None
-        self._report: Loaded | None = None  # of a load that was rehearsed
+        self._opened_model: PreTrainedModel | None = None
+        self._report: Loaded | None = None  # the result of a rehearsed load
         self._mapped_bytes = 0
 
-    def open(self) -> str | None:
-        torch.set_num_threads(1)  # threads would not survive a fork
-        lap = self._phases.lap
+    def open_checkpoint(self) -> str | None:
+        torch.set_num_threads(1)  # threads do not survive a fork
+        end_phase = self._phases.end_phase
         self._family = importlib.import_module(f"runner.families.{self._load.family}").FAMILY(self._load)
-        lap("imports")
+        end_phase("imports")
         self._progress("reading processor")
         self._family.load_processor()
-        lap("processor")
+        end_phase("processor")
         self._weights = Weights(self._load, self._family, self._dtype, self._progress)
         if self._device.type != "cpu" or self._load.max_memory:
             return None
-        place = str(self._weights.kept)
-        self._ahead = self._weights.read_kept()
-        lap("quantized weights")
-        if self._ahead is None and self._weights.stay_mapped:
-            place, self._ahead = self._load.path, self._weights.read()
-            lap("weights")
-        if self._ahead is None:
+        weights_path = str(self._weights.kept)
+        self._opened_model = self._weights.read_kept()
+        end_phase("quantized weights")
+        if self._opened_model is None and self._weights.stay_mapped:
+            weights_path, self._opened_model = self._load.path, self._weights.read_checkpoint()
+            end_phase("weights")
+        if self._opened_model is None:
             return None
-        self._mapped_bytes = mapped_bytes(self._ahead)
-        return place
+        self._mapped_bytes = mapped_bytes(self._opened_model)
+        return weights_path
 
     def warm_up(self) -> None:
-        if self._ahead is not None and self._family.batches:
+        if self._opened_model is not None and self._family.batches:
             with torch.inference_mode():
-                self._ahead(input_ids=torch.zeros((1, 2), dtype=torch.long), use_cache=True)
-            mapped_weights.release(mapped_weights.ranges())
+                self._opened_model(input_ids=torch.zeros((1, 2), dtype=torch.long), use_cache=True)
+            mapped_weights.release_pages(mapped_weights.mapped_ranges())
 
-    def rehearse(self, request: Generate) -> None:
-        if (opened := self._ahead) is not None:  # else there are weights to be read, to a GPU perhaps
+    def rehearse_load(self, request: Generate) -> None:
+        if (opened := self._opened_model) is not None:  # else the weights are not read yet, perhaps for a GPU
             try:
-                self._report = self.load()
+                self._report = self.load_model()
             finally:
-                self._ahead = opened
+                self._opened_model = opened
         try:
-            self._family.prepare(request, torch.device("cpu"))
+            self._family.prepare_inputs(request, torch.device("cpu"))
         except RequestError as error:
             log.debug("%s takes no such request: %s", self._load.name, error)
 
-    def adopt(self, load: Load, progress: ProgressReport) -> None:
-        if replace(self._load, load_id=load.load_id) != load:  # with fewer tokens of cache, say
+    def adopt_load(self, load: Load, progress: ProgressReport) -> None:
+        if replace(self._load, load_id=load.load_id) != load:  # for example with fewer cache tokens
             self._report = None
         self._load, self._progress, self._family.load = load, progress, load
-        self._weights.adopt(load, progress)
+        self._weights.adopt_load(load, progress)
         self._phases = Phases()
 
-    def load(self) -> Loaded:
-        """Read the weights, unless they are open already, and quantize them as asked.
+    def load_model(self) -> Loaded:
+        """Read the weights, unless they are open already, and quantize them if asked.
 
         :raises DamagedError: if a file cannot be read.
-        :raises Exception: of a kind that :func:`runner.errors.out_of_memory` knows, if memory does not suffice.
+        :raises Exception: of a kind that :func:`runner.errors.out_of_memory` knows, if memory runs out.
         """
-        torch.set_num_threads(cpu_threads(self._load.threads))  # of this thread, so in any case
+        torch.set_num_threads(cpu_threads(self._load.threads))  # a thread's own setting, so set it in every case
         if self._report is not None:
-            self._phases.lap("fork")
+            self._phases.end_phase("fork")
             return replace(self._report, load_id=self._load.load_id, phases=self._phases.seconds)
-        torch.seed()  # forked runners would otherwise all draw the same random numbers
-        self._phases.lap("fork")
-        model, self._ahead = self._ahead, None
+        torch.seed()  # otherwise all forked runners draw the same random numbers
+        self._phases.end_phase("fork")
+        model, self._opened_model = self._opened_model, None
         self._came_open = model is not None
-        if model is None:  # on a GPU; or they were kept since this was opened
+        if model is None:  # for a GPU, or kept since the zygote opened the model
             model = self._weights.read_kept()
             self._mapped_bytes = mapped_bytes(model) if model is not None and self._device.type == "cpu" else 0
-            self._phases.lap("quantized weights")
+            self._phases.end_phase("quantized weights")
         if model is None:
-            model = self._weights.read()
+            model = self._weights.read_checkpoint()
             if self._device.type == "cpu":
                 trim()
                 self._mapped_bytes = mapped_bytes(model)
-            self._phases.lap("weights")
+            self._phases.end_phase("weights")
         self._model = model
         self._defaults = self._model.generation_config or GenerationConfig()
         self.ends = self._family.end_tokens(self._model)
         self._prepare_batch()
-        self._phases.lap("preparing")
+        self._phases.end_phase("preparing")
         return Loaded(
             self._load.load_id,
             self._load.device,
@@ -141,16 +140,17 @@ class Transformers:
             from_kept=self._weights.from_kept,
         )
 
-    def settle(self) -> int:
-        """Do what could wait. A model that came opened from its zygote is mostly as it stays: to look it over beside
-        its first answer would only take the pages from it that it reads."""
-        changed = self._weights.settle(self._model)
+    def finish_load(self) -> int:
+        """Keep quantized weights and lay out plain ones. A model opened by a zygote is final already; measuring its
+        mapped pages again beside its first answer would only evict them.
+        """
+        changed = self._weights.keep_weights(self._model)
         if self._device.type == "cpu" and (changed or not self._came_open):
             self._mapped_bytes = mapped_bytes(self._model)
         return self._mapped_bytes
 
     def _prepare_batch(self) -> None:
-        """See whether this model can decode in rows, and how much memory they may take."""
+        """Decide whether this model can decode in rows, and set the limits of the cache."""
         parameters = inspect.signature(self._model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         self._text_config = self._model.config.get_text_config(decoder=True)
@@ -158,8 +158,8 @@ class Transformers:
         self._batches = (
             self._family.batches
             and {"position_ids", "past_key_values"} <= set(parameters)
-            and can_batch(layers)
-            and _decodes_plainly(self._defaults)
+            and supports_rows(layers)
+            and _needs_no_generate(self._defaults)
         )
         self._cache = RowCache(len(layers))
         self._context = self._load.context or self._family.context(self._model) or self._load.cache_tokens
@@ -171,74 +171,65 @@ class Transformers:
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
-    def prepare(self, job: Job) -> list[Sequence]:
-        request = job.request
-        prepared = self._family.prepare(request, self._device)
-        prompt = prepared.ids
-        if request.render_only:
-            job.rendered(prepared.text, prompt)
-            return []
-        limit = room(prompt, self._context, request.sampling.max_new_tokens)
-        check_bias(request, self._text_config.vocab_size)
-        masks = [self._constraint(request) for _ in range(request.choices)]
-        job.extras |= self._family.extras(request)
-        thinks = self._family.declaration.thinks and request.template
-        choices = job.begin(len(prompt), self._family.decode, thinks, prepared.inside_think)
-        apart = not self._batches or self._family.apart(request)
-        whole = not set(prepared.inputs) <= _TEXT_INPUTS
-        seen = prompt if self._family.reads_prompt else []
-        samplers = [
-            sampler_of(choice, seen, self.ends, mask, self._opening)
-            for choice, mask in zip(choices, masks, strict=True)
-        ]
-        return [
-            Sequence(choice, prompt, limit, sampler, prepared.inputs, whole, apart)
-            for choice, sampler in zip(choices, samplers, strict=True)
-        ]
-
-    def _constraint(self, request: Generate) -> Mask | None:
-        wanted = wanted_constraint(request)
-        return None if wanted is None else self._grammars.compile(wanted)
+    def prepare_sequences(self, job: Job) -> list[Sequence]:
+        request, family = job.request, self._family
+        prepared = family.prepare_inputs(request, self._device)
+        job.extras |= family.extras(request)
+        return begin_sequences(
+            job,
+            prepared.text,
+            prepared.ids,
+            self._context,
+            self._text_config.vocab_size,
+            self._grammars,
+            family.decode,
+            family.declaration.thinks,
+            self._opening,
+            seen=None if family.reads_prompt else [],
+            inputs=prepared.inputs,
+            whole=not set(prepared.inputs) <= _TEXT_INPUTS,
+            uses_generate=not self._batches or family.uses_generate(request),
+        )
 
     def token_bytes(self, token: int) -> bytes:
         return self._family.token_bytes(token)
 
     # -- in the batch --------------------------------------------------------------------------------------------------
 
-    def fits(self, sequence: Sequence, others: Many[Sequence]) -> bool:
-        return (len(others) + 1) * max(one.need for one in (sequence, *others)) <= self._cells
+    def has_room_for(self, sequence: Sequence, others: Many[Sequence]) -> bool:
+        return (len(others) + 1) * max(one.tokens_needed for one in (sequence, *others)) <= self._cells
 
-    def full(self, sequences: Many[Sequence]) -> bool:
+    def is_cache_full(self, sequences: Many[Sequence]) -> bool:
         return len(sequences) * max(len(one.tokens) for one in sequences) > self._cells
 
-    def read(self, sequences: Many[Sequence]) -> list[Logits | None]:
+    def prefill(self, sequences: Many[Sequence]) -> list[Logits | None]:
         with torch.inference_mode():
             if len(sequences) > 1:
-                return [*self._read_together(sequences)]
+                return [*self._prefill_together(sequences)]
             (sequence,) = sequences
-            if sequence.read == 0:
-                sequence.inputs = _Reading(sequence.inputs, DynamicCache(config=self._text_config))
-            reading: _Reading = sequence.inputs
-            if sequence.whole:  # its media belong to the whole prompt
-                logits, sequence.offset = self._family.read(self._model, reading.inputs, reading.cache)
-                sequence.read = len(sequence.tokens)
+            if sequence.prefilled == 0:
+                sequence.inputs = _Prefill(sequence.inputs, DynamicCache(config=self._text_config))
+            reading: _Prefill = sequence.inputs
+            if sequence.whole:  # the media belong to the whole prompt
+                logits, sequence.position_offset = self._family.prefill(self._model, reading.inputs, reading.cache)
+                sequence.prefilled = len(sequence.tokens)
             else:
-                logits = self._read_piece(sequence, reading.cache)
-            if sequence.read < len(sequence.tokens):
+                logits = self._prefill_chunk_of(sequence, reading.cache)
+            if sequence.prefilled < len(sequence.tokens):
                 return [None]
-            self._settle(sequence, reading.cache, 0)
+            self._join_cache(sequence, reading.cache, 0)
             return [_scores(logits)[0]]
 
-    def _read_piece(self, sequence: Sequence, cache: DynamicCache) -> torch.Tensor:
-        start = sequence.read
-        end = min(len(sequence.tokens), start + self.piece)
+    def _prefill_chunk_of(self, sequence: Sequence, cache: DynamicCache) -> torch.Tensor:
+        start = sequence.prefilled
+        end = min(len(sequence.tokens), start + self.prefill_chunk)
         ids = torch.tensor([sequence.tokens[start:end]], device=self._device)
         positions = torch.arange(start, end, device=self._device)[None]
-        sequence.read = end
+        sequence.prefilled = end
         return self._forward(input_ids=ids, position_ids=positions, past_key_values=cache)
 
-    def _read_together(self, sequences: Many[Sequence]) -> list[Logits]:
-        """Read several prompts at once, padded on the right, where causal attention never looks."""
+    def _prefill_together(self, sequences: Many[Sequence]) -> list[Logits]:
+        """Prefill several prompts at once, padded on the right, where causal attention does not look."""
         lengths = [len(sequence.tokens) for sequence in sequences]
         ids = torch.zeros((len(lengths), max(lengths)), dtype=torch.long)
         for row, sequence in enumerate(sequences):
@@ -249,83 +240,85 @@ class Transformers:
         keep = {"logits_to_keep": torch.tensor(ends, device=self._device)} if self._last_only else {}
         inputs = {"input_ids": ids.to(self._device), "position_ids": positions, "past_key_values": cache}
         logits = self._model(**inputs, **keep, use_cache=True).logits
-        places = [ends.index(length - 1) if keep else length - 1 for length in lengths]
-        scores = _scores(torch.stack([logits[row, place] for row, place in enumerate(places)]))
+        indices = [ends.index(length - 1) if keep else length - 1 for length in lengths]
+        scores = _scores(torch.stack([logits[row, index] for row, index in enumerate(indices)]))
         for row, sequence in enumerate(sequences):
-            sequence.read = lengths[row]
-            self._settle(sequence, cache, row)
+            sequence.prefilled = lengths[row]
+            self._join_cache(sequence, cache, row)
         return [*scores]
 
-    def _settle(self, sequence: Sequence, cache: DynamicCache, row: int) -> None:
-        """Give a sequence that was read into a row of ``cache`` its place."""
-        sequence.place = self._cache.join(cache, row, len(sequence.tokens))
+    def _join_cache(self, sequence: Sequence, cache: DynamicCache, row: int) -> None:
+        """Give a sequence prefilled into a row of ``cache`` its row of the shared cache."""
+        sequence.row = self._cache.add_row(cache, row, len(sequence.tokens))
         sequence.inputs = None
-        self._placed.append(sequence)
+        self._row_sequences.append(sequence)
 
-    def share(self, sequence: Sequence, sibling: Sequence) -> None:
-        sibling.place, sibling.read = self._cache.copy_row(sequence.place), sequence.read
-        sibling.inputs, sibling.offset = None, sequence.offset
-        self._placed.append(sibling)
+    def fork_sequence(self, sequence: Sequence, sibling: Sequence) -> None:
+        sibling.row, sibling.prefilled = self._cache.copy_row(sequence.row), sequence.prefilled
+        sibling.inputs, sibling.position_offset = None, sequence.position_offset
+        self._row_sequences.append(sibling)
 
-    def step(self, sequences: Many[Sequence]) -> list[Logits]:
+    def decode_step(self, sequences: Many[Sequence]) -> list[Logits]:
         self.steps += 1
         with torch.inference_mode():
-            ids = torch.tensor([[sequence.tokens[-1]] for sequence in self._placed], device=self._device)
-            mask = self._cache.open_step()
-            offsets = torch.tensor([sequence.offset for sequence in self._placed], device=self._device)
+            ids = torch.tensor([[sequence.tokens[-1]] for sequence in self._row_sequences], device=self._device)
+            mask = self._cache.begin_step()
+            offsets = torch.tensor([sequence.position_offset for sequence in self._row_sequences], device=self._device)
             positions = (self._cache.positions + offsets)[:, None]
-            if self._model.config._attn_implementation == "eager":  # it adds the mask where others select by it
+            if (
+                self._model.config._attn_implementation == "eager"
+            ):  # eager attention adds the mask; the others select by it
                 lowest = torch.finfo(self._dtype).min
                 mask = torch.zeros(mask.shape, dtype=self._dtype, device=mask.device).masked_fill(~mask, lowest)
             scores = _scores(
                 self._forward(input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=self._cache)
             )
-            self._cache.close_step()
-        return [scores[sequence.place] for sequence in sequences]
+            self._cache.end_step()
+        return [scores[sequence.row] for sequence in sequences]
 
     def _forward(self, **inputs: Any) -> torch.Tensor:
-        """Return logits of the last position, (B, V)."""
+        """Return the logits of the last position, (B, V)."""
         logits: torch.Tensor = self._model(**inputs, **self._last_only, use_cache=True).logits[:, -1]
         return logits
 
-    def drop(self, sequence: Sequence) -> None:
-        sequence.inputs, sequence.read = None, 0
-        if sequence.place < 0:
+    def release_sequence(self, sequence: Sequence) -> None:
+        sequence.inputs, sequence.prefilled = None, 0
+        if sequence.row < 0:
             return
-        self._cache.leave(sequence.place)
-        last = self._placed.pop()  # rows are dense: the last one takes the place that is free
+        self._cache.remove_row(sequence.row)
+        last = self._row_sequences.pop()  # rows are dense: the last row moves into the free one
         if last is not sequence:
-            self._placed[sequence.place], last.place = last, sequence.place
-        sequence.place = -1
+            self._row_sequences[sequence.row], last.row = last, sequence.row
+        sequence.row = -1
 
-    def rewind(self, sequence: Sequence) -> None:
-        inputs = sequence.inputs.inputs if isinstance(sequence.inputs, _Reading) else sequence.inputs
-        self.drop(sequence)
+    def reset_prefill(self, sequence: Sequence) -> None:
+        inputs = sequence.inputs.inputs if isinstance(sequence.inputs, _Prefill) else sequence.inputs
+        self.release_sequence(sequence)
         sequence.inputs = inputs
 
-    # -- apart from it -------------------------------------------------------------------------------------------------
+    # -- by generate ---------------------------------------------------------------------------------------------------
 
-    def answer_apart(self, sequences: Many[Sequence], between: Callable[[], None]) -> dict[Job, Exception]:
+    def run_generate(self, sequences: Many[Sequence], between_steps: Callable[[], None]) -> dict[Job, Exception]:
         failed: dict[Job, Exception] = {}
-        for group in self._family.groups(sequences):
+        for group in self._family.group_sequences(sequences):
             jobs = list({sequence.job: None for sequence in group})
             for job in jobs:
-                job.hold()
-            chooser = Chooser(group, self, between)
+                job.hold_end()
+            sampling = SamplingProcessor(group, self, between_steps)
             try:
                 with torch.inference_mode():
-                    self._family.run(self._model, group, self._config(group), chooser)
+                    self._family.generate_group(self._model, group, self._config(group), sampling)
             except Exception as error:
                 failed |= dict.fromkeys(jobs, error)
                 continue
-            failed |= chooser.errors
-            chooser.finish()
+            failed |= sampling.errors
+            sampling.finish_choices()
             for job in jobs:
-                job.release()
+                job.release_end()
         return failed
 
     def _config(self, group: Many[Sequence]) -> GenerationConfig:
-        """Return what ``generate`` is to do: take what the chooser chose, until it says that all are finished."""
+        """Return settings that make ``generate`` take the sampled tokens until all sequences are finished."""
         config = copy.deepcopy(self._defaults)
         config.update(
             max_new_tokens=max(sequence.limit for sequence in group),
@@ -344,9 +337,8 @@ class Transformers:
 
 
 @dataclass
-class _Reading:
-    """A prompt being read: the family's tensors, which one that is read again no longer has, and the keys and values so
-    far."""
+class _Prefill:
+    """A prompt in prefill: the family's tensors, needed if it starts over, and the cache so far."""
 
     inputs: Any
     cache: DynamicCache
@@ -356,8 +348,8 @@ def _scores(logits: torch.Tensor) -> "np.ndarray[Any, np.dtype[np.float32]]":
     return logits.float().cpu().numpy()
 
 
-def _decodes_plainly(defaults: GenerationConfig) -> bool:
-    """Whether the checkpoint asks for nothing that only ``generate`` does."""
+def _needs_no_generate(defaults: GenerationConfig) -> bool:
+    """Return whether the checkpoint's defaults need nothing that only ``generate`` implements."""
     special = (
         "suppress_tokens",
         "begin_suppress_tokens",

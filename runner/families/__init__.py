@@ -1,4 +1,4 @@
-"""The tensor half of every family: how a request becomes tensors and tokens become an answer.
+"""The tensor half of each family: inputs, model classes, special requests. Runner process.
 
-Each module has its class as ``FAMILY``; its declaration has the same name in ``models_registry/families/``.
+Each module exports its class as ``FAMILY``; the torch-free half has the same name in ``models_registry/families/``.
 """

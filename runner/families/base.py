@@ -1,6 +1,6 @@
-"""What the families have in common: reading a checkpoint's processor and model, and rendering a conversation.
+"""The base of all families: reads a checkpoint's processor and model, renders conversations. Runner process.
 
-Runner process. A family decides how a request becomes tensors; the engine decides how it is loaded and decoded.
+A family turns a request into tensors; the engine decides how the model is loaded and decoded.
 """
 
 import json
@@ -15,20 +15,21 @@ from transformers import AutoTokenizer, Cache, GenerationConfig, PreTrainedModel
 
 from models_registry.families import FAMILIES
 from protocol.messages import Generate, Load
-from runner.engines.generate_path import Chooser
+from runner.engines.generate_path import SamplingProcessor
 from runner.engines.interface import Sequence
 from runner.errors import DamagedError, RequestError
 from runner.generation.chat_template import as_template_takes, check_length
 from runner.generation.detokenizer import ThinkSplitter
-from runner.generation.tool_calls import template_takes_tools
+from runner.generation.tool_calls import requested_tools
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request as the rendered ``text`` and as tensors. ``inputs`` are what the model is called with for the whole
-    prompt, ``input_ids`` of shape (1, T) among them."""
+    """A request as rendered ``text`` and as tensors. ``inputs`` are the model's arguments for the whole prompt, with
+    ``input_ids`` (1, T) among them.
+    """
 
     text: str
     inputs: dict[str, Any]
@@ -38,17 +39,12 @@ class Prepared:
         ids: list[int] = self.inputs["input_ids"][0].tolist()
         return ids
 
-    @property
-    def inside_think(self) -> bool:
-        """Whether the prompt ends within ``<think>``."""
-        return self.text.rstrip().endswith("<think>")
-
 
 class RunnerFamily:
-    """One family's tensor half. Subclasses set ``model_class`` and override :meth:`prepare`.
+    """One family's tensor half. Subclasses set ``model_class`` and override :meth:`prepare_inputs`.
 
-    ``batches`` is false where the model cannot decode in rows of a common cache; ``reads_prompt`` where the prompt's
-    tokens are not of the sequence that is continued.
+    ``batches`` is False where the model cannot decode in rows of a shared cache. ``reads_prompt`` is False where the
+    decoder does not continue the prompt's tokens.
     """
 
     model_class: Any
@@ -67,7 +63,7 @@ class RunnerFamily:
     def load_processor(self) -> None:
         """Read tokenizer and processor. :raises DamagedError: if they cannot be read."""
         if not any((self.path / name).is_file() for name in _TOKENIZERS):
-            # transformers would make one that knows next to nothing, without a word
+            # transformers would silently make an almost empty one
             raise DamagedError(f"{self.path} has no tokenizer: none of {', '.join(_TOKENIZERS)}")
         try:
             self.processor = self.processor_class.from_pretrained(self.path, local_files_only=True)
@@ -79,7 +75,8 @@ class RunnerFamily:
     def load_model(self, folder: Path, **options: Any) -> PreTrainedModel:
         """Build the model and read its weights from ``folder``. ``options`` go to ``from_pretrained``.
 
-        :raises DamagedError: if tensors are in no file; transformers would fill them with random numbers.
+        :raises DamagedError: if tensors are missing or have another shape; transformers would fill them with random
+            numbers.
         """
         model, info = self.model_class.from_pretrained(
             folder,
@@ -102,29 +99,27 @@ class RunnerFamily:
         return getattr(self.processor, "tokenizer", self.processor)
 
     def context(self, model: PreTrainedModel) -> int | None:
-        """Return the checkpoint's context window in tokens, where its config says."""
+        """Return the checkpoint's context window in tokens, or None if its config has none."""
         window = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         return int(window) if window else None
 
-    def prepare(self, request: Generate, device: torch.device) -> Prepared:
-        """Turn a request into tensors on ``device``. :raises RequestError: if it cannot be."""
-        text = self.render([as_template_takes(message, message.text) for message in request.messages], request)
+    def prepare_inputs(self, request: Generate, device: torch.device) -> Prepared:
+        """Turn a request into tensors on ``device``. :raises RequestError: if that is impossible."""
+        text = self.render_prompt([as_template_takes(message, message.text) for message in request.messages], request)
         check_length(text, self.load.cache_tokens)
-        # A template writes the special tokens itself; a bare prompt gets those the tokenizer begins with.
+        # A template writes the special tokens; a bare prompt gets the tokenizer's own.
         inputs = self.tokenizer(
             text, return_tensors="pt", add_special_tokens=not request.template, return_token_type_ids=False
         )
         return Prepared(text, dict(inputs.to(device)))
 
-    def render(self, conversation: list[dict[str, Any]], request: Generate) -> str:
-        """Apply the checkpoint's chat template; where it has none, or none is wanted, join the texts.
+    def render_prompt(self, conversation: list[dict[str, Any]], request: Generate) -> str:
+        """Apply the checkpoint's chat template. Without one, or if the request wants none, join the texts.
 
-        :raises RequestError: if the template refuses the conversation, or has no place for the request's tools.
+        :raises RequestError: if the template rejects the conversation, or does not support the request's tools.
         """
         template = getattr(self.processor, "chat_template", None)
-        tools = list(request.tools) if request.tool_choice != "none" else []
-        if tools and not template_takes_tools(template):
-            raise RequestError("tools: this model's chat template has no place for them")
+        tools = requested_tools(request, template)
         if not template or not request.template:
             return "\n".join(_flat(message["content"]) for message in conversation)
         try:
@@ -135,11 +130,11 @@ class RunnerFamily:
                     tokenize=False,
                 )
             )
-        except Exception as error:  # templates raise what they like: jinja2 errors, TypeError, their own
+        except Exception as error:  # templates raise any exception: jinja2 errors, TypeError, their own
             raise RequestError(f"the model's chat template refuses this conversation: {error}") from error
 
     def decode(self, ids: list[int]) -> str:
-        """Turn generated ids into text, without special tokens."""
+        """Return the text of generated ids, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def end_tokens(self, model: PreTrainedModel) -> frozenset[int]:
@@ -149,7 +144,7 @@ class RunnerFamily:
         return frozenset(ends if isinstance(ends, list | tuple) else [ends] if ends is not None else [])
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the bytes a token stands for: perhaps a part of a character only."""
+        """Return a token's bytes, perhaps only a part of a character."""
         piece = self.tokenizer.convert_ids_to_tokens(token)
         if piece is not None and self._spells_bytes:
             return bytes(byte for letter in piece for byte in _BYTES.get(letter, letter.encode()))
@@ -157,43 +152,45 @@ class RunnerFamily:
 
     @property
     def opening(self) -> int | None:
-        """The token that opens a thought, where it is one token."""
+        """The id of ``<think>``, where it is one token."""
         ids = self.tokenizer.encode(ThinkSplitter.OPEN, add_special_tokens=False) if self.declaration.thinks else []
         return ids[0] if len(ids) == 1 else None
 
     @cached_property
     def _spells_bytes(self) -> bool:
-        """Whether the vocabulary writes each byte as a letter of its own, as byte-level BPE does."""
+        """Whether the vocabulary writes each byte as one letter, as byte-level BPE does."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         return backend is not None and "ByteLevel" in str(backend.decoder)
 
-    def read(self, model: PreTrainedModel, inputs: dict[str, Any], cache: Cache) -> tuple[torch.Tensor, int]:
-        """Read a whole prompt with its media into ``cache``.
+    def prefill(self, model: PreTrainedModel, inputs: dict[str, Any], cache: Cache) -> tuple[torch.Tensor, int]:
+        """Prefill a whole prompt with its media into ``cache``.
 
-        Return the logits of its last token, (1, V), and what is to be added to the positions of later tokens: images
-        and videos take fewer positions than tokens where positions have several axes.
+        Return the logits of its last token (1, V), and the offset of later positions: where positions have several
+        axes, images and videos take fewer positions than tokens.
         """
         holder = next((part for part in (model, getattr(model, "model", None)) if hasattr(part, "rope_deltas")), None)
         if holder is not None:
-            holder.rope_deltas = None  # those of the prompt before
+            holder.rope_deltas = None  # left by the prompt before
         logits = model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1]
         deltas = getattr(holder, "rope_deltas", None)
         return logits, 0 if deltas is None else int(deltas.reshape(-1)[0])
 
-    def apart(self, request: Generate) -> bool:
-        """Whether this request is to be answered by :meth:`run`, on its own."""
+    def uses_generate(self, request: Generate) -> bool:
+        """Whether this request must be answered by :meth:`generate_group`."""
         return False
 
-    def groups(self, sequences: Many[Sequence]) -> list[list[Sequence]]:
-        """Return which sequences :meth:`run` takes together."""
+    def group_sequences(self, sequences: Many[Sequence]) -> list[list[Sequence]]:
+        """Return the groups of sequences that :meth:`generate_group` answers together."""
         return [[sequence] for sequence in sequences]
 
-    def run(self, model: PreTrainedModel, group: Many[Sequence], config: GenerationConfig, chooser: Chooser) -> None:
-        """Generate for a group that is not in the batch; the chooser takes the tokens."""
-        model.generate(**group[0].inputs, generation_config=config, **chooser.options())
+    def generate_group(
+        self, model: PreTrainedModel, group: Many[Sequence], config: GenerationConfig, sampling: SamplingProcessor
+    ) -> None:
+        """Answer a group outside the batch by ``generate``; ``sampling`` samples the tokens."""
+        model.generate(**group[0].inputs, generation_config=config, **sampling.generate_arguments())
 
     def extras(self, request: Generate) -> dict[str, Any]:
-        """Return fields this family adds to every answer."""
+        """Return the fields that this family adds to every answer."""
         return {}
 
 
@@ -202,12 +199,13 @@ def _flat(content: Any) -> str:
 
 
 def _byte_letters() -> dict[str, bytes]:
-    """Return the letters that byte-level vocabularies write bytes with: printable Latin-1 ones stand for themselves,
-    the other bytes, in order, for the letters from U+0100 on."""
+    """Return the bytes of the letters of byte-level vocabularies: printable Latin-1 letters stand for themselves, the
+    letters from U+0100 on for the other bytes, in order.
+    """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     letters = {chr(byte): bytes([byte]) for byte in printable}
-    return letters | {chr(0x100 + place): bytes([byte]) for place, byte in enumerate(others)}
+    return letters | {chr(0x100 + index): bytes([byte]) for index, byte in enumerate(others)}
 
 
 _BYTES = _byte_letters()

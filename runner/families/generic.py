@@ -1,4 +1,6 @@
-"""Any checkpoint that AutoModelForImageTextToText or AutoModelForCausalLM can load, told apart by its config."""
+"""Any checkpoint that AutoModelForImageTextToText or AutoModelForCausalLM loads, distinguished by its config. Runner
+process.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ class Generic(MultimodalFamily):
         self.model_class = AutoModelForImageTextToText if self._sees else AutoModelForCausalLM
         return super().load_model(folder, **options)
 
-    def check(self, media: Media) -> None:
+    def check_media(self, media: Media) -> None:
         if media.images and not self._sees:
             raise RequestError("this checkpoint takes text only; it cannot take image")
 

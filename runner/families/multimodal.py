@@ -1,6 +1,6 @@
-"""What the families that see and hear have in common: content lists for the chat template, media from their files.
+"""What the multimodal families share: content lists for the chat template, media from files. Runner process.
 
-Runner process. Media were decoded elsewhere, in a limited process; here they are arrays to be mapped from ``.npy``.
+Media were decoded in a limited process; here they are ``.npy`` arrays.
 """
 
 from dataclasses import dataclass, field
@@ -16,13 +16,16 @@ from runner.families.base import Prepared, RunnerFamily
 from runner.generation.chat_template import as_template_takes, check_length
 
 Array = np.ndarray[Any, Any]
-_SHORTEST = 0.05  # seconds: three frames of the mel spectrogram, the least that leaves a token after two strides
+_SHORTEST = 0.05  # seconds: three mel frames, the least that leave a token after two strides
 
 
 @dataclass(slots=True)
 class Media:
-    """A request's media in the order they appear: images uint8 (H, W, 3), clips float32 (N,), videos uint8
-    (T, H, W, 3) with the rate of their frames in ``fps`` and their sound, where it was asked for."""
+    """A request's media in order.
+
+    ``images`` are uint8 (H, W, 3), ``clips`` float32 (N,), ``videos`` uint8 (T, H, W, 3) with their frame rates in
+    ``fps``. ``tracks`` are the videos' sound, float32 (N,), where it was requested.
+    """
 
     images: list[Array] = field(default_factory=list)
     clips: list[Array] = field(default_factory=list)
@@ -32,23 +35,23 @@ class Media:
 
 
 class MultimodalFamily(RunnerFamily):
-    """A family whose processor takes a rendered text and the media its placeholders stand for."""
+    """A family whose processor takes rendered text and the media of its placeholders."""
 
     processor_class = AutoProcessor
 
-    def prepare(self, request: Generate, device: torch.device) -> Prepared:
+    def prepare_inputs(self, request: Generate, device: torch.device) -> Prepared:
         media = Media()
-        text = self.render([self._content(message, media) for message in request.messages], request)
+        text = self.render_prompt([self._content(message, media) for message in request.messages], request)
         check_length(text, self.load.cache_tokens)
-        self.check(media)
+        self.check_media(media)
         try:
-            batch = self.encode(text, media, request)
+            batch = self.encode_inputs(text, media, request)
         except (ValueError, TypeError) as error:
             raise RequestError(f"the model's processor cannot take this request: {error}") from error
-        inputs = {name: _place(value, device, self.dtype) for name, value in batch.items()}
+        inputs = {name: _to_device(value, device, self.dtype) for name, value in batch.items()}
         return Prepared(text, inputs)
 
-    def encode(self, text: str, media: Media, request: Generate) -> dict[str, Any]:
+    def encode_inputs(self, text: str, media: Media, request: Generate) -> dict[str, Any]:
         """Return the processor's tensors for one rendered conversation and its media."""
         return dict(self.processor(text=[text], return_tensors="pt", **self.media_options(media)))
 
@@ -63,9 +66,10 @@ class MultimodalFamily(RunnerFamily):
             options |= {"videos": media.videos, "do_sample_frames": False, "video_metadata": _metadata(media)}
         return options
 
-    def check(self, media: Media) -> None:
-        """:raises RequestError: for a clip longer than the model hears, which its processor would cut without a word,
-        or so short that it makes no token."""
+    def check_media(self, media: Media) -> None:
+        """:raises RequestError: for a clip too long for the model, which its processor would silently cut, or too short
+        for one token.
+        """
         extractor = getattr(self.processor, "feature_extractor", None)
         longest = getattr(extractor, "n_samples", None)
         rate = self.declaration.sampling_rate
@@ -82,9 +86,9 @@ class MultimodalFamily(RunnerFamily):
                 )
 
     def _content(self, message: ChatMessage, media: Media) -> dict[str, Any]:
-        """Return a message as chat templates take it; its media are added to ``media``.
+        """Return a message in the form of chat templates, and add its media to ``media``.
 
-        Text alone stays a string: some templates know lists for the user's messages only.
+        Text alone stays a string, because some templates accept lists only in user messages.
         """
         if all(part.kind == "text" for part in message.parts):
             return as_template_takes(message, message.text)
@@ -95,21 +99,21 @@ class MultimodalFamily(RunnerFamily):
             case "text":
                 return {"type": "text", "text": part.text}
             case "image":
-                media.images.append(_read(part.path))
+                media.images.append(_load_array(part.path))
                 return {"type": "image"}
             case "audio":
-                media.clips.append(_read(part.path))
-                return {"type": "audio", "audio_url": ""}  # Qwen2-Audio's template asks for the key, not its value
+                media.clips.append(_load_array(part.path))
+                return {"type": "audio", "audio_url": ""}  # Qwen2-Audio's template needs the key, not its value
             case "video":
-                media.videos.append(_read(part.path))
+                media.videos.append(_load_array(part.path))
                 media.fps.append(float(part.meta.get("fps") or 1.0))
                 track = part.meta.get("audio_path")
-                media.tracks.append(_read(track) if track else None)
+                media.tracks.append(_load_array(track) if track else None)
                 return {"type": "video"}
 
 
 def _metadata(media: Media) -> list[dict[str, Any]]:
-    """Return what processors want to know of videos whose frames are already sampled."""
+    """Return the metadata that processors need of videos whose frames are sampled already."""
     return [
         {
             "fps": fps,
@@ -121,13 +125,13 @@ def _metadata(media: Media) -> list[dict[str, Any]]:
     ]
 
 
-def _read(path: str) -> Array:
+def _load_array(path: str) -> Array:
     array: Array = np.load(path, allow_pickle=False)
     return array
 
 
-def _place(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """Move a tensor to the device; floating ones get the type of the towers' weights."""
+def _to_device(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Move a tensor to the device; floating-point ones also to the towers' type."""
     if not isinstance(value, torch.Tensor):
         return value
     return value.to(device, dtype) if value.is_floating_point() else value.to(device)

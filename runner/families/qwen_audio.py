@@ -1,4 +1,4 @@
-"""Qwen2-Audio: one or several clips of at most 30 seconds each, at 16 kHz."""
+"""Qwen2-Audio: one or several clips of at most 30 seconds each, at 16 kHz. Runner process."""
 
 import transformers.models.qwen2_audio.modeling_qwen2_audio  # noqa: F401  (before the fork)
 from transformers import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor

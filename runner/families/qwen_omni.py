@@ -1,6 +1,6 @@
-"""Qwen2.5-Omni: the thinker answers in text about any mix of media; the talker speaks the answer when asked.
+"""Qwen2.5-Omni: the thinker answers any mix of media in text; on request the talker speaks the answer. Runner process.
 
-The thinker alone is loaded. The talker and its vocoder are read at the first request for speech and stay with it.
+A load reads the thinker only. The first request for speech reads the talker and its vocoder, which then stay.
 """
 
 import base64
@@ -28,7 +28,7 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import (
 )
 
 from protocol.messages import Generate, Load
-from runner.engines.generate_path import Chooser
+from runner.engines.generate_path import SamplingProcessor
 from runner.engines.interface import Sequence
 from runner.errors import RequestError
 from runner.families.multimodal import Media, MultimodalFamily
@@ -36,7 +36,7 @@ from runner.generation.job import Job
 
 SPEECH_RATE = 24_000  # Hz, fixed by the vocoder
 _SPEAKER = "Chelsie"
-_CODES_AT_LEAST, _CODES_PER_TOKEN = 50, 40  # 50 codes are a second; slow speech takes half a second for a token
+_CODES_AT_LEAST, _CODES_PER_TOKEN = 50, 40  # 50 codes are a second; slow speech takes half a second per token
 
 
 class QwenOmni(MultimodalFamily):
@@ -47,8 +47,8 @@ class QwenOmni(MultimodalFamily):
         super().__init__(load)
         self._speaking: Qwen2_5OmniForConditionalGeneration | None = None
 
-    def encode(self, text: str, media: Media, request: Generate) -> dict[str, Any]:
-        """Return the processor's tensors; a video's own sound is interleaved with its frames when asked for."""
+    def encode_inputs(self, text: str, media: Media, request: Generate) -> dict[str, Any]:
+        """Return the processor's tensors; on request, a video's sound is interleaved with its frames."""
         wanted = bool(request.switches.get("use_audio_in_video"))
         if wanted and not any(track is not None for track in media.tracks):
             raise RequestError("use_audio_in_video was asked for and no video of this request has sound")
@@ -61,25 +61,27 @@ class QwenOmni(MultimodalFamily):
                 "audio_from_video_indices": [None] * len(clips) + [i for i, _ in tracks],
             }
         if media.videos and (self.path / "video_preprocessor_config.json").is_file():
-            # The processor has limits of its own for frames and would not look at the folder's.
+            # The processor would use its own frame limits instead of the folder's.
             options["videos_kwargs"] = {"size": dict(self.processor.video_processor.size)}
         batch = dict(self.processor(text=[text], return_tensors="pt", **options))
         if media.videos:
-            # The processor would assume 2 frames a second; the time between sampled frames is known here.
+            # The processor assumes 2 frames a second; the real rate is known here.
             step = self.processor.video_processor.temporal_patch_size
             batch["video_second_per_grid"] = torch.tensor([step / fps for fps in media.fps])
         return batch | ({"use_audio_in_video": True} if wanted else {})
 
-    def apart(self, request: Generate) -> bool:
+    def uses_generate(self, request: Generate) -> bool:
         return bool(request.switches.get("speech"))
 
-    def run(self, model: PreTrainedModel, group: Many[Sequence], config: GenerationConfig, chooser: Chooser) -> None:
-        """Answer in text and in speech. :raises RequestError: for more than one choice."""
+    def generate_group(
+        self, model: PreTrainedModel, group: Many[Sequence], config: GenerationConfig, sampling: SamplingProcessor
+    ) -> None:
+        """Answer in text and speech. :raises RequestError: for more than one choice."""
         job = group[0].job
         if len(job.choices) > 1:
             raise RequestError("n: this model speaks one answer at a time")
         speaking = self._speaking = self._speaking or self._load_talker(model)
-        # What is not for the thinker alone goes to the talker too, which knows no pixels.
+        # Arguments without the prefix also go to the talker, which takes no pixels.
         inputs = {
             f"thinker_{name}" if name.startswith("pixel_values") else name: value
             for name, value in group[0].inputs.items()
@@ -88,25 +90,25 @@ class QwenOmni(MultimodalFamily):
             **inputs,
             speaker=_SPEAKER if _SPEAKER in speaking.speaker_map else next(iter(speaking.speaker_map)),
             thinker_generation_config=config,
-            **chooser.options("thinker_"),
-            talker_stopping_criteria=[_Enough(job, chooser.between)],
-            talker_min_new_tokens=_CODES_AT_LEAST // 5,  # with none the vocoder fails
+            **sampling.generate_arguments("thinker_"),
+            talker_stopping_criteria=[_Enough(job, sampling.between_steps)],
+            talker_min_new_tokens=_CODES_AT_LEAST // 5,  # without codes the vocoder fails
             talker_eos_token_id=[speaking.talker.codec_pad_token, speaking.talker.codec_eos_token],
         )
         job.extras |= {"audio": _wav(waveform), "audio_format": "wav", "audio_sampling_rate": SPEECH_RATE}
 
     def extras(self, request: Generate) -> dict[str, Any]:
-        """Return the contract's three fields of this model."""
+        """Return the three fields that ``/generate`` adds for this model."""
         media = any(part.kind != "text" for message in request.messages for part in message.parts)
-        place = "gpu" if self.load.device.startswith("cuda") else "cpu"
+        device = "gpu" if self.load.device.startswith("cuda") else "cpu"
         return {
             "model_type": "qwen_omni",
-            "generation_method": f"{'multimodal' if media else 'text'}_{place}",
+            "generation_method": f"{'multimodal' if media else 'text'}_{device}",
             "memory_optimized": self.load.quant_bits < 16,
         }
 
     def _load_talker(self, thinker: PreTrainedModel) -> Qwen2_5OmniForConditionalGeneration:
-        """Put talker and vocoder beside the thinker that is already loaded.
+        """Read talker and vocoder beside the loaded thinker.
 
         :raises RequestError: if the checkpoint has none.
         """
@@ -119,7 +121,7 @@ class QwenOmni(MultimodalFamily):
             )
         silent = copy.deepcopy(config)
         silent.enable_audio_output = False
-        with torch.device("meta"):  # the frame that holds the parts; its own thinker is never filled
+        with torch.device("meta"):  # holds the parts; its own thinker stays empty
             whole = Qwen2_5OmniForConditionalGeneration(silent)
         options = {"local_files_only": True, "use_safetensors": True, "device_map": {"": self.load.device}}
         whole.thinker = thinker
@@ -135,18 +137,18 @@ class QwenOmni(MultimodalFamily):
 
 
 class _Enough(StoppingCriteria):  # type: ignore[misc]
-    """Stops the talker once nobody wants its speech, or when it has babbled longer than the text could take.
+    """Stops the talker when its speech is no longer wanted, or longer than the text can take.
 
-    A talker that misses its end would otherwise go on for 4096 codes, whatever it was to say.
+    A talker that misses its end would otherwise continue for 4096 codes.
     """
 
-    def __init__(self, job: Job, between: Callable[[], None]) -> None:
+    def __init__(self, job: Job, between_steps: Callable[[], None]) -> None:
         self._job = job
-        self._between = between
+        self._between_steps = between_steps
         self._before: int | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        self._between()
+        self._between_steps()
         length = int(input_ids.shape[1])
         self._before = length - 1 if self._before is None else self._before
         most = _CODES_AT_LEAST + _CODES_PER_TOKEN * self._job.choices[0].tokens
@@ -155,7 +157,7 @@ class _Enough(StoppingCriteria):  # type: ignore[misc]
 
 
 def _wav(samples: torch.Tensor) -> str:
-    """Return float samples (N,) in -1..1 as a base64 WAV file, 16 bits mono."""
+    """Return float samples (N,) in -1..1 as a base64 WAV file, 16 bits, mono."""
     pcm = (samples.detach().float().cpu().clamp(-1, 1).numpy() * 32767).astype(np.int16)
     file = io.BytesIO()
     with wave.open(file, "wb") as out:

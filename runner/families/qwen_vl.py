@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: images and video by its own processor, which fits their size to the checkpoint's pixel limits."""
+"""Qwen2.5-VL: images and video; its processor resizes them to the checkpoint's pixel limits. Runner process."""
 
 import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl  # noqa: F401  (before the fork, or every runner pays for it)
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor

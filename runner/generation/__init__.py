@@ -1,4 +1,4 @@
-"""From a request to its text, whatever the engine: the loop, its jobs, sampling, constraints, detokenizing, tools.
+"""From a request to its text, for every engine: batching, jobs, sampling, constraints, detokenizing, tool calls.
 
 Runner process. Knows engines by their interface only.
 """

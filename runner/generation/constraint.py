@@ -1,10 +1,8 @@
-"""Answers held to a form: JSON, a schema, a regular expression, a grammar. Runner process.
+"""Constrained answers: JSON, a JSON schema, a regular expression or a grammar, by llguidance. Runner process.
 
-The grammars and their masks are llguidance's; this is how Switchyard asks for them. Knows tokenizers, but no engine.
-One ``Grammars`` per loaded model, one ``Mask`` per sequence. Not for several threads at once.
+One ``Grammars`` per loaded model, one ``Mask`` per sequence; neither is thread-safe. Knows tokenizers, no engines.
 """
 
-import ctypes
 import json
 import re
 import threading
@@ -27,29 +25,30 @@ if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
 KEPT = 32
-"""How many compiled grammars a model keeps for the next request that asks for the same."""
+"""Compiled grammars that a model keeps for later requests."""
 
 LONGEST = 65_536
-"""Characters a constraint may have. The library's compiler calls itself for each part within a part, so that this
-bounds how deep its stack grows, and it takes seconds over more."""
+"""Most characters of a constraint. The library's compiler recurses into each part, so this bounds its stack; longer
+constraints also take seconds.
+"""
 
 DEEP_STACK = 1 << 28
-"""Bytes of address space for that stack: twice what the worst found of that length gets by with."""
+"""Bytes of address space for the compiler's stack: twice what the worst constraint found of that length needs."""
 
 MOST_EXAMINED = 1_000_000
-"""Characters of schema compiled to say which part of a refused one it is: of each part, with what it refers to."""
+"""Most characters of schema compiled to find the part that is rejected, referenced parts included."""
 
-# Where a schema has others within it: one, some by name, or a list.
+# Keywords that hold subschemas: one, several by name, or a list.
 ONE_SCHEMA = ("items", "additionalProperties", "not", "if", "then", "else", "contains")
 NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
 LISTED_SCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems")
 
 LIMITS = LLParserLimits(initial_lexer_fuel=100_000, verbose_errors=False)
-"""The library's own but for what an expression may cost before the first token: a tenth. Seconds at the very worst."""
+"""The library's limits, with a tenth of its fuel for expressions before the first token: seconds in the worst case."""
 
 
 class Mask:
-    """What the grammar allows next in one answer."""
+    """The tokens that the grammar allows next in one answer."""
 
     def __init__(self, matcher: LLMatcher, tokenizer: LLTokenizer, ends: frozenset[int]) -> None:
         self._matcher = matcher
@@ -57,20 +56,20 @@ class Mask:
         self._ended = False
         self._size = tokenizer.vocab_size
         self._packed = allocate_token_bitmask(1, self._size)
-        # An end that only the tokenizer knows would not end the answer.
+        # An end token that the model does not use would not end the answer.
         self._false_ends = [token for token in tokenizer.eos_tokens if ends and token not in ends]
 
     @property
     def finished(self) -> bool:
-        """Whether the answer is complete and nothing more may come."""
+        """Whether the answer is complete and no more tokens are allowed."""
         return self._ended or (self._matcher.is_stopped() and not self._matcher.is_error())
 
-    def apply(self, scores: NDArray[np.float32]) -> None:
-        """Set to -inf, in place, the scores (V,) of tokens that may not come next.
+    def mask_scores(self, scores: NDArray[np.float32]) -> None:
+        """Set the scores (V,) of tokens that are not allowed to -inf, in place.
 
-        V may differ from the tokenizer's: models pad theirs. What the tokenizer does not have may not come.
+        V may differ from the tokenizer's size, because models pad their vocabulary; padding is never allowed.
 
-        :raises RequestError: if the grammar is too complex to go on with.
+        :raises RequestError: if the grammar becomes too complex to continue.
         """
         common = min(self._size, scores.size)
         if self._ended:
@@ -90,10 +89,10 @@ class Mask:
         for token, score in ends.items():
             scores[token] = score
 
-    def accept(self, token: int) -> None:
-        """Take the token that came.
+    def accept_token(self, token: int) -> None:
+        """Advance by the sampled token.
 
-        :raises RunnerError: if it is one that may not come.
+        :raises RunnerError: if the token is not allowed.
         """
         if token in self._ends and (self._ended or self._matcher.is_accepting()):
             self._ended = True
@@ -108,20 +107,20 @@ class Mask:
 class Grammars:
     """Compiles constraints for one model.
 
-    :param tokenizer: Makes the tokenizer, which takes up to a second, when the first constraint comes.
-    :param ends: The ids that end an answer: each is allowed wherever the grammar may end.
+    :param tokenizer: Makes the tokenizer for the first constraint; takes up to a second.
+    :param ends: The ids that end an answer, allowed wherever the grammar may end.
     """
 
     def __init__(self, tokenizer: Callable[[], LLTokenizer], ends: Collection[int]) -> None:
         self._make = tokenizer
         self._tokenizer: LLTokenizer | None = None
-        self._ends = frozenset(ends)
+        self.ends = frozenset(ends)
         self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
 
-    def compile(self, constraint: Constraint) -> Mask:
-        """Return the mask of a new sequence.
+    def compile_constraint(self, constraint: Constraint) -> Mask:
+        """Return the mask for a new sequence.
 
-        :raises RequestError: if the constraint is not understood or cannot be enforced. It says which part of it.
+        :raises RequestError: if the constraint is invalid or cannot be enforced. The message names the part.
         """
         if self._tokenizer is None:
             self._tokenizer = self._make()
@@ -133,13 +132,13 @@ class Grammars:
         self._compiled[constraint] = matcher
         if len(self._compiled) > KEPT:
             self._compiled.popitem(last=False)
-        return Mask(matcher.deep_copy(), self._tokenizer, self._ends)
+        return Mask(matcher.deep_copy(), self._tokenizer, self.ends)
 
 
 def from_transformers(tokenizer: Any) -> LLTokenizer:
-    """Return the grammar's view of a tokenizer of transformers.
+    """Return llguidance's view of a transformers tokenizer.
 
-    :raises RequestError: if it is not one of the Rust library's, or has no end: the library would take another token.
+    :raises RequestError: if it is not a Rust tokenizer, or has no end token (the library would use another token).
     """
     from llguidance.hf import from_tokenizer
 
@@ -151,52 +150,14 @@ def from_transformers(tokenizer: Any) -> LLTokenizer:
         raise RequestError(f"this model's answers cannot be constrained: {error}") from error
 
 
-def from_llama_cpp(llama: Any) -> LLTokenizer:
-    """Return the grammar's view of the vocabulary of a ``llama_cpp.Llama``, which must outlive it.
-
-    :raises RequestError: if it has no token for the end.
-    """
-    import llama_cpp
-
-    vocabulary = llama_cpp.llama_model_get_vocab(llama.model)
-    ends = [token for token in range(llama.n_vocab()) if llama_cpp.llama_vocab_is_eog(vocabulary, token)]
-    if not ends:
-        raise RequestError("this model's answers cannot be constrained: its vocabulary has no token for the end")
-    return LLTokenizer.from_llamacpp(  # type: ignore[attr-defined]
-        tokens=[_spelling(vocabulary, token) for token in range(llama.n_vocab())],
-        vocab_ptr=vocabulary,
-        tokenize_fptr=ctypes.cast(llama_cpp.llama_cpp._lib.llama_tokenize, ctypes.c_void_p).value,
-        eos_token=ends,
-    )
-
-
-def _spelling(vocabulary: Any, token: int) -> bytes:
-    """Return a token's bytes; those of control tokens, which are no text, follow a 0xff.
-
-    llguidance's own helper also marks what a model's authors have added, such as ``<tool_call>``. Those are text here:
-    the grammar can then use the one token that the model expects.
-    """
-    import llama_cpp
-
-    size = 64
-    while True:
-        buffer = ctypes.create_string_buffer(size)
-        length = llama_cpp.llama_token_to_piece(vocabulary, token, buffer, size, 0, True)
-        if length >= 0:
-            break
-        size = -length
-    control = llama_cpp.llama_vocab_get_attr(vocabulary, token) & llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
-    return (b"\xff" if control else b"") + buffer.raw[:length]
-
-
 def _matcher(constraint: Constraint, tokenizer: LLTokenizer) -> LLMatcher:
-    """Compile a constraint. :raises RequestError: if it cannot be."""
+    """Compile a constraint. :raises RequestError: if it cannot be compiled."""
     if constraint.kind == "json_object":
         grammar = _json_grammar({"type": "object"})
     elif constraint.kind == "json_schema":
         grammar = _json_grammar(_schema(constraint.value))
     elif constraint.kind == "regex":
-        # The library puts the expression between slashes, and this one would take the second for itself.
+        # The library puts the expression between slashes; a trailing backslash would escape the second.
         if (len(constraint.value) - len(constraint.value.rstrip("\\"))) % 2:
             raise RequestError("the regular expression is not valid: it ends in a lone backslash")
         grammar = LLMatcher.grammar_from_regex(constraint.value)
@@ -204,13 +165,13 @@ def _matcher(constraint: Constraint, tokenizer: LLTokenizer) -> LLMatcher:
         grammar = LLMatcher.grammar_from_lark(constraint.value)
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
     if not matcher.is_error():
-        matcher.compute_bitmask()  # some faults, such as a rule that only calls itself, show here; the work is kept
+        matcher.compute_bitmask()  # errors such as endless recursion appear only here; the result is reused
     if not matcher.is_error():
         return matcher
     error = _short(matcher.get_error())
     if constraint.kind == "json_schema":
-        place, error = _culprit(_schema(constraint.value), error)
-        raise RequestError(f"the JSON schema cannot be enforced, because of {place}: {error}")
+        pointer, error = _culprit(_schema(constraint.value), error)
+        raise RequestError(f"the JSON schema cannot be enforced, because of {pointer}: {error}")
     if constraint.kind == "regex":
         raise RequestError(f"the regular expression is not valid: {error}")
     number = re.match(r"(?:at )?(\d+)\(", error)
@@ -219,7 +180,7 @@ def _matcher(constraint: Constraint, tokenizer: LLTokenizer) -> LLMatcher:
 
 
 def _json_grammar(schema: Any) -> str:
-    """Return the grammar of a schema. Its own ``x-guidance`` goes before our separators."""
+    """Return the grammar of a schema. Its own ``x-guidance`` overrides our separators."""
     try:
         return LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=cast("JsonCompileOptions", SEPARATORS))
     except ValueError as error:  # nested too deeply
@@ -239,28 +200,28 @@ def _schema(text: str) -> Any:
 
 
 def _culprit(schema: Any, error: str) -> tuple[str, str]:
-    """Return the innermost part of a schema that is refused by itself, as a JSON pointer, and why it is."""
+    """Return the innermost part of a schema that is rejected by itself, as a JSON pointer, and the reason."""
     found, shared = "#", {}
     if isinstance(schema, dict):
         shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     examined = 0
     rest = _subschemas(schema, "#")
     while (part := next(rest, None)) is not None and examined < MOST_EXAMINED:
-        place, subschema = part
+        pointer, subschema = part
         grammar = _json_grammar(shared | subschema)
         examined += len(grammar)
         refused, problems = LLMatcher.validate_grammar_with_warnings(grammar, limits=LIMITS)
         if refused:
-            found, error, rest = place, _short(problems[0]), _subschemas(subschema, place)
+            found, error, rest = pointer, _short(problems[0]), _subschemas(subschema, pointer)
     return found, error
 
 
-def _subschemas(schema: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the schemas directly inside a schema, each with its JSON pointer."""
+def _subschemas(schema: Any, pointer: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the direct subschemas of a schema with their JSON pointers."""
     if not isinstance(schema, dict):
         return
     for key, value in schema.items():
-        within = f"{place}/{_escaped(key)}"
+        within = f"{pointer}/{_escaped(key)}"
         if key in ONE_SCHEMA and isinstance(value, dict):
             yield within, value
         elif key in NAMED_SCHEMAS and isinstance(value, dict):
@@ -274,7 +235,7 @@ def _escaped(key: str) -> str:
 
 
 def _short(error: str) -> str:
-    """Return what an error of the library says, without the source it repeats, in a length that a client can read."""
+    """Return a library error without the source it repeats, at most 300 characters and an ellipsis."""
     if error.startswith("NoExtension"):
         return "nothing matches it"
     error = re.split(r"\n\s*\d+ \| |<backtrace>|<non-verbose/>", error)[0]
@@ -283,10 +244,10 @@ def _short(error: str) -> str:
 
 
 def _on_deep_stack(work: Callable[[], LLMatcher]) -> LLMatcher:
-    """Return what ``work`` returns, or raise what it raises, from a thread with a stack that nothing here overflows."""
+    """Run ``work`` in a thread with a large stack. Return its result or raise its error."""
     results: Queue[LLMatcher | Exception] = Queue()
 
-    def run() -> None:
+    def compile_it() -> None:
         try:
             results.put(work())
         except Exception as error:
@@ -294,7 +255,7 @@ def _on_deep_stack(work: Callable[[], LLMatcher]) -> LLMatcher:
 
     before = threading.stack_size(DEEP_STACK)
     try:
-        thread = threading.Thread(target=run, name="grammar")
+        thread = threading.Thread(target=compile_it, name="grammar")
         thread.start()
     finally:
         threading.stack_size(before)

@@ -1,19 +1,19 @@
-"""From token ids to the text a client sees: whole characters, no stop strings, thinking told from answering.
+"""From token ids to the text a client sees: whole characters, no stop strings, thinking apart from the answer.
 
-Pure Python, used by every engine. Knows nothing of models.
+Runner process, pure Python, used by every engine. Knows no models.
 """
 
 from collections.abc import Callable
 
 REPLACEMENT = "\ufffd"
-_LONGEST_CHARACTER = 8  # ids; what is no character after so many is none
+_LONGEST_CHARACTER = 8  # ids; an incomplete character after so many never becomes one
 
 
 class Detokenizer:
-    """Turns a growing list of ids into text that only ever grows, holding back characters that are not whole yet.
+    """Turns a growing list of ids into text that only grows, holding back incomplete characters.
 
-    ``decode`` maps a list of ids to text. Decoding starts again from the last word boundary, so that tokens that change
-    their spelling with their neighbours come out right and the cost stays constant per token.
+    ``decode`` maps ids to text. Decoding restarts at the last word boundary: tokens whose text depends on their
+    neighbours stay right, and the cost per token is constant.
     """
 
     def __init__(self, decode: Callable[[list[int]], str]) -> None:
@@ -22,41 +22,41 @@ class Detokenizer:
         self._emitted = ""
         self._held = 0
 
-    def push(self, token: int) -> str:
-        """Take one id; return the text it completes, perhaps nothing."""
+    def push_token(self, token: int) -> str:
+        """Add an id; return the text it completes, perhaps ""."""
         self._ids.append(token)
         text = self._decode(self._ids)
         self._held += 1
-        # What ends in the middle of a character is held back, unless it cannot become one any more.
+        # Hold back an incomplete character, unless it can no longer be completed.
         whole = text.rstrip(REPLACEMENT) if self._held <= _LONGEST_CHARACTER else text
         new = whole[len(self._emitted) :]
         if new:
             self._held, self._emitted = 0, whole
         if whole == text and (new.endswith("\n") or len(self._ids) > 64):
-            # Keep the last id as context for the next: some tokenizers drop a leading space without it.
+            # Keep the last id as context: some tokenizers drop a leading space without it.
             self._ids = self._ids[-1:]
             self._emitted = self._decode(self._ids)
         return new
 
     def flush(self) -> str:
-        """Return what was held back, once no more ids come."""
+        """Return the text held back, after the last id."""
         return self._decode(self._ids)[len(self._emitted) :]
 
 
 class StopStrings:
-    """Cuts the text at the first stop string, holding back what might be the beginning of one."""
+    """Cuts the text at the first stop string, holding back a possible beginning of one."""
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = tuple(stop for stop in stops if stop)
         self._held = ""
         self.stopped = False
 
-    def push(self, text: str) -> str:
-        """Take more text; return what can be shown. Sets ``stopped`` once a stop string was seen."""
+    def push_text(self, text: str) -> str:
+        """Add text; return what can be shown. ``stopped`` is set once a stop string is seen."""
         if self.stopped or not self._stops:
             return "" if self.stopped else text
         text = self._held + text
-        cut = min((place for stop in self._stops if (place := text.find(stop)) >= 0), default=None)
+        cut = min((index for stop in self._stops if (index := text.find(stop)) >= 0), default=None)
         if cut is not None:
             self.stopped, self._held = True, ""
             return text[:cut]
@@ -70,9 +70,9 @@ class StopStrings:
 
 
 class ThinkSplitter:
-    """Tells the thinking between ``<think>`` and ``</think>`` from the answer.
+    """Separates the thinking between ``<think>`` and ``</think>`` from the answer.
 
-    ``inside`` is true where the chat template has opened the tag already, so that the text begins in the middle of it.
+    ``inside``: the chat template has opened the tag, so the text begins with thinking.
     """
 
     OPEN, CLOSE = "<think>", "</think>"
@@ -84,21 +84,21 @@ class ThinkSplitter:
 
     @property
     def inside(self) -> bool:
-        """Whether what comes next is a thought."""
+        """Whether the next text is thinking."""
         return self._inside
 
-    def push(self, text: str) -> list[tuple[str, bool]]:
-        """Take more text; return pieces of (text, is_reasoning)."""
+    def push_text(self, text: str) -> list[tuple[str, bool]]:
+        """Add text; return pieces of (text, is_reasoning)."""
         text, pieces = self._held + text, []
         self._held = ""
         while text:
             tag = self.CLOSE if self._inside else self.OPEN
-            # A tag opens thinking only at the very start of the answer: later it is text like any other.
+            # A tag opens thinking only at the start of the answer; later it is plain text.
             if not self._inside and self._started:
                 pieces.append((text, False))
                 return pieces
-            place = text.find(tag)
-            if place < 0:
+            index = text.find(tag)
+            if index < 0:
                 hold = overlap(text, tag)
                 shown, self._held = text[: len(text) - hold], text[len(text) - hold :]
                 if shown:
@@ -107,7 +107,7 @@ class ThinkSplitter:
                         shown, self._held = shown + self._held, ""
                     pieces.append((shown, self._inside))
                 return pieces
-            before, text = text[:place], text[place + len(tag) :]
+            before, text = text[:index], text[index + len(tag) :]
             if not self._inside and before.strip():
                 self._started = True
                 pieces.append((before + tag + text, False))
@@ -124,7 +124,7 @@ class ThinkSplitter:
 
 
 def overlap(text: str, word: str) -> int:
-    """Return how many characters at the end of ``text`` begin ``word``."""
+    """Return the length of the longest end of ``text`` that begins ``word``, ``word`` itself excluded."""
     for length in range(min(len(word) - 1, len(text)), 0, -1):
         if text.endswith(word[:length]):
             return length

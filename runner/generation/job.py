@@ -1,7 +1,7 @@
-"""One request inside a runner: what it asked, whether it is still wanted, and its answers so far.
+"""One request in a runner: whether it is still wanted, and its choices. Runner process.
 
-A request has one or more choices, independent answers to the same prompt. Whoever makes tokens gives each to
-:meth:`Choice.token` and stops that choice as soon as it says so. Runner process; knows nothing of models.
+A choice is one of several independent answers to the same prompt. The engine's loop passes each token to
+:meth:`Choice.append_token` and stops the choice when that returns False. Knows no models.
 """
 
 import threading
@@ -14,7 +14,11 @@ from runner.generation.tool_calls import ToolCalls
 
 
 class Job:
-    """A request under way. ``send`` takes messages to the gateway; ``relief`` is what was done for want of memory."""
+    """A request in progress.
+
+    ``send`` passes messages to the gateway. ``relief`` holds the steps taken for lack of memory, in order. ``over`` is
+    set once Done or Failed is sent. :meth:`cancel_job` may be called by any thread.
+    """
 
     def __init__(self, request: Generate, send: Callable[[RunnerMessage], None]) -> None:
         self.request = request
@@ -27,57 +31,57 @@ class Job:
         self._send = send
         self._cancelled = threading.Event()
 
-    def cancel(self) -> None:
+    def cancel_job(self) -> None:
         self._cancelled.set()
 
     @property
     def wanted(self) -> bool:
-        """False once somebody cancelled it. Whoever works on it asks between steps."""
+        """False once the request is cancelled. Checked between steps."""
         return not self._cancelled.is_set()
 
-    def unwanted_within(self, seconds: float) -> bool:
-        """Wait for somebody to cancel it. Return whether somebody did."""
+    def wait_cancelled(self, seconds: float) -> bool:
+        """Wait up to ``seconds`` for a cancellation. Return whether the request is cancelled."""
         return self._cancelled.wait(seconds)
 
-    def give_up(self) -> None:
-        """End it where it was cancelled before anything was made of it."""
+    def end_cancelled(self) -> None:
+        """Send Done for a request that was cancelled before its generation began."""
         self.over = True
         cancelled: FinishReason = "cancelled"
         reasons = (cancelled,) * self.request.choices
         self._send(Done(self.request.request_id, reasons, self.prompt_tokens, 0, self.extras))
 
-    def begin(
+    def begin_choices(
         self, prompt_tokens: int, decode: Callable[[list[int]], str], thinks: bool = False, inside: bool = False
     ) -> "list[Choice]":
-        """Say that generation starts, and return the choices to be made.
+        """Send Started and return the choices to generate.
 
-        ``decode`` turns ids into text; ``thinks`` tells that the model may think between <think> tags, ``inside`` that
-        the prompt ends within them.
+        ``decode`` maps ids to text. ``thinks``: the model may think between <think> tags. ``inside``: the prompt ends
+        inside them.
         """
         self.prompt_tokens = prompt_tokens
         self.choices = [Choice(self, index, decode, thinks, inside) for index in range(self.request.choices)]
         self._send(Started(self.request.request_id, prompt_tokens))
         return self.choices
 
-    def rendered(self, prompt: str, ids: list[int]) -> None:
-        """Answer a request that only wants to see its prompt."""
+    def send_rendered(self, prompt: str, ids: list[int]) -> None:
+        """Answer a ``render_only`` request with its prompt."""
         self.prompt_tokens, self.over = len(ids), True
         extras = {"prompt": prompt, "token_ids": ids}
         self._send(Done(self.request.request_id, ("stop",), len(ids), 0, extras))
 
-    def send(self, delta: Delta) -> None:
+    def send_delta(self, delta: Delta) -> None:
         self._send(delta)
 
-    def hold(self) -> None:
-        """Let the end wait for :meth:`release`, because something follows the text."""
+    def hold_end(self) -> None:
+        """Delay Done until :meth:`release_end`, because speech follows the text."""
         self._held = True
 
-    def release(self) -> None:
+    def release_end(self) -> None:
         self._held = False
-        self.ended()
+        self.send_done_if_complete()
 
-    def ended(self) -> None:
-        """Send the end, once every choice has one."""
+    def send_done_if_complete(self) -> None:
+        """Send Done once every choice is finished."""
         reasons = [choice.finish_reason for choice in self.choices]
         if not self.over and not self._held and None not in reasons:
             self.over = True
@@ -87,7 +91,7 @@ class Job:
 
 
 class Choice:
-    """One answer: from tokens to the pieces a client sees."""
+    """One answer: turns tokens into the pieces of text, thinking and tool calls that the client sees."""
 
     def __init__(self, job: Job, index: int, decode: Callable[[list[int]], str], thinks: bool, inside: bool) -> None:
         request = job.request
@@ -108,20 +112,20 @@ class Choice:
 
     @property
     def thinking(self) -> bool:
-        """Whether the next token is a thought, not a part of the answer."""
+        """Whether the next token is thinking, not answer."""
         return self._thinking is not None and self._thinking.inside
 
-    def token(self, token: int, logprob: TokenLogprob | None = None) -> bool:
-        """Take one token that is part of the answer. Return whether to go on."""
+    def append_token(self, token: int, logprob: TokenLogprob | None = None) -> bool:
+        """Add a generated token. Return whether to continue."""
         self.tokens += 1
         self._unsent_tokens += 1
         if logprob is not None:
             self._logprobs.append(logprob)
-        self._show(self._detokenizer.push(token))
+        self._show(self._detokenizer.push_token(token))
         return self.job.wanted and not self._stops.stopped
 
-    def finish(self, reason: FinishReason) -> None:
-        """Send what was held back; the request ends with its last choice. A second end is no news."""
+    def finish_choice(self, reason: FinishReason) -> None:
+        """Send the text held back; the last choice ends the request. A second call does nothing."""
         if self.finish_reason is not None:
             return
         self._show(self._detokenizer.flush())
@@ -137,21 +141,21 @@ class Choice:
         elif self._stops.stopped:
             reason = "stop"
         self.finish_reason = "tool_calls" if self._called and reason == "stop" else reason
-        self.job.ended()
+        self.job.send_done_if_complete()
 
     def _show(self, text: str) -> None:
         if text:
-            for piece, reasoning in self._thinking.push(text) if self._thinking else [(text, False)]:
+            for piece, reasoning in self._thinking.push_text(text) if self._thinking else [(text, False)]:
                 self._piece(piece, reasoning)
 
     def _piece(self, text: str, reasoning: bool) -> None:
         if reasoning:
             self._text(text, True)
         else:
-            self._answer(self._stops.push(text))  # they cut the answer, not the thinking before it
+            self._answer(self._stops.push_text(text))  # stop strings apply to the answer, not to the thinking
 
     def _answer(self, text: str) -> None:
-        for piece in self._calls.push(text) if self._calls else [text]:
+        for piece in self._calls.push_text(text) if self._calls else [text]:
             self._send_piece(piece)
 
     def _send_piece(self, piece: str | ToolCall) -> None:
@@ -163,9 +167,10 @@ class Choice:
             self._delta("", False, piece)
 
     def _text(self, text: str, reasoning: bool) -> None:
-        """Send text without white space around the answer and around the thinking: it waits for what follows it.
+        """Send text without white space around the answer and around the thinking; trailing space waits for the text
+        after it.
 
-        The continuation of a bare prompt is sent as it is.
+        The continuation of a bare prompt is sent unchanged.
         """
         if not self.job.request.template:
             self._delta(text, reasoning)
@@ -183,4 +188,4 @@ class Choice:
     def _delta(self, text: str, reasoning: bool, call: ToolCall | None = None) -> None:
         logprobs, self._logprobs = tuple(self._logprobs), []
         tokens, self._unsent_tokens = self._unsent_tokens, 0
-        self.job.send(Delta(self.job.request.request_id, text, reasoning, tokens, self.index, logprobs, call))
+        self.job.send_delta(Delta(self.job.request.request_id, text, reasoning, tokens, self.index, logprobs, call))

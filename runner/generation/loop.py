@@ -1,12 +1,13 @@
-"""Continuous batching: the loop that answers many requests at once, joining and leaving between steps.
+"""Continuous batching: answers many requests at once; sequences join and leave between steps.
 
-One turn takes in new requests, drops those that nobody wants any more, reads pieces of waiting prompts within a budget,
-and makes one decoding step for all that are read. So a long prompt never holds up the others for more than a piece, a
-cancelled request is gone within a step, and a place is filled as soon as it is free.
+Each iteration admits new requests, drops cancelled ones, prefills chunks of waiting prompts within a budget, and makes
+one decoding step for all prefilled sequences. So a long prompt delays the others by one chunk at most, a cancelled
+request ends within a step, and a free row is filled at once.
 
-Memory that runs out is routine: what can be freed is freed and the same is tried once more; then fewer are answered at
-once, the latest waiting to be read again; one that fails with the model to itself fails alone. Runner process, one
-thread; knows engines by their interface, nothing of torch.
+When memory runs out, unused memory is freed and the call is tried once more. If it fails again, the batch shrinks and
+the latest sequences wait to be prefilled again. A request that fails with the model to itself fails alone.
+
+Runner process, one thread (except :func:`prepare_job`). Knows engines by their interface only; imports no torch.
 """
 
 import logging
@@ -24,59 +25,62 @@ from protocol.messages import Failed, RunnerMessage
 from runner.engines.interface import Engine, Logits, Sequence
 from runner.errors import OutOfMemory, classify, out_of_memory
 from runner.generation.job import Job
-from runner.generation.out_of_memory import Restraint, bare, release
+from runner.generation.out_of_memory import BatchLimits, free_unused_memory, without_traceback
 from utils.log_lines import about
 
 log = logging.getLogger("runner")
-_READING_SECONDS = 0.4  # that the next token of others, or a cancellation, may have to wait for prompts
-_WORD = 2.0  # seconds that a cancellation may be on its way from the gateway, on a busy machine
-_LOOK = 0.05  # seconds between looks at the clock while waiting for company
+_PREFILL_SECONDS = 0.4  # longest delay of other sequences' next token, or of a cancellation, by prefill
+_CANCEL_SECONDS = 2.0  # seconds for a cancellation to arrive from the gateway on a busy machine
+_POLL_SECONDS = 0.05  # seconds between checks of the clock while waiting for a batch
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request ready to be read, or the error that keeps it from being so."""
+    """A request ready for prefill, or the error that prevents it."""
 
     job: Job
     sequences: list[Sequence]
     error: Exception | None = None
 
 
-def prepare(engine: Engine, job: Job) -> Prepared:
-    """Turn a request into sequences: its template, tokens, pictures and grammar take a while, and not the loop's.
+def prepare_job(engine: Engine, job: Job) -> Prepared:
+    """Turn a request into sequences. Templates, tokenizing, images and grammars take time, so this runs in another
+    thread.
 
-    One that was cancelled ends here: the files of its media are gone, or will be while they are read.
+    A cancelled request ends here: the gateway removes its media files.
     """
     if not job.wanted:
-        return _given_up(job)
+        return _end_cancelled(job)
     try:
         with about(job.request.request_id):
-            return Prepared(job, engine.prepare(job))
+            return Prepared(job, engine.prepare_sequences(job))
     except FileNotFoundError as error:
-        # The gateway removes the files right after it has said that nobody wants them: the word is on its way.
+        # The gateway cancels the request, then removes its files: the cancellation may still be in the pipe.
         gone = any(part.path and not Path(part.path).exists() for said in job.request.messages for part in said.parts)
-        return _given_up(job) if gone and job.unwanted_within(_WORD) else Prepared(job, [], error)
+        return _end_cancelled(job) if gone and job.wait_cancelled(_CANCEL_SECONDS) else Prepared(job, [], error)
     except Exception as error:
         if job.choices or not out_of_memory(error):
             return Prepared(job, [], error)
-    release()
+    free_unused_memory()
     job.relief["retried"] = None
     try:
-        return Prepared(job, engine.prepare(job))
+        return Prepared(job, engine.prepare_sequences(job))
     except Exception as error:
         return Prepared(job, [], error)
 
 
-def _given_up(job: Job) -> Prepared:
+def _end_cancelled(job: Job) -> Prepared:
     log.info("the request was cancelled", extra={"request_id": job.request.request_id})
-    job.give_up()
+    job.end_cancelled()
     return Prepared(job, [])
 
 
 class Batch:
-    """The requests in a runner. They come prepared by another thread, or are prepared here.
+    """The requests of a runner.
 
-    ``fatal`` is called with an error after which the process is of no use.
+    ``inbox`` has prepared requests, or jobs to prepare here. ``fatal`` is called with every error, to end the process
+    if the error leaves it unusable. ``wait`` is how long, in seconds, the first request of an idle model waits for
+    others.
     """
 
     def __init__(
@@ -93,111 +97,115 @@ class Batch:
         self._fatal = fatal
         self._wait = wait
         self._waiting: deque[Sequence] = deque()
-        self._reading: list[Sequence] = []
-        self._active: list[Sequence] = []
-        self._restraint = Restraint(engine, send)
+        self._prefilling: list[Sequence] = []
+        self._decoding: list[Sequence] = []
+        self._limits = BatchLimits(engine, send)
 
     def __len__(self) -> int:
-        """How many answers are being made."""
-        return len(self._active) + len(self._reading)
+        """Return how many answers are being generated."""
+        return len(self._decoding) + len(self._prefilling)
 
-    def turn(self) -> None:
-        """Do what is described above, once; wait for a request if there is nothing to do."""
+    def run_iteration(self) -> None:
+        """Run one iteration; wait for a request if there is nothing to do."""
         for arrived in self._arrivals():
-            self._take(arrived)
+            self._admit(arrived)
         self._drop_unwanted()
-        if self._waiting and self._waiting[0].apart and not self._active and not self._reading:
-            self._answer_apart()
+        if self._waiting and self._waiting[0].uses_generate and not self._decoding and not self._prefilling:
+            self._run_generate()
             return
-        self._read()
-        self._make_room()
-        if self._active:
-            self._step()
+        self._prefill()
+        self._preempt_when_full()
+        if self._decoding:
+            self._decode()
 
     def _arrivals(self) -> Iterable[Prepared | Job]:
-        if not (self._waiting or self._reading or self._active):
+        if not (self._waiting or self._prefilling or self._decoding):
             yield self._inbox.get()
-            yield from self._company()
-        yield from self._arrived()
+            yield from self._wait_for_batch()
+        yield from self._drain_inbox()
 
-    def _arrived(self) -> Iterable[Prepared | Job]:
+    def _drain_inbox(self) -> Iterable[Prepared | Job]:
         while True:
             try:
                 yield self._inbox.get_nowait()
             except queue.Empty:
                 return
 
-    def _company(self) -> Iterable[Prepared | Job]:
-        """Wait for others to share the batch of an idle model from the beginning, as long as the spec says."""
+    def _wait_for_batch(self) -> Iterable[Prepared | Job]:
+        """Wait for more requests to share the batch of an idle model from the start."""
         until, arrived = time.monotonic() + self._wait, 1
-        while arrived < self._restraint.rows and (left := until - time.monotonic()) > 0:
+        while arrived < self._limits.batch_size and (left := until - time.monotonic()) > 0:
             try:
-                yield self._inbox.get(timeout=min(left, _LOOK))
+                yield self._inbox.get(timeout=min(left, _POLL_SECONDS))
                 arrived += 1
             except queue.Empty:
                 continue
 
-    def _take(self, arrived: Prepared | Job) -> None:
-        prepared = prepare(self._engine, arrived) if isinstance(arrived, Job) else arrived
+    def _admit(self, arrived: Prepared | Job) -> None:
+        prepared = prepare_job(self._engine, arrived) if isinstance(arrived, Job) else arrived
         if prepared.error is not None:
-            self._fail([prepared.job], prepared.error, alone=not (self._active or self._reading))
+            self._fail([prepared.job], prepared.error, alone=not (self._decoding or self._prefilling))
         if prepared.job.relief:
-            self._restraint.note("retried", OutOfMemory("a request was prepared"), prepared.sequences)
+            self._limits.report_relief("retried", OutOfMemory("a request was prepared"), prepared.sequences)
         self._waiting.extend(prepared.sequences)
 
     def _drop_unwanted(self) -> None:
-        for here in (self._reading, self._active, self._waiting):
+        for here in (self._prefilling, self._decoding, self._waiting):
             for sequence in [sequence for sequence in here if not sequence.job.wanted]:
                 here.remove(sequence)
-                self._engine.drop(sequence)
-                sequence.choice.finish("cancelled")
+                self._engine.release_sequence(sequence)
+                sequence.choice.finish_choice("cancelled")
 
     # -- reading prompts -----------------------------------------------------------------------------------------------
 
-    def _read(self) -> None:
-        """Read prompts up to the engine's budget: on with the one that is begun, or as many short ones as fit."""
-        budget = self._engine.piece
-        while budget > 0 and (group := self._group(budget)):
-            budget -= max(1, sum(len(sequence.tokens) - sequence.read for sequence in group))
-            started, before = time.monotonic(), sum(sequence.read for sequence in group)
+    def _prefill(self) -> None:
+        """Prefill up to the engine's chunk: continue the prompt in progress, or as many short ones as fit."""
+        budget = self._engine.prefill_chunk
+        while budget > 0 and (group := self._next_prefill(budget)):
+            budget -= max(1, sum(len(sequence.tokens) - sequence.prefilled for sequence in group))
+            started, before = time.monotonic(), sum(sequence.prefilled for sequence in group)
             try:
                 with about(*{sequence.job.request.request_id: None for sequence in group}):
-                    scores = self._restraint.twice(partial(self._engine.read, group), group, group)
+                    scores = self._limits.retry_once(partial(self._engine.prefill, group), group, group)
             except Exception as error:
-                self._reading = []
+                self._prefilling = []
                 if self._relieve(error, group):
                     return
                 self._fail({sequence.job: None for sequence in group}, error, group)
                 continue
-            self._pace(sum(sequence.read for sequence in group) - before, time.monotonic() - started)
-            self._reading = [sequence for sequence, logits in zip(group, scores, strict=True) if logits is None]
+            self._adjust_chunk(sum(sequence.prefilled for sequence in group) - before, time.monotonic() - started)
+            self._prefilling = [sequence for sequence, logits in zip(group, scores, strict=True) if logits is None]
             done = [
                 (sequence, logits.copy()) for sequence, logits in zip(group, scores, strict=True) if logits is not None
             ]
-            self._active += [sequence for sequence, _ in done]
-            for sequence, logits in done:  # copied: an engine's scores hold until its next call
-                self._begin(sequence, logits)
+            self._decoding += [sequence for sequence, _ in done]
+            for sequence, logits in done:  # copied: the scores are valid until the engine's next call
+                self._start_decoding(sequence, logits)
 
-    def _pace(self, tokens: int, seconds: float) -> None:
-        """Let the next piece be as large as may be read in the time others can be kept waiting."""
-        least, most = self._engine.piece_bounds[0], self._restraint.piece
+    def _adjust_chunk(self, tokens: int, seconds: float) -> None:
+        """Set the next chunk to what can be prefilled in the time that others may be delayed."""
+        least, most = self._engine.prefill_chunk_bounds[0], self._limits.prefill_chunk
         if tokens >= least:
-            wanted = int(_READING_SECONDS * tokens / max(seconds, 1e-6))
-            self._engine.piece = max(least, min(most, (self._engine.piece + wanted) // 2))
+            wanted = int(_PREFILL_SECONDS * tokens / max(seconds, 1e-6))
+            self._engine.prefill_chunk = max(least, min(most, (self._engine.prefill_chunk + wanted) // 2))
 
-    def _group(self, budget: int) -> list[Sequence]:
-        """The sequences to read next. Strictly in order: none is overtaken for its size."""
-        if self._reading:
-            return self._reading
+    def _next_prefill(self, budget: int) -> list[Sequence]:
+        """Return the sequences to prefill next, strictly in order of arrival."""
+        if self._prefilling:
+            return self._prefilling
         group: list[Sequence] = []
         longest = 0
         while self._waiting:
             first = self._waiting[0]
-            taken = [*self._active, *group]
-            if first.apart or len(taken) >= self._restraint.rows or (taken and not self._engine.fits(first, taken)):
+            taken = [*self._decoding, *group]
+            if (
+                first.uses_generate
+                or len(taken) >= self._limits.batch_size
+                or (taken and not self._engine.has_room_for(first, taken))
+            ):
                 break
-            # A prompt that is read in pieces, or only as a whole, or after which siblings follow, is read alone. Others
-            # count as long as the longest of them: an engine may have to pad them.
+            # A chunked or whole prompt, or one with siblings, is prefilled alone. Several prompts count with the
+            # longest length, because an engine may pad them.
             longest = max(longest, len(first.tokens))
             alone = first.whole or longest * (len(group) + 1) > budget or len(first.job.choices) > 1
             if group and alone:
@@ -207,185 +215,187 @@ class Batch:
                 break
         return group
 
-    def _begin(self, sequence: Sequence, logits: Logits) -> None:
-        """Make the first token of a sequence that was read, and of its siblings, which need not be read again."""
-        siblings = self._siblings(sequence)
+    def _start_decoding(self, sequence: Sequence, logits: Logits) -> None:
+        """Sample the first token of a prefilled sequence and of its siblings, which share its prefill."""
+        siblings = self._waiting_siblings(sequence)
         try:
-            for place, sibling in enumerate(siblings):
-                if not self._share(sequence, sibling):
-                    self._put_back(siblings[place:])
-                    del siblings[place:]
+            for index, sibling in enumerate(siblings):
+                if not self._fork_sibling(sequence, sibling):
+                    self._requeue(siblings[index:])
+                    del siblings[index:]
                     break
             for one in (sequence, *siblings):
-                if not one.take(logits, self._engine):
-                    self._leave(one)
+                if not one.sample_next(logits, self._engine):
+                    self._release(one)
         except Exception as error:
             self._fail([sequence.job], error, siblings)
 
-    def _share(self, sequence: Sequence, sibling: Sequence) -> bool:
-        """Give a sibling a place. False if there is no memory for one more: then it has to wait."""
+    def _fork_sibling(self, sequence: Sequence, sibling: Sequence) -> bool:
+        """Give a sibling a row. Return False if there is no memory for it; then it must wait."""
         try:
-            self._restraint.twice(partial(self._engine.share, sequence, sibling), [sibling], [sibling])
+            self._limits.retry_once(partial(self._engine.fork_sequence, sequence, sibling), [sibling], [sibling])
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            self._restraint.rows = max(1, len(self._active))
-            self._restraint.note("smaller_batch", error, [sibling])
+            self._limits.batch_size = max(1, len(self._decoding))
+            self._limits.report_relief("smaller_batch", error, [sibling])
             return False
-        self._active.append(sibling)
+        self._decoding.append(sibling)
         return True
 
-    def _siblings(self, sequence: Sequence) -> list[Sequence]:
-        """Take the job's other choices, as far as there are places, out of the queue: they wait right at its head."""
+    def _waiting_siblings(self, sequence: Sequence) -> list[Sequence]:
+        """Take the job's other choices, as far as there is room, from the head of the queue."""
         found: list[Sequence] = []
-        if sequence.made:  # it was read again: the others have gone other ways
+        if sequence.generated:  # it was preempted: its siblings have other tokens by now
             return found
-        while self._waiting and self._waiting[0].job is sequence.job and not self._waiting[0].made:
-            taken = [*self._active, *found]
-            if len(taken) >= self._restraint.rows or not self._engine.fits(self._waiting[0], taken):
+        while self._waiting and self._waiting[0].job is sequence.job and not self._waiting[0].generated:
+            taken = [*self._decoding, *found]
+            if len(taken) >= self._limits.batch_size or not self._engine.has_room_for(self._waiting[0], taken):
                 break
             found.append(self._waiting.popleft())
         return found
 
-    def _leave(self, sequence: Sequence) -> None:
-        self._active.remove(sequence)
-        self._engine.drop(sequence)
+    def _release(self, sequence: Sequence) -> None:
+        self._decoding.remove(sequence)
+        self._engine.release_sequence(sequence)
 
-    def _make_room(self) -> None:
-        """Where sequences have grown to fill the cache, let the latest that can be read again wait for room."""
-        while len(self._active) + len(self._reading) > 1 and self._engine.full([*self._active, *self._reading]):
-            if not self._put_back_latest():
+    def _preempt_when_full(self) -> None:
+        """While the cache is full, preempt the latest sequence that can be prefilled again."""
+        while len(self._decoding) + len(self._prefilling) > 1 and self._engine.is_cache_full(
+            [*self._decoding, *self._prefilling]
+        ):
+            if not self._preempt_latest():
                 return
 
-    def _put_back_latest(self) -> bool:
-        latest = next((one for one in reversed(self._active) if not one.whole), None)
+    def _preempt_latest(self) -> bool:
+        latest = next((one for one in reversed(self._decoding) if not one.whole), None)
         if latest is not None:
-            self._leave(latest)
+            self._release(latest)
             self._waiting.appendleft(latest)
         return latest is not None
 
     # -- decoding ------------------------------------------------------------------------------------------------------
 
-    def _step(self) -> None:
-        sequences = list(self._active)
+    def _decode(self) -> None:
+        sequences = list(self._decoding)
         try:
-            scores = self._restraint.twice(partial(self._engine.step, sequences), sequences)
+            scores = self._limits.retry_once(partial(self._engine.decode_step, sequences), sequences)
         except Exception as error:
             if not self._relieve(error):
                 self._fail({sequence.job: None for sequence in sequences}, error)
             return
-        self._restraint.recover()
+        self._limits.raise_limits()
         for sequence, logits in zip(sequences, scores, strict=True):
-            if sequence not in self._active:
-                continue  # its job failed with a sibling a moment ago
+            if sequence not in self._decoding:
+                continue  # its job failed with a sibling in this step
             try:
-                if not sequence.take(logits, self._engine):
-                    self._leave(sequence)
+                if not sequence.sample_next(logits, self._engine):
+                    self._release(sequence)
             except Exception as error:
                 self._fail([sequence.job], error)
 
-    def _answer_apart(self) -> None:
-        group = list(takewhile(lambda sequence: sequence.apart, self._waiting))[: self._restraint.rows]
+    def _run_generate(self) -> None:
+        group = list(takewhile(lambda sequence: sequence.uses_generate, self._waiting))[: self._limits.batch_size]
         for sequence in group:
             self._waiting.remove(sequence)
-        self._active = group
+        self._decoding = group
         alone = len({sequence.job for sequence in group}) == 1
         try:
-            failed = self._apart(group)
+            failed = self._generate(group)
             again = [
                 one
                 for one in group
                 if out_of_memory(failed.get(one.job)) and not any(choice.tokens for choice in one.job.choices)
             ]
             if again:
-                release()
+                free_unused_memory()
                 if not alone:
-                    self._restraint.rows = 1
-                self._restraint.note("retried" if alone else "smaller_batch", failed[again[0].job], again)
+                    self._limits.batch_size = 1
+                self._limits.report_relief("retried" if alone else "smaller_batch", failed[again[0].job], again)
             for job in dict.fromkeys(one.job for one in again):
                 del failed[job]
-                failed |= self._apart([one for one in again if one.job is job])
+                failed |= self._generate([one for one in again if one.job is job])
             for job, error in failed.items():
                 self._fail([job], error, alone=alone or job in {one.job for one in again})
         finally:
-            self._active = []
-        self._restraint.recover()
+            self._decoding = []
+        self._limits.raise_limits()
 
-    def _apart(self, group: list[Sequence]) -> dict[Job, Exception]:
-        """Answer these apart and return what failed, the errors without the tensors that their tracebacks hold."""
+    def _generate(self, group: list[Sequence]) -> dict[Job, Exception]:
+        """Answer a group by ``generate``. Return what failed, without the tensors that tracebacks hold."""
         try:
-            failed = self._engine.answer_apart(group, self._look_at_others)
+            failed = self._engine.run_generate(group, self._between_steps)
         except Exception as error:
             failed = {sequence.job: error for sequence in group}
-        return {job: bare(error) for job, error in failed.items()}
+        return {job: without_traceback(error) for job, error in failed.items()}
 
-    def _look_at_others(self) -> None:
-        """Let go of those who wait and are not wanted any more, while others are answered apart."""
-        for arrived in self._arrived():
-            self._take(arrived)
+    def _between_steps(self) -> None:
+        """Admit new requests and drop cancelled waiting ones, while ``generate`` runs."""
+        for arrived in self._drain_inbox():
+            self._admit(arrived)
         for sequence in [sequence for sequence in self._waiting if not sequence.job.wanted]:
             self._waiting.remove(sequence)
-            sequence.choice.finish("cancelled")
+            sequence.choice.finish_choice("cancelled")
 
     # -- when memory runs out ------------------------------------------------------------------------------------------
 
     def _relieve(self, error: Exception, group: Many[Sequence] = ()) -> bool:
-        """Make do with less after memory ran out twice: in a step, or while ``group`` was read.
+        """Reduce the work after memory ran out twice, in a step or in the prefill of ``group``.
 
-        1. Of several sequences half go on; those being read and the latest that can be read again wait.
-        2. If none of several can wait, the latest job fails, and may be asked again.
-        3. One alone has its prompt read in smaller pieces.
+        1. Of several sequences half continue; the ones in prefill and the latest that can be prefilled again wait.
+        2. If none can wait, the latest job fails, and may be sent again.
+        3. A single sequence gets smaller prefill chunks.
 
-        Return False where nothing is left to be done.
+        Return False if nothing can be reduced.
         """
         if not out_of_memory(error):
             return False
-        reading = list(group or self._reading)
-        many = len(self._active) + len(reading)
+        reading = list(group or self._prefilling)
+        many = len(self._decoding) + len(reading)
         if many == 1:
-            return bool(group) and self._read_smaller(group[0], error)  # 3
-        self._restraint.rows = max(1, many // 2)
-        self._restraint.note("smaller_batch", error, [*self._active, *reading])
-        self._reading = []
-        self._put_back(reading)
+            return bool(group) and self._shrink_chunk(group[0], error)  # 3
+        self._limits.batch_size = max(1, many // 2)
+        self._limits.report_relief("smaller_batch", error, [*self._decoding, *reading])
+        self._prefilling = []
+        self._requeue(reading)
         moved = bool(reading)
-        while len(self._active) > self._restraint.rows and self._put_back_latest():  # 1
+        while len(self._decoding) > self._limits.batch_size and self._preempt_latest():  # 1
             moved = True
-        release()
+        free_unused_memory()
         if not moved:
-            self._fail([self._active[-1].job], error, alone=False)  # 2
+            self._fail([self._decoding[-1].job], error, alone=False)  # 2
         return True
 
-    def _read_smaller(self, sequence: Sequence, error: Exception) -> bool:
-        least = self._engine.piece_bounds[0]
-        piece = min(self._engine.piece, len(sequence.tokens)) // 2
+    def _shrink_chunk(self, sequence: Sequence, error: Exception) -> bool:
+        least = self._engine.prefill_chunk_bounds[0]
+        piece = min(self._engine.prefill_chunk, len(sequence.tokens)) // 2
         if sequence.whole or piece < least:
             return False
-        self._engine.piece = self._restraint.piece = piece
-        self._restraint.note("smaller_piece", error, [sequence])
-        self._put_back([sequence])
-        release()
+        self._engine.prefill_chunk = self._limits.prefill_chunk = piece
+        self._limits.report_relief("smaller_piece", error, [sequence])
+        self._requeue([sequence])
+        free_unused_memory()
         return True
 
-    def _put_back(self, sequences: list[Sequence]) -> None:
+    def _requeue(self, sequences: list[Sequence]) -> None:
         for sequence in reversed(sequences):
-            self._engine.rewind(sequence)
+            self._engine.reset_prefill(sequence)
             self._waiting.appendleft(sequence)
 
     # -- failing -------------------------------------------------------------------------------------------------------
 
     def _fail(self, jobs: Iterable[Job], error: Exception, taken: Iterable[Sequence] = (), alone: bool = True) -> None:
-        """Tell the gateway that these requests failed, and forget them and what was ``taken`` out of the queues."""
-        self._fatal(error)  # first: after an error that ends the process not even dropping works
+        """Send Failed for these requests and remove them, and the sequences ``taken`` out of the queues."""
+        self._fatal(error)  # first: after a fatal error even releasing sequences fails
         failure = classify(error)
         for sequence in taken:
-            self._engine.drop(sequence)
+            self._engine.release_sequence(sequence)
         for job in jobs:
-            for here in (self._reading, self._active, self._waiting):
+            for here in (self._prefilling, self._decoding, self._waiting):
                 for sequence in [sequence for sequence in here if sequence.job is job]:
                     here.remove(sequence)
-                    self._engine.drop(sequence)
-            if failure.kind == "internal" and not job.wanted:  # what it was about may be gone already, its files too
+                    self._engine.release_sequence(sequence)
+            if failure.kind == "internal" and not job.wanted:  # the error may come from its removed files
                 log.info("the request was cancelled", extra={"request_id": job.request.request_id})
             elif failure.kind == "internal":
                 log.error("the request failed", exc_info=error, extra={"request_id": job.request.request_id})

@@ -1,9 +1,8 @@
-"""What is done when memory has run out, whatever the model: free what is held for speed alone, do less at once.
+"""What to do when memory runs out: free caches, retry, reduce the batch, and later raise it again.
 
-Runner process; needs no torch, knows nothing of queues.
+Runner process, the loop's thread. Imports no torch; knows no queues.
 """
 
-import ctypes
 import gc
 import logging
 import sys
@@ -13,83 +12,84 @@ from typing import TypeVar
 from protocol.messages import Relief, RunnerMessage, Step
 from runner.engines.interface import Engine, Sequence
 from runner.errors import OutOfMemory, classify, out_of_memory
+from runner.process.resources import trim
 
 T = TypeVar("T")
 
 log = logging.getLogger("runner")
-_CALM = 1024  # steps without want of memory after which more is done at once again
+_STEPS_BEFORE_RAISE = 1024  # steps without a shortage before the limits are raised
 
 
-def release() -> None:
-    """Free what can be freed: garbage, blocks that torch keeps for its next tensors, pages that the C library keeps.
+def free_unused_memory() -> None:
+    """Free garbage, the blocks torch caches on the GPU, and the pages the C library keeps.
 
-    Not to be called in an exception's handler: its traceback holds the tensors of what failed.
+    Do not call this in an exception handler: the traceback holds the tensors of the failed call.
     """
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    trim(collect=False)
 
 
-def bare(error: Exception) -> Exception:
-    """Return what an error says without its traceback, whose frames keep the tensors of what ran out of memory."""
+def without_traceback(error: Exception) -> Exception:
+    """Return an out-of-memory error without its traceback, whose frames hold the tensors of the failed call."""
     return OutOfMemory(str(classify(error))) if out_of_memory(error) else error
 
 
-class Restraint:
-    """How much an engine is asked to do at once: all it can, until memory runs out, and after a calm while again.
+class BatchLimits:
+    """How much work an engine gets at once: its maximum, less after memory ran out, more again after a calm period.
 
-    ``rows`` is how many sequences are answered at once, ``piece`` the most tokens of a prompt that are read at once.
-    Who lowers them says so by :meth:`note`.
+    ``batch_size`` is the most sequences at once, ``prefill_chunk`` the most prompt tokens per call. Whoever lowers them
+    calls :meth:`report_relief`.
     """
 
     def __init__(self, engine: Engine, send: Callable[[RunnerMessage], None]) -> None:
         self._engine = engine
         self._send = send
-        self._strained_at = 0  # in the engine's steps
-        self.rows = engine.rows
-        self.piece = engine.piece_bounds[1]
+        self._relieved_at = 0  # in the engine's steps
+        self.batch_size = engine.max_batch_size
+        self.prefill_chunk = engine.prefill_chunk_bounds[1]
 
-    def twice(self, work: Callable[[], T], sequences: Iterable[Sequence], unread: Iterable[Sequence] = ()) -> T:
-        """Do it; if memory runs out, free what can be freed, let go of what is ``unread`` and do it once more."""
+    def retry_once(self, work: Callable[[], T], sequences: Iterable[Sequence], unread: Iterable[Sequence] = ()) -> T:
+        """Call ``work``. If memory runs out, free unused memory, reset the prefill of ``unread``, and call it once
+        more.
+        """
         try:
             return work()
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            first = bare(error)
+            first = without_traceback(error)
         if any(sequence.retried for sequence in unread):
-            raise first  # a prompt is read from its beginning again: the same piece would fail over and over
+            raise first  # the prefill starts over, so the same chunk would fail again and again
         for sequence in unread:
             sequence.retried = True
-            self._engine.rewind(sequence)
-        release()
-        self.note("retried", first, sequences)
+            self._engine.reset_prefill(sequence)
+        free_unused_memory()
+        self.report_relief("retried", first, sequences)
         try:
             return work()
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            second = bare(error)
+            second = without_traceback(error)
         raise second
 
-    def note(self, step: Step, error: Exception, sequences: Iterable[Sequence]) -> None:
-        """Tell the gateway what is done, and the answers that it was done for."""
-        self._strained_at = self._engine.steps
+    def report_relief(self, step: Step, error: Exception, sequences: Iterable[Sequence]) -> None:
+        """Tell the gateway which step was taken, and record it for the affected answers."""
+        self._relieved_at = self._engine.steps
         log.warning("memory ran out (%s): %s", classify(error), step.replace("_", " "))
         for sequence in sequences:
             sequence.job.relief[step] = None
-        self._send(Relief(step, str(classify(error)), self.rows, self._engine.rows))
+        self._send(Relief(step, str(classify(error)), self.batch_size, self._engine.max_batch_size))
 
-    def recover(self) -> None:
-        """After a while without want of memory try with more at once: what took so much may have gone."""
-        rows, largest = self._engine.rows, self._engine.piece_bounds[1]
-        if self.rows >= rows and self.piece >= largest:
+    def raise_limits(self) -> None:
+        """Double the limits after a calm period: whatever used the memory may be gone."""
+        rows, largest = self._engine.max_batch_size, self._engine.prefill_chunk_bounds[1]
+        if self.batch_size >= rows and self.prefill_chunk >= largest:
             return
-        if self._engine.steps - self._strained_at >= _CALM:
-            self._strained_at = self._engine.steps
-            self.rows, self.piece = min(rows, 2 * self.rows), min(largest, 2 * self.piece)
-            self._send(Relief("larger_batch", "", self.rows, rows))
+        if self._engine.steps - self._relieved_at >= _STEPS_BEFORE_RAISE:
+            self._relieved_at = self._engine.steps
+            self.batch_size, self.prefill_chunk = min(rows, 2 * self.batch_size), min(largest, 2 * self.prefill_chunk)
+            self._send(Relief("larger_batch", "", self.batch_size, rows))

@@ -1,18 +1,18 @@
-"""Choosing the next token from a model's scores: penalties, masks, temperature, nuclei and seeds. Runner process.
+"""Samples the next token from a model's scores: penalties, masks, temperature, top-k, top-p, min-p, seeds.
 
-NumPy alone, so that every engine can use it. Knows nothing of tokenizers, grammars (it asks a mask) or batches: one
-``Sampler`` chooses for one sequence, and the same seed chooses the same tokens whatever else is in the batch.
+Runner process. NumPy only, so every engine can use it. Knows no tokenizers, grammars (it asks a mask) or batches: one
+``Sampler`` serves one sequence, and a seed gives the same tokens whatever else is in the batch.
 
-The scores are changed in this order:
+The scores change in this order:
 
 1. ``logit_bias`` is added.
-2. ``repetition_penalty`` divides positive scores and multiplies negative ones, of tokens in the prompt or the answer.
+2. ``repetition_penalty`` divides positive and multiplies negative scores of tokens in the prompt or the answer.
 3. ``presence_penalty`` is subtracted once, ``frequency_penalty`` once per occurrence, for tokens of the answer.
-4. A constraint makes impossible what its grammar does not allow.
-5. Ends are impossible before ``min_tokens``, unless the constraint leaves nothing else.
-6. ``temperature`` 0 takes the highest score. Any other divides the scores, and from there on
-   ``top_k`` keeps the k likeliest, ``top_p`` the fewest of those whose share of what is left reaches it, ``min_p``
-   those at least that fraction as likely as the likeliest, and one of the rest is drawn by its probability.
+4. A constraint excludes the tokens that its grammar does not allow.
+5. End tokens are excluded before ``min_tokens``, unless the constraint allows nothing else.
+6. With ``temperature`` 0 the highest score is taken. Otherwise the scores are divided by it; ``top_k`` keeps the k
+   likeliest tokens, ``top_p`` the fewest that reach that share of the rest, ``min_p`` those with at least that fraction
+   of the highest probability; and one token is drawn.
 """
 
 import math
@@ -28,38 +28,38 @@ from runner.errors import RequestError, RunnerError
 Scores = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
-ROWS = 64
-"""How many rows the vocabulary is folded into to find its largest scores."""
+FOLDS = 64
+"""Rows into which the vocabulary is folded to find its largest scores."""
 
 
 class TokenMask(Protocol):
-    """What may come next, kept by whoever knows the grammar."""
+    """The tokens allowed next, implemented by the grammar."""
 
-    def apply(self, scores: Scores) -> None:
-        """Set to -inf, in place, the scores of tokens that may not come next."""
+    def mask_scores(self, scores: Scores) -> None:
+        """Set the scores of tokens that are not allowed to -inf, in place."""
         ...
 
-    def accept(self, token: int) -> None:
-        """Take the token that came."""
+    def accept_token(self, token: int) -> None:
+        """Advance by the sampled token."""
         ...
 
     @property
     def finished(self) -> bool:
-        """Whether nothing more may come."""
+        """Whether no more tokens are allowed."""
         ...
 
 
 class BrokenOutput(RunnerError):
-    """The model's scores leave no token to choose."""
+    """The model's scores leave no token to sample."""
 
 
 class Sampler:
-    """Chooses the tokens of one answer.
+    """Samples the tokens of one answer.
 
-    :param prompt: The prompt's ids. Those outside the vocabulary (placeholders of media) count for nothing.
+    :param prompt: The prompt's ids. Ids outside the vocabulary (media placeholders) are ignored.
     :param ends: The ids that end an answer.
-    :param choice: Which of a request's answers this is. Each draws from a stream of its own.
-    :param constraint: What the answer must match. It is this sequence's own: the sampler moves it on.
+    :param choice: The index of the answer; each draws from its own random stream.
+    :param constraint: The answer's mask, advanced by this sampler.
     """
 
     def __init__(
@@ -80,24 +80,19 @@ class Sampler:
         self._bias_ids = np.array([token for token, _ in sampling.logit_bias], np.int64)
         self._biases = np.array([bias for _, bias in sampling.logit_bias], np.float32)
         self._counts: dict[int, int] = {}
-        self._answer = _Tally(())
-        self._seen = _Tally(prompt if sampling.repetition_penalty != 1.0 else ())
+        self._answer = _TokenCounts(())
+        self._seen = _TokenCounts(prompt if sampling.repetition_penalty != 1.0 else ())
         self._length = 0
         self._scratch: Scores = np.empty(0, np.float32)
 
     @property
-    def plain_greedy(self) -> bool:
-        """Whether the highest score is always the choice, and nothing else is asked: an engine may take it itself."""
-        return self._sampling.temperature == 0.0 and self._sampling.logprobs is None and not self._changes
-
-    @property
     def finished(self) -> bool:
-        """Whether the constraint is complete and nothing more may come."""
+        """Whether the constraint is complete and no more tokens are allowed."""
         return self.constraint is not None and self.constraint.finished
 
     @property
     def _changes(self) -> bool:
-        """Whether scores are changed before the temperature."""
+        """Whether steps 1 to 5 change any score."""
         asked = self._sampling
         return bool(
             asked.logit_bias
@@ -108,14 +103,14 @@ class Sampler:
             or self.constraint is not None
         )
 
-    def choose(self, logits: Scores) -> int:
-        """Return the next token, and remember it.
+    def sample_token(self, logits: Scores) -> int:
+        """Return the next token, and record it.
 
-        :param logits: The model's scores, float32 (V,). They are left as they are.
-        :raises BrokenOutput: if they are no numbers, or leave nothing to choose.
-        :raises RequestError: if ``logit_bias`` names a token that the vocabulary has not.
+        :param logits: The model's scores, float32 (V,); not modified.
+        :raises BrokenOutput: if they are not finite, or no token is left.
+        :raises RequestError: if ``logit_bias`` names a token outside the vocabulary.
         """
-        best = int(logits.argmax())  # the first NaN, if there is one
+        best = int(logits.argmax())  # the first NaN, if any
         if not math.isfinite(logits[best]):
             raise BrokenOutput(
                 "the model's output is not a number: its weights, or their quantization, are likely to be damaged"
@@ -123,7 +118,7 @@ class Sampler:
                 else "the model's output is not a number for any token"
             )
         scores = logits
-        with np.errstate(over="ignore"):  # beyond float32 is -inf: as good as impossible
+        with np.errstate(over="ignore"):  # overflow gives -inf, which excludes the token
             if self._changes:
                 scores = self._changed(logits)
                 best = int(scores.argmax())
@@ -132,32 +127,32 @@ class Sampler:
             token = best if self._sampling.temperature == 0.0 else self._draw(scores, float(scores[best]))
             if self._sampling.logprobs is not None:
                 self.last_logprob = logprobs(logits, token, self._sampling.logprobs)
-        self.accept(token)
+        self.accept_token(token)
         return token
 
-    def accept(self, token: int) -> None:
-        """Remember a token of the answer. ``choose`` does so itself; this is for tokens that came about otherwise."""
+    def accept_token(self, token: int) -> None:
+        """Record a token that was not sampled here; :meth:`sample_token` records its own."""
         self._length += 1
         asked = self._sampling
         if asked.presence_penalty or asked.frequency_penalty:
-            self._answer.add(token)
+            self._answer.count_token(token)
         if asked.repetition_penalty != 1.0:
-            self._seen.add(token)
+            self._seen.count_token(token)
         if self.constraint is not None:
-            self.constraint.accept(token)
+            self.constraint.accept_token(token)
 
     # -- scores --------------------------------------------------------------------------------------------------------
 
-    def _room(self, size: int) -> Scores:
-        """Return an array to work in. It is this sampler's, and the same each time."""
+    def _work_array(self, size: int) -> Scores:
+        """Return this sampler's scratch array; its content is overwritten."""
         if self._scratch.size != size:
             self._scratch = np.empty(size, np.float32)
         return self._scratch
 
     def _changed(self, logits: Scores) -> Scores:
-        """Return a copy of the scores after steps 1 to 5."""
+        """Return a copy of the scores after steps 1 to 5, in the scratch array."""
         asked, size = self._sampling, logits.size
-        scores = self._room(size)
+        scores = self._work_array(size)
         np.copyto(scores, logits)
         if self._bias_ids.size:
             if not 0 <= self._bias_ids.min() <= self._bias_ids.max() < size:
@@ -165,14 +160,14 @@ class Sampler:
                 raise RequestError(f"logit_bias: there is no token {wrong}; this model's are 0 to {size - 1}")
             scores[self._bias_ids] += self._biases
         if asked.repetition_penalty != 1.0:
-            ids, _ = self._seen.within(size)
+            ids, _ = self._seen.within_vocabulary(size)
             seen = scores[ids]
             scores[ids] = np.where(seen > 0, seen / asked.repetition_penalty, seen * asked.repetition_penalty)
         if asked.presence_penalty or asked.frequency_penalty:
-            ids, counts = self._answer.within(size)
+            ids, counts = self._answer.within_vocabulary(size)
             scores[ids] -= asked.presence_penalty + asked.frequency_penalty * counts
         if self.constraint is not None:
-            self.constraint.apply(scores)
+            self.constraint.mask_scores(scores)
         if self._length < asked.min_tokens:
             ends = self._ends[self._ends < size]
             before = scores[ends]
@@ -182,13 +177,13 @@ class Sampler:
         return scores
 
     def _draw(self, scores: Scores, highest: float) -> int:
-        """Return a token drawn as step 6 says. May overwrite scores that are in this sampler's own array."""
+        """Return a token drawn by step 6. May overwrite the scratch array."""
         asked = self._sampling
-        weights = self._room(scores.size)
-        # From the highest down, so that no temperature overflows: the likeliest weighs exp(0).
+        weights = self._work_array(scores.size)
+        # Relative to the highest, so that no temperature overflows: the likeliest weighs exp(0).
         np.subtract(scores, np.float32(highest), out=weights)
         np.divide(weights, np.float32(max(asked.temperature, 1e-30)), out=weights)
-        ids: Ids | None = None  # every token, until some are left out
+        ids: Ids | None = None  # None: every token
         if 0 < asked.top_k < weights.size:
             ids = largest(weights, asked.top_k)
             weights = weights[ids]
@@ -197,36 +192,36 @@ class Sampler:
             kept = nucleus(weights, asked.top_p)
             weights, ids = weights[kept], kept if ids is None else ids[kept]
         if asked.min_p > 0.0:
-            kept = np.flatnonzero(weights >= np.float32(asked.min_p))  # the likeliest weighs 1
+            kept = np.flatnonzero(weights >= np.float32(asked.min_p))  # the highest weight is 1
             weights, ids = weights[kept], kept if ids is None else ids[kept]
-        place = _pick(weights, self._generator.random())
-        return place if ids is None else int(ids[place])
+        index = _pick(weights, self._generator.random())
+        return index if ids is None else int(ids[index])
 
 
-class _Tally:
-    """Different ids and how often each was added, as arrays that grow without being rebuilt."""
+class _TokenCounts:
+    """Distinct ids and their counts, as arrays that grow in place."""
 
     def __init__(self, ids: Sequence[int]) -> None:
         first, counts = np.unique(np.asarray(ids, np.int64), return_counts=True)
         self._ids, self._counts = first, counts.astype(np.float32)
         self._size = first.size
-        self._places = {token: place for place, token in enumerate(first.tolist())}
+        self._index = {token: index for index, token in enumerate(first.tolist())}
 
-    def add(self, token: int) -> None:
-        place = self._places.get(token)
-        if place is not None:
-            self._counts[place] += 1
+    def count_token(self, token: int) -> None:
+        index = self._index.get(token)
+        if index is not None:
+            self._counts[index] += 1
             return
         if self._size == self._ids.size:
             more = max(64, self._size)
             self._ids = np.concatenate([self._ids, np.zeros(more, np.int64)])
             self._counts = np.concatenate([self._counts, np.zeros(more, np.float32)])
         self._ids[self._size], self._counts[self._size] = token, 1
-        self._places[token] = self._size
+        self._index[token] = self._size
         self._size += 1
 
-    def within(self, vocabulary: int) -> tuple[Ids, Scores]:
-        """Return the ids that a vocabulary of this size has, and their counts."""
+    def within_vocabulary(self, vocabulary: int) -> tuple[Ids, Scores]:
+        """Return the ids below ``vocabulary``, and their counts."""
         ids, counts = self._ids[: self._size], self._counts[: self._size]
         if self._size and not (0 <= ids.min() and ids.max() < vocabulary):
             kept = (ids >= 0) & (ids < vocabulary)
@@ -235,7 +230,7 @@ class _Tally:
 
 
 def logprobs(logits: Scores, token: int, count: int) -> tuple[float, list[tuple[int, float]]]:
-    """Return the natural log probability of a token, and the ``count`` likeliest as (id, log probability)."""
+    """Return a token's natural log probability, and the ``count`` likeliest tokens as (id, log probability)."""
     highest = logits.max()
     total = float(highest) + math.log(float(np.exp(logits - highest).sum(dtype=np.float64)))
     top = largest(logits, min(count, logits.size)) if count > 0 else np.empty(0, np.int64)
@@ -243,33 +238,33 @@ def logprobs(logits: Scores, token: int, count: int) -> tuple[float, list[tuple[
 
 
 def largest(scores: Scores, count: int) -> Ids:
-    """Return the places of the ``count`` largest scores, largest first and then by place. 0 < count <= V.
+    """Return the indices of the ``count`` largest scores, largest first, then by index. 0 < count <= V.
 
-    Sorts only what can be among them: of the maxima of V / 64 disjoint groups, the ``count``-th is a bound that at
-    least ``count`` scores reach.
+    Sorts only candidates: of the maxima of V / 64 disjoint groups, the ``count``-th is a bound that at least ``count``
+    scores reach.
     """
-    width = scores.size // ROWS
+    width = scores.size // FOLDS
     if count < width:
-        maxima = scores[: width * ROWS].reshape(ROWS, width).max(axis=0)
+        maxima = scores[: width * FOLDS].reshape(FOLDS, width).max(axis=0)
         bound = np.partition(maxima, width - count)[width - count]
-        places = np.flatnonzero(scores >= bound)
+        indices = np.flatnonzero(scores >= bound)
     elif count < scores.size:
         bound = np.partition(scores, scores.size - count)[scores.size - count]
-        places = np.flatnonzero(scores >= bound)
+        indices = np.flatnonzero(scores >= bound)
     else:
-        places = np.arange(scores.size)
-    return places[np.argsort(-scores[places], kind="stable")[:count]]
+        indices = np.arange(scores.size)
+    return indices[np.argsort(-scores[indices], kind="stable")[:count]]
 
 
 def nucleus(weights: Scores, top_p: float) -> Ids:
-    """Return the places, in order, of the fewest weights that make up ``top_p`` of their sum; at least one.
+    """Return the ascending indices of the fewest weights that reach ``top_p`` of their sum; at least one.
 
-    Of equal weights at the edge the first are kept. Weights under (1 - top_p) / V of the sum make up less than
-    1 - top_p together, so only the others are sorted.
+    Of equal weights at the edge the first are kept. Weights below (1 - top_p) / V of the sum total less than 1 - top_p,
+    so only the others are sorted.
     """
     total = float(weights.sum(dtype=np.float64))
-    places = np.flatnonzero(weights >= np.float32(0.999 * (1.0 - top_p) * total / weights.size))
-    likely = weights[places]
+    indices = np.flatnonzero(weights >= np.float32(0.999 * (1.0 - top_p) * total / weights.size))
+    likely = weights[indices]
     ordered = np.sort(likely)[::-1]
     reached = np.searchsorted(np.cumsum(ordered, dtype=np.float64), top_p * total)
     count = min(int(reached) + 1, ordered.size)
@@ -277,11 +272,11 @@ def nucleus(weights: Scores, top_p: float) -> Ids:
     above = likely > edge
     ties = np.flatnonzero(likely == edge)[: count - int(np.count_nonzero(above))]
     above[ties] = True
-    return places[above]
+    return indices[above]
 
 
 def _pick(weights: Scores, share: float) -> int:
-    """Return the place at which the running sum of the weights passes ``share`` (0 to 1) of their sum.
+    """Return the index at which the running sum of the weights exceeds ``share`` (0 to 1) of their sum.
 
     Sums blocks first: a running sum over a whole vocabulary takes several times as long.
     """
@@ -291,14 +286,14 @@ def _pick(weights: Scores, share: float) -> int:
     block = min(int(np.searchsorted(blocks, goal, side="right")), starts.size - 1)
     goal -= blocks[block - 1] if block else 0.0
     sums = np.cumsum(weights[block * 512 : block * 512 + 512], dtype=np.float64)
-    place = int(np.searchsorted(sums, goal, side="right"))
-    if place == sums.size:  # lost in rounding: the last that weighs anything
-        place = int(np.flatnonzero(weights[block * 512 : block * 512 + 512])[-1])
-    return block * 512 + place
+    index = int(np.searchsorted(sums, goal, side="right"))
+    if index == sums.size:  # rounding: take the last weight above 0
+        index = int(np.flatnonzero(weights[block * 512 : block * 512 + 512])[-1])
+    return block * 512 + index
 
 
 def _generator(seed: int | None, choice: int) -> np.random.Generator:
-    """Return the stream of a choice: its own, and without a seed unlike any other, in forked processes too."""
+    """Return the random stream of a choice. Without a seed it differs each time, in forked processes too."""
     if seed is None:
-        return np.random.Generator(np.random.PCG64())  # from the operating system's entropy, each time
+        return np.random.Generator(np.random.PCG64())  # seeded from the operating system
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed & (1 << 64) - 1, choice])))

@@ -1,4 +1,4 @@
-"""What a runner is as a process: its threads and memory, what its loads take, and mends for libraries.
+"""The runner as a process: threads and memory, measurements of a load, workarounds for libraries.
 
 Runner process and forkserver. Knows no requests.
 """

@@ -1,24 +1,25 @@
-"""A hook for tests: makes memory run out where they want it to, as the libraries report it, or a step hang.
+"""A hook for tests: makes engine calls run out of memory, hang or die. Runner process.
 
-Read from ``SWITCHYARD_INJECT_FAULT`` by runners alone; without it nothing here is in any call's way. The variable holds
-rules, separated by ``;``, each a place and its conditions:
+Rules come from ``SWITCHYARD_INJECT_FAULT``; without it, engines are not wrapped. Rules are separated by ``;``. A rule
+is a point and its conditions:
 
-    load model=a times=1; step above=2 kind=cpu; read level=normal times=3; step after=5 kind=kill
+    load model=a times=1; decode above=2 kind=cpu; prefill level=normal times=3; decode after=5 kind=kill
 
-Places are ``load``, ``prepare``, ``read``, ``share``, ``step`` and ``apart``. Conditions, all of which must hold:
-``model`` and ``level`` are those of the load (several levels with ``,``), ``above`` that more sequences than that are
-concerned, ``after`` that so many calls went well before, ``times`` that it happened less often in this process, and
-``once`` that it did not happen in any: it names a file, which is then made. ``kind`` is what happens: ``cuda`` and
-``cpu`` raise torch's errors, ``memory`` (the default) raises MemoryError, ``kill`` ends the process as the kernel's
-out-of-memory killer does, ``grow:300MB`` takes that much memory and goes on, and ``hang:FILE`` waits while there is
-that file. Runner process.
+Points are ``load``, ``prepare``, ``prefill``, ``fork``, ``decode`` and ``generate``. All conditions must hold:
+``model`` and ``level`` are those of the load (several levels with ``,``); ``above``: more sequences than that;
+``after``: that many calls passed before; ``times``: it happened less often in this process; ``once``: a file that does
+not exist yet, and is then made, so that it happens in one process only.
+
+``kind`` is what happens: ``cuda`` and ``cpu`` raise torch's errors, ``memory`` (the default) raises MemoryError,
+``kill`` sends SIGKILL, ``grow:300MB`` allocates that much and continues, ``hang:FILE`` waits while the file exists.
 """
 
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,24 @@ from protocol.messages import Load
 from utils.units import parse_bytes
 
 VARIABLE = "SWITCHYARD_INJECT_FAULT"
-_PLACES = ("load", "prepare", "read", "share", "step", "apart")
-_LOOK = 0.05  # seconds
+_POINTS = {
+    "load_model": "load",
+    "prepare_sequences": "prepare",
+    "prefill": "prefill",
+    "fork_sequence": "fork",
+    "decode_step": "decode",
+    "run_generate": "generate",
+}
+"""The points of rules, by the engine's method."""
+_POLL_SECONDS = 0.05  # seconds
 _hoard: list[Any] = []
 
 
 @dataclass
 class Rule:
-    place: str
+    """One rule, and how often it applied."""
+
+    point: str
     model: str = ""
     level: tuple[str, ...] = ()
     above: int = 0
@@ -46,8 +57,8 @@ class Rule:
     passed: int = field(default=0, init=False)
     happened: int = field(default=0, init=False)
 
-    def meet(self, load: Load, count: int) -> None:
-        """Do what is to happen, if it is to happen here and now, to ``count`` sequences."""
+    def apply_to(self, load: Load, count: int) -> None:
+        """Cause the fault if the rule applies to this call, which concerns ``count`` sequences."""
         if self.model not in ("", load.name) or (self.level and load.level not in self.level) or count <= self.above:
             return
         if self.times is not None and self.happened >= self.times:
@@ -58,16 +69,16 @@ class Rule:
         self.happened += 1
         if self.once:
             Path(self.once).touch()
-        _happen(self.kind)
+        _cause(self.kind)
 
 
-def _happen(kind: str) -> None:
+def _cause(kind: str) -> None:
     kind, _, size = kind.partition(":")
     if kind == "grow":
         _hoard.append(np.ones(int(parse_bytes(size)), dtype=np.uint8))
     elif kind == "hang":
         while Path(size).exists():
-            time.sleep(_LOOK)
+            time.sleep(_POLL_SECONDS)
     elif kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif kind == "cuda":
@@ -80,64 +91,43 @@ def _happen(kind: str) -> None:
         raise MemoryError("injected")
 
 
-def rules(text: str) -> list[Rule]:
-    """:raises ValueError: for what is no rule; a test's mistake must not look like memory that suffices."""
+def parse_rules(text: str) -> list[Rule]:
+    """:raises ValueError: for an invalid rule, so that a test's mistake does not look like enough memory."""
     found = []
     for entry in filter(None, (part.strip() for part in text.split(";"))):
-        place, *conditions = entry.split()
+        point, *conditions = entry.split()
         values: dict[str, Any] = dict(condition.split("=", 1) for condition in conditions)
-        if place not in _PLACES:
-            raise ValueError(f"{VARIABLE}: there is no place {place!r}")
+        if point not in _POINTS.values():
+            raise ValueError(f"{VARIABLE}: there is no point {point!r}")
         if "level" in values:
             values["level"] = tuple(values["level"].split(","))
         values |= {name: int(values[name]) for name in ("above", "after", "times") if name in values}
-        found.append(Rule(place, **values))
+        found.append(Rule(point, **values))
     return found
 
 
-def around(engine: Any, load: Load) -> Any:
-    """Return the engine, behind what makes it run out of memory if a test says so."""
+def with_faults(engine: Any, load: Load) -> Any:
+    """Return the engine, wrapped if a test injects faults."""
     text = os.environ.get(VARIABLE, "")
-    return _Short(engine, load, rules(text)) if text else engine
+    return _FaultyEngine(engine, load, parse_rules(text)) if text else engine
 
 
-class _Short:
-    """An engine that runs out of memory by rules."""
+class _FaultyEngine:
+    """An engine whose calls fail by rules."""
 
     def __init__(self, engine: Any, load: Load, given: list[Rule]) -> None:
         self.__dict__.update(_engine=engine, _load=load, _rules=given)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
+        method = getattr(self._engine, name)
+        return partial(self._call, _POINTS[name], method) if name in _POINTS else method
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._engine, name, value)
 
-    def _meet(self, place: str, count: int = 1) -> None:
+    def _call(self, point: str, method: Callable[..., Any], *arguments: Any) -> Any:
+        count = len(arguments[0]) if arguments and isinstance(arguments[0], list) else 1
         for rule in self._rules:
-            if rule.place == place:
-                rule.meet(self._load, count)
-
-    def load(self) -> Any:
-        self._meet("load")
-        return self._engine.load()
-
-    def prepare(self, job: Any) -> Any:
-        self._meet("prepare")
-        return self._engine.prepare(job)
-
-    def read(self, sequences: Sequence[Any]) -> Any:
-        self._meet("read", len(sequences))
-        return self._engine.read(sequences)
-
-    def share(self, sequence: Any, sibling: Any) -> None:
-        self._meet("share")
-        self._engine.share(sequence, sibling)
-
-    def step(self, sequences: Sequence[Any]) -> Any:
-        self._meet("step", len(sequences))
-        return self._engine.step(sequences)
-
-    def answer_apart(self, sequences: Sequence[Any], between: Callable[[], None]) -> Any:
-        self._meet("apart", len(sequences))
-        return self._engine.answer_apart(sequences, between)
+            if rule.point == point:
+                rule.apply_to(self._load, count)
+        return method(*arguments)

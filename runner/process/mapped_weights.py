@@ -1,7 +1,7 @@
-"""Weights that stay in their file: which memory is mapped from such files, and what of it is in use. Runner process.
+"""Finds memory that is mapped from weights' files, and releases its pages. Runner process.
 
-Pages of such a mapping belong to the page cache: reading them costs no copy, and the kernel can take them back. Those
-that were only passed through, as in a load that quantizes, are given back here.
+Pages of such a mapping belong to the page cache: using them takes no copy, and the kernel can reclaim them. Pages that
+a load only read, as when it quantizes, are released here.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ _HEAD = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ +(.*)$")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Range:
-    """Addresses mapped from a weights' file; ``written`` bytes of it are copies of this process's own."""
+    """Addresses mapped from a weights' file; ``written`` bytes of it are this process's own copies."""
 
     start: int
     end: int
@@ -26,8 +26,8 @@ class Range:
     written: int
 
 
-def ranges() -> list[Range]:
-    """Return what is mapped from weights' files, by address."""
+def mapped_ranges() -> list[Range]:
+    """Return the ranges mapped from weights' files, by address."""
     found, head, written = [], None, 0
     for line in [*Path("/proc/self/smaps").read_text().splitlines(), "0-0 - - - - "]:
         if match := _HEAD.match(line):
@@ -39,21 +39,22 @@ def ranges() -> list[Range]:
     return sorted(found)
 
 
-def release(mapped: Iterable[Range]) -> None:
-    """Let this process's pages of these ranges go; they are mapped again when they are used. Ranges that were written
-    to stay."""
+def release_pages(mapped: Iterable[Range]) -> None:
+    """Release this process's pages of these ranges; the kernel maps them again when they are used. Ranges that were
+    written to stay.
+    """
     madvise = ctypes.CDLL(None, use_errno=True).madvise
     for one in mapped:
         if not one.written:
             madvise(ctypes.c_void_p(one.start), ctypes.c_size_t(one.end - one.start), _MADV_DONTNEED)
 
 
-def bytes_within(mapped: list[Range], pieces: Iterable[tuple[int, int]]) -> int:
-    """Return how many bytes of ``pieces``, as (address, length), lie in mapped ranges, each address once."""
+def mapped_bytes_of(mapped: list[Range], pieces: Iterable[tuple[int, int]]) -> int:
+    """Return the bytes of ``pieces``, as (address, length), that lie in mapped ranges, each address counted once."""
     starts = [one.start for one in mapped]
     total = 0
     for address, length in dict(pieces).items():
-        place = bisect(starts, address) - 1
-        if place >= 0 and address < mapped[place].end:
+        index = bisect(starts, address) - 1
+        if index >= 0 and address < mapped[index].end:
             total += length
     return total

@@ -1,9 +1,7 @@
-"""Says what one library of runners can do on this machine: ``python -m runner.process.probe
-torch|bitsandbytes|llama_cpp``.
+"""Tests what one library can do on this machine: ``python -m runner.process.probe torch|bitsandbytes|llama_cpp``.
 
-A process of its own that uses the library for real and prints its facts as one line of JSON, the last on standard
-output. It may crash or hang as the library does: whoever starts it (``main.py doctor``) gives it a time limit. Knows
-nothing of models or settings.
+Its own process. It uses the library and prints facts as one line of JSON, the last on standard output. It may crash or
+hang with the library, so the caller (``main.py doctor``) sets a time limit. Knows no models and no settings.
 """
 
 import importlib
@@ -14,7 +12,7 @@ from typing import Any
 
 
 def torch() -> dict[str, Any]:
-    """Facts of PyTorch: ``cuda`` is the release it was built for, ``trouble`` why its GPU computes nothing."""
+    """Facts of PyTorch: ``cuda`` is the release it was built for, ``trouble`` why its GPU does not work."""
     torch = importlib.import_module("torch")
     facts: dict[str, Any] = {"version": str(torch.__version__), "cuda": torch.version.cuda, "works": False}
     with warnings.catch_warnings(record=True) as said:
@@ -24,16 +22,16 @@ def torch() -> dict[str, Any]:
                 facts["architectures"] = torch.cuda.get_arch_list()
                 facts["works"] = torch.ones(8, device="cuda").sum().item() == 8
             trouble = ""
-        except Exception as error:  # whatever it is, it is what the user has to know
+        except Exception as error:  # the user needs to see any error
             trouble = str(error)
         facts["trouble"] = trouble or "; ".join(str(warning.message) for warning in said)
     return facts
 
 
 def bitsandbytes() -> dict[str, Any]:
-    """Facts of bitsandbytes: whether it quantizes to 4 bits and back, where models would be."""
+    """Facts of bitsandbytes: whether it quantizes to 4 bits and back on the device that models use."""
     torch = importlib.import_module("torch")
-    library = importlib.import_module("runner.process.bitsandbytes_compat").install()
+    library = importlib.import_module("runner.process.compat").import_bitsandbytes()
     device = "cuda" if torch.version.cuda and torch.cuda.is_available() else "cpu"
     numbers = torch.linspace(-1, 1, 4096, device=device).reshape(64, 64)
     packed, state = library.functional.quantize_4bit(numbers, quant_type="nf4")
@@ -42,7 +40,7 @@ def bitsandbytes() -> dict[str, Any]:
 
 
 def llama_cpp() -> dict[str, Any]:
-    """Facts of llama-cpp-python: whether it was built to put layers on a GPU."""
+    """Facts of llama-cpp-python: whether it can put layers on a GPU."""
     library = importlib.import_module("llama_cpp")
     offload = bool(library.llama_supports_gpu_offload())
     return {"version": library.__version__, "works": True, "offload": offload, "trouble": ""}
@@ -52,7 +50,7 @@ _PROBES = {"torch": torch, "bitsandbytes": bitsandbytes, "llama_cpp": llama_cpp}
 
 
 def main(name: str) -> int:
-    """Print the facts; status 1 and the reason as ``trouble`` if the library cannot be used."""
+    """Print the facts. Return 1, with the reason as ``trouble``, if the library cannot be used."""
     try:
         facts = _PROBES[name]()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What this machine gives a runner: threads and memory. Runner process."""
+"""The operating system's view of this process: threads, memory and name. Runner process, forkserver and zygotes."""
 
 import ctypes
 import gc
@@ -9,23 +9,17 @@ _PR_SET_NAME = 15
 
 
 def cpu_threads(wanted: int) -> int:
-    """Return ``wanted``, or one per core this process may use."""
+    """Return ``wanted``, or the number of cores this process may use where ``wanted`` is 0."""
     return wanted or len(os.sched_getaffinity(0))
 
 
-def host_bytes_free() -> int:
-    """Return the bytes of memory that can be had without swapping."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-
-
 def private_bytes() -> int:
-    """Return the bytes of memory that only this process has, and that are not clean pages of files."""
+    """Return the bytes of memory that only this process maps, clean pages of files excluded."""
     return _rolled_up("Private_Dirty:")
 
 
 def anonymous_bytes() -> int:
-    """Return the bytes of memory that no file backs, also those still shared with the process this was forked from."""
+    """Return the bytes of memory that no file backs, pages still shared with the parent process included."""
     return _rolled_up("Anonymous:")
 
 
@@ -35,8 +29,10 @@ def _rolled_up(field: str) -> int:
 
 
 def trim(collect: bool = True) -> None:
-    """Give memory that is no longer used back to the system; without collecting garbage, which holds up all threads,
-    only what is free already."""
+    """Return unused memory to the system.
+
+    Collecting garbage stops all threads; without ``collect`` only memory that is free already is returned.
+    """
     if collect:
         gc.collect()
     libc = ctypes.CDLL(None)
@@ -45,5 +41,5 @@ def trim(collect: bool = True) -> None:
 
 
 def name_process(name: str) -> None:
-    """Show the process under this name, of which 15 bytes are kept, in top and ps. To be called in the main thread."""
+    """Name this process in ``top`` and ``ps``; the kernel keeps 15 bytes. Call it in the main thread."""
     ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints.hub.download import DownloadError, Progress, download, download_state, plan
+from checkpoints.hub.download import download, plan
 from checkpoints.hub.folder import MARKER, WORK
+from checkpoints.hub.records import DownloadError, Progress
+from checkpoints.hub.state import download_state
 from models_registry.spec import ModelSpec
 from tests.checkpoints.conftest import checkpoint, index_of, spec_of, weights
 from tests.checkpoints.hub_server import Hub, Repo

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints.hub.download import DownloadError, HubUnreachableError, download, download_state, plan
+from checkpoints.hub.download import download, plan
+from checkpoints.hub.records import DownloadError, HubUnreachableError
+from checkpoints.hub.state import download_state
 from tests.checkpoints.conftest import spec_of
 from tests.checkpoints.hub_server import Hub
 from tests.support.gateway import PATIENCE

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints.hub.download import DownloadError, DownloadStoppedError, download, download_state
+from checkpoints.hub.download import download
 from checkpoints.hub.folder import MARKER, WORK
+from checkpoints.hub.records import DownloadError, DownloadStoppedError
+from checkpoints.hub.state import download_state
 from tests.checkpoints.conftest import checkpoint, spec_of
 from tests.checkpoints.hub_server import Hub
 from tests.support.gateway import PATIENCE

@@ -28,7 +28,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def text(start_for_module: Start, home: Path) -> GatewayProcess:
     """A gateway with the text model, loaded, and the same once more, to be seen reading."""
     rules = (
-        f"read model=reader kind=hang:{home}/held;read model=reader after=2 once={home}/third kind=hang:{home}/nothing"
+        f"prefill model=reader kind=hang:{home}/held;"
+        f"prefill model=reader after=2 once={home}/third kind=hang:{home}/nothing"
     )
     gateway = start_for_module(models=only("deepseek", deepseek=ONE_AT_ONCE, reader=READER), inject_fault=rules)
     gateway.load("deepseek")

@@ -34,16 +34,16 @@ def short(start_for_module: Start, tmp_path_factory: pytest.TempPathFactory) -> 
     """A gateway whose models, all the same small one, run out of memory each in its own way."""
     once = tmp_path_factory.mktemp("once")
     rules = {
-        "step_once": "step after=2 times=1 kind=cpu",
+        "step_once": "decode after=2 times=1 kind=cpu",
         "load_once": f"load once={once}/load_once",
         "load_never": "load kind=cpu",
-        "alone": "step times=2",
-        "midway": "step after=5 times=2",
-        "crowd": "step above=1",
-        "late": "step after=12 times=2",
-        "pair": "step above=1 times=30 kind=grow:40MB",
-        "hog": "step times=30 kind=grow:40MB",
-        "grower": "step times=1 kind=grow:150MB",
+        "alone": "decode times=2",
+        "midway": "decode after=5 times=2",
+        "crowd": "decode above=1",
+        "late": "decode after=12 times=2",
+        "pair": "decode above=1 times=30 kind=grow:40MB",
+        "hog": "decode times=30 kind=grow:40MB",
+        "grower": "decode times=1 kind=grow:150MB",
     }
     text = ";".join(
         f"{place} model={name} {rest}" for name, rule in rules.items() for place, _, rest in [rule.partition(" ")]
@@ -234,7 +234,7 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
         patched.setenv(
             "SWITCHYARD_INJECT_FAULT",
             "load model=falls level=normal,small_batch,offload kind=cuda;"
-            f"step model=victim above=1 after=3 kind=kill; load model=young once={home}/killed kind=kill",
+            f"decode model=victim above=1 after=3 kind=kill; load model=young once={home}/killed kind=kill",
         )
         patched.setattr(devices, "gpus", lambda: [devices.Gpu(0, 0, "GPU-0", "none", 8 * 10**9, 8 * 10**9)])
         patched.setattr(devices, "oom_kills", itertools.count().__next__)

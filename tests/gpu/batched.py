@@ -38,9 +38,9 @@ def asked(name: str, folder: Path) -> list[Generate]:
 
 
 def main(name: str, path: str) -> dict[str, Any]:
-    from runner.process import torchvision_compat
+    from runner.process import compat
 
-    torchvision_compat.install()
+    compat.import_torchvision()
     import torch
 
     from runner.engines.transformers import ENGINE
@@ -48,8 +48,8 @@ def main(name: str, path: str) -> dict[str, Any]:
     on_gpu = torch.cuda.is_available()
     device = "cuda:0" if on_gpu else "cpu"
     engine = ENGINE(load_of("transformers", name, path, device=device, max_batch_size=ROWS, cache_tokens=65536), silent)
-    engine.open()
-    engine.load()
+    engine.open_checkpoint()
+    engine.load_model()
     with tempfile.TemporaryDirectory() as folder:
         requests = asked(name, Path(folder))
         alone(engine, request("Hello", max_new_tokens=3))  # kernels are compiled and memory is set aside

@@ -102,9 +102,9 @@ def build(name: str, folder: Path) -> None:
     import torch
     import transformers
 
-    from runner.process import torchvision_compat
+    from runner.process import compat
 
-    torchvision_compat.install()
+    compat.import_torchvision()
     source, class_name, sizes = SIZES[name]
     shutil.copytree(POCKET / source, folder, ignore=shutil.ignore_patterns("*.safetensors", "README.md", "spk_dict.pt"))
     whole = json.loads((folder / "config.json").read_text())

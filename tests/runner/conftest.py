@@ -28,9 +28,9 @@ def _load(family: str, floats: int = 32, **fields: Any) -> Any:
     """Load a pocket model. The imports are made here: no other test should pay for torch."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from runner.process import torchvision_compat
+        from runner.process import compat
 
-        torchvision_compat.install()
+        compat.import_torchvision()
         import torch
 
         from runner.engines.transformers import ENGINE
@@ -38,8 +38,8 @@ def _load(family: str, floats: int = 32, **fields: Any) -> Any:
         folder = ROOT / "pocket" / "checkpoints" / FOLDERS[family]
         engine = ENGINE(load_of("transformers", family, folder, **fields), silent)
         engine._dtype = torch.float32 if floats == 32 else torch.bfloat16
-        engine.open()
-        engine.load()
+        engine.open_checkpoint()
+        engine.load_model()
     return engine
 
 

@@ -1,7 +1,7 @@
-"""Drives a runner's batch by hand: jobs in, turns one by one, messages out. Imports no torch.
+"""Drives a runner's batch by hand: jobs in, iterations one by one, messages out. Imports no torch.
 
-:class:`Watched` stands before an engine and writes down what it is asked to do; :class:`Crowd` is a batch over it
-whose turns the test makes itself, so that "in the middle" is a place in the code and not a moment on the clock.
+:class:`Watched` wraps an engine and records its calls. :class:`Crowd` is a batch over it whose iterations the test
+runs, so that "in the middle" is a point in the code and not a moment on the clock.
 """
 
 import functools
@@ -22,11 +22,11 @@ from runner.generation.loop import Batch
 from tests.support.gateway import ROOT, SMOLLM2
 
 TURNS = 20_000
-"""More than any test makes: a batch that makes no progress fails instead of hanging."""
+"""More iterations than any test needs: a batch without progress fails instead of hanging."""
 
 
 def load_of(engine: str, family: str, path: object, **fields: Any) -> Load:
-    """Return the message that loads a model on one thread of the CPU, unquantized and three at a time."""
+    """Return the message that loads a model on one CPU thread, unquantized, three sequences at a time."""
     given = {"quant_bits": 16, "device": "cpu", "threads": 1, "max_batch_size": 3} | fields
     return Load("load-1", "model", family, engine, str(path), **given)
 
@@ -38,17 +38,17 @@ def _smollm2() -> dict[str, Any]:
 
 
 def llama_of(**fields: Any) -> Any:
-    """Return the engine of llama.cpp with SmolLM2 loaded, by the template of the catalog."""
+    """Return the llama.cpp engine with SmolLM2 loaded, with the catalog's chat template."""
     from runner.engines.llama_cpp import ENGINE
 
     engine = ENGINE(load_of("llama_cpp", "deepseek", SMOLLM2, **_smollm2() | fields), silent)
-    engine.open()
-    engine.load()
+    engine.open_checkpoint()
+    engine.load_model()
     return engine
 
 
 def silent(phase: str, fraction: float | None = None) -> None:
-    """Take an engine's reports of progress."""
+    """Ignore an engine's progress reports."""
 
 
 def said(text: str, role: str = "user") -> ChatMessage:
@@ -65,7 +65,7 @@ def request(
     request_fields: dict[str, Any] | None = None,
     **sampling: Any,
 ) -> Generate:
-    """Return a request: messages as they are, or one message of these parts. Its id is its own."""
+    """Return a request with its own id: the given messages, or one message of the given parts."""
     messages = tuple(part for part in parts if isinstance(part, ChatMessage))
     if not messages:
         of_user = tuple(Part("text", part) if isinstance(part, str) else part for part in parts)
@@ -75,11 +75,10 @@ def request(
 
 
 class Watched:
-    """An engine that writes down what it is asked, and fails where a test wants it to.
+    """An engine that records its calls, and fails where a test wants it to.
 
-    ``pieces`` are (sequence, tokens read before, tokens read after) of each prompt that was read on; ``together`` the
-    sequences of each step and ``lengths`` how many tokens each had then. ``before_step`` and ``before_read`` are called
-    with what is about to be done.
+    ``pieces`` are (sequence, tokens before, tokens after) of each prefill. ``together`` are the sequences of each step,
+    ``lengths`` their tokens then. ``before_step`` and ``before_read`` are called with the sequences of the next call.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -96,35 +95,35 @@ class Watched:
         return getattr(self.engine, name)
 
     @property
-    def piece_bounds(self) -> tuple[int, int]:
-        """Pieces that do not go by the clock."""
-        return self.engine.piece, self.engine.piece
+    def prefill_chunk_bounds(self) -> tuple[int, int]:
+        """A fixed chunk size, independent of the clock."""
+        return self.engine.prefill_chunk, self.engine.prefill_chunk
 
-    def prepare(self, job: Job) -> list[Sequence]:
-        self.sequences[job] = sequences = self.engine.prepare(job)
+    def prepare_sequences(self, job: Job) -> list[Sequence]:
+        self.sequences[job] = sequences = self.engine.prepare_sequences(job)
         return sequences
 
-    def read(self, sequences: Many[Sequence]) -> list[Logits | None]:
+    def prefill(self, sequences: Many[Sequence]) -> list[Logits | None]:
         self.before_read(sequences)
-        began = [one.read for one in sequences]
-        scores = self.engine.read(sequences)
-        self.pieces += [(one, start, one.read) for one, start in zip(sequences, began, strict=True)]
+        began = [one.prefilled for one in sequences]
+        scores = self.engine.prefill(sequences)
+        self.pieces += [(one, start, one.prefilled) for one, start in zip(sequences, began, strict=True)]
         return scores
 
-    def step(self, sequences: Many[Sequence]) -> list[Logits]:
+    def decode_step(self, sequences: Many[Sequence]) -> list[Logits]:
         self.together.append(list(sequences))
         self.lengths.append([len(one.tokens) for one in sequences])
         self.before_step(sequences)
-        return self.engine.step(sequences)
+        return self.engine.decode_step(sequences)
 
-    def drop(self, sequence: Sequence) -> None:
+    def release_sequence(self, sequence: Sequence) -> None:
         self.dropped.append(sequence)
-        self.engine.drop(sequence)
+        self.engine.release_sequence(sequence)
 
 
 @dataclass
 class Answer:
-    """What a client would make of a job's messages; one entry of ``texts`` and ``tokens`` for each choice."""
+    """A job's messages as a client sees them; ``texts`` and ``tokens`` have one entry per choice."""
 
     texts: list[str]
     thoughts: list[str]
@@ -147,7 +146,7 @@ class Answer:
 
 @dataclass
 class Crowd:
-    """A batch over an engine, and the jobs given to it. Nothing happens but in :meth:`turn`."""
+    """A batch over an engine, and its jobs. Nothing happens outside :meth:`turn`."""
 
     engine: Any
     fatal: list[Exception] = field(default_factory=list)
@@ -167,10 +166,10 @@ class Crowd:
         return jobs
 
     def turn(self, times: int = 1) -> None:
-        """Make turns. Only while somebody waits for an answer: an idle batch would wait for ever."""
+        """Run iterations. Requires an unfinished job, because an idle batch would wait for ever."""
         for _ in range(times):
             assert not all(job.over for job in self.jobs), "nothing is asked any more"
-            self.batch.turn()
+            self.batch.run_iteration()
 
     def until(self, condition: Callable[[], Any]) -> None:
         for _ in range(TURNS):
@@ -180,18 +179,18 @@ class Crowd:
         raise AssertionError("the batch makes no progress")
 
     def finish(self) -> None:
-        """Turn until every job is over."""
+        """Run until every job is over."""
         self.until(lambda: all(job.over for job in self.jobs))
 
     def answers(self, *requests: Generate) -> list[Answer]:
-        """Ask all of these at once and return their answers in order."""
+        """Send all requests at once; return their answers in order."""
         jobs = self.ask(*requests)
         self.finish()
         return [self.answer(job) for job in jobs]
 
     def made(self, job: Job) -> int:
-        """How many tokens a job has so far, in all its choices."""
-        return sum(one.made for one in self.watched.sequences.get(job, ()))
+        """Return how many tokens a job has so far, in all choices."""
+        return sum(one.generated for one in self.watched.sequences.get(job, ()))
 
     def answer(self, job: Job) -> Answer:
         mine = [one for one in self.sent if getattr(one, "request_id", None) == job.request.request_id]
@@ -213,13 +212,14 @@ class Crowd:
 
 
 def alone(engine: Any, *requests: Generate) -> list[Answer]:
-    """Ask one after the other, each with the engine to itself."""
+    """Send the requests one after the other, each with the engine to itself."""
     return [Crowd(engine).answers(one)[0] for one in requests]
 
 
 def nearly_same(ours: Answer, theirs: Answer, tolerance: float) -> int:
-    """Hold two greedy answers, with log probabilities, to being the same as far as rounding lets them: where they part,
-    the tokens that were chosen were as good as equally likely. Return how many tokens are the same."""
+    """Assert that two greedy answers with log probabilities are equal up to rounding: where they differ first, the
+    sampled tokens are almost equally likely. Return the number of equal tokens.
+    """
     for step, (mine, other) in enumerate(zip(ours.logprobs[0], theirs.logprobs[0], strict=False)):
         assert math.isclose(mine.logprob, other.logprob, abs_tol=tolerance), step
         if ours.ids[step] != theirs.ids[step]:
@@ -231,10 +231,10 @@ def nearly_same(ours: Answer, theirs: Answer, tolerance: float) -> int:
 
 
 def at_rest(engine: Any) -> None:
-    """Hold an engine to having every place free and no cache kept for nobody."""
+    """Assert that an engine has no row in use and no cache allocated."""
     inner = engine.engine if isinstance(engine, Watched) else engine
-    if hasattr(inner, "_free"):  # llama.cpp: free ids keep their tokens, to be found again
-        assert sorted(inner._free) == list(range(inner.rows))
+    if hasattr(inner, "_free_rows"):  # llama.cpp: free ids keep their tokens, to be found again
+        assert sorted(inner._free_rows) == list(range(inner.max_batch_size))
     else:
-        assert not inner._placed and not inner._cache.lengths
+        assert not inner._row_sequences and not inner._cache.lengths
         assert all(layer.keys is None and layer.values is None for layer in inner._cache.layers)

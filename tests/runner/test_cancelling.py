@@ -24,7 +24,7 @@ def test_one_of_three_leaves_and_the_next_takes_its_place(engine: Engines) -> No
     jobs = crowd.ask(*asked)
     crowd.until(lambda: crowd.made(jobs[1]) >= 5)
     assert len(crowd.batch) == 3 and not crowd.made(jobs[3])
-    jobs[1].cancel()
+    jobs[1].cancel_job()
     made = crowd.made(jobs[1])
     crowd.turn()
     assert jobs[1].over and crowd.made(jobs[1]) == made
@@ -43,7 +43,7 @@ def test_in_the_middle_of_a_step(engine: Engines) -> None:
     crowd.until(lambda: crowd.made(first) >= 5)
 
     def cancel(_: Many[Sequence]) -> None:
-        first.cancel()
+        first.cancel_job()
 
     crowd.watched.before_step = cancel
     made = crowd.made(first)
@@ -59,7 +59,7 @@ def test_before_it_is_prepared(engine: Engines, media: Media, caplog: pytest.Log
     part = media.image(1)
     gone = type(part)(part.kind, path=part.path + ".gone")
     job, other = crowd.ask(request("What color is the shape?", gone, choices=2), request("What shape is it?", part))
-    job.cancel()
+    job.cancel_job()
     crowd.finish()
     assert crowd.answer(job).reasons == ("cancelled", "cancelled") and job not in crowd.watched.sequences
     assert crowd.answer(other).error is None and crowd.answer(other).ids
@@ -76,8 +76,8 @@ def test_while_it_is_prepared_and_its_files_go_first(
     crowd = Crowd(model)
     part = media.image(1)
     (job,) = crowd.ask(request("What color is the shape?", type(part)(part.kind, path=part.path + ".gone")))
-    monkeypatch.setattr("runner.generation.loop._WORD", 60.0)  # the thread that says why may be late
-    looked, prepare = threading.Event(), model.prepare
+    monkeypatch.setattr("runner.generation.loop._CANCEL_SECONDS", 60.0)  # the thread that says why may be late
+    looked, prepare = threading.Event(), model.prepare_sequences
 
     def prepares(asked: Job) -> list[Sequence]:
         try:
@@ -85,8 +85,8 @@ def test_while_it_is_prepared_and_its_files_go_first(
         finally:
             looked.set()
 
-    monkeypatch.setattr(model, "prepare", prepares)
-    word = threading.Thread(target=lambda: looked.wait(60) and job.cancel())
+    monkeypatch.setattr(model, "prepare_sequences", prepares)
+    word = threading.Thread(target=lambda: looked.wait(60) and job.cancel_job())
     word.start()
     crowd.finish()
     word.join()
@@ -99,7 +99,7 @@ def test_while_it_is_prepared_and_its_files_go_first(
 @pytest.mark.parametrize("others", [0, 1])
 def test_while_its_prompt_is_read(engine: Engines, monkeypatch: pytest.MonkeyPatch, others: int) -> None:
     model = engine()
-    monkeypatch.setattr(model, "piece", 32)
+    monkeypatch.setattr(model, "prefill_chunk", 32)
     crowd = Crowd(model)
     crowd.ask(*(request("17 + 25?", **LONG) for _ in range(others)))
     (long,) = crowd.ask(request("How much is it? " * 40 + "8 + 95"))
@@ -107,7 +107,7 @@ def test_while_its_prompt_is_read(engine: Engines, monkeypatch: pytest.MonkeyPat
 
     def cancel(sequences: Many[Sequence]) -> None:
         if any(one.job is long for one in sequences):
-            long.cancel()  # heard while the third piece is read
+            long.cancel_job()  # heard while the third piece is read
 
     crowd.watched.before_read = cancel
     crowd.finish()
@@ -121,7 +121,7 @@ def test_while_it_waits(engine: Engines) -> None:
     jobs = crowd.ask(*(request("17 + 25?", **LONG) for _ in range(5)))
     crowd.turn()
     assert not crowd.made(jobs[3])
-    jobs[3].cancel()
+    jobs[3].cancel_job()
     crowd.turn()
     assert jobs[3].over and not any(job.over for job in jobs[:3])
     crowd.finish()
@@ -132,7 +132,7 @@ def test_while_it_waits(engine: Engines) -> None:
 def test_before_it_arrives(engine: Engines) -> None:
     crowd = Crowd(engine())
     (job,) = crowd.ask(request("17 + 25?"))
-    job.cancel()
+    job.cancel_job()
     crowd.finish()
     assert crowd.answer(job).reasons == ("cancelled",) and not crowd.watched.pieces and not crowd.watched.together
 
@@ -142,7 +142,7 @@ def test_all_of_them(engine: Engines) -> None:
     jobs = crowd.ask(*(request("17 + 25?", **LONG) for _ in range(4)))
     crowd.turn(4)
     for job in jobs:
-        job.cancel()
+        job.cancel_job()
     steps = crowd.engine.steps
     crowd.turn()
     assert all(job.over for job in jobs) and crowd.engine.steps == steps
@@ -167,7 +167,7 @@ def test_all_choices_go_at_once(engine: Engines) -> None:
     crowd = Crowd(engine())
     several, other = crowd.ask(request("17 + 25?", choices=4, **LONG), request("8 + 95"))
     crowd.turn(3)
-    several.cancel()
+    several.cancel_job()
     crowd.turn()
     assert crowd.answer(several).reasons == ("cancelled",) * 4
     crowd.finish()
@@ -187,7 +187,7 @@ def test_one_that_is_answered_apart(engine: Engines, media: Media, when: int) ->
     def cancel(*_: object) -> None:
         nonlocal calls
         if calls == when:
-            jobs[0].cancel()
+            jobs[0].cancel_job()
         calls += 1
 
     hook = model._model.text_decoder.register_forward_pre_hook(cancel)
@@ -203,7 +203,7 @@ def test_a_prompt_that_is_read_is_not_held_up_by_one_that_goes_apart(
     engine: Engines, media: Media, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = engine("qwen_omni")
-    monkeypatch.setattr(model, "piece", 32)
+    monkeypatch.setattr(model, "prefill_chunk", 32)
     crowd = Crowd(model)
     (read,) = crowd.ask(request("What color is it? " * 40, max_new_tokens=4))
     crowd.turn()

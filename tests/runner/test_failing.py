@@ -54,7 +54,7 @@ def test_a_request_that_cannot_be_answered_fails_alone(engine: Engines, media: M
 def test_so_does_one_with_the_wrong_media(
     engine: Engines, media: Media, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runner.generation.loop._WORD", 0.0)  # nobody cancels it
+    monkeypatch.setattr("runner.generation.loop._CANCEL_SECONDS", 0.0)  # nobody cancels it
     crowd = Crowd(engine(family))
     part = media.sound(1) if family == "qwen_audio" else media.image(1)
     missing = type(part)(part.kind, path=part.path + ".gone")
@@ -123,14 +123,14 @@ def test_a_step_that_fails_halfway_leaves_a_cache_to_go_on_with(
 
 def test_a_prompt_that_fails_while_it_is_read(engine: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     model = engine()
-    monkeypatch.setattr(model, "piece", 32)
+    monkeypatch.setattr(model, "prefill_chunk", 32)
     crowd = Crowd(model)
     (good,) = crowd.ask(request("What is 17 + 25?"))
     crowd.turn(2)
     bad, after = crowd.ask(request("How much is it? " * 20 + "8 + 95", choices=2), request("8 + 95"))
 
     def fail(sequences: Many[Sequence]) -> None:
-        if any(one.job is bad and one.read == 64 for one in sequences):
+        if any(one.job is bad and one.prefilled == 64 for one in sequences):
             raise Broken("the third piece")
 
     crowd.watched.before_read = fail
@@ -144,13 +144,13 @@ def test_scores_that_are_no_numbers_fail_the_one_they_are_of(engine: Engines) ->
     crowd = Crowd(model)
     jobs = crowd.ask(*(request(f"What is {one} + 25?") for one in (1, 17, 40)))
     crowd.turn(2)
-    step = crowd.watched.engine.step
+    step = crowd.watched.engine.decode_step
 
     def broken(sequences: Many[Sequence]) -> list[Any]:
         scores = step(sequences)
         return [row * float("nan") if one.job is jobs[1] else row for one, row in zip(sequences, scores, strict=True)]
 
-    crowd.watched.step = broken  # type: ignore[method-assign]
+    crowd.watched.decode_step = broken  # type: ignore[method-assign]
     crowd.finish()
     error = crowd.answer(jobs[1]).error
     assert error and "not a number" in error.error
@@ -166,7 +166,7 @@ def test_a_choice_that_fails_takes_its_siblings_along(engine: Engines) -> None:
     def broken(token: int, logprob: object = None) -> bool:
         raise Broken("the second choice")
 
-    second.choice.token = broken  # type: ignore[method-assign]
+    second.choice.append_token = broken  # type: ignore[method-assign]
     crowd.finish()
     assert [one.request_id for one in failures(crowd)] == [several.request.request_id]
     assert crowd.answer(other).text == "17 + 25 = 42"
@@ -188,20 +188,20 @@ def test_a_batch_that_breaks_ends_the_process(engine: Engines, monkeypatch: pyte
 
     monkeypatch.setattr(main, "_exit", end)
     watched = Watched(engine())
-    monkeypatch.setattr(watched, "drop", broken)
+    monkeypatch.setattr(watched, "release_sequence", broken)
     runner = main.Runner(None)  # type: ignore[arg-type]
     sent: list[Any] = []
     monkeypatch.setattr(runner, "send", sent.append)
     monkeypatch.setattr(runner, "_load", lambda _: watched)
     job = Job(request("17 + 25"), sent.append)
-    prepare = watched.prepare
+    prepare = watched.prepare_sequences
 
     def prepared(asked: Job) -> list[Sequence]:
         sequences = prepare(asked)
-        asked.cancel()  # it is dropped before anything that is guarded
+        asked.cancel_job()  # it is dropped before anything that is guarded
         return sequences
 
-    monkeypatch.setattr(watched, "prepare", prepared)
+    monkeypatch.setattr(watched, "prepare_sequences", prepared)
     runner._inbox.put(job)
     with pytest.raises(Ended, match="1"):
         runner._serve(load_of("transformers", "deepseek", ""))
@@ -214,7 +214,7 @@ def test_one_of_those_answered_apart_fails_alone(engine: Engines, media: Media, 
     spoken = {} if picture else {"switches": {"speech": True}}
     asked = (request("What is it?", *picture, max_new_tokens=4, request_fields=spoken) for _ in range(2))
     bad, good = crowd.ask(*asked)
-    prepare = crowd.watched.prepare
+    prepare = crowd.watched.prepare_sequences
 
     def broken(token: int, logprob: object = None) -> bool:
         raise Broken("the first of them")
@@ -222,10 +222,10 @@ def test_one_of_those_answered_apart_fails_alone(engine: Engines, media: Media, 
     def sabotaged(job: Job) -> list[Sequence]:
         sequences = prepare(job)
         if job is bad:
-            sequences[0].choice.token = broken  # type: ignore[method-assign]
+            sequences[0].choice.append_token = broken  # type: ignore[method-assign]
         return sequences
 
-    crowd.watched.prepare = sabotaged  # type: ignore[method-assign]
+    crowd.watched.prepare_sequences = sabotaged  # type: ignore[method-assign]
     crowd.finish()
     assert crowd.answer(bad).error
     assert crowd.answer(good).error is None and crowd.answer(good).ids

@@ -86,7 +86,7 @@ def by_generate(engine: Any, asked: Generate) -> list[int]:
     """Return the ids that transformers' own greedy search makes of the same tensors, without the end."""
     import torch
 
-    prepared = engine._family.prepare(asked, engine._device)
+    prepared = engine._family.prepare_inputs(asked, engine._device)
     with torch.inference_mode():
         output = engine._model.generate(
             **prepared.inputs,
@@ -138,7 +138,7 @@ def test_prompts_read_in_pieces_and_together_make_no_difference(
     engine: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = engine()
-    monkeypatch.setattr(model, "piece", 64)
+    monkeypatch.setattr(model, "prefill_chunk", 64)
     story = "3 plus 4 is what I would like to know. " * 10
     asked = [request(story + "What is 17 + 25?"), request("8 + 95"), request("Add 0 and 7."), request(story + "4 + 4?")]
     crowd = Crowd(model)
@@ -152,7 +152,7 @@ def test_prompts_read_in_pieces_and_together_make_no_difference(
 
 def test_others_go_on_while_a_long_prompt_is_read(engine: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     model = engine()
-    monkeypatch.setattr(model, "piece", 64)
+    monkeypatch.setattr(model, "prefill_chunk", 64)
     crowd = Crowd(model)
     (short,) = crowd.ask(request("What is 17 + 25?", max_new_tokens=128))
     crowd.until(lambda: crowd.made(short) >= 3)

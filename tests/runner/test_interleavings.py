@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 from protocol.messages import Done, Failed, Generate, RunnerMessage, Sampling, Started
-from runner.engines.interface import Logits, Sequence, sampler_of
+from runner.engines.interface import Logits, Sequence, build_sampler
 from runner.errors import RequestError
 from runner.generation.job import Job
 from runner.generation.loop import Batch
@@ -36,8 +36,8 @@ class Toy:
     """
 
     def __init__(self, rows: int, piece: int, cells: int) -> None:
-        self.rows, self.piece, self.cells = rows, piece, cells
-        self.piece_bounds = (piece, piece)
+        self.max_batch_size, self.prefill_chunk, self.cells = rows, piece, cells
+        self.prefill_chunk_bounds = (piece, piece)
         self.steps = 0
         self.ends = frozenset({END})
         self.places: dict[int, list[int]] = {}
@@ -46,11 +46,11 @@ class Toy:
         self.failing: Callable[[str, Many[Sequence]], None] = lambda where, sequences: None
         self.read_order: list[str] = []
 
-    def prepare(self, job: Job) -> list[Sequence]:
+    def prepare_sequences(self, job: Job) -> list[Sequence]:
         script: Script = job.request.switches["script"]
         if script.unfit == "early":
             raise RequestError("unfit")
-        choices = job.begin(len(script.prompt), lambda ids: "".join(chr(97 + token % 26) for token in ids))
+        choices = job.begin_choices(len(script.prompt), lambda ids: "".join(chr(97 + token % 26) for token in ids))
         if script.unfit == "late":
             raise RequestError("unfit")
         limit = job.request.sampling.max_new_tokens
@@ -59,57 +59,61 @@ class Toy:
                 choice,
                 script.prompt,
                 limit,
-                sampler_of(choice, script.prompt, self.ends, None),
+                build_sampler(choice, script.prompt, self.ends, None),
                 None,
                 script.whole,
-                script.apart,
+                script.uses_generate,
             )
             for choice in choices
         ]
 
-    def fits(self, sequence: Sequence, others: Many[Sequence]) -> bool:
-        return sum(one.need for one in (sequence, *others)) <= self.cells
+    def has_room_for(self, sequence: Sequence, others: Many[Sequence]) -> bool:
+        return sum(one.tokens_needed for one in (sequence, *others)) <= self.cells
 
-    def full(self, sequences: Many[Sequence]) -> bool:
+    def is_cache_full(self, sequences: Many[Sequence]) -> bool:
         return sum(len(one.tokens) for one in sequences) > self.cells
 
     def _place(self, sequence: Sequence) -> None:
-        assert sequence.place < 0 and not sequence.apart and sequence.job.wanted
-        sequence.place = min(set(range(self.rows)) - set(self.places))  # fails if there are more than rows
-        self.places[sequence.place], self.holders[sequence.place] = [], sequence
+        assert sequence.row < 0 and not sequence.uses_generate and sequence.job.wanted
+        sequence.row = min(set(range(self.max_batch_size)) - set(self.places))  # fails if there are more than rows
+        self.places[sequence.row], self.holders[sequence.row] = [], sequence
 
     def _scores(self, sequence: Sequence) -> Logits:
-        assert self.holders[sequence.place] is sequence
-        assert self.places[sequence.place] == sequence.tokens
+        assert self.holders[sequence.row] is sequence
+        assert self.places[sequence.row] == sequence.tokens
         scores = np.zeros(VOCABULARY, np.float32)
-        scores[after(self.places[sequence.place])] = 9.0
+        scores[after(self.places[sequence.row])] = 9.0
         return scores
 
-    def read(self, sequences: Many[Sequence]) -> list[Logits | None]:
+    def prefill(self, sequences: Many[Sequence]) -> list[Logits | None]:
         self.failing("read", sequences)
         assert len(sequences) == 1 or not any(one.whole for one in sequences)
-        assert len(sequences) == 1 or sum(len(one.tokens) - one.read for one in sequences) <= self.piece
+        assert len(sequences) == 1 or sum(len(one.tokens) - one.prefilled for one in sequences) <= self.prefill_chunk
         for sequence in sequences:
-            if sequence.place < 0:
+            if sequence.row < 0:
                 self._place(sequence)
                 self.read_order.append(sequence.job.request.request_id)
-            end = len(sequence.tokens) if sequence.whole else min(len(sequence.tokens), sequence.read + self.piece)
-            self.places[sequence.place] += sequence.tokens[sequence.read : end]
-            sequence.read = end
+            end = (
+                len(sequence.tokens)
+                if sequence.whole
+                else min(len(sequence.tokens), sequence.prefilled + self.prefill_chunk)
+            )
+            self.places[sequence.row] += sequence.tokens[sequence.prefilled : end]
+            sequence.prefilled = end
             (self.unread.add if end < len(sequence.tokens) else self.unread.discard)(sequence)
-        return [self._scores(one) if one.read == len(one.tokens) else None for one in sequences]
+        return [self._scores(one) if one.prefilled == len(one.tokens) else None for one in sequences]
 
-    def share(self, sequence: Sequence, sibling: Sequence) -> None:
+    def fork_sequence(self, sequence: Sequence, sibling: Sequence) -> None:
         self.failing("share", [sequence])
         self._place(sibling)
-        self.places[sibling.place] = list(self.places[sequence.place])
-        sibling.read = sequence.read
+        self.places[sibling.row] = list(self.places[sequence.row])
+        sibling.prefilled = sequence.prefilled
 
-    def step(self, sequences: Many[Sequence]) -> list[Logits]:
+    def decode_step(self, sequences: Many[Sequence]) -> list[Logits]:
         self.steps += 1
         self.failing("step", sequences)
         read = {*self.holders.values()} - self.unread
-        assert {*sequences} == {one for one in read if len(self.places[one.place]) == len(one.tokens) - 1}
+        assert {*sequences} == {one for one in read if len(self.places[one.row]) == len(one.tokens) - 1}
         assert all(one.job.wanted for one in sequences), "a step for nobody"
         assert (
             len(sequences) == 1
@@ -117,23 +121,23 @@ class Toy:
             or all(one.whole for one in sequences)
         )
         for one in sequences:
-            self.places[one.place].append(one.tokens[-1])
+            self.places[one.row].append(one.tokens[-1])
         held = sum(len(tokens) for tokens in self.places.values())
         if held > self.cells and len(self.places) > 1 and not all(one.whole for one in self.holders.values()):
             raise AssertionError(f"{held} tokens in {self.cells} cells")
         return [self._scores(one) for one in sequences]
 
-    def drop(self, sequence: Sequence) -> None:
-        sequence.read = 0
+    def release_sequence(self, sequence: Sequence) -> None:
+        sequence.prefilled = 0
         self.unread.discard(sequence)
-        if sequence.place >= 0:
-            del self.places[sequence.place], self.holders[sequence.place]
-            sequence.place = -1
+        if sequence.row >= 0:
+            del self.places[sequence.row], self.holders[sequence.row]
+            sequence.row = -1
 
-    def answer_apart(
+    def run_generate(
         self, sequences: Many[Sequence], between: Callable[[], None] = lambda: None
     ) -> dict[Job, Exception]:
-        assert not self.places and len(sequences) <= self.rows and all(one.apart for one in sequences)
+        assert not self.places and len(sequences) <= self.max_batch_size and all(one.uses_generate for one in sequences)
         for sequence in sequences:
             self.failing("apart", [sequence])  # those before it are answered by then
             scores = np.zeros(VOCABULARY, np.float32)
@@ -141,7 +145,7 @@ class Toy:
                 between()
                 scores[:] = 0
                 scores[after(sequence.tokens)] = 9.0
-                if not sequence.take(scores, self):
+                if not sequence.sample_next(scores, self):
                     break
         return {}
 
@@ -159,7 +163,7 @@ class Script:
     arrives: int
     cancelled: int | None
     whole: bool
-    apart: bool
+    uses_generate: bool
     unfit: str
 
 
@@ -171,7 +175,7 @@ scripts = st.builds(
     arrives=st.integers(0, 30),
     cancelled=st.none() | st.integers(0, 50),
     whole=st.sampled_from([False, False, True]),
-    apart=st.sampled_from([False] * 4 + [True]),
+    uses_generate=st.sampled_from([False] * 4 + [True]),
     unfit=st.sampled_from([""] * 6 + ["early", "late"]),
 )
 
@@ -185,7 +189,7 @@ def run(
 ) -> tuple[Toy, list[Job], list[RunnerMessage], list[Exception]]:
     """Play it; return the engine, the jobs, what was sent and the errors. ``failing`` names calls by number, and what
     fails there; ``foresight`` is how much of what it may make a sequence reckons with."""
-    with patch("runner.engines.interface._FORESIGHT", foresight):
+    with patch("runner.engines.interface._EXPECTED_TOKENS", foresight):
         return _run(asked, rows, piece, cells, failing)
 
 
@@ -214,14 +218,14 @@ def _run(
             if script.arrives == turn:
                 inbox.put(job)
             if script.cancelled == turn:
-                job.cancel()
+                job.cancel_job()
         came = [job for job, script in zip(jobs, asked, strict=True) if script.arrives <= turn]
         if all(job.over for job in came):
             if len(came) == len(jobs):
                 break
             continue  # an idle batch would wait for the next one
         steps, unwanted = engine.steps, [job for job in came if not job.wanted]
-        batch.turn()
+        batch.run_iteration()
         assert len(engine.places) <= rows
         assert all(job.over for job in unwanted), "cancelled before the turn, and not over after it"
         assert engine.steps - steps <= 1
@@ -324,5 +328,5 @@ def test_an_idle_batch_waits_for_company() -> None:
     ]
     for job in jobs:
         inbox.put(job)
-    batch.turn()
+    batch.run_iteration()
     assert len(engine.places) == 3 and engine.steps == 1

@@ -26,7 +26,7 @@ def small_ones_too(monkeypatch: pytest.MonkeyPatch, engine: Engines) -> None:
 
 def load(family: str, bits: int, kept: Path, limit: int = 10**9) -> Any:
     engine = _load(family, 16, quant_bits=bits, quantized_dir=str(kept), quantized_limit=limit)
-    engine.settle()
+    engine.finish_load()
     return engine
 
 
@@ -82,9 +82,9 @@ def test_files_that_change_while_they_are_quantized_are_not_those_that_were_kept
         "transformers", "deepseek", checkpoint, quant_bits=4, quantized_dir=str(kept), quantized_limit=10**9
     )
     engine = ENGINE(asked, silent)
-    engine.open()
-    engine.load()
+    engine.open_checkpoint()
+    engine.load_model()
     (checkpoint / "config.json").touch()
-    engine.settle()
+    engine.finish_load()
     (place,) = kept.iterdir()
     assert kept_weights.state(place) == "whole" and not kept_weights.holds(kept, asked.name, 4, "cpu", checkpoint)

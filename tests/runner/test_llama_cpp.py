@@ -13,9 +13,9 @@ from tests.runner.conftest import Engines
 from tests.runner.driving import Answer, Crowd, alone, llama_of, nearly_same, request, said
 
 if TYPE_CHECKING:
-    from runner.engines.gguf import Fed
+    from runner.engines.gguf import BatchToken
 
-    Feeds = Callable[[Any], list[list[Fed]]]
+    Feeds = Callable[[Any], list[list[BatchToken]]]
 
 QUESTIONS = (
     "What is the capital of France?",
@@ -43,15 +43,15 @@ def prompt_of(crowd: Crowd, place: int) -> int:
 def fed(monkeypatch: pytest.MonkeyPatch) -> "Feeds":
     """Give a function that returns a list to which an engine's evaluations are added as they are made."""
 
-    def watch(model: Any) -> "list[list[Fed]]":
-        seen: list[list[Fed]] = []
-        evaluate = model._context.evaluate
+    def watch(model: Any) -> "list[list[BatchToken]]":
+        seen: list[list[BatchToken]] = []
+        evaluate = model._context.decode_batch
 
-        def watched(tokens: "list[Fed]") -> Any:
+        def watched(tokens: "list[BatchToken]") -> Any:
             seen.append(list(tokens))
             return evaluate(tokens)
 
-        monkeypatch.setattr(model._context, "evaluate", watched)
+        monkeypatch.setattr(model._context, "decode_batch", watched)
         return seen
 
     return watch
@@ -150,14 +150,14 @@ def test_what_is_known_changes_no_answer(llama: Engines, fed: "Feeds") -> None:
 
 def test_a_cancelled_prompt_is_known_as_far_as_it_was_read(fed: "Feeds") -> None:
     model = llama_of()
-    model.piece = 64
+    model.prefill_chunk = 64
     seen = fed(model)
     crowd = Crowd(model)
     begun = "Begin. " + STORY * 9
     (job,) = crowd.ask(talk(begun))
 
     def cancel(_: Many[Sequence]) -> None:
-        job.cancel()
+        job.cancel_job()
 
     crowd.turn()
     crowd.watched.before_read = cancel
@@ -192,7 +192,7 @@ def test_a_choice_that_ends_takes_nothing_of_its_siblings_along() -> None:
     job, other = crowd.ask(asked, request("What is the capital of France?", max_new_tokens=12))
     crowd.turn(2)
     leaving = crowd.watched.sequences[job][0]
-    leaving.limit = leaving.made + 1
+    leaving.limit = leaving.generated + 1
     crowd.finish()
     assert "Paris" in crowd.answer(other).text
     assert len(crowd.answer(job).tokens[0]) == leaving.limit < 12
@@ -208,16 +208,16 @@ def test_free_places_give_way_when_cells_are_wanting() -> None:
     model = llama_of(context=256, cache_tokens=256)
     crowd = Crowd(model)
     crowd.answers(*(talk(f"{place} " + STORY * 3) for place in range(3)))
-    held = sum(len(tokens) for tokens in model._held)
+    held = sum(len(tokens) for tokens in model._cached_tokens)
     asked = talk("Now " + STORY * 9, logprobs=5)
     (answer,) = Crowd(model).answers(asked)
     assert answer.error is None and held + answer.done.prompt_tokens > 256  # type: ignore[union-attr]
-    assert sum(len(tokens) for tokens in model._held) <= 256
+    assert sum(len(tokens) for tokens in model._cached_tokens) <= 256
     close(answer, alone(llama_of(context=256, cache_tokens=256), asked)[0])
 
 
 def test_those_that_outgrow_the_context_wait_and_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runner.engines.interface._FORESIGHT", 4)
+    monkeypatch.setattr("runner.engines.interface._EXPECTED_TOKENS", 4)
     model = llama_of(context=256, cache_tokens=256)
     model._context.cells = 120  # llama.cpp has no fewer than 256
     asked = [request(f"Tell me a story of {place} foxes.", max_new_tokens=40, min_tokens=40) for place in (2, 3, 4)]

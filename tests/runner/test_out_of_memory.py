@@ -12,7 +12,7 @@ import pytest
 
 from protocol.messages import Relief
 from runner.errors import DamagedError, OutOfMemory, RequestError, classify, is_sticky, out_of_memory
-from runner.process.fault_injection import around, rules
+from runner.process.fault_injection import parse_rules, with_faults
 from tests.runner.conftest import Engines, Media
 from tests.runner.driving import Crowd, Watched, alone, at_rest, load_of, request
 from tests.support.gateway import CHECKPOINT, ROOT, SMOLLM2
@@ -27,7 +27,7 @@ def short(model: Any, text: str, monkeypatch: pytest.MonkeyPatch, **fields: Any)
     """A batch over an engine that runs out of memory by these rules."""
     monkeypatch.setenv("SWITCHYARD_INJECT_FAULT", text)
     load = load_of("transformers", "deepseek", CHECKPOINT, **fields)
-    return Crowd(Watched(around(model, load)))
+    return Crowd(Watched(with_faults(model, load)))
 
 
 def steps(crowd: Crowd) -> list[str]:
@@ -38,7 +38,7 @@ def steps(crowd: Crowd) -> list[str]:
 def test_a_step_that_finds_no_memory_is_made_once_more(
     engine: Engines, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    crowd = short(engine(), f"step after=3 times=1 kind={kind}", monkeypatch)
+    crowd = short(engine(), f"decode after=3 times=1 kind={kind}", monkeypatch)
     answers = crowd.answers(*SUMS)
     assert [answer.text for answer in answers] == ANSWERS
     assert steps(crowd) == ["retried"]
@@ -51,7 +51,7 @@ def test_then_half_of_them_go_on_and_the_others_are_read_again(
 ) -> None:
     model = engine()
     wanted = alone(model, *SUMS)
-    crowd = short(model, "step above=1 after=4", monkeypatch)
+    crowd = short(model, "decode above=1 after=4", monkeypatch)
     jobs = crowd.ask(*SUMS)
     crowd.until(lambda: "smaller_batch" in steps(crowd))
     assert len(crowd.batch) == 1 and crowd.made(jobs[0]) >= 2, "the latest wait, with what they have made"
@@ -68,8 +68,8 @@ def test_then_half_of_them_go_on_and_the_others_are_read_again(
 def test_the_smaller_batch_lasts_and_grows_again_after_a_while(
     engine: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runner.generation.out_of_memory._CALM", 100)
-    crowd = short(engine(), "step above=1 times=2", monkeypatch)
+    monkeypatch.setattr("runner.generation.out_of_memory._STEPS_BEFORE_RAISE", 100)
+    crowd = short(engine(), "decode above=1 times=2", monkeypatch)
     jobs = crowd.ask(*(request("17 + 25", max_new_tokens=60, min_tokens=60) for _ in range(6)))
     crowd.finish()
     sizes = [len(together) for together in crowd.watched.together[2:]]
@@ -80,7 +80,7 @@ def test_the_smaller_batch_lasts_and_grows_again_after_a_while(
 
 def test_one_alone_that_finds_no_memory_twice_fails_alone(engine: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     model = engine()
-    crowd = short(model, "step times=2", monkeypatch)
+    crowd = short(model, "decode times=2", monkeypatch)
     (doomed,) = crowd.ask(SUMS[0])
     crowd.finish()
     error = crowd.answer(doomed).error
@@ -93,7 +93,7 @@ def test_one_alone_that_finds_no_memory_twice_fails_alone(engine: Engines, monke
 def test_a_prompt_is_read_again_then_alone(engine: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     model = engine()
     wanted = alone(model, *SUMS)
-    crowd = short(model, "read above=1", monkeypatch)
+    crowd = short(model, "prefill above=1", monkeypatch)
     answers = crowd.answers(*SUMS)
     assert [answer.ids for answer in answers] == [answer.ids for answer in wanted]
     assert steps(crowd)[:2] == ["retried", "smaller_batch"]
@@ -104,7 +104,7 @@ def test_a_prompt_that_finds_no_memory_beside_others_waits_for_them(
 ) -> None:
     """In the third piece of its prompt, as far as it gets while another is answered."""
     model = engine()
-    monkeypatch.setattr(model, "piece", 32)
+    monkeypatch.setattr(model, "prefill_chunk", 32)
     long = request("How much is it? " * 20 + "8 + 95")
     (wanted,) = alone(model, long)
     crowd = Crowd(Watched(model))
@@ -113,12 +113,12 @@ def test_a_prompt_that_finds_no_memory_beside_others_waits_for_them(
     (late,) = crowd.ask(long)
 
     def fail(sequences: Any) -> None:
-        if any(one.job is late and one.read == 64 for one in sequences) and not first.over:
+        if any(one.job is late and one.prefilled == 64 for one in sequences) and not first.over:
             raise MemoryError
 
     crowd.watched.before_read = fail
     crowd.until(lambda: "smaller_batch" in steps(crowd))
-    assert not first.over and crowd.made(late) == 0 and crowd.watched.sequences[late][0].read == 0
+    assert not first.over and crowd.made(late) == 0 and crowd.watched.sequences[late][0].prefilled == 0
     crowd.finish()
     assert crowd.answer(first).text == ANSWERS[1] and crowd.answer(late).ids == wanted.ids
 
@@ -126,13 +126,15 @@ def test_a_prompt_that_finds_no_memory_beside_others_waits_for_them(
 class Paced(Watched):
     """One whose pieces are the engine's own."""
 
-    piece_bounds = property(lambda self: self.engine.piece_bounds)  # type: ignore[assignment]
-    piece = property(lambda self: self.engine.piece, lambda self, value: setattr(self.engine, "piece", value))
+    prefill_chunk_bounds = property(lambda self: self.engine.prefill_chunk_bounds)  # type: ignore[assignment]
+    prefill_chunk = property(
+        lambda self: self.engine.prefill_chunk, lambda self, value: setattr(self.engine, "prefill_chunk", value)
+    )
 
 
 def test_a_prompt_alone_is_read_in_smaller_pieces(engine: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     model = engine()
-    monkeypatch.setattr(model, "piece", 256)
+    monkeypatch.setattr(model, "prefill_chunk", 256)
     long = request("How much is it? " * 20 + "8 + 95")
     (wanted,) = alone(model, long)
     size = wanted.done.prompt_tokens if wanted.done else 0
@@ -147,7 +149,7 @@ def test_a_prompt_alone_is_read_in_smaller_pieces(engine: Engines, monkeypatch: 
     assert size > 128
     (answer,) = crowd.answers(long)
     assert answer.text == wanted.text and answer.done and "smaller_piece" in answer.done.relief
-    assert model.piece <= 64
+    assert model.prefill_chunk <= 64
 
 
 def test_pictures_are_shown_again(engine: Engines, media: Media, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,11 +157,11 @@ def test_pictures_are_shown_again(engine: Engines, media: Media, monkeypatch: py
     model = engine("qwen_vl")
     asked = [request(media.image(seed), "What color is the shape?", max_new_tokens=6) for seed in (1, 2)]
     wanted = alone(model, *asked)
-    crowd = short(model, "read times=2", monkeypatch)
+    crowd = short(model, "prefill times=2", monkeypatch)
     second = crowd.ask(asked[1])
     crowd.finish()
     assert crowd.answer(second[0]).error, "alone, and read whole: nothing smaller can be tried"
-    crowd = short(model, "read after=1 times=2", monkeypatch)
+    crowd = short(model, "prefill after=1 times=2", monkeypatch)
     assert [answer.ids for answer in crowd.answers(*asked)] == [answer.ids for answer in wanted]
     assert steps(crowd) == ["retried", "smaller_batch"]
 
@@ -170,7 +172,7 @@ def test_of_several_that_cannot_be_read_again_the_latest_fails(
     model = engine("qwen_vl")
     asked = [request(media.image(seed), "What color is the shape?", max_new_tokens=6) for seed in (1, 2)]
     (wanted,) = alone(model, asked[0])
-    crowd = short(model, "step above=1 times=2", monkeypatch)
+    crowd = short(model, "decode above=1 times=2", monkeypatch)
     first, latest = crowd.answers(*asked)
     assert first.ids == wanted.ids
     assert latest.error and latest.error.kind == "out_of_memory" and not latest.error.alone
@@ -180,13 +182,13 @@ def test_of_several_that_cannot_be_read_again_the_latest_fails(
 def test_a_sibling_that_finds_no_memory_waits(engine: Engines, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     model = engine()
     wanted = alone(model, request("8 + 95", choices=3, temperature=1.0, seed=1))
-    crowd = short(model, f"share after=1 times={times}", monkeypatch)
+    crowd = short(model, f"fork after=1 times={times}", monkeypatch)
     (answer,) = crowd.answers(request("8 + 95", choices=3, temperature=1.0, seed=1))
     assert answer.tokens == wanted[0].tokens
     assert steps(crowd) == ["retried", "smaller_batch"][:times]
 
 
-@pytest.mark.parametrize(("family", "text"), [("blip_vqa", "apart times=1"), ("blip_vqa", "apart above=1")])
+@pytest.mark.parametrize(("family", "text"), [("blip_vqa", "generate times=1"), ("blip_vqa", "generate above=1")])
 def test_answers_apart(engine: Engines, media: Media, monkeypatch: pytest.MonkeyPatch, family: str, text: str) -> None:
     model = engine(family)
     asked = [request(media.image(seed), "What color is the shape?", max_new_tokens=3) for seed in (1, 2)]
@@ -194,7 +196,7 @@ def test_answers_apart(engine: Engines, media: Media, monkeypatch: pytest.Monkey
     crowd = short(model, text, monkeypatch)
     assert [answer.text for answer in crowd.answers(*asked)] == [answer.text for answer in wanted]
     assert steps(crowd) == ["smaller_batch"]
-    crowd = short(model, "apart times=2", monkeypatch)
+    crowd = short(model, "generate times=2", monkeypatch)
     failed = crowd.answers(asked[0])[0].error
     assert failed and failed.kind == "out_of_memory" and steps(crowd) == ["retried"]
 
@@ -238,7 +240,7 @@ def test_llama_cpp(llama: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     model = llama()
     asked = [request(text, max_new_tokens=12) for text in ("Hello", "What is the capital of France?", "One, two,")]
     wanted = alone(model, *asked)
-    crowd = short(model, "read times=1; step after=3 times=1; step above=1 after=6", monkeypatch)
+    crowd = short(model, "prefill times=1; decode after=3 times=1; decode above=1 after=6", monkeypatch)
     answers = crowd.answers(*asked)
     assert steps(crowd) == ["retried", "retried", "retried", "smaller_batch"]
     assert all(answer.error is None for answer in answers)
@@ -280,15 +282,15 @@ def test_an_error_that_comes_of_it_counts() -> None:
         assert classify(error).kind == "out_of_memory"
 
 
-@pytest.mark.parametrize("text", ["nowhere times=1", "step times=many", "step wrong=1"])
+@pytest.mark.parametrize("text", ["nowhere times=1", "decode times=many", "decode wrong=1"])
 def test_a_rule_that_is_none_is_refused(text: str) -> None:
     with pytest.raises((ValueError, TypeError)):
-        rules(text)
+        parse_rules(text)
 
 
 LIMITED = """
 import os, resource, sys
-from runner import torchvision_compat
+from runner.process import compat
 {compat}
 from multiprocessing.connection import Pipe
 from protocol.messages import Load, Progress
@@ -329,7 +331,7 @@ for spare, cells in {cases}:
 def test_a_load_within_a_real_limit(engine_name: str, path: Any, cases: list[tuple[int, int]]) -> None:
     """A process that may not map more than that: its allocations really fail, in the library's own ways."""
     preload = "import runner.families.deepseek" if engine_name == "transformers" else ""
-    compat = "torchvision_compat.install()" if preload else ""
+    compat = "compat.import_torchvision()" if preload else ""
     script = LIMITED.format(engine=engine_name, path=path, preload=preload, compat=compat, cases=cases)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(

@@ -15,31 +15,31 @@ LOAD = load_of("transformers", "deepseek", CHECKPOINT, quant_bits=4, cache_token
 
 
 def opened() -> Any:
-    from runner.process import torchvision_compat
+    from runner.process import compat
 
-    torchvision_compat.install()
+    compat.import_torchvision()
     from runner.engines.transformers import ENGINE
 
     engine = ENGINE(LOAD, silent)
-    assert engine.open() is not None, "its weights stay where they are"
+    assert engine.open_checkpoint() is not None, "its weights stay where they are"
     return engine
 
 
 def taken_over(engine: Any, load: Load) -> Any:
-    engine.adopt(load, silent)
-    return engine.load()
+    engine.adopt_load(load, silent)
+    return engine.load_model()
 
 
 def test_a_load_like_the_rehearsed_one_is_done_already() -> None:
     import torch
 
     engine = opened()
-    engine.rehearse(ASKED)
+    engine.rehearse_load(ASKED)
     model, seed = engine._model, torch.initial_seed()
     report = taken_over(engine, replace(LOAD, load_id="load-2"))
     assert report.load_id == "load-2" and report.mapped_bytes and report.weight_bytes
     assert engine._model is model and engine._cells == 1000
-    opened().rehearse(ASKED)
+    opened().rehearse_load(ASKED)
     assert torch.initial_seed() != seed, "each draws its own random numbers"
 
 
@@ -50,7 +50,7 @@ def test_a_load_that_differs_is_done_again(fields: dict[str, Any]) -> None:
     before = torch.get_num_threads()
     try:
         engine = opened()
-        engine.rehearse(ASKED)
+        engine.rehearse_load(ASKED)
         seed = torch.initial_seed()
         taken_over(engine, replace(LOAD, load_id="load-2", **fields))
         assert torch.initial_seed() != seed and engine._cells == fields.get("cache_tokens", 1000)
@@ -61,11 +61,11 @@ def test_a_load_that_differs_is_done_again(fields: dict[str, Any]) -> None:
 
 def test_a_rehearsal_that_fails_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = opened()
-    model = engine._ahead
+    model = engine._opened_model
     with monkeypatch.context() as failing:
         failing.setattr(engine, "_prepare_batch", lambda: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            engine.rehearse(ASKED)
+            engine.rehearse_load(ASKED)
     report = taken_over(engine, replace(LOAD, load_id="load-2"))
     assert report.load_id == "load-2" and engine._model is model
 
@@ -74,16 +74,16 @@ def test_a_spare_runner_listens_though_its_rehearsal_failed(monkeypatch: pytest.
     heard: list[Any] = []
 
     class Failing:
-        def rehearse(self, request: Generate) -> None:
+        def rehearse_load(self, request: Generate) -> None:
             raise MemoryError("as it happens")
 
     class Listening:
         def __init__(self, connection: Any, opened: Any) -> None:
             heard.append(opened)
 
-        def listen(self) -> None: ...
+        def serve_messages(self) -> None: ...
 
-    for name in ("_become", "Connection"):
+    for name in ("_setup_process", "Connection"):
         monkeypatch.setattr(main, name, lambda *_: None)
     monkeypatch.setattr(main, "Runner", Listening)
     engine: Any = Failing()

@@ -62,7 +62,7 @@ def test_one_without_room_waits_and_is_not_overtaken(engine: Engines, monkeypatc
 
     crowd.turn(2)
     large = crowd.watched.sequences[jobs[2]][0]
-    assert large.need * 3 > 300 and len(crowd.batch) == 2
+    assert large.tokens_needed * 3 > 300 and len(crowd.batch) == 2
     crowd.until(look)
     assert all(len(lengths) * max(lengths) <= 300 for lengths in crowd.watched.lengths)
     assert first == jobs, "in the order of their arrival, though the last would have fitted at once"
@@ -82,7 +82,7 @@ def test_those_that_outgrow_the_cache_wait_and_come_to_the_same(
     ]
     wanted = alone(model, *asked)
     monkeypatch.setattr(model, "_cells", cells)
-    monkeypatch.setattr("runner.engines.interface._FORESIGHT", 4)
+    monkeypatch.setattr("runner.engines.interface._EXPECTED_TOKENS", 4)
     crowd = Crowd(model)
     together = crowd.answers(*asked)
     read = [one for one, before, _ in crowd.watched.pieces if before == 0]
@@ -146,17 +146,17 @@ def test_leaving_moves_the_last_row_into_the_gap(engine: Engines) -> None:
 
     rows = RowCache(2)
     for value, length in ((1.0, 5), (2.0, 70), (3.0, 1), (4.0, 200)):
-        rows.join(prompt(value, length), 0, length)
+        rows.add_row(prompt(value, length), 0, length)
     assert rows.copy_row(1) == 4
     assert contents() == [(1.0, 5), (2.0, 70), (3.0, 1), (4.0, 200), (2.0, 70)]
-    rows.leave(0)
+    rows.remove_row(0)
     assert contents() == [(2.0, 70), (2.0, 70), (3.0, 1), (4.0, 200)]
-    rows.leave(2)
-    rows.leave(2)
+    rows.remove_row(2)
+    rows.remove_row(2)
     assert contents() == [(2.0, 70), (2.0, 70)]
-    mask = rows.open_step()
+    mask = rows.begin_step()
     assert mask.shape == (2, 1, 1, 71) and mask.all()
-    rows.leave(1)
-    rows.leave(0)
+    rows.remove_row(1)
+    rows.remove_row(0)
     assert all(layer.keys is None for layer in rows.layers)
-    assert rows.join(prompt(5.0, 3), 0, 3) == 0 and rows.open_step().shape == (1, 1, 1, 4)
+    assert rows.add_row(prompt(5.0, 3), 0, 3) == 0 and rows.begin_step().shape == (1, 1, 1, 4)

@@ -26,7 +26,7 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def gateway(start_for_module: Start, held: Path) -> GatewayProcess:
-    gateway = start_for_module(models=only("deepseek"), inject_fault=f"step kind=hang:{held}")
+    gateway = start_for_module(models=only("deepseek"), inject_fault=f"decode kind=hang:{held}")
     gateway.load("deepseek")
     return gateway
 

@@ -30,7 +30,7 @@ SHAPE: dict[str, Any] = {
 def load(place: Path, bits: int) -> dict[str, Any]:
     """Load with the runner's engine, as a runner does, and keep the quantized weights."""
     from runner.engines.transformers import ENGINE
-    from runner.process.peak_memory import Peak, own_bytes
+    from runner.process.load_metrics import Peak, own_bytes
     from tests.runner.driving import load_of, silent
 
     wanted = load_of("transformers", "deepseek", place, quant_bits=bits)
@@ -38,17 +38,22 @@ def load(place: Path, bits: int) -> dict[str, Any]:
     before = own_bytes()
     with Peak("cpu") as peak:
         engine = ENGINE(wanted, silent)
-        engine.open()
-        loaded = engine.load()
+        engine.open_checkpoint()
+        loaded = engine.load_model()
     resident = own_bytes() - before + loaded.mapped_bytes - loaded.transient_bytes
-    return {"bits": bits, "path": str(place), "resident": resident, "transient": peak.more + loaded.transient_bytes}
+    return {
+        "bits": bits,
+        "path": str(place),
+        "resident": resident,
+        "transient": peak.extra_bytes + loaded.transient_bytes,
+    }
 
 
 def main(folder: Path, bits: list[int]) -> None:
     warnings.simplefilter("ignore")
-    from runner.process import torchvision_compat
+    from runner.process import compat
 
-    torchvision_compat.install()
+    compat.import_torchvision()
     import torch
 
     torch.set_num_threads(1)  # threads would not survive the forks

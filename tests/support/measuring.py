@@ -128,9 +128,9 @@ def measure_model(model: Any) -> int:
 
 def main(folder: Path) -> None:
     warnings.simplefilter("ignore")
-    from runner.process import torchvision_compat
+    from runner.process import compat
 
-    torchvision_compat.install()
+    compat.import_torchvision()
     import torch
 
     from runner.engines.transformers import ENGINE
@@ -141,8 +141,8 @@ def main(folder: Path) -> None:
         for place in (Path("pocket/checkpoints") / POCKET[family], larger(family, folder)):
             for bits in (4, 8, 16):
                 engine = ENGINE(load_of("transformers", family, place, quant_bits=bits), silent)
-                engine.open()
-                engine.load()
+                engine.open_checkpoint()
+                engine.load_model()
                 print(
                     json.dumps(
                         {"family": family, "bits": bits, "path": str(place), "bytes": measure_model(engine._model)}

@@ -97,9 +97,9 @@ def _held(tensor: Any) -> list[Any]:
 
 
 def main(folder: Path) -> None:
-    from runner.process import torchvision_compat
+    from runner.process import compat
 
-    torchvision_compat.install()
+    compat.import_torchvision()
     from gateway.memory.footprint.offload import modules_of, moved
     from models_registry.spec import ModelSpec
 

@@ -18,8 +18,8 @@ from models_registry.families import Family
 from models_registry.spec import ModelSpec
 
 _AT_ONCE = 14 * 2**18
-"""Bytes that a CPU works in to quantize a matrix to 4 bits or to lay it out, piece by piece; see
-``runner/engines/layouts/pieces.py``."""
+"""Bytes that quantizing a matrix to 4 bits, or laying it out, works in on a CPU, where it goes by pieces; see
+``runner/engines/layouts/chunked_quantization.py``."""
 _AT_ONCE_8BIT, _PIECE_8BIT = 11, 2**16
 """On a CPU, to quantize to 8 bits: bytes per number of a piece (copies in 16 bits, and two in 32), and the fewest
 numbers of a piece."""

@@ -1,1 +1,1 @@
-"""Weights in the layout that the CPU's matrix kernels read, and quantizing into it piece by piece. Runner process."""
+"""Weight layouts for the CPU's matrix kernels, and quantization in chunks. Runner process."""

@@ -1,9 +1,8 @@
-"""Linear layers with their weights laid out as the CPU's matrix kernels want them. Runner process, CPU only.
+"""Linear layers with weights in oneDNN's blocked layout. Runner process, CPU only.
 
-The kernels of oneDNN work on blocked weights. Given plain ones they lay them out anew at every call, which for the few
-rows of a decoding step costs as much as the product. Done once, a step of 16 sequences takes half the time in float32
-and a tenth less in bfloat16; results are the same to the bit. The operators are those that torch's own compiler uses
-for this.
+oneDNN's kernels work on blocked weights. From plain weights they build blocked ones at every call, which for the few
+rows of a decoding step costs as much as the product. With blocked weights a step of 16 sequences takes half the time in
+float32 and a tenth less in bfloat16; results are equal to the bit. The operators are those of torch's compiler.
 """
 
 import logging
@@ -14,11 +13,11 @@ from torch import nn
 
 log = logging.getLogger("runner")
 _TYPES = (torch.bfloat16, torch.float32)
-_ROWS = 16  # of activations; the layout that is best for so many serves others as well
+_ROWS = 16  # rows of activations; the best layout for 16 rows suits other numbers too
 
 
 class PackedLinear(nn.Module):
-    """A linear layer whose weight is packed. Has no ``weight`` to look at any more."""
+    """A linear layer with a packed weight. It has no ``weight`` attribute."""
 
     def __init__(self, plain: nn.Linear) -> None:
         super().__init__()
@@ -31,12 +30,12 @@ class PackedLinear(nn.Module):
         return result
 
 
-def pack(model: nn.Module) -> int:
-    """Replace a model's plain linear layers by packed ones, one after another; return how many.
+def pack_linear(model: nn.Module) -> int:
+    """Replace a model's plain linear layers by packed ones, one by one. Return how many.
 
-    May be done while the model is in use: until its layer is replaced, a call uses the old one, with the same result.
-    One whose weight something else uses too (an embedding tied to the output) stays: packed, it would be there twice.
-    Where this build of torch has no such operators, nothing is changed.
+    The model may be in use meanwhile: a call uses the old layer until it is replaced, with the same result. A layer
+    whose weight is shared (an embedding tied to the output) is left alone, because packing would store it twice. Where
+    torch lacks the operators, nothing changes.
     """
     if not torch.backends.mkldnn.is_available():
         return 0

@@ -1,9 +1,8 @@
-"""4-bit weights laid out as the CPU's kernels want them, and kept so. Runner process, CPU only.
+"""4-bit weights in the layout of bitsandbytes' CPU kernels, kept for later loads. Runner process, CPU only.
 
-On processors with AVX-512 and bfloat16 instructions bitsandbytes lays out every 4-bit weight anew when it is first
-used, which makes the first token of a load wait for as long as several others take. Here that is done at the load, and
-what comes of it is written beside the kept weights, so that later loads map it from the file. Other processors compute
-with the weights as they are stored.
+On processors with AVX-512 and bfloat16 instructions, bitsandbytes converts every 4-bit weight at its first use, so the
+first token after a load takes as long as several others. Here the load converts them, and the result is written beside
+the kept weights, from where later loads map it. Other processors use the weights as stored.
 """
 
 import copy
@@ -16,17 +15,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from runner.engines.layouts.pieces import PIECE
+from runner.engines.layouts.chunked_quantization import CHUNK
 
 PREFIX = "packed-"
-"""What the files beside the kept weights begin with."""
-_SHARD = 256 * 2**20  # bytes written at a time: they are held in memory twice meanwhile
-_BLOCK = 32  # rows that are laid out together
+"""File name prefix of the converted weights."""
+_SHARD = 256 * 2**20  # bytes per file; they are in memory twice while it is written
+_BLOCK = 32  # rows that are converted together
 
 
-def pack(model: nn.Module) -> int:
-    """Lay out every 4-bit weight that is not yet; return how many. bitsandbytes would fail on those that cannot be:
-    they are computed with as they are."""
+def pack_layers(model: nn.Module) -> int:
+    """Convert every 4-bit weight that is not converted yet. Return how many.
+
+    bitsandbytes fails on shapes that do not fit its blocks; those are used as stored.
+    """
     count = 0
     for _, layer in _layers(model):
         state = layer.weight.quant_state
@@ -38,13 +39,15 @@ def pack(model: nn.Module) -> int:
     return count
 
 
-def scales(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Yield the scales of every 4-bit weight that is laid out."""
+def packed_scales(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield the scales of every converted 4-bit weight."""
     return (layer.weight.quant_state.absmax for _, layer in _layers(model, packed=True))
 
 
-def save(model: nn.Module, folder: Path) -> None:
-    """Write the weights laid out by :func:`pack` into files of a folder. :raises OSError: if they cannot be."""
+def save_packed(model: nn.Module, folder: Path) -> None:
+    """Write the weights converted by :func:`pack_layers` to files in a folder. :raises OSError: if they cannot be
+    written.
+    """
     shard: dict[str, torch.Tensor] = {}
     count = size = 0
     for name, layer in _layers(model, packed=True):
@@ -58,8 +61,8 @@ def save(model: nn.Module, folder: Path) -> None:
         save_file(shard, folder / f"{PREFIX}{count:05}.safetensors")
 
 
-def attach(model: nn.Module, folder: Path) -> None:
-    """Use the weights that were written into a folder, where they lie; lay out those that are not there.
+def attach_packed(model: nn.Module, folder: Path) -> None:
+    """Use the converted weights of a folder, mapped; convert those that it lacks.
 
     :raises SafetensorError: if a file is damaged.
     """
@@ -72,11 +75,11 @@ def attach(model: nn.Module, folder: Path) -> None:
                     if weight.numel() != layer.weight.data.numel():
                         raise SafetensorError(f"{name} in {file} is of another size than the weight it stands for")
                     _replace(layer, weight, scales)
-    pack(model)
+    pack_layers(model)
 
 
 def _layers(model: nn.Module, packed: bool = False) -> Iterator[tuple[str, Any]]:
-    """Yield the 4-bit layers that are laid out, or those that are not, by name."""
+    """Yield the 4-bit layers that are converted (``packed``) or are not, with their names."""
     for name, layer in model.named_modules():
         weight: Any = getattr(layer, "weight", None)
         state = getattr(weight, "quant_state", None)
@@ -87,8 +90,10 @@ def _layers(model: nn.Module, packed: bool = False) -> Iterator[tuple[str, Any]]
 
 
 def _packed(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a layer's codes, (N, K / 2), and scales, (K / blocksize, N), laid out some rows at a time: it takes
-    seven bytes on the way for each of their numbers."""
+    """Return a layer's codes (N, K / 2) and scales (K / blocksize, N) in the kernels' layout.
+
+    Works on some rows at a time, because the conversion takes seven bytes for each number.
+    """
     from bitsandbytes.functional import _convert_weight_packed_for_cpu, dequantize_blockwise
 
     weight, state = layer.weight, layer.weight.quant_state
@@ -98,7 +103,7 @@ def _packed(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
     codes = weight.data.view(torch.uint8).view(rows, columns // 2)
     data = torch.empty_like(codes)
     scales = torch.empty((absmax.shape[1], rows), dtype=torch.bfloat16)
-    step = max(_BLOCK, PIECE // columns // _BLOCK * _BLOCK)
+    step = max(_BLOCK, CHUNK // columns // _BLOCK * _BLOCK)
     for start in range(0, rows, step):
         some = slice(start, start + step)
         part = copy.copy(state)
@@ -110,7 +115,7 @@ def _packed(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _replace(layer: Any, data: torch.Tensor, scales: torch.Tensor) -> None:
-    """Do to a layer's weight and its state what bitsandbytes does at the first use."""
+    """Set a layer's weight and state as bitsandbytes does at the first use."""
     weight = layer.weight
     state = weight.quant_state
     if weight.data.dtype != torch.uint8:

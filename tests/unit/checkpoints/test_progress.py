@@ -13,7 +13,7 @@ def test_what_came_before_a_stall_is_told() -> None:
     told: queue.Queue[Progress] = queue.Queue()
     with Meter("m", [FILE], told.put) as meter:
         for done in range(1, 41):
-            meter.update("weights", "fetching", done, 1)
+            meter.update_file("weights", "fetching", done, 1)
         seen = [told.get(timeout=60)]
         while seen[-1].done < 40:
             seen.append(told.get(timeout=60))
@@ -24,9 +24,9 @@ def test_nothing_is_told_after_the_end() -> None:
     told: list[int] = []
     before = set(threading.enumerate())
     with Meter("m", [FILE], lambda progress: told.append(progress.done)) as meter:
-        meter.update("weights", "fetching", 1, 1)
-        meter.update("weights", "fetching", 2, 1)
+        meter.update_file("weights", "fetching", 1, 1)
+        meter.update_file("weights", "fetching", 2, 1)
     for late in set(threading.enumerate()) - before:
         late.join(60)
-    meter.update("weights", "done", 100)
+    meter.update_file("weights", "done", 100)
     assert told in ([1], [1, 2]), "the second late and before the end, or never"

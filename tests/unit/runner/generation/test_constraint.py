@@ -5,15 +5,15 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import llama_cpp
 import numpy as np
 import pytest
 from llguidance import LLTokenizer
 
 from gateway.routes import response_format
 from protocol.messages import Constraint, Sampling
+from runner.engines.gguf import Gguf
 from runner.errors import RequestError, RunnerError
-from runner.generation.constraint import LONGEST, Grammars, Mask, from_llama_cpp, from_transformers
+from runner.generation.constraint import LONGEST, Grammars, Mask, from_transformers
 from runner.generation.sampler import Sampler
 from runner.generation.tool_calls import for_tools
 from tests.support.gateway import CHECKPOINT, SMOLLM2
@@ -58,17 +58,17 @@ class Model:
 
     def allowed(self, mask: Mask, size: int | None = None) -> set[int]:
         scores = np.zeros(size or self.size, np.float32)
-        mask.apply(scores)
+        mask.mask_scores(scores)
         assert set(scores.tolist()) <= {0.0, -np.inf}
         return set(np.flatnonzero(scores == 0).tolist())
 
     def follow(self, constraint: Constraint, text: str) -> tuple[str, Mask]:
         """Return what of a text is allowed, and the mask after that."""
-        mask, done = self.grammars.compile(constraint), []
+        mask, done = self.grammars.compile_constraint(constraint), []
         for token in self.ids(text):
             if mask.finished or token not in self.allowed(mask):
                 break
-            mask.accept(token)
+            mask.accept_token(token)
             done.append(token)
         return self.tokenizer.decode_str(done), mask
 
@@ -80,9 +80,7 @@ class Model:
 
 @pytest.fixture(scope="module")
 def smollm() -> Iterator[Model]:
-    llama = llama_cpp.Llama(str(SMOLLM2), vocab_only=True, verbose=False)
-    yield Model(lambda: from_llama_cpp(llama), {0, 2})
-    llama.close()
+    yield Model(Gguf(SMOLLM2, None, lambda _: None).grammar_tokenizer, {0, 2})
 
 
 @pytest.fixture(scope="module")
@@ -126,12 +124,12 @@ def test_whatever_is_drawn_matches(model: Model) -> None:
     """Without a model's help: tokens drawn from noise still make what was asked for."""
     for seed in range(4):
         for constraint in (Constraint("json_schema", json.dumps(PERSON)), Constraint("regex", "[a-f]{2,9}[0-9]")):
-            mask = model.grammars.compile(constraint)
+            mask = model.grammars.compile_constraint(constraint)
             asked = Sampling(max_new_tokens=100, temperature=1.0, seed=seed, constraint=constraint)
             sampler, tokens = Sampler(asked, [], model.ends, constraint=mask), list[int]()
             noise = np.random.default_rng(seed)
             while not sampler.finished:
-                tokens.append(sampler.choose(noise.standard_normal(model.size + 64).astype(np.float32)))
+                tokens.append(sampler.sample_token(noise.standard_normal(model.size + 64).astype(np.float32)))
             text = model.tokenizer.decode_str([token for token in tokens if token not in model.ends])
             if constraint.kind == "regex":
                 assert re.fullmatch(constraint.value, text)
@@ -154,7 +152,7 @@ def test_every_end_ends_it_and_none_before_its_time(smollm: Model) -> None:
         assert not smollm.allowed(mask) & smollm.ends
         _, mask = smollm.follow(Constraint("regex", "a+"), "aa")
         assert smollm.allowed(mask) >= smollm.ends
-        mask.accept(end)
+        mask.accept_token(end)
         assert mask.finished and smollm.allowed(mask) == smollm.ends
 
 
@@ -166,7 +164,7 @@ def test_an_end_that_is_only_the_tokenizers_is_none(smollm: Model) -> None:
 
 @pytest.mark.parametrize("more", [-1000, 0, 1, 1000])
 def test_a_models_vocabulary_may_be_larger_or_smaller_than_the_tokenizers(smollm: Model, more: int) -> None:
-    mask = smollm.grammars.compile(Constraint("regex", "(?s:.*)"))
+    mask = smollm.grammars.compile_constraint(Constraint("regex", "(?s:.*)"))
     size = smollm.size + more
     allowed = smollm.allowed(mask, size)
     assert max(allowed) < smollm.size and len(allowed) > min(size, smollm.size) - 300
@@ -179,9 +177,9 @@ def test_two_answers_to_the_same_form_go_their_own_ways(smollm: Model) -> None:
 
 
 def test_a_token_against_the_form_is_an_error(smollm: Model) -> None:
-    mask = smollm.grammars.compile(ANY_OBJECT)
+    mask = smollm.grammars.compile_constraint(ANY_OBJECT)
     with pytest.raises(RunnerError, match="does not allow"):
-        mask.accept(smollm.ids("x")[0])
+        mask.accept_token(smollm.ids("x")[0])
 
 
 def test_the_tokenizer_is_made_once_and_only_when_needed(smollm: Model) -> None:
@@ -193,8 +191,8 @@ def test_the_tokenizer_is_made_once_and_only_when_needed(smollm: Model) -> None:
 
     grammars = Grammars(make, smollm.ends)
     assert not made
-    grammars.compile(ANY_OBJECT)
-    grammars.compile(Constraint("regex", "a"))
+    grammars.compile_constraint(ANY_OBJECT)
+    grammars.compile_constraint(Constraint("regex", "a"))
     assert made == [1]
 
 
@@ -254,7 +252,7 @@ def nested(*keys: str, inner: Any) -> str:
 )
 def test_what_cannot_be_enforced_is_refused_with_the_reason(smollm: Model, kind: Any, value: str, message: str) -> None:
     with pytest.raises(RequestError, match=message) as caught:
-        smollm.grammars.compile(Constraint(kind, value))
+        smollm.grammars.compile_constraint(Constraint(kind, value))
     assert len(str(caught.value)) < 1000
 
 
@@ -314,7 +312,7 @@ def test_a_strict_schema_is_enforced_or_refused_and_another_as_far_as_possible(s
     assert smollm.takes(for_tools([loose], "f"), TIME.replace("clock", "f").replace("{}", '{"a": 2}'))
     strict = {"type": "function", "function": {"name": "Get_It", "parameters": parameters, "strict": True}}
     with pytest.raises(RequestError, match='"not".*, in .*get_it'):
-        smollm.grammars.compile(for_tools([CLOCK, strict], "required"))
+        smollm.grammars.compile_constraint(for_tools([CLOCK, strict], "required"))
 
 
 def test_a_tag_that_is_one_token_may_be_used() -> None:
@@ -331,7 +329,7 @@ def test_a_tag_that_is_one_token_may_be_used() -> None:
     fast = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>")
     model = Model(lambda: from_transformers(fast), {fast.eos_token_id})
     tag = fast.convert_tokens_to_ids("<tool_call>")
-    assert tag in model.allowed(model.grammars.compile(for_tools([CLOCK], "clock")))
+    assert tag in model.allowed(model.grammars.compile_constraint(for_tools([CLOCK], "clock")))
 
 
 def test_the_gateway_knows_how_long_one_may_be() -> None:

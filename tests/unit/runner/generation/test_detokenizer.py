@@ -36,7 +36,7 @@ def from_bytes(ids: list[int]) -> str:
 def test_bytes_come_out_as_whole_characters(text: str) -> None:
     detokenizer, shown = Detokenizer(from_bytes), ""
     for byte in text.encode():
-        piece = detokenizer.push(byte)
+        piece = detokenizer.push_token(byte)
         assert REPLACEMENT not in piece, "half a character"
         shown += piece
         assert text.startswith(shown)
@@ -56,7 +56,7 @@ def test_tokens_of_several_bytes_too(text: str, sizes: list[int]) -> None:
 
     detokenizer, shown = Detokenizer(decode), ""
     for token in range(len(vocabulary)):
-        piece = detokenizer.push(token)
+        piece = detokenizer.push_token(token)
         assert REPLACEMENT not in piece
         shown += piece
     assert shown + detokenizer.flush() == text
@@ -74,7 +74,7 @@ def sentence_pieces(ids: list[int]) -> str:
 @given(ids=st.lists(st.integers(0, len(WORDS) - 1), max_size=200))
 def test_spaces_survive_a_tokenizer_that_drops_the_first_one(ids: list[int]) -> None:
     detokenizer = Detokenizer(sentence_pieces)
-    shown = "".join(detokenizer.push(token) for token in ids) + detokenizer.flush()
+    shown = "".join(detokenizer.push_token(token) for token in ids) + detokenizer.flush()
     assert shown == sentence_pieces(ids)
 
 
@@ -87,13 +87,13 @@ def test_decoding_costs_the_same_for_the_thousandth_token() -> None:
 
     detokenizer = Detokenizer(decode)
     for byte in b"word " * 400:
-        detokenizer.push(byte)
+        detokenizer.push_token(byte)
     assert max(lengths) < 200
 
 
 def test_half_a_character_at_the_end_is_held_back() -> None:
     detokenizer = Detokenizer(from_bytes)
-    assert [detokenizer.push(byte) for byte in "a€".encode()[:-1]] == ["a", "", ""]
+    assert [detokenizer.push_token(byte) for byte in "a€".encode()[:-1]] == ["a", "", ""]
     assert detokenizer.flush().strip(REPLACEMENT) == ""
 
 
@@ -104,9 +104,9 @@ def stopped(stops: tuple[str, ...], pieces: list[str]) -> tuple[str, bool]:
     filtered = StopStrings(stops)
     shown = ""
     for piece in pieces:
-        shown += filtered.push(piece)
+        shown += filtered.push_text(piece)
         if filtered.stopped:
-            assert filtered.push("more") == "" and filtered.flush() == ""
+            assert filtered.push_text("more") == "" and filtered.flush() == ""
             return shown, True
     return shown + filtered.flush(), False
 
@@ -133,7 +133,7 @@ def test_nothing_shown_is_ever_part_of_a_stop_string(text: str, stops: list[str]
 
 def test_what_cannot_become_a_stop_string_is_shown_at_once() -> None:
     filtered = StopStrings(("STOP",))
-    assert [filtered.push(piece) for piece in ("hello S", "T", "a", "STO", "P!")] == ["hello ", "", "STa", "", ""]
+    assert [filtered.push_text(piece) for piece in ("hello S", "T", "a", "STO", "P!")] == ["hello ", "", "STa", "", ""]
     assert filtered.stopped
 
 
@@ -147,7 +147,7 @@ def test_without_stop_strings_text_passes() -> None:
 
 def split(pieces: list[str], inside: bool) -> tuple[str, str]:
     splitter = ThinkSplitter(inside)
-    found = [part for piece in pieces for part in splitter.push(piece)] + splitter.flush()
+    found = [part for piece in pieces for part in splitter.push_text(piece)] + splitter.flush()
     assert all(text for text, _ in found), "an empty piece"
     return "".join(t for t, thought in found if thought), "".join(t for t, thought in found if not thought)
 
@@ -207,8 +207,8 @@ def test_thinking_is_told_from_the_answer(text: str, inside: bool, expected: tup
 
 def test_an_answer_is_not_held_back() -> None:
     splitter = ThinkSplitter()
-    assert splitter.push("1") == [("1", False)]
-    assert splitter.push(" <") == [(" <", False)], "a tag cannot begin here any more"
+    assert splitter.push_text("1") == [("1", False)]
+    assert splitter.push_text(" <") == [(" <", False)], "a tag cannot begin here any more"
 
 
 # -- the whole way -----------------------------------------------------------------------------------------------------
@@ -226,13 +226,13 @@ def run(
     """Make a text byte by byte as an engine would."""
     sent: list[RunnerMessage] = []
     job = Job(Generate("r1", (), Sampling(999, stop=stop)), sent.append)
-    (choice,) = job.begin(7, decode, thinks, inside)
+    (choice,) = job.begin_choices(7, decode, thinks, inside)
     for count, byte in enumerate(text.encode()):
         if count == cancel_after:
-            job.cancel()
-        if not choice.token(byte):
+            job.cancel_job()
+        if not choice.append_token(byte):
             break
-    choice.finish("length")
+    choice.finish_choice("length")
     return sent
 
 
@@ -281,24 +281,24 @@ def test_tags_are_text_for_a_model_that_does_not_think() -> None:
 def test_a_second_end_is_no_news() -> None:
     sent: list[RunnerMessage] = []
     job = Job(Generate("r1", (), Sampling(9)), sent.append)
-    (choice,) = job.begin(7, from_bytes)
-    choice.finish("stop")
-    choice.finish("length")
-    job.ended()
+    (choice,) = job.begin_choices(7, from_bytes)
+    choice.finish_choice("stop")
+    choice.finish_choice("length")
+    job.send_done_if_complete()
     assert sent == [Started("r1", 7), Done("r1", ("stop",), 7, 0, {})]
 
 
 def test_choices_each_have_their_text_and_end_together() -> None:
     sent: list[RunnerMessage] = []
     job = Job(Generate("r1", (), Sampling(9, stop=("!",)), choices=3), sent.append)
-    choices = job.begin(7, from_bytes)
+    choices = job.begin_choices(7, from_bytes)
     for bytes_of_each in zip(b"one!", b"two ", strict=True):
         for choice, byte in zip(choices, bytes_of_each, strict=False):
-            choice.token(byte)
-    choices[1].finish("length")
-    choices[0].finish("length")
+            choice.append_token(byte)
+    choices[1].finish_choice("length")
+    choices[0].finish_choice("length")
     assert not job.over and not any(isinstance(message, Done) for message in sent)
-    choices[2].finish("stop")
+    choices[2].finish_choice("stop")
     said = ["".join(one.text for one in sent if isinstance(one, Delta) and one.index == index) for index in range(3)]
     assert said == ["one", "two", ""]
     assert job.over and sent[-1] == Done("r1", ("stop", "length", "stop"), 7, 8, {})
@@ -307,12 +307,12 @@ def test_choices_each_have_their_text_and_end_together() -> None:
 def test_the_end_waits_for_what_follows_the_text() -> None:
     sent: list[RunnerMessage] = []
     job = Job(Generate("r1", (), Sampling(9)), sent.append)
-    (choice,) = job.begin(7, from_bytes)
-    job.hold()
-    choice.finish("stop")
+    (choice,) = job.begin_choices(7, from_bytes)
+    job.hold_end()
+    choice.finish_choice("stop")
     assert not job.over
     job.extras["audio"] = "…"
-    job.release()
+    job.release_end()
     assert job.over and sent[-1] == Done("r1", ("stop",), 7, 0, {"audio": "…"})
 
 

@@ -39,7 +39,7 @@ def sampler(
 def drawn(scores: Row, times: int = 4000, **fields: Any) -> Row:
     """Return how often each token was drawn, as a fraction."""
     chooser = sampler(seed=11, **fields)
-    return np.bincount([chooser.choose(scores) for _ in range(times)], minlength=scores.size) / times
+    return np.bincount([chooser.sample_token(scores) for _ in range(times)], minlength=scores.size) / times
 
 
 def expected(scores: Row, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Row:
@@ -62,28 +62,7 @@ def expected(scores: Row, temperature: float = 1.0, top_k: int = 0, top_p: float
 
 
 def test_greedy_takes_the_highest_and_the_first_of_equals() -> None:
-    assert sampler().choose(row(0, 3, 1, 3)) == 1
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"temperature": 0.5},
-        {"logprobs": 0},
-        {"logit_bias": ((1, 2.0),)},
-        {"repetition_penalty": 1.1},
-        {"presence_penalty": 0.1},
-        {"frequency_penalty": -0.1},
-        {"min_tokens": 1},
-        {"constraint": object()},
-    ],
-)
-def test_whatever_asks_for_more_is_not_plain(fields: dict[str, Any]) -> None:
-    assert not sampler(**fields).plain_greedy
-
-
-def test_filters_and_seeds_do_not_matter_to_greedy() -> None:
-    assert sampler(seed=3, top_k=5, top_p=0.5, min_p=0.1, stop=("x",)).plain_greedy
+    assert sampler().sample_token(row(0, 3, 1, 3)) == 1
 
 
 @pytest.mark.parametrize("fields", [{}, {"temperature": 1.0}, {"repetition_penalty": 1.2}])
@@ -92,7 +71,7 @@ def test_filters_and_seeds_do_not_matter_to_greedy() -> None:
 )
 def test_scores_that_are_no_numbers_are_an_error(scores: Row, fields: dict[str, Any]) -> None:
     with pytest.raises(BrokenOutput, match="not a number"):
-        sampler(**fields).choose(scores)
+        sampler(**fields).sample_token(scores)
 
 
 def test_impossible_tokens_are_never_drawn() -> None:
@@ -133,14 +112,14 @@ def test_tokens_are_drawn_by_their_probability(fields: dict[str, Any], size: int
 
 def test_over_a_whole_vocabulary_every_part_is_reached() -> None:
     chooser = sampler(temperature=1.0, seed=1)
-    tokens = [chooser.choose(np.zeros(100_003, np.float32)) for _ in range(2000)]
+    tokens = [chooser.sample_token(np.zeros(100_003, np.float32)) for _ in range(2000)]
     assert np.histogram(tokens, bins=10, range=(0, 100_003))[0].min() > 130
     assert max(tokens) > 99_500 and len(set(tokens)) > 1900
 
 
 @pytest.mark.parametrize("temperature", [1e-40, 1e-5, 1e30])
 def test_no_temperature_overflows(temperature: float) -> None:
-    token = sampler(temperature=temperature, seed=0).choose(row(-3e38, 88, 3e38, 1))
+    token = sampler(temperature=temperature, seed=0).sample_token(row(-3e38, 88, 3e38, 1))
     assert token == 2 or temperature > 1
 
 
@@ -172,7 +151,7 @@ def test_nucleus_is_what_sorting_gives(size: int, top_p: float, seed: int, sprea
 
 
 def answer(chooser: Sampler, length: int = 40) -> list[int]:
-    return [chooser.choose(normal(500, step, 0.5)) for step in range(length)]
+    return [chooser.sample_token(normal(500, step, 0.5)) for step in range(length)]
 
 
 def test_a_seed_repeats_and_choices_differ() -> None:
@@ -185,7 +164,7 @@ def test_a_seed_repeats_and_choices_differ() -> None:
 
 def test_samplers_side_by_side_do_not_disturb_each_other() -> None:
     both = [sampler(temperature=1.0, seed=seed) for seed in (1, 2)]
-    mixed = [[chooser.choose(normal(500, step, 0.5)) for chooser in both] for step in range(40)]
+    mixed = [[chooser.sample_token(normal(500, step, 0.5)) for chooser in both] for step in range(40)]
     assert [list(tokens) for tokens in zip(*mixed, strict=True)] == [
         answer(sampler(temperature=1.0, seed=seed)) for seed in (1, 2)
     ]
@@ -217,17 +196,17 @@ def test_without_a_seed_no_two_answers_are_alike_in_forked_processes_either() ->
 
 def test_repetition_penalty_divides_and_multiplies_for_prompt_and_answer() -> None:
     chooser = sampler(prompt=(0, 0, 2, 999, -1), repetition_penalty=2.0)
-    assert chooser.choose(row(4, 2.5, -1, -1.5)) == 1  # 4 / 2 = 2
-    assert chooser.choose(row(4, 2.5, -1, -1.5)) == 0  # 2.5 / 2 = 1.25
-    assert chooser.choose(row(-9, -8, -1, -1.5)) == 3  # -1 * 2 = -2
+    assert chooser.sample_token(row(4, 2.5, -1, -1.5)) == 1  # 4 / 2 = 2
+    assert chooser.sample_token(row(4, 2.5, -1, -1.5)) == 0  # 2.5 / 2 = 1.25
+    assert chooser.sample_token(row(-9, -8, -1, -1.5)) == 3  # -1 * 2 = -2
 
 
 def test_presence_counts_once_and_frequency_each_time_in_the_answer_alone() -> None:
     presence = sampler(prompt=(0,), presence_penalty=1.0)
-    assert [presence.choose(row(2, 0.5)) for _ in range(3)] == [0, 0, 0]
+    assert [presence.sample_token(row(2, 0.5)) for _ in range(3)] == [0, 0, 0]
     frequency = sampler(prompt=(0,), frequency_penalty=1.0)
-    assert [frequency.choose(row(2, 0.5)) for _ in range(5)] == [0, 0, 1, 0, 1]
-    assert [sampler(presence_penalty=2.0).choose(row(2, 0.5)) for _ in range(2)] == [0, 0], "each answer its own"
+    assert [frequency.sample_token(row(2, 0.5)) for _ in range(5)] == [0, 0, 1, 0, 1]
+    assert [sampler(presence_penalty=2.0).sample_token(row(2, 0.5)) for _ in range(2)] == [0, 0], "each answer its own"
 
 
 @LIGHT
@@ -250,7 +229,7 @@ def test_penalties_are_what_a_loop_gives(
         logit_bias=tuple(bias.items()),
     )
     for token in taken:
-        chooser.accept(token)
+        chooser.accept_token(token)
     scores = normal(20, len(taken))
     wanted = scores.astype(np.float64)
     for token in range(20):
@@ -259,23 +238,23 @@ def test_penalties_are_what_a_loop_gives(
             wanted[token] = wanted[token] / repetition if wanted[token] > 0 else wanted[token] * repetition
         if token in taken:
             wanted[token] -= presence + frequency * taken.count(token)
-    assert wanted[chooser.choose(scores)] >= wanted.max() - 1e-3
+    assert wanted[chooser.sample_token(scores)] >= wanted.max() - 1e-3
 
 
 def test_logit_bias_forces_and_forbids() -> None:
-    assert sampler(logit_bias=((1, 100.0),)).choose(row(30, 0, 5)) == 1
-    assert sampler(logit_bias=((0, -100.0),)).choose(row(30, 0, 5)) == 2
+    assert sampler(logit_bias=((1, 100.0),)).sample_token(row(30, 0, 5)) == 1
+    assert sampler(logit_bias=((0, -100.0),)).sample_token(row(30, 0, 5)) == 2
 
 
 @pytest.mark.parametrize("token", [-1, 3, 10**6])
 def test_logit_bias_for_no_token_is_the_clients_mistake(token: int) -> None:
     with pytest.raises(RequestError, match=rf"logit_bias: there is no token {token}; this model's are 0 to 2"):
-        sampler(logit_bias=((1, 1.0), (token, 1.0))).choose(row(1, 2, 3))
+        sampler(logit_bias=((1, 1.0), (token, 1.0))).sample_token(row(1, 2, 3))
 
 
 def test_the_end_is_impossible_before_min_tokens() -> None:
     chooser = sampler(ends=frozenset({1, 2, 700}), min_tokens=2)
-    assert [chooser.choose(row(1, 9, 8, 2)) for _ in range(3)] == [3, 3, 1]
+    assert [chooser.sample_token(row(1, 9, 8, 2)) for _ in range(3)] == [3, 3, 1]
 
 
 @pytest.mark.parametrize(
@@ -300,7 +279,7 @@ def test_the_engines_scores_are_left_as_they_are(fields: dict[str, Any]) -> None
     before = scores.copy()
     chooser = sampler(prompt=(1, 2), ends=frozenset({3}), seed=0, **fields)
     for _ in range(3):
-        chooser.choose(scores)
+        chooser.sample_token(scores)
     assert (scores == before).all()
 
 
@@ -314,11 +293,11 @@ class Script:
         self._allowed = allowed
         self.taken: list[int] = []
 
-    def apply(self, scores: Row) -> None:
+    def mask_scores(self, scores: Row) -> None:
         for token in set(range(scores.size)) - self._allowed[len(self.taken)]:
             scores[token] = -INF
 
-    def accept(self, token: int) -> None:
+    def accept_token(self, token: int) -> None:
         self.taken.append(token)
 
     @property
@@ -332,18 +311,18 @@ def test_a_mask_holds_and_is_moved_on(temperature: float) -> None:
     chooser = sampler(constraint=mask, temperature=temperature, seed=0)
     tokens = []
     while not chooser.finished:
-        tokens.append(chooser.choose(row(9, 8, 1, 8.5)))
+        tokens.append(chooser.sample_token(row(9, 8, 1, 8.5)))
     assert tokens == mask.taken and tokens[0] == 2 and tokens[1] in (0, 3) and tokens[2] == 1
 
 
 def test_min_tokens_gives_way_where_the_mask_leaves_only_the_end() -> None:
     chooser = sampler(ends=frozenset({1}), min_tokens=9, constraint=Script({0, 1}, {1}))
-    assert [chooser.choose(row(0, 9, 9)) for _ in range(2)] == [0, 1]
+    assert [chooser.sample_token(row(0, 9, 9)) for _ in range(2)] == [0, 1]
 
 
 def test_a_mask_that_leaves_nothing_is_an_error() -> None:
     with pytest.raises(BrokenOutput, match="no token is left"):
-        sampler(constraint=Script(set())).choose(row(1, 2))
+        sampler(constraint=Script(set())).sample_token(row(1, 2))
 
 
 # -- log probabilities -------------------------------------------------------------------------------------------------
@@ -355,7 +334,7 @@ def test_log_probabilities_are_the_models_own() -> None:
     exact -= np.log(np.exp(exact).sum())
     chooser = sampler(logprobs=4, temperature=0.3, seed=1, logit_bias=((7, 100.0),), repetition_penalty=1.4)
     assert chooser.last_logprob is None
-    assert chooser.choose(scores) == 7
+    assert chooser.sample_token(scores) == 7
     assert chooser.last_logprob is not None
     logprob, top = chooser.last_logprob
     assert logprob == pytest.approx(exact[7], abs=1e-5)
@@ -370,5 +349,5 @@ def test_log_probabilities_without_others_and_of_more_than_there_are() -> None:
 
 def test_log_probabilities_only_if_asked() -> None:
     chooser = sampler(temperature=1.0)
-    chooser.choose(row(1, 2))
+    chooser.sample_token(row(1, 2))
     assert chooser.last_logprob is None

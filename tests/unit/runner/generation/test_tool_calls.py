@@ -22,7 +22,7 @@ Seen = list[str | tuple[str, Any]]
 def read(*chunks: str) -> Seen:
     """Return the text and the calls as (name, arguments), neighbouring text joined."""
     calls, seen = ToolCalls(), Seen()
-    for piece in [*(piece for chunk in chunks for piece in calls.push(chunk)), *calls.flush()]:
+    for piece in [*(piece for chunk in chunks for piece in calls.push_text(chunk)), *calls.flush()]:
         if isinstance(piece, ToolCall):
             assert re.fullmatch("call_[0-9a-f]{24}", piece.id)
             seen.append((piece.name, json.loads(piece.arguments)))
@@ -114,12 +114,12 @@ def test_a_string_that_never_ends_hides_no_later_call() -> None:
 
 def test_text_is_shown_at_once_but_for_a_possible_tag() -> None:
     calls = ToolCalls()
-    assert calls.push("Hello ") == ["Hello "]
-    assert calls.push("you <tool") == ["you "]
-    assert calls.push("box") == ["<toolbox"]
-    assert calls.push("\n") == ["\n"]
-    assert calls.push(WEATHER[:-1]) == []
-    (call,) = calls.push(">")
+    assert calls.push_text("Hello ") == ["Hello "]
+    assert calls.push_text("you <tool") == ["you "]
+    assert calls.push_text("box") == ["<toolbox"]
+    assert calls.push_text("\n") == ["\n"]
+    assert calls.push_text(WEATHER[:-1]) == []
+    (call,) = calls.push_text(">")
     assert isinstance(call, ToolCall) and call.arguments == '{"city": "Paris"}'
 
 

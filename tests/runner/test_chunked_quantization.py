@@ -1,4 +1,4 @@
-"""Quantized and laid out in pieces, a matrix comes to the same bytes as at once."""
+"""Matrices quantized and laid out in chunks have the same bytes as at once."""
 
 import copy
 from typing import Any
@@ -20,14 +20,14 @@ def test_quantized_as_at_once(shape: tuple[int, int]) -> None:
     import torch
     from bitsandbytes.functional import quantize_4bit
 
-    from runner.engines.layouts import pieces
+    from runner.engines.layouts import chunked_quantization
 
-    pieces.install()
-    pieces.install()
+    chunked_quantization.install_chunked_quantization()
+    chunked_quantization.install_chunked_quantization()
     matrix = torch.randn(shape, generator=torch.manual_seed(1)).bfloat16()
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
     for kind in ("nf4", "fp4"):
-        wanted = pieces._whole.call_boxed(keys, matrix, 64, kind, torch.uint8)
+        wanted = chunked_quantization._whole.call_boxed(keys, matrix, 64, kind, torch.uint8)
         codes, state = quantize_4bit(matrix, blocksize=64, quant_type=kind)
         for there, here in zip(wanted, (codes, state.absmax), strict=True):
             assert there.shape == here.shape and there.dtype == here.dtype and torch.equal(there, here)
@@ -40,15 +40,15 @@ def test_quantized_to_8_bits_as_at_once(shape: tuple[int, int], kind: str) -> No
     import torch
     from bitsandbytes.nn import Int8Params
 
-    from runner.engines.layouts import pieces
+    from runner.engines.layouts import chunked_quantization
 
-    pieces.install()
+    chunked_quantization.install_chunked_quantization()
     matrix = torch.randn(shape, generator=torch.manual_seed(1)).to(getattr(torch, kind))
     if len(matrix) > 2:
         matrix[1] = 0
         matrix[2, ::7] = 1e5
     for one in (matrix, matrix.T):  # as it is, and as layers that hold theirs transposed give it
-        wanted: Any = pieces._whole_8bit(Int8Params(one, requires_grad=False), torch.device("cpu"))
+        wanted: Any = chunked_quantization._whole_8bit(Int8Params(one, requires_grad=False), torch.device("cpu"))
         weight: Any = Int8Params(one, requires_grad=False).to("cpu")
         assert weight.data_ptr() == weight.CB.data_ptr() and weight.is_contiguous()
         for there, here in ((wanted.data, weight.data), (wanted.SCB, weight.SCB)):
@@ -59,9 +59,9 @@ def test_small_copies_are_made_to_quantize_to_8_bits(monkeypatch: pytest.MonkeyP
     import torch
     from bitsandbytes.nn import Int8Params
 
-    from runner.engines.layouts import pieces
+    from runner.engines.layouts import chunked_quantization
 
-    pieces.install()
+    chunked_quantization.install_chunked_quantization()
     sizes: list[int] = []
     quantize = torch.ops.bitsandbytes.int8_vectorwise_quant
 
@@ -71,26 +71,26 @@ def test_small_copies_are_made_to_quantize_to_8_bits(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(quantize, "default", watched)
     Int8Params(torch.randn(1000, 576), requires_grad=False).to("cpu")
-    assert sum(sizes) == 576_000 and max(sizes) <= pieces.PIECE_8BIT
+    assert sum(sizes) == 576_000 and max(sizes) <= chunked_quantization.CHUNK_8BIT
 
 
 def test_what_is_to_stay_in_16_bits_is_not_quantized() -> None:
     import torch
     from bitsandbytes.nn import Int8Params
 
-    from runner.engines.layouts import pieces
+    from runner.engines.layouts import chunked_quantization
 
-    pieces.install()
+    chunked_quantization.install_chunked_quantization()
     weight = Int8Params(torch.randn(8, 8).half(), requires_grad=False, has_fp16_weights=True)
     assert weight.to("cpu").dtype == torch.float16
 
 
 @pytest.mark.parametrize("bits", [4, 8, 16])
 def test_a_load_quantizes_in_pieces(bits: int, _pockets: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
-    from runner.engines.layouts import pieces
+    from runner.engines.layouts import chunked_quantization
 
     installed: list[bool] = []
-    monkeypatch.setattr(pieces, "install", lambda: installed.append(True))
+    monkeypatch.setattr(chunked_quantization, "install_chunked_quantization", lambda: installed.append(True))
     _pockets.__wrapped__("deepseek", quant_bits=bits)  # type: ignore[attr-defined]
     assert bool(installed) == (bits < 16)
 
