@@ -187,7 +187,10 @@ def test_media_are_read_whole_and_text_in_pieces(decoder: Path, tmp_path: Path) 
 def test_the_engines_limits_are_as_assumed() -> None:
     """Told from the engines' source: importing them would bring torch into this process."""
     source = (ROOT / "runner" / "engines" / "transformers.py").read_text()
-    assert "self.piece_bounds = (_PIECE // 8, 8 * _PIECE)" in source and "_PIECE, _PIECE_ON_GPU = 256, 2048" in source
+    assert (
+        "self.prefill_chunk_bounds = (_PIECE // 8, 8 * _PIECE)" in source
+        and "_PIECE, _PIECE_ON_GPU = 256, 2048" in source
+    )
     assert activations.PIECE == 8 * 256
     assert f"BATCH = {activations.UBATCH}\n" in (ROOT / "runner" / "engines" / "gguf.py").read_text()
 
