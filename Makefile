@@ -3,6 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
+# A virtual machine may announce AMX and not let programs use it: llama.cpp compiled for it crashes at its first token.
+ifneq (,$(shell grep -m1 -E '\bhypervisor\b.*\bamx_int8\b' /proc/cpuinfo 2>/dev/null))
+export CFLAGS += -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
+export CXXFLAGS += -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
+endif
+
 .PHONY: serve test lint bench pocket clean debian-packages
 
 serve: $(VENV)/.serve

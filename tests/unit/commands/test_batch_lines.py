@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from commands.batch_files import Files
-from commands.batch_lines import Call, ControlChannel, LineError, parse, read_lines
+from commands.batch_lines import Call, Line, LineError, parse, read_lines
 from commands.batch_results import Results, ResultsError
 
 PICTURE = b"\x89PNG" * 10
@@ -33,7 +33,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def ask(home: Path, *folders: Path, **fields: Any) -> Call:
-    line = ControlChannel(1, json.dumps({"prompt": "What is it?"} | fields).encode(), "")
+    line = Line(1, json.dumps({"prompt": "What is it?"} | fields).encode(), "")
     return parse(line, "blip_vqa", Files([home / "input", *folders], LIMIT))
 
 
@@ -75,7 +75,7 @@ def test_what_may_not_be_read_is_the_lines_mistake(home: Path, name: str, why: s
     with pytest.raises(LineError, match=why):
         body = {"messages": [{"content": [{"type": "image_url", "image_url": {"url": name}}]}]}
         parse(
-            ControlChannel(1, json.dumps({"url": "/v1/chat/completions", "body": body}).encode(), ""),
+            Line(1, json.dumps({"url": "/v1/chat/completions", "body": body}).encode(), ""),
             "m",
             Files([home / "input"], LIMIT),
         )

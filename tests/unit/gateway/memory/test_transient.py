@@ -106,9 +106,9 @@ def test_what_is_quantized_already_passes_nothing(folder: Path) -> None:
 
 def test_the_engine_works_in_pieces_as_assumed() -> None:
     """Told from its source: importing it would bring torch into this process."""
-    source = (ROOT / "runner" / "engines" / "pieces.py").read_text()
+    source = (ROOT / "runner" / "engines" / "layouts" / "pieces.py").read_text()
     assert "PIECE = 2**18\n" in source and "PIECE_8BIT = 2**16\n" in source
-    assert "_WORTH_KEEPING = 32 * 2**20" in (ROOT / "runner" / "engines" / "weights.py").read_text()
+    assert "_WORTH_KEEPING = 32 * 2**20" in (ROOT / "runner" / "engines" / "load_weights.py").read_text()
 
 
 # -- against real loads ------------------------------------------------------------------------------------------------
