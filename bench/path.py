@@ -37,7 +37,7 @@ CASES = ("warm_text", "warm_image", "evicting_load")
 _TEXT, _OTHER, _IMAGE = "reasoner", "other_reasoner", "qwen_vl"
 _ROUNDS = 5
 _PATIENCE = 120.0
-_NARROW = {"slot_budget": "75MB", "zygote_memory": 0, "quantum": "0s"}  # room for one of the two small models
+_NARROW = {"slot_budget": 120_000_000, "zygote_memory": 0, "quantum": 0.0}  # room for one of the two small models
 _OUTSIDE = ("tests", "bench", ".venv")
 
 
@@ -92,11 +92,19 @@ def _entered(code: CodeType) -> Entered | None:
 class Gateway:
     """An application of its own in a folder of its own, and a client that waits for a request's very end."""
 
-    def __init__(self, recorder: Recorder, home: Path, models: dict[str, Any], **settings: Any) -> None:
+    def __init__(self, recorder: Recorder, home: Path, models: dict[str, Any], **changed: Any) -> None:
         file = home / "models.yaml"
         file.write_text(json.dumps({"models": models}))
-        folders = {name: home / name for name in ("models_dir", "logs_dir", "tmp_dir", "data_dir")}
-        self._app = create_app(Settings(profile="pocket", models_file=file, device="cpu", **folders, **settings))
+        settings = Settings(
+            profile="pocket",
+            models_file=file,
+            device="cpu",
+            models_dir=home / "models",
+            logs_dir=home / "logs",
+            tmp_dir=home / "tmp",
+            data_dir=home / "data",
+        )
+        self._app = create_app(settings.model_copy(update=changed))
         self._recorder = recorder
         self._client = self._app.test_client()
         self._service = self._app.extensions["switchyard"]

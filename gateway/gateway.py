@@ -26,7 +26,8 @@ from gateway.processes.manual_loads import ManualLoads
 from gateway.processes.pool import RunnerPool
 from gateway.processes.readahead import ReadAhead
 from gateway.processes.zygotes import Zygotes
-from gateway.requests.ticket import Granted, Ticket, Waiting
+from gateway.requests.pieces import Waiting
+from gateway.requests.ticket import Granted, Ticket
 from gateway.scheduler import Limits, Model, Phase, Slot, State, actions, events
 from gateway.scheduler.owner import Owner
 from gateway.weights import files

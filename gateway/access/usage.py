@@ -234,9 +234,9 @@ class UsageLog:
         while going:
             batch: list[Used] = []
             waiting: list[threading.Event] = []
-            until = time.monotonic() + _PAUSE
             try:
                 item = self._queue.get(timeout=_SWEEP)
+                until = time.monotonic() + _PAUSE
                 while True:
                     if item is None:
                         going = False

@@ -6,6 +6,7 @@ HTTP.
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import BadRequest, Conflict, Unavailable
@@ -79,8 +80,8 @@ class ManualLoads:
 
     def _load_one(self, spec: ModelSpec, replica: str | None = None) -> None:
         timeout = self._gateway.settings.load_timeout
-        with self._gateway.admit(spec, timeout=timeout, retry=True, replica=replica) as ticket:
-            ticket.acquire()
+        with closing(self._gateway.admit(spec, timeout=timeout, retry=True, replica=replica)) as ticket:
+            ticket.wait_for_lease()
 
     def unload(self, spec: ModelSpec, force: bool = False) -> dict[str, Any]:
         """Unload a model and return what slots were charged for it, once its process has ended. A pin set at load goes

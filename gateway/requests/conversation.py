@@ -1,13 +1,14 @@
-"""From messages as sent to the messages a runner takes. Gateway process.
+"""From messages as a client sent them to the messages that a runner takes. Gateway process, in the request's thread.
 
-Media are decoded here, after the request has its place in the queue (a full queue costs no decode) and before it is
-submitted (a broken image evicts nobody), in the decoders' own process.
+Media are decoded when the request has a place in the queue (a full queue costs no decode) and before it is submitted
+(a broken image evicts nobody), in a decoder process.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.errors import BadRequest
 from media.client import Decoded, MediaItem, decode_media
 from media.forkserver_client import Decoders
 from media.incoming import Sent, read_all
@@ -27,14 +28,10 @@ class Turn:
     tool_call_id: str = ""
     name: str = ""
 
-    @property
-    def media(self) -> list[Sent]:
-        return [part for part in self.parts if isinstance(part, Sent)]
-
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How the media of one request are to be decoded: frames of a video by number or by rate, with its sound or not."""
+    """How to decode the media of one request: frames of a video by number or by rate, with its sound or without."""
 
     limits: MediaLimits
     frames: int | None = None
@@ -42,28 +39,38 @@ class Decoding:
     want_audio: bool = False
 
 
-def build(
-    turns: Sequence[Turn], decoding: Decoding, spec: ModelSpec, folder: Path, decoders: Decoders
-) -> tuple[ChatMessage, ...]:
-    """Return the conversation, its media decoded into ``folder`` by one of the decoders.
+def sent_media(turns: Sequence[Turn], spec: ModelSpec) -> list[Sent]:
+    """Return the media of a conversation, in their order.
 
-    :raises MediaError: if a medium cannot be taken.
+    :raises BadRequest: if there is none that the model needs.
+    """
+    media = [part for turn in turns for part in turn.parts if isinstance(part, Sent)]
+    needed = Catalog.family(spec).requires
+    if needed and not needed & {item.kind for item in media}:
+        raise BadRequest(f"{spec.name} needs {' or '.join(sorted(needed))}")
+    return media
+
+
+def decode(media: Sequence[Sent], decoding: Decoding, spec: ModelSpec, folder: Path, decoders: Decoders) -> list[Part]:
+    """Return the media as parts of messages, decoded into ``folder`` by one of the decoders.
+
+    :raises MediaError: if a medium cannot be decoded.
     """
     rate = Catalog.family(spec).sampling_rate
     items = [
         MediaItem(raw, rate, frames=decoding.frames, fps=decoding.fps, want_audio=decoding.want_audio)
-        for raw in read_all([medium for turn in turns for medium in turn.media], decoding.limits)
+        for raw in read_all(media, decoding.limits)
     ]
-    decoded = iter(decode_media(items, decoding.limits, folder, decoders))
+    return [_part(decoded) for decoded in decode_media(items, decoding.limits, folder, decoders)]
 
-    def part(piece: str | Sent) -> Part:
-        return Part("text", piece) if isinstance(piece, str) else _part(next(decoded))
 
-    def message(turn: Turn) -> ChatMessage:
-        parts = tuple(part(piece) for piece in turn.parts)
-        return ChatMessage(turn.role, parts, turn.tool_calls, turn.tool_call_id, turn.name)
-
-    return tuple(message(turn) for turn in turns)
+def messages_of(turns: Sequence[Turn], decoded: Sequence[Part] = ()) -> tuple[ChatMessage, ...]:
+    """Return the conversation as a runner takes it, with the decoded media in place of those that were sent."""
+    media, made = iter(decoded), []
+    for turn in turns:
+        parts = [Part("text", part) if isinstance(part, str) else next(media) for part in turn.parts]
+        made.append(ChatMessage(turn.role, tuple(parts), turn.tool_calls, turn.tool_call_id, turn.name))
+    return tuple(made)
 
 
 def _part(decoded: Decoded) -> Part:

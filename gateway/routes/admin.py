@@ -10,8 +10,8 @@ from checkpoints import kept_weights
 from gateway.memory import report
 from gateway.routes import admin_schemas as shapes
 from gateway.routes import gateway
-from gateway.routes.admin_options import options as _options
 from gateway.routes.openapi.operation import GENERATES, GUARDED, OPTIONS, describe
+from gateway.routes.request_body import read_options
 from gateway.routes.schemas import reply
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
@@ -110,7 +110,7 @@ def _describe(spec: ModelSpec) -> dict[str, Any]:
 @describe(tag="admin", answer=shapes.Cleanup, statuses=OPTIONS, body=shapes.Force, optional=True)
 def emergency_cleanup() -> Response:
     """Evict every idle model (with ``force`` every model) and clear temporary files; say what was freed."""
-    freed = gateway().cleanup(_options(shapes.Force).force)
+    freed = gateway().cleanup(read_options(shapes.Force).force)
     return reply(
         shapes.Cleanup,
         status="success",
@@ -142,7 +142,7 @@ def temp_status() -> Response:
 @describe(tag="admin", answer=shapes.TempCleanup, statuses=OPTIONS, body=shapes.CleanupOptions, optional=True)
 def cleanup_temp() -> Response:
     """Remove temporary files that no request uses; ``older_than`` spares younger ones."""
-    count, size = gateway().temp.clean(_options(shapes.CleanupOptions).older_than)
+    count, size = gateway().temp.clean(read_options(shapes.CleanupOptions).older_than)
     return reply(shapes.TempCleanup, status="success", removed=count, freed_bytes=size)
 
 
@@ -158,7 +158,7 @@ def kept_quantized() -> Response:
 def prune_quantized() -> Response:
     """Remove the least recently used of them until at most ``to`` bytes are kept: by default the limit, 0 for none."""
     settings = gateway().settings
-    wanted = _options(shapes.PruneOptions).to
+    wanted = read_options(shapes.PruneOptions).to
     to = settings.quantized_cache if wanted is None else wanted
     removed = kept_weights.prune(kept_weights.root(settings.models_dir), to)
     gateway().zygotes.check()  # what they have mapped is not free before
@@ -197,7 +197,7 @@ def load(name: str) -> Response:
     catalog's."""
     service = gateway()
     spec = service.spec(name)
-    options = _options(shapes.LoadOptions)
+    options = read_options(shapes.LoadOptions)
     loaded = service.load(spec, bits=options.quant_bits, pinned=options.pinned)
     return reply(shapes.Load, status="success", model=loaded)
 
@@ -208,7 +208,7 @@ def unload(name: str) -> Response:
     """Unload a model and answer when its memory is back. 409 while it answers, unless ``force``."""
     service = gateway()
     spec = service.spec(name)
-    force = _options(shapes.Force).force
+    force = read_options(shapes.Force).force
     return reply(shapes.Unload, status="success", model=spec.name, **service.unload(spec, force))
 
 
@@ -218,5 +218,5 @@ def pin(name: str) -> Response:
     """Keep a model from eviction, or let it go; whether it is loaded or not. Holds until it is unloaded by name."""
     service = gateway()
     spec = service.spec(name)
-    service.pin(spec, _options(shapes.PinOptions).pinned)
+    service.pin(spec, read_options(shapes.PinOptions).pinned)
     return reply(shapes.Pinned, status="success", model=service.model_status(spec))

@@ -13,7 +13,7 @@ from flask import Flask, Response, current_app, jsonify, request
 from gunicorn.http.errors import NoMoreData, ParseException
 from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge
 
-from gateway.access import takes_html
+from gateway.access.control import takes_html
 from gateway.errors import ClientGone, GatewayError
 from gateway.routes import gateway
 from gateway.routes.openai.envelope import envelope, media_param

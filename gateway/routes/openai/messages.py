@@ -13,7 +13,6 @@ from pydantic_core import PydanticCustomError
 
 from gateway.errors import BadRequest
 from gateway.requests.conversation import Turn
-from gateway.routes.uploads import require
 from gateway.routes.validation_errors import tag_of
 from media.incoming import Sent
 from models_registry.catalog import Catalog
@@ -302,10 +301,10 @@ Messages = Annotated[list[Message], Field(min_length=1), BeforeValidator(_list_o
 # -- turns -------------------------------------------------------------------------------------------------------------
 
 
-def parse_messages(given: Sequence[_Message], spec: ModelSpec) -> list[Turn]:
+def parse_messages(given: Sequence[_Message]) -> list[Turn]:
     """Return the conversation.
 
-    :raises BadRequest: for a result of a call that was not made, or a conversation without a medium that is needed.
+    :raises BadRequest: for a result of a call that was not made.
     """
     turns: list[Turn] = []
     called: set[str] = set()
@@ -316,7 +315,6 @@ def parse_messages(given: Sequence[_Message], spec: ModelSpec) -> list[Turn]:
             raise BadRequest(f"{at}: must be the id of a call in 'tool_calls' of an earlier message", param=at)
         called |= {call.id for call in turn.tool_calls}
         turns.append(turn)
-    require(spec, [medium for turn in turns for medium in turn.media])
     return turns
 
 

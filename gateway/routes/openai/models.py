@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, g
 
-from gateway.access import allow, allowed
+from gateway.access.control import allowed
+from gateway.access.record import allow
 from gateway.routes import gateway
 from gateway.routes.openai import schemas
 from gateway.routes.openai.chat import TAKES
@@ -34,7 +35,7 @@ def model(name: str) -> Response:
     """One model, by name or alias."""
     service = gateway()
     spec = service.spec(name)
-    allow(spec)
+    allow(g.key, spec)
     return reply(schemas.Model, **_describe(spec, service.model_status(spec)))
 
 

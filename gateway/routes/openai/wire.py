@@ -9,7 +9,7 @@ from flask import g, request
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.errors import BadRequest, Cancelled
-from gateway.requests.ticket import Finished
+from gateway.requests.pieces import Finished
 from gateway.routes import gateway
 from gateway.routes.openai.unsupported import Unsupported, strip
 from gateway.routes.request_body import read_json
@@ -53,10 +53,6 @@ class OpenAIFields(Fields):
         if self.max_completion_tokens is not None:
             return "max_completion_tokens", self.max_completion_tokens
         return "max_tokens", self.max_tokens
-
-    @property
-    def answers(self) -> int:
-        return self.n
 
     @property
     def options(self) -> StreamOptions:

@@ -5,6 +5,7 @@ else.
 """
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from copy import deepcopy
 from typing import Any
 
@@ -49,7 +50,7 @@ def narrowed(
 
 
 def as_form(
-    body: dict[str, Any], files: dict[str, dict[str, Any]], flat: set[str], needed: Sequence[str] = ()
+    body: dict[str, Any], files: dict[str, dict[str, Any]], flat: AbstractSet[str], needed: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Return the schema of the same body sent as a form, whose fields are texts, with ``files`` beside them, of which
     some are ``needed``.

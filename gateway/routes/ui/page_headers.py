@@ -5,7 +5,7 @@ from pathlib import Path
 from flask import Blueprint, Response, redirect, request
 from werkzeug.wrappers import Response as AnyResponse
 
-from gateway.access import takes_html
+from gateway.access.control import takes_html
 
 WEB = Path(__file__).resolve().parents[3] / "web"
 _POLICY = (
