@@ -115,7 +115,7 @@ class Gateway:
         :raises RuntimeError: if it is not answered.
         """
         with self._recorder.recording() as found:
-            response = self._client.post(f"/generate/{model}", json={"max_new_tokens": 32, "seed": 1, **body})
+            response = self._client.post(f"/generate/{model}", json={"max_new_tokens": 4, "seed": 1, **body})
             response.close()
             self._wait(lambda state: not any(model.leases for model in state.models.values()))
         if response.status_code != 200:

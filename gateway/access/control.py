@@ -19,9 +19,8 @@ from gateway.access import keys, session_file, sessions, usage
 from gateway.access.address import TrustedProxies, is_local, networks, of_same_origin, require_local
 from gateway.access.keys import KeyRing
 from gateway.access.limits import Rates, UnderWay, whose_address
-from gateway.access.record import Record, Unauthorized
 from gateway.access.sessions import Guesses, Sessions
-from gateway.access.usage import UsageLog
+from gateway.access.usage import Record, Unauthorized, UsageLog
 from gateway.errors import Forbidden, GatewayError
 from gateway.requests.ticket import Ticket
 from models_registry.catalog import Catalog
@@ -101,7 +100,7 @@ class Access:
 
     def check_request(self) -> AnyResponse | None:
         """Find out who asks, count the rates, and refuse the request if it may not go on. Without keys, rates and caps
-        there is next to nothing to do. Return a redirection for a browser that has to log in first.
+        there is next to nothing to do. Return a redirection for a browser that has to log in first, or asks for ``/``.
 
         :raises GatewayError: if the request is refused.
         """
@@ -110,7 +109,10 @@ class Access:
         if g.keyed:
             self._identify()
         path = request.path
-        g.record = Record(self.usage, g.key, request.url_rule.rule if request.url_rule else path, self.ring.still)
+        route = request.url_rule.rule if request.url_rule else path
+        g.record = Record(self.usage, g.key, route, g.request_id, self.ring.still)
+        if path == "/" and request.method in ("GET", "HEAD") and takes_html():
+            return redirect("/ui/")
         g.rated = g.key is not None or self.settings.rate_per_address is not None
         if g.rated:
             self._rates.count_request()  # before anything is refused: attempts without a key count for their address

@@ -214,7 +214,7 @@ class KeyRing:
 
     @property
     def keyed(self) -> bool:
-        """Whether requests need a key: if there is one, be it revoked."""
+        """Whether requests need a key: they do if there is one, even a revoked one."""
         return bool(self._current())
 
     def valid(self) -> list[Key]:

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.errors import BadRequest
 from media.client import Decoded, MediaItem, decode_media
 from media.forkserver_client import Decoders
 from media.incoming import Sent, read_all
 from media.limits import MediaLimits
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
-from protocol.messages import ChatMessage, Part, ToolCall
+from protocol.messages import Part, ToolCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +38,6 @@ class Decoding:
     want_audio: bool = False
 
 
-def sent_media(turns: Sequence[Turn], spec: ModelSpec) -> list[Sent]:
-    """Return the media of a conversation, in their order.
-
-    :raises BadRequest: if there is none that the model needs.
-    """
-    media = [part for turn in turns for part in turn.parts if isinstance(part, Sent)]
-    needed = Catalog.family(spec).requires
-    if needed and not needed & {item.kind for item in media}:
-        raise BadRequest(f"{spec.name} needs {' or '.join(sorted(needed))}")
-    return media
-
-
 def decode(media: Sequence[Sent], decoding: Decoding, spec: ModelSpec, folder: Path, decoders: Decoders) -> list[Part]:
     """Return the media as parts of messages, decoded into ``folder`` by one of the decoders.
 
@@ -62,15 +49,6 @@ def decode(media: Sequence[Sent], decoding: Decoding, spec: ModelSpec, folder: P
         for raw in read_all(media, decoding.limits)
     ]
     return [_part(decoded) for decoded in decode_media(items, decoding.limits, folder, decoders)]
-
-
-def messages_of(turns: Sequence[Turn], decoded: Sequence[Part] = ()) -> tuple[ChatMessage, ...]:
-    """Return the conversation as a runner takes it, with the decoded media in place of those that were sent."""
-    media, made = iter(decoded), []
-    for turn in turns:
-        parts = [Part("text", part) if isinstance(part, str) else next(media) for part in turn.parts]
-        made.append(ChatMessage(turn.role, tuple(parts), turn.tool_calls, turn.tool_call_id, turn.name))
-    return tuple(made)
 
 
 def _part(decoded: Decoded) -> Part:

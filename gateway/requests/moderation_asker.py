@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 from gateway.errors import ClientGone, GatewayError, QueueFull, RunnerFailed, TooLate, Unavailable
-from gateway.requests.pieces import Piece, fold
-from gateway.requests.ticket import Ticket
+from gateway.requests.pieces import Piece
+from gateway.requests.ticket import Ticket, fold
 from media.tasks import write_npy
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec

@@ -1,13 +1,11 @@
-"""The pieces that an answer is made of, as the request's thread sees them, and one whole answer made of them.
+"""The pieces that an answer is made of, as the request's thread sees them, and what a whole answer is.
 
 Gateway process. Knows nothing of queues, runners and HTTP.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.errors import RunnerFailed
 from protocol import messages
 
 
@@ -93,26 +91,3 @@ class Answer:
 
     choices: list[Choice]
     finished: Finished
-
-
-def fold(pieces: Iterator[Piece]) -> Answer:
-    """Make one answer of a stream of pieces. :raises RunnerFailed: if the stream ends without :class:`Finished`."""
-    choices: dict[int, Choice] = {}
-    for piece in pieces:
-        match piece:
-            case Text(text, reasoning, index, logprobs):
-                choice = choices.setdefault(index, Choice())
-                choice.logprobs += logprobs
-                if reasoning:
-                    choice.reasoning += text
-                else:
-                    choice.text += text
-            case Called(call, index, logprobs):
-                choice = choices.setdefault(index, Choice())
-                choice.calls.append(call)
-                choice.logprobs += logprobs
-            case Again():
-                choices.clear()
-            case Finished(reasons):
-                return Answer([choices.get(index, Choice()) for index in range(len(reasons))], piece)
-    raise RunnerFailed("the answer broke off")  # a stream ends with Finished or an error

@@ -1,7 +1,8 @@
 """One request's way through the gateway: a position in the queue, a lease, the runner's messages, the end.
 
 Runs in the request's own thread. Streaming is the one path: :meth:`Ticket.stream_answer` yields the answer piece by
-piece, and :func:`gateway.requests.pieces.fold` makes one answer of it. Knows nothing of HTTP.
+piece, and
+:func:`fold` makes one answer of it. Knows nothing of HTTP.
 """
 
 import time
@@ -24,7 +25,7 @@ from gateway.errors import (
 )
 from gateway.memory.degradation import visible
 from gateway.processes.runner import Late, Mailbox, RunnerHandle
-from gateway.requests.pieces import READING, Again, Called, Finished, Piece, Swap, Text, Waiting
+from gateway.requests.pieces import READING, Again, Answer, Called, Choice, Finished, Piece, Swap, Text, Waiting
 from gateway.requests.timeline import CANCELLED, RequestTimeline, TimelineMailbox
 from gateway.scheduler import actions, events
 from models_registry.spec import ModelSpec
@@ -289,6 +290,29 @@ class Ticket:
         if isinstance(message, Late):
             raise _late(waiting_for)
         return message
+
+
+def fold(pieces: Iterator[Piece]) -> Answer:
+    """Make one answer of a stream of pieces. :raises RunnerFailed: if the stream ends without :class:`Finished`."""
+    choices: dict[int, Choice] = {}
+    for piece in pieces:
+        match piece:
+            case Text(text, reasoning, index, logprobs):
+                choice = choices.setdefault(index, Choice())
+                choice.logprobs += logprobs
+                if reasoning:
+                    choice.reasoning += text
+                else:
+                    choice.text += text
+            case Called(call, index, logprobs):
+                choice = choices.setdefault(index, Choice())
+                choice.calls.append(call)
+                choice.logprobs += logprobs
+            case Again():
+                choices.clear()
+            case Finished(reasons):
+                return Answer([choices.get(index, Choice()) for index in range(len(reasons))], piece)
+    raise RunnerFailed("the answer broke off")  # a stream ends with Finished or an error
 
 
 def _lesser_way(

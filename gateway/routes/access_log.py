@@ -18,7 +18,7 @@ from flask import Flask, Response, g, has_request_context, request
 from werkzeug.wrappers import Response as AnyResponse
 
 from gateway.access.control import Access
-from gateway.access.record import Record
+from gateway.access.usage import Record
 from gateway.gateway import Gateway
 from gateway.observe.traces import TracedRequest
 from gateway.requests.timeline import RequestTimeline

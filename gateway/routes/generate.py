@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.errors import BadRequest, GatewayError, UnknownModel
 from gateway.requests.conversation import Turn
-from gateway.requests.pieces import Finished, Text, Waiting, fold
+from gateway.requests.pieces import Finished, Text, Waiting
+from gateway.requests.ticket import fold
 from gateway.routes import gateway
 from gateway.routes.generation import GenerationRequest
 from gateway.routes.openapi.operation import GENERATES, describe

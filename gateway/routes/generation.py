@@ -14,16 +14,18 @@ from typing import Any
 
 from flask import g, request
 
-from gateway.access.record import Record
+from gateway.access.usage import Record
 from gateway.errors import BadRequest
 from gateway.http.client_gone import is_gone
-from gateway.requests.conversation import Turn, decode, messages_of, sent_media
+from gateway.requests.conversation import Turn, decode
 from gateway.requests.pieces import READING, Piece
 from gateway.requests.ticket import Ticket
 from gateway.routes import gateway
 from gateway.routes.sampling_fields import Fields
+from media.incoming import Sent
+from models_registry.families import FAMILIES
 from models_registry.spec import ModelSpec
-from protocol.messages import ChatMessage
+from protocol.messages import ChatMessage, Part
 from utils import request_ids
 
 log = logging.getLogger(__name__)
@@ -80,7 +82,10 @@ class GenerationRequest:
     ) -> None:
         service = gateway()
         record: Record = g.record
-        media = sent_media(turns, spec)
+        media = [part for turn in turns for part in turn.parts if isinstance(part, Sent)]
+        needed = FAMILIES[spec.family].requires
+        if needed and not needed & {item.kind for item in media}:
+            raise BadRequest(f"{spec.name} needs {' or '.join(sorted(needed))}")
         sampling = fields.sampling(spec, logprobs)
         self.spec = spec
         self._stack = ExitStack()
@@ -88,12 +93,12 @@ class GenerationRequest:
         try:
             self.ticket = admit_request(spec, fields, choices)
             self._stack.callback(self.ticket.close)
-            decoded = []
+            decoded: Sequence[Part] = ()
             if media:
                 folder = self._stack.enter_context(service.temp.request(self.ticket.request_id))
                 self._stack.callback(self.ticket.close)  # before the folder goes: the runner may be about to read it
                 decoded = decode(media, fields.decoding(service.settings), spec, folder, service.decoders)
-            conversation = messages_of(turns, decoded)
+            conversation = _messages(turns, decoded)
         except BaseException:
             self._stack.close()
             record.refused()
@@ -131,6 +136,15 @@ class GenerationRequest:
     def close(self) -> None:
         """End the request if it has not ended, and remove its scratch folder. May be called again."""
         self._stack.close()
+
+
+def _messages(turns: Sequence[Turn], decoded: Sequence[Part]) -> tuple[ChatMessage, ...]:
+    """Return the conversation as a runner takes it, with the decoded media in place of those that were sent."""
+    media, made = iter(decoded), []
+    for turn in turns:
+        parts = [Part("text", part) if isinstance(part, str) else next(media) for part in turn.parts]
+        made.append(ChatMessage(turn.role, tuple(parts), turn.tool_calls, turn.tool_call_id, turn.name))
+    return tuple(made)
 
 
 def _shown(conversation: Sequence[ChatMessage]) -> str:

@@ -9,7 +9,8 @@ from flask import Blueprint, Response
 from pydantic import Field
 
 from gateway.errors import BadRequest
-from gateway.requests.pieces import Again, Called, Choice, Finished, Piece, Text, Waiting, fold
+from gateway.requests.pieces import Again, Called, Choice, Finished, Piece, Text, Waiting
+from gateway.requests.ticket import fold
 from gateway.routes.generation import GenerationRequest
 from gateway.routes.openai import schemas, unsupported, wire
 from gateway.routes.openai.envelope import failed

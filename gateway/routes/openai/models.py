@@ -7,7 +7,7 @@ from typing import Any
 from flask import Blueprint, Response, g
 
 from gateway.access.control import allowed
-from gateway.access.record import allow
+from gateway.access.usage import allow
 from gateway.routes import gateway
 from gateway.routes.openai import schemas
 from gateway.routes.openai.chat import TAKES

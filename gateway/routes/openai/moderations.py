@@ -20,7 +20,7 @@ from pydantic import BeforeValidator, Field, Tag
 from pydantic import Discriminator as By
 
 from gateway.access.limits import TooManyAtOnce, UnderWay
-from gateway.access.record import Record
+from gateway.access.usage import Record
 from gateway.errors import BadRequest, ClientGone, QueueFull, UnsupportedType
 from gateway.http.client_gone import is_gone
 from gateway.requests.moderation_asker import GatewayAsker

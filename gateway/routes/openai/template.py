@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from flask import Blueprint, Response, request
 from pydantic import Field
 
-from gateway.requests.pieces import fold
+from gateway.requests.ticket import fold
 from gateway.routes import gateway
 from gateway.routes.generation import GenerationRequest
 from gateway.routes.openai import schemas

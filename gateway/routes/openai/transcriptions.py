@@ -12,7 +12,8 @@ from pydantic import Field
 
 from gateway.errors import BadRequest, UnknownModel, UnsupportedType
 from gateway.requests.conversation import Turn
-from gateway.requests.pieces import Finished, Text, Waiting, fold
+from gateway.requests.pieces import Finished, Text, Waiting
+from gateway.requests.ticket import fold
 from gateway.routes import gateway
 from gateway.routes.generation import GenerationRequest
 from gateway.routes.openai import schemas

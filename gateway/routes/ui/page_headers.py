@@ -1,11 +1,8 @@
-"""The blueprint of ``/ui``: what every answer under it says to the browser, and the way there. Gateway process."""
+"""The blueprint of ``/ui``, and the headers of every answer under it. Gateway process."""
 
 from pathlib import Path
 
-from flask import Blueprint, Response, redirect, request
-from werkzeug.wrappers import Response as AnyResponse
-
-from gateway.access.control import takes_html
+from flask import Blueprint, Response
 
 WEB = Path(__file__).resolve().parents[3] / "web"
 _POLICY = (
@@ -24,14 +21,6 @@ _HEADERS = {
 }
 
 blueprint = Blueprint("ui", __name__, url_prefix="/ui", template_folder=str(WEB / "templates"))
-
-
-@blueprint.before_app_request
-def front_door() -> AnyResponse | None:
-    """Send a browser that asks for ``/`` to the dashboard. For everybody else there is nothing at ``/``."""
-    if request.path == "/" and request.method in ("GET", "HEAD") and takes_html():
-        return redirect("/ui/")
-    return None
 
 
 @blueprint.after_request

@@ -5,10 +5,10 @@ from typing import Any
 
 import flask
 import pytest
-from gateway.requests.conversation import Turn
-from gateway.routes.generate import GenerateBody, read_body
 
 from gateway.errors import BadRequest
+from gateway.requests.conversation import Turn
+from gateway.routes.generate import GenerateBody, read_body
 from media.incoming import Sent
 from models_registry.spec import ModelSpec
 from protocol.messages import Sampling
