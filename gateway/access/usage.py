@@ -129,7 +129,7 @@ class UsageLog:
                 log.error("usage is recorded too slowly; records are lost")
 
     def flush(self) -> None:
-        """Return when what was added is written, or after a few seconds."""
+        """Wait until all added records are written, a few seconds at most."""
         if self._thread.is_alive():
             done = threading.Event()
             try:
@@ -139,7 +139,7 @@ class UsageLog:
             done.wait(_PATIENCE)
 
     def close(self) -> None:
-        """Write what was added and end. May be called again."""
+        """Write all added records and end the thread. May be called again."""
         if self._thread.is_alive():
             try:
                 self._queue.put(None, timeout=_PATIENCE)
@@ -170,7 +170,7 @@ class UsageLog:
                         break
                     item = self._queue.get(timeout=max(0.0, until - time.monotonic()) or 0.001)
             except Empty:
-                pass  # the batch is as long as it gets
+                pass  # the batch is complete
             try:
                 with closing(self._open()) as database, database:
                     database.execute("PRAGMA synchronous = NORMAL")
@@ -233,7 +233,7 @@ def _where(filters: Mapping[str, str], since: str | None, until: str | None) -> 
 
 
 def last_used(file: Path) -> dict[str, float]:
-    """Return when each key was used last, by its id, as far as it is recorded."""
+    """Return when each key was last used, by its id, as far as records say."""
     if not file.exists():
         return {}
     with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=_PATIENCE)) as database:

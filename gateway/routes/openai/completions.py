@@ -32,7 +32,7 @@ _MAX_PROMPTS = 16
 
 
 def _texts(given: Any) -> Any:
-    """:raises ValueError: for what is no text."""
+    """Check the prompts. :raises ValueError: if one is not text."""
     prompts = given if isinstance(given, list) else [given]
     if any(isinstance(prompt, int | list) for prompt in prompts):
         raise ValueError("arrays of tokens are not taken; send text")

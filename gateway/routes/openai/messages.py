@@ -137,7 +137,7 @@ def _kind(part: Any) -> str:
 
 
 def _known_part(part: Any, info: ValidationInfo) -> Any:
-    """:raises ValueError: for what is no part, or one that this model does not take."""
+    """Check a part. :raises ValueError: if it is none, or this model does not take it."""
     if not isinstance(part, dict):
         raise ValueError("must be an object with 'type'")
     kind = part.get("type")
@@ -216,7 +216,7 @@ def _whole_call(call: Any) -> Any:
 
 
 class _Message(_Shape):
-    """What clients send back of an answer of ours, empty, is taken in every message."""
+    """Fields that clients send back of our answers are allowed in every message, if empty."""
 
     name: str | None = None
     audio: None = None

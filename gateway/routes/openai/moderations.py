@@ -62,7 +62,7 @@ _LATER = 5.0
 
 
 def _object(value: Any) -> Any:
-    """A form has only texts: one that begins as an object does is an object."""
+    """Parse an object sent in a form, which has only texts."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             return json.loads(value)
@@ -149,7 +149,7 @@ def video() -> Response:
 
 
 def _read(settings: Settings) -> tuple[ModelSpec, ModerationFields, Source, str]:
-    """Return what the request says. :raises BadRequest: naming what is wrong."""
+    """Return the model, the fields, the video and its name. :raises BadRequest: naming what is wrong."""
     check_length(request, settings.max_body)
     form = request.mimetype == MULTIPART
     if form:
@@ -198,9 +198,9 @@ def _policy(said: str | Policy, settings: Settings) -> Policy:
 
 @contextmanager
 def _turn() -> Iterator[None]:
-    """One of the videos that may be looked at at a time, of which a key may have half.
+    """Take one of the places for videos that are moderated at the same time, half of which one key may have.
 
-    :raises QueueFull: if there are as many already."""
+    :raises QueueFull: if none is free."""
     key = g.get("key")
     caps = {} if key is None else {str(key.id): _MOST // 2}
     try:
@@ -256,8 +256,11 @@ class _Run:
         )
 
     def moderate(self, progress: Callable[[Progress], None], stopped: Callable[[], bool] = bool) -> Outcome:
-        """Do it. :raises ClientGone: when nobody wants it any more. :raises GatewayError: if the model cannot be asked.
-        :raises MediaError: if the video cannot be looked at."""
+        """Moderate the video.
+
+        :raises ClientGone: when the client has left. :raises GatewayError: if the model cannot be asked.
+        :raises MediaError: if the video cannot be decoded.
+        """
         settings, fields = self._settings, self.fields
         sampling = Sampling(fields.fps, fields.max_frames, fields.longest_side, raw=True)
         bounds = Bounds(
@@ -291,7 +294,7 @@ class _Run:
 
 
 class _Live:
-    """A moderation in a thread of its own, told as it goes. Leaving it stops it."""
+    """A moderation in a thread of its own that reports its progress. Leaving the context stops it."""
 
     def __init__(self, run: _Run) -> None:
         self._run = run
@@ -315,7 +318,7 @@ class _Live:
             self._said.put(error)
 
     def prime(self) -> None:
-        """Wait until the video is known to be one, or is refused: that can still have a status of its own."""
+        """Wait for the first progress, or for a refusal, which can still have a status of its own."""
         self._first = self._taken(self._said.get())
 
     def events(self) -> Iterator[str]:
