@@ -26,6 +26,7 @@ from gateway.routes.sse import Heartbeat, event, respond
 from media.errors import MediaError
 from media.incoming import Sent
 from models_registry.catalog import Catalog
+from models_registry.families import FAMILIES
 from models_registry.spec import ModelSpec
 from utils.settings import Settings
 
@@ -102,9 +103,8 @@ class GenerateBody(Fields):
             raise BadRequest("give the system prompt in 'system' or as the first of 'messages', not both")
         if any(message.role == "system" for message in (self.messages or [])[1:]):
             raise BadRequest("field 'messages': a system message can only be the first")
-        inputs = Catalog.inputs(spec)
         for field, kind in MEDIA_FIELDS.items():
-            if kind not in inputs and getattr(self, field) not in (None, []):
+            if getattr(self, field) not in (None, []) and kind not in Catalog.inputs(spec):
                 raise _not_taken(spec, kind)
 
     def turns(self, files: list[Sent]) -> list[Turn]:
@@ -239,7 +239,7 @@ def default_vision_model() -> ModelSpec:
     if service.settings.default_vision_model:
         return service.spec(service.settings.default_vision_model)
     for spec in service.catalog:
-        if "image" in Catalog.inputs(spec) and not Catalog.family(spec).requires:
+        if "image" in Catalog.inputs(spec) and not FAMILIES[spec.family].requires:
             return service.spec(spec.name)
     raise UnknownModel(
         "no model of the catalog takes both text alone and images; name one: POST /generate/<model>",
@@ -258,7 +258,7 @@ def _answer(spec: ModelSpec, takes: BodySchema[GenerateBody]) -> Response:
     with closing(generation):
         answer = fold(generation.pieces)
     first = answer.choices[0]
-    reasoning = {"reasoning": first.reasoning} if Catalog.family(spec).thinks else {}
+    reasoning = {"reasoning": first.reasoning} if FAMILIES[spec.family].thinks else {}
     return reply(Answered, response=first.text, **reasoning, **_ending(spec, answer.finished))
 
 
