@@ -1,8 +1,7 @@
 """One request's way through the gateway: a position in the queue, a lease, the runner's messages, the end.
 
 Runs in the request's own thread. Streaming is the one path: :meth:`Ticket.stream_answer` yields the answer piece by
-piece, and
-:func:`fold` makes one answer of it. Knows nothing of HTTP.
+piece, and :func:`fold` makes one answer of it. Knows nothing of HTTP.
 """
 
 import time
@@ -65,7 +64,7 @@ class Ticket:
     """A request that was admitted: it waits in a queue, or holds a lease. :meth:`close` gives back what it holds.
 
     ``places`` is how many answers it has made at once; ``owner`` the id of the key it came with. ``over`` says that the
-    runner's last word was taken.
+    runner's last message was taken.
     """
 
     def __init__(
