@@ -117,7 +117,7 @@ class Gateway:
         with self._recorder.recording() as found:
             response = self._client.post(f"/generate/{model}", json={"max_new_tokens": 4, "seed": 1, **body})
             response.close()
-            self._wait(lambda state: not any(model.leases for model in state.models.values()))
+            self._wait(lambda state: not state.requests)
         if response.status_code != 200:
             raise RuntimeError(f"{model}: {response.status_code}: {response.get_data(as_text=True)}")
         return found
