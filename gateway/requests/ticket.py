@@ -63,8 +63,9 @@ class _Stopped:
 class Ticket:
     """A request that was admitted: it waits in a queue, or holds a lease. :meth:`close` gives back what it holds.
 
-    ``places`` is how many answers it has made at once; ``owner`` the id of the key it came with. ``over`` says that the
-    runner's last message was taken.
+    ``places`` is how many answers it has made at once; ``owner`` the id of the key it came with. ``tokens`` are those
+    that its own thread has taken, which may be stuck sending; the timeline has all. ``over`` says that the thread has
+    taken the runner's last message.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Ticket:
         self.deadline = deadline
         self.timeline = RequestTimeline(request_id, spec.name, deadline)
         self.owner: str | None = None
+        self.tokens = 0
         self.over = False
         self.mailbox: Mailbox = TimelineMailbox(self.timeline, gateway.metrics.gap_of(spec.name), gateway.metrics.began)
         self._gateway = gateway
@@ -186,7 +188,8 @@ class Ticket:
         started, first_token, shown = False, None, False
         while True:
             match self._next_message(gone, "the answer to be finished"):
-                case messages.Delta(_, text, reasoning, _, index, logprobs, call):
+                case messages.Delta(_, text, reasoning, tokens, index, logprobs, call):
+                    self.tokens += tokens
                     started, first_token = True, first_token or time.monotonic()
                     shown = True
                     yield Text(text, reasoning, index, logprobs) if call is None else Called(call, index, logprobs)
@@ -235,7 +238,7 @@ class Ticket:
         if self._replays > _MOST_REPLAYS:
             raise RanOut(f"{self.spec.name} ran out of memory {self._replays} times over this request: {failed.error}")
         self._gateway.runners.ran_out(handle, failed)
-        self._handle, self._sent, self.over = None, False, False
+        self._handle, self._sent, self.over, self.tokens = None, False, False, 0
         self.timeline.again()
         self._gateway.reserve(self)
 

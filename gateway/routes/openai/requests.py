@@ -38,7 +38,7 @@ def requests() -> Response:
             "state": "running" if ticket.running else "waiting",
             "priority": "batch" if ticket.priority else "interactive",
             "age": round(ticket.age, 3),
-            "tokens": ticket.timeline.completion_tokens,
+            "tokens": ticket.tokens,
         }
         for ticket in tickets
     ]
