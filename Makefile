@@ -9,7 +9,7 @@ export CFLAGS += -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
 export CXXFLAGS += -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
 endif
 
-.PHONY: serve test lint bench pocket clean debian-packages
+.PHONY: serve test lint bench pocket mutants clean debian-packages
 
 serve: $(VENV)/.serve
 	$(PY) main.py --profile pocket
@@ -36,6 +36,9 @@ pocket: $(VENV)/.serve
 
 debian-packages:  # programs that tests start; only as root, elsewhere their tests skip and name them
 	tests/install-debian-packages.sh
+
+mutants: $(VENV)/.test  # faults put into pure modules: which do their tests notice? Takes long
+	$(PY) -m tests.mutants
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

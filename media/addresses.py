@@ -1,6 +1,6 @@
-"""Which network addresses a gateway may be sent to by a stranger: public ones only.
+"""Which network addresses a client may name: public ones only.
 
-Pure, apart from the one look-up of a name; runs in the gateway process. Must not open connections.
+Pure, apart from looking up a name. Runs in the gateway process. Must not open connections.
 """
 
 import socket
@@ -42,7 +42,7 @@ _REFUSED = tuple(
         "ff00::/8",
     )
 )
-"""IANA's special-purpose registries, multicast, and tunnels whose far end cannot be told (6to4, Teredo)."""
+"""IANA's special-purpose registries, multicast, and tunnels whose far end is unknown (6to4, Teredo)."""
 
 _NAT64 = ip_network("64:ff9b::/96")
 
@@ -81,7 +81,7 @@ def resolve(host: str, port: int, timeout: float) -> Sequence[str]:
         except (OSError, UnicodeError) as error:
             failed.append(error if isinstance(error, OSError) else OSError(f"not a host name: {error}"))
 
-    # getaddrinfo cannot be interrupted; a look-up that hangs is left to end by itself.
+    # getaddrinfo cannot be interrupted; a thread that hangs is left to end by itself.
     thread = threading.Thread(target=look_up, name="resolve", daemon=True)
     thread.start()
     thread.join(timeout)

@@ -1,9 +1,8 @@
-"""The gateway's side of decoding: sniff, have a decoder process do it, wait for it, and tell what came of it.
+"""The gateway's side of decoding: sniff the media, start a decoder process, wait for it and check its results.
 
-Runs in the gateway process, in the thread of the request. One process per request, ended whatever happens: forked from
-one that has its imports done where the caller has such (:mod:`media.forkserver_client`), else a fresh one.
-Must not import anything that decodes: no byte from a client is parsed here beyond telling what it looks
-like.
+Runs in the gateway process, in the thread of the request. Each request has one decoder process, which is ended whatever
+happens: a fork of one that has its imports done (:mod:`media.forkserver_client`), else a fresh one. Must not import
+anything that decodes: no byte from a client is parsed here beyond what sniffing looks at.
 """
 
 import logging
@@ -27,9 +26,21 @@ from media.errors import MediaError, bad_request, too_large, undecodable
 from media.forkserver_client import Decoders, Lost
 from media.incoming import RawMedia, check_count
 from media.limits import MediaLimits
+from media.messages import (
+    CANNOT_START,
+    JOB,
+    JOB_FILE,
+    REFUSED,
+    RESULT_FILE,
+    Task,
+    describe_job,
+    read_message,
+    refusal,
+    write_message,
+)
 from media.process import Process, decoder_process
 from media.sniff import Kind, require, sniff
-from media.tasks import CANNOT_START, Task, read_result, write_job
+from utils.settings import Settings
 from utils.units import format_bytes
 
 logger = logging.getLogger(__name__)
@@ -83,6 +94,23 @@ class Decoded:
     audio_path: Path | None = None
 
 
+def limits_from_settings(settings: Settings) -> MediaLimits:
+    """Return the limits on media that the gateway's settings name."""
+    return MediaLimits(
+        max_items=settings.max_media_items,
+        max_bytes=settings.max_body,
+        max_pixels=settings.max_pixels,
+        max_audio_seconds=settings.max_audio_seconds,
+        max_video_seconds=settings.max_video_seconds,
+        video_frames=settings.video_frames,
+        max_video_frames=settings.max_video_frames,
+        timeout=settings.decode_timeout,
+        memory=settings.decode_memory,
+        urls=settings.media_urls,
+        url_timeout=settings.url_timeout,
+    )
+
+
 def decode_media(
     items: Sequence[MediaItem], limits: MediaLimits, workdir: Path, decoders: Decoders | None = None
 ) -> list[Decoded]:
@@ -129,7 +157,7 @@ def _decode(
     try:
         for item, task in zip(items, tasks, strict=True):
             (folder / task.raw).write_bytes(item.raw.data)
-        write_job(folder, tasks, limits)
+        write_message(folder / JOB_FILE, JOB, describe_job(tasks, limits))
         _run(folder, items, tasks, limits, start, deadline)
         results = _collect(folder, items, tasks)
     except BaseException:
@@ -235,11 +263,14 @@ def _collect(folder: Path, items: Sequence[MediaItem], tasks: Sequence[Task]) ->
     :raises MediaError: as the decoder raised it, or 400 if the result is not what it should be.
     """
     try:
-        entries = read_result(folder)
-        triples = zip(items, tasks, entries, strict=True)
-        return [_decoded(folder, item, task, entry) for item, task, entry in triples]
+        kind, about = read_message(folder / RESULT_FILE)
+        if kind == REFUSED:
+            refused = refusal(about)
+        else:
+            return [_decoded(folder, *entry) for entry in zip(items, tasks, about, strict=True)]
     except (ValueError, KeyError, TypeError, OSError):
         raise _failed(folder, items, tasks, "the decoder left no usable result") from None
+    raise refused
 
 
 def _decoded(folder: Path, item: MediaItem, task: Task, entry: Mapping[str, Any]) -> Decoded:

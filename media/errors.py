@@ -1,15 +1,15 @@
-"""The one error of this package, and its few kinds.
+"""The error that refuses a medium, and its kinds.
 
-Raised in the gateway process and, sent back as JSON, by the decoder process. Must not know how it becomes a
-response: ``status`` is a suggestion in HTTP's numbers.
+Raised in the gateway process, and in decoder processes, which send it back. Must not know how it becomes a response:
+``status`` is a suggestion in HTTP's numbers.
 """
 
 
 class MediaError(Exception):
     """A medium was refused.
 
-    :ivar status: 400 (cannot be read or decoded), 413 (past a limit) or 415 (recognised, but not what is
-        taken here).
+    :ivar status: 400 (cannot be read or decoded), 413 (past a limit) or 415 (recognized, but not accepted
+        here).
     :ivar error: a few words that are the same for every such refusal.
     :ivar details: which field it was; for 413 the limit and the value, for 400 and 415 what the bytes
         looked like.
@@ -36,7 +36,7 @@ def too_large(field: str, what: str, value: object, limit: object) -> MediaError
 
 
 def unsupported(field: str, looks_like: str, reason: str) -> MediaError:
-    """Return a 415: bytes that were recognised but are not taken in this place."""
+    """Return a 415: bytes of a known format that is not accepted here."""
     return MediaError(415, "Unsupported media", f"{field}: it is {looks_like}; {reason}")
 
 

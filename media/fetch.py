@@ -1,9 +1,8 @@
-"""Fetching one URL that a stranger named: public addresses only, within a size and a time.
+"""Fetching one URL that a client named: public addresses only, within a size and a time.
 
-Runs in the gateway process, in the thread of the request. Every hop resolves its name once, checks every
-address it got, and connects to one of exactly those, so a name cannot change its mind in between; TLS is
-still verified against the name. The environment's proxies are not used, as one would do its own look-up.
-Must not know what is fetched.
+Runs in the gateway process, in the thread of the request. Every hop resolves its name once, checks every address, and
+connects to one of these addresses, so a name cannot change in between; TLS is still verified against the name. Proxies
+of the environment are not used, because a proxy looks up names itself. Must not know what is fetched.
 """
 
 import functools

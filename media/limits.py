@@ -1,16 +1,9 @@
 """How large media may be.
 
-A value made once from the settings; used in the gateway and in the decoder process. Must not import the
-settings at run time: the decoder starts without them.
+A value made once from the settings; used in the gateway and in decoder processes, which start without the settings.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from utils.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -41,20 +34,3 @@ class MediaLimits:
     memory: int
     urls: bool = False
     url_timeout: float = 20.0
-
-    @classmethod
-    def from_settings(cls, settings: Settings) -> MediaLimits:
-        """Return the limits that the gateway's settings name."""
-        return cls(
-            max_items=settings.max_media_items,
-            max_bytes=settings.max_body,
-            max_pixels=settings.max_pixels,
-            max_audio_seconds=settings.max_audio_seconds,
-            max_video_seconds=settings.max_video_seconds,
-            video_frames=settings.video_frames,
-            max_video_frames=settings.max_video_frames,
-            timeout=settings.decode_timeout,
-            memory=settings.decode_memory,
-            urls=settings.media_urls,
-            url_timeout=settings.url_timeout,
-        )

@@ -1,7 +1,7 @@
-"""What bytes are, told by their content and never by a name or a declared type.
+"""What bytes are by their content, never by a name or a declared type.
 
-Pure functions over the first few kilobytes; run in the gateway process before anything is decoded. Must not
-decode: that a file *looks* like a PNG says nothing about whether it can be read.
+Pure functions over the first few kilobytes, run in the gateway process before anything is decoded. Must not decode: a
+file that *looks* like a PNG may still be broken.
 """
 
 import re
@@ -17,7 +17,7 @@ SUPPORTED: dict[Kind, str] = {
     "audio": "audio must be WAV, MP3, FLAC, M4A or OGG",
     "video": "a video must be MP4, AVI, MOV or WebM",
 }
-"""For messages: what is taken, by kind."""
+"""For messages: the accepted formats, by kind."""
 
 _LOOK = 4096
 

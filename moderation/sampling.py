@@ -1,8 +1,9 @@
 """Frames of one video, evenly spread over it, as JPEGs: from a file, or from anything that can be read.
 
-The video is decoded in a process of its own (:mod:`media.decoder.frame_process`), limited in memory and time, to
-which its bytes are handed as it asks for them. So a video in a store far away is never held whole, and one that
-breaks its decoder breaks nothing else. What could not be seen comes back as such. Must not know what frames are for.
+The video is decoded in a process of its own (:mod:`media.decoder.frame_process`), limited in memory and time, which is
+sent the video's bytes as it asks for them. So a video in a remote store is never held whole, and a video that breaks
+its decoder breaks nothing else. Parts that could not be seen are reported. Runs in the thread that asks for frames.
+Must not know what frames are for.
 """
 
 import contextlib
@@ -14,16 +15,16 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from media.decoder import frame_messages
+from media import messages
 from media.errors import MediaError, undecodable
 from media.limits import MediaLimits
+from media.messages import FramesTask
 from media.process import decoder_process
 from media.sniff import sniff
-from media.tasks import CANNOT_START
 
 log = logging.getLogger(__name__)
 _START = """
@@ -41,7 +42,7 @@ _TAKEN = "a video must be MP4, MOV, WebM, Matroska, AVI, MPEG, Windows Media, Fl
 
 
 class Readable(Protocol):
-    """What a video may come from besides a file: something to read, and if it can be, to seek in."""
+    """What a video may come from besides a file: an object with ``read``, and with ``seek`` if it can seek."""
 
     def read(self, count: int, /) -> bytes: ...
 
@@ -64,9 +65,8 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What decoding may cost: seconds (without those spent waiting for the source, or
-    for whoever takes the frames), bytes of memory, pixels of a
-    frame; and how many seconds the video may last, None for any."""
+    """What decoding may cost: seconds (without those spent waiting for the source or for the receiver of the frames),
+    bytes of memory, pixels of a frame; and how many seconds the video may last, None for any."""
 
     seconds: float = 600.0
     memory: int = 2 * 2**30
@@ -122,7 +122,7 @@ class Unseen:
 
 @dataclass(frozen=True)
 class End:
-    """All was said."""
+    """The end of the video."""
 
     duration: float
     damaged_packets: int
@@ -132,7 +132,7 @@ Sampled = Plan | Frame | Unseen | End
 
 
 class Stopped(Exception):
-    """Nobody wants the frames any more."""
+    """The frames are not wanted any more."""
 
 
 def sample(
@@ -156,30 +156,33 @@ def sample(
                 raise undecodable(name, found.text, "there is no video in it")
             status, error = (415, "Unsupported media") if found.format else (400, "Media could not be decoded")
             raise MediaError(status, error, f"{name}: it is {found.text}; {_TAKEN}")
-        job = _job(found.format, found.text, name, sampling, bounds, reader.size)
-        yield from _Sampler(stack, reader, job, bounds, name, found.text, cancelled).run()
+        task = FramesTask(
+            kind="video",
+            format=found.format,
+            looks_like=found.text,
+            field=name,
+            size=reader.size,
+            fps=sampling.fps,
+            max_frames=sampling.max_frames,
+            longest_side=sampling.longest_side,
+            quality=sampling.quality,
+            raw=sampling.raw,
+        )
+        yield from _FrameProcess(stack, reader, task, bounds, cancelled).receive_frames()
 
 
-def _job(format: str, text: str, name: str, sampling: Sampling, bounds: Bounds, size: int | None) -> dict[str, Any]:
-    limits = MediaLimits(
+def _limits(bounds: Bounds) -> MediaLimits:
+    return MediaLimits(
         max_items=1,
         max_bytes=0,
         max_pixels=bounds.pixels,
         max_audio_seconds=0,
         max_video_seconds=bounds.length or 0,
         video_frames=0,
-        max_video_frames=sampling.max_frames,
+        max_video_frames=0,
         timeout=bounds.seconds,
         memory=bounds.memory,
     )
-    return {
-        "name": name,
-        "looks_like": text,
-        "format": format,
-        "limits": asdict(limits),
-        "wanted": asdict(sampling),
-        "size": size,
-    }
 
 
 class _Reader:
@@ -211,20 +214,18 @@ class _Reader:
         return data
 
 
-class _Sampler:
-    """The process that decodes, and what it says."""
+class _FrameProcess:
+    """The process that decodes, and its messages."""
 
     def __init__(
         self,
         stack: contextlib.ExitStack,
         reader: _Reader,
-        job: dict[str, Any],
+        task: FramesTask,
         bounds: Bounds,
-        name: str,
-        text: str,
         cancelled: Callable[[], bool],
     ) -> None:
-        self._reader, self._bounds, self._name, self._text, self._cancelled = reader, bounds, name, text, cancelled
+        self._reader, self._task, self._bounds, self._cancelled = reader, task, bounds, cancelled
         self._link, other = socket.socketpair()
         stack.enter_context(self._link)
         self._errors = stack.enter_context(tempfile.TemporaryFile())
@@ -234,10 +235,10 @@ class _Sampler:
                 decoder_process(_START, str(other.fileno()), home, (other.fileno(),), self._errors)
             )
         self._reached, self._duration, self._frames = 0.0, 0.0, 0
-        with contextlib.suppress(frame_messages.Closed):  # it ended already; listening tells why
-            frame_messages.send(self._link, frame_messages.JOB, job)
+        with contextlib.suppress(messages.Closed):  # it has ended already; receive_frames finds out why
+            messages.send_message(self._link, messages.JOB, messages.describe_job([task], _limits(bounds)))
 
-    def run(self) -> Iterator[Sampled]:
+    def receive_frames(self) -> Iterator[Sampled]:
         spent = 0.0
         while True:
             began = time.monotonic()
@@ -245,20 +246,20 @@ class _Sampler:
                 while not select.select([self._link], [], [], _LOOK)[0]:
                     self._look(spent + time.monotonic() - began)
                 self._link.settimeout(_GRACE)
-                kind, about, data = frame_messages.receive(self._link)
-            except (frame_messages.Closed, TimeoutError, ValueError) as error:
+                kind, about, data = messages.receive_message(self._link)
+            except (messages.Closed, TimeoutError, ValueError) as error:
                 yield from self._broken(error)
                 return
             spent += time.monotonic() - began
-            if kind == frame_messages.READ:
+            if kind == messages.READ:
                 self._read(*about)
                 self._look(spent)
                 continue
             if (said := self._understood(kind, about, data)) is not None:
                 yield said
-            if kind == frame_messages.REFUSED:  # what came before it counts
+            if kind == messages.REFUSED:  # what came before it counts
                 yield End(max(self._reached, self._duration), 0)
-            if kind in (frame_messages.END, frame_messages.REFUSED):
+            if kind in (messages.END, messages.REFUSED):
                 return
 
     def _look(self, spent: float) -> None:
@@ -272,45 +273,37 @@ class _Sampler:
         try:
             data = self._reader.read(int(at), min(max(0, int(count)), _MOST_READ))
         except BaseException:
-            with contextlib.suppress(frame_messages.Closed):
-                frame_messages.send(self._link, frame_messages.BROKEN)
+            with contextlib.suppress(messages.Closed):
+                messages.send_message(self._link, messages.BROKEN)
             raise
-        with contextlib.suppress(frame_messages.Closed):
-            frame_messages.send(self._link, frame_messages.DATA, None, data)
+        with contextlib.suppress(messages.Closed):
+            messages.send_message(self._link, messages.BYTES, None, data)
 
-    def _understood(self, kind: bytes, about: Any, data: bytes) -> Sampled | None:
+    def _understood(self, kind: str, about: Any, data: bytes) -> Sampled | None:
         """Return what a message says. :raises MediaError: if it is a refusal."""
         match kind:
-            case frame_messages.PLAN:
+            case messages.PLAN:
                 plan = Plan(**about)
                 self._duration = plan.duration
                 return plan
-            case frame_messages.FRAME:
-                moment, start, end, width, height, size, stretches = about
-                self._frames, self._reached = self._frames + 1, float(end)
-                return Frame(
-                    self._frames - 1,
-                    float(moment),
-                    float(start),
-                    float(end),
-                    int(width),
-                    int(height),
-                    data[:size],
-                    data[size:],
-                    int(stretches),
-                )
-            case frame_messages.MISSED:
+            case messages.FRAME:
+                moment, start, end = map(float, about[:3])
+                width, height, size, stretches = map(int, about[3:])
+                self._frames, self._reached = self._frames + 1, end
+                picture, thumbnail = data[:size], data[size:]
+                return Frame(self._frames - 1, moment, start, end, width, height, picture, thumbnail, stretches)
+            case messages.UNSEEN:
                 start, end, reason = about
                 self._reached = max(self._reached, float(end))
                 return Unseen(float(start), float(end), str(reason))
-            case frame_messages.END:
+            case messages.END:
                 return End(**about)
-            case frame_messages.REFUSED:
-                status, error, details = about
-                if self._frames:
-                    reason = str(details).rpartition(", but ")[2]
-                    return Unseen(self._reached, max(self._reached, self._duration), reason)
-                raise MediaError(int(status), str(error), str(details))
+            case messages.REFUSED:
+                refused = messages.refusal(about)
+                if not self._frames:
+                    raise refused
+                reason = refused.details.rpartition(", but ")[2]
+                return Unseen(self._reached, max(self._reached, self._duration), reason)
         return None
 
     def _broken(self, error: Exception) -> Iterator[Sampled]:
@@ -320,13 +313,13 @@ class _Sampler:
         status = self._process.poll()
         self._errors.seek(0)
         said = self._errors.read(2048).decode("utf-8", "replace").strip()
-        if status == CANNOT_START:
-            raise RuntimeError(f"the video sampler cannot be loaded: {said}")
-        log.warning("the video sampler ended with status %s (%s): %s", status, type(error).__name__, said)
+        if status == messages.CANNOT_START:
+            raise RuntimeError(f"the frame process cannot be loaded: {said}")
+        log.warning("the frame process ended with status %s (%s): %s", status, type(error).__name__, said)
         reason = "the decoder ended unexpectedly"
         if status is not None and -status == 9 or isinstance(error, TimeoutError):
             reason = f"decoding took longer than {self._bounds.seconds:g} s, or more memory than it may have"
         if not self._frames:
-            raise undecodable(self._name, self._text, reason)
+            raise undecodable(self._task.field, self._task.looks_like, reason)
         yield Unseen(self._reached, max(self._reached, self._duration), reason)
         yield End(max(self._reached, self._duration), 0)

@@ -106,8 +106,7 @@ class Settings(BaseSettings):
         8,
         ge=0,
         le=1000,
-        description="Browsers that may watch the dashboard at once, or single pages of theirs "
-        "where it has neither HTTPS nor this machine's own address; each has a thread of its own besides.",
+        description="Dashboard pages that may be visible at once; each has a thread of its own besides.",
     )
     request_timeout: Seconds = Field(300.0, gt=0, description="A request's deadline when it names none.")
     max_timeout: Seconds = Field(3600.0, gt=0, description="The longest deadline a request may ask for.")

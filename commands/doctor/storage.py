@@ -14,10 +14,9 @@ from commands.doctor.finding import Finding, failed, ok, warning
 from commands.doctor.memory import Slots, find_memory
 from commands.models import describe
 from gateway.memory.footprint import HeaderError
-from media.client import MediaItem, decode_media
+from media.client import MediaItem, decode_media, limits_from_settings
 from media.errors import MediaError
 from media.incoming import RawMedia
-from media.limits import MediaLimits
 from media.sniff import Kind
 from models_registry.catalog import Catalog, CatalogError
 from models_registry.spec import ModelSpec
@@ -131,7 +130,7 @@ def find_decoding(settings: Settings, samples: Path = ROOT / "examples") -> Find
     items = [MediaItem(RawMedia(kind, (samples / name).read_bytes(), name)) for kind, name in _SAMPLES]
     with tempfile.TemporaryDirectory() as folder:
         try:
-            decoded = decode_media(items, MediaLimits.from_settings(settings), Path(folder))
+            decoded = decode_media(items, limits_from_settings(settings), Path(folder))
         except MediaError as error:
             return failed(
                 "decoding",

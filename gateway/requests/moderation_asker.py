@@ -13,7 +13,7 @@ from pathlib import Path
 from gateway.errors import ClientGone, GatewayError, QueueFull, RunnerFailed, TooLate, Unavailable
 from gateway.requests.pieces import Piece
 from gateway.requests.ticket import Ticket, fold
-from media.tasks import write_npy
+from media.messages import write_npy
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
 from moderation.asking import Cancelled, Prompt, Reply

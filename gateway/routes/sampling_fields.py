@@ -17,7 +17,7 @@ from gateway.errors import BadRequest
 from gateway.requests.conversation import Decoding
 from gateway.routes.response_format import ResponseFormat, constraint
 from gateway.routes.validation_errors import tag_of, validation_error, wrong
-from media.limits import MediaLimits
+from media.client import limits_from_settings
 from models_registry.catalog import Catalog
 from models_registry.families import FAMILIES
 from models_registry.spec import ModelSpec
@@ -194,7 +194,7 @@ class Fields(BaseModel):
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def decoding(self, settings: Settings) -> Decoding:
-        limits = MediaLimits.from_settings(settings)
+        limits = limits_from_settings(settings)
         return Decoding(limits, self.frames, self.fps, bool(self.use_audio_in_video))
 
     def check(self, spec: ModelSpec, settings: Settings) -> None:

@@ -1,25 +1,23 @@
 """Sound to mono samples, with PyAV and soxr. Runs in the decoder process only.
 
-Channels are averaged and then resampled at soxr's high quality, which is what librosa does by default and
-so what the models' own examples feed them. Must not know where results are kept.
+Channels are averaged and then resampled at soxr's high quality. librosa does the same by default, and so
+the models' own examples do. Must not know where results are kept.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import soxr
+from av.audio.frame import AudioFrame
 from numpy.typing import NDArray
 
-from media.decoder import containers
-from media.errors import MediaError, too_large, undecodable
+from media.decoder.completeness import wav_seconds
+from media.decoder.container import AUDIO_CODECS, Container, check_seconds, file_bytes
+from media.errors import unsupported
 from media.limits import MediaLimits
-from media.tasks import Task
-
-if TYPE_CHECKING:
-    from av.audio.frame import AudioFrame
+from media.messages import Task
+from media.sniff import SUPPORTED
 
 Samples = NDArray[np.float32]
 
@@ -34,68 +32,61 @@ def decode_audio(path: Path, task: Task, limits: MediaLimits) -> tuple[Samples, 
 
     :returns: the samples, and ``sampling_rate`` in Hz, ``duration`` in seconds, and the file's own
         ``source_sampling_rate`` and ``channels``.
-    :raises MediaError: 413 past ``limits.max_audio_seconds``, by the header or in truth; 415 if there are
-        moving pictures in it or its codec is not known; 400 if there is no sound, or none that can be
-        decoded.
+    :raises MediaError: 413 past ``limits.max_audio_seconds``, by the header or in truth; 415 if there are moving
+        pictures in it or its codec is not known; 400 if it ends early, or has no sound, or none that can be decoded.
     :raises Exception: whatever FFmpeg raises for bytes that it cannot read.
     """
-    return _decode(path, task, limits.max_audio_seconds, alone=True)
+    with path.open("rb") as file:
+        if task.format == "WAV":
+            check_seconds(task, wav_seconds(file_bytes(file)), limits.max_audio_seconds)
+        with Container(file, task, limits, AUDIO_CODECS) as container:
+            if container.moving_streams:
+                raise unsupported(task.field, task.looks_like, SUPPORTED["audio"])
+            if not container.audio_streams:
+                raise container.refused("there is no sound in it")
+            return _decode_stream(container, task, limits.max_audio_seconds)
 
 
 def decode_sound_track(path: Path, task: Task, limits: MediaLimits) -> tuple[Samples, dict[str, Any]] | None:
     """Return the sound of a video as :func:`decode_audio` does, or None if it has none."""
-    with containers.open_media(path, task) as container:
-        if not container.streams.audio:
-            return None
-    return _decode(path, task, limits.max_video_seconds, alone=False)
+    with path.open("rb") as file, Container(file, task, limits, AUDIO_CODECS) as container:
+        return _decode_stream(container, task, limits.max_video_seconds) if container.audio_streams else None
 
 
-def _decode(path: Path, task: Task, limit: float, alone: bool) -> tuple[Samples, dict[str, Any]]:
-    with containers.open_media(path, task) as container:
-        if alone:
-            containers.refuse_video(container, task)
-        stream = containers.audio_stream(container, task)
-        if task.format != "MP3":  # whose length FFmpeg guesses from its first frames, wrongly at times
-            check_seconds(containers.header_seconds(container, stream), limit, task)
-        rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
-        if not MIN_RATE <= rate <= MAX_RATE:
-            raise _unusable(task, f"its sampling rate is {rate} Hz")
-        if not 1 <= channels <= MAX_CHANNELS:
-            raise _unusable(task, f"it has {channels} channels")
-        resampler = soxr.ResampleStream(rate, task.sampling_rate, 1, dtype="float32", quality="HQ")
-        parts: list[Samples] = []
-        heard = 0
-        for frame in containers.audio_frames(container, stream, task):
-            if frame.sample_rate != rate:
-                raise _unusable(task, "its sampling rate changes midway")
-            heard += frame.samples
-            check_seconds(heard / rate, limit, task)
-            parts.append(_resampled(resampler, _mono(frame), task))
-        parts.append(_resampled(resampler, np.empty(0, np.float32), task, last=True))
+def _decode_stream(container: Container, task: Task, limit: float) -> tuple[Samples, dict[str, Any]]:
+    """Decode the first stream of sound."""
+    stream = container.audio_streams[0]
+    container.use_stream(stream)
+    if task.format != "MP3":  # whose length FFmpeg guesses from its first frames, wrongly at times
+        check_seconds(task, container.claimed, limit)
+    rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise container.refused(f"its sampling rate is {rate} Hz")
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise container.refused(f"it has {channels} channels")
+    resampler = soxr.ResampleStream(rate, task.sampling_rate, 1, dtype="float32", quality="HQ")
+    parts: list[Samples] = []
+    heard = 0
+    for frame in container.decode_frames():
+        if frame.sample_rate != rate:
+            raise container.refused("its sampling rate changes midway")
+        heard += frame.samples
+        check_seconds(task, heard / rate, limit)
+        mono = _mono(frame)
+        if mono.size and not np.abs(mono).max() <= _LOUDEST:  # also true for NaN
+            raise container.refused("it has samples that are not numbers, or far beyond full scale")
+        parts.append(resampler.resample_chunk(mono))
+    parts.append(resampler.resample_chunk(np.empty(0, np.float32), last=True))
     if not heard:
-        raise undecodable(task.field, task.looks_like, "there are no samples in it")
-    _check_declared(heard, stream.duration, stream.time_base, rate, task)
-    samples = np.concatenate(parts)  # (N,)
-    return samples, {
+        raise container.refused("there are no samples in it")
+    if task.format == "FLAC" and heard < (declared := container.claimed * rate) - rate / 100:
+        raise container.refused(f"it ends early: {heard} of {declared:.0f} samples are there")
+    return np.concatenate(parts), {
         "sampling_rate": task.sampling_rate,
         "duration": heard / rate,
         "source_sampling_rate": rate,
         "channels": channels,
     }
-
-
-def check_seconds(seconds: float, limit: float, task: Task) -> None:
-    """:raises MediaError: 413 if ``seconds`` of sound or pictures are more than ``limit``."""
-    if seconds > limit:
-        raise too_large(task.field, f"the {task.kind} lasts at least", f"{seconds:.1f} s", f"{limit:g} s")
-
-
-def _check_declared(heard: int, duration: int | None, time_base: Any, rate: int, task: Task) -> None:
-    """A FLAC says how many samples it has. Fewer are there if its end is not."""
-    if task.format == "FLAC" and duration and time_base:
-        declared = float(duration * time_base) * rate
-        if heard < declared - rate / 100:
-            raise _unusable(task, f"it ends early: {heard} of {declared:.0f} samples are there")
 
 
 def _mono(frame: AudioFrame) -> Samples:
@@ -109,13 +100,3 @@ def _mono(frame: AudioFrame) -> Samples:
     elif stored.dtype.kind == "i":
         mean /= 2.0 ** (8 * stored.dtype.itemsize - 1)
     return np.asarray(mean, dtype=np.float32)
-
-
-def _resampled(resampler: soxr.ResampleStream, samples: Samples, task: Task, last: bool = False) -> Samples:
-    if samples.size and not np.abs(samples).max() <= _LOUDEST:  # also true for NaN
-        raise _unusable(task, "it has samples that are not numbers, or far beyond full scale")
-    return np.asarray(resampler.resample_chunk(samples, last=last), dtype=np.float32)
-
-
-def _unusable(task: Task, reason: str) -> MediaError:
-    return undecodable(task.field, task.looks_like, reason)

@@ -1,8 +1,8 @@
-"""Whether a file of sound or pictures in motion ends early, and how long a WAV says it is.
+"""Whether a file of sound or video ends early, and how long a WAV says it is.
 
-Runs in the decoder process, before any decoder sees the bytes: those would return the part that is there,
-and a model would answer about half a file. Images need none of this, their decoders notice. Only lengths
-are read, and a length that is unknown by the format's own rules (streams, pipes) passes.
+Runs in the decoder process, before FFmpeg sees the bytes: FFmpeg would return the part that is there, and a model would
+answer about half a file. Images need no such check: Pillow notices. Only lengths are read. A file whose length is
+unknown by its format's own rules (a recorded stream) counts as whole.
 """
 
 from mmap import mmap

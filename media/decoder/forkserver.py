@@ -23,12 +23,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from media.decoder import process
-from media.tasks import CANNOT_START
+from media.messages import CANNOT_START
 
 READY = b"ready"
 _NEEDED = (
-    "mmap",
-    "media.decoder.completeness",
     "media.decoder.audio",
     "media.decoder.video",
     "av.subtitles.stream",

@@ -1,10 +1,10 @@
-"""The disposable process that takes frames out of one video: its file comes over a socket, JPEGs go back.
+"""The disposable process that takes frames out of one video: the file comes over a socket, pictures go back.
 
 Owns nothing but the socket. It limits itself before it looks at a byte, as :mod:`media.decoder.process` does, and reads
-only what it needs of the file. What it cannot show it says, with the reason. Must not know what the frames are for.
+only what it needs of the file. It reports every part of the video of which it has no frame. Must not know what the
+frames are for.
 """
 
-import errno
 import io
 import socket
 import sys
@@ -12,83 +12,79 @@ import time
 import warnings
 from typing import Any
 
-from media.decoder import frame_messages
-from media.decoder.process import limit_process, out_of_memory
+from media.decoder.failures import refuse_failures
+from media.decoder.process import limit_process
 from media.decoder.remote_file import Remote, RemoteSeekable, SourceFailed
-from media.errors import MediaError, undecodable
+from media.errors import MediaError
 from media.limits import MediaLimits
-from media.tasks import CANNOT_START
+from media.messages import (
+    CANNOT_START,
+    END,
+    FRAME,
+    PLAN,
+    REFUSED,
+    UNSEEN,
+    Closed,
+    FramesTask,
+    parse_job,
+    receive_message,
+    send_message,
+)
 
 _THUMBNAIL, _THUMBNAIL_QUALITY = 240, 75  # pixels of the longest side
 
 
 def main(descriptor: int) -> int:
-    """Do the job that comes over the socket and return the exit status: 0 if all was said, be it a refusal.
+    """Do the job that comes over the socket and return the exit status: 0 if there is an answer, be it a refusal.
 
     Limits this process for good.
     """
     with socket.socket(fileno=descriptor) as link:
-        _, job, _ = frame_messages.receive(link)
-        limits = MediaLimits(**job["limits"])
+        limits, (task,) = parse_job(receive_message(link)[1], FramesTask)
         limit_process(limits, alarm=False)  # the source may be slow, which is no fault of the file
         warnings.simplefilter("ignore")
-        size = job["size"]
-        file = Remote(link) if size is None else RemoteSeekable(link, size)
+        file = Remote(link) if task.size is None else RemoteSeekable(link, task.size)
         try:
-            _sample(link, file, job, limits)
-        except MediaError as refusal:
-            frame_messages.send(link, frame_messages.REFUSED, [refusal.status, refusal.error, refusal.details])
+            with refuse_failures(task, limits):
+                _send_frames(link, file, task, limits)
+        except MediaError as error:
+            send_message(link, REFUSED, error.args)
         except ImportError as error:
-            print(f"the video sampler cannot be loaded: {error}", file=sys.stderr)
+            print(f"the frame process cannot be loaded: {error}", file=sys.stderr)
             return CANNOT_START
-        except (SourceFailed, frame_messages.Closed):
+        except Closed:
             return 0
     return 0
 
 
-def _sample(link: socket.socket, file: Remote, job: dict[str, Any], limits: MediaLimits) -> None:
-    """:raises MediaError: for anything at all that is wrong with the file before its first frame."""
-    name, looks_like = job["name"], job["looks_like"]
+def _send_frames(link: socket.socket, file: Remote, task: FramesTask, limits: MediaLimits) -> None:
+    from media.decoder.stretches import Stretches
+
+    began, sending = time.monotonic(), 0.0
+
+    def late() -> bool:
+        return time.monotonic() - began - file.waited - sending > limits.timeout
+
     try:
-        from media.decoder.frames import Job, Video, Wanted
-
-        about = Job(name, looks_like, job["format"], limits, Wanted(**job["wanted"]))
-        began, sending = time.monotonic(), 0.0
-
-        def late() -> bool:
-            return time.monotonic() - began - file.waited - sending > limits.timeout
-
-        def tell(kind: bytes, said: list[Any], data: bytes = b"") -> None:
-            nonlocal sending  # whoever takes the frames may be slow, which is no fault of the file either
+        video = Stretches(file, task, limits, late)
+        send_message(link, PLAN, video.plan())
+        for one in video.stretches():
+            data = b""
+            kind, about = UNSEEN, [one.start, one.end, one.missing]
+            if one.image is not None:
+                picture = one.image.tobytes() if task.raw else _jpeg(one.image, task.quality)
+                small = one.image.copy()
+                small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+                kind, about = FRAME, [one.time, one.start, one.end, *one.image.size, len(picture), one.count]
+                data = picture + _jpeg(small, _THUMBNAIL_QUALITY)
             before = time.monotonic()
-            frame_messages.send(link, kind, said, data)
-            sending += time.monotonic() - before
-
-        video = Video(file, about, late)
-        with video:
-            frame_messages.send(link, frame_messages.PLAN, video.plan())
-            for found in video.pictures():
-                if found.image is None:
-                    tell(frame_messages.MISSED, [found.start, found.end, found.missing])
-                else:
-                    wanted = about.wanted
-                    whole = found.image.tobytes() if wanted.raw else _jpeg(found.image, wanted.quality)
-                    small = found.image.copy()
-                    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-                    said = [found.time, found.start, found.end, *found.image.size, len(whole), found.stretches]
-                    tell(frame_messages.FRAME, said, whole + _jpeg(small, _THUMBNAIL_QUALITY))
-            frame_messages.send(link, frame_messages.END, video.seen())
-    except (MediaError, ImportError, SourceFailed, frame_messages.Closed):
-        raise
-    except MemoryError:
-        raise undecodable(name, looks_like, out_of_memory(limits)) from None
-    except Exception as error:  # decoders raise a great many types for bytes that they do not like
+            send_message(link, kind, about, data)
+            sending += time.monotonic() - before  # the receiver may be slow, which is no fault of the file either
+        send_message(link, END, video.end())
+    except Exception:
         if file.failed:
             raise SourceFailed from None
-        if getattr(error, "errno", None) in (errno.ENOMEM, errno.EAGAIN):  # the latter for want of a thread's stack
-            raise undecodable(name, looks_like, out_of_memory(limits)) from None
-        words = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise undecodable(name, looks_like, f"it could not be read ({words[:200]})") from None
+        raise
 
 
 def _jpeg(image: Any, quality: int) -> bytes:

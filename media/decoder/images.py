@@ -1,7 +1,7 @@
 """Images to RGB arrays, with Pillow. Runs in the decoder process only.
 
-Dimensions are checked from the header, before a pixel is decoded. NumPy is imported only for the few
-images that need it: that halves what a small image costs. Must not know where results are kept.
+The header's dimensions are checked before a pixel is decoded. NumPy is imported only for the few
+images that need it: a small image costs half without. Must not know where results are kept.
 """
 
 from importlib import import_module
@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from media.errors import too_large, undecodable
 from media.limits import MediaLimits
-from media.tasks import Task
+from media.messages import Task
 
 _PLUGINS = {"PNG": "Png", "JPEG": "Jpeg", "WEBP": "WebP", "GIF": "Gif", "BMP": "Bmp", "TIFF": "Tiff"}
 

@@ -16,9 +16,10 @@ from ctypes import CDLL
 from pathlib import Path
 from typing import Any
 
-from media.errors import MediaError, too_large, undecodable
+from media.decoder.failures import refuse_failures
+from media.errors import MediaError
 from media.limits import MediaLimits
-from media.tasks import CANNOT_START, Task, read_job, write_npy, write_result
+from media.messages import CANNOT_START, DONE, REFUSED, RESULT_FILE, Task, read_job, write_message, write_npy
 
 _MAPPED = 2**30  # bytes of address space beside the memory: libraries and files, which are not memory used
 _FILES = 64
@@ -39,12 +40,12 @@ def main(folder: Path) -> int:
             done.append(_decode(folder, task, limits))
             (folder / task.raw).unlink()
     except MediaError as refusal:
-        write_result(folder, refusal)
+        write_message(folder / RESULT_FILE, REFUSED, refusal.args)
     except ImportError as error:
         print(f"the media decoder cannot be loaded: {error}", file=sys.stderr)
         return CANNOT_START
     else:
-        write_result(folder, done)
+        write_message(folder / RESULT_FILE, DONE, done)
     return 0
 
 
@@ -78,23 +79,8 @@ def die_with_parent() -> None:
 
 def _decode(folder: Path, task: Task, limits: MediaLimits) -> dict[str, Any]:
     """Decode one medium into its files. :raises MediaError: for anything at all that is wrong with it."""
-    try:
+    with refuse_failures(task, limits, hidden=str(folder)):
         return _decode_kind(folder, task, limits)
-    except (MediaError, ImportError):
-        raise
-    except MemoryError:
-        raise undecodable(task.field, task.looks_like, out_of_memory(limits)) from None
-    except Exception as error:  # decoders raise a great many types for bytes that they do not like
-        if getattr(error, "errno", None) == 12:  # ENOMEM, as FFmpeg reports it
-            raise undecodable(task.field, task.looks_like, out_of_memory(limits)) from None
-        words = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        words = words.replace(str(folder), "")[:200]
-        raise undecodable(task.field, task.looks_like, f"it could not be read ({words})") from None
-
-
-def out_of_memory(limits: MediaLimits) -> str:
-    """Return the reason that names the memory limit."""
-    return f"decoding it needs more than the {limits.memory} bytes of memory allowed"
 
 
 def _decode_kind(folder: Path, task: Task, limits: MediaLimits) -> dict[str, Any]:
@@ -105,7 +91,6 @@ def _decode_kind(folder: Path, task: Task, limits: MediaLimits) -> dict[str, Any
         image, meta = decode_image(raw, task, limits)
         shape = write_npy(folder / task.out, "|u1", (image.height, image.width, 3), image.tobytes())
         return {"shape": shape, "meta": meta, "audio_shape": None}
-    _check_whole(raw, task, limits)
     if task.kind == "audio":
         from media.decoder.audio import decode_audio
 
@@ -125,19 +110,3 @@ def _decode_kind(folder: Path, task: Task, limits: MediaLimits) -> dict[str, Any
             audio_shape = write_npy(folder / task.audio_out, "<f4", sound[0].shape, sound[0].data)
             meta["audio"] = sound[1]
     return {"shape": shape, "meta": meta, "audio_shape": audio_shape}
-
-
-def _check_whole(raw: Path, task: Task, limits: MediaLimits) -> None:
-    """:raises MediaError: 413 for a WAV whose header is past the limit, 400 for a file that ends early."""
-    from mmap import ACCESS_READ, mmap
-
-    from media.decoder.completeness import missing_bytes, wav_seconds
-
-    with raw.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
-        if task.format == "WAV":
-            if (seconds := wav_seconds(data)) > limits.max_audio_seconds:
-                limit = f"{limits.max_audio_seconds:g} s"
-                raise too_large(task.field, "the header says that the audio lasts", f"{seconds:.1f} s", limit)
-        if missing := missing_bytes(data, task.format):
-            reason = f"it ends early: {missing} of {len(data) + missing} bytes are missing"
-            raise undecodable(task.field, task.looks_like, reason)

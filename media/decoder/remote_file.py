@@ -1,23 +1,23 @@
-"""A file that another process holds, read piece by piece over the link to it. Runs in the sampler's process only.
+"""A file that another process holds, read piece by piece over the link to it. Runs in the frame process only.
 
-So a video that lies in a store far away is read where it is, and only the parts that are needed.
+A video in a remote store is read where it lies, and only the parts that are needed.
 """
 
 import socket
 import time
 
-from media.decoder import frame_messages
+from media.messages import BYTES, READ, Closed, receive_message, send_message
 
 
-class SourceFailed(Exception):
-    """The other side could not read the source; it knows why."""
+class SourceFailed(Closed):
+    """The other side cannot read the source; it knows why."""
 
 
 class Remote:
-    """A file for reading, as PyAV takes one.
+    """A file for reading, as PyAV takes one, that cannot seek.
 
     :ivar waited: seconds spent waiting for its bytes.
-    :ivar failed: whether the other side could not read it: FFmpeg makes errors of its own of that.
+    :ivar failed: whether the other side could not read it: FFmpeg reports that as an error of its own.
     """
 
     def __init__(self, link: socket.socket) -> None:
@@ -30,10 +30,10 @@ class Remote:
         """Return at most ``count`` bytes, fewer only at the end. :raises SourceFailed: if the other side cannot
         read."""
         began = time.monotonic()
-        frame_messages.send(self._link, frame_messages.READ, [self._at, count])
-        kind, _, data = frame_messages.receive(self._link)
+        send_message(self._link, READ, [self._at, count])
+        kind, _, data = receive_message(self._link)
         self.waited += time.monotonic() - began
-        if kind != frame_messages.DATA:
+        if kind != BYTES:
             self.failed = True
             raise SourceFailed
         self._at += len(data)
@@ -41,7 +41,7 @@ class Remote:
 
 
 class RemoteSeekable(Remote):
-    """The same, where any part can be read."""
+    """The same, from which any part can be read."""
 
     def __init__(self, link: socket.socket, size: int) -> None:
         super().__init__(link)
@@ -57,10 +57,9 @@ class RemoteSeekable(Remote):
 
 
 class Window:
-    """The same file as :func:`media.decoder.completeness.missing_bytes` takes one: its length and slices of a few
-    bytes.
+    """The same file as :func:`media.decoder.completeness.missing_bytes` takes one: its length and short slices.
 
-    :raises LookupError: once it was asked often, as files of a great many parts do.
+    :raises LookupError: after 256 of them, which a file of very many parts takes.
     """
 
     def __init__(self, file: RemoteSeekable) -> None:

@@ -36,6 +36,7 @@ from tests.media.samples import (
     video_bytes,
     wav,
 )
+from tests.worker.videos import retimed
 from utils.settings import ROOT
 
 Array = NDArray[Any]
@@ -196,6 +197,17 @@ def test_frames_by_rate(one: Decode) -> None:
     assert one("video", data, fps=10.0, max_frames=6)[0].shape[0] == 6
     assert one("video", data, fps=0.01)[0].shape[0] == 1
     assert one("video", data, frames=3)[0].shape[0] == 3
+
+
+def test_frames_are_spread_by_the_time_at_which_they_are_shown(one: Decode) -> None:
+    """Of nine frames in the first second and one after ten, the middle one is the last that the first second has."""
+    times = {number: 100 * number for number in range(9)} | {9: 10_000}
+    data = retimed(video_bytes("mp4", "mpeg4", frames=10, group=1), "matroska", times)
+    frames, result = one("video", data, frames=3)
+    assert np.allclose(result.meta["timestamps"], [0, 0.8, 10]) and result.meta["total_frames"] == 10
+    for frame, number in zip(frames, (0, 8, 9), strict=True):
+        assert near(frame[24, 32], (level(number, 10), 0, 0), 14)
+    assert one("video", data, frames=6)[1].meta["timestamps"] == [0, 0.8, 0.8, 10, 10, 10]
 
 
 def test_no_frame_twice(one: Decode) -> None:
@@ -363,7 +375,7 @@ import os, sys, time
 sys.path[:] = sys.argv[2:]
 from pathlib import Path
 from media.decoder.process import limit_process
-from media.tasks import read_job
+from media.messages import read_job
 limit_process(read_job(Path(sys.argv[1]))[0])
 Path(sys.argv[1], "pid").write_text(str(os.getpid()))
 time.sleep(600)
@@ -371,12 +383,12 @@ time.sleep(600)
 GATEWAY = """
 import sys
 from pathlib import Path
-from media import decode
+from media import client
 from media.incoming import RawMedia
 from media.limits import MediaLimits
-folder, decode._PROGRAM = Path(sys.argv[1]), sys.argv[2]
-item = decode.MediaItem(RawMedia("image", (folder / "image").read_bytes(), "image"))
-decode.decode_media([item], MediaLimits(1, 10**6, 10**6, 10, 10, 8, 64, 600, 2**30), folder)
+folder, client._PROGRAM = Path(sys.argv[1]), sys.argv[2]
+item = client.MediaItem(RawMedia("image", (folder / "image").read_bytes(), "image"))
+client.decode_media([item], MediaLimits(1, 10**6, 10**6, 10, 10, 8, 64, 600, 2**30), folder)
 """
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from media.client import limits_from_settings
 from media.errors import MediaError
 from media.incoming import Sent, read_all, read_one
 from media.limits import MediaLimits
@@ -85,7 +86,7 @@ def test_uploads_and_limits(limits: MediaLimits) -> None:
 
 def test_limits_from_settings() -> None:
     settings = Settings(max_pixels=7, decode_timeout=3, url_timeout=4, media_urls=True)
-    limits = MediaLimits.from_settings(settings)
+    limits = limits_from_settings(settings)
     assert (limits.max_pixels, limits.timeout, limits.url_timeout, limits.urls) == (7, 3, 4, True)
 
 

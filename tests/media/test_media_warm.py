@@ -31,7 +31,7 @@ ODD = """
 import sys
 sys.path[:] = sys.argv[2:]
 from pathlib import Path
-from media import decoder, forkserver
+from media.decoder import forkserver, process as decoder
 main = decoder.main
 def odd(folder):
     wanted = folder.parent / "wanted"
@@ -135,7 +135,7 @@ FRESH = """
 import sys
 sys.path[:] = sys.argv[2:]
 from pathlib import Path
-from media import decoder
+from media.decoder import process as decoder
 """
 LOOKS = """
 import os, resource, signal, threading
@@ -357,16 +357,16 @@ def test_stopping_ends_one_that_goes_on(
 GATEWAY = """
 import sys, time
 from pathlib import Path
-from media import decode, warm
+from media import client, forkserver_client as module
 from media.incoming import RawMedia
 from media.limits import MediaLimits
-folder, warm._START = Path(sys.argv[1]), sys.argv[2]
-decoders = warm.Decoders()
+folder, module._START = Path(sys.argv[1]), sys.argv[2]
+decoders = module.Decoders()
 while not decoders.prepare():
     time.sleep(0.01)
 (folder / "forkserver").write_text(str(decoders.pid))
-item = decode.MediaItem(RawMedia("image", (folder / "image").read_bytes(), "image"))
-decode.decode_media([item], MediaLimits(1, 10**6, 10**6, 10, 10, 8, 64, 60, 2**30), folder, decoders)
+item = client.MediaItem(RawMedia("image", (folder / "image").read_bytes(), "image"))
+client.decode_media([item], MediaLimits(1, 10**6, 10**6, 10, 10, 8, 64, 60, 2**30), folder, decoders)
 """
 
 

@@ -1,7 +1,7 @@
-"""A browser that is held to what a page must not do, gateways for whole modules, and axe-core.
+"""A browser that checks what a page must not do, gateways for whole modules, and axe-core.
 
-One Chromium for this folder; a page, with a context of its own, for each test. A page fails its test if its
-console says an error, a script throws, its policy is violated, or it asks for anything of another server.
+This folder shares one Chromium; each test has a page with its own context. A page fails its test if its console has an
+error, a script throws, its policy is violated, or it requests anything from another server.
 """
 
 import os
@@ -21,7 +21,7 @@ from tests.conftest import Start
 from tests.support.gateway import CHECKPOINT, GatewayProcess, only, reasoner_at
 from tests.support.programs import program
 
-expect.set_options(timeout=60_000)  # a loaded machine is slow, and what comes is taken at once
+expect.set_options(timeout=60_000)  # a loaded machine is slow; a result is taken as soon as it is there
 WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 LONG = "a_name_" + "w" * 57
 SERIOUS = ("serious", "critical")
@@ -36,21 +36,20 @@ new MutationObserver((changes) => {
             passed.push(one.textContent.replace(/\\s+/g, " "));
 }).observe(document, { subtree: true, childList: true });"""
 UNASKED = """void (setTimeout = ((set) => (call, wait = 0) => set(call, wait < 1000 ? wait : 2e9))(setTimeout))"""
-"""Has a page do nothing later by itself, such as try once more what a test's click is to try."""
+"""Stops a page's long timers, such as the retry that a test wants to trigger by a click."""
 
 
 def chromium_path() -> str:
-    """The one without a window's surroundings, which opens a page in less than half the processor time; else
-    the whole."""
+    """Return the headless shell, which opens a page in less than half the processor time, or else Chromium."""
     shell = "chromium-headless-shell"
     return shutil.which(shell) or program("chromium", shell)
 
 
 @pytest.fixture(scope="package")
 def chromium() -> Iterator[Browser]:
-    """Debian's Chromium. As root it has no sandbox, which it would refuse to start with.
+    """Debian's Chromium, without its sandbox for root, where it does not start with it.
 
-    Not for the whole session: while Playwright runs, this thread has an event loop, and other tests could start none.
+    Its scope is not the session: while Playwright runs, this thread has an event loop: other tests cannot start one.
     """
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_playwright() as playwright:
@@ -62,7 +61,7 @@ def chromium() -> Iterator[Browser]:
 
 
 class Watch:
-    """What went wrong on a page so far. ``allowed`` are words by which a test says what it expects."""
+    """The problems of a page so far. Problems with one of the ``allowed`` words are expected."""
 
     def __init__(self, origin: str) -> None:
         self._origin = origin
@@ -89,7 +88,7 @@ class Watch:
 
 
 class Visitor:
-    """Opens pages of one gateway in contexts of their own, and holds all of them to the rules in the end."""
+    """Opens pages of one gateway in contexts of their own, and checks them for problems at the end."""
 
     def __init__(self, browser: Browser, gateway: GatewayProcess) -> None:
         self._browser, self.gateway = browser, gateway
@@ -110,7 +109,7 @@ class Visitor:
         return page
 
     def expect(self, *words: str) -> None:
-        """Take what is said with one of these words as wanted: the console tells every refused request, say."""
+        """Expect problems with one of these words, such as the console's message for each refused request."""
         self.watch.allowed += words
 
     def close(self) -> None:
@@ -120,7 +119,7 @@ class Visitor:
 
 @contextmanager
 def visiting(browser: Browser, gateway: GatewayProcess) -> Iterator[Visitor]:
-    """Give a visitor, and hold what it saw to the rules. :raises AssertionError: if they were broken."""
+    """Give a visitor, and check it for problems afterwards. :raises AssertionError: if there are any."""
     visitor = Visitor(browser, gateway)
     try:
         yield visitor
@@ -131,8 +130,8 @@ def visiting(browser: Browser, gateway: GatewayProcess) -> Iterator[Visitor]:
 
 @pytest.fixture(scope="module")
 def gateway(start_for_module: Start) -> GatewayProcess:
-    """One gateway for a module's tests: two models of the pocket profile, and one whose name is as long as one may be.
-    A module that needs others has its own."""
+    """One gateway for a module's tests: two models of the pocket profile, and one with the longest name allowed.
+    A module that needs other models overrides it."""
     return start_for_module(models=only("deepseek", "reasoner", **{LONG: reasoner_at(CHECKPOINT)}))
 
 
@@ -149,13 +148,13 @@ def browser_page(visitor: Visitor) -> Page:
 
 
 def passes(page: Page, words: str) -> None:
-    """Wait until a page has said something that it shows for some seconds only. ``words`` are a regular expression."""
+    """Wait for a message that the page shows for some seconds only. ``words`` is a regular expression."""
     page.wait_for_function("(words) => passed.some((one) => new RegExp(words).test(one))", arg=words)
 
 
 def axe(page: Page) -> list[str]:
-    """Return axe-core's serious findings on a page: its rules of WCAG 2.2 AA and of good practice."""
-    only = {"resultTypes": ["violations"]}  # of what is well, no more is gathered than that it is
+    """Return axe-core's serious findings on a page, by its rules for WCAG 2.2 AA and good practice."""
+    only = {"resultTypes": ["violations"]}  # passed rules are not listed in detail
     found = Axe().run(page, options=only).response["violations"]
     return [
         f"{one['id']}: {one['help']}: {node['html'][:200]}: {node.get('failureSummary', '')}"
@@ -166,7 +165,7 @@ def axe(page: Page) -> list[str]:
 
 
 def keep_copies(models_dir: Path, sizes: dict[str, int]) -> None:
-    """Keep quantized copies of models, of so many bytes, as a runner keeps them."""
+    """Write quantized copies of models with the given sizes, as a runner keeps them."""
     root = kept_weights.root(models_dir)
     for model, size in sizes.items():
         place = kept_weights.folder(root, model, 4, "0123456789abcdef")

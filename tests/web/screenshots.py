@@ -1,7 +1,7 @@
-"""Pictures of every view, light and dark, wide and narrow: ``python -m tests.web.screenshots FOLDER [--url URL]``.
+"""Screenshots of every view, light and dark, wide and narrow: ``python -m tests.web.screenshots FOLDER [--url URL]``.
 
-Without ``--url`` it starts a gateway on the pocket profile in a slot that holds few of its models, and has some work
-done before and while it takes the pictures, so that there is something to be seen.
+Without ``--url`` it starts a gateway on the pocket profile with a small slot, and sends requests before and during the
+screenshots, so that the views have something to show.
 """
 
 import argparse
@@ -27,7 +27,7 @@ _QUESTIONS = ("deepseek", "reasoner", "qwen_vl", "deepseek", "qwen_audio", "reas
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m tests.web.screenshots", description=__doc__)
-    parser.add_argument("folder", type=Path, help="where the pictures go")
+    parser.add_argument("folder", type=Path, help="where the screenshots go")
     parser.add_argument("--url", help="a gateway that runs; without it one is started")
     parser.add_argument("--key", help="its API key, of the role admin, where it asks for one")
     parser.add_argument("--views", nargs="*", default=[*VIEWS, "benchmarks/swap"], help="which; all by default")
@@ -69,7 +69,7 @@ def _picture(page: Page, view: str, path: Path) -> None:
 
 
 def _converse(page: Page) -> None:
-    """Ask one model about a picture, and another one something else."""
+    """Ask one model about an image, and another one a question of text."""
     for model, text in (("qwen_vl", "What color is the circle?"), ("deepseek", "What is the capital of France?")):
         page.locator("#model-0:enabled").select_option(model)
         if model == "qwen_vl":
@@ -104,7 +104,7 @@ def _gateway(url: str | None) -> Iterator[str]:
 
 
 def _work(url: str, over: Event) -> None:
-    """Ask models in turn until it is over."""
+    """Send requests to the models in turn until ``over`` is set."""
     with httpx.Client(base_url=url, timeout=120) as client:
         while not over.is_set():
             for model in _QUESTIONS:

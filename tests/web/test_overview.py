@@ -1,4 +1,4 @@
-"""The overview and the events in a browser: a swap is seen, requests are cancelled, models come and go by keyboard."""
+"""The overview and the events in a browser: a swap is shown, requests are cancelled, models are loaded by keyboard."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from tests.support.gateway import ONE_AT_ONCE, PARIS, SUM, GatewayProcess, only
 from tests.web.conftest import NARROW, UNASKED, WIDE, Visitor, axe, passes, visiting
 
 NARROW_SLOT: dict[str, object] = {"slot_budget": "275MB", "zygote_memory": 0, "quantum": "1s"}
-"""One of the two models fits at a time."""
+"""Only one of the two models fits at a time."""
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def watched(chromium: Browser, gateway: GatewayProcess) -> Iterator[Visitor]:
 
 @pytest.fixture(scope="module")
 def overview(watched: Visitor) -> Page:
-    """One page that stays open over all tests that only look and click."""
+    """One page for all tests that only look and click."""
     page = watched.page()
     page.goto("/ui/")
     expect(page.locator("#overview")).to_have_attribute("aria-busy", "false")
@@ -41,7 +41,7 @@ def test_a_swap_is_seen_on_the_slot_bar(overview: Page, gateway: GatewayProcess)
     expect(block).to_contain_text("deepseek")
     expect(page.locator(".track")).to_have_attribute("aria-label", re.compile(r"^cpu: .* used\. deepseek .*idle\.$"))
     expect(page.locator(".cold[data-model=reasoner]")).to_be_visible()
-    # Each look of the browser's own at the bar, so that what is there for a moment only is not missed.
+    # An observer in the page sees states that last for a moment only.
     page.evaluate("""() => {
         window.seen = new Set();
         const look = () => { for (const one of document.querySelectorAll(".block"))
@@ -166,7 +166,7 @@ ANSWERED = """async (way) => {
 
 @pytest.mark.parametrize("way", ["button", "escape", "backdrop"])
 def test_a_key_right_after_no_asks_again(overview: Page, gateway: GatewayProcess, way: str) -> None:
-    """Before the browser tells that the dialog was closed, its question is over and its button is free."""
+    """The question is over and its button is free before the browser reports the dialog as closed."""
     gateway.load("reasoner")
     expect(overview.locator(".resident[data-model=reasoner]")).to_contain_text("idle")
     overview.get_by_role("button", name="Unload reasoner").press("Enter")

@@ -1,4 +1,4 @@
-"""The house of the dashboard: every view opens and is light, the menu, the theme, the lost server, and logging in."""
+"""The frame of the dashboard: every view opens and is light, the menu, the theme, the lost server, and the login."""
 
 import re
 from typing import Any
@@ -14,7 +14,7 @@ from tests.web.playground.conftest import answered, ask
 
 HEAVIEST = 150_000
 DRAWN = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
-"""Waits until what was changed is drawn: axe-core reads colours, and those of the other scheme come with a frame."""
+"""Waits until changes are painted: axe-core reads colours, and a new colour scheme takes a frame."""
 
 PAINTED = """new Promise((done) => new PerformanceObserver((list) => {
     if (list.getEntriesByName("first-contentful-paint").length) done(true);
@@ -30,7 +30,7 @@ def is_data(request: Request) -> bool:
 
 @pytest.mark.parametrize("view", [*VIEWS, "benchmarks/swap", "nothing/here"])
 def test_a_view_opens_for_everybody(visitor: Visitor, view: str) -> None:
-    """Without errors, by the rules of axe-core in light and dark, and in 360 pixels without scrolling sideways."""
+    """No errors, no findings of axe-core in light and dark, and no sideways scrolling at 360 pixels."""
     if view.startswith("nothing"):
         visitor.expect("404")
     page = visitor.page(color_scheme="light")
@@ -51,7 +51,7 @@ def test_a_view_opens_for_everybody(visitor: Visitor, view: str) -> None:
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_view_is_light_and_waits_for_nobody(visitor: Visitor, view: str) -> None:
-    """What it loads is counted, unpacked; and it is painted while every question for data is left unanswered."""
+    """All files of a first load are counted, unpacked. It is painted before any request for data is answered."""
     page, loaded = visitor.page(), list[Response]()
     page.on("response", lambda response: None if is_data(response.request) else loaded.append(response))
     page.route("**/*", lambda route: None if is_data(route.request) else route.continue_())
@@ -122,7 +122,7 @@ def test_the_theme_is_kept(visitor: Visitor) -> None:
 
 
 def test_without_keys_strangers_are_told_what_to_do(visitor: Visitor) -> None:
-    """They see no data, and not an accident instead of them. A proxy's header makes a stranger of anybody."""
+    """They see an explanation instead of data. A proxy's header makes any client a stranger."""
     visitor.expect("403")
     page = visitor.page(extra_http_headers={"X-Forwarded-For": "203.0.113.7"})
     page.goto("/ui/")
@@ -162,11 +162,11 @@ def test_temporary_files_are_listed_and_removed(gateway: GatewayProcess, browser
 
 
 LOOK = """document.dispatchEvent(new Event("visibilitychange"))"""
-"""Has a page ask how things stand, as one does that is looked at again."""
+"""Makes a page refresh its data, as when it becomes visible."""
 
 
 def test_a_list_keeps_still_under_a_hand(gateway: GatewayProcess, browser_page: Page) -> None:
-    """It is asked for every few seconds: what is pressed then is still there when it is let go, and after a dialog."""
+    """It is polled every few seconds. A pressed button stays until its release, and the focus stays after a dialog."""
     page = browser_page
 
     def another(name: str) -> None:
@@ -212,7 +212,7 @@ def test_quantized_copies_are_listed_and_removed(gateway: GatewayProcess, browse
 
 
 def test_what_scripts_share(browser_page: Page) -> None:
-    """Figures as people read them; and what a server says is text, whatever it looks like."""
+    """Figures are formatted for people, and text from the server is never parsed as HTML."""
     browser_page.goto("/ui/benchmarks")
     said = browser_page.evaluate("""async () => {
         const at = document.querySelector("script[type=module]").src;
@@ -254,18 +254,16 @@ def test_what_scripts_share(browser_page: Page) -> None:
 
 
 def test_figures_follow_the_server_s_clock_and_slots(browser_page: Page) -> None:
-    """A clock that is set back begins the plots anew, and the history that other pages are told; room is looked for
-    where a model may go; and what a model on a GPU has in RAM is told without what it has there."""
+    """A clock that is set back restarts the plots; a model lacks room only in the slots it may use; and the part of a
+    model that a GPU offloads to RAM is shown without the part on the GPU."""
     browser_page.goto("/ui/benchmarks")
     said = browser_page.evaluate("""async () => {
         const at = document.querySelector("script[type=module]").src;
-        const [{ Samples, extend }, { lacking, residents }] = await Promise.all(
-            ["samples.js", "standing.js"].map((name) => import(at.replace("shell.js", name))));
+        const [{ Samples }, { lacking, residents }] = await Promise.all(
+            ["samples.js", "snapshot.js"].map((name) => import(at.replace("shell.js", name))));
         const samples = new Samples(), kept = [];
-        const history = { times: [], series: {}, slots: { cpu: { used_bytes: [] } } };
         for (const [time, swaps] of [[1000, 1], [1001, 1], [1001.1, 9], [1000.5, 9], [400, 4], [401, 2]]) {
             samples.add({ time, series: { swaps }, slots: {} });
-            extend(history, { time, series: { swaps }, slots: { cpu: { used_bytes: swaps } } });
             kept.push(samples.over("swaps", "sum", 0, samples.end));
         }
         const slots = [{ device: "cpu", free_bytes: 50 }, { device: "cuda:0", free_bytes: 5 }];
@@ -274,11 +272,10 @@ def test_figures_follow_the_server_s_clock_and_slots(browser_page: Page) -> None
             measured_at_load_bytes: 6, offloaded: { cpu: 5 }, offloaded_predicted_bytes: 4 };
         const figures = (slot) => residents({ models: [{ replicas: [one] }] }, slot).map((it) =>
             [it.bytes, it.predicted_bytes, it.cache_bytes, it.measured_at_load_bytes]);
-        return [kept, samples.times, lack(["cuda:0"]), lack(["cuda:0", "cpu"]), history,
+        return [kept, samples.times, lack(["cuda:0"]), lack(["cuda:0", "cpu"]),
             figures("cuda:0"), figures("cpu"), figures("cuda:1")];
     }""")
-    history = {"times": [400, 401], "series": {"swaps": [4, 2]}, "slots": {"cpu": {"used_bytes": [4, 2]}}}
-    assert said == [[1, 2, 2, 2, 4, 6], [400, 401], 15, 0, history, [[9, 8, 3, 6]], [[5, 4, 0, None]], []]
+    assert said == [[1, 2, 2, 2, 4, 6], [400, 401], 15, 0, [[9, 8, 3, 6]], [[5, 4, 0, None]], []]
 
 
 def test_benchmarks_are_those_of_the_folder(browser_page: Page) -> None:
@@ -319,7 +316,7 @@ def test_a_lost_server_is_told_and_found_again(gateway: GatewayProcess, visitor:
     expect(page.locator("#banner")).to_be_hidden()
 
 
-# -- with keys: these come last, since from the first key on the gateway asks for one ----------------------------------
+# -- with keys: last, because the gateway requires a key once one exists -----------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -358,7 +355,7 @@ def test_signing_in_and_out(keys: Keys, visitor: Visitor) -> None:
     assert urlsplit(page.url).path == "/ui/login"
 
 
-def test_a_user_s_house_has_fewer_rooms(keys: Keys, visitor: Visitor) -> None:
+def test_a_user_sees_fewer_views(keys: Keys, visitor: Visitor) -> None:
     visitor.expect("403", "404")
     page = visitor.page()
     page.goto("/ui/")
@@ -375,7 +372,7 @@ def test_a_user_s_house_has_fewer_rooms(keys: Keys, visitor: Visitor) -> None:
 
 
 def test_a_key_that_may_ask_one_model(keys: Keys, visitor: Visitor) -> None:
-    """The playground offers that one alone, and its code names no key."""
+    """The playground offers only that model, and its code contains no key."""
     page = visitor.page()
     page.goto("/ui/playground")
     sign_in(page, keys.create("guest", "--models", "reasoner"))

@@ -343,7 +343,7 @@ def test_none_of_this_was_the_server_s_fault(eyes: GatewayProcess) -> None:
     log = eyes.log()
     assert "FileNotFoundError" not in log
     assert not re.findall(r"moderations/video 50[0-3]", log) and "a stream failed" not in log
-    assert "sampler ended" not in log
+    assert "frame process ended" not in log
 
 
 def test_keys_are_asked_for_and_counted(eyes: GatewayProcess) -> None:

@@ -306,14 +306,14 @@ def test_a_source_that_fails_is_not_the_video_s_fault() -> None:
         run(videos.Breaking(videos.scenes(size=(320, 240))))
 
 
-def test_a_sampler_that_dies_leaves_what_was_seen() -> None:
+def test_a_frame_process_that_dies_leaves_what_was_seen() -> None:
     """Killed in the middle: the rest of the video is unseen, and nothing else happens.
 
     Its frames are larger than the socket holds, so that it is not done before anybody takes them."""
     video = videos.drawn(30, size=(320, 240), rate=2)
     found = sample(io.BytesIO(video), Sampling(longest_side=320, raw=True), Bounds())
     assert isinstance(next(found), Plan) and isinstance(next(found), Frame)
-    (child,) = samplers()
+    (child,) = frame_processes()
     os.kill(child, 9)
     rest = list(found)
     assert isinstance(rest[-1], End)
@@ -328,10 +328,10 @@ def test_nobody_wants_them_any_more() -> None:
     found = sample(io.BytesIO(videos.drawn(30)), Sampling(), Bounds())
     next(found)
     found.close()
-    assert not samplers()
+    assert not frame_processes()
 
 
-def samplers() -> list[int]:
-    """The samplers that are children of this process."""
+def frame_processes() -> list[int]:
+    """The frame processes that are children of this process."""
     children = psutil.Process().children()
     return [child.pid for child in children if any("media.decoder.frame_process" in word for word in child.cmdline())]

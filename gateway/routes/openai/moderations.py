@@ -37,9 +37,9 @@ from gateway.routes.sampling_fields import ALWAYS, BodySchema, Fields, parse
 from gateway.routes.schemas import dumped, reply
 from gateway.routes.sse import event, respond
 from gateway.routes.validation_errors import tag_of, wrong
+from media.client import limits_from_settings
 from media.errors import MediaError
 from media.incoming import Sent, read_one
-from media.limits import MediaLimits
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
 from moderation.asking import Cancelled
@@ -173,7 +173,7 @@ def _read(settings: Settings) -> tuple[ModelSpec, ModerationFields, Source, str]
     if files:
         name = "".join(one for one in (files[0][1].filename or "") if one.isprintable()).rpartition("/")[2][:200]
         return spec, fields, files[0][1].stream, name or "video"
-    limits = MediaLimits.from_settings(settings)
+    limits = limits_from_settings(settings)
     return spec, fields, io.BytesIO(read_one(Sent("video", fields.video, "video"), limits).data), "video"
 
 

@@ -1,7 +1,7 @@
-"""``/ui``: the dashboard's pages, their files, and logging in. Gateway process.
+"""``/ui``: the dashboard's pages, their static files, the live stream and the login. Gateway process.
 
-Pages are rendered from ``web/templates`` and hold no data: what they show, their scripts in ``web/static`` ask of the
-same routes that everybody else asks. Who may see a page, :mod:`gateway.access` and :mod:`gateway.routes.ui.pages` say.
+Pages are rendered from ``web/templates`` and hold no data: their scripts in ``web/static`` request it from the same
+routes as every client. :mod:`gateway.access` and :mod:`gateway.routes.ui.pages` decide who may see a page.
 """
 
 from gateway.routes.ui import assets, benchmarks, live, login, pages

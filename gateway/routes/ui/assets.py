@@ -1,7 +1,7 @@
-"""The dashboard's own files, ``web/static``: read once, packed once, under an address that has their content's hash.
+"""The dashboard's static files (``web/static``), served under an address with a hash of their content. Gateway process.
 
-The hash is of all of them together, so that modules find each other by relative addresses and a browser may keep
-every one for good. With ``debug`` they are read again for each page. Gateway process.
+The files are read and compressed once. One hash covers all files, so modules import each other by relative addresses
+and a browser may cache every file for good. With ``debug`` the files are read again for each page.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ _FOR_GOOD = "public, max-age=31536000, immutable"
 
 
 class Assets:
-    """The files of a folder by their paths in it, and the ``tag`` that stands for all of them."""
+    """The files of a folder by relative path, and ``tag``, the hash of all of them."""
 
     def __init__(self, folder: Path) -> None:
         self.files = {
@@ -36,7 +36,7 @@ _lock = threading.Lock()
 
 
 def assets(fresh: bool = False) -> Assets:
-    """Return the current application's files; ``fresh`` ones where it is being worked on."""
+    """Return the current application's files. ``fresh`` reads them again in debug mode."""
     with _lock:
         found: Assets | None = current_app.extensions.get("switchyard.assets")
         if found is None or (fresh and gateway().settings.debug):
@@ -45,7 +45,7 @@ def assets(fresh: bool = False) -> Assets:
 
 
 def asset_url(name: str) -> str:
-    """Return the address of a file. :raises KeyError: if there is none such."""
+    """Return the address of a file. :raises KeyError: if it does not exist."""
     found = assets()
     found.files[name]
     return url_for("ui.asset", tag=found.tag, name=name)
@@ -62,8 +62,8 @@ def _tell_templates(state: object) -> None:
 
 @blueprint.get("/static/<tag>/<path:name>")
 def asset(tag: str, name: str) -> Response:
-    """A file of the pages. Under the tag of other days comes today's, not to be kept: a page that was open over an
-    upgrade still finds its modules."""
+    """Return a static file. An old tag gets the current file, uncached: a page that was open during an upgrade still
+    finds its modules."""
     found = assets()
     if (file := found.files.get(name)) is None:
         raise NotFound

@@ -1,7 +1,7 @@
-"""``/ui/benchmarks``: the pages, plots and raw figures of ``docs/benchmarks``, as they were committed. Gateway process.
+"""``/ui/benchmarks``: the pages, plots and raw figures of ``docs/benchmarks``. Gateway process.
 
-They are read when they are first asked for, and again when they change. An installation may have been made without the
-folder; then there are none, and the view says so.
+The pages are read on the first request and again when they change. An installation without the folder shows
+no benchmarks.
 """
 
 import re
@@ -27,7 +27,7 @@ _RUN = re.compile(r", (\d{4}-\d\d-\d\d): ([^.;]+)")
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """Where a figure of a card stands: in the first table with this ``column``, the row that begins with ``row``."""
+    """A figure of a card: the cell at ``column`` in the first row that begins with ``row``."""
 
     row: tuple[str, ...]
     column: str
@@ -79,12 +79,12 @@ HEADLINES = {
         Headline(("deepseek (SmolLM2-135M",), "in all", "s", "to load, answer and evict SmolLM2-135M"),
     ),
 }
-"""The cards' order, and their figures: those that are not in the page's tables any more are left out."""
+"""The cards in order, with their figures. A figure that its page no longer has is left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """One page. ``summary`` and ``body`` are HTML, ``plot`` is (file, what it shows, width, height)."""
+    """One page. ``summary`` and ``body`` are HTML, ``plot`` is (file, alternative text, width, height)."""
 
     name: str
     title: str
@@ -103,8 +103,8 @@ def _markdown() -> MarkdownIt:
     return made
 
 
-class Shelf:
-    """The benchmarks of a folder."""
+class Library:
+    """The benchmarks of a folder, cached until a file changes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -112,8 +112,8 @@ class Shelf:
         self._seen: tuple[tuple[str, int, int], ...] = ()
         self._found: dict[str, Benchmark] = {}
 
-    def all(self) -> dict[str, Benchmark]:
-        """Return them by name: those with headlines first, in the order of :data:`HEADLINES`."""
+    def benchmarks(self) -> dict[str, Benchmark]:
+        """Return the benchmarks by name, in the order of :data:`HEADLINES`; those without headlines come last."""
         files = [path for path in sorted(self._folder.glob("*.md")) if path.stem != "README"]
         seen = tuple((path.name, (now := path.stat()).st_mtime_ns, now.st_size) for path in files)
         with self._lock:
@@ -124,8 +124,8 @@ class Shelf:
                 self._seen = seen
             return self._found
 
-    def raw(self, name: str) -> Path | None:
-        """Return the path of a plot or of raw figures."""
+    def raw_file(self, name: str) -> Path | None:
+        """Return the path of a plot or of raw figures, or None."""
         path = self._folder / name
         return path if _RAW.fullmatch(name) and path.is_file() else None
 
@@ -138,10 +138,10 @@ def _read(path: Path) -> Benchmark:
     for token in tokens:
         for child in token.children or ():
             if child.type == "link_open":
-                _lead(child)
+                _rewrite_link(child)
             elif child.type == "image" and plot is None:
                 plot = _plot(path.parent, str(child.attrs["src"]), child.content)
-    # A paragraph that is an image alone is the plot's: the template has it.
+    # The template shows the plot: drop the paragraph that holds only its image.
     kept: list[Token] = []
     for place, token in enumerate(tokens):
         around = tokens[max(0, place - 1) : place + 2]
@@ -164,8 +164,8 @@ def _read(path: Path) -> Benchmark:
     )
 
 
-def _lead(link: Token) -> None:
-    """Have a link lead to where the page's neighbours are served; one that leads out of them leads nowhere."""
+def _rewrite_link(link: Token) -> None:
+    """Point a link to the benchmark or file it names; remove the address of any other link."""
     wanted = str(link.attrs.get("href", ""))
     stem, _, kind = wanted.rpartition(".")
     if re.fullmatch("[a-z_]+", stem) and kind in ("md", "png", "json"):
@@ -184,7 +184,7 @@ def _plot(folder: Path, name: str, shows: str) -> tuple[str, str, int, int] | No
 
 
 def _tables(tokens: Sequence[Token]) -> Iterator[tuple[list[str], list[str]]]:
-    """Yield every row of every table with its table's heads, as plain text."""
+    """Yield every row of every table as (the table's heads, the row's cells), in plain text."""
     heads: list[str] = []
     row: list[str] = []
     inside = False
@@ -213,20 +213,20 @@ def _value(rows: Sequence[tuple[list[str], list[str]]], wanted: Headline) -> str
     return ""
 
 
-_shelf = Shelf(FOLDER)
+_library = Library(FOLDER)
 
 
 @blueprint.get("/benchmarks")
 def benchmarks() -> Response:
-    """The figures that are kept with the code."""
-    return page("benchmarks.html", title="Benchmarks", view="benchmarks", benchmarks=_shelf.all().values())
+    """The list of benchmarks with their headline figures."""
+    return page("benchmarks.html", title="Benchmarks", view="benchmarks", benchmarks=_library.benchmarks().values())
 
 
 @blueprint.get("/benchmarks/<name>")
 def benchmark(name: str) -> Response:
-    """One of them with its plot and tables; or the plot, or the raw figures."""
-    if found := _shelf.all().get(name):
+    """A benchmark's page; or its plot or raw figures as a file."""
+    if found := _library.benchmarks().get(name):
         return page("benchmark.html", title=found.title, view="benchmarks", benchmark=found)
-    if (path := _shelf.raw(name)) is None:
+    if (path := _library.raw_file(name)) is None:
         return nothing(name)
     return send_file(path, max_age=3600)

@@ -1,7 +1,7 @@
-"""``GET /ui/live``: how things stand and what happens, as server-sent events, for the pages of the dashboard.
+"""``GET /ui/live``: the server's state, samples and journal as server-sent events for the dashboard's pages.
 
-Each stream holds a thread of the worker, which has as many more as there may be streams. One ends when its client has
-left, when the gateway stops, when its key is not what it was or its session is over. Gateway process.
+Gateway process. Each stream holds one thread of the gunicorn worker, which has ``live_streams`` additional threads for
+them. A stream ends when its client disconnects, the gateway stops, its key changes or its session ends.
 """
 
 import threading
@@ -22,43 +22,43 @@ from gateway.routes import gateway, sse
 from gateway.routes.openapi.document import VERSION
 from gateway.routes.ui.page_headers import blueprint
 
-_BEAT = 10.0  # seconds between comments on a line with nothing to say
+_BEAT = 10.0  # seconds without an event after which a comment is sent
 _RETRY = "retry: 2000\n\n"
-_BACKLOG = 100  # entries of the journal for a page that has seen none
-_LISTED = 200  # requests that a state names, the oldest; of more it has the number
+_BACKLOG = 100  # journal entries for a page that has received none
+_LISTED = 200  # requests listed in a state, the oldest first; the others are counted
 _ASK = "ask whoever runs this server"
-_STUCK = 3.0  # seconds for which a client has taken nothing, when its place is another's
-_AGAIN = 5.0  # seconds until another try where too many watch
+_STUCK = 3.0  # seconds without reading after which a client may lose its stream to another
+_AGAIN = 5.0  # Retry-After at the limit of streams
 
 
 class TooManyPages(GatewayError):
-    """As many pages watch as may."""
+    """The limit of open dashboard streams is reached."""
 
     status, error = 429, "Too many pages"
 
 
 @dataclass(eq=False, frozen=True, slots=True)
-class _Place:
-    """One open stream, and whose it is."""
+class _OpenStream:
+    """An open stream: the id of its key, and its client."""
 
-    whose: str
+    key_id: str
     client: Client
 
 
 class Streams:
-    """Has the streams that are open. No key takes more than half of the places, and a client that does not read keeps
-    none that another wants."""
+    """The open streams, and their limit. One key may open half of them. At the limit, the client that has not read for
+    longest loses its stream to a new one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._open: list[_Place] = []  # the oldest first
+        self._open: list[_OpenStream] = []  # the oldest first
 
-    def enter(self, most: int, key: Key | None, client: Client) -> Callable[[], None]:
-        """Take a place; return what gives it back, and may be called again. :raises TooManyPages: if there is none."""
-        place = _Place(key.id if key else "", client)
+    def claim_stream(self, most: int, key: Key | None, client: Client) -> Callable[[], None]:
+        """Count a stream; return what ends it, which may be called twice. :raises TooManyPages: at the limit."""
+        opened = _OpenStream(key.id if key else "", client)
         share = most if key is None else (most + 1) // 2
         with self._lock:
-            own = [one for one in self._open if one.whose == place.whose]
+            own = [one for one in self._open if one.key_id == opened.key_id]
             if len(own) >= share and key is not None and most:
                 self._end_one(
                     own,
@@ -68,18 +68,18 @@ class Streams:
             elif len(self._open) >= most:
                 what = f"{most} dashboard pages watch already" if most else "live figures are turned off"
                 self._end_one(self._open, f"{what} (live_streams: {most}); close one, or raise the setting")
-            self._open.append(place)
+            self._open.append(opened)
 
         def leave() -> None:
             with self._lock:
-                if place in self._open:
-                    self._open.remove(place)
+                if opened in self._open:
+                    self._open.remove(opened)
 
         return leave
 
-    def _end_one(self, places: list[_Place], words: str) -> None:
-        """End the stream whose client has read nothing for longest. Those that read stay: they would come back."""
-        stuck = max(places, key=lambda one: one.client.stuck(), default=None)
+    def _end_one(self, streams: list[_OpenStream], words: str) -> None:
+        """End the stream whose client has not read for longest. Reading clients would reconnect at once."""
+        stuck = max(streams, key=lambda one: one.client.stuck(), default=None)
         if stuck is None or stuck.client.stuck() < _STUCK:
             raise TooManyPages(words, retry_after=_AGAIN)
         stuck.client.end()
@@ -88,15 +88,15 @@ class Streams:
 
 @blueprint.get("/live")
 def live() -> Response:
-    """The last minutes at once, then a sample each second, the state whenever it changes, and the journal after the
-    entry that ``Last-Event-ID`` or ``after`` names. With ``probe`` only whether there would be any of it: a browser
-    does not tell a page why its stream was refused."""
+    """Stream the history at once, then a sample each second, each change of the state, and the journal after the entry
+    in ``Last-Event-ID`` or ``after``. ``probe`` only asks whether a stream would be accepted: a browser does not tell a
+    page why its stream was refused."""
     service = gateway()
     if service.stopping:
         raise Unavailable("the server is stopping", retry_after=_AGAIN)
     streams: Streams = current_app.extensions.setdefault("live_streams", Streams())
     client = Client(request.environ)
-    leave = streams.enter(service.settings.live_streams, g.key, client)
+    leave = streams.claim_stream(service.settings.live_streams, g.key, client)
     if "probe" in request.args:
         leave()
         return Response(status=204)
@@ -117,7 +117,7 @@ def live() -> Response:
 
 
 def _seen(service: Gateway) -> int | None:
-    """Return the id of the last entry that the page has, if it had it from this very server."""
+    """Return the id of the last entry that the page received from this server process, or None."""
     said = request.headers.get("Last-Event-ID") or request.args.get("after") or ""
     server, _, number = said.partition("-")
     if server != _server(service) or not number.isascii() or not number.isdigit() or len(number) > 15:
@@ -126,13 +126,13 @@ def _seen(service: Gateway) -> int | None:
 
 
 def _server(service: Gateway) -> str:
-    """Return what tells this server's entries from those of one before it."""
+    """Return the prefix of entry ids, which differs for each start of the server."""
     return f"{int(service.started * 1000):x}"
 
 
 class Stream:
-    """What one page is told. ``key`` is its key, None where none are asked for, ``token`` that of its session if it has
-    one, and ``seen`` the entry it has already."""
+    """The events of one page. ``key`` is its key, None on a server without keys; ``token`` is its session's, if any;
+    ``seen`` is the last journal entry it has received."""
 
     def __init__(
         self, service: Gateway, key: Key | None, token: str | None, gone: Callable[[], bool], seen: int | None
@@ -150,7 +150,7 @@ class Stream:
         self._spoke = time.monotonic()
 
     def run(self) -> Iterator[str]:
-        """Yield events until there is nobody to tell them to, or the gateway stops."""
+        """Yield events until the client disconnects, loses its access, or the gateway stops."""
         self._sample, history = self._service.sampler.history()
         yield _RETRY + self._id(self._entry) + sse.event(history, "history")
         due = 0.0
@@ -173,14 +173,14 @@ class Stream:
             self._service.journal.wait(self._entry, max(0.0, due - time.monotonic()))
 
     def _allowed(self) -> bool:
-        """Whether the key is what it was when the page asked, and it is still logged in. If not, it asks again."""
+        """Whether key and session are still valid and unchanged. If not, the stream ends and the page reconnects."""
         if self._key is None:
             return not self._ring.keyed
         if self._token is not None:
             return self._sessions.find(self._token, touch=False) == self._key
         return self._ring.still(self._key) == self._key
 
-    # -- what is told --------------------------------------------------------------------------------------------------
+    # -- events --------------------------------------------------------------------------------------------------------
 
     def _samples(self) -> str:
         self._sample, samples = self._service.sampler.after(self._sample)
@@ -190,7 +190,7 @@ class Stream:
         try:
             number, found = self._service.snapshot.take(fresh, self._service.journal.last)
         except Unavailable:
-            return ""  # the page sees that nothing changes, and the next look may succeed
+            return ""  # the page keeps its last state, and the next attempt may succeed
         if number == self._number:
             return ""
         self._number = number
@@ -201,7 +201,7 @@ class Stream:
         return sse.event(shown, "state")
 
     def _seen_by(self, found: dict[str, Any]) -> dict[str, Any]:
-        """Return of a picture what the page's key may see."""
+        """Return the part of a snapshot that the page's key may see."""
         requests = [
             self._request(request)
             for request in found["requests"]
@@ -233,7 +233,7 @@ class Stream:
         for entry in self._service.journal.after(self._entry):
             self._entry = entry.id
             told = entry.as_dict() if self._admin else entry.for_user(self._may)
-            # The id of one that is not for the page comes by itself: so the page knows how far it was told all.
+            # An entry that the page may not see is sent as its id alone, so that the page resumes after it.
             yield self._id(entry.id) + (sse.event(told, "journal") if told is not None else "\n")
 
     def _id(self, entry: int) -> str:
@@ -241,7 +241,7 @@ class Stream:
 
 
 def _for_user(model: dict[str, Any]) -> dict[str, Any]:
-    """Return of a model's state what is not for administrators alone, who see causes, files and processes."""
+    """Return a model's state without the causes, files and processes that only administrators see."""
     kept = model | {"pid": None, "last_failure": model["last_failure"] and _ASK}
     if "weights_missing" in kept:
         kept["weights_missing"] = model["weights_missing"] and _ASK
@@ -251,6 +251,6 @@ def _for_user(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lasting(shown: dict[str, Any]) -> dict[str, Any]:
-    """Return of a state what is not time that passes."""
+    """Return a state without its times and ages."""
     requests = [{**request, "age": None} for request in shown["requests"]]
     return shown | {"time": None, "requests": requests}

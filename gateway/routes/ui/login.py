@@ -1,7 +1,7 @@
-"""``/ui/login`` and ``/ui/logout``: an API key is traded for a session that a cookie names. Gateway process.
+"""``/ui/login`` and ``/ui/logout``: an API key opens a session, which a cookie identifies. Gateway process.
 
-The key comes in a form's body, never in an address, and is not kept; what the session may do is what the key may do, as
-long as the key is good. See :mod:`gateway.access.sessions`.
+The key arrives in a form's body, never in an address, and is not stored. A session may do what its key may do, as
+long as the key is valid. See :mod:`gateway.access.sessions`.
 """
 
 import re
@@ -18,24 +18,24 @@ from gateway.routes.ui.pages import page
 _PLACE = re.compile(r"/ui/[A-Za-z0-9_.~/-]*(\?[A-Za-z0-9_.~/=&%+:-]*)?")
 _HOME = "/ui/"
 _SAME_SITE = "Lax"
-"""A link from elsewhere, in a chat say, opens a view. What changes something is held to this server's own pages."""
+"""``Lax`` lets a link from another site open a view. Changes must come from this server's own pages."""
 
 
 class NoLength(GatewayError):
-    """A form that does not say how long it is."""
+    """A form without a Content-Length."""
 
     status, error = 411, "Length required"
 
 
 class TooLong(GatewayError):
-    """A form that is longer than a login is."""
+    """A form longer than a login can be."""
 
     status, error = 413, "Request too large"
 
 
 @blueprint.get("/login")
 def login() -> Response:
-    """The form. Who needs no key, or is logged in, is sent on."""
+    """Show the form. Redirect a client that needs no key or is signed in."""
     place = _place(request.args.get("next"))
     if not g.keyed or g.key is not None:
         return make_response(redirect(place, 303))
@@ -44,7 +44,7 @@ def login() -> Response:
 
 @blueprint.post("/login")
 def log_in() -> Response:
-    """Trade a key for a session. 401 for a wrong one, and after some of them 429 for wrong ones for a while."""
+    """Open a session for a key. A wrong key gets 401, and 429 after too many of them."""
     if "Transfer-Encoding" in request.headers:
         raise NoLength("a login is a short form; send it with its Content-Length")
     if (request.content_length or 0) > LONGEST_LOGIN:
@@ -57,7 +57,7 @@ def log_in() -> Response:
         return make_response(redirect(place, 303))
     if not (sent := request.form.get("key", "").strip()):
         return _form(place, "Enter an API key.", 400)
-    if (key := doors.ring.find([sent])) is None:  # a good one is always taken: others at its address cannot lock it out
+    if (key := doors.ring.find([sent])) is None:  # a valid key is never locked out by wrong ones
         return _refused(place)
     doors.sessions.end(request.cookies.get(doors.cookie))
     response = make_response(redirect(place, 303))
@@ -75,7 +75,7 @@ def log_in() -> Response:
 
 @blueprint.post("/logout")
 def log_out() -> Response:
-    """End the session. The cookie is taken back whether or not it still named one."""
+    """End the session and delete the cookie."""
     doors = access()
     if not doors.same_origin():
         raise Forbidden("log out on this server's own page")
@@ -86,7 +86,7 @@ def log_out() -> Response:
 
 
 def _refused(place: str) -> Response:
-    """What a wrong key gets, and the eleventh of a minute instead."""
+    """Return the form with 401, or with 429 after too many wrong keys from this address."""
     guesses = access().guesses
     if (wait := guesses.wait()) is None:
         guesses.count()
@@ -101,10 +101,10 @@ def _form(place: str, problem: str = "", status: int = 200) -> Response:
 
 
 def _place(wanted: str | None) -> str:
-    """Return where to go on: only ever a page of ours."""
+    """Return the page to continue to; only a page under ``/ui/``."""
     return wanted if wanted and _PLACE.fullmatch(wanted) and "//" not in wanted and ".." not in wanted else _HOME
 
 
 def _over_tls() -> bool:
-    """Whether the browser speaks TLS, be it with a proxy: it says so itself where it names the page that it sends."""
+    """Whether the browser uses TLS, perhaps to a proxy: then the Origin header says so."""
     return request.is_secure or urlsplit(request.headers.get("Origin", "")).scheme == "https"

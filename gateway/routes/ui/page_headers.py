@@ -1,4 +1,4 @@
-"""The blueprint of ``/ui``, and the headers of every answer under it. Gateway process."""
+"""The blueprint of ``/ui``, and the security headers of its responses. Gateway process."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ _HEADERS = {
     "Content-Security-Policy": _POLICY,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    # With no-referrer a browser would send the origin "null" along with a form, and logging in could not tell whose.
+    # With no-referrer a browser sends a form with the origin "null", and the login could not check its origin.
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -25,7 +25,7 @@ blueprint = Blueprint("ui", __name__, url_prefix="/ui", template_folder=str(WEB 
 
 @blueprint.after_request
 def guard(response: Response) -> Response:
-    """Say what a page may load and who may frame it; and that nobody keeps a page."""
+    """Set the security headers; pages are not cached."""
     for name, value in _HEADERS.items():
         response.headers.setdefault(name, value)
     response.headers.setdefault("Cache-Control", "no-store")

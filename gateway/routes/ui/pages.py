@@ -99,7 +99,6 @@ def page(template: str, status: int = 200, **values: object) -> Response:
         "role": reader() or "",
         "keyed": g.get("keyed", False),
         "who": key.name if key else "",
-        "whose": key.id if key else "",  # pages of one key share a line to /ui/live
         "port": gateway().settings.port,
     } | values
     return make_response(render_template(template, **said), status)

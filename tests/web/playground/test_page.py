@@ -157,9 +157,36 @@ def test_markdown_becomes_elements_and_nothing_else(page: Page) -> None:
     assert made["items"] == ["oneinner", "inner", "two", "third"] and made["start"] == 3
     assert made["links"] == ["https://example.org/a"] and made["images"] == 0
     assert "&lt;img src=x onerror=a()&gt;" in made["html"] and "[not](javascript:x)" in made["html"]
-    assert made["nasty"] == [20, 3000, 21, 5001], "what models that went mad repeat: it stays, but not as deep"
+    assert made["nasty"] == [20, 3000, 20, 5001], "endless repetition stays, but is not nested as deep"
     assert made["cells"] == ["a", "b", "1", "2"] and made["quote"] == ["quoted"]
     assert made["code"] == ['print("<b>")']
+
+
+RENDERED = """async (texts) => {
+    const own = [...document.scripts].find((one) => one.src.includes('playground.js')).src;
+    const { render } = await import(own.replace('playground.js', 'playground/markdown.js'));
+    return texts.map((text) => {
+        const place = document.createElement('div');
+        render(place, text);
+        return place.innerHTML.replaceAll(' target="_blank" rel="noopener noreferrer nofollow"', '');
+    });
+}"""
+
+
+def test_markdown_of_all_kinds(page: Page) -> None:
+    """Only links to web and mail are links; an image is a link; HTML is text, line by line."""
+    expected = {
+        "a\nb": "<p>a<br>b</p>",
+        "[m](mailto:a@b.org) ![i](https://x.org/i.png)": '<p><a href="mailto:a@b.org">m</a> '
+        '<a href="https://x.org/i.png">i</a></p>',
+        "[a](data:text/html,x) ![b](javascript:x) [c](/u)": "<p>[a](data:text/html,x) ![b](javascript:x) [c](/u)</p>",
+        "<div onclick=a()>\n*b*\n</div>": "<p>&lt;div onclick=a()&gt;<br>*b*<br>&lt;/div&gt;</p>",
+        "- a\n\n- b\n\n  c": "<ul><li>a</li><li>b<p>c</p></li></ul>",
+        "- [x] done": "<ul><li>[x] done</li></ul>",
+        "[t]\n\n[t]: https://x.org": '<p><a href="https://x.org">t</a></p>',
+        "a\\*b &amp; ~~c~~": "<p>a*b &amp;amp; <s>c</s></p>",
+    }
+    assert dict(zip(expected, page.evaluate(RENDERED, list(expected)), strict=True)) == expected
 
 
 def test_nothing_serious_is_found_by_axe(visitor: Visitor) -> None:

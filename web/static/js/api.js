@@ -1,7 +1,7 @@
 // @ts-check
-// Asks the gateway. Every error has one shape; that a session is over is told to the page, which stays as it is.
+// Requests to the gateway. Every error is an ApiError; a 401 dispatches "signedout" and leaves the page as it is.
 
-/** What the gateway refused, or that it could not be reached (`status` 0). `retryAfter` is in seconds, or null. */
+/** A refusal by the gateway; `status` 0 means that it was not reached. `retryAfter` is in seconds, or null. */
 export class ApiError extends Error {
   /** @param {number} status @param {string} title @param {string} message @param {number | null} retryAfter */
   constructor(status, title, message, retryAfter = null) {
@@ -28,9 +28,9 @@ export async function api(method, path, body, options = {}) {
 }
 
 /**
- * The same, but returns the response itself, for streams. Errors are thrown all the same.
+ * Sends a request and returns the response itself, for streams.
  * @param {string} method @param {string} path @param {any} [body] @param {{signal?: AbortSignal, headers?: Record<string, string>}} [options]
- * @returns {Promise<Response>} @throws {ApiError} or, when `signal` ended it, an AbortError.
+ * @returns {Promise<Response>} @throws {ApiError} or an AbortError when `signal` aborts it.
  */
 export async function send(method, path, body, { signal, headers = {} } = {}) {
   const raw = body instanceof FormData || body instanceof Blob;
@@ -60,7 +60,7 @@ async function refusal(response) {
     if (typeof said.error === "string") [title, message] = [said.error, said.details ?? message];
     else if (said.error) [title, message] = [said.error.code ?? said.error.type ?? title, said.error.message ?? message];
   } catch {
-    // No JSON, such as a proxy's page: its status has to do.
+    // Not JSON, such as a proxy's error page: the status has to do.
   }
   return new ApiError(response.status, title, message, wait > 0 ? wait : null);
 }

@@ -1,10 +1,10 @@
 // @ts-check
-// Asks before what cannot be undone, and says in passing what was done.
+// Confirmation dialogs, toasts and placeholders.
 
 import { $, h } from "./dom.js";
 import { icon } from "./icons.js";
 
-const STAY = 6000; // milliseconds; what went wrong stays until it is closed
+const STAY = 6000; // milliseconds; an error stays until it is closed
 
 /**
  * Asks in a dialog; true if the action was chosen. Escape, the backdrop and Cancel all mean no. `text` may be an
@@ -27,7 +27,7 @@ export function confirm({ title, text = "", action = "Continue", danger = false 
       h("div", { class: "dialog-actions" }, cancel, go));
     dialog.addEventListener("click", (/** @type {Event} */ event) => event.target === dialog && answer(false));
     dialog.addEventListener("cancel", () => answer(false)); // Escape
-    dialog.addEventListener("close", () => answer(false)); // where a browser closes it without asking
+    dialog.addEventListener("close", () => answer(false)); // closed by the browser itself
     document.body.append(dialog);
     dialog.showModal();
     (danger ? cancel : go).focus();
@@ -45,7 +45,7 @@ export function toast(text, kind = "info") {
   if (kind !== "wrong") setTimeout(() => box.remove(), STAY);
 }
 
-/** Shows what went wrong of an error. @param {any} error */
+/** Shows an error's message. @param {any} error */
 export function toastError(error) {
   if (error?.name !== "AbortError") toast(error?.title ? `${error.title}: ${error.message}` : String(error?.message ?? error), "wrong");
 }

@@ -1,5 +1,5 @@
 // @ts-check
-// Builds and finds elements. Text is always set as text: nothing that a server said is ever parsed as HTML.
+// Builds and finds elements. Text is always set as text: no answer of a server is parsed as HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -14,7 +14,7 @@ export function h(tag, attrs, ...children) {
   return fill(document.createElement(tag), attrs, children);
 }
 
-/** Makes an element of SVG, by the same rules. @param {string} tag @param {any} [attrs] @param {...any} children @returns {any} */
+/** Makes an SVG element, by the same rules. @param {string} tag @param {any} [attrs] @param {...any} children @returns {any} */
 export function svg(tag, attrs, ...children) {
   return fill(document.createElementNS(SVG, tag), attrs, children);
 }
@@ -46,12 +46,12 @@ export function $$(selector, root = document) {
   return [...root.querySelectorAll(selector)];
 }
 
-/** Puts new children in place of the old. @param {Element} element @param {...any} children */
+/** Replaces an element's children. @param {Element} element @param {...any} children */
 export function replace(element, ...children) {
   element.replaceChildren(...nodes(children));
 }
 
-/** Sets an element's text where it is another: what stays is not read out again. @param {Element} element @param {unknown} text */
+/** Sets an element's text if it differs: a screen reader does not repeat unchanged text. @param {Element} element @param {unknown} text */
 export function setText(element, text) {
   const said = String(text ?? "");
   if (element.textContent !== said) element.textContent = said;

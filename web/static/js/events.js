@@ -1,14 +1,13 @@
 // @ts-check
-// The events: the journal as it is kept and as it grows, chosen by kind and model. The choice is in the address.
+// The events: the journal, filtered by kind and model. The address holds the filter.
 
 import { api } from "./api.js";
 import { state as emptyState, toastError } from "./dialog.js";
 import { $, $$, h, replace, setText } from "./dom.js";
-import { clock } from "./format.js";
 import { GROUPS, entryElement, wordOf } from "./journal.js";
 import { live } from "./live.js";
-import { markStale } from "./stale.js";
-import { lineOf } from "./standing.js";
+import { showStale } from "./stale.js";
+import { paletteOf } from "./snapshot.js";
 
 const PAGE = 150;
 const KEPT = 1000;
@@ -71,7 +70,7 @@ function show() {
     const now = new Date(entry.time * 1000).toDateString();
     if (now !== day && (day || now !== new Date().toDateString())) list.push(h("li", { class: "day" }, new Date(entry.time * 1000).toLocaleDateString(undefined, { weekday: "long", year: "numeric", month: "long", day: "numeric" })));
     day = now;
-    const element = entryElement(entry, lineOf(state, entry.model), true);
+    const element = entryElement(entry, paletteOf(state, entry.model), true);
     if (entry.id > told) element.classList.add("fresh");
     list.push(element);
   }
@@ -121,7 +120,7 @@ live.on("state", (now) => {
   const first = state === null;
   state = now;
   showModels();
-  if (server && server !== state.started) [told, fetched] = [0, fetchAll()]; // another server: its journal begins anew
+  if (server && server !== state.started) [told, fetched] = [0, fetchAll()]; // a new server has a new journal
   else if (first) fetched.then(show);
 });
 live.on("journal", async (entry) => {
@@ -130,9 +129,4 @@ live.on("journal", async (entry) => {
   take([entry]);
   show();
 });
-live.on("status", (now) => {
-  const lost = now === "lost" && state !== null;
-  markStale($("#events"), lost);
-  $("#as-of").hidden = !lost;
-  if (lost) setText($("#as-of"), `As of ${clock(state.time)}`);
-});
+live.on("status", (status) => showStale($("#events"), status, state));

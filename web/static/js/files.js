@@ -1,5 +1,5 @@
 // @ts-check
-// Temporary files and kept quantized copies: listed, and removed when a person says so. Asked anew every few seconds.
+// Lists temporary files and kept quantized copies, polled every few seconds, and removes them on request.
 
 import { api } from "./api.js";
 import { confirm, state, toast, toastError } from "./dialog.js";
@@ -10,7 +10,7 @@ import { icon } from "./icons.js";
 const EVERY = 5000;
 const AGES = [["0", "any age"], ["600", "older than 10 min"], ["3600", "older than 1 h"], ["86400", "older than 1 day"]];
 
-/** A head is a text, or a class of its column and a text: `number|Size`. @param {string} id @param {string} label @param {string[]} heads @param {any[]} rows */
+/** A head is a text, or its column's class and a text: `number|Size`. @param {string} id @param {string} label @param {string[]} heads @param {any[]} rows */
 function table(id, label, heads, rows) {
   return h("div", { class: "table-scroll", tabindex: "0", role: "region", "aria-label": label },
     h("table", { class: "table", id },
@@ -27,7 +27,7 @@ function figures(pairs) {
     h("div", { class: "figure" }, h("dt", null, name), h("dd", null, value, small ? h("small", null, ` ${small}`) : null))));
 }
 
-/** Runs what a button stands for; the button waits meanwhile. @param {any} button @param {() => Promise<void>} work */
+/** Runs a button's action with the button busy. @param {any} button @param {() => Promise<void>} work */
 async function busy(button, work) {
   if (button.disabled) return;
   button.disabled = true;
@@ -41,7 +41,7 @@ async function busy(button, work) {
   button.removeAttribute("aria-busy");
 }
 
-/** One list of the view: asks `path`, shows what comes by `render`, and keeps still while nothing has changed. */
+/** One list of the view: polls `path` and shows the answer by `render` when it changed. */
 class Keep {
   /** @param {string} id @param {string} path @param {(data: any) => any[]} render */
   constructor(id, path, render) {
@@ -61,7 +61,7 @@ class Keep {
       key = JSON.stringify(data);
     } catch (/** @type {any} */ error) {
       key = `${error.status} ${error.message}`;
-      if (!error.status && this.seen && !this.seen.startsWith("0 ")) return; // the banner tells; what was seen stays
+      if (!error.status && this.seen && !this.seen.startsWith("0 ")) return; // the banner says so; the list stays
       shown = () => [state({ title: error.title, text: error.message, wrong: true },
         h("button", { class: "button", type: "button", onclick: () => this.refresh() }, icon("refresh"), "Try again"))];
     }
@@ -73,8 +73,8 @@ class Keep {
     if (held) $(`#${held}`)?.focus();
   }
 
-  /** Whether somebody is about to do something with it: what is made anew under a hand has not been pressed by it, and
-   * what a dialog gives the focus back to should be there. */
+  /** Whether the user is about to act on the list. Then it is not redrawn: a pressed button, and the one that a dialog returns
+   * the focus to, must stay. */
   get held() {
     const choosing = document.activeElement?.tagName === "SELECT" && this.place.contains(document.activeElement);
     return choosing || this.place.querySelector(":active") || document.querySelector("dialog[open]");
@@ -101,7 +101,7 @@ function temporary(data) {
   ];
 }
 
-/** Files whose names begin with a dot are nobody's scratch: the gateway leaves them. @param {any} file */
+/** The gateway keeps files whose names begin with a dot. @param {any} file */
 function badge(file) {
   if (file.in_use) return h("span", { class: "badge accent" }, "in use");
   return h("span", { class: "badge" }, file.name.startsWith(".") ? "stays" : "left over");

@@ -1,5 +1,5 @@
 // @ts-check
-// Numbers, sizes and times as people read them. What is not known is a dash.
+// Numbers, sizes and times for people. An unknown value is a dash.
 
 const NONE = "–";
 const UNITS = ["B", "kB", "MB", "GB", "TB"];

@@ -6,7 +6,7 @@ import { svg } from "./dom.js";
 
 const SPRITE = new URL("../icons.svg", import.meta.url).pathname;
 
-/** Makes an icon. It says nothing to a screen reader: what it is on has a text or an aria-label. @param {string} name @returns {SVGElement} */
+/** Makes an icon, hidden from screen readers: its button has a text or an aria-label. @param {string} name @returns {SVGElement} */
 export function icon(name) {
   return svg("svg", { class: "icon", "aria-hidden": "true", focusable: "false" }, svg("use", { href: `${SPRITE}#${name}` }));
 }

@@ -1,5 +1,5 @@
 // @ts-check
-// Entries of the journal as they are shown: which sign and colour a kind has, and an entry as an element.
+// Shows journal entries: the icon and colour of each kind, and an entry as an element.
 
 import { h } from "./dom.js";
 import { bytes, clock, duration } from "./format.js";
@@ -14,7 +14,7 @@ const KINDS = {
   restart: ["restarted", "refresh", "care"], pinned: ["pinned", "pin", "accent"], unpinned: ["unpinned", "pin", ""], download: ["download", "download", "accent"], deleted: ["deleted", "trash", ""],
 };
 
-/** Groups of kinds that are looked for together. @type {[string, string[]][]} */
+/** Groups of kinds for the filter. @type {[string, string[]][]} */
 export const GROUPS = [
   ["Loads", ["load", "loaded", "load_failed", "restart"]],
   ["Unloads", ["evicted", "expired", "unloaded", "cleanup", "moved"]],
@@ -27,13 +27,13 @@ export const GROUPS = [
 export const wordOf = (kind) => KINDS[kind]?.[0] ?? kind.replaceAll("_", " ");
 
 /**
- * Makes an element of an entry. `line` is its model's class of colour; `more` shows the facts too.
- * @param {any} entry @param {string} line @param {boolean} [more]
+ * Makes an element of an entry. `palette` is the CSS class of its model's colour; `more` shows the facts too.
+ * @param {any} entry @param {string} palette @param {boolean} [more]
  */
-export function entryElement(entry, line, more = false) {
+export function entryElement(entry, palette, more = false) {
   const [word, sign, colour] = KINDS[entry.kind] ?? [wordOf(entry.kind), "info", ""];
   const facts = more ? factsOf(entry) : [];
-  return h("li", { class: `entry ${colour} ${line}`, dataset: { kind: entry.kind, id: entry.id } },
+  return h("li", { class: `entry ${colour} ${palette}`, dataset: { kind: entry.kind, id: entry.id } },
     h("span", { class: "entry-sign", "aria-hidden": "true" }, icon(sign)),
     h("div", { class: "entry-body" },
       h("p", { class: "entry-text" }, entry.text.replaceAll(/(\d) (s|k?B|[MGT]B)\b/g, "$1\u00a0$2")),

@@ -1,7 +1,7 @@
 // @ts-check
-// One model of the catalog: what it is, what of it is on the disk, what it takes of memory, and what can be done.
+// One model of the catalog: its facts, its files on disk, its memory and its actions.
 //
-// A row is made once and brought up to date in place, so that focus and what was opened stay.
+// A row is made once and updated in place, so that focus and opened details stay.
 
 import { h, replace, setText } from "./dom.js";
 import { bytes, duration, percent } from "./format.js";
@@ -41,7 +41,7 @@ export class Row {
       this._disk, this._memory, this._buttons, this._problem, this._more);
   }
 
-  /** Draws what has changed of it. @param {any} model */
+  /** Draws the parts that changed. @param {any} model */
   update(model) {
     this._model = model;
     const active = isActive(model.download);
@@ -59,7 +59,7 @@ export class Row {
     this._part("more", [model.fit, model.reason, model.path, model.kept_bytes, model.shared_with, model.not_deletable, model.state], () => replace(this._more, details(model)));
   }
 
-  /** Puts the focus on the model's name, where what had it is gone. */
+  /** Focuses the model's name, after the focused button is gone. */
   focus() {
     this._name.focus();
   }
@@ -69,7 +69,7 @@ export class Row {
     this._toggle.setAttribute("aria-expanded", String(!this._more.hidden));
   }
 
-  /** Calls `draw` where what it depends on is not what it was. */
+  /** Calls `draw` if the values it depends on changed. */
   _part(name, on, draw) {
     const now = JSON.stringify(on);
     if (this._drawn.get(name) === now) return;
@@ -166,7 +166,7 @@ function progressBar(name) {
   return { element: h("div", { class: "model-progress" }, h("p", { class: "model-line" }, head, share), track, foot), fill, track, head, share, foot };
 }
 
-/** What a model takes of its slot, as a bar of the slot's budget. */
+/** A model's memory as a share of its slot's budget. */
 function memory(fit) {
   const label = h("p", { class: "label" }, `In memory, on ${fit.slot}`);
   if (fit.parts === null) return [label, h("p", { class: "hint" }, "Known when its weights are here")];
@@ -204,7 +204,7 @@ function details(model) {
   ];
 }
 
-/** A text as a sentence of its own; a name that it begins with stays as it is. @param {string} text */
+/** Makes a text a sentence; a model's name at its beginning stays lower case. @param {string} text */
 function sentence(text) {
   const said = /^[a-z]+[ ,]/.test(text ?? "") ? text[0].toUpperCase() + text.slice(1) : text ?? "";
   return said && !/[.!?…]$/.test(said) ? `${said}.` : said;

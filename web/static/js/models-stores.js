@@ -1,10 +1,10 @@
 // @ts-check
-// What there is room in: the disk, and each slot with the sets of models that fit into it at the same time.
+// Where models are stored: the disk, and each slot with the sets of models that fit into it at the same time.
 
 import { h } from "./dom.js";
 import { bytes, percent } from "./format.js";
 
-const SETS = 6; // more than that nobody reads
+const SETS = 6; // shown at most
 
 /** The card of the disk. @param {any} disk */
 export function disk(disk) {
@@ -23,7 +23,7 @@ export function disk(disk) {
     h("p", { class: "hint truncate", title: disk.path }, "Weights are in ", h("code", null, disk.path)));
 }
 
-/** The card of the slots. @param {any} known what /admin/weights said @param {Map<string, string>} colours by model */
+/** The card of the slots. @param {any} known the answer of /admin/weights @param {Map<string, string>} colours by model */
 export function slots(known, colours) {
   const sizes = new Map(known.models.map((model) => [model.name, model.fit.bytes]));
   return h("section", { class: "card store", "aria-labelledby": "together" },

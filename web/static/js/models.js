@@ -1,8 +1,8 @@
 // @ts-check
-// The view of models: asks how weights stand, follows downloads while one runs, and does what its buttons say.
+// The view of models: lists the weights, follows downloads while one runs, and performs the buttons' actions.
 //
-// All comes from /admin/weights; while a download runs, /admin/downloads is asked each second. What was drawn stays
-// when the server does not answer.
+// It polls /admin/weights, and /admin/downloads each second while a download runs. When the server does not answer, the
+// page keeps what it shows.
 
 import { api } from "./api.js";
 import { confirm, state, toast, toastError } from "./dialog.js";
@@ -18,17 +18,19 @@ const IDLE = 10000;
 const LONGEST = 15000;
 
 const root = $("#models");
-/** @type {any} What /admin/weights said last. */
+/** @type {any} The last answer of /admin/weights. */
 let known = null;
+/** @type {any} The last snapshot of the live stream. */
+let snapshot = null;
 /** @type {Map<string, Row>} */
 const rows = new Map();
 const parts = { stores: h("div", { class: "stores" }), summary: h("p", { class: "hint" }), tools: h("div", { class: "row" }),
   list: h("ul", { class: "model-list" }) };
 let timer = 0;
 let failures = 0;
-let asked = 0; // how often it was asked how things stand,
-let drawn = 0; // and which of the answers was drawn last: they may come in another order
-let said = ""; // why there is nothing to show
+let asked = 0; // requests sent,
+let drawn = 0; // and the latest one whose answer is shown: answers may come in another order
+let said = ""; // the error shown instead of a list
 
 /** Asks for everything and draws it. */
 async function refresh() {
@@ -38,13 +40,13 @@ async function refresh() {
   drawn = mine;
   const before = known;
   known = found;
-  if (live.last.state?.time > found.timestamp) stand(live.last.state);
+  if (snapshot?.time > found.timestamp) applySnapshot();
   for (const model of known.models) ended(model.name, before?.models.find((one) => one.name === model.name)?.download, model.download);
   if (!before) frame();
   draw();
 }
 
-/** Asks how far downloads are; where one is over, asks for everything. */
+/** Updates the downloads' progress; after one has ended, refreshes everything. */
 async function follow() {
   const mine = ++asked;
   const { downloads } = await api("GET", "/admin/downloads");
@@ -60,7 +62,7 @@ async function follow() {
   if (over) await refresh();
 }
 
-/** Whether a download is over; says how it ended. @param {string} name @param {any} before @param {any} now */
+/** Whether a download has just ended; shows its result. @param {string} name @param {any} before @param {any} now */
 function ended(name, before, now) {
   if (!isActive(before) || isActive(now)) return false;
   if (now?.state === "done") toast(now.fetched ? `${name} is downloaded: ${bytes(now.total)}.` : `${name} is as the hub has it.`, "good");
@@ -97,7 +99,7 @@ function frame() {
 }
 
 function draw() {
-  const colours = new Map(known.models.map((model, place) => [model.name, `var(--line-${(place % 8) + 1})`]));
+  const colours = new Map(known.models.map((model, place) => [model.name, `var(--palette-${(place % 8) + 1})`]));
   replace(parts.stores, disk(known.disk), slots(known, colours));
   for (const model of known.models) {
     if (!rows.has(model.name)) {
@@ -125,11 +127,11 @@ function failed(error) {
     h("button", { class: "button", type: "button", onclick: turn }, icon("refresh"), "Try again")));
 }
 
-/** Does something by a button, then looks how things are. @param {() => Promise<void>} what */
+/** Performs a button's action, then refreshes. @param {() => Promise<void>} what */
 async function act(what) {
   try {
     await what();
-    drawn = ++asked; // what was asked before this says nothing of it
+    drawn = ++asked; // answers to older requests do not know of it
     await refresh();
   } catch (error) {
     toastError(error);
@@ -143,7 +145,7 @@ async function fetchAll(models) {
   });
 }
 
-/** Has weights fetched; from now on it is known that they are, should they all be here before the next look. @param {any} model */
+/** Starts a download and notes it, in case it ends before the next poll. @param {any} model */
 async function begin(model) {
   const { download } = await api("POST", path(model, "download"));
   drawn = ++asked;
@@ -179,9 +181,9 @@ const actions = {
   },
 };
 
-/** Takes over how models are from a state that was told. @param {any} told @returns {boolean} whether any was otherwise */
-function stand(told) {
-  const states = new Map((told.models ?? []).map((model) => [model.name, model.state]));
+/** Applies the models' states of the snapshot. @returns {boolean} whether any differed */
+function applySnapshot() {
+  const states = new Map(snapshot.models.map((model) => [model.name, model.state]));
   const changed = known?.models.some((model) => states.has(model.name) && states.get(model.name) !== model.model_state);
   for (const model of changed ? known.models : []) {
     model.model_state = states.get(model.name) ?? model.model_state;
@@ -190,8 +192,9 @@ function stand(told) {
   return Boolean(changed);
 }
 
-live.on("state", (told) => {
-  if (!stand(told)) return;
+live.on("state", (state) => {
+  snapshot = state;
+  if (!applySnapshot()) return;
   for (const model of known.models) rows.get(model.name)?.update(model);
 });
 live.on("status", (status) => status === "open" && failures > 0 && turn());

@@ -1,15 +1,15 @@
 // @ts-check
-// What a person does on the overview: load, unload, pin, clean up, cancel. Asks before anything that is lost by it.
+// The overview's actions: load, unload, pin, clean up, cancel. Asks before an action that loses something.
 
 import { api } from "./api.js";
 import { confirm, toast, toastError } from "./dialog.js";
 import { bytes, number } from "./format.js";
-import { lacking } from "./standing.js";
+import { lacking } from "./snapshot.js";
 
 const many = (/** @type {number} */ count, /** @type {string} */ one) => `${number(count)} ${one}${count === 1 ? "" : "s"}`;
 const path = (/** @type {string} */ name, /** @type {string} */ what) => `/admin/models/${encodeURIComponent(name)}/${what}`;
 
-/** Runs an action with its button busy; tells what went wrong. @param {any} button @param {() => Promise<void>} action */
+/** Runs an action with its button busy and shows its error. @param {any} button @param {() => Promise<void>} action */
 export async function perform(button, action) {
   if (button.getAttribute("aria-busy") === "true" || button.getAttribute("aria-disabled") === "true") return;
   button.setAttribute("aria-busy", "true");
@@ -22,7 +22,7 @@ export async function perform(button, action) {
   }
 }
 
-/** Loads a model; asks first if others will have to go for it. @param {any} state @param {any} model */
+/** Loads a model; asks first if other models must be evicted for it. @param {any} state @param {any} model */
 export async function load(state, model) {
   const lack = lacking(state, model);
   if (lack > 0) {
@@ -50,12 +50,12 @@ export async function unload(model) {
   toast(done.unloaded ? `${model.name} was unloaded; ${bytes(done.freed_bytes)} are free.` : `${model.name} was not loaded.`, "good");
 }
 
-/** Pins a model, or lets it go. @param {any} model */
+/** Pins or unpins a model. @param {any} model */
 export async function pin(model) {
   await api("POST", path(model.name, "pin"), { pinned: !model.pinned });
 }
 
-/** Unloads whatever is idle and clears temporary files. @param {any} state */
+/** Unloads idle models and removes temporary files. @param {any} state */
 export async function cleanup(state) {
   const idle = state.models.filter((/** @type {any} */ one) => one.state === "ready" && !one.leases && !one.waiting && !one.pinned);
   const what = idle.length ? `Unloads ${idle.map((/** @type {any} */ one) => one.name).join(", ")}, and removes` : "No model is idle and unpinned; removes";

@@ -1,19 +1,19 @@
 // @ts-check
-// The models that are not loaded: what they take, what they would need, and the button that loads them.
+// The cold models: their size, what prevents a load, and the button that loads them.
 
 import { $, h, setText } from "./dom.js";
 import { ago, bytes, duration } from "./format.js";
 import { icon } from "./icons.js";
-import { keyed } from "./keyed.js";
+import { updateKeyedList } from "./keyed-list.js";
 import { load, perform } from "./overview-actions.js";
-import { cold, lacking, lineOf, mayChange, now } from "./standing.js";
+import { cold, lacking, paletteOf, mayChange, now } from "./snapshot.js";
 
-/** Shows the cold models of a state in `place`. @param {Element} place @param {any} state */
+/** Shows the cold models of a snapshot in `place`. @param {Element} place @param {any} state */
 export function showCatalog(place, state) {
-  keyed(place, cold(state), { key: (model) => model.name, make: (model) => makeModel(model, state), update: (row, model) => updateModel(row, model, state) });
+  updateKeyedList(place, cold(state), { key: (model) => model.name, make: (model) => makeModel(model, state), update: (row, model) => updateModel(row, model, state) });
 }
 
-/** Moves on what only time changes. @param {Element} place */
+/** Updates ages and countdowns. @param {Element} place */
 export function tick(place) {
   for (const row of place.children) tell(/** @type {any} */ (row));
 }
@@ -36,7 +36,7 @@ function makeModel(model, state) {
 
 function updateModel(row, model, state) {
   [row.model, row.state] = [model, state];
-  row.className = `cold ${lineOf(state, model.name)}`;
+  row.className = `cold ${paletteOf(state, model.name)}`;
   setText($(".cold-size", row), bytes(model.predicted_bytes));
   $(".cold-size", row).title = lacking(state, model) ? "Others would have to make room" : "It fits beside what is loaded";
   tell(row);

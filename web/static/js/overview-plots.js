@@ -1,5 +1,5 @@
 // @ts-check
-// Which plots there are on the overview, for how long back, and the same figures as a table.
+// The overview's plots, their time span, and the same figures as a table.
 
 import { $, $$, h, replace } from "./dom.js";
 import { bytes, clock, duration, number, percent } from "./format.js";
@@ -23,7 +23,7 @@ export class Plots {
     this.table.addEventListener("toggle", () => this._fill());
   }
 
-  /** Draws what the samples have now. */
+  /** Draws the current samples. */
   show() {
     if (!this.plots.length && this.samples.times.length) this._make();
     for (const plot of this.plots) plot.show(this.samples, this.span);
@@ -47,15 +47,15 @@ export class Plots {
     const filled = (/** @type {number} */ whole) => (/** @type {number | null} */ value) => (value === null ? "–" : `${percent(value / 100)} (${bytes((value * whole) / 100)})`);
     this.plots = [
       new Plot({ title: "Tokens per second", format: short, top: 10, series: [{ name: "tokens", column: "tokens_per_second", colour: "--accent", kind: "area" }] }),
-      new Plot({ title: "Time to the first token", format: seconds, top: 0.2, series: [{ name: "first token", column: "first_token_seconds", colour: "--line-6", kind: "dots" }] }),
+      new Plot({ title: "Time to the first token", format: seconds, top: 0.2, series: [{ name: "first token", column: "first_token_seconds", colour: "--palette-6", kind: "dots" }] }),
       new Plot({ title: "Requests under way", format: short, top: 2, series: [
         { name: "waiting", column: "waiting", colour: "--care", kind: "step" }, { name: "running", column: "running", colour: "--go", kind: "step" }] }),
       new Plot({ title: "Requests answered", format: short, top: 2, series: [
-        { name: "ended", column: "requests", colour: "--line-1", kind: "bars" }, { name: "failed", column: "errors", colour: "--halt", kind: "bars" }] }),
+        { name: "ended", column: "requests", colour: "--palette-1", kind: "bars" }, { name: "failed", column: "errors", colour: "--halt", kind: "bars" }] }),
       new Plot({ title: "Loads", format: short, top: 2, series: [
-        { name: "loads", column: "loads", colour: "--line-8", kind: "bars" }, { name: "of them swaps", column: "swaps", colour: "--line-4", kind: "bars" }] }),
+        { name: "loads", column: "loads", colour: "--palette-8", kind: "bars" }, { name: "of them swaps", column: "swaps", colour: "--palette-4", kind: "bars" }] }),
       new Plot({ title: "Memory in use", format: (value) => percent(value / 100), top: 100, fixed: true, series: [
-        ...slots.map((slot, at) => ({ name: slot, column: `slot ${slot}`, colour: `--line-${(at % 8) + 1}`, kind: /** @type {"line"} */ ("line"), scale: share(this.samples.budgets[slot]), say: filled(this.samples.budgets[slot]) })),
+        ...slots.map((slot, at) => ({ name: slot, column: `slot ${slot}`, colour: `--palette-${(at % 8) + 1}`, kind: /** @type {"line"} */ ("line"), scale: share(this.samples.budgets[slot]), say: filled(this.samples.budgets[slot]) })),
         { name: "machine", column: "host_used_bytes", colour: "--ink-3", kind: "line", scale: share(host), say: filled(host) }] }),
     ];
     replace(this.place, this.plots.map((plot) => plot.element));

@@ -1,13 +1,13 @@
 // @ts-check
-// The requests that wait and run, by model, with their ages and a button that cancels each.
+// The waiting and running requests by model, with their ages and a button that cancels each.
 
 import { $, h, setText } from "./dom.js";
 import { duration, number } from "./format.js";
-import { keyed } from "./keyed.js";
+import { updateKeyedList } from "./keyed-list.js";
 import { cancel, perform } from "./overview-actions.js";
-import { lineOf, mayChange, now } from "./standing.js";
+import { paletteOf, mayChange, now } from "./snapshot.js";
 
-/** Shows a state's requests in `place`, a table's body. @param {any} table @param {Element} empty @param {any} state */
+/** Shows a snapshot's requests in a table. @param {any} table @param {Element} empty @param {any} state */
 export function showQueue(table, empty, state) {
   const order = new Map(state.models.map((/** @type {any} */ model, /** @type {number} */ at) => [model.name, at]));
   const asked = state.requests.map((/** @type {any} */ one) => ({ ...one, began: state.time - one.age }));
@@ -17,7 +17,7 @@ export function showQueue(table, empty, state) {
   table.classList.toggle("with-keys", keyedBy);
   let before = "";
   for (const one of asked) [one.head, before] = [one.model !== before, one.model];
-  keyed($("tbody", table), asked, { key: (one) => one.id, make: (one) => makeRow(one, state), update: (row, one) => updateRow(row, one, state) });
+  updateKeyedList($("tbody", table), asked, { key: (one) => one.id, make: (one) => makeRow(one, state), update: (row, one) => updateRow(row, one, state) });
   const running = asked.filter((/** @type {any} */ one) => one.state === "running").length;
   setText($("#queue-sum"), asked.length ? `${number(running)} running, ${number(state.requests_in_all - running)} waiting` : "");
   const more = state.requests_in_all - state.requests.length;
@@ -27,7 +27,7 @@ export function showQueue(table, empty, state) {
   /** @type {any} */ (empty).hidden = asked.length > 0;
 }
 
-/** Moves on the ages. @param {Element} table */
+/** Updates the ages. @param {Element} table */
 export function tick(table) {
   for (const row of /** @type {any} */ ($("tbody", table).children)) setText($(".age", row), age(row.one));
 }
@@ -44,7 +44,7 @@ function makeRow(one, state) {
     h("td", { class: "number age" }), h("td", { class: "number tokens" }),
     h("td", { class: "queue-key" }), h("td", { class: "queue-id" }, h("code", { class: "truncate", title: one.id }, one.id)),
     h("td", { class: "queue-tools" }));
-  // A user's own requests are all that are shown to one: whoever sees a request may cancel it.
+  // A user is shown only their own requests, so every request shown may be cancelled.
   $(".queue-tools", row).append(h("button", { class: "button quiet small danger", type: "button", dataset: { act: "cancel" },
     "aria-label": `Cancel the request ${one.id} to ${one.model}`,
     onclick: (/** @type {any} */ event) => perform(event.currentTarget, () => cancel(row.one)) }, "Cancel"));
@@ -54,7 +54,7 @@ function makeRow(one, state) {
 
 function updateRow(row, one, state) {
   row.one = one;
-  row.className = `${lineOf(state, one.model)}${one.head ? " head" : ""}`;
+  row.className = `${paletteOf(state, one.model)}${one.head ? " head" : ""}`;
   setText($(".model", row), one.model);
   const badge = $(".badge", row);
   badge.className = `badge ${one.state === "running" ? "go" : "care"}`;

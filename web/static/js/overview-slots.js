@@ -1,24 +1,24 @@
 // @ts-check
-// The slots: each a bar of its memory with the models in it as blocks, and a row for each of them below.
+// The slots: for each a bar of its memory with a block per resident, and a row per resident below.
 
 import { $, h, replace, setText } from "./dom.js";
 import { ago, bytes, duration, percent } from "./format.js";
 import { icon } from "./icons.js";
-import { keyed } from "./keyed.js";
+import { updateKeyedList } from "./keyed-list.js";
 import { perform, pin, unload } from "./overview-actions.js";
-import { degraded, doing, lineOf, mayChange, now, residents } from "./standing.js";
+import { degraded, doing, paletteOf, mayChange, now, residents } from "./snapshot.js";
 
-const GONE = 1400; // milliseconds in which one that leaves is still seen
-const NOTE = 12000; // milliseconds for which the reason stays below the bar
+const GONE = 1400; // milliseconds for which a leaving block stays visible
+const NOTE = 12000; // milliseconds for which the reason of an eviction stays below the bar
 
-/** Shows the slots of a state in `place`. @param {Element} place @param {any} state */
+/** Shows the slots of a snapshot in `place`. @param {Element} place @param {any} state */
 export function showSlots(place, state) {
-  keyed(place, state.slots, {
+  updateKeyedList(place, state.slots, {
     key: (slot) => slot.device, make: makeSlot, update: (card, slot) => updateSlot(card, slot, state),
   });
 }
 
-/** Tells below its bar why a model has left a slot. @param {Element} place @param {any} entry of the journal */
+/** Shows below the slot's bar why a model left it. @param {Element} place @param {any} entry of the journal */
 export function showLeaving(place, entry) {
   const card = [...place.children].find((one) => /** @type {HTMLElement} */ (one).dataset.slot === entry.device);
   if (!card) return;
@@ -29,7 +29,7 @@ export function showLeaving(place, entry) {
   setTimeout(() => note.remove(), NOTE);
 }
 
-/** Moves on what only time changes: ages and countdowns. @param {Element} place */
+/** Updates ages and countdowns. @param {Element} place */
 export function tick(place) {
   for (const row of place.querySelectorAll(".resident")) tell(/** @type {any} */ (row));
 }
@@ -55,11 +55,11 @@ function updateSlot(card, slot, state) {
   const seen = found.reduce((total, one) => total + one.bytes, 0);
   const others = slot.used_bytes - seen > whole / 500 ? [{ name: " others", bytes: slot.used_bytes - seen, others: true }] : [];
   track.setAttribute("aria-label", inWords(slot, found));
-  keyed(track, [...found, ...others], {
+  updateKeyedList(track, [...found, ...others], {
     key: (one) => one.name, make: makeBlock, update: (block, one) => updateBlock(block, one, whole, state), leave: leaveTrack,
   });
   $(".scale", card).childNodes.forEach((/** @type {any} */ mark, /** @type {number} */ at) => setText(mark, at ? bytes((whole * at) / 4) : "0"));
-  keyed($(".residents", card), found, {
+  updateKeyedList($(".residents", card), found, {
     key: (one) => one.name, make: (one) => makeRow(one, state), update: (row, one) => updateRow(row, one, state),
   });
   $(".slot-empty", card).hidden = found.length > 0;
@@ -85,12 +85,12 @@ function updateBlock(block, one, whole, state) {
   if (block.isConnected) block.style.width = width;
   else requestAnimationFrame(() => requestAnimationFrame(() => (block.style.width = width)));
   if (one.others) {
-    block.className = "block line-none others";
+    block.className = "block palette-none others";
     setText($(".block-name", block), "others");
     setText($(".block-size", block), bytes(one.bytes));
     return;
   }
-  block.className = `block ${lineOf(state, one.model.name)} ${doing(one)[0]}`;
+  block.className = `block ${paletteOf(state, one.model.name)} ${doing(one)[0]}`;
   const cache = one.state === "loading" ? 0 : Math.min(1, one.cache_bytes / Math.max(1, one.bytes));
   $(".block-cache", block).style.width = `${(cache * 100).toFixed(1)}%`;
   const share = one.progress?.fraction;
@@ -101,7 +101,7 @@ function updateBlock(block, one, whole, state) {
   setText($(".block-size", block), bytes(one.bytes));
 }
 
-/** It is seen to go: it fades and sinks, then its place closes. Without motion it stands struck out for that while. */
+/** A leaving block fades and sinks, then its space closes. With reduced motion it is struck out for that time. */
 function leaveTrack(block) {
   if (document.hidden || !block.isConnected) {
     block.remove();
@@ -143,7 +143,7 @@ function fact(name, part) {
 function updateRow(row, one, state) {
   row.one = one;
   const [word, colour] = doing(one);
-  row.className = `resident ${lineOf(state, one.model.name)} ${word}`;
+  row.className = `resident ${paletteOf(state, one.model.name)} ${word}`;
   const badge = $(".badge", row);
   badge.className = `badge ${colour}`;
   setText(badge, word);
@@ -171,7 +171,7 @@ function memory(one) {
   return parts.join(" · ").replaceAll(/(\d) (?=\S)/g, "$1\u00a0");
 }
 
-/** What changes with time. */
+/** Updates the facts that change with time. */
 function tell(row) {
   const one = row.one;
   if (one.state === "loading") {

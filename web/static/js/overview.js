@@ -1,9 +1,8 @@
 // @ts-check
-// The overview: puts what the live line tells into its parts, and says what is shown while the line is lost.
+// The overview: passes the live stream's events to its parts, and shows the last snapshot as stale while the stream is lost.
 
-import { markStale } from "./stale.js";
 import { $, replace, setText } from "./dom.js";
-import { clock, duration, number } from "./format.js";
+import { duration, number } from "./format.js";
 import { entryElement } from "./journal.js";
 import { live } from "./live.js";
 import { cleanup, perform } from "./overview-actions.js";
@@ -12,7 +11,8 @@ import { Plots } from "./overview-plots.js";
 import * as queue from "./overview-queue.js";
 import * as slots from "./overview-slots.js";
 import { Samples } from "./samples.js";
-import { cold, heard, lineOf, mayChange } from "./standing.js";
+import { cold, mayChange, paletteOf, syncClock } from "./snapshot.js";
+import { showStale } from "./stale.js";
 
 const LATEST = 3; // entries of the journal
 
@@ -20,13 +20,13 @@ const samples = new Samples();
 const plots = new Plots($("#plots"), samples);
 /** @type {any} */
 let state = null;
-let server = 0; // when it started: another time is another server, whose entries are counted anew
+let server = 0; // its start time: a new server numbers its journal anew
 /** @type {any[]} */
 let entries = [];
 
-function showState(/** @type {any} */ told) {
-  state = told;
-  heard(state);
+function showState(/** @type {any} */ snapshot) {
+  state = snapshot;
+  syncClock(state);
   $(".slot-skeleton")?.remove();
   if (server !== state.started) [server, entries] = [state.started, entries.filter((entry) => entry.time >= state.started)];
   slots.showSlots($("#slots"), state);
@@ -47,8 +47,8 @@ function showFigures() {
   const asked = state?.requests.filter((/** @type {any} */ one) => !one.by_hand) ?? [];
   const running = asked.filter((/** @type {any} */ one) => one.state === "running").length;
   setText($("#figure-loaded"), loaded === null ? "–" : `${loaded} of ${state.models.length}`);
-  const unlisted = state ? state.requests_in_all - state.requests.length : 0; // the oldest are listed: these wait
-  // Who sees only their own requests is told of all in numbers, as by the slots and the plots.
+  const unlisted = state ? state.requests_in_all - state.requests.length : 0; // only the oldest requests are listed; the others wait
+  // A user's snapshot lists only their own requests: the totals come from the samples.
   const own = state && !mayChange(state);
   setText($("#figure-running"), !state ? "–" : own ? samples.latest("running") ?? "–" : running);
   setText($("#figure-waiting"), !state ? "–" : own ? samples.latest("waiting") ?? "–" : asked.length - running + unlisted);
@@ -61,28 +61,25 @@ function showFigures() {
 
 function showEntries() {
   const shown = entries.slice(-LATEST).reverse();
-  replace($("#latest"), shown.map((entry) => entryElement(entry, lineOf(state, entry.model))));
+  replace($("#latest"), shown.map((entry) => entryElement(entry, paletteOf(state, entry.model))));
   $("#latest-empty").hidden = shown.length > 0;
 }
 
-function journal(/** @type {any} */ entry) {
-  if (entries.some((one) => one.id === entry.id && one.time === entry.time)) return;
+function addEntry(/** @type {any} */ entry) {
   entries = [...entries, entry].slice(-50);
   if (["evicted", "expired", "unloaded", "cleanup", "out_of_memory", "crash"].includes(entry.kind) && Date.now() / 1000 - entry.time < 30) slots.showLeaving($("#slots"), entry);
   if (state) showEntries();
 }
 
-function status(/** @type {string} */ now) {
-  const lost = now === "lost";
-  markStale($("#overview"), lost && state !== null);
-  $("#as-of").hidden = !lost || !state;
-  if (lost && state) setText($("#as-of"), `As of ${clock(state.time)}`);
-  $("#no-state").hidden = !(lost && !state);
-  $("#overview").classList.toggle("unknown", lost && !state);
+function showStatus(/** @type {string} */ status) {
+  showStale($("#overview"), status, state);
+  const unknown = status === "lost" && state === null;
+  $("#no-state").hidden = !unknown;
+  $("#overview").classList.toggle("unknown", unknown);
 }
 
 $("#cleanup").addEventListener("click", (/** @type {any} */ event) => perform(event.currentTarget, () => cleanup(state)));
-live.on("status", status);
+live.on("status", showStatus);
 live.on("history", (history) => {
   samples.begin(history);
   plots.show();
@@ -94,7 +91,7 @@ live.on("sample", (sample) => {
   showFigures();
 });
 live.on("state", showState);
-live.on("journal", journal);
+live.on("journal", addEntry);
 setInterval(() => {
   if (!state || live.status !== "open") return;
   slots.tick($("#slots"));

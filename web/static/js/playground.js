@@ -1,5 +1,5 @@
 // @ts-check
-// The playground: the page's state, and what its parts do to each other. Owns the conversation.
+// The playground: owns the conversation and the page's state, and connects its parts.
 
 import { confirm, state, toastError } from "./dialog.js";
 import { $, h, replace } from "./dom.js";
@@ -25,7 +25,7 @@ const EXAMPLES = {
 const before = kept();
 /** @type {Model[]} */
 let models = [];
-let listed = false; // whether the models are known, be it that there are none
+let listed = false; // whether the models are known; there may be none
 let limits = /** @type {any} */ ({});
 /** @type {Turn[]} */
 let turns = [];
@@ -38,7 +38,7 @@ const running = new Set();
 const selects = /** @type {HTMLSelectElement[]} */ ([$("#model-0"), $("#model-1")]);
 const system = /** @type {HTMLTextAreaElement} */ ($("#system"));
 const announcer = new Announcer($("#spoken"));
-/** What is only needed once something is asked or shown as code comes then: the page is there sooner. */
+/** Loads the parts for asking and for code on first use: the page opens sooner. */
 const asking = () => Promise.all([import("./playground/ask.js"), import("./playground/answer.js")]).catch(unloaded);
 const showCode = async (/** @type {any} */ request) => (await import("./playground/code.js").catch(unloaded)).codeDialog(request);
 /** @returns {never} */
@@ -54,7 +54,7 @@ const composer = new Composer({
   chosen, all: () => models, limits: () => limits, send: () => void send(),
   drafted: (text) => keep({ draft: text }),
   switchTo: (model, kinds) => {
-    const place = chosen().findIndex((one) => kinds.some((kind) => !one.inputs.includes(kind))); // who cannot take it gives way
+    const place = chosen().findIndex((one) => kinds.some((kind) => !one.inputs.includes(kind))); // replace the model that cannot take it
     selects[Math.max(0, place)].value = model.id;
     picked();
   },
@@ -65,7 +65,7 @@ const composer = new Composer({
 /** @type {Promise<void>|null} */
 let starting = null;
 
-/** Learn the models, once at a time: a second list that comes late would undo what was picked from the first. */
+/** Fetch the models, one request at a time: a second, late list would undo a choice from the first. */
 function start() {
   starting ??= list().finally(() => { starting = null; });
   return starting;
@@ -91,7 +91,7 @@ async function list() {
   picked();
 }
 
-/** Another model was chosen, or how they are doing has changed. */
+/** Show the chosen models and their states. */
 function picked() {
   const now = chosen();
   keep({ models: selects.map((select) => select.value), compare: comparing });
@@ -111,8 +111,8 @@ function picked() {
   buttons();
 }
 
-/** How models are doing, as the server tells it. @param {any} state */
-function heard(state) {
+/** Apply the models' states of a snapshot. @param {any} state */
+function applySnapshot(state) {
   let changed = false;
   for (const { name, state: now } of state.models ?? []) {
     const model = byId(name);
@@ -126,13 +126,13 @@ function heard(state) {
   $("#sharing").hidden = !$("#sharing").textContent;
 }
 
-/** Ask how they are doing where nobody tells: after an answer. */
+/** Fetch the models' states after an answer: there may be no live stream. */
 async function refresh() {
   try {
     const found = await load();
-    heard({ models: found.models.map((model) => ({ name: model.id, state: model.state })) });
+    applySnapshot({ models: found.models.map((model) => ({ name: model.id, state: model.state })) });
   } catch {
-    // The page's own line says that the server is gone.
+    // The banner says that the server is gone.
   }
 }
 
@@ -197,14 +197,14 @@ async function answer(place, column, model, parts) {
     follow();
   } finally {
     running.delete(stop);
-    buttons(); // whatever the answer was, the next question can be asked
+    buttons(); // the next question can be asked after any outcome
   }
   announcer.follow(one, one.text, true);
   announcer.say({ done: `${model.id} has answered.`, stopped: "Stopped.", failed: one.error?.message ?? "" }[one.state] ?? "");
   if (!running.size) void refresh();
 }
 
-/** Keep the end of what comes in view, for whoever is there already. @param {HTMLElement} element */
+/** Return a function that keeps a growing answer's end in view if it was in view before. @param {HTMLElement} element */
 function follower(element) {
   let bottom = true;
   element.scrollIntoView({ block: "nearest" });
@@ -252,7 +252,7 @@ function shell(place) {
     h("div", { class: "pg-answers" }));
 }
 
-/** Show the conversation anew, where turns went. */
+/** Remove the elements of turns that are gone. */
 function draw() {
   for (const later of [...$("#turns").children].slice(turns.length)) {
     release(later);
@@ -281,7 +281,7 @@ async function clear() {
   composer.draft.focus();
 }
 
-/** What is shown before anything was asked. */
+/** Show the placeholder before the first question. */
 function empty() {
   const now = chosen();
   const kinds = /** @type {('text'|'image'|'audio'|'video')[]} */ (now[0]?.requires.length ? now[0].requires : now[0]?.inputs ?? ["text"]);
@@ -301,7 +301,7 @@ function empty() {
     }, idea))))));
 }
 
-/** What can be done now. */
+/** Enable the buttons that can be used now. */
 function buttons() {
   const busy = running.size > 0;
   const focused = document.activeElement;
@@ -318,7 +318,7 @@ function buttons() {
   [...document.querySelectorAll(".pg-turn")].forEach((turn, place) => turn.classList.toggle("is-edited", editing >= 0 && place >= editing));
 }
 
-/** How many parameters were changed, for whoever has them folded away. */
+/** Show the number of changed parameters on the folded settings. */
 function count() {
   const changed = Object.keys(parameters.texts()).length + (system.value.trim() ? 1 : 0);
   $("#changed").hidden = !changed;
@@ -350,7 +350,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && running.size && !document.querySelector("dialog[open]")) { event.preventDefault(); stopAll(); }
 });
 /** @type {HTMLDetailsElement} */ ($("#settings")).open = matchMedia("(min-width: 62rem)").matches;
-live.on("state", heard);
+live.on("state", applySnapshot);
 live.on("status", (status) => { if (status === "open" && !models.length) void start(); });
 addEventListener("unhandledrejection", (event) => toastError(event.reason));
 count();

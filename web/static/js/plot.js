@@ -12,7 +12,7 @@ const TOP = 10;
 const BOTTOM = 22;
 const GAP = 3.5; // seconds without a sample after which a line breaks
 
-/** Where the cursor is, for all plots together: a time, or null. */
+/** The cursor that all plots share: a time, or null. */
 const cursor = {
   /** @type {number | null} */
   time: null,
@@ -97,7 +97,7 @@ export class Plot {
       time < from ? [] : [[time, column[at] === null || column[at] === undefined ? null : scale(column[at])]]);
   }
 
-  /** Sums of so many seconds each, which begin at whole multiples of that: a bar does not change while it moves on. */
+  /** Sums over intervals that begin at multiples of their length: a bar keeps its value while it moves. */
   _bins(one) {
     const sums = new Map();
     for (const [time, value] of this._points(one)) {
@@ -178,7 +178,7 @@ export class Plot {
 
   // -- reading out ----------------------------------------------------------------------------------------------------
 
-  /** The value at the cursor: of bars that of the bar. Without one the latest, and of bars the sum of all that are shown. */
+  /** The value at the cursor. Without a cursor the latest value; for bars the sum of all bars shown. */
   _at(at) {
     const points = this.points[at];
     const time = cursor.time;
@@ -191,12 +191,12 @@ export class Plot {
     return points.find(([one]) => one === time)?.[1] ?? null;
   }
 
-  /** The latest dot that is shown, with its time. */
+  /** The latest visible dot, with its time. */
   _lastDot() {
     return this.points[0].findLast(([time, value]) => value !== null && time >= this.samples.end - this.span);
   }
 
-  /** Of when the figures are: of the cursor's time, of all that is shown, of the last dot, or (where it is "now") "". */
+  /** The time of the figures: the cursor's, the whole span, the last dot's, or "" for now. */
   _when() {
     const { kind } = this.series[0];
     if (cursor.time !== null) return `${clock(cursor.time)}${kind === "bars" && this.bin > 1 ? `, ${Math.round(this.bin)} s` : ""}`;
@@ -235,7 +235,7 @@ export class Plot {
   }
 }
 
-/** Stretches of points without a gap. */
+/** Splits points at gaps. */
 function runs(points) {
   const found = [];
   let before = -Infinity;
@@ -255,7 +255,7 @@ function nearest(times, wanted) {
   return best;
 }
 
-/** The next round number, of which half is easy to read too; for small counts a whole one. */
+/** The next round number whose half is easy to read too; a whole number for small counts. */
 function nice(value) {
   const power = 10 ** Math.floor(Math.log10(value));
   const steps = power === 1 ? [1, 2, 4, 6, 8, 10] : [1, 1.2, 1.6, 2, 3, 4, 5, 6, 8, 10];

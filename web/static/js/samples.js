@@ -1,36 +1,22 @@
 // @ts-check
-// The samples of the last ten minutes, in columns: the history as it came, and each sample added to it.
+// The samples of the last ten minutes in columns: a history, and the samples since.
 
 const KEPT = 605;
-const SET_BACK = 3; // seconds by which no sample is late
-const SAME = 0.4; // seconds within which two samples are the same one
-
-/** Adds a `sample` to a `history`, so that it is as one that is asked for now. @param {any} history @param {any} sample */
-export function extend(history, sample) {
-  const { times, series, slots } = history;
-  const known = [times, ...Object.values(series), ...Object.values(slots).map((slot) => slot.used_bytes)];
-  if (sample.time < times.at(-1) - SET_BACK) for (const column of known) column.length = 0; // as in Samples.add
-  if (sample.time - times.at(-1) < SAME) return;
-  times.push(sample.time);
-  for (const name of Object.keys(sample.series)) series[name] ??= Array(times.length - 1).fill(null);
-  for (const name of Object.keys(series)) series[name].push(sample.series[name] ?? null);
-  for (const name of Object.keys(slots)) slots[name].used_bytes.push(sample.slots[name]?.used_bytes ?? null);
-  const columns = [times, ...Object.values(series), ...Object.values(slots).map((slot) => slot.used_bytes)];
-  if (times.length > KEPT) for (const column of columns) column.shift();
-}
+const SET_BACK = 3; // seconds; a sample that is older by more means that the server's clock was set back
+const SAME = 0.4; // seconds; samples closer than this are one sample sent twice
 
 export class Samples {
   constructor() {
     /** @type {number[]} In seconds since 1970. */
     this.times = [];
-    /** @type {Record<string, (number | null)[]>} By the series' name; of a slot, "slot " and its name. */
+    /** @type {Record<string, (number | null)[]>} By the series' name; a slot's series is named "slot " and its device. */
     this.columns = {};
     /** @type {Record<string, number>} By slot. */
     this.budgets = {};
     this.hostBytes = 0;
   }
 
-  /** Begins anew with a `history`. @param {any} history */
+  /** Starts again from a `history`. @param {any} history */
   begin(history) {
     this.times = [...history.times];
     this.columns = Object.fromEntries(Object.entries(history.series).map(([name, column]) => [name, [...column]]));
@@ -43,7 +29,7 @@ export class Samples {
 
   /** Adds a `sample`. @param {any} sample */
   add(sample) {
-    if (sample.time < this.end - SET_BACK) { // the server's clock was set back: what was kept lies in its future
+    if (sample.time < this.end - SET_BACK) { // the samples kept are in its future
       this.times = [];
       this.columns = {};
     }
@@ -68,7 +54,7 @@ export class Samples {
     return this.columns[name]?.at(-1) ?? null;
   }
 
-  /** The sum, mean (of what is known) or largest of a series from one time to another. @param {string} name @param {"sum" | "mean" | "max"} how @param {number} from @param {number} to */
+  /** The sum, mean (of known values) or maximum of a series between two times. @param {string} name @param {"sum" | "mean" | "max"} how @param {number} from @param {number} to */
   over(name, how, from, to) {
     const found = (this.columns[name] ?? []).filter((value, at) => value !== null && this.times[at] > from && this.times[at] <= to);
     if (!found.length) return how === "sum" ? 0 : null;

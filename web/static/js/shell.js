@@ -1,5 +1,5 @@
 // @ts-check
-// What surrounds every view: the menu on narrow screens, the theme, and how the line to the server is.
+// The frame of every view: the menu on narrow screens, the theme, and the state of the live stream.
 
 import { $, h, replace, setText } from "./dom.js";
 import { live } from "./live.js";
@@ -61,31 +61,31 @@ function connection() {
     const place = $("#connection");
     place.dataset.status = status;
     document.body.dataset.connection = status;
-    setText($("#connection-text"), live.why === "denied" ? "Not live" : live.why === "out" ? "Signed out" : words[status]);
-    const now = status === "lost" ? live.why : status === "open" ? "" : shown;
+    setText($("#connection-text"), live.reason === "forbidden" ? "Not live" : live.reason === "signed-out" ? "Signed out" : words[status]);
+    const now = status === "lost" ? live.reason : status === "open" ? "" : shown;
     if (now === shown) return;
     shown = now;
     banner.hidden = !now;
-    banner.classList.toggle("caution", now !== "away");
+    banner.classList.toggle("caution", now !== "unreachable");
     if (now) replace(banner, ...warning(now));
   });
 }
 
-/** @param {string} why */
-function warning(why) {
-  if (why === "denied") {
+/** What the banner says of a lost stream. @param {string} reason */
+function warning(reason) {
+  if (reason === "forbidden") {
     return [h("span", null, h("strong", null, "No live figures. "),
       "Without API keys this server shows them only on its own machine; its operator can make a key: main.py keys create NAME.")];
   }
-  if (why === "out") {
-    // Another page for it: what is written and answered here would be gone with this one.
+  if (reason === "signed-out") {
+    // In another tab: this page keeps its drafts and answers.
     const there = `/ui/login?next=${encodeURIComponent(location.pathname + location.search)}`;
     return [h("span", null, h("strong", null, "Signed out. "), "The session is over. This page stays as it is, and goes on once you are signed in."),
       h("a", { class: "button small", href: there, target: "_blank" }, "Sign in")];
   }
-  if (why === "full") {
+  if (reason === "refused") {
     return [h("span", null, h("strong", null, "No live figures for now. "),
-      `${live.said.replace(/^./, (letter) => letter.toUpperCase())}. It is being tried again.`),
+      `${live.message.replace(/^./, (letter) => letter.toUpperCase())}. It is being tried again.`),
       h("button", { class: "button small", type: "button", id: "retry", onclick: () => live.retry() }, "Try now")];
   }
   return [

@@ -28,38 +28,38 @@ def made(name: str) -> Key:
 
 def test_one_key_takes_half() -> None:
     streams, alice, bob, carol = Streams(), made("alice"), made("bob"), made("carol")
-    leave = [streams.enter(4, alice, Reader()) for _ in range(2)]
+    leave = [streams.claim_stream(4, alice, Reader()) for _ in range(2)]
     with pytest.raises(TooManyPages, match="alice has 2 dashboard pages open already.*live_streams: 4"):
-        streams.enter(4, alice, Reader())
+        streams.claim_stream(4, alice, Reader())
     for _ in range(2):
-        streams.enter(4, bob, Reader())
+        streams.claim_stream(4, bob, Reader())
     with pytest.raises(TooManyPages, match="4 dashboard pages watch already"):
-        streams.enter(4, carol, Reader())
+        streams.claim_stream(4, carol, Reader())
     leave[0]()
     leave[0]()
-    streams.enter(4, carol, Reader())
+    streams.claim_stream(4, carol, Reader())
     with pytest.raises(TooManyPages):
-        streams.enter(4, carol, Reader())
+        streams.claim_stream(4, carol, Reader())
 
 
 def test_without_keys_there_is_nobody_to_share_with() -> None:
     streams = Streams()
     for _ in range(3):
-        streams.enter(3, None, Reader())
+        streams.claim_stream(3, None, Reader())
     with pytest.raises(TooManyPages, match="3 dashboard pages"):
-        streams.enter(3, None, Reader())
+        streams.claim_stream(3, None, Reader())
     with pytest.raises(TooManyPages, match="turned off"):
-        Streams().enter(0, made("alice"), Reader())
+        Streams().claim_stream(0, made("alice"), Reader())
 
 
 def test_who_does_not_read_makes_room() -> None:
     streams, alice, bob = Streams(), made("alice"), made("bob")
     reads, slow, stuck = Reader(), Reader(4.0), Reader(60.0)
-    leave = [streams.enter(3, None, one) for one in (reads, slow, stuck)]
-    streams.enter(3, alice, Reader())
+    leave = [streams.claim_stream(3, None, one) for one in (reads, slow, stuck)]
+    streams.claim_stream(3, alice, Reader())
     assert (reads.ended, slow.ended, stuck.ended) == (False, False, True)
     leave[2]()
-    streams.enter(3, bob, Reader())
+    streams.claim_stream(3, bob, Reader())
     assert slow.ended and not reads.ended
     with pytest.raises(TooManyPages):
-        streams.enter(3, made("carol"), Reader())
+        streams.claim_stream(3, made("carol"), Reader())

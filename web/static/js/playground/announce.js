@@ -1,7 +1,7 @@
 // @ts-check
-// What a screen reader is told of an answer as it comes: whole sentences, not tokens. Owns the page's quiet live region.
+// Announces a streamed answer to screen readers in whole sentences. Owns the page's polite live region.
 
-/** Beyond that many characters without a sentence's end, what is there is said at a blank. */
+/** Characters without a sentence's end after which the text is cut at a space. */
 const LONG = 400;
 
 export class Announcer {
@@ -21,7 +21,7 @@ export class Announcer {
   }
 
   /**
-   * Say what is new and whole of a text that grows.
+   * Say the new whole sentences of a growing text.
    * @param {object} whose
    * @param {string} text
    * @param {boolean} over whether no more comes

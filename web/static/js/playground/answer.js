@@ -1,5 +1,5 @@
 // @ts-check
-// How one answer looks while it comes and when it is there. Owns the card; asks nothing.
+// The card of one answer, while it is streamed and afterwards. Sends no requests.
 
 import { h } from "../dom.js";
 import { icon } from "../icons.js";
@@ -9,11 +9,12 @@ import { render } from "./markdown.js";
 /** @typedef {{again: () => void, code: () => void, stop: () => void, formatted: (plain: boolean) => void}} Acts */
 
 export class AnswerCard {
-  /** @param {Answer} answer @param {Acts} acts @param {boolean} plain whether Markdown stays as it was written */
+  /** @param {Answer} answer @param {Acts} acts @param {boolean} plain whether Markdown is shown as it is written */
   constructor(answer, acts, plain) {
     this.answer = answer;
     this.plain = plain;
     this.began = performance.now();
+    this.renderAgain = 0; // not before, while the answer is streamed
     this.waitWords = h("span", {});
     this.waitTime = h("span", { class: "pg-time" });
     this.bar = /** @type {any} */ (h("progress", { max: "1", "aria-label": `Loading ${answer.model}` }));
@@ -44,7 +45,7 @@ export class AnswerCard {
     this.update();
   }
 
-  /** Show what has come since. */
+  /** Show the answer's current state. */
   update() {
     const { answer } = this;
     const over = ["done", "stopped", "failed"].includes(answer.state);
@@ -55,7 +56,7 @@ export class AnswerCard {
     this.thinkingText.textContent = answer.reasoning.trim();
     this.thinkingTitle.textContent = this.thoughtFor(over);
     this.text.classList.toggle("is-plain", this.plain);
-    this.showText();
+    this.showText(over);
     this.format.textContent = this.plain ? "Markdown" : "Plain text";
     this.stop.hidden = over;
     this.acts.hidden = !over;
@@ -63,21 +64,22 @@ export class AnswerCard {
     if (over) this.finish();
   }
 
-  /** As Markdown, or as it was written: also where no page can be made of it, for an answer may be anything. */
-  showText() {
+  /** Shows Markdown, or the text as it is written: on request, and when an answer is too strange for the lexer. @param {boolean} over */
+  showText(over) {
     const { text } = this.answer;
-    if (!this.plain) {
-      try {
-        render(this.cleared(), text);
-        return;
-      } catch (error) {
-        console.warn("not shown as Markdown:", error);
-      }
+    const began = performance.now();
+    if (!this.plain && !over && began < this.renderAgain) return;
+    try {
+      if (this.plain) this.text.textContent = text;
+      else render(this.cleared(), text);
+    } catch (error) {
+      console.warn("not shown as Markdown:", error);
+      this.text.textContent = text;
     }
-    this.text.textContent = text;
+    this.renderAgain = performance.now() + 4 * (performance.now() - began); // a slow text takes a fifth of the page's time
   }
 
-  /** The text's element, without plain text that may be in it. */
+  /** Return the text's element, without plain text in it. */
   cleared() {
     if (this.text.firstChild?.nodeType === Node.TEXT_NODE) this.text.replaceChildren();
     return this.text;

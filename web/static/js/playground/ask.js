@@ -1,6 +1,5 @@
 // @ts-check
-// One request to a model and the answer as it comes: what it waits for, its text, how long it took, what went wrong.
-// Owns the stream of POST /v1/chat/completions; shows nothing.
+// One streamed POST /v1/chat/completions, read into an Answer: its wait, text, timings and error. Shows nothing.
 
 import { ApiError, api, send } from "../api.js";
 import { base64, mediaOf, withMedia } from "./conversation.js";
@@ -11,7 +10,7 @@ import { Cut, events } from "./sse.js";
  *   swap: any, device: string, note: string, finish: string, sound: Blob|null, soundUrl?: string, left?: number, began: number,
  *   thought: number|null, id: string}} Answer */
 
-/** Return an answer of which nothing has come yet. @param {string} model @param {any} request @returns {Answer} */
+/** Return an empty answer. @param {string} model @param {any} request @returns {Answer} */
 export function unanswered(model, request) {
   return {
     model, request, state: "waiting", text: "", reasoning: "", wait: { words: "Sending the request", fraction: null },
@@ -29,7 +28,7 @@ function newId() {
  * Send the answer's request and fill in the answer. Ends when it is over; never throws.
  * @param {Answer} answer
  * @param {AbortSignal} signal stops it
- * @param {() => void} changed called whenever there is more of it
+ * @param {() => void} changed called after each change of the answer
  */
 export async function ask(answer, signal, changed) {
   try {
@@ -52,7 +51,7 @@ export async function ask(answer, signal, changed) {
   } catch (error) {
     if (signal.aborted) {
       answer.state = "stopped";
-      api("DELETE", `/v1/requests/${answer.id}`).catch(() => {}); // by its id too, should a proxy keep the line open
+      api("DELETE", `/v1/requests/${answer.id}`).catch(() => {}); // by its id too, should a proxy keep the connection open
     } else {
       answer.state = "failed";
       answer.error = /** @type {Error} */ (error);
@@ -109,7 +108,7 @@ function progress(answer, said) {
   answer.wait = { words, fraction: loading ? said.fraction : null };
 }
 
-/** A comment tells what a running request does before its first token. @param {Answer} answer @param {string} text */
+/** Read a comment: the progress of a request before its first token. @param {Answer} answer @param {string} text */
 function waits(answer, text) {
   const running = /^running [^:]+: (.+)$/.exec(text);
   if (running && answer.state === "waiting") answer.wait = { words: sentence(running[1]), fraction: null };

@@ -1,5 +1,5 @@
 // @ts-check
-// The dialog with the request as curl and as Python. Owns the dialog; the texts are made in snippets.js.
+// The dialog that shows a request as curl and as Python. snippets.js makes the texts.
 
 import { $, h } from "../dom.js";
 import { mediaOf } from "./conversation.js";
@@ -17,7 +17,7 @@ export function codeDialog(request) {
   shown(request);
 }
 
-/** Make the dialog work; returns what shows it for a request. */
+/** Wire the dialog; returns the function that opens it for a request. */
 function wired() {
   const dialog = /** @type {HTMLDialogElement} */ ($("#code-dialog"));
   const listing = $("#code-text");
@@ -70,7 +70,7 @@ function wired() {
   };
 }
 
-/** A medium's name; what was made here can be saved under it. @param {import('./conversation.js').Medium} medium */
+/** A medium's name; a recording gets a link to save it under this name. @param {import('./conversation.js').Medium} medium */
 function saved(medium) {
   if (!medium.made) return h("code", {}, medium.name);
   const link = h("a", { href: URL.createObjectURL(medium.blob), download: medium.name }, `${medium.name} (save it)`);

@@ -1,6 +1,6 @@
 // @ts-check
-// Where a question is written: its text, and the files that were dropped, pasted, chosen or recorded for it. Owns what is
-// attached, and says what a model does not take before anything is sent.
+// The composer: a question's text, and the files dropped, pasted, chosen or recorded for it. It refuses files that a model does
+// not take before anything is sent.
 
 import { $, h, replace } from "../dom.js";
 import { accepted, choice, kindOf, limitsSaid, mediumOf, preview, release, taken, tooMuch, words } from "./media.js";
@@ -10,13 +10,13 @@ import { accepted, choice, kindOf, limitsSaid, mediumOf, preview, release, taken
 /** @typedef {{chosen: () => Model[], all: () => Model[], limits: () => any, switchTo: (model: Model, kinds: string[]) => void,
  *   send: () => void, drafted: (text: string) => void}} Page */
 
-/** Devices are for few visits; their part comes when it is wanted. */
+/** Loads the part for microphone and camera on first use. */
 const recording = () => import("./record.js");
 
-/** Whether the browser can record at all. Browsers do not on http but for localhost. */
+/** Whether the browser can record: over https or on localhost only. */
 const canRecord = () => Boolean(navigator.mediaDevices && window.MediaRecorder);
 
-/** What is said of a model without weights, to whoever may fetch them with the way there. @param {Model} model */
+/** The sentence about a model without weights; an administrator gets a link to download them. @param {Model} model */
 const absent = (model) => h("p", null, `The weights of ${model.id} are not here yet. `,
   document.body.dataset.role === "user" ? null : h("a", { href: "/ui/models" }, "Download them"));
 
@@ -29,7 +29,7 @@ export class Composer {
     this.page = page;
     /** @type {Medium[]} */
     this.media = [];
-    /** What was offered and is not taken, until something else is said. @type {{blob: Blob, kind: import('./conversation.js').Kind, name: string, made: boolean}[]} */
+    /** Files declined since the last message. @type {{blob: Blob, kind: import('./conversation.js').Kind, name: string, made: boolean}[]} */
     this.declined = [];
     this.form = $("#composer");
     /** @type {HTMLTextAreaElement} */
@@ -105,7 +105,7 @@ export class Composer {
     this.draft.focus();
   }
 
-  /** Attach files, as far as they can be sent. @param {File[]} files @param {boolean} [made] whether they are no files of a disk */
+  /** Attach the files that can be sent. @param {File[]} files @param {boolean} [made] whether they were recorded here */
   async add(files, made = false) {
     this.quiet();
     for (const file of files) {
@@ -128,7 +128,7 @@ export class Composer {
     this.show();
   }
 
-  /** Two files of one name would be read from one. @param {string} name */
+  /** Return a name that no attached file has: the code shown reads files by name. @param {string} name */
   apart(name) {
     const names = new Set(this.media.map((medium) => medium.name));
     const dot = name.lastIndexOf(".") > 0 ? name.lastIndexOf(".") : name.length;
@@ -137,7 +137,7 @@ export class Composer {
     return free;
   }
 
-  /** Say that a model does not take a medium, nor those declined before it, and who does. @param {Blob} blob @param {import('./conversation.js').Kind} kind @param {string} name @param {boolean} made */
+  /** Say which media the model does not take, and which models take them. @param {Blob} blob @param {import('./conversation.js').Kind} kind @param {string} name @param {boolean} made */
   decline(blob, kind, name, made) {
     this.declined.push({ blob, kind, name, made });
     const all = [...this.declined];
@@ -161,7 +161,7 @@ export class Composer {
     this.also(box);
   }
 
-  /** Return what keeps the question from being sent, as children of the alert; none if it can be. @returns {any[]} */
+  /** Return the reasons why the question cannot be sent, as children of the alert. @returns {any[]} */
   missing() {
     const models = this.page.chosen();
     for (const model of models) {
@@ -176,13 +176,13 @@ export class Composer {
     return this.draft.value.trim() || this.media.length ? [] : ["Write a question first."];
   }
 
-  /** Say one more reason. @param {any} why */
+  /** Add a reason to the alert. @param {any} why */
   also(why) {
     this.refused.append(why);
     this.refused.hidden = false;
   }
 
-  /** Say these reasons alone. @param {any[]} why */
+  /** Show these reasons only. @param {any[]} why */
   refuse(why) {
     this.declined = [];
     replace(this.refused, why);
@@ -195,7 +195,7 @@ export class Composer {
     this.refused.hidden = true;
   }
 
-  /** Hand over what was written, and begin anew. @returns {{text: string, media: Medium[]}} */
+  /** Return the question and clear the composer. @returns {{text: string, media: Medium[]}} */
   take() {
     const said = { text: this.draft.value.trim(), media: this.media };
     this.put("", []);
@@ -212,7 +212,7 @@ export class Composer {
     this.grow();
   }
 
-  /** Show what is attached, and what may be. */
+  /** Show the attached files, and what the models take. */
   show() {
     release($("#attached"));
     replace($("#attached"), this.media.map((medium) => preview(medium, () => {

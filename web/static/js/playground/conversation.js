@@ -1,5 +1,5 @@
 // @ts-check
-// A conversation as it is kept here, and the requests that are made of it. Pure: no page, no network.
+// A conversation's data, and the requests made from it. Pure: no page, no network.
 
 /** @typedef {'image'|'audio'|'video'} Kind */
 /** @typedef {{kind: Kind, name: string, mime: string, blob: Blob, made: boolean, seconds?: number, pixels?: number}} Medium */
@@ -8,24 +8,24 @@
  *   device: string, requires: string[], parameters: string[], defaults: Record<string, any>, downloaded: boolean,
  *   quant_bits: number}} Model */
 
-export const ROOM = 4096; // bytes of a request beside words and media
+export const ROOM = 4096; // bytes of a request besides text and media
 const FORMATS = /** @type {Record<string, string>} */ ({
   "audio/wav": "wav", "audio/x-wav": "wav", "audio/wave": "wav", "audio/vnd.wave": "wav", "audio/mpeg": "mp3",
   "audio/mp3": "mp3", "audio/flac": "flac", "audio/x-flac": "flac", "audio/ogg": "ogg", "audio/opus": "opus",
   "audio/mp4": "m4a", "audio/x-m4a": "m4a", "audio/m4a": "m4a", "audio/aac": "aac", "audio/webm": "webm",
 });
 
-/** Whether a model reads more of a conversation than its last question. @param {Model} model */
+/** Whether a model reads the whole conversation and not just the last question. @param {Model} model */
 export const remembers = (model) => model.abilities.includes("conversation");
 
 /**
- * Return the request of a turn: what the API takes, but with media as {@link Medium} objects where base64 goes.
+ * Return the request of a turn: the API's JSON, with {@link Medium} objects in place of base64.
  * @param {Turn[]} turns the conversation; its last turn is asked
- * @param {number} column whose earlier answers belong to it
+ * @param {number} column whose earlier answers are sent
  * @param {Model} model
  * @param {string} system
- * @param {Record<string, any>} parameters what was changed; those the model does not honour are left out
- * @param {any} [limits] of the server's /health: the oldest media that are beyond them are left out
+ * @param {Record<string, any>} parameters that were changed; those the model does not honour are left out
+ * @param {any} [limits] of the server's /health: the oldest media beyond them are left out
  */
 export function requestOf(turns, column, model, system, parameters, limits = {}) {
   const messages = [];
@@ -45,13 +45,13 @@ export function requestOf(turns, column, model, system, parameters, limits = {})
   return { model: model.id, messages, ...Object.fromEntries(honoured) };
 }
 
-/** The turns before the last that a model is told. @param {Turn[]} turns @param {number} column @param {Model} model */
+/** The earlier turns that are sent to a model. @param {Turn[]} turns @param {number} column @param {Model} model */
 function earlier(turns, column, model) {
   return turns.slice(0, -1).filter((turn) => turn.answers[column]?.text // two questions in a row are more than some templates take
     && turn.media.every((medium) => model.inputs.includes(medium.kind))); // else it was asked of another model
 }
 
-/** The turns whose media a request has room for: the latest ones. @param {Turn[]} turns @param {any} limits */
+/** The latest turns, as many as a request has room for with their media. @param {Turn[]} turns @param {any} limits */
 function affordable(turns, { max_media_per_request: most = Infinity, max_body_bytes: body = Infinity }) {
   const found = new Set();
   let room = body - ROOM - turns.reduce((sum, turn) => sum + said(turn), 0);
@@ -65,14 +65,14 @@ function affordable(turns, { max_media_per_request: most = Infinity, max_body_by
   return found;
 }
 
-/** About how much the words of a turn are of a body. @param {Turn} turn */
+/** About how many bytes of a body a turn's text takes. @param {Turn} turn */
 const said = (turn) => 3 * (turn.text.length + Math.max(0, ...turn.answers.map((answer) => answer?.text.length ?? 0)));
 
 /** The bytes of a blob as base64. @param {Blob} blob */
 export const encodedSize = (blob) => Math.ceil(blob.size / 3) * 4;
 
 /**
- * Return how many files of earlier questions a request leaves out, since there was no room for them.
+ * Return how many files of earlier questions a request leaves out for lack of room.
  * @param {any} request of {@link requestOf} @param {Turn[]} turns @param {number} column @param {Model} model
  */
 export function leftOut(request, turns, column, model) {
@@ -88,7 +88,7 @@ function content(turn) {
 }
 
 /**
- * Return a request with each medium as a content part whose base64 is what `encoded` says.
+ * Return a request with each medium as a content part whose data is the result of `encoded`.
  * @template T
  * @param {any} request
  * @param {(medium: Medium, prefix: string) => T} encoded
@@ -113,7 +113,7 @@ function part(medium, encoded) {
     ? { type: "image_url", image_url: { url } } : { type: "video_url", video_url: { url } };
 }
 
-/** Return every medium of a request, in their order. @param {any} request @returns {Medium[]} */
+/** Return every medium of a request in order. @param {any} request @returns {Medium[]} */
 export function mediaOf(request) {
   return request.messages.flatMap((/** @type {any} */ message) => (typeof message.content === "string" ? []
     : message.content.flatMap((/** @type {any} */ one) => (one.medium ? [one.medium] : []))));

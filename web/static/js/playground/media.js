@@ -1,5 +1,5 @@
 // @ts-check
-// Files that go with a question: what kind they are, whether they may be sent, how they look. Reads no bytes but to show.
+// Files of a question: their kind, the limits, and previews. Reads their bytes for previews only.
 
 import { h } from "../dom.js";
 import { bytes } from "../format.js";
@@ -18,7 +18,7 @@ const ENDINGS = /** @type {Record<string, Kind>} */ ({
 const ACCEPT = { image: "image/png,image/jpeg,image/webp,image/gif,image/bmp,image/tiff", audio: "audio/*", video: "video/*" };
 export const KINDS = /** @type {Kind[]} */ (["image", "audio", "video"]);
 
-/** What a file is, by its type and then its name; null if nothing that a model takes. @param {File} file @returns {Kind|null} */
+/** A file's kind by its type, else its name; null if no model takes it. @param {File} file @returns {Kind|null} */
 export function kindOf(file) {
   const kind = /** @type {Kind} */ (file.type.split("/")[0]);
   if (KINDS.includes(kind)) return kind;
@@ -34,11 +34,11 @@ export const words = (kind) => ({ image: "an image", audio: "a sound", video: "a
 /** "image, audio or video". @param {string[]} kinds */
 export const choice = (kinds) => kinds.join(", ").replace(/, ([^,]*)$/, " or $1");
 
-/** Which media all of these models take. @param {Model[]} models @returns {Kind[]} */
+/** The kinds of media that all of these models take. @param {Model[]} models @returns {Kind[]} */
 export const taken = (models) => KINDS.filter((kind) => models.length && models.every((model) => model.inputs.includes(kind)));
 
 /**
- * Return a medium of a file, with what a browser can tell of it.
+ * Return a medium of a file, with its duration and pixels if the browser can read them.
  * @param {File|Blob} file @param {Kind} kind @param {string} name @param {boolean} made whether it was made here
  * @returns {Promise<Medium>}
  */
@@ -58,7 +58,7 @@ export async function mediumOf(file, kind, name, made) {
       if (Number.isFinite(length)) medium.seconds = length; // a recording of the browser's own does not know its length
     }
   } catch {
-    // The browser cannot show it; the server may still read it, and says so if not.
+    // The browser cannot show it; the server may still read it, or refuses it.
   } finally {
     URL.revokeObjectURL(address);
   }
@@ -77,7 +77,7 @@ function duration(address, kind) {
   });
 }
 
-/** What the server takes, in a sentence. @param {any} limits */
+/** A sentence about the server's limits. @param {any} limits */
 export function limitsSaid(limits) {
   const most = limits.max_body_bytes ? bytes(Math.floor(limits.max_body_bytes * 0.75)) : "";
   const count = limits.max_media_per_request ? `up to ${limits.max_media_per_request} files` : "";
@@ -85,7 +85,7 @@ export function limitsSaid(limits) {
 }
 
 /**
- * Return why one more medium cannot be sent with the question, or "". What earlier questions had gives way: `requestOf`.
+ * Return why one more medium cannot be sent with the question, or "". Media of earlier questions make room: see `requestOf`.
  * @param {Medium} medium @param {Medium[]} beside @param {any} limits of the server's /health
  */
 export function tooMuch(medium, beside, limits) {

@@ -1,5 +1,5 @@
 // @ts-check
-// The models that may be asked, what the server lets a request have, and the pickers. Owns the list; asks no model.
+// The list of models, the server's limits of a request, and the pickers. Asks no model.
 
 import { api } from "../api.js";
 import { h, replace } from "../dom.js";
@@ -26,14 +26,14 @@ export function offer(select, models, chosen) {
   select.value = models.some((model) => model.id === chosen) ? chosen : models[0]?.id ?? "";
 }
 
-/** What the picker calls a model. @param {Model} model */
+/** A model's name in the picker. @param {Model} model */
 function title(model) {
   const takes = KINDS.filter((kind) => model.inputs.includes(kind));
   const missing = model.downloaded ? "" : " (not downloaded)";
   return `${model.id}${missing} · ${takes.length ? takes.join(", ") : "text"}`;
 }
 
-/** What stands below a picker. @param {HTMLElement} place @param {Model|undefined} model */
+/** Describes a model below its picker. @param {HTMLElement} place @param {Model|undefined} model */
 export function describe(place, model) {
   if (!model) { replace(place); return; }
   const [state, mood] = model.downloaded ? STATES[model.state] ?? [model.state, ""] : ["Not downloaded", "halt"];

@@ -1,5 +1,5 @@
 // @ts-check
-// How to sample: the form of it, and what was changed in it. An empty field is the model's own default and is not sent.
+// The form of sampling parameters. An empty field stands for the model's default and is not sent.
 
 import { h } from "../dom.js";
 
@@ -108,7 +108,7 @@ export class Parameters {
     this.changed(this.texts());
   }
 
-  /** What was changed, as text. @returns {Record<string, string>} */
+  /** The changed values as text. @returns {Record<string, string>} */
   texts() {
     /** @type {Record<string, string>} */
     const found = {};
@@ -119,7 +119,7 @@ export class Parameters {
     return found;
   }
 
-  /** What was changed, as it is sent. Fields that no chosen model has are not. @returns {Record<string, any>} */
+  /** The changed values as they are sent, without fields that no chosen model has. @returns {Record<string, any>} */
   values() {
     /** @type {Record<string, any>} */
     const found = {};
@@ -134,7 +134,7 @@ export class Parameters {
     return found;
   }
 
-  /** Return the first field with a value that cannot be sent, or null. */
+  /** Return the first invalid field, or null. */
   wrong() {
     for (const { row, input } of this.rows.values()) if (!row.hidden && !input.checkValidity()) return input;
     return null;

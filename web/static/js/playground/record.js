@@ -1,6 +1,6 @@
 // @ts-check
-// Microphone and camera: a recording as the browser makes it (WebM, Ogg or MP4, all of which the server reads), a photo
-// as JPEG. Owns the devices while they are used, and lets them go in any case.
+// Microphone and camera: recordings as the browser makes them (WebM, Ogg or MP4; the server reads all three), photos as JPEG.
+// Owns the devices while they are used, and always releases them.
 
 import { h } from "../dom.js";
 import { duration } from "../format.js";
@@ -53,7 +53,7 @@ class Recording {
   }
 }
 
-/** A name for what was made here. @param {string} what @param {string} mime */
+/** A name for a recording. @param {string} what @param {string} mime */
 export function nameOf(what, mime) {
   const ending = /** @type {Record<string, string>} */ ({ jpeg: "jpg", "x-matroska": "mkv", "svg+xml": "svg" });
   const kind = mime.split(";")[0].split("/")[1] ?? "bin";
@@ -145,7 +145,7 @@ export async function camera(photos, videos, sound, most) {
   }
 }
 
-/** What is seen now, or first. @param {HTMLVideoElement} view @returns {Promise<Blob>} */
+/** Return the current frame, or the first one. @param {HTMLVideoElement} view @returns {Promise<Blob>} */
 async function still(view) {
   if (view.readyState < view.HAVE_CURRENT_DATA) await new Promise((seen) => view.addEventListener("loadeddata", seen, { once: true }));
   const canvas = document.createElement("canvas");

@@ -1,6 +1,5 @@
 // @ts-check
-// The request of the page as curl and as Python: text that runs when it is pasted. Pure.
-// Media are read from files beside it, by their names, rather than being megabytes of base64 in it.
+// A request as curl and as Python, ready to paste and run. Pure. Media are read from files by name, not inlined as base64.
 
 import { mediaOf, withMedia } from "./conversation.js";
 
@@ -14,7 +13,7 @@ const OPENAI = new Set([
 /** @param {string} text */
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-/** What is special in a here-document that is not quoted. @param {string} text */
+/** Escape the special characters of an unquoted here-document. @param {string} text */
 const escaped = (text) => text.replace(/[\\$`]/g, "\\$&");
 
 /** @param {string} name */
@@ -35,7 +34,7 @@ export function curl(request, { origin, keyed, stream }) {
     "  -H 'Content-Type: application/json' \\",
   ];
   if (!media.length) return [...lines, `  -d ${quoted(text)}`].join("\n");
-  // Too large for an argument; and by a here-document the shell puts the files where they belong.
+  // Media are too large for an argument; in a here-document the shell inserts the files.
   const filled = escaped(text).replace(new RegExp(`${MARK}(\\d+)${MARK}`, "g"),
     (_, number) => `$(base64 < ${quoted(path(media[Number(number)].name))} | tr -d '\\r\\n')`);
   return [...lines, "  -d @- <<REQUEST", filled, "REQUEST"].join("\n");
@@ -70,13 +69,13 @@ export function python(request, { origin, keyed, stream }) {
   ].join("\n");
 }
 
-/** An expression of Python, as it stands. */
+/** A Python expression, written unquoted. */
 class Code {
   /** @param {string} text */
   constructor(text) { this.text = text; }
 }
 
-/** A value as Python writes it. @param {any} value @param {number} margin @returns {string} */
+/** A value as a Python literal. @param {any} value @param {number} margin @returns {string} */
 function literal(value, margin) {
   if (value instanceof Code) return value.text;
   if (value === null || value === undefined) return "None";

@@ -1,14 +1,13 @@
 // @ts-check
-// Server-sent events of a response that was fetched: EventSource can neither POST nor be stopped half way.
-// Owns the parsing alone; knows nothing of what the events say.
+// Parses server-sent events of a fetched response: EventSource cannot POST. Does not know what the events mean.
 
-/** The line went away in the middle of a stream. */
+/** The connection was lost in the middle of a stream. */
 export class Cut extends Error {}
 
 /**
  * Yield a stream's events as they come, and its comments as events named "comment".
  * @param {ReadableStream<Uint8Array>} stream
- * @throws {Cut} or, when it was stopped here, an AbortError
+ * @throws {Cut} or an AbortError when the page aborts it
  * @returns {AsyncGenerator<{event: string, data: string}>}
  */
 export async function* events(stream) {

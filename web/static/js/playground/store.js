@@ -1,5 +1,5 @@
 // @ts-check
-// What this browser keeps of the page between visits: draft, system prompt, parameters, models. Never media nor answers.
+// What this browser keeps between visits: draft, system prompt, parameters, models. Never media or answers.
 
 const NAME = "switchyard.playground";
 
@@ -21,6 +21,6 @@ export function keep(changes) {
   try {
     localStorage.setItem(NAME, JSON.stringify({ ...kept(), ...changes }));
   } catch {
-    // A private window may refuse; then it is forgotten with the page.
+    // A private window may refuse: then nothing is kept.
   }
 }

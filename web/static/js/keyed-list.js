@@ -1,19 +1,19 @@
 // @ts-check
-// Keeps a list of elements in step with a list of things, each by its key: what stays is not made anew, so that focus,
-// hover and transitions survive a change of the rest.
+// Updates a list of elements from a list of items by key. Elements of items that stay are kept, with their focus, hover and
+// transitions.
 
 /** @type {WeakMap<Element, Map<string, Element>>} */
 const known = new WeakMap();
 
 /**
- * Makes `parent`'s children those of `items`, in order. `make` builds one, `update` is called for each; `leave` is given
- * those that are no longer wanted and has to remove them, at once or after a while.
+ * Makes `parent`'s children those of `items`, in order. `make` builds an element, `update` is called for each, and `leave`
+ * removes an element whose item is gone, at once or after a transition.
  * @template T
  * @param {Element} parent @param {T[]} items
  * @param {{key: (item: T) => string, make: (item: T) => Element, update?: (element: any, item: T) => void,
  *   leave?: (element: Element) => void}} how
  */
-export function keyed(parent, items, { key, make, update = () => {}, leave = (element) => element.remove() }) {
+export function updateKeyedList(parent, items, { key, make, update = () => {}, leave = (element) => element.remove() }) {
   const before = known.get(parent) ?? new Map();
   const now = new Map();
   const wanted = new Set(items.map(key));
@@ -32,7 +32,7 @@ export function keyed(parent, items, { key, make, update = () => {}, leave = (el
   gone.forEach(leave);
 }
 
-/** The next one that is not leaving. @param {Element | null} element */
+/** The first element from here on that is not leaving. @param {Element | null} element */
 function next(element) {
   let found = element;
   while (found?.hasAttribute("data-leaving")) found = found.nextElementSibling;
