@@ -9,7 +9,7 @@ import logging
 from flask import Flask
 from flask_compress import Compress
 
-from gateway.access import Access
+from gateway.access.control import Access
 from gateway.build import build_gateway
 from gateway.routes import access_log, admin, errors, events, generate, health, metrics, openai, ui, usage, weights
 from gateway.routes.openapi import page
@@ -39,7 +39,6 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.extensions["switchyard"] = service
     Compress(app)
-    access_log.register(app)
     blueprints = (
         generate.blueprint,
         *openai.BLUEPRINTS,
@@ -56,6 +55,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         app.register_blueprint(blueprint)
     errors.register(app)
     access = Access(app, settings, errors.gateway_error)
+    access_log.register(app, service, access)
 
     log.info(
         "profile %s with %s on %s",

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -270,8 +271,8 @@ class Gateway:
         return {"note": "; ".join([loaded, *notes])} if notes else {}
 
     def _load_replica(self, spec: ModelSpec, replica: str | None = None) -> None:
-        with self.admit(spec, timeout=self.settings.load_timeout, retry=True, replica=replica) as ticket:
-            ticket.acquire()
+        with closing(self.admit(spec, timeout=self.settings.load_timeout, retry=True, replica=replica)) as ticket:
+            ticket.wait_for_lease()
 
     def unload(self, spec: ModelSpec, force: bool = False) -> dict[str, Any]:
         """Unload a model and return the bytes that slots were charged for it, once its process has ended. A pin set at

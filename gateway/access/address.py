@@ -1,4 +1,4 @@
-"""Whose request it is by its address: the client's own behind trusted proxies, and whether it comes from this machine.
+"""The client's address, behind trusted proxies too, and whether a request comes from this machine.
 
 Gateway process.
 """
@@ -13,7 +13,7 @@ from flask import Request
 from gateway.errors import Forbidden
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-_FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP")  # a proxy on this machine speaks for others
+_FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP")  # a proxy on this machine forwards requests of others
 
 
 def networks(given: Iterable[str]) -> list[Network]:
@@ -35,7 +35,7 @@ class TrustedProxies:
         if self._is_trusted(environ.get("REMOTE_ADDR", "")):
             for address in reversed(environ.get("HTTP_X_FORWARDED_FOR", "").split(",")):
                 if (parsed := _parse(_without_port(address))) is None:
-                    break  # nobody said who it was: it stays the proxy's
+                    break  # no valid address: keep the proxy's
                 environ["REMOTE_ADDR"] = str(parsed)
                 if not self._is_trusted(str(parsed)):
                     break
@@ -47,7 +47,7 @@ class TrustedProxies:
 
 
 def _without_port(entry: str) -> str:
-    """Return the address of an entry, of which some proxies write ``192.0.2.1:4711`` and ``[2001:db8::1]:4711``."""
+    """Return an entry's address without a port: some proxies write ``192.0.2.1:4711`` and ``[2001:db8::1]:4711``."""
     entry = entry.strip()
     if entry.startswith("["):
         return entry[1:].partition("]")[0]
@@ -55,7 +55,7 @@ def _without_port(entry: str) -> str:
 
 
 def _parse(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Return the address, an IPv4 one that is written as IPv6 as what it is."""
+    """Return the address; an IPv4 address mapped into IPv6 as IPv4."""
     try:
         parsed = ipaddress.ip_address(address.strip())
     except ValueError:
@@ -69,10 +69,10 @@ def is_loopback(address: str) -> bool:
 
 
 def require_local(request: Request, host: str) -> None:
-    """Hold a request to coming from this machine itself: not through a proxy, not by a web page of another origin, and
-    not by a name that was made to resolve to this machine. ``host`` is the address the gateway listens on.
+    """Refuse a request that does not come from this machine itself: one through a proxy, of a web page of another
+    origin, or by a foreign name that resolves to this machine. ``host`` is the address the gateway listens on.
 
-    :raises Forbidden: saying what it is not.
+    :raises Forbidden: saying why.
     """
     if not is_loopback(request.remote_addr or "") or any(name in request.headers for name in _FORWARDED):
         raise Forbidden(
@@ -88,8 +88,8 @@ def require_local(request: Request, host: str) -> None:
 
 
 def of_same_origin(request: Request, strict: bool) -> bool:
-    """Return whether a page of this server sent a request, by what its browser says. Where it says nothing, it may have
-    been no browser: ``strict`` takes it for a foreign page's."""
+    """Return whether a page of this server sent a request, by the browser's headers. Without such headers it may not
+    come from a browser: ``strict`` then says no."""
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
     if site is not None:
         return site == "same-origin"
@@ -99,10 +99,10 @@ def of_same_origin(request: Request, strict: bool) -> bool:
 
 
 def _split(address: str) -> SplitResult:
-    """Return the parts of an address; of what is none, a part that is nobody's."""
+    """Return the parts of an address; empty ones if it is not one."""
     try:
         return urlsplit(address)
-    except ValueError:  # a bracket that is not closed, say
+    except ValueError:  # for example an unclosed bracket
         return SplitResult("", "", "", "", "")
 
 

@@ -1,4 +1,4 @@
-"""API keys: what one may do, and the file they are kept in. Used by the gateway, which reads, and by ``main.py keys``.
+"""API keys: what each may do, and their file. The gateway reads it; ``main.py keys`` reads and writes it.
 
 A key is ``sy-<id>-<secret>``: the id says which one it is and may be shown, the secret has 256 random bits. The file
 has its SHA-256 and never the key itself. A slow hash such as bcrypt protects passwords, which can be guessed; nobody
@@ -84,7 +84,7 @@ class _File(BaseModel):
 
 
 class KeyChangeError(Exception):
-    """A change of the keys that cannot be made. The message is one line for whoever wanted it."""
+    """A change of the keys that cannot be made. The message is one line for the person who wanted it."""
 
 
 def path(data_dir: Path) -> Path:
@@ -119,7 +119,7 @@ def read(file: Path) -> list[Key]:
 
 @contextmanager
 def changing(file: Path) -> Iterator[list[Key]]:
-    """Give the keys of a file to be changed, alone, and write them in the end. Readers see the old ones or the new.
+    """Lock the file, yield its keys to be changed, and write them at the end. Readers see the old keys or the new.
 
     :raises SettingsError: if the file cannot be used or written.
     """
@@ -139,8 +139,8 @@ def changing(file: Path) -> Iterator[list[Key]]:
 
 
 def _hand_over(descriptor: int, file: Path) -> None:
-    """Give an open file to the owner of the folder of ``file`` where root made it: the gateway, which runs as that
-    user, could not read it otherwise, and would ask for no key.
+    """Give an open file that root made to the owner of the folder of ``file``. The gateway runs as that user; if it
+    could not read the file, it would ask for no key.
 
     :raises SettingsError: if it cannot be given.
     """
@@ -148,7 +148,7 @@ def _hand_over(descriptor: int, file: Path) -> None:
         return
     try:
         folder, made = file.parent.stat(), os.fstat(descriptor)
-        if made.st_uid == 0 and made.st_nlink == 1:  # no other file of root's that was linked there
+        if made.st_uid == 0 and made.st_nlink == 1:  # not another file of root's that somebody linked there
             os.fchown(descriptor, folder.st_uid, folder.st_gid)
     except OSError as error:
         raise SettingsError(f"cannot give {file} to the owner of its folder: {error.strerror}") from error
@@ -173,8 +173,8 @@ def _write(file: Path, keys: list[Key]) -> None:
 
 
 class KeyRing:
-    """The keys as they are now: a change of the file counts from the next question on, which costs one look at its
-    times. Where a file that was read once is damaged or gone, the keys it had stay: a mistake must not open the door.
+    """The keys as they are now. Every question looks at the file's times, so a change of the file counts at once. If
+    the file is damaged or gone later on, its last keys stay in force: a mistake must not open the server to everybody.
 
     :raises SettingsError: if the file is there and cannot be used.
     """
@@ -214,20 +214,20 @@ class KeyRing:
 
     @property
     def keyed(self) -> bool:
-        """Whether requests need a key: if there is one, be it revoked."""
+        """Whether requests need a key: they do if there is one, even a revoked one."""
         return bool(self._current())
 
     def valid(self) -> list[Key]:
-        """Return the keys that are good now."""
+        """Return the keys that are valid now."""
         return [key for key in self._current().values() if key.valid]
 
     def name(self, key_id: str) -> str | None:
-        """Return what a key is called, be it valid or not."""
+        """Return a key's name, whether it is valid or not."""
         key = self._current().get(key_id)
         return key.name if key else None
 
     def find(self, tokens: list[str]) -> Key | None:
-        """Return the valid key among those that were presented."""
+        """Return the valid key among the presented tokens."""
         keys = self._current()
         for token in tokens:
             form = _TOKEN.fullmatch(token)
@@ -238,7 +238,7 @@ class KeyRing:
         return None
 
     def still(self, key: Key) -> Key | None:
-        """Return the key as it is now, if it is still good for what it was good for with this secret."""
+        """Return the key as it is now, if it is still valid and has the same secret."""
         return self.good(key.id, key.digest)
 
     def good(self, key_id: str, digest: str) -> Key | None:
@@ -248,7 +248,7 @@ class KeyRing:
 
 
 def presented(authorization: str | None, api_key: str | None) -> list[str]:
-    """Return the keys of a request's ``Authorization: Bearer`` and ``X-API-Key``. Clients that insist on the one, with
-    any text, may use the other."""
+    """Return the tokens of a request's ``Authorization: Bearer`` and ``X-API-Key``. Some clients always send one of the
+    headers, with any text; they can send the key in the other."""
     scheme, _, token = (authorization or "").strip().partition(" ")
     return [text.strip() for text in (token if scheme.lower() == "bearer" else None, api_key) if text]

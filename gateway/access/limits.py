@@ -1,6 +1,6 @@
-"""How often and how many at once: rates by Flask-Limiter, for each address and each key, and requests under way.
+"""Rates of each address and each key, by Flask-Limiter, and how many requests each has under way.
 
-Gateway process.
+Gateway process, in the thread of the request.
 """
 
 import logging
@@ -33,8 +33,8 @@ class TooManyAtOnce(GatewayError):
 
 
 class _Limiter(Limiter):
-    """Flask-Limiter, which lets requests pass while its storage is gone, if that is wanted: it would write a traceback
-    for each, and wait for the storage each time."""
+    """Flask-Limiter that can let requests pass while its storage is gone. By itself it would wait for the storage and
+    log a traceback at every request."""
 
     def __init__(self, *arguments: Any, pass_without_storage: bool, **options: Any) -> None:
         self._pass = pass_without_storage
@@ -54,9 +54,10 @@ class _Limiter(Limiter):
 
 
 class Rates:
-    """The rates of the settings and of the keys, counted in memory or in Redis.
+    """The rates of the settings and of the keys, counted in memory or in Redis. ``exempt`` says whether the current
+    request counts for none, ``answer`` turns an error into HTTP.
 
-    Before the application's hooks that refuse, so that attempts without a key count for their address.
+    The extension's own hooks go to an application that nobody serves: a request that has no rate does not enter it.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Rates:
         self._settings = settings
         self._limiter = _Limiter(
             whose_address,
-            app=app,
+            app=Flask(__name__, static_folder=None),
             application_limits=[
                 ApplicationLimit(
                     lambda: settings.rate_per_address or "",
@@ -88,7 +89,10 @@ class Rates:
         )
         app.register_error_handler(RateLimitExceeded, self._exceeded)
         app.register_error_handler(StorageError, self._no_storage)
-        app.after_request(self._tell)
+
+    def count_request(self) -> None:
+        """Count the current request. :raises RateLimitExceeded: if its address or its key has had its rate."""
+        self._limiter._check_request_limit()
 
     def _of_key(self) -> str:
         key = g.get("key")
@@ -104,8 +108,8 @@ class Rates:
         log.error("rates cannot be counted: their storage does not answer: %s", error.storage_error)
         return self._answer(Unavailable("rates cannot be counted: their storage does not answer", retry_after=5.0))
 
-    def _tell(self, response: Response) -> Response:
-        """Say in headers what is left of the narrowest rate."""
+    def add_headers(self, response: Response) -> None:
+        """Say in a response's headers what is left of the narrowest rate."""
         try:
             if limits := self._limiter.current_limits:
                 current = min(limits, key=lambda limit: limit.remaining)
@@ -114,7 +118,6 @@ class Rates:
                 response.headers["X-RateLimit-Reset"] = str(math.ceil(current.window.reset_time))
         except Exception as error:  # whatever the storage's client raises: an answer does not fail for its headers
             log.debug("the rates' storage does not say what is left: %s", error)
-        return response
 
 
 def check_storage(settings: Settings) -> None:
@@ -135,7 +138,7 @@ def _storage_options(storage: str) -> dict[str, str | int]:
 
 
 def whose_address() -> str:
-    """Return whose rates and caps count: an address, or of IPv6 the network of 64 bits that one customer has all of."""
+    """Return whose rates and caps count: the address, for IPv6 its /64 network, all of which one customer has."""
     try:
         address = ip_address(request.remote_addr or "")
     except ValueError:

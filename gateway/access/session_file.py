@@ -1,4 +1,4 @@
-"""The file that sessions outlive a restart in: digests of tokens, never a token, and which keys they stand for.
+"""The file that keeps sessions over a restart: digests of tokens, never a token, and the keys they stand for.
 
 It is read once, at the start, and replaced as a whole. Where it cannot be read, everybody signs in again; where it
 cannot be written, sessions last as long as the process. Gateway process.
@@ -44,7 +44,7 @@ def path(data_dir: Path) -> Path:
 
 
 def read(file: Path) -> list[Session]:
-    """Return the sessions of a file, that unused for longest first; none where it is not there or is damaged."""
+    """Return the sessions of a file, the least recently used first; none if the file is missing or damaged."""
     try:
         with file.open("rb") as stream:
             text = stream.read(_LONGEST + 1)
@@ -62,7 +62,7 @@ def read(file: Path) -> list[Session]:
 
 
 def write(file: Path, sessions: Iterable[Session]) -> bool:
-    """Replace a file by one with these sessions, for nobody else to read; return whether that could be done."""
+    """Replace the file, readable by its owner only. Return whether that could be done."""
     text = json.dumps({"version": 1, "sessions": [session.model_dump() for session in sessions]})
     try:
         descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=".sessions-")  # its mode is 0600

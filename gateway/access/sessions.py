@@ -26,8 +26,8 @@ LONGEST_LOGIN = 4096
 """Bytes of a login's form at most. It is the only body that is read without a key."""
 _MOST, _MOST_OF_KEY = 1000, 100
 _IDLE, _LIFETIME = 12 * 3600.0, 7 * 86400.0
-_SET_BACK = 3600.0  # seconds by which the clock may be set back; a session that begins later than that is nobody's
-_KEEP = 600.0  # seconds between two writes that only tell when sessions were used
+_SET_BACK = 3600.0  # seconds by which the clock may be set back; a session that begins later than that is invalid
+_KEEP = 600.0  # seconds between two writes of nothing but the times of use
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
 _COOKIE = re.compile(rb"\r\ncookie:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _LOGIN = re.compile(rb"POST /ui/login HTTP/1\.[01]\r\n")
@@ -37,8 +37,8 @@ _GUESSES = parse("10/minute")
 
 
 class Sessions:
-    """Who is logged in, of any thread. ``good`` returns a key by its id and digest as it is now, if it is still good;
-    ``clock`` tells seconds since the epoch. With a ``file`` they outlive the process."""
+    """The open sessions; any thread may ask. ``good`` returns a key by its id and digest as it is now, if it is still
+    valid; ``clock`` tells seconds since the epoch. With a ``file``, sessions outlive the process."""
 
     lifetime = _LIFETIME
 
@@ -50,13 +50,13 @@ class Sessions:
         self._kept, self._changed = clock(), False
         now = clock()
         found = session_file.read(file) if file else []
-        self._open: OrderedDict[str, Session] = OrderedDict(  # that unused for longest comes first
+        self._open: OrderedDict[str, Session] = OrderedDict(  # the least recently used comes first
             (one.token, one) for one in found[-_MOST:] if not self._over(one, now)
         )
 
     def begin(self, key: Key) -> str:
-        """Return the token of a new session. Where there are too many, that unused for longest ends: of the same key
-        if it has more than its share, so that one key cannot log out the others."""
+        """Return the token of a new session. If there are too many, the least recently used one ends: the key's own if
+        the key has more than its share, so that one key cannot log out the others."""
         token, now = secrets.token_urlsafe(32), self._clock()
         with self._lock:
             for digest in [digest for digest, one in self._open.items() if self._over(one, now)]:
@@ -73,8 +73,8 @@ class Sessions:
         return token
 
     def find(self, token: str | None, touch: bool = True) -> Key | None:
-        """Return the key of a session as it is now; a key that is no longer good ends its sessions. Without ``touch``
-        this does not count as use of the session."""
+        """Return the key of a session as it is now. A key that is no longer valid ends its sessions. Without ``touch``
+        the call does not count as use of the session."""
         if not token or not _TOKEN.fullmatch(token):
             return None
         digest, now = _digest(token), self._clock()
@@ -93,7 +93,7 @@ class Sessions:
             return key
 
     def end(self, token: str | None) -> None:
-        """End a session, if there is such a one."""
+        """End the session of this token, if there is one."""
         if token:
             with self._lock:
                 ended = self._open.pop(_digest(token), None)
@@ -102,11 +102,11 @@ class Sessions:
                 self.keep(at_once=True)
 
     def keep(self, at_once: bool = False) -> None:
-        """Write what has changed, if the last time is long enough ago: logins and their ends at once, as they must not
-        come back, and uses now and then."""
+        """Write the sessions if they have changed: logins and logouts ``at_once``, as they must survive a restart, and
+        times of use now and then."""
         if self._file is None or not self._changed or not (at_once or self._clock() - self._kept > _KEEP):
             return
-        with self._writing:  # never by who holds the other lock: looking up a session waits for no disk
+        with self._writing:  # not under the other lock: looking up a session must not wait for a disk
             with self._lock:
                 sessions, self._changed, self._kept = list(self._open.values()), False, self._clock()
             session_file.write(self._file, sessions)
@@ -118,7 +118,7 @@ class Sessions:
 
 
 class Guesses:
-    """Wrong keys by the address they came from: after some in a minute, further wrong ones are told to wait."""
+    """Counts wrong keys by address: after ten in a minute an address has to wait."""
 
     def __init__(self, whose: Callable[[], str]) -> None:
         self._whose = whose
@@ -128,7 +128,7 @@ class Guesses:
         self._limiter.hit(_GUESSES, self._whose())
 
     def wait(self) -> int | None:
-        """Return for how many seconds the current request's address has had its wrong keys; None where it has not."""
+        """Return how many seconds the current request's address has to wait; None if it need not."""
         if self._limiter.test(_GUESSES, self._whose()):
             return None
         reset = self._limiter.get_window_stats(_GUESSES, self._whose()).reset_time
@@ -155,6 +155,6 @@ def of_head(head: bytes, name: str) -> str | None:
 
 
 def is_login(head: bytes) -> bool:
-    """Whether a head is that of a login, with a body that is short enough to be read from anybody."""
+    """Return whether a head is a login's, with a body short enough to be read without a key."""
     length = _LENGTH.search(head)
     return bool(_LOGIN.match(head) and length and int(length[1]) <= LONGEST_LOGIN and not _CHUNKED.search(head))

@@ -1,7 +1,8 @@
-"""What was used: one record for each request that reached a model, and the sums by which quotas are held.
+"""Usage: one record for each request that reached a model, gathered while it is answered.
 
-The sums are in memory, so that no request waits for a disk; records go to ``usage.db`` (SQLite, WAL) by one thread, a
-batch at a time. Gateway process; knows nothing of HTTP.
+Records go to ``usage.db`` (SQLite, WAL) by one thread, a batch at a time, so that no request waits for a disk. A
+request may have several tickets, one for each of several prompts, whose pieces are taken in threads of their own; the
+figures are those of the tickets' timelines. Gateway process; knows nothing of HTTP.
 """
 
 import logging
@@ -9,16 +10,20 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import astuple, dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from queue import Empty, Full, Queue
 from typing import Any
 
 from gateway.access.keys import Key
-from gateway.errors import GatewayError
+from gateway.access.quotas import Quotas, day_of
+from gateway.errors import Forbidden, GatewayError
+from gateway.requests import timeline
+from gateway.requests.pieces import Finished, Piece, Waiting
+from gateway.requests.ticket import Ticket
+from models_registry.spec import ModelSpec
 from utils.settings import SettingsError
 
 log = logging.getLogger(__name__)
@@ -69,91 +74,6 @@ class Used:
     completion_tokens: int
     seconds: float
     request_id: str
-
-
-class InsufficientQuota(GatewayError):
-    """A quota is used up until its day or month is over."""
-
-    status, error = 429, "Quota exceeded"
-
-    def __init__(self, details: str, retry_after: float) -> None:
-        super().__init__(details, retry_after=retry_after, type="insufficient_quota", code="insufficient_quota")
-
-
-def day_of(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d")
-
-
-class Quotas:
-    """Requests and tokens of each key in this day and this month, both in UTC."""
-
-    def __init__(self, earlier: Iterable[tuple[str, str, int, int]] = ()) -> None:
-        """``earlier`` are (key id, day, requests, tokens) of the month so far."""
-        self._lock = threading.Lock()
-        self._used: dict[tuple[str, str], list[int]] = {}
-        for key_id, day, requests, tokens in earlier:
-            self._add(key_id, day, requests, tokens)
-
-    def _add(self, key_id: str, day: str, requests: int, tokens: int) -> None:
-        for period in (day, day[:7]):
-            used = self._used.setdefault((key_id, period), [0, 0])
-            used[0] += requests
-            used[1] += tokens
-
-    def check(self, key: Key, now: float) -> None:
-        """:raises InsufficientQuota: if one of the key's quotas is used up."""
-        with self._lock:
-            self._check(key, now)
-
-    def take(self, key: Key, now: float) -> None:
-        """Count one request. :raises InsufficientQuota: if there is none left."""
-        with self._lock:
-            self._check(key, now)
-            self._add(key.id, day_of(now), 1, 0)
-
-    def give_back(self, key: Key, taken: float) -> None:
-        """Uncount a request that was refused after all."""
-        with self._lock:
-            self._add(key.id, day_of(taken), -1, 0)
-
-    def spend(self, key_id: str, tokens: int, now: float) -> None:
-        with self._lock:
-            self._add(key_id, day_of(now), 0, tokens)
-            if len(self._used) > 10_000:
-                kept = (day_of(now), day_of(now)[:7])
-                self._used = {which: used for which, used in self._used.items() if which[1] in kept}
-
-    def used(self, key: Key, now: float) -> dict[str, int]:
-        day = day_of(now)
-        with self._lock:
-            today, month = (self._used.get((key.id, period), [0, 0]) for period in (day, day[:7]))
-        return {
-            "requests_today": today[0],
-            "tokens_today": today[1],
-            "requests_this_month": month[0],
-            "tokens_this_month": month[1],
-        }
-
-    def _check(self, key: Key, now: float) -> None:
-        day = day_of(now)
-        for period, word, limits in (
-            (day, "day", (key.requests_per_day, key.tokens_per_day)),
-            (day[:7], "month", (key.requests_per_month, key.tokens_per_month)),
-        ):
-            used = self._used.get((key.id, period), (0, 0))
-            for count, limit, what in zip(used, limits, ("requests", "tokens"), strict=True):
-                if limit is not None and count >= limit:
-                    raise InsufficientQuota(
-                        f"the key {key.name} has used {count} of its {limit} {what} per {word}",
-                        _end_of(word, now) - now,
-                    )
-
-
-def _end_of(period: str, now: float) -> float:
-    today = datetime.fromtimestamp(now, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    if period == "day":
-        return (today + timedelta(days=1)).timestamp()
-    return (today.replace(day=1) + timedelta(days=32)).replace(day=1).timestamp()
 
 
 def path(data_dir: Path) -> Path:
@@ -209,7 +129,7 @@ class UsageLog:
                 log.error("usage is recorded too slowly; records are lost")
 
     def flush(self) -> None:
-        """Return when what was added is written, or after a few seconds."""
+        """Wait until all added records are written, a few seconds at most."""
         if self._thread.is_alive():
             done = threading.Event()
             try:
@@ -219,7 +139,7 @@ class UsageLog:
             done.wait(_PATIENCE)
 
     def close(self) -> None:
-        """Write what was added and end. May be called again."""
+        """Write all added records and end the thread. May be called again."""
         if self._thread.is_alive():
             try:
                 self._queue.put(None, timeout=_PATIENCE)
@@ -234,9 +154,9 @@ class UsageLog:
         while going:
             batch: list[Used] = []
             waiting: list[threading.Event] = []
-            until = time.monotonic() + _PAUSE
             try:
                 item = self._queue.get(timeout=_SWEEP)
+                until = time.monotonic() + _PAUSE
                 while True:
                     if item is None:
                         going = False
@@ -250,7 +170,7 @@ class UsageLog:
                         break
                     item = self._queue.get(timeout=max(0.0, until - time.monotonic()) or 0.001)
             except Empty:
-                pass  # the batch is as long as it gets
+                pass  # the batch is complete
             try:
                 with closing(self._open()) as database, database:
                     database.execute("PRAGMA synchronous = NORMAL")
@@ -313,8 +233,131 @@ def _where(filters: Mapping[str, str], since: str | None, until: str | None) -> 
 
 
 def last_used(file: Path) -> dict[str, float]:
-    """Return when each key was used last, by its id, as far as it is recorded."""
+    """Return when each key was last used, by its id, as far as records say."""
     if not file.exists():
         return {}
     with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=_PATIENCE)) as database:
         return dict(database.execute("SELECT key_id, MAX(at) FROM usage WHERE key_id IS NOT NULL GROUP BY key_id"))
+
+
+# -- one request -------------------------------------------------------------------------------------------------------
+
+CLIENT_GONE = 499
+_STATUSES = {
+    timeline.TOO_LATE: 504,
+    timeline.BAD_REQUEST: 400,
+    timeline.REFUSED: 503,
+    timeline.OUT_OF_MEMORY: 503,
+    timeline.FAILED: 503,
+}
+"""The status a stream would have had, by how its ticket ended; 499 for any other end."""
+
+
+class Unauthorized(GatewayError):
+    """No key, or none that is valid."""
+
+    status, error = 401, "Unauthorized"
+
+    def __init__(self, details: str) -> None:
+        super().__init__(details, code="invalid_api_key")
+
+
+class Record:
+    """What the current request has used so far. ``still`` returns a key as it is now, if it is still valid."""
+
+    def __init__(
+        self, usage: UsageLog, key: Key | None, route: str, request_id: str, still: Callable[[Key], Key | None]
+    ) -> None:
+        self._usage, self._key, self._route, self._request_id, self._still = usage, key, route, request_id, still
+        self._at, self._began = time.time(), time.monotonic()
+        self._tickets: list[Ticket] = []
+        self._unspent: set[Ticket] = set()
+        self._taken = self._revoked = False
+
+    def take(self, spec: ModelSpec) -> None:
+        """Count the request for its key's quotas, once.
+
+        :raises Forbidden: if the key may not use the model. :raises InsufficientQuota: if there is none left.
+        """
+        if self._key is not None:
+            allow(self._key, spec)
+            if not self._taken:
+                self._usage.quotas.take(self._key, self._at)
+                self._taken = True
+
+    def refused(self) -> None:
+        """Uncount the request, which got no place in the queue, unless another of its prompts got one."""
+        if self._key is not None and self._taken and not self._tickets:
+            self._usage.quotas.give_back(self._key, self._at)
+            self._taken = False
+
+    def watch(self, ticket: Ticket, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        """Pass on the pieces of an answer, and spend what it took of its key's quotas.
+
+        :raises Unauthorized: if the key was revoked before the answer began.
+        """
+        self._tickets.append(ticket)
+        return pieces if self._key is None else self._watched(self._key, ticket, pieces)
+
+    def _watched(self, key: Key, ticket: Ticket, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        self._unspent.add(ticket)
+        begun = False
+        for piece in pieces:
+            if not begun:
+                begun = not isinstance(piece, Waiting)
+                if self._still(key) is None:
+                    self._revoked = True
+                    raise Unauthorized("the API key was revoked")
+            if isinstance(piece, Finished):
+                self._spend(key, ticket)
+            yield piece
+
+    def _spend(self, key: Key, ticket: Ticket) -> None:
+        try:
+            self._unspent.remove(ticket)
+        except KeyError:
+            return  # at the end of the request already, by another thread
+        over = ticket.timeline
+        self._usage.quotas.spend(key.id, over.prompt_tokens + over.completion_tokens, time.time())
+
+    def write(self, status: int) -> None:
+        """Keep the record of a request that reached a model. ``status`` is its response's, which for a stream is known
+        before the answer."""
+        if not self._tickets:
+            return
+        key, over = self._key, [ticket.timeline for ticket in self._tickets]
+        if key is not None:
+            for ticket in list(self._unspent):
+                self._spend(key, ticket)
+        ends = [
+            None
+            if ticket.over and ticket.timeline.outcome == timeline.ANSWERED
+            else _STATUSES.get(ticket.timeline.outcome or "", CLIENT_GONE)
+            for ticket in self._tickets
+        ]
+        failed = 401 if self._revoked else next((end for end in ends if end is not None), None)
+        self._usage.add(
+            Used(
+                round(self._at, 3),
+                time.strftime("%Y-%m-%d", time.gmtime(self._at)),
+                key.id if key else None,
+                key.name if key else None,
+                over[0].model,
+                self._route,
+                status if status >= 400 or failed is None else failed,
+                sum(one.prompt_tokens for one in over),
+                sum(one.completion_tokens for one in over),
+                round(time.monotonic() - self._began, 3),
+                self._request_id,
+            )
+        )
+
+
+def allow(key: Key | None, spec: ModelSpec) -> None:
+    """:raises Forbidden: if the key may not use the model."""
+    if key is not None and not key.may_use(spec.name):
+        raise Forbidden(
+            f"the key {key.name} may not use {spec.name}; it may use {', '.join(key.models or ())}",
+            param="model",
+            code="model_not_allowed",
+        )

@@ -20,7 +20,7 @@ from typing import Any
 from gunicorn.http.parser import RequestParser
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from gateway.access import Access
+from gateway.access.control import Access
 from gateway.gateway import Gateway
 from gateway.http.early_errors import refusal, status_of
 from gateway.http.request_reader import Arrival, Arrived, ClientSocket, Pace, Part

@@ -1,8 +1,8 @@
 """Traces by OpenTelemetry: a span for each HTTP request, and in it queue, load, prefill and decode.
 
-A request hands over its times when it is over, which is all it ever does here. One thread imports OpenTelemetry at the
-first of them, makes the spans and gives them to the SDK's batching exporter; a collector that is slow or gone costs
-traces, which are counted, never requests. Only made where an endpoint is configured. Gateway process.
+A request hands over its times when it is over, and waits for nothing here. One thread imports OpenTelemetry at the
+first request, makes the spans and gives them to the SDK's batching exporter. A collector that is slow or gone costs
+traces, which are counted, never requests. Exists only where an endpoint is configured. Gateway process.
 """
 
 import importlib
@@ -28,7 +28,7 @@ _FAILED = (timeline.FAILED, timeline.OUT_OF_MEMORY, timeline.TOO_LATE)
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
+class TracedRequest:
     """One HTTP request that is over. ``started`` and ``ended`` are seconds of the monotonic clock, ``carrier`` the
     headers that say which trace it belongs to."""
 
@@ -38,16 +38,16 @@ class Visit:
     status: int
     attributes: Mapping[str, Any]
     carrier: Mapping[str, str] = field(default_factory=dict)
-    courses: Sequence[RequestTimeline] = ()
+    timelines: Sequence[RequestTimeline] = ()
 
 
 class Tracing:
-    """Exports visits. ``dropped`` counts those given up: the thread was behind, or the collector did not take them."""
+    """Exports traces. ``dropped`` counts lost ones: the thread was behind, or the collector did not take them."""
 
     def __init__(self, endpoint: str | None) -> None:
         self.dropped = 0
         self._endpoint = endpoint
-        self._visits: queue.Queue[Visit | None] = queue.Queue(_CAPACITY)
+        self._requests: queue.Queue[TracedRequest | None] = queue.Queue(_CAPACITY)
         self._thread = threading.Thread(target=self._run, name="traces", daemon=True)
 
     def start(self) -> None:
@@ -56,16 +56,16 @@ class Tracing:
     def stop(self) -> None:
         """Export what is left, within bounds."""
         try:
-            self._visits.put_nowait(None)
+            self._requests.put_nowait(None)
         except queue.Full:
             return
         if self._thread.is_alive():
             self._thread.join(_STOP_PATIENCE)
 
-    def visited(self, visit: Visit) -> None:
-        """Take a request that is over. Returns at once."""
+    def add_request(self, over: TracedRequest) -> None:
+        """Export the trace of a request. Returns at once."""
         try:
-            self._visits.put_nowait(visit)
+            self._requests.put_nowait(over)
         except queue.Full:
             self.dropped += 1
 
@@ -73,20 +73,20 @@ class Tracing:
         self.dropped += number
 
     def _run(self) -> None:
-        visit = self._visits.get()  # before the imports: the start of the gateway has other things to do
-        if visit is None:
+        over = self._requests.get()  # before the imports: they would slow down the start of the gateway
+        if over is None:
             return
         try:
             spans = _Spans(self._endpoint, self._lost)
-        except Exception:  # a variable OpenTelemetry cannot read is no reason not to serve
+        except Exception:  # the server goes on without traces, say where OpenTelemetry cannot read one of its variables
             log.exception("traces are off: OpenTelemetry cannot be set up")
             return
-        while visit is not None:
+        while over is not None:
             try:
-                spans.make(visit)
+                spans.make(over)
             except Exception:
-                log.exception("no trace of %s", visit.name)
-            visit = self._visits.get()
+                log.exception("no trace of %s", over.name)
+            over = self._requests.get()
         spans.close()
 
 
@@ -103,13 +103,15 @@ class _Spans:
         self._propagator = propagation.TraceContextTextMapPropagator()
         name = {} if "OTEL_SERVICE_NAME" in os.environ else {"service.name": "switchyard"}
         self._provider = sdk.TracerProvider(resource=resources.Resource.create(name), shutdown_on_exit=False)
-        inner = otlp.OTLPSpanExporter(endpoint=endpoint)  # without one it reads the usual variables itself
-        logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)  # a line for each try; ours is one
+        inner = otlp.OTLPSpanExporter(endpoint=endpoint)  # without an endpoint it reads the usual variables itself
+        logging.getLogger("opentelemetry.exporter").setLevel(
+            logging.CRITICAL
+        )  # it logs a line for each try; _Exporter logs one
         exporter = _Exporter(inner, export.SpanExportResult.SUCCESS, lost)
         self._provider.add_span_processor(export.BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("switchyard")
 
-    def make(self, visit: Visit) -> None:
+    def make(self, over: TracedRequest) -> None:
         """Make the spans of one request."""
         api = self._api
         offset = time.time_ns() - time.monotonic_ns()
@@ -118,22 +120,22 @@ class _Spans:
             return int(seconds * 1e9) + offset
 
         root = self._tracer.start_span(
-            visit.name,
-            self._propagator.extract(dict(visit.carrier)),
+            over.name,
+            self._propagator.extract(dict(over.carrier)),
             api.SpanKind.SERVER,
-            attributes=dict(visit.attributes),
-            start_time=moment(visit.started),
+            attributes=dict(over.attributes),
+            start_time=moment(over.started),
         )
         inside = api.set_span_in_context(root)
-        failed = visit.status >= 500
-        for one in visit.courses:
+        failed = over.status >= 500
+        for one in over.timelines:
             failed = failed or one.outcome in _FAILED
             for name, start, end, attributes in _parts(one):
                 span = self._tracer.start_span(name, inside, attributes=attributes, start_time=moment(start))
                 span.end(moment(end))
         if failed:
-            root.set_status(api.StatusCode.ERROR, next((one.outcome for one in visit.courses if one.outcome), None))
-        root.end(moment(visit.ended))
+            root.set_status(api.StatusCode.ERROR, next((one.outcome for one in over.timelines if one.outcome), None))
+        root.end(moment(over.ended))
 
     def close(self) -> None:
         self._provider.shutdown()
@@ -169,7 +171,7 @@ class _Exporter:
 
 
 def _parts(one: RequestTimeline) -> list[tuple[str, float, float, dict[str, Any]]]:
-    """Return name, start, end and attributes of each thing a request went through."""
+    """Return name, start, end and attributes of each part of a request."""
     about: dict[str, Any] = {"gen_ai.request.model": one.model}
     end = one.ended or time.monotonic()
     granted = one.granted or end
@@ -198,7 +200,7 @@ def _parts(one: RequestTimeline) -> list[tuple[str, float, float, dict[str, Any]
 
 
 def configured(settings: Settings) -> Tracing | None:
-    """Return what exports traces, or None where no endpoint is configured."""
+    """Return the exporter of traces, or None where no endpoint is configured."""
     off = {"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "none"}
     if any(os.environ.get(name, "").lower() == value for name, value in off.items()):
         return None

@@ -1,7 +1,7 @@
-"""From messages as sent to the messages a runner takes. Gateway process.
+"""From messages as a client sent them to the messages that a runner takes. Gateway process, in the request's thread.
 
-Media are decoded here, after the request has its place in the queue (a full queue costs no decode) and before it is
-submitted (a broken image evicts nobody), in the decoders' own process.
+Media are decoded when the request has a place in the queue (a full queue costs no decode) and before it is submitted
+(a broken image evicts nobody), in a decoder process.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from media.incoming import Sent, read_all
 from media.limits import MediaLimits
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
-from protocol.messages import ChatMessage, Part, ToolCall
+from protocol.messages import Part, ToolCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +27,10 @@ class Turn:
     tool_call_id: str = ""
     name: str = ""
 
-    @property
-    def media(self) -> list[Sent]:
-        return [part for part in self.parts if isinstance(part, Sent)]
-
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How the media of one request are to be decoded: frames of a video by number or by rate, with its sound or not."""
+    """How to decode the media of one request: frames of a video by number or by rate, with its sound or without."""
 
     limits: MediaLimits
     frames: int | None = None
@@ -42,28 +38,17 @@ class Decoding:
     want_audio: bool = False
 
 
-def build(
-    turns: Sequence[Turn], decoding: Decoding, spec: ModelSpec, folder: Path, decoders: Decoders
-) -> tuple[ChatMessage, ...]:
-    """Return the conversation, its media decoded into ``folder`` by one of the decoders.
+def decode(media: Sequence[Sent], decoding: Decoding, spec: ModelSpec, folder: Path, decoders: Decoders) -> list[Part]:
+    """Return the media as parts of messages, decoded into ``folder`` by one of the decoders.
 
-    :raises MediaError: if a medium cannot be taken.
+    :raises MediaError: if a medium cannot be decoded.
     """
     rate = Catalog.family(spec).sampling_rate
     items = [
         MediaItem(raw, rate, frames=decoding.frames, fps=decoding.fps, want_audio=decoding.want_audio)
-        for raw in read_all([medium for turn in turns for medium in turn.media], decoding.limits)
+        for raw in read_all(media, decoding.limits)
     ]
-    decoded = iter(decode_media(items, decoding.limits, folder, decoders))
-
-    def part(piece: str | Sent) -> Part:
-        return Part("text", piece) if isinstance(piece, str) else _part(next(decoded))
-
-    def message(turn: Turn) -> ChatMessage:
-        parts = tuple(part(piece) for piece in turn.parts)
-        return ChatMessage(turn.role, parts, turn.tool_calls, turn.tool_call_id, turn.name)
-
-    return tuple(message(turn) for turn in turns)
+    return [_part(decoded) for decoded in decode_media(items, decoding.limits, folder, decoders)]
 
 
 def _part(decoded: Decoded) -> Part:

@@ -11,7 +11,8 @@ from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 from gateway.errors import ClientGone, GatewayError, QueueFull, RunnerFailed, TooLate, Unavailable
-from gateway.requests.ticket import Piece, Ticket, fold
+from gateway.requests.pieces import Piece
+from gateway.requests.ticket import Ticket, fold
 from media.messages import write_npy
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
@@ -66,7 +67,7 @@ class GatewayAsker:
         full = other = 0
         while True:
             try:
-                with self._ticket() as ticket:
+                with closing(self._ticket()) as ticket:
                     return self._answer(ticket, prompt, cancelled)
             except ClientGone:
                 raise Cancelled from None
@@ -92,14 +93,15 @@ class GatewayAsker:
     def _answer(self, ticket: Ticket, prompt: Prompt, cancelled: Callable[[], bool]) -> Reply:
         sampling = Sampling(prompt.max_tokens, constraint=Constraint("json_schema", json.dumps(prompt.schema)))
         with self._scratch(ticket.request_id) as folder, closing(ticket):  # closed before the folder is removed
-            pieces = ticket.run(_conversation(prompt, folder), sampling, self._keep_alive, cancelled, whole=True)
+            pieces = ticket.stream_answer(
+                _conversation(prompt, folder), sampling, self._keep_alive, cancelled, whole=True
+            )
             answer = fold(self._watch(ticket, pieces))
         finished = answer.finished
-        if finished.finish_reason == "cancelled":
+        (reason,) = finished.finish_reasons
+        if reason == "cancelled":
             raise RunnerFailed("the answer was cancelled")
-        return Reply(
-            answer.text, finished.finish_reason == "length", finished.prompt_tokens, finished.completion_tokens
-        )
+        return Reply(answer.choices[0].text, reason == "length", finished.prompt_tokens, finished.completion_tokens)
 
     def _pause(self, seconds: float, cancelled: Callable[[], bool]) -> None:
         until = time.monotonic() + seconds

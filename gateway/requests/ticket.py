@@ -1,14 +1,13 @@
-"""One request's way through the gateway: a place in the queue, a lease, the runner's messages, the end.
+"""One request's way through the gateway: a position in the queue, a lease, the runner's messages, the end.
 
-Runs in the request's own thread. Streaming is the one path: :meth:`Ticket.run` yields the answer piece by piece, and
-:func:`fold` makes one answer of it. Knows nothing of HTTP.
+Runs in the request's own thread. Streaming is the one path: :meth:`Ticket.stream_answer` yields the answer piece by
+piece, and :func:`fold` makes one answer of it. Knows nothing of HTTP.
 """
 
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from queue import Empty
-from types import TracebackType
 from typing import Any
 
 from gateway.errors import (
@@ -27,6 +26,7 @@ from gateway.memory.degradation import visible
 from gateway.processes.channel import Late, Mailbox
 from gateway.processes.pool import RunnerPool
 from gateway.processes.runner import RunnerProcess
+from gateway.requests.pieces import READING, Again, Answer, Called, Choice, Finished, Piece, Swap, Text, Waiting
 from gateway.requests.timeline import CANCELLED, RequestObserver, RequestTimeline, TimelineMailbox
 from gateway.scheduler import Phase, State, actions, events
 from gateway.scheduler.owner import Owner
@@ -43,7 +43,7 @@ _REFUSALS: dict[actions.Why, type[GatewayError]] = {actions.Why.QUEUE_FULL: Queu
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """From the owner: the lease is held on this runner."""
+    """In the mailbox, from the owner thread: the request holds a lease on this runner."""
 
     handle: RunnerProcess
     cold: bool
@@ -53,111 +53,20 @@ class Granted:
             timeline.leased(loaded.device, self.handle.load_seconds, self.cold)
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """Nothing to show yet; sent about four times a second so that a stream can say so.
-
-    ``state`` is ``waiting``, ``loading`` or ``running``; ``phase`` says in words what is waited for. ``fraction`` is
-    how much of a load is done and ``position`` the place in the model's queue, from 1, where they are known.
-    """
-
-    state: str
-    phase: str
-    fraction: float | None = None
-    position: int | None = None
-
-
-READING = Waiting("running", "reading the prompt")
-"""The runner has the request; whether it takes it is not known yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """More of one choice's answer, or of the thinking before it."""
-
-    text: str
-    reasoning: bool
-    index: int = 0
-    logprobs: tuple[messages.TokenLogprob, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Called:
-    """One choice calls a tool."""
-
-    call: messages.ToolCall
-    index: int = 0
-    logprobs: tuple[messages.TokenLogprob, ...] = ()
-
-
-class Again:
-    """What came so far is void: the answer begins anew. Only where nothing is shown before its end."""
-
-
 class _Stopped:
-    """In the mailbox: the request was cancelled by its id."""
+    """In the mailbox: a client cancelled the request by its id."""
 
     def note(self, timeline: RequestTimeline) -> None:
         timeline.end(CANCELLED)
 
 
-@dataclass(frozen=True, slots=True)
-class Swap:
-    """Whether a request waited for a load of its model, and the models that had to go for it."""
-
-    loaded: bool
-    evicted: tuple[str, ...] = ()
-
-
-@dataclass(slots=True)
-class Finished:
-    """How an answer ended; ``finish_reasons`` has one for each choice. Times are seconds."""
-
-    finish_reasons: tuple[str, ...]
-    prompt_tokens: int
-    completion_tokens: int
-    timings: dict[str, float]
-    device: str
-    extras: dict[str, Any] = field(default_factory=dict)
-    swap: "Swap" = field(default_factory=lambda: Swap(False))
-
-    @property
-    def finish_reason(self) -> str:
-        """That of the first choice."""
-        return self.finish_reasons[0]
-
-
-Piece = Waiting | Text | Called | Again | Finished
-
-
-@dataclass(slots=True)
-class Choice:
-    """One whole answer."""
-
-    text: str = ""
-    reasoning: str = ""
-    calls: list[messages.ToolCall] = field(default_factory=list)
-    logprobs: list[messages.TokenLogprob] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Answer:
-    """A whole answer: its choices, of which most requests want one, and how it ended."""
-
-    choices: list[Choice]
-    finished: Finished
-
-    @property
-    def text(self) -> str:
-        return self.choices[0].text
-
-    @property
-    def reasoning(self) -> str:
-        return self.choices[0].reasoning
-
-
 class Ticket:
-    """A request's place. Use as a context manager: leaving it gives back whatever is still held."""
+    """A request that was admitted: it waits in a queue, or holds a lease. :meth:`close` gives back what it holds.
+
+    ``places`` is how many answers it has made at once; ``owner`` the id of the key it came with. ``tokens`` are those
+    that its own thread has taken, which may be stuck sending; the timeline has all. ``over`` says that the thread has
+    taken the runner's last message.
+    """
 
     def __init__(
         self,
@@ -183,11 +92,12 @@ class Ticket:
         self.timeline = RequestTimeline(request_id, spec.name, deadline)
         self.owner: str | None = None
         """The id of the key it came with."""
+        self.tokens = 0
+        self.over = False
         self.mailbox: Mailbox = TimelineMailbox(self.timeline, metrics.gap_of(spec.name), metrics.answer_began)
-        self.tokens = self.prompt_tokens = 0
         self._scheduler, self._runners, self._metrics, self._forget = scheduler, runners, metrics, forget
         self._handle: RunnerProcess | None = None
-        self._sent = self._over = self._closed = False
+        self._sent = self._closed = False
         self._born = self._looked = time.monotonic()
         self._waiting, self._waiting_at = Waiting("waiting", "submitted"), 0.0
         self._granted_at = self._born
@@ -195,16 +105,8 @@ class Ticket:
         self._swap = Swap(False)
         self._replays = 0
 
-    def __enter__(self) -> "Ticket":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
-        """Give back whatever is still held. May be called again."""
+        """Give back whatever the request still holds. May be called again."""
         if self._closed:
             return
         self._closed = True
@@ -212,17 +114,17 @@ class Ticket:
         self.timeline.close()
         self._metrics.request_finished(self.timeline)
         if self._sent and self._handle is not None:
-            if not self._over:
+            if not self.over:
                 self._handle.channel.cancel_request(self.request_id)  # the lease ends when the runner has stopped
         else:
             self._scheduler.post(events.Withdraw(self.request_id))
 
     def cancel(self) -> None:
-        """Stop the runner, and have whoever waits for the answer get :class:`Cancelled`. From any thread.
+        """Stop the runner; the request's thread gets :class:`Cancelled`. From any thread.
 
-        The runner is told here, because whoever waits may be stuck sending to a client that does not read.
+        The runner is told here, because the request's thread may be stuck sending to a client that does not read.
         """
-        self.mailbox.put(_Stopped())  # before the runner's own last word
+        self.mailbox.put(_Stopped())  # before the runner's last message
         if (handle := self._handle) is not None:
             handle.channel.cancel_request(self.request_id)
 
@@ -248,76 +150,74 @@ class Ticket:
         if isinstance(first, actions.Refuse):
             raise _refusal(first)
 
-    def acquire(self, gone: Callable[[], bool] = lambda: False) -> RunnerProcess:
-        """Wait for the lease. :raises GatewayError: when refused. :raises ClientGone: when ``gone()``."""
-        for _ in self._acquire(gone):
+    def wait_for_lease(self) -> None:
+        """Return when the request holds a lease. :raises GatewayError: if it is refused."""
+        for _ in self._await_lease(bool):
             pass
-        assert self._handle is not None
-        return self._handle
 
-    def run(
+    def stream_answer(
         self,
         conversation: tuple[messages.ChatMessage, ...],
         sampling: messages.Sampling,
         keep_alive: float | None = None,
-        gone: Callable[[], bool] = lambda: False,
+        gone: Callable[[], bool] = bool,
         whole: bool = False,
         **options: Any,
     ) -> Iterator[Piece]:
         """Yield the answer as it is made. ``options`` are further fields of :class:`protocol.messages.Generate`.
 
-        A request that finds no memory is asked again, of a model that is loaded with less, as long as nobody has seen
-        any of its answer; ``whole`` says that nobody does before its end.
+        A request that finds no memory is sent again, to a model that is loaded with less, as long as the client has
+        seen none of its answer; ``whole`` says that the client sees none before its end.
 
         :raises GatewayError: when refused, late, or failed by the runner.
         :raises ClientGone: as soon as ``gone()`` says there is nobody to answer.
         """
         request = messages.Generate(self.request_id, conversation, sampling, **options)
-        yield from self._acquire(gone)
+        yield from self._await_lease(gone)
         while (again := (yield from self._answer(request, keep_alive, gone, whole))) is not None:
             yield again
-            yield from self._acquire(gone)
+            yield from self._await_lease(gone)
 
     def _answer(
         self, request: messages.Generate, keep_alive: float | None, gone: Callable[[], bool], whole: bool
     ) -> Generator[Piece, None, Piece | None]:
-        """Have the request answered under the lease. Return None at its end; what to yield if it is to be asked again,
-        for which it has a place in the queue then."""
+        """Yield the answer made under the lease. Return None at its end. Return a piece if the request is to be sent
+        again, for which it has a place in the queue by then."""
         handle = self._handle
         assert handle is not None
         while not handle.submit_request(request, self.mailbox, keep_alive, self.deadline):
             self._handle = None  # it ended between the grant and now, with nothing sent: wait for the next
             self._scheduler.post(events.Withdraw(self.request_id))
             self.reserve()
-            yield from self._acquire(gone)
+            yield from self._await_lease(gone)
             handle = self._handle
             assert handle is not None
         self._sent = True
         started, first_token, shown = False, None, False
         while True:
-            match self._next(gone, "the answer to be finished"):
+            match self._next_message(gone, "the answer to be finished"):
                 case messages.Delta(_, text, reasoning, tokens, index, logprobs, call):
                     self.tokens += tokens
                     started, first_token = True, first_token or time.monotonic()
                     shown = True
                     yield Text(text, reasoning, index, logprobs) if call is None else Called(call, index, logprobs)
                 case messages.Done(_, reasons, prompt_tokens, completion_tokens, extras, relief):
-                    self._over = True
+                    self.over = True
                     device = handle.loaded.device if handle.loaded else ""
-                    media = any(part.kind != "text" for message in request.messages for part in message.parts)
-                    made = extras | visible(handle.load.level, relief, device, media)
-                    yield Finished(
-                        reasons,
-                        prompt_tokens,
-                        completion_tokens,
-                        self._timings(first_token),
-                        device,
-                        _noted(made, handle.note, media),
-                        self._swap,
-                    )
+                    if relief or handle.note or handle.load.level != "normal":
+                        extras = extras | _lesser_way(request, relief, handle, device, extras)
+                    now = time.monotonic()
+                    timings = {
+                        "queued": max(0.0, self._granted_at - self._born - self._load_seconds),
+                        "load": self._load_seconds,
+                        "first_token": (first_token or now) - self._born,
+                        "total": now - self._born,
+                    }
+                    timings = {name: round(seconds, 4) for name, seconds in timings.items()}
+                    yield Finished(reasons, prompt_tokens, completion_tokens, timings, device, extras, self._swap)
                     return None
                 case messages.Failed(_, kind, error) as failed:
-                    self._over = True
+                    self.over = True
                     if kind != "out_of_memory":
                         raise self._failure(handle, kind, error)
                     if shown and not whole:
@@ -329,36 +229,34 @@ class Ticket:
                     return Again() if shown else READING
                 case None if not started:
                     yield READING
-                case None | messages.Started() as said:
-                    if said is not None:
-                        self.prompt_tokens = said.prompt_tokens
+                case None | messages.Started():
                     started = True
                     yield Waiting("running", "generating")
 
     def _failure(self, handle: RunnerProcess, kind: messages.ErrorKind, error: str) -> GatewayError:
-        """Return what the runner's word, or the word of its end, is to the client."""
+        """Return the client's error for a failure that the runner, or the reader of its end, reported."""
         if kind == "bad_request":
             return BadRequest(error)
         failed = RunnerEnded if handle.end_reason else RunnerFailed
         return failed(f"{self.spec.name}: {error}", retry_after=1.0)
 
     def _ask_again(self, handle: RunnerProcess, failed: messages.Failed) -> None:
-        """Get a place once more. :raises GatewayError: if that is of no use, or there is none."""
+        """Get a place in the queue once more. :raises GatewayError: if that is refused, or of no use any more."""
         self._replays += 1
         if self._replays > _MOST_REPLAYS:
             raise RanOut(f"{self.spec.name} ran out of memory {self._replays} times over this request: {failed.error}")
         self._runners.degrade_model(handle, failed)
-        self._handle, self._sent, self._over, self.tokens = None, False, False, 0
+        self._handle, self._sent, self.over, self.tokens = None, False, False, 0
         self.timeline.again()
         self.reserve()
 
-    def _acquire(self, gone: Callable[[], bool]) -> Iterator[Waiting]:
+    def _await_lease(self, gone: Callable[[], bool]) -> Iterator[Waiting]:
         submitted = time.monotonic()
         self.timeline.submitted = True
         self._scheduler.post(events.Submit(self.request_id))
         patience = _AT_ONCE
         while True:
-            match self._next(gone, f"{self.spec.name} to be ready", patience):
+            match self._next_message(gone, f"{self.spec.name} to be ready", patience):
                 case Granted(handle, cold):
                     self._handle = handle
                     self._granted_at = time.monotonic()
@@ -374,7 +272,7 @@ class Ticket:
             patience = _POLL
 
     def _whereabouts(self) -> Waiting:
-        """Return what the request waits for, as of a second ago at most: asking costs the scheduler's thread."""
+        """Return what the request waits for, at most a second old: asking takes time of the owner thread."""
         if (now := time.monotonic()) - self._waiting_at >= _LOOK:
             self._waiting, self._waiting_at = self._look_up(), now
         return self._waiting
@@ -399,10 +297,11 @@ class Ticket:
             return Waiting("loading", "starting", position=position)
         return Waiting("loading", progress.phase, progress.fraction, position)
 
-    def _next(self, gone: Callable[[], bool], waiting_for: str, patience: float = _POLL) -> object:
-        """Return the next message, or None when it is time to look around.
+    def _next_message(self, gone: Callable[[], bool], waiting_for: str, patience: float = _POLL) -> object:
+        """Return the next message, or None after ``patience`` seconds without one.
 
-        :raises TooLate: past the deadline. :raises Cancelled: when somebody said so.
+        :raises TooLate: past the deadline. :raises Cancelled: if the request was cancelled by its id.
+        :raises ClientGone: if ``gone()``.
         """
         now = time.monotonic()
         if now - self._looked >= _POLL:  # by time, not when there is nothing to do: tokens may come faster than that
@@ -422,18 +321,9 @@ class Ticket:
             raise _late(waiting_for)
         return message
 
-    def _timings(self, first_token: float | None) -> dict[str, float]:
-        now = time.monotonic()
-        return {
-            "queued": round(max(0.0, self._granted_at - self._born - self._load_seconds), 4),
-            "load": round(self._load_seconds, 4),
-            "first_token": round((first_token or now) - self._born, 4),
-            "total": round(now - self._born, 4),
-        }
-
 
 def fold(pieces: Iterator[Piece]) -> Answer:
-    """Make one answer of a stream of pieces."""
+    """Make one answer of a stream of pieces. :raises RunnerFailed: if the stream ends without :class:`Finished`."""
     choices: dict[int, Choice] = {}
     for piece in pieces:
         match piece:
@@ -455,12 +345,20 @@ def fold(pieces: Iterator[Piece]) -> Answer:
     raise RunnerFailed("the answer broke off")  # a stream ends with Finished or an error
 
 
-def _noted(extras: dict[str, Any], note: str, media: bool) -> dict[str, Any]:
-    """Add to an answer's extras why it was not made where its model prefers to be."""
-    if not note:
-        return extras
-    notes = [extras["note"], note] if extras.get("note") else [note]
-    return extras | {"generation_method": f"{'multimodal' if media else 'text'}_cpu_fallback", "note": "; ".join(notes)}
+def _lesser_way(
+    request: messages.Generate,
+    relief: tuple[messages.Step, ...],
+    handle: RunnerProcess,
+    device: str,
+    extras: dict[str, Any],
+) -> dict[str, Any]:
+    """Return what an answer says of being made with less memory than asked, or not on its model's preferred slot."""
+    media = any(part.kind != "text" for message in request.messages for part in message.parts)
+    found = visible(handle.load.level, relief, device, media)
+    if handle.note:
+        notes = [note for note in (found.get("note", extras.get("note")), handle.note) if note]
+        found |= {"generation_method": f"{'multimodal' if media else 'text'}_cpu_fallback", "note": "; ".join(notes)}
+    return found
 
 
 def _stopped() -> Cancelled:

@@ -1,7 +1,7 @@
-"""The course of one request: when it got its lease, its first token and its end, as its mailbox saw it.
+"""The timeline of one request: when it got its lease, its first token and its end, as its mailbox saw them.
 
-Everything that happens to a request passes its mailbox, put there by the threads that know it. So that is where the
-times are taken: a client that reads slowly does not slow down the figures. Gateway process; knows nothing of HTTP.
+Other threads put everything that happens to a request into its mailbox. The times are taken there, so a client that
+reads slowly does not slow down the figures. Gateway process, in the threads that put; knows nothing of HTTP.
 """
 
 import time
@@ -25,9 +25,10 @@ _FAILURES = {"bad_request": BAD_REQUEST, "out_of_memory": OUT_OF_MEMORY}
 class RequestTimeline:
     """Times of one request, in seconds of the monotonic clock; None for what did not happen.
 
-    ``counted`` is whether it is a client's request, not a load by hand. ``born`` is its admission and ``granted`` its
-    lease, ``load_seconds`` how much of the time between was a load. ``sent`` is when the runner had it tokenized,
-    ``first`` and ``last`` are its first and latest piece.
+    ``counted`` says that it is a client's request, not a load by hand. ``born`` is its admission, ``granted`` its
+    lease, ``sent`` when the runner had it tokenized, ``first`` and ``last`` its first and latest piece, ``ended`` its
+    end. ``queue_seconds`` is the wait for the lease without the load, ``load_seconds`` the part of it that was a load,
+    ``first_token_seconds`` and ``seconds`` the time from admission to the first piece and to the end.
     """
 
     def __init__(self, request_id: str, model: str, deadline: float) -> None:
@@ -38,7 +39,8 @@ class RequestTimeline:
         self.submitted = False
         self.counted = True
         self.granted: float | None = None
-        self.load_seconds = 0.0
+        self.queue_seconds = self.load_seconds = self.seconds = 0.0
+        self.first_token_seconds: float | None = None
         self.sent: float | None = None
         self.first: float | None = None
         self.last: float | None = None
@@ -51,37 +53,28 @@ class RequestTimeline:
         self.completion_tokens = 0
         self.finish_reasons: tuple[str, ...] = ()
 
-    @property
-    def queue_seconds(self) -> float:
-        """How long it waited for its lease, without the load. Until now if it has none."""
-        until = self.granted or self.ended or time.monotonic()
-        return max(0.0, until - self.born - self.load_seconds)
-
-    @property
-    def first_token_seconds(self) -> float | None:
-        return None if self.first is None else self.first - self.born
-
-    @property
-    def seconds(self) -> float:
-        return (self.ended or time.monotonic()) - self.born
-
     def leased(self, device: str, load_seconds: float, cold: bool) -> None:
-        """It got a lease, ``cold`` if it waited for a load of so many seconds."""
+        """The request got a lease, ``cold`` if it waited for a load of so many seconds."""
         self.granted, self.cold, self.device = time.monotonic(), cold, device
         self.load_seconds = min(load_seconds, self.granted - self.born) if cold else 0.0
+        self.queue_seconds = max(0.0, self.granted - self.born - self.load_seconds)
 
     def end(self, outcome: str) -> None:
-        """It ended so. What comes after the first end is no news."""
+        """The request ended. Only the first call counts."""
         if self.outcome is None:
             self.outcome, self.ended = outcome, time.monotonic()
+            self.seconds = self.ended - self.born
+            if self.granted is None:
+                self.queue_seconds = self.seconds
 
     def again(self) -> None:
-        """It is asked once more, of another runner or of the same: it has not ended after all."""
-        self.outcome, self.ended, self.completion_tokens, self.first = None, None, 0, None
+        """The request is sent once more, to another runner or to the same: it has not ended after all."""
+        self.outcome = self.ended = self.first = self.first_token_seconds = None
+        self.completion_tokens = 0
 
     def close(self) -> None:
-        """Nothing more will happen. Without a last word of the runner it was late, or nobody waits for the answer; one
-        that was never submitted had media that could not be taken."""
+        """Nothing more will happen. Without the runner's last message the request was late, or its client has gone. A
+        request that was never submitted had media that could not be decoded."""
         gone = CLIENT_GONE if self.submitted else BAD_REQUEST
         self.end(TOO_LATE if time.monotonic() >= self.deadline else gone)
 
@@ -99,14 +92,14 @@ class RequestObserver(Protocol):
 
 @runtime_checkable
 class Noted(Protocol):
-    """A message of the gateway's own that says what it means for the course."""
+    """A message of the gateway's own that notes itself in the timeline."""
 
     def note(self, timeline: RequestTimeline) -> None: ...
 
 
 class TimelineMailbox(SimpleQueue[object]):
-    """A ticket's mailbox that notes what is put into it. ``gap`` is told the seconds between two tokens, ``began`` that
-    the first piece has come."""
+    """A ticket's mailbox, which notes in the timeline what is put into it. ``gap`` takes the seconds between two
+    tokens; ``began`` is called when the first piece has come."""
 
     def __init__(
         self,
@@ -121,16 +114,12 @@ class TimelineMailbox(SimpleQueue[object]):
         self._pieces: dict[int, float] = {}
 
     def put(self, item: object, block: bool = True, timeout: float | None = None) -> None:
-        self._note(item)
-        super().put(item)
-
-    def _note(self, item: object) -> None:
         timeline = self.timeline
         match item:
             case messages.Delta(_, _, _, tokens, index):
                 now = timeline.last = time.monotonic()
                 if timeline.first is None:
-                    timeline.first = now
+                    timeline.first, timeline.first_token_seconds = now, now - timeline.born
                     self._began(timeline)
                 timeline.completion_tokens += tokens
                 if tokens and (before := self._pieces.get(index)) is not None:
@@ -153,3 +142,4 @@ class TimelineMailbox(SimpleQueue[object]):
                 item.note(timeline)
             case _:
                 pass
+        super().put(item)

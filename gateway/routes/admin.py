@@ -14,8 +14,8 @@ from gateway.observe.memory_report import helper_roles, memory_report
 from gateway.processes.model_states import ModelState
 from gateway.routes import admin_schemas as shapes
 from gateway.routes import gateway
-from gateway.routes.admin_options import options as _options
 from gateway.routes.openapi.operation import GENERATES, GUARDED, OPTIONS, describe
+from gateway.routes.request_body import read_options
 from gateway.routes.schemas import reply
 from gateway.scheduler import Phase
 from models_registry.catalog import Catalog
@@ -107,7 +107,7 @@ def _describe(model: ModelState) -> dict[str, Any]:
 @describe(tag="admin", answer=shapes.Cleanup, statuses=OPTIONS, body=shapes.Force, optional=True)
 def emergency_cleanup() -> Response:
     """Evict every idle model (with ``force`` every model) and clear temporary files; say what was freed."""
-    freed = gateway().cleanup(_options(shapes.Force).force)
+    freed = gateway().cleanup(read_options(shapes.Force).force)
     return reply(
         shapes.Cleanup,
         status="success",
@@ -139,7 +139,7 @@ def temp_status() -> Response:
 @describe(tag="admin", answer=shapes.TempCleanup, statuses=OPTIONS, body=shapes.CleanupOptions, optional=True)
 def cleanup_temp() -> Response:
     """Remove temporary files that no request uses; ``older_than`` spares younger ones."""
-    count, size = gateway().temp.clean(_options(shapes.CleanupOptions).older_than)
+    count, size = gateway().temp.clean(read_options(shapes.CleanupOptions).older_than)
     return reply(shapes.TempCleanup, status="success", removed=count, freed_bytes=size)
 
 
@@ -155,7 +155,7 @@ def kept_quantized() -> Response:
 def prune_quantized() -> Response:
     """Remove the least recently used of them until at most ``to`` bytes are kept: by default the limit, 0 for none."""
     settings = gateway().settings
-    wanted = _options(shapes.PruneOptions).to
+    wanted = read_options(shapes.PruneOptions).to
     to = settings.quantized_cache if wanted is None else wanted
     removed = kept_weights.prune(kept_weights.root(settings.models_dir), to)
     gateway().zygotes.check()  # the disk frees the files once no zygote maps them
@@ -194,7 +194,7 @@ def load(name: str) -> Response:
     catalog's."""
     service = gateway()
     spec = service.spec(name)
-    options = _options(shapes.LoadOptions)
+    options = read_options(shapes.LoadOptions)
     loaded = service.load(spec, bits=options.quant_bits, pinned=options.pinned)
     return reply(shapes.Load, status="success", model=loaded)
 
@@ -205,7 +205,7 @@ def unload(name: str) -> Response:
     """Unload a model and answer when its memory is back. 409 while it answers, unless ``force``."""
     service = gateway()
     spec = service.spec(name)
-    force = _options(shapes.Force).force
+    force = read_options(shapes.Force).force
     return reply(shapes.Unload, status="success", model=spec.name, **service.unload(spec, force))
 
 
@@ -215,5 +215,5 @@ def pin(name: str) -> Response:
     """Keep a model from eviction, or let it go; whether it is loaded or not. Holds until it is unloaded by name."""
     service = gateway()
     spec = service.spec(name)
-    service.pin(spec, _options(shapes.PinOptions).pinned)
+    service.pin(spec, read_options(shapes.PinOptions).pinned)
     return reply(shapes.Pinned, status="success", model=service.states.one_model(spec.name).as_dict())

@@ -1,4 +1,4 @@
-"""Content that anybody may ask for, packed once and not for every request. Gateway process."""
+"""Static content, compressed once instead of at every request. Gateway process."""
 
 import gzip
 import hashlib
@@ -15,7 +15,7 @@ class Packed:
         self.digest = hashlib.sha256(content).hexdigest()
 
     def response(self, **headers: str) -> Response:
-        """Return it as the current request takes it."""
+        """Return a response with the encoding that the current request accepts."""
         packed = request.accept_encodings.quality("gzip") > 0 and len(self._packed) < len(self._plain)
         response = Response(self._packed if packed else self._plain, mimetype=self.kind, headers=headers)
         response.headers["Vary"] = "Accept-Encoding"

@@ -13,7 +13,7 @@ from flask import Flask, Response, current_app, jsonify, request
 from gunicorn.http.errors import NoMoreData, ParseException
 from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge
 
-from gateway.access import takes_html
+from gateway.access.control import takes_html
 from gateway.errors import ClientGone, GatewayError
 from gateway.routes import gateway
 from gateway.routes.openai.envelope import envelope, media_param
@@ -21,10 +21,10 @@ from gateway.routes.ui.pages import error_page
 from media.errors import MediaError
 
 log = logging.getLogger(__name__)
-CLIENT_CLOSED_REQUEST = 499  # nobody reads it; the access log does
+CLIENT_CLOSED_REQUEST = 499  # only the access log shows it: the client has gone
 _OPENAI, _PAGES = "/v1/", "/ui/"
 _ASKED_ONCE = (CLIENT_CLOSED_REQUEST, 504)
-"""OpenAI's client tries any 5xx again: after a deadline that would be the same work over and over."""
+"""Statuses that clients must not retry. OpenAI's client retries every 5xx, which after a deadline repeats the work."""
 _READ_SECONDS, _READ_BYTES = 5.0, 256 * 2**20
 
 
@@ -79,8 +79,8 @@ def http_error(error: HTTPException) -> Response:
 
 
 def _read_away() -> None:
-    """Read what the client is still sending, within bounds: most clients send all before they look for an answer, and
-    would see a broken connection instead of it."""
+    """Read the rest of the body, within bounds: most clients send all of it before they read the answer, and would
+    otherwise see a broken connection."""
     deadline, left = time.monotonic() + _READ_SECONDS, _READ_BYTES
     source = request.environ["wsgi.input"]
     try:
@@ -91,7 +91,7 @@ def _read_away() -> None:
 
 
 def body_error(error: Exception) -> Response:
-    """A body in chunks is parsed while it is read."""
+    """Refuse a malformed body. A chunked body is parsed while it is read."""
     return answer(400, "Bad request", f"the request's body is malformed or ends early: {error}")
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from flask import Blueprint, Response
 
-from gateway.access import hidden
+from gateway.access.control import hidden
 from gateway.routes import gateway
 from gateway.routes.admin_schemas import Alive, Health, Ready
 from gateway.routes.openapi.operation import describe

@@ -1,33 +1,59 @@
-"""A request's body as JSON: its media type, its length, and what JSON can spell that nothing can take. Gateway process.
+"""A request's body as JSON: its media type, its length, and values that are valid JSON and of no use. Gateway process.
 
 Knows no fields.
 """
 
 import json
 import math
-from typing import Any
+from typing import Any, TypeVar
 
-from flask import Request
+from flask import Request, request
+from pydantic import BaseModel, ValidationError
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from gateway.errors import BadRequest, UnsupportedType
+from gateway.routes import gateway
+from gateway.routes.validation_errors import validation_error
 
 FORM, MULTIPART = "application/x-www-form-urlencoded", "multipart/form-data"
 _DEEPEST = 100
 _CHARSETS = ("utf-8", "utf8", "us-ascii")
 
 
-def read_json(request: Request, limit: int, example: str) -> dict[str, Any]:
-    """Return the JSON object of a request's body.
+Options = TypeVar("Options", bound=BaseModel)
 
-    :raises BadRequest: if it has none. :raises UnsupportedType: if it says that it is something else.
+
+def read_options(model: type[Options]) -> Options:
+    """Return the options in the current request's body, which may be absent where none of them is required.
+
+    :raises BadRequest: for anything but a JSON object of known fields.
+    """
+    limit = gateway().settings.max_body
+    check_length(request, limit)
+    needed = any(field.is_required() for field in model.model_fields.values())
+    if not needed and not request.get_data().strip():
+        return model()
+    data = read_json(request, limit, "{}")
+    if unknown := sorted(set(data) - set(model.model_fields)):
+        known = ", ".join(sorted(model.model_fields))
+        raise BadRequest(f"unknown field {unknown[0]!r}; known: {known}")
+    try:
+        return model.model_validate(data, strict=True)
+    except ValidationError as error:
+        raise validation_error(error) from None
+
+
+def read_json(request: Request, limit: int, example: str, kinds: str = "application/json") -> dict[str, Any]:
+    """Return the JSON object of a request's body. ``kinds`` are the media types that the route takes, for a refusal.
+
+    :raises BadRequest: if it has none. :raises UnsupportedType: if it is of another type.
     """
     check_length(request, limit)
     raw = request.get_data()
     if not raw.strip():
         raise BadRequest(f"the request has no body; send JSON such as {example}")
     if not says_json(request):
-        raise UnsupportedType(f"a body of type {request.mimetype!r} is not taken; send application/json")
+        raise UnsupportedType(f"a body of type {request.mimetype!r} is not taken; send {kinds}")
     try:
         data = json.loads(raw, object_pairs_hook=_each_key_once)
     except (ValueError, RecursionError) as error:
@@ -40,8 +66,8 @@ def read_json(request: Request, limit: int, example: str) -> dict[str, Any]:
 
 
 def says_json(request: Request) -> bool:
-    """Return whether the body may be JSON: by its media type, for want of one, or because it is what ``curl -d`` sends
-    under the type of a form.
+    """Return whether the body may be JSON: by its media type, if it has none, or because ``curl -d`` sends JSON under
+    the media type of a form.
 
     :raises UnsupportedType: for JSON in another character set than UTF-8.
     """
@@ -57,8 +83,8 @@ def says_json(request: Request) -> bool:
 
 
 def check_length(request: Request, limit: int) -> None:
-    """:raises RequestEntityTooLarge: for a body without a length, which is cut at the limit without a word.
-    :raises BadRequest: for one that ends before its length. (Of a form in parts the end is missing then.)"""
+    """:raises RequestEntityTooLarge: for a body of unknown length that reaches the limit, where Werkzeug cuts it.
+    :raises BadRequest: for a body that ends before its length. (A form in parts then lacks its end and is refused.)"""
     if request.content_length is None:
         if len(request.get_data()) >= limit:
             raise RequestEntityTooLarge
@@ -77,8 +103,8 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_value(value: object, at: str, depth: int) -> None:
-    """:raises BadRequest: for half a surrogate pair, which JSON can spell and no tokenizer can take; for numbers that
-    are none; and for nesting that whoever handles the value by recursion could not follow."""
+    """:raises BadRequest: for half a surrogate pair, which is valid JSON and which no tokenizer takes; for numbers that
+    are not finite; and for nesting too deep for code that handles the value by recursion."""
     if depth > _DEEPEST:
         raise BadRequest(f"the body is JSON nested deeper than {_DEEPEST} levels", param=at.partition("[")[0])
     if isinstance(value, str):

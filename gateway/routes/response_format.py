@@ -1,4 +1,4 @@
-"""``response_format``: what shape an answer must have, checked and turned into a constraint. Gateway process.
+"""``response_format``: the shape that an answer must have, checked and turned into a constraint. Gateway process.
 
 Whether a schema or grammar can be used is the runner's to say; it compiles them. That one is too long for it is known
 here, before a model is loaded for nothing.

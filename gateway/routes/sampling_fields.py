@@ -1,12 +1,13 @@
-"""What every request that generates may say: how to sample, how long to wait, how to look at a video.
+"""The fields that every generation request shares: how to sample, how long to wait, how to look at a video.
 
-The bodies of ``/generate`` and of ``/v1`` stand on it, so that both check and refuse alike; the API's description is
-made of the same models. Gateway process; pydantic.
+The bodies of ``/generate`` and ``/v1`` extend them, so that both check and refuse alike, and the API's description is
+made of the same models. Gateway process; pydantic, no Flask.
 """
 
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Tag, ValidationError
@@ -18,6 +19,7 @@ from gateway.routes.response_format import ResponseFormat, constraint
 from gateway.routes.validation_errors import tag_of, validation_error, wrong
 from media.client import limits_from_settings
 from models_registry.catalog import Catalog
+from models_registry.families import FAMILIES
 from models_registry.spec import ModelSpec
 from protocol.messages import Sampling
 from utils.settings import Settings
@@ -32,7 +34,7 @@ _UNITS = r"(\.[0-9]{1,30})?\s*([mM]?[sS]|[mMhHdD])?\s*$"
 
 
 def either(*kinds: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
-    """Return what replaces a number's JSON schema by these, where a text can say it too."""
+    """Return a function that replaces a number's JSON schema by these, for a field that takes a text too."""
 
     def replace(schema: dict[str, Any]) -> None:
         schema.pop("type", None)
@@ -100,7 +102,7 @@ Biases = Annotated[
 
 
 class Limit(NamedTuple):
-    """The most a field may say here, and the setting that says so."""
+    """The largest value of a field on this server, and the setting that holds it."""
 
     most: float
     setting: str
@@ -124,7 +126,7 @@ class Fields(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     in_brackets: ClassVar[bool] = False
-    """Whether refusals name places in lists by brackets."""
+    """Whether refusals name positions in lists by brackets."""
 
     temperature: Annotated[Number, Field(ge=0, le=2, description="0 is greedy.")] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, description="1 is off.")] | None = None
@@ -168,33 +170,27 @@ class Fields(BaseModel):
 
     @property
     def most(self) -> tuple[str, int | None]:
-        """The field that limits the answer's tokens, and what it says."""
+        """The field that limits the answer's tokens, and its value."""
         raise NotImplementedError
 
-    @property
-    def answers(self) -> int:
-        """How many answers are wanted at once."""
-        return 1
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-
     def sampling(self, spec: ModelSpec, logprobs: int | None = None) -> Sampling:
-        """Return how to sample: what the request says, over the model's defaults."""
+        """Return how to sample: the request's fields over the model's defaults."""
         chosen = spec.generation.model_dump()
         names = (*chosen, "min_p", "min_tokens", "presence_penalty", "frequency_penalty", "seed")
         chosen |= {name: value for name in names if (value := getattr(self, name, None)) is not None}
         if (most := self.most[1]) is not None:
             chosen["max_new_tokens"] = most
-        biases = tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items())
         return Sampling(
-            **chosen, stop=self.stops, logit_bias=biases, logprobs=logprobs, constraint=constraint(self.response_format)
+            **chosen,
+            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            logit_bias=tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items()),
+            logprobs=logprobs,
+            constraint=None if self.response_format is None else constraint(self.response_format),
         )
 
     def switches(self, spec: ModelSpec) -> dict[str, Any]:
         """Return the family's own options that the request sets."""
-        names = sorted(Catalog.family(spec).switches)
+        names = sorted(FAMILIES[spec.family].switches)
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def decoding(self, settings: Settings) -> Decoding:
@@ -202,14 +198,11 @@ class Fields(BaseModel):
         return Decoding(limits, self.frames, self.fps, bool(self.use_audio_in_video))
 
     def check(self, spec: ModelSpec, settings: Settings) -> None:
-        """:raises BadRequest: for what single fields cannot tell: the server's limits, and fields that exclude each
-        other."""
+        """:raises BadRequest: for values over the server's limits, and for fields that exclude each other."""
         name, most = self.most
-        for field_name, limit in limits(settings).items():
-            if field_name not in ("min_tokens", "timeout") and (getattr(self, field_name, None) or 0) > limit.most:
-                said = getattr(self, field_name)
-                raise wrong(field_name, f"{said} is over the limit of {limit.most} ({limit.setting})")
         most = spec.generation.max_new_tokens if most is None else most
+        if most > settings.max_new_tokens or (self.frames or 0) > settings.max_video_frames:
+            self._check_limits(settings)
         if (self.min_tokens or 0) > most:
             raise wrong("min_tokens", f"{self.min_tokens} is more than the {most} tokens the answer may have")
         if self.timeout is not None and not 0 < self.timeout <= settings.max_timeout:
@@ -217,13 +210,20 @@ class Fields(BaseModel):
         if self.fps is not None and self.frames is not None:
             raise BadRequest("give fps or frames, not both", param="fps")
 
+    def _check_limits(self, settings: Settings) -> None:
+        """:raises BadRequest: naming the first field over the server's limit."""
+        for name, limit in limits(settings).items():
+            said = getattr(self, name, None)
+            if name not in ("min_tokens", "timeout") and (said or 0) > limit.most:
+                raise wrong(name, f"{said} is over the limit of {limit.most} ({limit.setting})")
+
 
 Body = TypeVar("Body", bound=Fields)
 
 
 @dataclass(frozen=True)
 class BodySchema(Generic[Body]):
-    """What a route takes of a body's fields, for whoever checks a request and for whoever describes the route.
+    """The fields that a route takes. Requests are checked by it, and the API's description is made of it.
 
     ``always`` are the fields that any family takes; any other must be an option or switch of the family, by the name
     that ``needs`` gives where it is not the field's own. ``without`` are fields that this route has no use for,
@@ -239,43 +239,49 @@ class BodySchema(Generic[Body]):
     media: Mapping[str, str] = field(default_factory=dict)
     serves: Callable[[ModelSpec], bool] = lambda spec: True
 
-    @property
-    def fields(self) -> set[str]:
-        return set(self.model.model_fields) - self.without
+    @cached_property
+    def fields(self) -> frozenset[str]:
+        return frozenset(self.model.model_fields) - self.without
 
-    def known(self, spec: ModelSpec) -> set[str]:
-        """Return the fields that this model honours."""
-        family = Catalog.family(spec)
-        honoured = family.options | family.switches
-        return {name for name in self.fields if name in self.always or self.needs.get(name, name) in honoured}
+    @cached_property
+    def known(self) -> Mapping[str, AbstractSet[str]]:
+        """The fields that the models of each family honour, by the family's name."""
+        return {
+            name: {
+                field
+                for field in self.fields
+                if field in self.always or self.needs.get(field, field) in family.options | family.switches
+            }
+            for name, family in FAMILIES.items()
+        }
 
     def offers(self, spec: ModelSpec) -> set[str]:
-        """Return those of them that this model can do something with: no media that it does not take."""
+        """Return the fields of use for this model: those its family honours, without media that it does not take."""
         inputs = Catalog.inputs(spec)
-        return {name for name in self.known(spec) if self.media.get(name, inputs[0]) in inputs}
+        return {name for name in self.known[spec.family] if self.media.get(name, inputs[0]) in inputs}
 
     @property
-    def flat(self) -> set[str]:
-        """The fields that a form can say: all but objects."""
+    def flat(self) -> frozenset[str]:
+        """The fields that a form can have: all but objects."""
         return self.fields - {"messages", "logit_bias", "response_format", "policy"}
 
 
 def parse(
     takes: BodySchema[Body], data: Mapping[str, Any], spec: ModelSpec, settings: Settings, *, strict: bool = True
 ) -> Body:
-    """Return the body of a request for this model, checked. ``strict`` tells that types count: a form has only strings.
+    """Return the body of a request for this model, checked. ``strict`` tells that types count, which they do not in a
+    form: it has only strings.
 
     :raises BadRequest: naming the field and what is wrong with it.
     """
-    known = takes.known(spec)
+    known = takes.known[spec.family]
     if unknown := [name for name in data if name not in takes.fields]:
         names = ", ".join(sorted(known))
         raise BadRequest(f"unknown field {unknown[0]!r}; {spec.name} takes {names}", param=unknown[0])
     given = {name: value for name, value in data.items() if value is not None}
     if refused := [name for name in given if name not in known]:
-        family = Catalog.family(spec).name
         raise BadRequest(
-            f"{spec.name} cannot honour {refused[0]!r}; its family {family} has no such option", param=refused[0]
+            f"{spec.name} cannot honour {refused[0]!r}; its family {spec.family} has no such option", param=refused[0]
         )
     try:
         body = takes.model.model_validate(given, strict=strict, context=spec)

@@ -1,4 +1,4 @@
-"""What is answered: the shapes that several surfaces share, and how one becomes a response. Gateway process; pydantic.
+"""Shapes of answers that several surfaces share, and how one becomes a response. Gateway process; pydantic.
 
 A shape is checked when it is sent, so that what the API's description says is what comes.
 """
@@ -71,9 +71,9 @@ class StreamError(Error):
 
 def reply(shape: type[Shape], **fields: Any) -> Response:
     """Return an answer of this shape as JSON."""
-    return jsonify(dumped(shape, **fields))
+    return jsonify(shape.model_validate(fields).model_dump(mode="json", exclude_unset=True))
 
 
 def dumped(shape: type[Shape], **fields: Any) -> dict[str, Any]:
-    """Return what is sent of these fields, checked to be of the shape."""
+    """Return these fields as JSON takes them, checked to be of the shape."""
     return shape.model_validate(fields).model_dump(mode="json", exclude_unset=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from gateway.access import access
+from gateway.access.control import access
 from gateway.access.usage import FILTERS, RECORDS, SUMS
 from gateway.errors import BadRequest
 from gateway.routes import gateway

@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a body, as one refusal that names the field. Gateway process; knows no routes."""
+"""Turns pydantic's errors into one refusal that names the field. Gateway process; knows no routes."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def wrong(field: str, what: str) -> BadRequest:
 
 
 def validation_error(error: ValidationError, brackets: bool = False) -> BadRequest:
-    """Return the first of what is wrong. With ``brackets`` places in lists are written ``[0]``, as OpenAI's are."""
+    """Return the first error. With ``brackets``, positions in lists are written ``[0]``, as in OpenAI's errors."""
     first = error.errors(include_url=False, include_input=False)[0]
     context = first.get("ctx", {})
     place = [part for part in (*first["loc"], *context.get("at", ())) if not str(part).startswith("~")]
@@ -41,8 +41,8 @@ def validation_error(error: ValidationError, brackets: bool = False) -> BadReque
 
 
 def tag_of(shapes: dict[type, str]) -> Any:
-    """Return a function that tells which member of a union a value is meant to be, by its type in JSON.
+    """Return a function that tells which member of a union a value belongs to, by its type in JSON.
 
-    Tags begin with ``~``, by which :func:`validation_error` knows that they are no part of the value's place.
+    Tags begin with ``~``, by which :func:`validation_error` knows that they are not part of the field's path.
     """
     return lambda value: next((tag for kind, tag in shapes.items() if isinstance(value, kind)), None)

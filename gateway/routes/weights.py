@@ -7,8 +7,8 @@ from flask import Blueprint, Response, request
 from gateway.errors import BadRequest
 from gateway.routes import gateway
 from gateway.routes import weights_schemas as shapes
-from gateway.routes.admin_options import options
 from gateway.routes.openapi.operation import GUARDED, OPTIONS, describe
+from gateway.routes.request_body import read_options
 from gateway.routes.schemas import reply
 
 blueprint = Blueprint("weights", __name__, url_prefix="/admin")
@@ -48,7 +48,7 @@ def download_weights(name: str) -> Response:
     """
     service = gateway()
     spec = service.spec(name)
-    download = service.weights.download_weights(spec, options(shapes.DownloadOptions).speech)
+    download = service.weights.download_weights(spec, read_options(shapes.DownloadOptions).speech)
     response = reply(shapes.DownloadAnswer, status="success", model=spec.name, download=download)
     response.status_code = 202
     return response

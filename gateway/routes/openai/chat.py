@@ -2,14 +2,16 @@
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from typing import Annotated, Any
 
 from flask import Blueprint, Response
 from pydantic import Field
 
 from gateway.errors import BadRequest
-from gateway.requests.ticket import Again, Called, Choice, Finished, Piece, Text, Waiting, fold
-from gateway.routes.generation import GenerationRequest, respond
+from gateway.requests.pieces import Again, Called, Choice, Finished, Piece, Text, Waiting
+from gateway.requests.ticket import fold
+from gateway.routes.generation import GenerationRequest
 from gateway.routes.openai import schemas, unsupported, wire
 from gateway.routes.openai.envelope import failed
 from gateway.routes.openai.messages import Messages, parse_messages
@@ -19,7 +21,7 @@ from gateway.routes.openapi.operation import GENERATES, describe
 from gateway.routes.response_format import constraint
 from gateway.routes.sampling_fields import BodySchema
 from gateway.routes.schemas import Progress, reply
-from gateway.routes.sse import Heartbeat, event
+from gateway.routes.sse import Heartbeat, event, respond
 from gateway.routes.validation_errors import wrong
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
@@ -119,7 +121,7 @@ TAKES = BodySchema(ChatFields, wire.ALWAYS_TAKEN | {"messages"}, _NEEDS)
 def chat() -> Response:
     """Answer a conversation, loading the model first if need be."""
     spec, fields = wire.read(TAKES, unsupported.CHAT, _EXAMPLE)
-    turns = parse_messages(fields.messages, spec)
+    turns = parse_messages(fields.messages)
     tools, choice = parse_tools(fields.tools, fields.tool_choice)
     if tools and choice != "none" and constraint(fields.response_format) is not None:
         raise BadRequest(
@@ -143,7 +145,7 @@ def chat() -> Response:
     pieces = generation.pieces if fields.parallel_tool_calls else _one_call_each(generation.pieces)
     if fields.stream:
         return respond(_events(generation, fields, pieces), generation.close, failed)
-    with generation:
+    with closing(generation):
         return reply(schemas.ChatCompletion, **_whole(generation, fields, pieces))
 
 

@@ -15,14 +15,14 @@ from pydantic import BeforeValidator, Field
 
 from gateway.errors import BadRequest
 from gateway.requests.conversation import Turn
-from gateway.requests.ticket import Again, Choice, Finished, Piece, Text, Waiting
-from gateway.routes.generation import GenerationRequest, respond
+from gateway.requests.pieces import Again, Choice, Finished, Piece, Text, Waiting
+from gateway.routes.generation import GenerationRequest
 from gateway.routes.openai import schemas, unsupported, wire
 from gateway.routes.openai.envelope import failed
 from gateway.routes.openapi.operation import GENERATES, describe
 from gateway.routes.sampling_fields import BodySchema
 from gateway.routes.schemas import Progress, reply
-from gateway.routes.sse import Heartbeat, event
+from gateway.routes.sse import Heartbeat, event, respond
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
 
@@ -32,7 +32,7 @@ _MAX_PROMPTS = 16
 
 
 def _texts(given: Any) -> Any:
-    """:raises ValueError: for what is no text."""
+    """Check the prompts. :raises ValueError: if one is not text."""
     prompts = given if isinstance(given, list) else [given]
     if any(isinstance(prompt, int | list) for prompt in prompts):
         raise ValueError("arrays of tokens are not taken; send text")
@@ -94,18 +94,21 @@ def completions() -> Response:
     if not TAKES.serves(spec):
         raise BadRequest(f"{spec.name} cannot continue a bare text; use /v1/chat/completions", param="model")
     with ExitStack() as stack:
-        exchanges = [stack.enter_context(_exchange(spec, fields, prompt)) for prompt in fields.prompts]
+        generations = []
+        for prompt in fields.prompts:
+            generations.append(_generation(spec, fields, prompt))
+            stack.callback(generations[-1].close)
         if fields.stream:
-            for generation in exchanges:
+            for generation in generations:
                 generation.prime()
-        pieces = stack.enter_context(_Merged(exchanges)) if len(exchanges) > 1 else _alone(exchanges[0])
+        pieces = stack.enter_context(_Merged(generations)) if len(generations) > 1 else _alone(generations[0])
         if not fields.stream:
-            return reply(schemas.Completion, **_whole(exchanges[0], fields, pieces))
+            return reply(schemas.Completion, **_whole(generations[0], fields, pieces))
         kept = stack.pop_all()
-    return respond(_events(exchanges[0], fields, pieces), kept.close, failed)
+    return respond(_events(generations[0], fields, pieces), kept.close, failed)
 
 
-def _exchange(spec: ModelSpec, fields: CompletionFields, prompt: str) -> GenerationRequest:
+def _generation(spec: ModelSpec, fields: CompletionFields, prompt: str) -> GenerationRequest:
     return GenerationRequest(spec, fields, [Turn("user", (prompt,))], fields.logprobs, choices=fields.n, template=False)
 
 
@@ -117,14 +120,14 @@ def _alone(generation: GenerationRequest) -> Iterator[Numbered]:
 
 
 class _Merged:
-    """The pieces of several requests as they come, with each one's number. Leaving it ends those still under way."""
+    """The pieces of several requests as they come, with the number of each. Leaving it ends requests under way."""
 
-    def __init__(self, exchanges: list[GenerationRequest]) -> None:
-        self._exchanges = exchanges
+    def __init__(self, generations: list[GenerationRequest]) -> None:
+        self._generations = generations
         self._queue: SimpleQueue[tuple[int, Piece | BaseException | None]] = SimpleQueue()
         self._threads = [
             threading.Thread(target=self._drain, args=(number,), name=f"prompt-{generation.id}", daemon=True)
-            for number, generation in enumerate(exchanges)
+            for number, generation in enumerate(generations)
         ]
 
     def __enter__(self) -> Iterator[Numbered]:
@@ -133,14 +136,14 @@ class _Merged:
         return self._pieces()
 
     def __exit__(self, *_: object) -> None:
-        for generation in self._exchanges:
+        for generation in self._generations:
             generation.ticket.cancel()
         for thread in self._threads:
             thread.join()
 
     def _drain(self, number: int) -> None:
         try:
-            for piece in self._exchanges[number].pieces:
+            for piece in self._generations[number].pieces:
                 self._queue.put((number, piece))
             self._queue.put((number, None))
         except BaseException as error:

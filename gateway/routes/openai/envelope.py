@@ -43,6 +43,6 @@ def failed(error: GatewayError | MediaError) -> str:
 
 
 def media_param(error: MediaError) -> str | None:
-    """Return which part of the request a medium was: its details begin with it."""
+    """Return the part of the request that a medium came in: the details begin with it."""
     name, colon, _ = error.details.partition(": ")
     return name if colon and " " not in name else None

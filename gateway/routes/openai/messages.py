@@ -13,7 +13,6 @@ from pydantic_core import PydanticCustomError
 
 from gateway.errors import BadRequest
 from gateway.requests.conversation import Turn
-from gateway.routes.uploads import require
 from gateway.routes.validation_errors import tag_of
 from media.incoming import Sent
 from models_registry.catalog import Catalog
@@ -138,7 +137,7 @@ def _kind(part: Any) -> str:
 
 
 def _known_part(part: Any, info: ValidationInfo) -> Any:
-    """:raises ValueError: for what is no part, or one that this model does not take."""
+    """Check a part. :raises ValueError: if it is none, or this model does not take it."""
     if not isinstance(part, dict):
         raise ValueError("must be an object with 'type'")
     kind = part.get("type")
@@ -217,7 +216,7 @@ def _whole_call(call: Any) -> Any:
 
 
 class _Message(_Shape):
-    """What clients send back of an answer of ours, empty, is taken in every message."""
+    """Fields that clients send back of our answers are allowed in every message, if empty."""
 
     name: str | None = None
     audio: None = None
@@ -302,10 +301,10 @@ Messages = Annotated[list[Message], Field(min_length=1), BeforeValidator(_list_o
 # -- turns -------------------------------------------------------------------------------------------------------------
 
 
-def parse_messages(given: Sequence[_Message], spec: ModelSpec) -> list[Turn]:
+def parse_messages(given: Sequence[_Message]) -> list[Turn]:
     """Return the conversation.
 
-    :raises BadRequest: for a result of a call that was not made, or a conversation without a medium that is needed.
+    :raises BadRequest: for a result of a call that was not made.
     """
     turns: list[Turn] = []
     called: set[str] = set()
@@ -316,7 +315,6 @@ def parse_messages(given: Sequence[_Message], spec: ModelSpec) -> list[Turn]:
             raise BadRequest(f"{at}: must be the id of a call in 'tool_calls' of an earlier message", param=at)
         called |= {call.id for call in turn.tool_calls}
         turns.append(turn)
-    require(spec, [medium for turn in turns for medium in turn.media])
     return turns
 
 

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, g
 
-from gateway.access import allow, allowed
+from gateway.access.control import allowed
+from gateway.access.usage import allow
 from gateway.processes.model_states import ModelState
 from gateway.routes import gateway
 from gateway.routes.openai import schemas
@@ -35,7 +36,7 @@ def model(name: str) -> Response:
     """One model, by name or alias."""
     service = gateway()
     spec = service.spec(name)
-    allow(spec)
+    allow(g.key, spec)
     return reply(schemas.Model, **_describe(service.states.one_model(spec.name)))
 
 

@@ -10,7 +10,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Annotated, Any, ClassVar
 
@@ -18,16 +19,15 @@ from flask import Blueprint, Response, g, request
 from pydantic import BeforeValidator, Field, Tag
 from pydantic import Discriminator as By
 
-from gateway.access import counted
 from gateway.access.limits import TooManyAtOnce, UnderWay
-from gateway.access.record import Record
+from gateway.access.usage import Record
 from gateway.errors import BadRequest, ClientGone, QueueFull, UnsupportedType
-from gateway.http.client_gone import gone_check
+from gateway.http.client_gone import is_gone
 from gateway.requests.moderation_asker import GatewayAsker
-from gateway.requests.ticket import Piece, Ticket
+from gateway.requests.ticket import Ticket
 from gateway.routes import gateway
 from gateway.routes.generate import default_vision_model
-from gateway.routes.generation import admit, respond
+from gateway.routes.generation import admit_request
 from gateway.routes.openai import schemas
 from gateway.routes.openai.envelope import failed
 from gateway.routes.openai.wire import DONE, find_model
@@ -35,7 +35,7 @@ from gateway.routes.openapi.operation import GENERATES, describe
 from gateway.routes.request_body import FORM, MULTIPART, check_length, read_json, says_json
 from gateway.routes.sampling_fields import ALWAYS, BodySchema, Fields, parse
 from gateway.routes.schemas import dumped, reply
-from gateway.routes.sse import event
+from gateway.routes.sse import event, respond
 from gateway.routes.validation_errors import tag_of, wrong
 from media.client import limits_from_settings
 from media.errors import MediaError
@@ -62,7 +62,7 @@ _LATER = 5.0
 
 
 def _object(value: Any) -> Any:
-    """A form has only texts: one that begins as an object does is an object."""
+    """Parse an object sent in a form, which has only texts."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             return json.loads(value)
@@ -149,7 +149,7 @@ def video() -> Response:
 
 
 def _read(settings: Settings) -> tuple[ModelSpec, ModerationFields, Source, str]:
-    """Return what the request says. :raises BadRequest: naming what is wrong."""
+    """Return the model, the fields, the video and its name. :raises BadRequest: naming what is wrong."""
     check_length(request, settings.max_body)
     form = request.mimetype == MULTIPART
     if form:
@@ -198,9 +198,9 @@ def _policy(said: str | Policy, settings: Settings) -> Policy:
 
 @contextmanager
 def _turn() -> Iterator[None]:
-    """One of the videos that may be looked at at a time, of which a key may have half.
+    """Take one of the places for videos that are moderated at the same time, half of which one key may have.
 
-    :raises QueueFull: if there are as many already."""
+    :raises QueueFull: if none is free."""
     key = g.get("key")
     caps = {} if key is None else {str(key.id): _MOST // 2}
     try:
@@ -222,8 +222,7 @@ def _turn() -> Iterator[None]:
 
 
 class _Run:
-    """One request's moderation. What it needs of the request is taken when it is made, as questions are asked by other
-    threads."""
+    """One request's moderation. It reads Flask's request when it is made: questions are asked in other threads."""
 
     def __init__(
         self, stack: ExitStack, spec: ModelSpec, fields: ModerationFields, source: Source, name: str, policy: Policy
@@ -232,12 +231,16 @@ class _Run:
         settings = service.settings
         self.fields, self._source, self._name, self._policy = fields, source, name, policy
         self._settings = settings
-        self.gone = gone_check(request.environ)
+        self.gone = partial(is_gone, request.environ)
         deadline = time.monotonic() + (fields.timeout or settings.request_timeout)
-        with counted(spec):
-            first = stack.enter_context(admit(spec, fields))
         record: Record = g.record
-        request_id, courses, owner, priority = g.request_id, g.courses, first.owner, first.priority
+        record.take(spec)
+        try:
+            first = stack.enter_context(closing(admit_request(spec, fields)))
+        except BaseException:
+            record.refused()
+            raise
+        request_id, timelines, owner, priority = g.request_id, g.timelines, first.owner, first.priority
         self._refused = record.refused
 
         def more(left: float) -> Ticket:
@@ -245,19 +248,19 @@ class _Run:
                 service.spec(spec.name), timeout=left, priority=priority, request_id=request_ids.ticket_of(request_id)
             )
             ticket.owner = owner
-            courses.append(ticket.timeline)
+            timelines.append(ticket.timeline)
             return ticket
 
-        def watched(ticket: Ticket, pieces: Iterator[Piece]) -> Iterator[Piece]:
-            return record.watch(ticket, pieces)
-
         self._asker = GatewayAsker(
-            spec, first, more, service.temp.request, watched, deadline, settings.max_media_items, fields.keep_alive
+            spec, first, more, service.temp.request, record.watch, deadline, settings.max_media_items, fields.keep_alive
         )
 
     def moderate_video(self, progress: Callable[[Progress], None], stopped: Callable[[], bool] = bool) -> Outcome:
-        """Do it. :raises ClientGone: when nobody wants it any more. :raises GatewayError: if the model cannot be asked.
-        :raises MediaError: if the video cannot be looked at."""
+        """Moderate the video.
+
+        :raises ClientGone: when the client has left. :raises GatewayError: if the model cannot be asked.
+        :raises MediaError: if the video cannot be decoded.
+        """
         settings, fields = self._settings, self.fields
         sampling = FrameSampling(fields.fps, fields.max_frames, fields.longest_side, raw=True)
         limits = DecodeLimits(
@@ -291,7 +294,7 @@ class _Run:
 
 
 class _Live:
-    """A moderation in a thread of its own, told as it goes. Leaving it stops it."""
+    """A moderation in a thread of its own that reports its progress. Leaving the context stops it."""
 
     def __init__(self, run: _Run) -> None:
         self._run = run
@@ -315,7 +318,7 @@ class _Live:
             self._said.put(error)
 
     def prime(self) -> None:
-        """Wait until the video is known to be one, or is refused: that can still have a status of its own."""
+        """Wait for the first progress, or for a refusal, which can still have a status of its own."""
         self._first = self._taken(self._said.get())
 
     def events(self) -> Iterator[str]:

@@ -2,8 +2,8 @@
 
 from flask import Blueprint, Response, g, request
 
-from gateway.access import own
 from gateway.access.address import require_local
+from gateway.access.control import own
 from gateway.errors import Forbidden, GatewayError
 from gateway.routes import gateway
 from gateway.routes.openai import schemas

@@ -1,6 +1,7 @@
 """``POST /v1/apply_template``: what a model is shown of a conversation, as text and as tokens. Gateway process."""
 
 import json
+from contextlib import closing
 from typing import Annotated, ClassVar, Literal
 
 from flask import Blueprint, Response, request
@@ -62,12 +63,13 @@ def apply_template() -> Response:
     data = read_json(request, settings.max_body, json.dumps(_EXAMPLE))
     spec = find_model(data.get("model"))
     fields = parse(TAKES, data, spec, settings)
-    turns = parse_messages(fields.messages, spec)
+    turns = parse_messages(fields.messages)
     tools, choice = parse_tools(fields.tools, fields.tool_choice)
     options = fields.chat_template_kwargs or {}
-    with GenerationRequest(
+    generation = GenerationRequest(
         spec, fields, turns, tools=tools, tool_choice=choice, template_options=options, render_only=True
-    ) as generation:
+    )
+    with closing(generation):
         extras = fold(generation.pieces).finished.extras
     tokens = extras["token_ids"]
     return reply(

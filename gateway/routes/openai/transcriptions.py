@@ -4,6 +4,7 @@ The model is asked in a chat, as it was trained to be; it gives text and no time
 """
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Annotated, Any, ClassVar
 
 from flask import Blueprint, Response, request
@@ -11,9 +12,10 @@ from pydantic import Field
 
 from gateway.errors import BadRequest, UnknownModel, UnsupportedType
 from gateway.requests.conversation import Turn
-from gateway.requests.ticket import Finished, Text, Waiting, fold
+from gateway.requests.pieces import Finished, Text, Waiting
+from gateway.requests.ticket import fold
 from gateway.routes import gateway
-from gateway.routes.generation import GenerationRequest, respond
+from gateway.routes.generation import GenerationRequest
 from gateway.routes.openai import schemas
 from gateway.routes.openai.envelope import failed
 from gateway.routes.openai.wire import DONE, find_model, reasons, usage
@@ -21,7 +23,7 @@ from gateway.routes.openapi.operation import GENERATES, describe
 from gateway.routes.request_body import MULTIPART, check_length
 from gateway.routes.sampling_fields import ALWAYS, BodySchema, Fields, parse
 from gateway.routes.schemas import reply
-from gateway.routes.sse import Heartbeat, event
+from gateway.routes.sse import Heartbeat, event, respond
 from gateway.routes.validation_errors import wrong
 from media.incoming import Sent
 from models_registry.catalog import Catalog
@@ -136,14 +138,14 @@ def transcriptions() -> Response:
     if fields.stream:
         generation.prime()
         return respond(_events(generation), generation.close, failed)
-    with generation:
+    with closing(generation):
         answer = fold(generation.pieces)
     list(reasons(answer.finished))
     if wanted == "text":
-        return Response(answer.text + "\n", mimetype="text/plain")
+        return Response(answer.choices[0].text + "\n", mimetype="text/plain")
     return reply(
         schemas.Transcript,
-        text=answer.text,
+        text=answer.choices[0].text,
         usage=_usage(answer.finished),
         model=spec.name,
         device=answer.finished.device,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from gateway.errors import BadRequest
 
 NOTES = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"})
-"""Notes for the caller's own books: any value is taken, none has a meaning for the answer."""
+"""Notes of the client's own: any value is accepted and none changes the answer."""
 
 
 class Unsupported(NamedTuple):
@@ -63,7 +63,7 @@ def strip(data: Mapping[str, Any], table: Mapping[str, Unsupported]) -> dict[str
 
 
 def _same(value: object, other: object) -> bool:
-    """JSON's true is not its 1."""
+    """Compare as JSON does: true is not 1."""
     return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 

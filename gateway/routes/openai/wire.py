@@ -9,7 +9,7 @@ from flask import g, request
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.errors import BadRequest, Cancelled
-from gateway.requests.ticket import Finished
+from gateway.requests.pieces import Finished
 from gateway.routes import gateway
 from gateway.routes.openai.unsupported import Unsupported, strip
 from gateway.routes.request_body import read_json
@@ -53,10 +53,6 @@ class OpenAIFields(Fields):
         if self.max_completion_tokens is not None:
             return "max_completion_tokens", self.max_completion_tokens
         return "max_tokens", self.max_tokens
-
-    @property
-    def answers(self) -> int:
-        return self.n
 
     @property
     def options(self) -> StreamOptions:
@@ -105,12 +101,12 @@ def usage(finished: Iterable[Finished]) -> dict[str, int]:
 
 
 def tail(finished: Finished) -> dict[str, Any]:
-    """Return what stands beside OpenAI's fields: where the answer was made, how long it took, the family's extras."""
+    """Return the fields beside OpenAI's: where the answer was made, how long it took, the family's extras."""
     return {"device": finished.device, "timings": finished.timings, "swap": asdict(finished.swap), **finished.extras}
 
 
 def fingerprint(spec: ModelSpec) -> str:
-    """Return what the same seed needs to be the same for the same answer."""
+    """Return the fingerprint: with the same one, the same seed gives the same answer."""
     return f"{spec.name}-{spec.engine}-{spec.quant_bits}bit"
 
 
@@ -148,10 +144,10 @@ def completion_logprobs(tokens: Iterable[TokenLogprob], offset: int = 0) -> dict
 
 
 def text(token: bytes) -> str:
-    """Return a token's text; where it is part of a character, what stands for that."""
+    """Return a token's text, with a replacement character for part of a character."""
     return token.decode("utf-8", "replace")
 
 
 def _finite(logprob: float) -> float:
-    """JSON has no infinity: a token that could not be has this for its logarithm, as OpenAI's have."""
+    """Return a finite logarithm: JSON has no infinity, and OpenAI's API says -9999 for impossible tokens."""
     return logprob if logprob > -9999.0 else -9999.0

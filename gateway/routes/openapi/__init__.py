@@ -1,1 +1,1 @@
-"""``/openapi.json`` and ``/docs``: the API's description, made of what checks requests and shapes answers."""
+"""``/openapi.json`` and ``/docs``: the API's description, made of the models that check requests and answers."""

@@ -1,10 +1,10 @@
 """The JSON schema of a body: its model's, narrowed to what this server's models and settings take. Gateway process.
 
-It is made of what checks a request (:class:`gateway.routes.sampling_fields.BodySchema`), so that it cannot say anything
-else.
+It is made of the model that checks a request (:class:`gateway.routes.sampling_fields.BodySchema`), so that both agree.
 """
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from copy import deepcopy
 from typing import Any
 
@@ -49,12 +49,12 @@ def narrowed(
 
 
 def as_form(
-    body: dict[str, Any], files: dict[str, dict[str, Any]], flat: set[str], needed: Sequence[str] = ()
+    body: dict[str, Any], files: dict[str, dict[str, Any]], flat: AbstractSet[str], needed: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Return the schema of the same body sent as a form, whose fields are texts, with ``files`` beside them, of which
     some are ``needed``.
 
-    ``flat`` are the fields that a form can say: no objects.
+    ``flat`` are the fields that a form can have: no objects.
     """
     fields = {name: _as_text(_without_null(said)) for name, said in body["properties"].items() if name in flat}
     form = body | {"properties": fields | files, "required": [*body["required"], *needed]}
@@ -74,7 +74,7 @@ def _tidy(field: dict[str, Any]) -> dict[str, Any]:
 
 
 def _or_null(field: dict[str, Any]) -> dict[str, Any]:
-    """A field that is null is as if it were not there."""
+    """Drop the alternative null: a field that is null counts as missing."""
     kinds = field.get("anyOf")
     if (kinds is not None and _NULL in kinds) or not field.keys() - {"description"}:
         return field
@@ -89,8 +89,8 @@ def _without_null(field: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_text(field: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of a field in a form: where a number has a text that says it, that text alone; of a truth all
-    the words for it that pydantic knows."""
+    """Return the schema of a field in a form: for a number that may be a text, the text alone; for a boolean, all the
+    words that pydantic takes."""
     if field.get("type") == "boolean":
         return {name: said for name, said in field.items() if name == "description"} | {
             "type": "string",

@@ -13,11 +13,11 @@ from gateway.routes.sampling_fields import BodySchema
 from gateway.routes.schemas import Shape
 
 GUARDED = frozenset({401, 403, 429, 500, 503})
-"""What may come from any route that asks who asks, and speaks with the scheduler."""
+"""Statuses of any route that checks access and asks the scheduler."""
 OPTIONS = GUARDED | {400, 413, 415}
-"""What may come where a body is read."""
+"""Statuses of a route that reads a body."""
 GENERATES = OPTIONS | {404, 499, 504}
-"""What may come from a route that has a model do something."""
+"""Statuses of a route that has a model do something."""
 
 View = TypeVar("View", bound=Callable[..., Any])
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from flask import Response, current_app, g, request
 
-from gateway.access import Key, access
+from gateway.access.control import access
+from gateway.access.keys import Key
 from gateway.errors import GatewayError, Unavailable
 from gateway.gateway import Gateway
 from gateway.http.client_gone import Client

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from flask import Response, g, make_response, redirect, request
 
-from gateway.access import access
+from gateway.access.control import access
 from gateway.access.sessions import LONGEST_LOGIN
 from gateway.errors import Forbidden, GatewayError
 from gateway.routes.ui.page_headers import blueprint

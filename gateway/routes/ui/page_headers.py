@@ -1,11 +1,8 @@
-"""The blueprint of ``/ui``: the security headers of its responses, and the redirect from ``/``. Gateway process."""
+"""The blueprint of ``/ui``, and the security headers of its responses. Gateway process."""
 
 from pathlib import Path
 
-from flask import Blueprint, Response, redirect, request
-from werkzeug.wrappers import Response as AnyResponse
-
-from gateway.access import takes_html
+from flask import Blueprint, Response
 
 WEB = Path(__file__).resolve().parents[3] / "web"
 _POLICY = (
@@ -24,14 +21,6 @@ _HEADERS = {
 }
 
 blueprint = Blueprint("ui", __name__, url_prefix="/ui", template_folder=str(WEB / "templates"))
-
-
-@blueprint.before_app_request
-def front_door() -> AnyResponse | None:
-    """Redirect a browser from ``/`` to the dashboard. Other clients get 404."""
-    if request.path == "/" and request.method in ("GET", "HEAD") and takes_html():
-        return redirect("/ui/")
-    return None
 
 
 @blueprint.after_request

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from flask import Response, g, make_response, render_template, request
 
-from gateway.access import reader
+from gateway.access.control import reader
 from gateway.routes import gateway
 from gateway.routes.ui.assets import assets
 from gateway.routes.ui.page_headers import blueprint, guard

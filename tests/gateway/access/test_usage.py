@@ -13,7 +13,8 @@ import openai
 import pytest
 
 from gateway.access.keys import Key
-from gateway.access.usage import InsufficientQuota, Quotas, UsageLog, Used
+from gateway.access.quotas import InsufficientQuota, Quotas
+from gateway.access.usage import UsageLog, Used
 from tests.conftest import Start
 from tests.gateway.access.conftest import Keys, administered
 from tests.support.gateway import STORY, GatewayProcess, only

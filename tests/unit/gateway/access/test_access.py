@@ -16,7 +16,7 @@ from commands.serve import check_configuration
 from gateway.access import keys
 from gateway.access.address import TrustedProxies, is_local, networks
 from gateway.http.request_reader import Arrival, Pace
-from gateway.routes.access_log import _one_word
+from gateway.routes.access_log import one_word
 from main import main
 from models_registry.catalog import load_catalog
 from tests.support.gateway import ROOT
@@ -122,8 +122,8 @@ def test_a_forwarded_address_may_have_a_port(said: str, client: str) -> None:
 
 
 def test_a_path_is_one_word_of_a_log_line() -> None:
-    assert _one_word("/v1/models/größe") == "/v1/models/größe"
-    assert _one_word("/x 200 0.1s key=root\n\u2028%20") == "/x%20200%200.1s%20key=root%0A%E2%80%A8%2520"
+    assert one_word("/v1/models/größe") == "/v1/models/größe"
+    assert one_word("/x 200 0.1s key=root\n\u2028%20") == "/x%20200%200.1s%20key=root%0A%E2%80%A8%2520"
 
 
 def test_keys_are_listed_without_a_usage_that_can_be_read(

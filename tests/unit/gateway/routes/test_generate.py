@@ -7,7 +7,9 @@ import flask
 import pytest
 
 from gateway.errors import BadRequest
-from gateway.routes.generate_schemas import GenerateBody, read_body
+from gateway.requests.conversation import Turn
+from gateway.routes.generate import GenerateBody, read_body
+from media.incoming import Sent
 from models_registry.spec import ModelSpec
 from protocol.messages import Sampling
 from utils.settings import Settings
@@ -76,10 +78,10 @@ def test_durations_and_media_as_people_write_them() -> None:
     body = parse({"prompt": "x", "keep_alive": "5m", "timeout": 2, "image": "A", "images": ["B", "C"], "video": "D"})
     assert (body.keep_alive, body.timeout) == (300, 2)
     assert body.media() == [
-        ("image", "image", "A"),
-        ("image", "images[0]", "B"),
-        ("image", "images[1]", "C"),
-        ("video", "video", "D"),
+        Sent("image", "A", "image"),
+        Sent("image", "B", "images[0]"),
+        Sent("image", "C", "images[1]"),
+        Sent("video", "D", "video"),
     ]
     assert parse({"prompt": "x", "keep_alive": -1}).keep_alive == -1
     assert parse({"prompt": "x", "keep_alive": 0}).keep_alive == 0
@@ -87,10 +89,11 @@ def test_durations_and_media_as_people_write_them() -> None:
 
 def test_earlier_messages_and_a_system_prompt() -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    assert parse({"prompt": "c", "messages": turns}).before() == [("user", "a"), ("assistant", "b")]
-    assert parse({"prompt": "c", "system": "s"}).before() == [("system", "s")]
+    said, last = [Turn("user", ("a",)), Turn("assistant", ("b",))], Turn("user", ("c",))
+    assert parse({"prompt": "c", "messages": turns}).turns([]) == [*said, last]
+    assert parse({"prompt": "c", "system": "s"}).turns([]) == [Turn("system", ("s",)), last]
     system = {"role": "system", "content": "s"}
-    assert parse({"prompt": "c", "messages": [system, *turns]}).before()[0] == ("system", "s")
+    assert parse({"prompt": "c", "messages": [system, *turns]}).turns([])[0] == Turn("system", ("s",))
     assert "system" in refusal({"prompt": "c", "system": "s", "messages": [system]})
     assert "'messages'" in refusal({"prompt": "c", "messages": [*turns, system]})
     assert "messages.0.role" in refusal({"prompt": "c", "messages": [{"role": "tool", "content": "x"}]})
