@@ -169,7 +169,8 @@ class Gateway:
         :raises Unavailable: if the weights are missing, a load failed lately, the model cannot fit or the server stops.
         :raises QueueFull: if too many requests wait already.
         """
-        if self.placement.degradation.restore_level(spec.name, at_once=retry):
+        degradation = self.placement.degradation
+        if spec.name in degradation.degraded and degradation.restore_level(spec.name, at_once=retry):
             log.info("%s is loaded without degradation the next time", spec.name)
             self.runners.move_model(spec.name)
             spec = self.spec(spec.name)

@@ -72,7 +72,8 @@ class Degradation:
         self._fallback = fallback
         self._hold = hold
         self._clock = clock
-        self._degraded: dict[str, _Degraded] = {}
+        self.degraded: dict[str, _Degraded] = {}
+        """The models that ran out of memory lately. To be looked at by others, changed here."""
         self._lock = threading.Lock()
         self.counts: Counter[tuple[str, str]] = Counter()
         self.listener: Callable[[str, str, str], None] = lambda model, stage, step: None
@@ -93,12 +94,12 @@ class Degradation:
             return {step: number for (name, step), number in sorted(self.counts.items()) if name == model}
 
     def level(self, model: str) -> Level:
-        degraded = self._degraded.get(model)
+        degraded = self.degraded.get(model)
         return degraded.level if degraded else "normal"
 
     def holds_for(self, model: str) -> float | None:
         """Return how many more seconds the level holds; None for the first level."""
-        degraded = self._degraded.get(model)
+        degraded = self.degraded.get(model)
         return max(0.0, degraded.until - self._clock()) if degraded and degraded.level != "normal" else None
 
     def status(self, model: str) -> dict[str, Any]:
@@ -109,23 +110,23 @@ class Degradation:
         """Go back to the first level if the present one has held for long enough, or ``at_once``. Return whether the
         level changed."""
         with self._lock:
-            degraded = self._degraded.get(model)
+            degraded = self.degraded.get(model)
             if degraded is None or degraded.level == "normal" or (self._clock() < degraded.until and not at_once):
                 return False
-            del self._degraded[model]
+            del self.degraded[model]
             return True
 
     def loaded(self, model: str) -> None:
         """Note a good load: the next one that fails is repeated on the same level."""
         with self._lock:
-            if degraded := self._degraded.get(model):
+            if degraded := self.degraded.get(model):
                 degraded.failed_loads = 0
 
     def load_failed(self, spec: ModelSpec, device: str, at: Level) -> bool:
         """Note a load that found no memory on this level. Return whether to load again: once on the same level, then on
         the next one."""
         with self._lock:
-            degraded = self._degraded.setdefault(spec.name, _Degraded())
+            degraded = self.degraded.setdefault(spec.name, _Degraded())
             degraded.failed_loads += 1
             if degraded.failed_loads == 1:
                 self._step(spec.name, degraded, "load", "reloaded", "loading it again after idle models went")
@@ -143,7 +144,7 @@ class Degradation:
         whether a lower level can be tried, even if another request has lowered it already.
         """
         with self._lock:
-            degraded = self._degraded.setdefault(spec.name, _Degraded())
+            degraded = self.degraded.setdefault(spec.name, _Degraded())
             if _LEVELS.index(degraded.level) > _LEVELS.index(at) or self._lower(
                 spec, device, at, "generate", not alone
             ):
@@ -152,7 +153,7 @@ class Degradation:
             return False
 
     def _lower(self, spec: ModelSpec, device: str, at: Level, stage: str, smaller: bool) -> bool:
-        degraded = self._degraded[spec.name]
+        degraded = self.degraded[spec.name]
         for level in possible(spec, device, self._fallback):
             if _LEVELS.index(level) > _LEVELS.index(at) and (smaller or level != "small_batch"):
                 degraded.level, degraded.until = level, self._clock() + self._hold
@@ -166,7 +167,7 @@ class Degradation:
 
     def explain(self, spec: ModelSpec, device: str, error: str) -> str:
         """Return the error text of a refused request or load: what was tried, and what would help."""
-        degraded = self._degraded.get(spec.name, _Degraded())
+        degraded = self.degraded.get(spec.name, _Degraded())
         tried = list(dict.fromkeys(degraded.tried)) or ["once more after freeing what could be freed"]
         skipped = "" if device.startswith("cuda") else "; it runs on the CPU already, where nothing can be offloaded"
         return f"{spec.name} ran out of memory: {error}; tried: {', '.join(tried)}{skipped}; {_HELPS}"

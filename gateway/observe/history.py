@@ -17,7 +17,7 @@ from typing import Any
 from gateway.errors import Unavailable
 from gateway.memory import devices
 from gateway.memory.placement import Place
-from gateway.observe.totals import RunningTotals, Totals
+from gateway.observe.metrics import RunningTotals, Totals
 from gateway.requests.ticket import Ticket
 from gateway.scheduler import State
 from gateway.scheduler.owner import Owner

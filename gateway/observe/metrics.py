@@ -5,16 +5,16 @@ from Flask's routes and from words of this program: no client can make a new ser
 :mod:`gateway.observe.prometheus_collector`. Gateway process; decides nothing.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from gateway.observe.totals import RunningTotals
 from gateway.processes.runner import RunnerProcess
 from gateway.requests import timeline
 from gateway.scheduler import actions, events
@@ -36,6 +36,55 @@ class _Runner:
     model: str
     since: float
     ready: bool = False
+
+
+@dataclass(slots=True)
+class Totals:
+    """Sums over all models, for the history: only scrapes can read the instruments.
+
+    ``tokens`` counts the tokens of finished answers. ``firsts`` counts answers that have begun, ``first_seconds``
+    sums the seconds until each began. ``errors`` counts requests that failed by no fault of their own."""
+
+    tokens: int = 0
+    requests: int = 0
+    errors: int = 0
+    swaps: int = 0
+    loads: int = 0
+    firsts: int = 0
+    first_seconds: float = 0.0
+
+
+class RunningTotals:
+    """Keeps the totals of one gateway. Any thread adds."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._totals = Totals()
+
+    def increase_totals(
+        self,
+        tokens: int = 0,
+        requests: int = 0,
+        errors: int = 0,
+        swaps: int = 0,
+        loads: int = 0,
+        firsts: int = 0,
+        first_seconds: float = 0.0,
+    ) -> None:
+        with self._lock:
+            totals = self._totals
+            totals.tokens += tokens
+            totals.requests += requests
+            totals.errors += errors
+            totals.swaps += swaps
+            totals.loads += loads
+            totals.firsts += firsts
+            totals.first_seconds += first_seconds
+
+    def read_totals(self) -> Totals:
+        """Return the totals as they are now."""
+        with self._lock:
+            return replace(self._totals)
 
 
 class Metrics:

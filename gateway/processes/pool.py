@@ -89,7 +89,8 @@ class RunnerPool:
         """Return the spec with the bits that the model's runner has, or its next one would have."""
         handle, bits = next(iter(self.replicas_of(spec.name)), None), self.bits.get(spec.name)
         if handle is not None:  # no footprints are read for a warm request
-            return self._placement.on(spec, handle.slot, bits or cast(QuantBits, handle.load.quant_bits))
+            bits = bits or cast(QuantBits, handle.load.quant_bits)
+            return spec if bits == spec.quant_bits else spec.model_copy(update={"quant_bits": bits})
         return self._placement.on(spec, self._placement.expected(spec, bits), bits)
 
     def wait_ended(self, load_ids: list[str], timeout: float = 15.0) -> None:
