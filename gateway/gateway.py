@@ -31,7 +31,7 @@ from gateway.scheduler import Limits, Model, Phase, Slot, State, actions, events
 from gateway.scheduler.owner import Owner
 from gateway.weights import files
 from gateway.weights.operations import Weights
-from media.forkserver_client import Decoders
+from media.decoders import Decoders
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec, QuantBits, replica_names
 from utils import request_ids
@@ -85,7 +85,7 @@ class Gateway:
             settings.memory_margin,
             settings.memory_floor,
             cpu_slots,
-            self.zygotes.shrink,
+            self.zygotes.drop_oldest_zygote,
         )
         self._tickets: dict[str, Ticket] = {}
         self._stop_lock = threading.Lock()
@@ -130,7 +130,7 @@ class Gateway:
             log.info("swept %d old temporary entries, %s", removed, format_bytes(size))
         self.journal_writer.started(self.catalog.profile, len(self.catalog.names), list(self.placement.places))
         self.owner.start()
-        self.forkserver.start()
+        self.forkserver.ensure_server()
         self.sampler.start()
         self.watchdog.start()
         self.readahead.start()
@@ -162,9 +162,9 @@ class Gateway:
             self.weights.downloads.stop()
             self.owner.post(events.Shutdown())
             self.runners.join(5.0)
-            self.zygotes.stop()
-            self.forkserver.stop()
-            self.decoders.stop()
+            self.zygotes.stop_zygotes()
+            self.forkserver.stop_server()
+            self.decoders.stop_server()
             self.owner.stop()
             if self.tracing is not None:
                 self.tracing.stop()
@@ -340,7 +340,7 @@ class Gateway:
         """Return what processes are for that are neither this one nor runners, and for which model, by pid: the memory
         report lists them so.
         """
-        zygotes = self.zygotes.report()
+        zygotes = self.zygotes.report_zygotes()
         found = {zygote["pid"]: ("zygote", zygote["model"]) for zygote in zygotes}
         found |= {zygote["spare_pid"]: ("spare", zygote["model"]) for zygote in zygotes}
         found |= {self.forkserver.pid: ("forkserver", None), self.decoders.pid: ("decoders", None)}

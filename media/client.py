@@ -1,7 +1,7 @@
 """The gateway's side of decoding: sniff, have a decoder process do it, wait for it, and tell what came of it.
 
 Runs in the gateway process, in the thread of the request. One process per request, ended whatever happens: forked from
-one that has its imports done where the caller has such (:mod:`media.forkserver_client`), else a fresh one.
+one that has its imports done where the caller has such (:mod:`media.decoders`), else a fresh one.
 Must not import anything that decodes: no byte from a client is parsed here beyond telling what it looks
 like.
 """
@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from media.decoders import Decoders, Lost
 from media.errors import MediaError, bad_request, too_large, undecodable
-from media.forkserver_client import Decoders, Lost
 from media.incoming import RawMedia, check_count
 from media.limits import MediaLimits
 from media.process import Process, decoder_process
@@ -106,7 +106,7 @@ def decode_media(
         deadline = time.monotonic() + limits.timeout
         if decoders is not None:
             with suppress(Lost):
-                return _decode(items, tasks, limits, workdir, decoders.process, deadline)
+                return _decode(items, tasks, limits, workdir, decoders.fork_decoder, deadline)
         return _decode(items, tasks, limits, workdir, _fresh, deadline)
     finally:
         _TURNS.release()

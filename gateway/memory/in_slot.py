@@ -115,13 +115,13 @@ class InSlot:
     def _of_its_kind(self) -> int | None:
         """Measure the runner just loaded. That takes as long as the rest of such a load, so of those that are forked
         from one zygote, which are all alike, the first is measured."""
-        known = self._zygotes.taken(self._runner.load) if self._runner.from_zygote else None
+        known = self._zygotes.measured_bytes(self._runner.load) if self._runner.from_zygote else None
         if known is not None and self.pid and (private := watchdog.private_bytes(self.pid)) is not None:
             self.baseline = (known + self._transient, private)
             return known
         measured = self._weigh()
         if measured is not None and self._runner.from_zygote:
-            self._zygotes.took(self._runner.load, measured)
+            self._zygotes.record_measured(self._runner.load, measured)
         return measured
 
     def _weigh(self) -> int | None:

@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 
+from forking.child import Child
 from gateway.memory import devices, watchdog
 from gateway.memory.footprint.prediction import Charge
 from gateway.memory.in_ram import InRam
 from gateway.memory.in_slot import InSlot
-from gateway.processes.control_channel import Child
 from gateway.processes.zygotes import Zygotes
 from gateway.requests.timeline import TOO_LATE, RequestTimeline
 from gateway.scheduler import events
@@ -122,7 +122,7 @@ class RunnerHandle:
         self._asked = time.monotonic()
         connection: Connection | None = None
         try:
-            self._child, connection = self._zygotes.fork(self.load, self._needs)
+            self._child, connection = self._zygotes.fork_runner(self.load, self._needs)
             self._connection = connection
             self._thread.start()
         except Exception:  # no descriptors or threads left
@@ -220,7 +220,7 @@ class RunnerHandle:
             return False
         log.warning("%s: the spare runner had ended; another is forked", self.load_id)
         try:
-            self._child, connection = self._zygotes.fork(self.load, self._needs)
+            self._child, connection = self._zygotes.fork_runner(self.load, self._needs)
         except OSError as error:
             log.warning("%s: none could be: %s", self.load_id, error)
             return False
@@ -324,7 +324,7 @@ class RunnerHandle:
                 log.error("%s failed to load (%s): %s", self.load_id, kind, error)
                 self._failed_load, self.failed_by = error, kind
                 if kind != "out_of_memory":
-                    self._zygotes.unfit(self.load, error)
+                    self._zygotes.reject_zygote(self.load, error)
                 self.end("load_failed")
             case messages.Settled(_, mapped):
                 self._settled(mapped)
@@ -353,7 +353,7 @@ class RunnerHandle:
             self._post(events.Recharge(self.load_id, self.in_slot.charged))
         self._is_settled = True
         try:
-            self._zygotes.prepare(self.load, self._needs)
+            self._zygotes.prepare_zygote(self.load, self._needs)
         except OSError as error:  # nothing depends on it
             log.warning("%s gets no zygote: %s", self.load.name, error)
         self._rest()
@@ -361,7 +361,7 @@ class RunnerHandle:
     def _rest(self) -> None:
         """Have the next load's runner forked while nobody is being answered: the fork would take a processor."""
         if self._is_settled and not self._in_flight:
-            self._zygotes.provide(self.load)
+            self._zygotes.prepare_spare(self.load)
 
     def _finish(self, request_id: str, message: messages.Done | messages.Failed) -> None:
         if isinstance(message, messages.Done):
@@ -382,14 +382,14 @@ class RunnerHandle:
         asked = self._ending is not None
         patience = _ZYGOTE_PATIENCE if self.from_zygote else _FORK_PATIENCE
         if not child.forked.wait(0.0 if self._stuck else patience):
-            self._zygotes.abort(self.load, child)
+            self._zygotes.abort_fork(self.load, child)
             child.forked.wait()  # set in any case: by the fork, or by the end of who was to fork
         if not child.wait_ended(0.5 if asked else 2.0):
             log.warning("%s does not end by itself and is killed", self.load_id)
-            child.kill(signal.SIGKILL)
+            child.kill_process()
             child.wait_ended()
         if self.from_zygote and (not asked or self._ending == "load_timeout"):
-            self._zygotes.unfit(self.load, cause)  # whatever it was, the next one starts anew
+            self._zygotes.reject_zygote(self.load, cause)  # whatever it was, the next one starts anew
         if child.error:
             cause = child.error
         elif not asked and child.ended.wait(_REAP_PATIENCE) and child.status is not None:

@@ -161,7 +161,7 @@ def prune_quantized() -> Response:
     wanted = _options(shapes.PruneOptions).to
     to = settings.quantized_cache if wanted is None else wanted
     removed = kept_weights.prune(kept_weights.root(settings.models_dir), to)
-    gateway().zygotes.check()  # what they have mapped is not free before
+    gateway().zygotes.drop_stale_zygotes()  # what they have mapped is not free before
     return reply(
         shapes.Pruned,
         status="success",

@@ -95,7 +95,7 @@ class Weights:
         for name in names:
             self.downloads.forget(name)
             gateway.runners.predict(catalog[name])
-        gateway.zygotes.check()  # what they have mapped is not free before
+        gateway.zygotes.drop_stale_zygotes()  # what they have mapped is not free before
         log.info(
             "deleted the weights of %s: %s, and %s of quantized ones",
             ", ".join(names),
@@ -168,4 +168,4 @@ class Weights:
         self._gateway.journal.add("download", text, name, brief=brief, state=download.state, bytes=download.done)
         if download.state == "done":
             self._gateway.runners.predict(download.spec)
-            self._gateway.zygotes.check()
+            self._gateway.zygotes.drop_stale_zygotes()

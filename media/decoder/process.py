@@ -16,13 +16,14 @@ from ctypes import CDLL
 from pathlib import Path
 from typing import Any
 
+from forking.server import die_with_parent
 from media.errors import MediaError, too_large, undecodable
 from media.limits import MediaLimits
 from media.tasks import CANNOT_START, Task, read_job, write_npy, write_result
 
 _MAPPED = 2**30  # bytes of address space beside the memory: libraries and files, which are not memory used
 _FILES = 64
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_PR_SET_NO_NEW_PRIVS = 38
 
 
 def main(folder: Path) -> int:
@@ -69,11 +70,6 @@ def limit_process(limits: MediaLimits, alarm: bool = True) -> None:
     if sys.platform == "linux":
         CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         die_with_parent()
-
-
-def die_with_parent() -> None:
-    """Have the system kill this process when the thread that started it ends."""
-    CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _decode(folder: Path, task: Task, limits: MediaLimits) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""``runner/forking.py`` and ``forkserver.py``: no process left for a request, and a fork between two imports."""
+"""``forking/server.py`` and the runners' forkserver: a fork that fails, a fork between two imports, every way to end."""
 
 import json
 import socket
@@ -7,18 +7,17 @@ import sys
 
 from tests.support.gateway import ROOT
 
-_PARENT = """
+_SERVER = """
 import errno, os, socket, sys
-from runner.forking import Parent
+from forking.server import ForkingServer
 
 def refuse():
     raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 fork, os.fork = os.fork, refuse
-parent = Parent(socket.socket(fileno=int(sys.argv[1])))
-while (received := parent.receive()) is not None:
-    request, descriptor = received
-    parent.fork(request["token"], descriptor, lambda descriptor: None)
+server = ForkingServer(socket.socket(fileno=int(sys.argv[1])))
+while (request := server.receive_request()) is not None:
+    server.fork_child(request, lambda request: None)
     os.fork = fork
 """
 
@@ -27,7 +26,7 @@ def test_a_fork_that_fails_is_told_and_the_next_one_succeeds() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         parent = subprocess.Popen(
-            [sys.executable, "-c", _PARENT, str(theirs.fileno())], cwd=ROOT, pass_fds=[theirs.fileno()]
+            [sys.executable, "-c", _SERVER, str(theirs.fileno())], cwd=ROOT, pass_fds=[theirs.fileno()]
         )
         theirs.close()
         ours.settimeout(60)
