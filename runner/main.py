@@ -5,7 +5,6 @@ and generates; another prepares requests for it; one says once a second that the
 name, nothing of slots or HTTP.
 """
 
-import ctypes
 import importlib
 import logging
 import os
@@ -180,6 +179,5 @@ def _exit(status: int = 0) -> NoReturn:
     os._exit(status)
 
 
-if __name__ == "__main__":  # started by the forkserver as a fresh process, and to die with it like a forked one
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+if __name__ == "__main__":  # a fresh runner: a child of the forkserver that has replaced its program
     run(int(sys.argv[1]))
