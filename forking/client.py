@@ -111,7 +111,7 @@ class Server:
                 ours.close()
                 raise
         self.preloaded = threading.Event()
-        self._name = name
+        self._name, self._started = name, time.monotonic()
         self.channel = ControlChannel(f"{name}-events", ours, self._heed, lambda: on_end(self))
 
     @property
@@ -120,7 +120,7 @@ class Server:
 
     def _heed(self, event: Message) -> None:
         if event["event"] == "preloaded":
-            log.info("the %s can fork: imports done in %.1f s", self._name, event["seconds"])
+            log.info("the %s can fork: imports done in %.1f s", self._name, time.monotonic() - self._started)
             self.preloaded.set()
 
 
@@ -165,20 +165,17 @@ class ForkingClient:
         return server.process.pid if server is not None and server.alive else None
 
     def ensure_server(self) -> Server | None:
-        """Return the server; start one if there is none. Does not wait for its imports. Return None after
-        :meth:`stop_server`, and during the pause after a failed start.
-
-        :raises OSError: if it cannot be started.
-        """
+        """Return the server; start one if there is none. Does not wait for its imports. Return None if it cannot be
+        started, during the pause after that, and after :meth:`stop_server`."""
         with self._lock:
             if self._server is not None and not self._server.alive:
                 self._forget(self._server)
             if self._server is None and not self._stopped.is_set() and time.monotonic() >= self._retry_at:
                 try:
                     self._server = Server(self._name, self.start_process, self._server_ended)
-                except OSError:
+                except OSError as error:
+                    log.warning("the %s cannot be started: %s", self._name, error)
                     self._retry_at = time.monotonic() + self._retry_pause
-                    raise
             return self._server
 
     def retire_server(self, server: Server) -> None:

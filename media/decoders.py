@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,12 +21,11 @@ from media.process import command, environment
 logger = logging.getLogger(__name__)
 
 _START = """
-import sys
 sys.path[:] = sys.argv[2:]
 from media.decoder.forkserver import main
 sys.exit(main(int(sys.argv[1])))
 """
-_PATIENCE = 5.0  # seconds to fork, to kill or to end, each of which takes milliseconds
+_PATIENCE = 5.0  # seconds to fork or to kill, which take milliseconds
 _RETRY_PAUSE = 60.0  # seconds before a forkserver that failed to start is tried again
 _CRASHES = frozenset(
     -number for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGABRT, signal.SIGFPE, signal.SIGSYS)
@@ -67,8 +65,6 @@ class Decoders(ForkingClient):
 
     def __init__(self) -> None:
         super().__init__("media decoders' forkserver", _RETRY_PAUSE)
-        if sys.platform != "linux":  # elsewhere a decoder would outlive its forkserver
-            self._stopped.set()
 
     def start_process(self, descriptor: int) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
@@ -83,11 +79,7 @@ class Decoders(ForkingClient):
 
     def prepare_server(self) -> Server | None:
         """Return the forkserver if it can fork now. Start one if there is none; do not wait for it."""
-        try:
-            server = self.ensure_server()
-        except OSError as error:
-            logger.warning("the media decoders' forkserver cannot be started: %s", error)
-            return None
+        server = self.ensure_server()
         return server if server is not None and server.preloaded.is_set() else None
 
     @contextmanager
@@ -114,10 +106,6 @@ class Decoders(ForkingClient):
                 yield ForkedDecoder(child, stderr)
             finally:
                 self._end_decoder(server, child)
-
-    def stop_server(self, timeout: float | None = None) -> None:
-        """End the forkserver once its last decoder has ended, or after :data:`_PATIENCE` seconds."""
-        super().stop_server(_PATIENCE if timeout is None else timeout)
 
     def _end_decoder(self, server: Server, child: Child) -> None:
         child.kill_process()

@@ -13,13 +13,12 @@ import os
 import signal
 import socket
 import sys
-import time
 import traceback
 from collections import deque
 
 from forking.server import ForkingServer, ForkRequest
 from runner.process import quiet_logs, torchvision_compat
-from runner.process.fresh import be_fresh_runner, can_fork_runners
+from runner.process.cuda_state import is_cuda_initialized
 from runner.process.resources import name_process
 
 
@@ -45,7 +44,6 @@ class Forkserver(ForkingServer):
 
         Requests are read between imports, so that a runner that needs no torch does not wait for torch.
         """
-        started = time.monotonic()
         if self.to_import:
             gc.disable()  # imported objects stay; collecting garbage among them takes a sixth of the imports' time
         while True:
@@ -59,7 +57,7 @@ class Forkserver(ForkingServer):
                 if not self.to_import:
                     gc.collect()
                     gc.enable()
-                    self.report_event("preloaded", seconds=time.monotonic() - started)
+                    self.report_event("preloaded")
             self._fork_waiting()
 
     def close_in_child(self) -> None:
@@ -85,27 +83,28 @@ class Forkserver(ForkingServer):
             if any(module in self.to_import for module in request.message["needs"]):
                 continue
             self.waiting.remove(request)
-            is_zygote = request.message["role"] == "zygote"
-            if can_fork_runners():
-                self.fork_child(request, _be_zygote if is_zygote else _be_runner)
-            elif is_zygote:
+            if not is_cuda_initialized():
+                self.fork_child(request, _be_runner_or_zygote)
+            elif request.message["role"] == "zygote":
                 self.refuse_request(request, "CUDA is initialized in the forkserver")
             else:
-                self.fork_child(request, be_fresh_runner)
+                self.fork_child(request, _be_fresh_runner)
 
 
-def _be_runner(request: ForkRequest) -> None:
+def _be_runner_or_zygote(request: ForkRequest) -> None:
     gc.enable()  # it may have been forked between two imports
-    from runner.main import run
+    from runner import main, zygote
 
-    run(request.descriptors[0])
+    (zygote if request.message["role"] == "zygote" else main).run(request.descriptors[0])
 
 
-def _be_zygote(request: ForkRequest) -> None:
-    gc.enable()
-    from runner.zygote import run
-
-    run(request.descriptors[0])
+def _be_fresh_runner(request: ForkRequest) -> None:
+    """Replace the child's program by a runner that imports everything itself."""
+    print("CUDA is initialized in the forkserver, so this runner is a fresh process and starts slower", file=sys.stderr)
+    sys.stderr.flush()
+    descriptor = request.descriptors[0]
+    os.set_inheritable(descriptor, True)
+    os.execv(sys.executable, [sys.executable, "-m", "runner.main", str(descriptor)])
 
 
 if __name__ == "__main__":

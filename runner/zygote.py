@@ -14,13 +14,13 @@ import socket
 import threading
 import time
 
-from forking.server import ChildMain, ForkingServer, ForkRequest
+from forking.server import ForkingServer, ForkRequest
 from protocol.messages import Load
 from runner import main
 from runner.engines.interface import Engine
 from runner.errors import classify
 from runner.process import quiet_logs
-from runner.process.fresh import be_fresh_runner, can_fork_runners
+from runner.process.cuda_state import is_cuda_initialized
 from runner.process.resources import name_process, private_bytes, trim
 from utils import log_lines
 
@@ -57,19 +57,18 @@ class Zygote(ForkingServer):
         opener = threading.Thread(target=self._open, args=(load,), name="open")
         opener.start()
         opener.join()
-        if self._engine is None:
-            self.report_event("unfit")
-            return
-        if not _is_only_thread():
+        if self._engine is not None and not _is_only_thread():
             log.warning("%s gets no zygote: opening it started threads, which would be missing in a fork", load.name)
+            self._engine = None
+        elif self._engine is not None and is_cuda_initialized():
+            log.warning("%s gets no zygote: opening it initialized CUDA, which a fork could not use", load.name)
+            self._engine = None
+        if self._engine is None:
             self.report_event("unfit")
             return
         trim()
         self.report_event("opened", weights=self._weights, private_bytes=private_bytes() - before)
         self.serve_requests(self._be_runner)
-
-    def fork_child(self, request: ForkRequest, child_main: ChildMain) -> None:
-        super().fork_child(request, child_main if can_fork_runners() else be_fresh_runner)
 
     def _open(self, load: Load) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)

@@ -36,12 +36,10 @@ class ForkserverClient(ForkingClient):
 
         ``needs`` are the modules that it needs imported before the fork; it waits for no others. ``role`` is what it
         becomes: a runner, or a zygote, for which ``channel`` is a control socket.
-
-        :raises OSError: if the forkserver has to be started and cannot be.
         """
         server = self.ensure_server()
         if server is None:
-            (child := Child(token)).set_ended(error="the gateway stops")
+            (child := Child(token)).set_ended(error="the forkserver is not running")
             return child
         return server.channel.fork_child({"token": token, "needs": list(needs), "role": role}, [channel.fileno()])
 

@@ -132,8 +132,21 @@ class Zygotes:
         For a model that answers no request. Does not wait."""
         with self._lock:
             zygote = self._known.get(_key(load))
-        if zygote is not None:
-            self._fork_spare(zygote)
+            room = self._limit - sum(known.private_bytes for known in self._known.values())
+            room -= sum(_SPARE_BYTES for known in self._known.values() if known.spare)
+            if zygote is None or not zygote.opened or room < _SPARE_BYTES:
+                return
+            if self._living_spare(zygote) is not None or zygote.barren:
+                return
+            try:
+                spare = _Spare(*self._fork(zygote, f"spare-{uuid.uuid4().hex[:8]}", spare=True))
+            except OSError as error:  # no descriptors are left; the load forks its own runner
+                log.debug("%s gets no spare runner: %s", zygote.load.name, error)
+                return
+            if spare.child.error:
+                spare.channel.close()
+            else:
+                zygote.spare = spare
 
     def has_weights(self, load: Load) -> bool:
         """Return whether the next load like this one finds its weights opened."""
@@ -217,23 +230,6 @@ class Zygotes:
         child.zygote, child.spare = zygote.process, spare
         return child, Connection(ours.detach())
 
-    def _fork_spare(self, zygote: Zygote) -> None:
-        with self._lock:
-            room = self._limit - sum(known.private_bytes for known in self._known.values())
-            room -= sum(_SPARE_BYTES for known in self._known.values() if known.spare)
-            dropped = self._known.get(zygote.key) is not zygote
-            if dropped or self._living_spare(zygote) or not zygote.opened or zygote.barren or room < _SPARE_BYTES:
-                return
-            try:
-                spare = _Spare(*self._fork(zygote, f"spare-{uuid.uuid4().hex[:8]}", spare=True))
-            except OSError as error:  # no descriptors are left; the load forks its own runner
-                log.debug("%s gets no spare runner: %s", zygote.load.name, error)
-                return
-            if spare.child.error:
-                spare.channel.close()
-            else:
-                zygote.spare = spare
-
     def _take_spare(self, zygote: Zygote) -> _Spare | None:
         with self._lock:
             spare, zygote.spare = self._living_spare(zygote), None
@@ -281,7 +277,7 @@ class Zygotes:
         for known in surplus:
             self._drop(known, f"all together have more than {self._limit / 1e6:.0f} MB of their own")
         if zygote not in surplus:
-            self._fork_spare(zygote)
+            self.prepare_spare(zygote.load)
 
     def _over_limit(self) -> tuple[list[Zygote], list[Zygote]]:
         """Return which zygotes have to go, and which others have to lose their spare, least recently used first.

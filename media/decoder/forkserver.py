@@ -10,46 +10,22 @@ import gc
 import os
 import signal
 import socket
-import sys
-import time
-from importlib import import_module
 from pathlib import Path
 
+import av.subtitles.stream  # noqa: F401  # PyAV imports it when it first opens a file
+
 from forking.server import ForkingServer, ForkRequest
-from media.decoder import process
-from media.tasks import CANNOT_START
-
-_NEEDED = (
-    "mmap",
-    "media.decoder.completeness",
-    "media.decoder.audio",
-    "media.decoder.video",
-    "av.subtitles.stream",
-)  # PyAV imports the last one when it first opens a file
+from media.decoder import audio, completeness, images, process, video  # noqa: F401
 
 
-def main(descriptor: int) -> int:
-    """Serve the control socket with this descriptor and return the exit status."""
+def main(descriptor: int) -> None:
+    """Serve the control socket with this descriptor until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    started = time.monotonic()
-    try:
-        _preload()
-    except ImportError as error:
-        print(f"the media decoders cannot be preloaded: {error}", file=sys.stderr)
-        return CANNOT_START
+    images.preload()
     gc.collect()
     server = ForkingServer(socket.socket(fileno=descriptor))
-    server.report_event("preloaded", seconds=time.monotonic() - started)
+    server.report_event("preloaded")
     server.serve_requests(_be_decoder)
-    return 0
-
-
-def _preload() -> None:
-    for name in _NEEDED:
-        import_module(name)
-    from media.decoder import images
-
-    images.preload()
 
 
 def _be_decoder(request: ForkRequest) -> int:

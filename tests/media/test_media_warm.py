@@ -330,7 +330,7 @@ def test_stopping_lets_a_decoder_finish(odd: Decoders, limits: MediaLimits, tmp_
         request = pool.submit(one, odd, limits, tmp_path)
         while not (tmp_path / "begun").exists():
             time.sleep(0.01)
-        stopping = pool.submit(odd.stop_server)
+        stopping = pool.submit(odd.stop_server, 60)
         while odd.pid is not None:
             time.sleep(0.01)
         (tmp_path / "wanted").unlink()
@@ -348,8 +348,7 @@ def test_stopping_ends_one_that_goes_on(
     with at_work(odd, limits, tmp_path) as (pid, request):
         forkserver = odd.pid
         assert forkserver is not None
-        monkeypatch.setattr(decoders_module, "_PATIENCE", 0.2)
-        odd.stop_server()
+        odd.stop_server(0.2)
         assert not psutil.pid_exists(forkserver)
         assert_gone(pid)
         assert request.result(60).shape == (48, 64, 3)
