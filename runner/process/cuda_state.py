@@ -1,4 +1,4 @@
-"""Whether this process has initialized CUDA, whose forked children could then not use the GPU. Forkserver and zygotes."""
+"""Whether this process has initialized CUDA: then its forked children cannot use the GPU. Forkserver and zygotes."""
 
 import ctypes
 import sys

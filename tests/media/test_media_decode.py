@@ -371,12 +371,12 @@ time.sleep(600)
 GATEWAY = """
 import sys
 from pathlib import Path
-from media import decode
+from media import client
 from media.incoming import RawMedia
 from media.limits import MediaLimits
-folder, decode._PROGRAM = Path(sys.argv[1]), sys.argv[2]
-item = decode.MediaItem(RawMedia("image", (folder / "image").read_bytes(), "image"))
-decode.decode_media([item], MediaLimits(1, 10**6, 10**6, 10, 10, 8, 64, 600, 2**30), folder)
+folder, client._PROGRAM = Path(sys.argv[1]), sys.argv[2]
+item = client.MediaItem(RawMedia("image", (folder / "image").read_bytes(), "image"))
+client.decode_media([item], MediaLimits(1, 10**6, 10**6, 10, 10, 8, 64, 600, 2**30), folder)
 """
 
 
