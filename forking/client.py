@@ -196,8 +196,10 @@ class ForkingClient:
 
     def stop_server(self, timeout: float = 5.0) -> None:
         """Let the server end, and kill it after ``timeout`` seconds. No other is started. May be called again."""
-        self._stopped.set()
-        if (server := self._server) is not None:
+        with self._lock:
+            self._stopped.set()
+            server = self._server
+        if server is not None:
             self.retire_server(server)
             if not server.preloaded.is_set() and server.alive:
                 log.info("the %s is ended before its imports are done", self._name)

@@ -1,4 +1,4 @@
-"""The processes that decode untrusted bytes, and what runs in them. Only ``forkserver`` and ``process`` start there.
+"""The processes that decode untrusted bytes, and what runs in them. They start in ``forkserver`` and ``process``.
 
 Imported by decoder processes only. Knows no network, no models, no settings.
 """
