@@ -83,7 +83,7 @@ class Zygotes:
     def fork_runner(self, load: Load, needs: Sequence[str]) -> tuple[Child, Connection]:
         """Ask for a runner of this load, or take the spare. Return it with our end of its channel. Does not wait.
 
-        :raises OSError: if there are no descriptors left, or the forkserver cannot be started.
+        :raises OSError: if there are no descriptors left.
         """
         if zygote := self._opened_zygote(load):
             zygote.used = time.monotonic()
