@@ -67,12 +67,12 @@ class Child:
         finally:
             os.close(watched)
 
-    def kill_process(self, signum: int = signal.SIGKILL) -> None:
-        """Send a signal, unless the process was reaped: another process may have its pid by then."""
+    def kill_process(self) -> None:
+        """Kill the process, unless it was reaped: another process may have its pid by then."""
         with self._lock:
             if self._pidfd >= 0:
                 with suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(self._pidfd, signum)
+                    signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
 
 def _readable(descriptor: int, timeout: float | None) -> bool:
