@@ -72,8 +72,9 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 
 if __name__ == "__main__":
+    import runpy
     import sys
+    from pathlib import Path
 
-    from main import main
-
-    sys.exit(main(["serve", *sys.argv[1:]]))
+    sys.argv.insert(1, "serve")
+    runpy.run_path(str(Path(__file__).with_name("main.py")), run_name="__main__")  # an import would close a circle

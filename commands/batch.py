@@ -1,7 +1,7 @@
 """``python main.py batch``: answers a file of prompts with a running server, many at a time, one result per line.
 
-A process of its own, a plain client of ``POST /generate/<model>`` and ``POST /v1/…``. What a line means is in
-``batch_lines``, the file of results in ``batch_results``; here is who asks when, and what is done about refusals.
+Command line's process, an ordinary client of ``POST /generate/<model>`` and ``POST /v1/…``. Owns the concurrency and
+the retries; ``batch_lines`` knows what a line means, ``batch_results`` owns the file of results.
 """
 
 import asyncio
@@ -9,15 +9,16 @@ import contextlib
 import datetime
 import random
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import click
 import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -25,8 +26,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from commands import credentials
 from commands.batch_files import Files
 from commands.batch_lines import Call, Line, LineError, describe, names_no_model, parse, read_lines
-from commands.batch_results import Results, ResultsError
-from commands.own_server import OwnServerError, running_or_own
+from commands.batch_results import Results
+from commands.own_server import running_or_own
+from commands.verb import Verb, pass_settings
 from utils.settings import Settings
 
 _RETRIED = (429, 503)
@@ -40,64 +42,92 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line said. ``url`` None is the address of the settings; ``timeout`` a duration as text."""
+    """The command's options. ``url`` None is the address of the settings; ``timeout`` a duration as text."""
 
-    source: Path
-    target: Path
+    input: Path
+    output: Path
     model: str | None
     url: str | None
-    concurrency: int = 16
-    retries: int = 8
-    fresh: bool = False
-    timeout: str | None = None
-    retry_failed: bool = False
-    files: tuple[Path, ...] = ()
-    """Folders whose files the lines may name, besides the input's."""
+    concurrency: int
+    retries: int
+    timeout: str | None
+    files: tuple[Path, ...]
+    retry_failed: bool
+    fresh: bool
 
 
-class UsageError(Exception):
+class UsageError(ValueError):
     """The command cannot begin; nothing was asked or written."""
 
 
-class Stopped(Exception):
+class Stopped(click.ClickException):
     """The run cannot go on now, and no line is to blame. The message says why."""
 
 
-def run(settings: Settings, options: Options) -> int:
-    """Answer every line that has no result yet. Return 0 if all are answered, 1 if some failed, 2 if it cannot begin.
+_PATH = click.Path(path_type=Path)
 
+
+@click.command("batch", cls=Verb)
+@click.option(
+    "--input",
+    type=_PATH,
+    required=True,
+    metavar="FILE",
+    help="one JSON value per line: a prompt as a string, an object of /generate's fields, "
+    "or a line of OpenAI's batch format",
+)
+@click.option("--output", type=_PATH, required=True, metavar="FILE", help="where the results go, in order")
+@click.option("--model", help="its name, for lines that name none")
+@click.option("--url", help="the server's address (default: the settings' one, else a server started for this run)")
+@click.option("--concurrency", default=16, metavar="N", help="requests at a time")
+@click.option("--retries", default=8, metavar="N", help="how often to ask again when the server is busy or gone")
+@click.option("--timeout", help="deadline of each request, say 90 or 10m (default: the server's)")
+@click.option(
+    "--files",
+    type=_PATH,
+    multiple=True,
+    metavar="DIR",
+    help="a folder whose files lines may name, besides the input's; may be repeated",
+)
+@click.option("--retry-failed", is_flag=True, help="ask the lines again whose result is an error")
+@click.option("--fresh", is_flag=True, help="start over, whatever the output holds")
+@pass_settings
+def batch_command(settings: Settings, **options: Any) -> int:
+    """Answer every line of a file. The same command continues a run that was stopped."""
+    return answer_batch(settings, Options(**options))
+
+
+def answer_batch(settings: Settings, options: Options) -> int:
+    """Answer every line that has no result yet. Return 0 if all are answered, 1 if some failed.
+
+    :raises UsageError: if it cannot begin.
+    :raises ResultsError: if the output cannot be used.
+    :raises Stopped: if it cannot go on.
     :raises KeyboardInterrupt: on Ctrl-C and SIGTERM, with everything that is due written.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         total = _check(options)
         with contextlib.ExitStack() as stack:
-            results = Results(options.target, fresh=options.fresh, retry_failed=options.retry_failed)
+            results = Results(options.output, fresh=options.fresh, retry_failed=options.retry_failed)
             stack.callback(results.close)
-            results.take_up(read_lines(options.source, options.model))
+            results.take_up(read_lines(options.input, options.model))
             if results.done == total:
                 return _summary(console, options, results, total)
-            url = options.url.rstrip("/") if options.url else stack.enter_context(_server(console, settings))
+            tell = partial(console.print, markup=False)
+            url = (options.url or stack.enter_context(running_or_own(settings, tell))).rstrip("/")
             _check_model(url, options.model)
             try:
-                asyncio.run(_Batch(settings, options, results, url, total, console).run())
+                asyncio.run(_Batch(settings, options, results, url, total, console).answer_lines())
             except (KeyboardInterrupt, asyncio.CancelledError):  # the latter is SIGTERM
                 console.print(f"stopped at {results.done} of {total}; the same command goes on there", markup=False)
                 raise KeyboardInterrupt from None
             return _summary(console, options, results, total)
-    except (UsageError, ResultsError) as error:
-        print(f"switchyard: {error}", file=sys.stderr)
-        return 2
-    except (Stopped, OwnServerError) as error:
-        print(f"switchyard: {error}", file=sys.stderr)
-        return 1
     except OSError as error:
-        print(
-            f"switchyard: cannot read {options.source} or write {options.target}: {error.strerror or error}; "
-            "the same command goes on where it stopped",
-            file=sys.stderr,
-        )
-        return 1
+        raise Stopped(
+            f"cannot read {options.input} or write {options.output}: {error.strerror or error}; "
+            "the same command goes on where it stopped"
+        ) from error
 
 
 def _check(options: Options) -> int:
@@ -109,10 +139,10 @@ def _check(options: Options) -> int:
     for folder in options.files:
         if not folder.is_dir():
             raise UsageError(f"--files {folder} is no folder")
-    source = options.source
+    source = options.input
     if not source.is_file():
         raise UsageError(f"cannot read {source}: {'it is no regular file' if source.exists() else 'it is not there'}")
-    if options.target.exists() and options.target.samefile(source):
+    if options.output.exists() and options.output.samefile(source):
         raise UsageError(f"--output must be another file than --input {source}")
     total = 0
     try:
@@ -123,10 +153,6 @@ def _check(options: Options) -> int:
     except OSError as error:
         raise UsageError(f"cannot read {source}: {error.strerror}") from error
     return total
-
-
-def _server(console: Console, settings: Settings) -> contextlib.AbstractContextManager[str]:
-    return running_or_own(settings, lambda text: console.print(text, markup=False))
 
 
 def _check_model(url: str, model: str | None) -> None:
@@ -157,7 +183,7 @@ def _check_model(url: str, model: str | None) -> None:
 def _summary(console: Console, options: Options, results: Results, total: int) -> int:
     answered = results.done - results.failed
     before = f", {results.found} of the lines done before" if results.found else ""
-    console.print(f"{options.target}: {answered} of {total} answered, {results.failed} failed{before}", markup=False)
+    console.print(f"{options.output}: {answered} of {total} answered, {results.failed} failed{before}", markup=False)
     return 1 if results.failed or results.done < total else 0
 
 
@@ -171,7 +197,7 @@ class _Batch:
         self._results = results
         self._total = total
         self._console = console
-        self._folders = [options.source.resolve().parent, *options.files]
+        self._folders = [options.input.resolve().parent, *options.files]
         self._most = settings.max_body * 3 // 4  # bytes of files; as base64 a third more
         self._lines = self._left()
         self._answers: Counter[str] = Counter()
@@ -196,11 +222,11 @@ class _Batch:
             disable=not console.is_terminal,
         )
         self._bar = self._progress.add_task(
-            options.source.name, total=total, completed=results.done, failed=results.failed, rate="", left=""
+            options.input.name, total=total, completed=results.done, failed=results.failed, rate="", left=""
         )
         self._began = time.monotonic()
 
-    async def run(self) -> None:
+    async def answer_lines(self) -> None:
         """Ask all that is left. :raises Stopped: if the server cannot serve."""
         me = asyncio.current_task()
         assert me is not None
@@ -213,7 +239,7 @@ class _Batch:
         """Yield the lines to ask with their positions: those to ask again, and those that have no result."""
         results, again = self._results, frozenset(self._results.again)
         first = results.written
-        for position, line in enumerate(read_lines(self._options.source, self._options.model)):
+        for position, line in enumerate(read_lines(self._options.input, self._options.model)):
             if position >= first or position in again:
                 yield position, line
 
@@ -275,7 +301,7 @@ class _Batch:
         if self._shown <= _SHOWN:
             self._console.print(f"line {line.number}: {kind}: {details}", markup=False)
         elif self._shown == _SHOWN + 1:
-            self._console.print(f"more failed; the reasons are in {self._options.target}", markup=False)
+            self._console.print(f"more failed; the reasons are in {self._options.output}", markup=False)
 
     async def _ask(self, line: Line, call: Call) -> httpx.Response:
         """Ask, and again as long as that makes sense and the retries last.

@@ -20,7 +20,7 @@ _SYNC_SECONDS = 1.0
 _REWRITE_SECONDS = 30.0
 
 
-class ResultsError(Exception):
+class ResultsError(ValueError):
     """The output cannot be used or belongs to another input. The message says what to do."""
 
 

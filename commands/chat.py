@@ -7,15 +7,16 @@ import base64
 import json
 import mimetypes
 import shlex
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import httpx
 from rich.console import Console
 
 from commands import credentials
+from commands.verb import Verb, pass_settings
 from utils.settings import Settings
 
 _HELP = """Type a message and press Enter. Commands:
@@ -27,40 +28,44 @@ _HELP = """Type a message and press Enter. Commands:
 _KINDS = {"image": "images", "audio": "audios", "video": "videos"}
 
 
-class ChatError(Exception):
-    """The gateway refused; the message is what it said."""
+class ChatError(click.ClickException):
+    """The gateway refused; the message is its answer."""
 
 
-def run(settings: Settings, model: str, files: list[str], prompt: str | None, url: str | None) -> int:
-    """Talk to ``model`` until the user leaves; with ``prompt``, ask that once. Return the exit status."""
+@click.command("chat", cls=Verb)
+@click.argument("model", help="its name, say deepseek")
+@click.argument("prompt", required=False, help="ask this once and leave")
+@click.option("--file", "files", multiple=True, metavar="FILE", help="image, audio or video to send; may be repeated")
+@click.option("--url", help="the server's address (default http://127.0.0.1:5000)")
+@pass_settings
+def chat_command(settings: Settings, model: str, prompt: str | None, files: tuple[str, ...], url: str | None) -> None:
+    """Talk to a model of a running server until you leave, or ask it one prompt."""
     console = Console(highlight=False, soft_wrap=True)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     session = Session(url or f"http://{host}:{settings.port}", model)
     try:
-        session.attach(files)
+        session.attach_files(files)
         if prompt is not None:
-            _show(console, session, prompt)
-            return 0
-        console.print(f"[bold]{session.describe()}[/bold]\n[dim]/help lists the commands[/dim]")
-        while (line := _read(console)) is not None:
+            _show_answer(console, session, prompt)
+            return
+        console.print(f"[bold]{session.describe_model()}[/bold]\n[dim]/help lists the commands[/dim]")
+        while True:
+            line = console.input("[bold green]> [/bold green]").strip()
             try:
-                if not _command(console, session, line):
-                    _show(console, session, line)
+                if not _run_chat_command(console, session, line):
+                    _show_answer(console, session, line)
             except (ChatError, OSError, httpx.HTTPError) as error:
                 console.print(str(error), style="red", markup=False)
-        return 0
-    except (ChatError, OSError) as error:
-        print(f"switchyard: {error}", file=sys.stderr)
-        return 1
+    except OSError as error:
+        raise ChatError(str(error)) from error
     except httpx.HTTPError as error:
-        print(f"switchyard: no answer from {session.url}: {error}; is the server running?", file=sys.stderr)
-        return 1
-    except EOFError:
-        return 0
+        raise ChatError(f"no answer from {session.url}: {error}; is the server running?") from error
+    except EOFError:  # Ctrl-D or /quit
+        return
 
 
 class Session:
-    """The conversation so far and what goes out with the next message."""
+    """The conversation, and the files for the next message."""
 
     def __init__(self, url: str, model: str) -> None:
         self.url = url.rstrip("/")
@@ -72,19 +77,19 @@ class Session:
             base_url=self.url, timeout=httpx.Timeout(10, read=None), trust_env=False, headers=credentials.headers()
         )
 
-    def describe(self) -> str:
-        """Return what the model is. :raises ChatError: if the gateway does not know it."""
+    def describe_model(self) -> str:
+        """Return the model's name, label and inputs. :raises ChatError: if the gateway does not know it."""
         answer = self._client.get("/admin/model_status")
         if answer.status_code != 200:
-            return self.model  # administration may be closed to us; chatting is not
+            return self.model  # the key may chat and not administer
         found = answer.json()["model_configs"]
         for name, config in found.items():
             if self.model == name or self.model in config["aliases"]:
                 return f"{name}: {config['label']} (takes {', '.join(config['inputs'])})"
         raise ChatError(f"there is no model {self.model!r}; known models: {', '.join(found)}")
 
-    def attach(self, files: list[str]) -> None:
-        """Read files to send with the next message. :raises ChatError: for a file that is no medium."""
+    def attach_files(self, files: Iterable[str]) -> None:
+        """Read files to send with the next message. :raises ChatError: for any other kind of file."""
         for name in files:
             path = Path(name).expanduser()
             kind = (mimetypes.guess_type(path.name)[0] or "").partition("/")[0]
@@ -92,7 +97,7 @@ class Session:
                 raise ChatError(f"{path} is no image, audio or video, by its name")
             self.attached.setdefault(_KINDS[kind], []).append(base64.b64encode(path.read_bytes()).decode())
 
-    def ask(self, prompt: str) -> Iterator[dict[str, Any]]:
+    def stream_answer(self, prompt: str) -> Iterator[dict[str, Any]]:
         """Send the prompt and yield the events of the answer. :raises ChatError: as the gateway says."""
         body: dict[str, Any] = {"prompt": prompt, "stream": True, **self.attached}
         before = [{"role": "system", "content": self.system}] if self.system else []
@@ -123,14 +128,7 @@ def _reason(response: httpx.Response) -> str:
         return f"the server answered {response.status_code}"
 
 
-def _read(console: Console) -> str | None:
-    try:
-        return console.input("[bold green]> [/bold green]").strip()
-    except EOFError:
-        return None
-
-
-def _command(console: Console, session: Session, line: str) -> bool:
+def _run_chat_command(console: Console, session: Session, line: str) -> bool:
     """Carry out a command; return False for a message. :raises EOFError: to leave."""
     verb, _, rest = line.partition(" ")
     match verb:
@@ -145,7 +143,7 @@ def _command(console: Console, session: Session, line: str) -> bool:
         case "/system":
             session.system, session.said = rest.strip() or None, []
         case "/attach":
-            session.attach(shlex.split(rest))
+            session.attach_files(shlex.split(rest))
             console.print(f"[dim]{sum(map(len, session.attached.values()))} file(s) go with the next message[/dim]")
         case _ if verb.startswith("/"):
             console.print(f"no command {verb}; /help lists them")
@@ -154,11 +152,11 @@ def _command(console: Console, session: Session, line: str) -> bool:
     return True
 
 
-def _show(console: Console, session: Session, prompt: str) -> None:
+def _show_answer(console: Console, session: Session, prompt: str) -> None:
     """Print an answer as it comes, its thinking dimmed. Ctrl-C stops it."""
     thinking = False
     try:
-        for event in session.ask(prompt):
+        for event in session.stream_answer(prompt):
             if text := event.get("reasoning"):
                 thinking = True
                 console.print(text, end="", style="dim", markup=False)

@@ -6,16 +6,19 @@ download is, it leaves to :mod:`checkpoints.hub.download`. Must not import torch
 
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from types import TracebackType
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
 from checkpoints.hub.download import DownloadError, Progress, download, download_state
-from models_registry.catalog import Catalog
+from commands.verb import Verb, pass_settings
+from models_registry.catalog import Catalog, load_catalog
 from models_registry.spec import ModelSpec
 from utils.settings import Settings
 from utils.units import format_bytes
@@ -36,7 +39,16 @@ class Outcome:
     failed: bool = False
 
 
-def run(settings: Settings, catalog: Catalog, names: list[str], *, speech: bool = False) -> int:
+@click.command("download", cls=Verb)
+@click.argument("names", nargs=-1, help="models to fetch; all that are missing if none is named")
+@click.option("--speech", is_flag=True, help="also what qwen_omni needs to speak")
+@pass_settings
+def download_command(settings: Settings, names: tuple[str, ...], speech: bool) -> int:
+    """Fetch weights from the hub."""
+    return download_models(settings, load_catalog(settings), names, speech=speech)
+
+
+def download_models(settings: Settings, catalog: Catalog, names: Sequence[str], *, speech: bool = False) -> int:
     """Download the named models, or every hub model of the catalog that is not complete.
 
     A named model that is complete is compared with the hub again and updated. ``speech`` adds what a model
@@ -73,8 +85,9 @@ def _one(settings: Settings, spec: ModelSpec, *, asked: bool, speech: bool) -> O
     if state.name == "complete" and not asked:
         return Outcome(spec.name, "complete", state.bytes_here, detail=state.reason)
     started = time.monotonic()
+    bars: AbstractContextManager[_Bars | _Lines] = _Bars() if sys.stdout.isatty() else nullcontext(_Lines())
     try:
-        with _Bars() if sys.stdout.isatty() else _Lines() as view:
+        with bars as view:
             result = download(spec, settings.models_dir, progress=view.show, speech=speech)
     except DownloadError as error:
         print(f"{spec.name}: {error}", file=sys.stderr)
@@ -86,39 +99,27 @@ def _one(settings: Settings, spec: ModelSpec, *, asked: bool, speech: bool) -> O
     return Outcome(spec.name, "downloaded", result.total, result.fetched, f"{detail}, {took:.0f} s")
 
 
-class _Bars:
+class _Bars(Bars):
     """A bar for each file under way and one for the whole model."""
 
     def __init__(self) -> None:
-        self._bars = Bars(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> "_Bars":
-        self._bars.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, _: object, __: TracebackType | None) -> None:
-        self._bars.stop()
+        name = TextColumn("{task.description}", markup=False)
+        super().__init__(name, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        self._shown: dict[str, TaskID] = {}
 
     def show(self, progress: Progress) -> None:
-        self._update(progress.name, progress.name, progress.total, progress.done)
+        self._show_bar(progress.name, progress.name, progress.total, progress.done)
         for file in progress.files:
             if file.stage in ("checking", "fetching"):
                 label = f"  {file.path}" + (" (checking)" if file.stage == "checking" else "")
-                self._update(f"/{file.path}", label, file.size, file.done)
-            elif file.stage == "done" and f"/{file.path}" in self._tasks:
-                self._bars.remove_task(self._tasks.pop(f"/{file.path}"))
+                self._show_bar(f"/{file.path}", label, file.size, file.done)
+            elif file.stage == "done" and f"/{file.path}" in self._shown:
+                self.remove_task(self._shown.pop(f"/{file.path}"))
 
-    def _update(self, key: str, label: str, total: int, done: int) -> None:
-        if key not in self._tasks:  # what is there already is not counted as speed
-            self._tasks[key] = self._bars.add_task(label, total=total, completed=done)
-        self._bars.update(self._tasks[key], description=label, total=total, completed=done)
+    def _show_bar(self, key: str, label: str, total: int, done: int) -> None:
+        if key not in self._shown:  # what is there already is not counted as speed
+            self._shown[key] = self.add_task(label, total=total, completed=done)
+        self.update(self._shown[key], description=label, total=total, completed=done)
 
 
 class _Lines:
@@ -127,13 +128,6 @@ class _Lines:
     def __init__(self) -> None:
         self._started = time.monotonic()
         self._said = self._started - PLAIN_INTERVAL
-        self._finished: set[str] = set()
-
-    def __enter__(self) -> "_Lines":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, _: object, __: TracebackType | None) -> None:
-        sys.stdout.flush()
 
     def show(self, progress: Progress) -> None:
         now = time.monotonic()
@@ -169,5 +163,5 @@ def _summary(outcomes: list[Outcome]) -> None:
         return
     table = Table("model", "result", "size", "fetched", "detail")
     for row in rows:
-        table.add_row(*(cell.replace("[", r"\[") for cell in row))
-    Console().print(table)
+        table.add_row(*row)
+    Console(markup=False).print(table)

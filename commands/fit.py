@@ -21,9 +21,8 @@ _HEADS = ("model", "bits", "slot", "weights", "beside", "cache", "answers", "in 
 _CAPTION = "~ predicted; a first load measures. beside: process or CUDA context"
 
 
-def run(settings: Settings, catalog: Catalog, *, as_json: bool = False) -> int:
-    """Print the models and the sets that fit together: tables on a terminal, tab-separated lines elsewhere, JSON when
-    asked. Returns 0.
+def print_fits(settings: Settings, catalog: Catalog, *, as_json: bool = False) -> None:
+    """Print the models and the sets that fit together: tables on a terminal, tab-separated lines elsewhere, or JSON.
 
     :raises SettingsError: if the settings name a device that is not there.
     """
@@ -45,7 +44,7 @@ def run(settings: Settings, catalog: Catalog, *, as_json: bool = False) -> int:
                 indent=2,
             )
         )
-        return 0
+        return
     rows = [_cells(one, slots) for one in models]
     sizes = {one.name: one.bytes for one in models}
     if not sys.stdout.isatty():
@@ -62,7 +61,6 @@ def run(settings: Settings, catalog: Catalog, *, as_json: bool = False) -> int:
             print(f"{one.name}: {one.reason}")
         elif one.offloaded:
             print(f"{one.name}: {format_bytes(one.offloaded)} of slot {one.ram} besides, for what it offloads to RAM")
-    return 0
 
 
 def _tables(profile: str, rows: list[tuple[str, ...]], sets: list[fit.Together], sizes: dict[str, int]) -> None:

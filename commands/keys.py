@@ -1,80 +1,138 @@
-"""``python main.py keys …``: make, show, change and revoke API keys. A running gateway heeds a change at once.
+"""``python main.py keys …``: make, show, change and revoke API keys. A running gateway applies a change at once.
 
-Runs in the command line's process, and writes the gateway's file of keys itself: whoever may write that file may
-administer the gateway.
+Runs in the command line's process and writes the gateway's file of keys: write access to that file is administration.
 """
 
 import json
 import sqlite3
 import sys
 import time
-from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import click
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from commands.keys_arguments import LIMITS, NONE
+from commands.verb import VerbGroup, pass_settings
 from gateway.access import usage
-from gateway.access.keys import Allowance, Key, KeyChangeError, changing, new_token, path, read
+from gateway.access.keys import Key, KeyChangeError, changing, new_token, path, read
 from models_registry.catalog import Catalog, load_catalog
 from utils.settings import Settings
 from utils.units import parse_seconds
 
+LIMITS = ("requests_per_day", "requests_per_month", "tokens_per_day", "tokens_per_month", "concurrent")
+NONE = "none"
+_COUNTED = {"concurrent": "requests at once"}
 
-def run(settings: Settings, arguments: Namespace) -> int:
-    """Do what was asked; return the exit status.
 
-    :raises SettingsError: if the file cannot be used.
-    :raises ValueError: for a name or value that cannot be.
-    """
-    file = path(settings.data_dir)
-    if arguments.action == "list":
-        _list(read(file), _last_used(usage.path(settings.data_dir)), arguments.json)
-        return 0
-    token = None
-    with changing(file) as keys:
-        try:
-            match arguments.action:
-                case "create":
-                    given = _given(arguments, load_catalog(settings))
-                    if any(key.name == arguments.name for key in keys):
-                        raise KeyChangeError(f"there is a key {arguments.name} already; change, rotate or remove it")
-                    key_id, token, digest = new_token()
-                    key = Key(id=key_id, name=arguments.name, digest=digest, created=round(time.time(), 3), **given)
-                    keys.append(key)
-                case "change":
-                    given = _given(arguments, load_catalog(settings))
-                    key = _replace(keys, arguments.name, **given)
-                case "rotate":
-                    key = _find(keys, arguments.name)
-                    if key.revoked is not None:
-                        raise KeyChangeError(f"the key {key.name} is revoked; remove it and create another")
-                    _, token, digest = new_token(key.id)
-                    key = _replace(keys, key.name, digest=digest)
-                case "revoke":
-                    key = _replace(keys, arguments.name, revoked=round(time.time(), 3))
-                case _:
-                    key = _find(keys, arguments.name)
-                    if key.revoked is None:
-                        raise KeyChangeError(f"the key {key.name} is in force; revoke it first")
-                    if len(keys) == 1:
-                        raise KeyChangeError(
-                            f"{key.name} is the last key, and without any the gateway asks for none; "
-                            f"to want that, stop the gateway and delete {file}"
-                        )
-                    keys.remove(key)
-        except KeyChangeError as error:
-            raise ValueError(str(error)) from None
-        except ValidationError as error:
-            first = error.errors(include_input=False)[0]
-            what = first["msg"].removeprefix("Value error, ")
-            raise ValueError(f"{'.'.join(map(str, first['loc'])).replace('_', ' ')}: {what}") from None
-    _tell(key, arguments.action, token, arguments.json)
-    return 0
+@click.group("keys", cls=VerbGroup)
+def keys_command() -> None:
+    """Make, list and revoke API keys."""
+
+
+_ALLOWANCES = [
+    click.Option(["--role"], type=click.Choice(["user", "admin"]), help="admin may use /admin too (default user)"),
+    click.Option(["--models"], metavar="A,B", help="the models it may use (default all)"),
+    *(
+        click.Option(
+            [f"--{name.replace('_', '-')}"], metavar="N", help="at most N " + _COUNTED.get(name, name.replace("_", " "))
+        )
+        for name in LIMITS
+    ),
+    click.Option(["--rate"], help="requests it may make, such as 60/minute or 5/second;1000/day"),
+    click.Option(["--expires"], metavar="TIME", help="when it ends: in, say, 90d, or on a day such as 2030-12-31"),
+]
+_NAME = click.Argument(["name"], help="its name: letters, digits and . _ - @")
+_JSON = click.Option(["--json", "as_json"], is_flag=True, help="print JSON")
+
+
+@keys_command.command("create", params=[_NAME, *_ALLOWANCES, _JSON], epilog=f"Any of these may be '{NONE}'.")
+@pass_settings
+def create_key(settings: Settings, name: str, as_json: bool, **allowance: str | None) -> None:
+    """Make a key and show it, this once."""
+    given = _check_allowance(allowance, load_catalog(settings))
+    with _changing_keys(settings) as keys:
+        if any(key.name == name for key in keys):
+            raise KeyChangeError(f"there is a key {name} already; change, rotate or remove it")
+        key_id, token, digest = new_token()
+        key = Key(id=key_id, name=name, digest=digest, created=round(time.time(), 3), **given)
+        keys.append(key)
+    _show_token(key, token, as_json)
+
+
+@keys_command.command("list", params=[_JSON])
+@pass_settings
+def list_keys(settings: Settings, as_json: bool) -> None:
+    """Show the keys, not their secrets."""
+    _print_keys(read(path(settings.data_dir)), _last_used(usage.path(settings.data_dir)), as_json)
+
+
+@keys_command.command("change", params=[_NAME, *_ALLOWANCES, _JSON], epilog=f"Any of these may be '{NONE}'.")
+@pass_settings
+def change_key(settings: Settings, name: str, as_json: bool, **allowance: str | None) -> None:
+    """Change what a key may do."""
+    given = _check_allowance(allowance, load_catalog(settings))
+    with _changing_keys(settings) as keys:
+        key = _replace_key(keys, name, **given)
+    _show_change(key, "changed", as_json)
+
+
+@keys_command.command("rotate", params=[_NAME, _JSON])
+@pass_settings
+def rotate_key(settings: Settings, name: str, as_json: bool) -> None:
+    """Give a key a new secret; the old one ends at once."""
+    with _changing_keys(settings) as keys:
+        key = _find_key(keys, name)
+        if key.revoked is not None:
+            raise KeyChangeError(f"the key {key.name} is revoked; remove it and create another")
+        _, token, digest = new_token(key.id)
+        key = _replace_key(keys, key.name, digest=digest)
+    _show_token(key, token, as_json)
+
+
+@keys_command.command("revoke", params=[_NAME, _JSON])
+@pass_settings
+def revoke_key(settings: Settings, name: str, as_json: bool) -> None:
+    """End a key; its name and its usage stay."""
+    with _changing_keys(settings) as keys:
+        key = _replace_key(keys, name, revoked=round(time.time(), 3))
+    _show_change(key, "revoked", as_json)
+
+
+@keys_command.command("remove", params=[_NAME, _JSON])
+@pass_settings
+def remove_key(settings: Settings, name: str, as_json: bool) -> None:
+    """Forget a revoked key; its name is free again."""
+    with _changing_keys(settings) as keys:
+        key = _find_key(keys, name)
+        if key.revoked is None:
+            raise KeyChangeError(f"the key {key.name} is in force; revoke it first")
+        if len(keys) == 1:
+            raise KeyChangeError(
+                f"{key.name} is the last key, and without any the gateway asks for none; "
+                f"to want that, stop the gateway and delete {path(settings.data_dir)}"
+            )
+        keys.remove(key)
+    _show_change(key, "removed", as_json)
+
+
+@contextmanager
+def _changing_keys(settings: Settings) -> Iterator[list[Key]]:
+    """Yield the keys to change, and write them. :raises ValueError: in one line, for a change that cannot be made."""
+    try:
+        with changing(path(settings.data_dir)) as keys:
+            yield keys
+    except KeyChangeError as error:
+        raise ValueError(str(error)) from None
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        what = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{'.'.join(map(str, first['loc'])).replace('_', ' ')}: {what}") from None
 
 
 def _last_used(file: Path) -> dict[str, float]:
@@ -86,29 +144,24 @@ def _last_used(file: Path) -> dict[str, float]:
         return {}
 
 
-def _find(keys: list[Key], name: str) -> Key:
+def _find_key(keys: list[Key], name: str) -> Key:
     for key in keys:
         if key.name == name:
             return key
     raise KeyChangeError(f"there is no key {name!r}; there are {', '.join(key.name for key in keys) or 'none'}")
 
 
-def _replace(keys: list[Key], name: str, **fields: Any) -> Key:
-    old = _find(keys, name)
+def _replace_key(keys: list[Key], name: str, **fields: Any) -> Key:
+    old = _find_key(keys, name)
     new = Key.model_validate(old.model_dump() | fields)
     keys[keys.index(old)] = new
     return new
 
 
-def _given(arguments: Namespace, catalog: Catalog) -> dict[str, Any]:
-    """Return the allowances that were given, checked. :raises ValueError: for one that cannot be."""
-    given: dict[str, Any] = {}
-    for name in Allowance.model_fields:
-        text = getattr(arguments, name)
-        if text is None:
-            continue
-        given[name] = None if text == NONE else _value(name, text, catalog)
-    return given
+def _check_allowance(allowance: dict[str, str | None], catalog: Catalog) -> dict[str, Any]:
+    """Return the given allowances as values. :raises ValueError: for one that cannot be used."""
+    given = {name: text for name, text in allowance.items() if text is not None}
+    return {name: None if text == NONE else _value(name, text, catalog) for name, text in given.items()}
 
 
 def _value(name: str, text: str, catalog: Catalog) -> Any:
@@ -142,35 +195,32 @@ def _moment(text: str) -> float:
     return round(at, 3)
 
 
-def _tell(key: Key, action: str, token: str | None, as_json: bool) -> None:
+def _show_token(key: Key, token: str, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(_shown(key) | ({"key": token} if token else {})))
-    elif token:
+        print(json.dumps(_shown(key) | {"key": token}))
+    else:
         print(token)
         print(f"This is the key {key.name} ({key.role}). It is shown this once: keep it safe.", file=sys.stderr)
-    else:
-        words = {"change": "changed", "revoke": "revoked", "remove": "removed"}
-        print(f"The key {key.name} is {words[action]}.")
+
+
+def _show_change(key: Key, change: str, as_json: bool) -> None:
+    print(json.dumps(_shown(key)) if as_json else f"The key {key.name} is {change}.")
 
 
 def _shown(key: Key) -> dict[str, Any]:
     return {"name": key.name, "id": key.id, "valid": key.valid} | key.model_dump(exclude={"name", "id", "digest"})
 
 
-def _list(keys: list[Key], used: dict[str, float], as_json: bool) -> None:
+def _print_keys(keys: list[Key], used: dict[str, float], as_json: bool) -> None:
     if as_json:
         print(json.dumps([_shown(key) | {"last_used": used.get(key.id)} for key in keys]))
         return
     table = Table("name", "key", "role", "models", "limits", "made", "last used", "state")
     for key in keys:
         limits = [f"{value} {name.replace('_', ' ')}" for name in LIMITS if (value := getattr(key, name)) is not None]
-        state = (
-            "revoked"
-            if key.revoked
-            else f"until {_day(key.expires)}"
-            if key.expires and key.valid
-            else ("valid" if key.valid else "expired")
-        )
+        state = "revoked" if key.revoked else "valid" if key.valid else "expired"
+        if key.valid and key.expires:
+            state = f"until {_day(key.expires)}"
         table.add_row(
             key.name,
             f"sy-{key.id}-…",

@@ -7,11 +7,13 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 
+import click
 from rich.console import Console
 from rich.table import Table
 
 from checkpoints.hub.state import download_state
-from models_registry.catalog import Catalog
+from commands.verb import Verb, pass_settings
+from models_registry.catalog import Catalog, load_catalog
 from models_registry.spec import ModelSpec
 from utils.settings import Settings
 from utils.units import format_bytes
@@ -38,22 +40,36 @@ class Row:
     bytes_wanted: int | None
 
 
-def run(settings: Settings, catalog: Catalog, *, as_json: bool = False) -> int:
-    """Print the models: a table on a terminal, tab-separated lines elsewhere, JSON when asked. Returns 0."""
+@click.command("models", cls=Verb)
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+@click.option("--fit", is_flag=True, help="show what each takes here, and which fit together")
+@pass_settings
+def models_command(settings: Settings, as_json: bool, fit: bool) -> None:
+    """List the models, their weights and sizes."""
+    catalog = load_catalog(settings)
+    if fit:
+        from commands.fit import print_fits
+
+        print_fits(settings, catalog, as_json=as_json)
+    else:
+        list_models(settings, catalog, as_json=as_json)
+
+
+def list_models(settings: Settings, catalog: Catalog, *, as_json: bool = False) -> None:
+    """Print the models: a table on a terminal, tab-separated lines elsewhere, JSON when asked."""
     rows = [describe(settings, spec) for spec in catalog]
     if as_json:
         print(json.dumps({"profile": catalog.profile, "models": [asdict(row) for row in rows]}, indent=2))
-        return 0
+        return
     heads = ("name", "aliases", "family", "bits", "engine", "source", "size", "state")
     if not sys.stdout.isatty():
         for cells in (heads, *map(_cells, rows)):
             print("\t".join(cells))
-        return 0
+        return
     table = Table(*heads, title=f"profile {catalog.profile}, weights in {settings.models_dir}")
     for row in rows:
-        table.add_row(*(cell.replace("[", r"\[") for cell in _cells(row)))
-    Console().print(table)
-    return 0
+        table.add_row(*_cells(row))
+    Console(markup=False).print(table)
 
 
 def describe(settings: Settings, spec: ModelSpec) -> Row:

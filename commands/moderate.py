@@ -1,7 +1,7 @@
-"""``python main.py moderate <video>``: one video held to a policy, here and now: result.json, report.html, a verdict.
+"""``python main.py moderate <video>``: judges one video by a policy: result.json, report.html, a verdict.
 
-A process of its own, a plain client of ``/v1/chat/completions`` of this or any other server. What it does with the
-video is :mod:`moderation`'s; here are files, the screen, and the exit status.
+Command line's process, an ordinary client of ``/v1/chat/completions`` of this or any other server. Owns files, screen
+and exit status; :mod:`moderation` owns the rest.
 """
 
 import contextlib
@@ -12,33 +12,35 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from commands import credentials
-from commands.own_server import OwnServerError, running_or_own
+from commands.own_server import running_or_own
+from commands.verb import Verb, pass_settings
 from media.errors import MediaError
 from moderation.asking import ModelError
 from moderation.client import Client
 from moderation.pipeline import Outcome, Progress, moderate
 from moderation.policy import Policy
-from moderation.policy_file import PolicyError, find_policy
+from moderation.policy_file import find_policy
 from moderation.report import clock, render
 from moderation.sampling import Bounds, Sampling, Source
 from utils.settings import ROOT, Settings
 
 STATUS = {"allow": 0, "review": 3, "block": 4}
-_FAILED, _USAGE = 1, 2
 _BETWEEN = 5.0  # seconds between lines where there is no terminal
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line said."""
+    """The command's arguments and options."""
 
     video: str
     policy: str
@@ -52,13 +54,66 @@ class Options:
     patience: float
 
 
-def run(settings: Settings, options: Options) -> int:
-    """Moderate the video. Return the exit status: see :data:`STATUS`; 1 if something failed, 2 if it cannot begin.
+@click.command(
+    "moderate",
+    cls=Verb,
+    epilog="exit status: 0 allow, 3 review, 4 block; 1 if the video or the model failed, 2 for a mistake on "
+    "the command line or in the policy",
+)
+@click.argument("video", help="the file, or - for standard input")
+@click.option(
+    "--policy", default="default", metavar="FILE", help="a policy's file, or its name in the folder of policies"
+)
+@click.option(
+    "--url",
+    help="the model's server, Switchyard or another with /v1/chat/completions (default: VLLM_URL, else the "
+    "settings' one, else a server started for this run)",
+)
+@click.option("--model", help="its name there (default: the first that sees)")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="where result.json and report.html go (default: NAME.moderation)",
+)
+@click.option("--fps", default=1.0, help="frames a second to look at")
+@click.option(
+    "--max-frames",
+    default=50,
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    help="but no more than these, spread over the whole video",
+)
+@click.option(
+    "--longest-side",
+    default=768,
+    type=click.IntRange(56, 4096),
+    metavar="PIXELS",
+    help="frames are scaled down to this",
+)
+@click.option("--concurrency", default=4, type=click.IntRange(1, 64), metavar="N", help="questions at a time")
+@click.option(
+    "--patience",
+    default=120.0,
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="how long to ask again while the server is busy or gone",
+)
+@pass_settings
+def moderate_command(settings: Settings, **options: Any) -> int:
+    """Look at frames of a video, ask a vision model the policy's questions, and write what it says."""
+    return moderate_video(settings, Options(**options))
 
+
+def moderate_video(settings: Settings, options: Options) -> int:
+    """Moderate the video. Return the exit status: see :data:`STATUS`.
+
+    :raises ValueError: if the policy or an option cannot be used.
+    :raises click.ClickException: if the video or the model failed.
     :raises KeyboardInterrupt: on Ctrl-C and SIGTERM; nothing is written then.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sampling = _sampling(options)
         policy = find_policy(options.policy, settings.policies_dir or ROOT / "policies")
@@ -70,50 +125,35 @@ def run(settings: Settings, options: Options) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "result.json", outcome.result.to_json())
         _write(folder / "report.html", render(outcome.result, outcome.thumbnails))
-    except (PolicyError, _UsageError) as error:
-        print(f"switchyard: {error}", file=sys.stderr)
-        return _USAGE
-    except (MediaError, ModelError, OwnServerError) as error:
-        print(f"switchyard: {error}", file=sys.stderr)
-        return _FAILED
+    except (MediaError, ModelError) as error:
+        raise click.ClickException(str(error)) from error
     except OSError as error:
-        print(f"switchyard: {error.filename or options.video}: {error.strerror or error}", file=sys.stderr)
-        return _FAILED
+        raise click.ClickException(f"{error.filename or options.video}: {error.strerror or error}") from error
     _show(outcome, folder)
     return STATUS[outcome.result.decision]
 
 
-class _UsageError(Exception):
-    """The command cannot begin. The message says why."""
-
-
 def _sampling(options: Options) -> Sampling:
     if not 0 < options.fps <= 60:
-        raise _UsageError("--fps must be above 0 and at most 60")
-    if not 1 <= options.max_frames <= 1000:
-        raise _UsageError("--max-frames must be 1 to 1000")
-    if not 56 <= options.longest_side <= 4096:
-        raise _UsageError("--longest-side must be 56 to 4096")
-    if not 1 <= options.concurrency <= 64 or options.patience < 0:
-        raise _UsageError("--concurrency must be 1 to 64 and --patience 0 or more")
+        raise ValueError("--fps must be above 0 and at most 60")
     return Sampling(options.fps, options.max_frames, options.longest_side)
 
 
 def _video(stack: contextlib.ExitStack, said: str) -> tuple[Source, str]:
-    """Return the video and its name. :raises _UsageError: if there is none."""
+    """Return the video and its name. :raises ValueError: if there is none."""
     if said == "-":
         return sys.stdin.buffer, "standard input"
     path = Path(said)
     if not path.is_file():
-        raise _UsageError(f"cannot read {said}: {'it is no regular file' if path.exists() else 'it is not there'}")
+        raise ValueError(f"cannot read {said}: {'it is no regular file' if path.exists() else 'it is not there'}")
     return stack.enter_context(path.open("rb")), path.name
 
 
 def _check_writable(folder: Path) -> None:
-    """Tell now and not after all the work. :raises _UsageError: if results cannot go there."""
+    """Fail before the work begins. :raises ValueError: if results cannot go there."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise _UsageError(f"cannot write to {folder}: {'no right to' if there.is_dir() else f'{there} is no folder'}")
+        raise ValueError(f"cannot write to {folder}: {'no right to' if there.is_dir() else f'{there} is no folder'}")
 
 
 def _moderate(
@@ -123,13 +163,13 @@ def _moderate(
     with contextlib.ExitStack() as stack:
         url = options.url or os.environ.get("VLLM_URL", "").strip()
         if not url:
-            url = stack.enter_context(running_or_own(settings, lambda text: console.print(text, markup=False)))
+            url = stack.enter_context(running_or_own(settings, partial(console.print, markup=False)))
         client = stack.enter_context(Client(url, options.model, credentials.key(), patience=options.patience))
         client.connect()
         console.print(
             f"{name}: policy {policy.name} {policy.version}, model {client.model} at {client.server}", markup=False
         )
-        with _told(console, name) as tell:
+        with _show_progress(console, name) as tell:
             return moderate(
                 video,
                 policy,
@@ -143,8 +183,8 @@ def _moderate(
 
 
 @contextlib.contextmanager
-def _told(console: Console, name: str) -> Iterator["_Told"]:
-    """A bar in a terminal; elsewhere a line now and then."""
+def _show_progress(console: Console, name: str) -> Iterator["_ProgressView"]:
+    """Yield what shows progress: a bar in a terminal, elsewhere a line every 5 seconds."""
     bar = Bar(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -156,10 +196,10 @@ def _told(console: Console, name: str) -> Iterator["_Told"]:
         disable=not console.is_terminal,
     )
     with bar:
-        yield _Told(console, bar, name)
+        yield _ProgressView(console, bar, name)
 
 
-class _Told:
+class _ProgressView:
     def __init__(self, console: Console, bar: Bar, name: str) -> None:
         self._console, self._bar, self._name = console, bar, name
         self._task = bar.add_task(name, total=None, violations=0)
@@ -177,7 +217,7 @@ class _Told:
 
 
 def _show(outcome: Outcome, folder: Path) -> None:
-    """Print the verdict on standard output, and where the rest is."""
+    """Print the verdict and the files' paths on standard output."""
     result = outcome.result
     lines = [f"{result.decision}: {result.summary}"]
     for category in result.categories:
@@ -189,11 +229,7 @@ def _show(outcome: Outcome, folder: Path) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
+    """Write a file atomically."""
     part = path.with_name(f".{path.name}.part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -1,6 +1,6 @@
-"""A server for one command's own use: a child process on a free port with the same settings, gone when the command is.
+"""A server for one command: a child process on a free port with the same settings. It ends with the command.
 
-Runs in the command line's process. Knows the settings and ``main.py serve``, nothing of what is asked of it.
+Runs in the command line's process. Knows the settings and ``main.py serve``, no request.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
+import click
 import httpx
 
 from utils.settings import ROOT, Settings
@@ -24,8 +25,8 @@ _STOP_SECONDS = 15.0
 _PR_SET_PDEATHSIG = 1
 
 
-class OwnServerError(Exception):
-    """The server did not start; the message is what it said last."""
+class OwnServerError(click.ClickException):
+    """The server did not start; the message is its last output."""
 
 
 @contextlib.contextmanager
@@ -59,8 +60,7 @@ def own_server(settings: Settings) -> Iterator[str]:
 
 @contextlib.contextmanager
 def running_or_own(settings: Settings, tell: Callable[[str], None]) -> Iterator[str]:
-    """Give the address of the server of these settings, or of one started for this run if nobody answers there, which
-    is told.
+    """Give the address of the server of these settings. If none answers there, tell so and start one for this run.
 
     :raises OwnServerError: if it does not answer, or does not start.
     """

@@ -19,7 +19,7 @@ _CACHE_TOKENS = 8192
 PROFILES = Path(__file__).parent / "profiles"
 
 
-class CatalogError(Exception):
+class CatalogError(ValueError):
     """The catalog cannot be used. The message is one line naming file, entry and field."""
 
 

@@ -22,7 +22,7 @@ _SPARE_THREADS = 32
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
 
 
-class SettingsError(Exception):
+class SettingsError(ValueError):
     """The configuration cannot be used. The message is one line, meant for the person who wrote it."""
 
 

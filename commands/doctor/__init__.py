@@ -1,25 +1,45 @@
-"""``main.py doctor``: looks at everything the gateway stands on, and says of each whether it is right or what to do.
+"""``main.py doctor``: checks everything the gateway depends on, and says what to do about what is wrong.
 
-Runs in the command line's process, with the standard library alone until it knows that the packages are there; torch
-and what brings it are asked in processes of their own, with a time limit. Changes nothing.
+Runs in the command line's process. Needs the standard library and click until it knows that the packages are there.
+torch and what brings it are asked in child processes with a time limit. Changes nothing.
 """
 
 import json
-import sys
 import textwrap
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import click
+
 from commands.doctor.finding import Finding, failed, warning
 from commands.doctor.packages import find_packages, find_python
+from commands.verb import Verb, setting_option
 
-_COLORS = {"ok": "32", "warning": "33", "failed": "31"}
+_COLORS = {"ok": "green", "warning": "yellow", "failed": "red"}
 _WIDTH = 116
+_INDENT = " " * 23
 
 
-def run(config: Path | None, flags: dict[str, Any], *, as_json: bool = False) -> int:
-    """Print what was found, a line each as it is found, or JSON; return 1 if something failed, else 0."""
+@click.command(
+    "doctor",
+    cls=Verb,
+    params=[
+        setting_option("--host", help="check for this address instead of the settings'"),
+        setting_option("--port", type=int, help="check for this port"),
+    ],
+)
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+@click.pass_obj
+def doctor_command(given: dict[str, Any] | None, as_json: bool) -> int:
+    """Check this machine, the packages and the settings, and say what to do."""
+    flags = dict(given or {})
+    return report_findings(flags.pop("config", None), flags, as_json=as_json)
+
+
+def report_findings(config: Path | None, flags: dict[str, Any], *, as_json: bool = False) -> int:
+    """Print each finding as it is made, or all as JSON; return 1 if something failed, else 0."""
     found: list[Finding] = []
     for finding in examine(config, flags):
         found.append(finding)
@@ -59,22 +79,9 @@ def examine(config: Path | None, flags: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _show(finding: Finding) -> None:
+    wrap = partial(textwrap.fill, width=_WIDTH, break_long_words=False, break_on_hyphens=False)
     status = f"{finding.status:8}"
-    if sys.stdout.isatty():
-        status = f"\x1b[{_COLORS[finding.status]}m{status}\x1b[0m"
-    indent = " " * 23
-    lines = textwrap.wrap(finding.says, _WIDTH - len(indent), break_long_words=False, break_on_hyphens=False) or [""]
-    print(f"{status} {finding.name:13} {lines[0]}", flush=True)
-    for line in lines[1:]:
-        print(indent + line)
+    text = wrap(f"{status} {finding.name:13} {finding.says}", subsequent_indent=_INDENT)
+    click.echo(click.style(status, fg=_COLORS[finding.status]) + text.removeprefix(status))
     if finding.do:
-        print(
-            textwrap.fill(
-                finding.do,
-                _WIDTH,
-                initial_indent=indent + "-> ",
-                subsequent_indent=indent + "   ",
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
-        )
+        click.echo(wrap(finding.do, initial_indent=f"{_INDENT}-> ", subsequent_indent=f"{_INDENT}   "))

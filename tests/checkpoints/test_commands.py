@@ -37,14 +37,14 @@ def settings(models: Path) -> Settings:
 def test_download_all_that_is_missing(
     hub: Hub, catalog: Catalog, settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert download_command.run(settings, catalog, []) == 0
+    assert download_command.download_models(settings, catalog, []) == 0
     out = capsys.readouterr().out
     assert "tiny\tdownloaded" in out and "one\tdownloaded" in out and "mine\tlocal" in out and "(100%)" in out
     hub.listings = 0
-    assert download_command.run(settings, catalog, []) == 0
+    assert download_command.download_models(settings, catalog, []) == 0
     assert hub.listings == 0, "what is complete is not asked about"
     assert "tiny\tcomplete" in capsys.readouterr().out
-    assert download_command.run(settings, catalog, ["uno"]) == 0
+    assert download_command.download_models(settings, catalog, ["uno"]) == 0
     assert hub.listings == 1, "unless it is named"
 
 
@@ -52,11 +52,11 @@ def test_one_failure_does_not_stop_the_others(
     hub: Hub, catalog: Catalog, settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     del hub.repos["acme/tiny"]
-    assert download_command.run(settings, catalog, []) == 1
+    assert download_command.download_models(settings, catalog, []) == 1
     captured = capsys.readouterr()
     assert "tiny\tfailed" in captured.out and "one\tdownloaded" in captured.out
     assert "tiny: " in captured.err
-    assert download_command.run(settings, catalog, ["nothing"]) == 2
+    assert download_command.download_models(settings, catalog, ["nothing"]) == 2
     assert "known are tiny, one, mine" in capsys.readouterr().err
 
 
@@ -64,21 +64,21 @@ def test_bars_on_a_terminal(
     hub: Hub, catalog: Catalog, settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    assert download_command.run(settings, catalog, ["one"]) == 0
+    assert download_command.download_models(settings, catalog, ["one"]) == 0
     assert "one" in capsys.readouterr().out
 
 
 def test_models_as_lines_and_as_json(
     hub: Hub, catalog: Catalog, settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    download_command.run(settings, catalog, ["one"])
+    download_command.download_models(settings, catalog, ["one"])
     capsys.readouterr()
-    assert models_command.run(settings, catalog) == 0
+    models_command.list_models(settings, catalog)
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert [line[0] for line in lines] == ["name", "tiny", "one", "mine"]
     assert lines[1][-1].startswith("absent") and lines[2][-1] == "ready" and lines[3][-1] == "ready (local)"
     assert lines[2][1] == "uno" and lines[2][5] == "acme/one"
-    assert models_command.run(settings, catalog, as_json=True) == 0
+    models_command.list_models(settings, catalog, as_json=True)
     listed = {row["name"]: row for row in json.loads(capsys.readouterr().out)["models"]}
     assert listed["one"]["ready"] and listed["one"]["state"] == "complete"
     assert not listed["tiny"]["ready"] and listed["tiny"]["bytes_here"] == 0

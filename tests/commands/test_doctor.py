@@ -179,7 +179,7 @@ def test_others_may_ask_and_nothing_is_changed(run: Run, tmp_path: Path) -> None
 
 def test_its_own_process_has_no_torch(tmp_path: Path) -> None:
     program = (
-        "import sys\nfrom commands import doctor\ndoctor.run(None, {})\n"
+        "import sys\nfrom commands import doctor\ndoctor.report_findings(None, {})\n"
         "print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
     )
     path = fake(tmp_path, torch="", bitsandbytes="", llama_cpp="")  # empty ones, which are imported in no time

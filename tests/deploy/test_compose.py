@@ -6,10 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
-import main
+from commands.command_line import command_line
 from tests.deploy.checks import DEPLOY, tool
 from tests.deploy.image import stages, words
 from tests.support.gateway import ROOT
@@ -131,7 +132,8 @@ def test_a_worker_has_time_to_give_its_jobs_back(folder: Path) -> None:
         seconds = {"1m0s": 60}[worker["stop_grace_period"]]
         assert seconds >= WorkerSettings().grace + WorkerSettings().poll_wait + 10
         words = worker["healthcheck"]["test"]
-        assert words[:3] == ["CMD", "python", "main.py"] and main._parser().parse_args(words[3:]).check
+        _, verb, flags = command_line.resolve_command(click.Context(command_line), words[3:])
+        assert words[:3] == ["CMD", "python", "main.py"] and verb and verb.make_context("worker", flags).params["check"]
 
 
 def test_the_local_aws_is_the_tests_one(folder: Path) -> None:

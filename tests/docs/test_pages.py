@@ -4,16 +4,16 @@ The pages in ``HERE`` are run against one gateway, started by the quickstart's o
 files. The quickstart comes last: it makes keys.
 """
 
-import argparse
 import ast
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
-import main
+from commands.command_line import command_line
 from models_registry.spec import ModelSpec
 from tests.conftest import Start
 from tests.gateway.access.conftest import Keys
@@ -126,26 +126,27 @@ def test_the_page_s_commands_do_what_it_says(gateway: GatewayProcess, page: str)
             gateway.client.headers["Authorization"] = f"Bearer {key}"
 
 
-def verbs(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            return dict(action.choices)
-    return {}
+def flags(command: click.Command) -> set[str]:
+    return {flag for option in command.get_params(click.Context(command)) for flag in option.opts}
+
+
+def verb(command: click.Command, name: str) -> click.Command | None:
+    return command.get_command(click.Context(command), name) if isinstance(command, click.Group) else None
 
 
 def test_verbs_and_flags_are_there() -> None:
     found = 0
     for page in PAGES:
         for command in re.findall(r"main\.py ([a-z-][^`\n|#;)]*)", page.read_text()):
-            parser = main._parser()
-            known = set(parser._option_string_actions)
+            named: click.Command = command_line
+            known = flags(named)
             for word in command.split():
-                if word in verbs(parser):
-                    parser = verbs(parser)[word]
-                    known |= set(parser._option_string_actions)
+                if found_verb := verb(named, word):
+                    named = found_verb
+                    known |= flags(named)
                 elif word.startswith("--"):
                     assert word.partition("=")[0].rstrip(".,") in known, f"{page.name}: main.py {command}"
-            assert parser.prog != "main.py" or command.startswith("--"), f"{page.name}: main.py {command}"
+            assert named is not command_line or command.startswith("--"), f"{page.name}: main.py {command}"
             found += 1
     assert found > 40
 

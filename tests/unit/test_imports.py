@@ -26,3 +26,13 @@ def test_the_policy_and_the_protocol_import_the_standard_library_alone() -> None
     found = imported("gateway.scheduler, protocol.messages")
     outside = {name for name in found if name not in sys.stdlib_module_names and not name.startswith("_")}
     assert outside <= {"gateway", "protocol", "sitecustomize", "usercustomize"}
+
+
+def test_help_imports_little() -> None:
+    program = (
+        "import sys, main\nassert main.main(['--help']) == 0\n"
+        "print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    found = set(done.stderr.split())
+    assert "commands" in found and not found & {"flask", "gateway", "app", "pydantic", "rich", "torch"}, done.stderr

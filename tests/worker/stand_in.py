@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from commands.worker import start
+from commands.worker import start_worker
 from utils import logs
 from worker import service, settings
 from worker.moderator import Cancelled, CannotBeJudged, Judgement, NotSetUp, ServerBusy, TryFailed
@@ -70,4 +70,4 @@ if __name__ == "__main__":
     chosen = settings.load()
     logs.to_stdout("info")
     service._ENDING = float(os.environ.get("STAND_IN_ENDING", "60"))
-    sys.exit(start(chosen, StandIn()))
+    sys.exit(start_worker(chosen, StandIn()))

@@ -28,10 +28,7 @@ class Keys:
         output, errors = io.StringIO(), io.StringIO()
         settings = {name: value for name, value in self.gateway.environment.items() if name.startswith("SWITCHYARD_")}
         with mock.patch.dict(os.environ, settings), redirect_stdout(output), redirect_stderr(errors):
-            try:
-                status = main.main(["keys", *arguments])
-            except SystemExit as ended:  # argparse's
-                status = int(str(ended.code))
+            status = main.main(["keys", *arguments])
         return status, output.getvalue(), errors.getvalue()
 
     def run_apart(self, *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -44,7 +44,16 @@ def test_a_setting_given_its_default_still_wins(config: Path, monkeypatch: pytes
 
 def test_flags_of_the_command_line(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def flags(*argv: str) -> dict[str, Any]:
-        return main._flags(main._parser().parse_args(argv))
+        given: dict[str, Any] = {}
+
+        def load(**flags: Any) -> None:
+            given.update(flags)
+            raise SettingsError("no further")
+
+        with monkeypatch.context() as patched:
+            patched.setattr("utils.settings.load_settings", load)
+            assert main.main(list(argv)) == 2
+        return given
 
     assert flags() == {} == flags("serve") == flags("models", "--json")
     assert flags("--port", "7000", "--debug") == {"port": 7000, "debug": True}
@@ -52,8 +61,7 @@ def test_flags_of_the_command_line(config: Path, monkeypatch: pytest.MonkeyPatch
     assert flags("--profile", "pocket", "models") == {"profile": "pocket"}
     assert flags("--profile", "pocket", "serve", "--skip-download") == {"profile": "pocket", "skip_download": True}
     config.write_text("debug: true\n")
-    arguments = main._parser().parse_args(["--config", str(config), "models"])
-    assert load_settings(arguments.config, **main._flags(arguments)).debug
+    assert load_settings(**flags("--config", str(config), "models")).debug
 
 
 def test_units_and_lists(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
