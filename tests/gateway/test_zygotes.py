@@ -206,7 +206,7 @@ def test_a_peak_that_is_not_to_come_costs_nobody_their_place(start: Start, tmp_p
     opened in its zygote is not."""
     models = tmp_path / "models"
     source = {"name": "one", "family": "deepseek", "source": {"path": str(CHECKPOINT)}, "quant_bits": 16}
-    Footprints(models).record(ModelSpec.model_validate(source), "cpu", 60 * 10**6, passing=600 * 10**6)
+    Footprints(models).record(ModelSpec.model_validate(source), "cpu", 60 * 10**6, transient=600 * 10**6)
     both = {name: reasoner_at(CHECKPOINT, cache_tokens=1024) for name in ("one", "two")}
     gateway = start(models=only(**both), models_dir=models, slot_budget="500MB").preloaded()
     assert gateway.model("two")["predicted_bytes"] == 500 * 10**6, "the whole slot"
