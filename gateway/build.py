@@ -26,7 +26,7 @@ from gateway.requests.ticket import Ticket
 from gateway.scheduler import Limits, Model, Slot, Spec, State
 from gateway.scheduler.owner import Owner
 from gateway.weights.operations import Weights
-from media.forkserver_client import Decoders
+from media.decoders import Decoders
 from models_registry.catalog import Catalog
 from models_registry.spec import replica_names
 from utils.settings import Settings
@@ -96,7 +96,7 @@ def build_gateway(settings: Settings, catalog: Catalog) -> Gateway:
             settings.memory_margin,
             settings.memory_floor,
             [place.name for place in places.values() if place.gpu is None],
-            zygotes.shrink,
+            zygotes.drop_oldest_zygote,
         ),
         metrics=metrics,
         journal=journal,

@@ -32,7 +32,7 @@ from gateway.scheduler import Phase, actions, events
 from gateway.scheduler.owner import Owner
 from gateway.weights import files
 from gateway.weights.operations import Weights
-from media.forkserver_client import Decoders
+from media.decoders import Decoders
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec, QuantBits, replica_names, spec_name
 from utils import request_ids
@@ -85,7 +85,7 @@ class Gateway:
             log.info("swept %d old temporary entries, %s", removed, format_bytes(size))
         self.journal_writer.gateway_started(self.catalog.profile, len(self.catalog.names), list(self.placement.places))
         self.owner.start()
-        self.forkserver.start()
+        self.forkserver.ensure_server()
         self.history.start()
         self.watchdog.start()
         self.readahead.start()
@@ -117,9 +117,9 @@ class Gateway:
             self.weights.downloads.stop()
             self.owner.post(events.Shutdown())
             self.runners.wait_all_ended(5.0)
-            self.zygotes.stop()
-            self.forkserver.stop()
-            self.decoders.stop()
+            self.zygotes.stop_zygotes()
+            self.forkserver.stop_server()
+            self.decoders.stop_server()
             self.owner.stop()
             if self.tracing is not None:
                 self.tracing.stop()

@@ -1,7 +1,7 @@
 """The gateway's side of decoding: sniff the media, start a decoder process, wait for it and check its results.
 
 Runs in the gateway process, in the thread of the request. Each request has one decoder process, which is ended whatever
-happens: a fork of one that has its imports done (:mod:`media.forkserver_client`), else a fresh one. Must not import
+happens: a fork of one that has its imports done (:mod:`media.decoders`), else a fresh one. Must not import
 anything that decodes: no byte from a client is parsed here beyond what sniffing looks at.
 """
 
@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from media.decoders import Decoders, Lost
 from media.errors import MediaError, bad_request, too_large, undecodable
-from media.forkserver_client import Decoders, Lost
 from media.incoming import RawMedia, check_count
 from media.limits import MediaLimits
 from media.messages import (
@@ -134,7 +134,7 @@ def decode_media(
         deadline = time.monotonic() + limits.timeout
         if decoders is not None:
             with suppress(Lost):
-                return _decode(items, tasks, limits, workdir, decoders.process, deadline)
+                return _decode(items, tasks, limits, workdir, decoders.fork_decoder, deadline)
         return _decode(items, tasks, limits, workdir, _fresh, deadline)
     finally:
         _TURNS.release()

@@ -1,7 +1,7 @@
 """Fresh processes for decoding: Python with next to no environment, in a session of its own.
 
-Runs wherever media are decoded from: the gateway, the command line, the worker. What such a process does is its
-program's business. Must not know requests, media or settings.
+Runs where decoders are started: the gateway, the command line, the worker. Must not know what such a process does, nor
+requests, media or settings.
 """
 
 import os
@@ -19,7 +19,7 @@ _KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 
 
 class Process(Protocol):
-    """A decoder at work, fresh or forked: what both tell. ``wait`` raises :class:`subprocess.TimeoutExpired`."""
+    """A decoder at work, fresh or forked. ``wait`` raises :class:`subprocess.TimeoutExpired`."""
 
     @property
     def stderr(self) -> IO[bytes] | None: ...
@@ -28,14 +28,14 @@ class Process(Protocol):
 
 
 def command(program: str, argument: str) -> list[str]:
-    """Return how Python is started with ``program``, which finds its argument, then the module path, in ``sys.argv``,
-    and nothing else that site or the environment would bring."""
+    """Return the command that runs ``program`` in Python without ``site`` and without the environment's settings. The
+    program finds its argument, then the module path, in ``sys.argv``."""
     modules = [str(_ROOT), *(path for path in sys.path if os.path.isabs(path))]
     return [sys.executable, "-I", "-S", "-X", "faulthandler", "-c", program, argument, *modules]
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Return all that such a process has of an environment: no secret of this one's."""
+    """Return the whole environment of such a process. It has none of this process's secrets."""
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
     return kept | {**_ONE_THREAD, "LC_ALL": "C.UTF-8", "HOME": str(home), "TMPDIR": str(home)}
 

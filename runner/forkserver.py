@@ -1,11 +1,10 @@
-"""The forkserver: a process that has done every import and forks runners in milliseconds.
+"""The runners' forkserver: imports what runners need, then forks a runner or a zygote in milliseconds.
 
-It owns the runners as their parent: it forks them, reaps them and reports both to the gateway. It loads no model and
-starts no thread. When the control socket closes, it ends; its children follow by the parent-death signal. Models that
-were loaded once have a zygote, forked from here, that forks their later runners.
+A process of its own, with one thread, started by the gateway. It loads no model and must not initialize CUDA. When the
+control socket closes, it ends, and its children with it.
 
-The standard library's forkserver would import the gateway's main module in every runner and tells nobody how a child
-ended; hence this one.
+The standard library's forkserver would import the gateway's main module in every runner, and does not report how a
+child ended; hence :mod:`forking`.
 """
 
 import gc
@@ -14,13 +13,12 @@ import os
 import signal
 import socket
 import sys
-import time
 import traceback
 from collections import deque
-from typing import Any
 
-from runner.forking import Parent
+from forking.server import ForkingServer, ForkRequest
 from runner.process import compat
+from runner.process.cuda_state import is_cuda_initialized
 from runner.process.resources import name_process
 
 
@@ -32,46 +30,45 @@ def main(argv: list[str]) -> None:
     Forkserver(socket.socket(fileno=int(argv[0])), argv[1:]).serve()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # taking every imported module apart takes a second, and whoever stops the gateway waits for it
+    os._exit(0)  # the interpreter's tear-down of all imported modules takes a second, and the gateway's stop waits
 
 
-class Forkserver(Parent):
+class Forkserver(ForkingServer):
     def __init__(self, control: socket.socket, modules: list[str]) -> None:
         super().__init__(control)
         self.to_import = deque(modules)
-        self.waiting: list[tuple[dict[str, Any], int]] = []
+        self.waiting: list[ForkRequest] = []
 
     def serve(self) -> None:
-        """Import, fork and reap until the gateway is gone.
+        """Import, fork and reap until the gateway hangs up.
 
-        Requests are looked at between imports, so that a runner that needs no torch does not wait for torch.
+        Requests are read between imports, so that a runner that needs no torch does not wait for torch.
         """
-        started = time.monotonic()
         if self.to_import:
-            gc.disable()  # imports make objects that stay; looking for garbage among them takes a sixth of their time
+            gc.disable()  # imported objects stay; collecting garbage among them takes a sixth of the imports' time
         while True:
-            if self.wait(timeout=0 if self.to_import else None):
-                received = self.receive()
-                if received is None:
+            if self.wait_for_request(timeout=0 if self.to_import else None):
+                request = self.receive_request()
+                if request is None:
                     return
-                self.waiting.append(received)
+                self.waiting.append(request)
             if self.to_import:
                 self._import_next()
                 if not self.to_import:
                     gc.collect()
                     gc.enable()
-                    self.say(event="preloaded", seconds=time.monotonic() - started)
-            self._fork_ready()
+                    self.report_event("preloaded")
+            self._fork_waiting()
 
-    def shed(self) -> None:
-        super().shed()
-        for _, other in self.waiting:
-            os.close(other)
+    def close_in_child(self) -> None:
+        super().close_in_child()
+        for request in self.waiting:
+            request.close_descriptors()
 
     def _import_next(self) -> None:
-        """Import what a waiting request needs first, else the next in line. A module that cannot be imported here is
-        left to the runner, which reports the error to the request that wanted it."""
-        wanted = [module for request, _ in self.waiting for module in request["needs"]]
+        """Import what a waiting request needs first, else the next module. A module that cannot be imported here is
+        left to the runner, which reports the error to the request that needs it."""
+        wanted = [module for request in self.waiting for module in request.message["needs"]]
         module = next((module for module in wanted if module in self.to_import), self.to_import[0])
         self.to_import.remove(module)
         compat.import_torchvision_before(module)
@@ -80,25 +77,35 @@ class Forkserver(Parent):
         except Exception:
             print(f"cannot preload {module}:", traceback.format_exc(), file=sys.stderr)
 
-    def _fork_ready(self) -> None:
-        for request, descriptor in list(self.waiting):
-            if not any(module in self.to_import for module in request["needs"]):
-                self.waiting.remove((request, descriptor))
-                self.fork(request["token"], descriptor, _be_zygote if request["role"] == "zygote" else _be_runner)
+    def _fork_waiting(self) -> None:
+        """Fork a child for each waiting request whose modules are imported."""
+        for request in list(self.waiting):
+            if any(module in self.to_import for module in request.message["needs"]):
+                continue
+            self.waiting.remove(request)
+            if not is_cuda_initialized():
+                self.fork_child(request, _be_runner_or_zygote)
+            elif request.message["role"] == "zygote":
+                self.refuse_request(request, "CUDA is initialized in the forkserver")
+            else:
+                self.fork_child(request, _be_fresh_runner)
 
 
-def _be_runner(descriptor: int) -> None:
+def _be_runner_or_zygote(request: ForkRequest) -> None:
     gc.enable()  # it may have been forked between two imports
-    from runner.main import run_runner
+    from runner import main, zygote
 
-    run_runner(descriptor)
+    run = zygote.run_zygote if request.message["role"] == "zygote" else main.run_runner
+    run(request.descriptors[0])
 
 
-def _be_zygote(descriptor: int) -> None:
-    gc.enable()
-    from runner.zygote import run
-
-    run(descriptor)
+def _be_fresh_runner(request: ForkRequest) -> None:
+    """Replace the child's program by a runner that imports everything itself."""
+    print("CUDA is initialized in the forkserver, so this runner is a fresh process and starts slower", file=sys.stderr)
+    sys.stderr.flush()
+    descriptor = request.descriptors[0]
+    os.set_inheritable(descriptor, True)
+    os.execv(sys.executable, [sys.executable, "-m", "runner.main", str(descriptor)])
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ The main thread reads the pipe, so a cancellation arrives while requests are ans
 slots and no HTTP.
 """
 
-import ctypes
 import importlib
 import logging
 import os
@@ -189,6 +188,5 @@ def _exit(status: int = 0) -> NoReturn:
     os._exit(status)
 
 
-if __name__ == "__main__":  # started by the forkserver as a new process, which must die with it like a forked one
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+if __name__ == "__main__":  # a fresh runner: a child of the forkserver that has replaced its program
     run_runner(int(sys.argv[1]))

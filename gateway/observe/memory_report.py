@@ -24,7 +24,7 @@ from gateway.processes.forkserver_client import ForkserverClient
 from gateway.processes.model_states import ModelState, ReplicaState
 from gateway.processes.zygotes import Zygotes
 from gateway.scheduler import Phase
-from media.forkserver_client import Decoders
+from media.decoders import Decoders
 
 _PATIENCE = 2.0  # seconds; a process that cannot be read by then counts as not measured
 _READERS = 8
@@ -85,7 +85,7 @@ def helper_roles(
     zygotes: Zygotes, forkserver: ForkserverClient, decoders: Decoders
 ) -> dict[int, tuple[str, str | None]]:
     """Return the role of each helper process, and the model it is for if it is for one, by pid."""
-    known = zygotes.report()
+    known = zygotes.report_zygotes()
     roles: dict[int | None, tuple[str, str | None]] = {one["pid"]: ("zygote", one["model"]) for one in known}
     roles |= {one["spare_pid"]: ("spare", one["model"]) for one in known}
     roles |= {forkserver.pid: ("forkserver", None), decoders.pid: ("decoders", None)}

@@ -4,10 +4,9 @@
 - ``runner``: one runner's process, its state and its reader thread.
 - ``channel``: the pipe to one runner, and its requests in flight.
 - ``zygotes``: processes that have opened a model, from which its runners are forked.
-- ``forkserver_client``, ``control_channel``: the process that forks, and the socket to it.
+- ``forkserver_client``: the process that forks runners (:mod:`forking` does the forking).
 - ``environment``: modules and environment variables of runners.
 - ``readahead``: reads a model's files into the page cache while its request waits.
-- ``manual_loads``: loads and unloads that a person asks for.
 
 Gateway process; reader threads handle what comes back. Imports nothing of ``runner/``: both sides share ``protocol``.
 """

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import StrEnum
 
+from forking.child import Child
 from gateway.memory import devices
 from gateway.memory.account import MemoryAccount
 from gateway.memory.footprint.prediction import Charge
 from gateway.processes.channel import Mailbox, RunnerChannel
-from gateway.processes.control_channel import Child
 from gateway.processes.zygotes import Zygotes
 from gateway.scheduler import events
 from protocol import messages
@@ -140,7 +140,7 @@ class RunnerProcess:
         """Ask for the fork and start the reader thread. Does not wait."""
         self._asked = time.monotonic()
         try:
-            self._child, connection = self._zygotes.fork(self.load, self._needs)
+            self._child, connection = self._zygotes.fork_runner(self.load, self._needs)
             self.channel.open_connection(connection)
             self._thread.start()
         except Exception:  # no descriptors or threads left
@@ -205,7 +205,7 @@ class RunnerProcess:
             return False
         log.warning("%s: the spare runner had ended; another is forked", self.load_id)
         try:
-            self._child, connection = self._zygotes.fork(self.load, self._needs)
+            self._child, connection = self._zygotes.fork_runner(self.load, self._needs)
         except OSError as error:
             log.warning("%s: no other could be forked: %s", self.load_id, error)
             return False
@@ -285,7 +285,7 @@ class RunnerProcess:
                 log.error("%s failed to load (%s): %s", self.load_id, kind, error)
                 self.load_failure = message
                 if kind != "out_of_memory":
-                    self._zygotes.unfit(self.load, error)
+                    self._zygotes.reject_zygote(self.load, error)
                 self.end_runner("load_failed")
             case messages.Settled(_, mapped):
                 self._settle(mapped)
@@ -304,10 +304,10 @@ class RunnerProcess:
     def _finish_load(self, loaded: messages.Loaded) -> None:
         """Measure the runner, which serves from now on."""
         self.loaded, self.load_seconds = loaded, time.monotonic() - self._asked
-        known = self._zygotes.taken(self.load) if self.from_zygote else None
+        known = self._zygotes.measured_bytes(self.load) if self.from_zygote else None
         transient = self.account.record_loaded(loaded.device, loaded.mapped_bytes, loaded.transient_bytes, known)
         if self.from_zygote and known is None and self.account.resident is not None:
-            self._zygotes.took(self.load, self.account.resident)
+            self._zygotes.record_measured(self.load, self.account.resident)
         if self.offloaded:
             self.offloaded.record_loaded("cpu")
         log.info(
@@ -330,7 +330,7 @@ class RunnerProcess:
             self._post(events.Recharge(self.load_id, self.account.reserved))
         self._move_to(RunnerState.READY)
         try:
-            self._zygotes.prepare(self.load, self._needs)
+            self._zygotes.prepare_zygote(self.load, self._needs)
         except OSError as error:  # nothing depends on it
             log.warning("%s gets no zygote: %s", self.load.name, error)
         self._provide_spare()
@@ -339,7 +339,7 @@ class RunnerProcess:
         """Have the next load's runner forked. Not while this one answers: the fork would take a processor."""
         if self.state is RunnerState.READY and not self.channel.in_flight:
             self._spare_asked = True
-            self._zygotes.provide(self.load)
+            self._zygotes.prepare_spare(self.load)
 
     def _bury(self, cause: str) -> None:
         """Make sure that the process is gone and its memory free, then tell the scheduler and the requests."""
@@ -348,14 +348,14 @@ class RunnerProcess:
         asked = self.state is RunnerState.ENDING
         patience = _ZYGOTE_PATIENCE if self.from_zygote else _FORK_PATIENCE
         if not child.forked.wait(0.0 if cause == _ZYGOTE_STUCK else patience):
-            self._zygotes.abort(self.load, child)
+            self._zygotes.abort_fork(self.load, child)
             child.forked.wait()  # set in any case: by the fork, or by the end of the process that was to fork
         if not child.wait_ended(0.5 if asked else 2.0):
             log.warning("%s does not end by itself and is killed", self.load_id)
-            child.kill(signal.SIGKILL)
+            child.kill_process()
             child.wait_ended()
         if self.from_zygote and (not asked or self.end_reason == "load_timeout"):
-            self._zygotes.unfit(self.load, cause)  # whatever it was, the next one starts anew
+            self._zygotes.reject_zygote(self.load, cause)  # whatever it was, the next one starts anew
         if child.error:
             cause = child.error
         elif not asked and child.ended.wait(_REAP_PATIENCE) and child.status is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from media.client import Decoded, MediaItem, decode_media
-from media.forkserver_client import Decoders
+from media.decoders import Decoders
 from media.incoming import Sent, read_all
 from media.limits import MediaLimits
 from models_registry.catalog import Catalog

@@ -158,7 +158,7 @@ def prune_quantized() -> Response:
     wanted = read_options(shapes.PruneOptions).to
     to = settings.quantized_cache if wanted is None else wanted
     removed = kept_weights.prune(kept_weights.root(settings.models_dir), to)
-    gateway().zygotes.check()  # the disk frees the files once no zygote maps them
+    gateway().zygotes.drop_stale_zygotes()  # the disk frees the files once no zygote maps them
     return reply(
         shapes.Pruned,
         status="success",

@@ -62,4 +62,4 @@ def ready() -> Response:
     """Readiness, proven: the scheduler answers within a deadline and runners can be started. 503 while stopping."""
     service = gateway()
     service.ping(_PATIENCE)
-    return reply(Ready, status="ready", runners_preloaded=service.forkserver.ready.is_set())
+    return reply(Ready, status="ready", runners_preloaded=service.forkserver.preloaded)

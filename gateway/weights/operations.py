@@ -110,7 +110,7 @@ class Weights:
         for name in names:
             self.downloads.forget_download(name)
             self._runners.predict_model(catalog[name])
-        self._zygotes.check()  # the disk frees the files once no zygote maps them
+        self._zygotes.drop_stale_zygotes()  # the disk frees the files once no zygote maps them
         log.info(
             "deleted the weights of %s: %s, and %s of quantized ones",
             ", ".join(names),
@@ -182,4 +182,4 @@ class Weights:
         self._journal.add_entry("download", text, name, brief=brief, state=download.state, bytes=download.done)
         if download.state == "done":
             self._runners.predict_model(download.spec)
-            self._zygotes.check()
+            self._zygotes.drop_stale_zygotes()

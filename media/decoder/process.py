@@ -1,10 +1,9 @@
 """The disposable process that decodes one request's media: a fork of :mod:`media.decoder.forkserver`, or a fresh one.
 
-Owns nothing but the folder it is given: a job and raw files go in, ``.npy`` files and a result come out,
-and each raw file is removed once it is decoded. It limits itself before it looks at a byte, so that a bomb,
-a broken file or a bug in a decoder ends this process and nothing else. Must not know requests, models or
-settings. The libraries that decode are imported only when a task needs them, as they are most of what
-starting costs; a fork has them already.
+Owns the folder it is given and nothing else: it reads a job and raw files, writes ``.npy`` files and a result, and
+removes each raw file once it is decoded. It limits itself before it looks at a byte, so that a bomb, a broken file or
+a bug in a decoder ends this process only. Must not know requests, models or settings. A fresh process imports a
+library that decodes only when a task needs it, because these imports are most of its start; a fork has them already.
 """
 
 import os
@@ -16,6 +15,7 @@ from ctypes import CDLL
 from pathlib import Path
 from typing import Any
 
+from forking.server import die_with_parent
 from media.decoder.failures import refuse_failures
 from media.errors import MediaError
 from media.limits import MediaLimits
@@ -23,17 +23,17 @@ from media.messages import CANNOT_START, DONE, REFUSED, RESULT_FILE, Task, read_
 
 _MAPPED = 2**30  # bytes of address space beside the memory: libraries and files, which are not memory used
 _FILES = 64
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_PR_SET_NO_NEW_PRIVS = 38
 
 
 def main(folder: Path) -> int:
-    """Do the job in ``folder`` and return the exit status: 0 if there is a result, be it a refusal.
+    """Do the job in ``folder`` and return the exit status: 0 if there is a result, which may be a refusal.
 
-    Limits this process for good, so it is no function to call in a process with anything else to do.
+    Limits this process for good, so do not call it in a process that has anything else to do.
     """
     limits, tasks = read_job(folder)
     limit_process(limits)
-    warnings.simplefilter("ignore")  # libraries warn of odd files; nobody is there to read it
+    warnings.simplefilter("ignore")  # libraries warn of odd files, and nobody reads it
     done: list[dict[str, Any]] = []
     try:
         for task in tasks:
@@ -50,8 +50,8 @@ def main(folder: Path) -> int:
 
 
 def limit_process(limits: MediaLimits, alarm: bool = True) -> None:
-    """Give up what decoding does not need: memory, time, files, core dumps, new privileges. There is no way
-    back. Without ``alarm`` only time on processors is bounded: waiting for whoever brings the bytes is none."""
+    """Limit memory, time, files, core dumps and privileges to what decoding needs. This cannot be undone. Without
+    ``alarm`` only processor time is limited: waiting for the file's bytes does not count."""
     seconds = int(limits.timeout) + 1
     cores = os.cpu_count() or 1
     for what, most in (
@@ -66,15 +66,10 @@ def limit_process(limits: MediaLimits, alarm: bool = True) -> None:
         value = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(what, (value, value))
     if alarm:
-        signal.alarm(seconds + 5)  # should the parent be gone; it kills at ``timeout``
+        signal.alarm(seconds + 5)  # in case the client, which kills at ``timeout``, is gone
     if sys.platform == "linux":
         CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         die_with_parent()
-
-
-def die_with_parent() -> None:
-    """Have the system kill this process when the thread that started it ends."""
-    CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _decode(folder: Path, task: Task, limits: MediaLimits) -> dict[str, Any]:

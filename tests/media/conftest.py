@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from media.forkserver_client import Decoders
+from media.decoders import Decoders
 from media.limits import MediaLimits
 
 
@@ -31,10 +31,10 @@ def limits() -> MediaLimits:
 def decoders() -> Iterator[Decoders]:
     """Decoders that are forked, as the gateway's are, for all tests that only decode."""
     decoders = Decoders()
-    while not decoders.prepare():
+    while not decoders.prepare_server():
         time.sleep(0.01)
     yield decoders
-    decoders.stop()
+    decoders.stop_server()
 
 
 def _children() -> set[str]:

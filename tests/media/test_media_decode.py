@@ -17,8 +17,8 @@ from PIL import Image
 
 from media import client
 from media.client import Decoded, MediaItem, decode_media
+from media.decoders import Decoders
 from media.errors import MediaError
-from media.forkserver_client import Decoders
 from media.incoming import RawMedia
 from media.limits import MediaLimits
 from media.sniff import Kind

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from media.client import MediaItem, decode_media
+from media.decoders import Decoders
 from media.errors import MediaError
-from media.forkserver_client import Decoders
 from media.incoming import RawMedia
 from media.limits import MediaLimits
 from media.sniff import Kind, sniff

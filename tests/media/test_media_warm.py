@@ -16,10 +16,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from media import client, forkserver_client
+from media import client
+from media import decoders as decoders_module
 from media.client import Decoded, MediaItem, decode_media
+from media.decoders import Decoders
 from media.errors import MediaError
-from media.forkserver_client import Decoders
 from media.incoming import RawMedia
 from media.limits import MediaLimits
 from tests.media.samples import audio_bytes, image_bytes
@@ -49,12 +50,12 @@ AT_WORK = "import os, time; Path('../pid').write_text(str(os.getpid())); time.sl
 @contextmanager
 def started() -> Iterator[Decoders]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forkserver_client, "_START", ODD)
-        patch.setattr(forkserver_client, "_PATIENCE", 60.0)  # a late fork would be no fork of the one that is looked at
+        patch.setattr(decoders_module, "_START", ODD)
+        patch.setattr(decoders_module, "_PATIENCE", 60.0)  # a late fork would be no fork of the one that is looked at
         decoders = Decoders()
         wait_for(decoders)
         yield decoders
-        decoders.stop()
+        decoders.stop_server()
         assert decoders.pid is None
 
 
@@ -75,7 +76,7 @@ def shared() -> Iterator[Decoders]:
 def wait_for(decoders: Decoders) -> int:
     """Return the forkserver's pid once it can fork."""
     deadline = time.monotonic() + 60
-    while not decoders.prepare():
+    while not decoders.prepare_server():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert decoders.pid is not None
@@ -248,7 +249,7 @@ def test_the_first_request_does_not_wait(limits: MediaLimits, tmp_path: Path) ->
     assert one(decoders, limits, tmp_path).shape == (48, 64, 3)
     forkserver = decoders.pid
     assert forkserver is not None
-    decoders.stop()
+    decoders.stop_server()
     assert not psutil.pid_exists(forkserver)
 
 
@@ -274,7 +275,7 @@ def test_a_forkserver_killed_at_work_costs_no_request(odd: Decoders, limits: Med
 def test_a_stuck_forkserver_is_killed(
     odd: Decoders, limits: MediaLimits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forkserver_client, "_PATIENCE", 0.2)
+    monkeypatch.setattr(decoders_module, "_PATIENCE", 0.2)
     stuck = odd.pid
     assert stuck is not None
     os.kill(stuck, signal.SIGSTOP)
@@ -298,7 +299,7 @@ def test_a_forkserver_stuck_at_work_is_killed(
 
     monkeypatch.setattr(client, "_listen", listens)
     with at_work(odd, replace(limits, timeout=1), tmp_path) as (pid, request):
-        monkeypatch.setattr(forkserver_client, "_PATIENCE", 0.2)
+        monkeypatch.setattr(decoders_module, "_PATIENCE", 0.2)
         os.kill(stuck, signal.SIGSTOP)
         stopped.set()
         with pytest.raises(MediaError, match="longer than 1 s"):
@@ -309,14 +310,14 @@ def test_a_forkserver_stuck_at_work_is_killed(
 def test_one_that_cannot_start_is_not_tried_again_and_again(
     limits: MediaLimits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forkserver_client, "_START", "raise SystemExit(3)")
+    monkeypatch.setattr(decoders_module, "_START", "raise SystemExit(3)")
     decoders = Decoders()
-    assert not decoders.prepare() and decoders.pid is not None
+    assert not decoders.prepare_server() and decoders.pid is not None
     psutil.Process(decoders.pid).wait(60)
     for _ in range(2):
         assert one(decoders, limits, tmp_path).shape == (48, 64, 3)
         assert decoders.pid is None
-    decoders.stop()
+    decoders.stop_server()
 
 
 def test_stopping_lets_a_decoder_finish(odd: Decoders, limits: MediaLimits, tmp_path: Path) -> None:
@@ -329,7 +330,7 @@ def test_stopping_lets_a_decoder_finish(odd: Decoders, limits: MediaLimits, tmp_
         request = pool.submit(one, odd, limits, tmp_path)
         while not (tmp_path / "begun").exists():
             time.sleep(0.01)
-        stopping = pool.submit(odd.stop)
+        stopping = pool.submit(odd.stop_server, 60)
         while odd.pid is not None:
             time.sleep(0.01)
         (tmp_path / "wanted").unlink()
@@ -337,7 +338,7 @@ def test_stopping_lets_a_decoder_finish(odd: Decoders, limits: MediaLimits, tmp_
         assert request.result(60).shape == (48, 64, 3)
         stopping.result(60)
     assert not psutil.pid_exists(forkserver)
-    assert not odd.prepare() and odd.pid is None, "it is not started again"
+    assert not odd.prepare_server() and odd.pid is None, "it is not started again"
     assert one(odd, limits, tmp_path).shape == (48, 64, 3)
 
 
@@ -347,8 +348,7 @@ def test_stopping_ends_one_that_goes_on(
     with at_work(odd, limits, tmp_path) as (pid, request):
         forkserver = odd.pid
         assert forkserver is not None
-        monkeypatch.setattr(forkserver_client, "_PATIENCE", 0.2)
-        odd.stop()
+        odd.stop_server(0.2)
         assert not psutil.pid_exists(forkserver)
         assert_gone(pid)
         assert request.result(60).shape == (48, 64, 3)
@@ -357,12 +357,12 @@ def test_stopping_ends_one_that_goes_on(
 GATEWAY = """
 import sys, time
 from pathlib import Path
-from media import client, forkserver_client as module
+from media import client, decoders as module
 from media.incoming import RawMedia
 from media.limits import MediaLimits
 folder, module._START = Path(sys.argv[1]), sys.argv[2]
 decoders = module.Decoders()
-while not decoders.prepare():
+while not decoders.prepare_server():
     time.sleep(0.01)
 (folder / "forkserver").write_text(str(decoders.pid))
 item = client.MediaItem(RawMedia("image", (folder / "image").read_bytes(), "image"))

@@ -1,5 +1,6 @@
-"""What tests start processes with and hold them by: a port and an environment of their own, signals as a terminal has
-them, a stop on the way. Knows the names of the product's settings; nothing of a gateway.
+"""Helpers for tests that start processes: a free port, a clean environment, a terminal's signals, a suspended process.
+
+Knows the names of the product's settings, nothing of a gateway.
 """
 
 import os
@@ -17,7 +18,7 @@ _ports: set[int] = set()
 
 
 def clean_environment(home: Path) -> dict[str, str]:
-    """Return this environment without settings of ours, and with folders under ``home``.
+    """Return this environment without the product's settings, and with folders under ``home``.
 
     One thread for each runner: a shared machine of few cores is slow in the spin barriers of more.
     """
@@ -27,8 +28,8 @@ def clean_environment(home: Path) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """Return a port that nobody takes until its gateway listens: below those the system gives to clients, given once,
-    and another than the processes that run tests beside this one may give."""
+    """Return a port that stays free until its gateway listens. It is below the ports that the system gives to clients,
+    is returned once, and differs from the ports of test processes that run in parallel."""
     beside = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
         port = SystemRandom().randrange(10_000 + beside % 16, 32_000, 16)
@@ -42,7 +43,7 @@ def free_port() -> int:
 
 @contextmanager
 def suspended(process: psutil.Process) -> Iterator[None]:
-    """Have a process stand still."""
+    """Suspend a process during the block."""
     process.suspend()
     try:
         yield
@@ -53,7 +54,7 @@ def suspended(process: psutil.Process) -> Iterator[None]:
 
 @contextmanager
 def default_interrupt() -> Iterator[None]:
-    """Let a child begin with SIGINT as a terminal gives it: tests run in the background inherit an ignored one."""
+    """Start children with SIGINT as a terminal sets it: tests that run in the background inherit it ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

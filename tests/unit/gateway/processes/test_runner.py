@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from forking.child import Child
 from gateway.memory.footprint.prediction import Charge
 from gateway.processes.channel import RunnerChannel
-from gateway.processes.control_channel import Child
 from gateway.processes.runner import RunnerProcess, RunnerState
 from gateway.scheduler import events
 from protocol import messages
@@ -28,17 +28,17 @@ class Forks:
         self.children = list(children)
         self.ends: SimpleQueue[Connection] = SimpleQueue()
 
-    def fork(self, load: messages.Load, needs: Any) -> tuple[Child, Connection]:
+    def fork_runner(self, load: messages.Load, needs: Any) -> tuple[Child, Connection]:
         ours, theirs = socket.socketpair()
         self.ends.put(Connection(theirs.detach()))
         return self.children.pop(0), Connection(ours.detach())
 
-    def unfit(self, load: messages.Load, why: str) -> None: ...
+    def reject_zygote(self, load: messages.Load, why: str) -> None: ...
 
-    def taken(self, load: messages.Load) -> int | None:
+    def measured_bytes(self, load: messages.Load) -> int | None:
         return None
 
-    def took(self, load: messages.Load, measured: int) -> None: ...
+    def record_measured(self, load: messages.Load, measured: int) -> None: ...
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def born() -> Iterator[Callable[..., Child]]:
 
         def make(token: str = "a-1") -> Child:
             child = Child(token)
-            child.born(process.pid)
+            child.set_forked(process.pid)
             return child
 
         yield make
@@ -73,7 +73,7 @@ def test_a_spare_runner_that_is_gone_when_it_is_taken_is_replaced(
     runner = handle(forks, news)
     runner.start_process()
     end = forks.ends.get(timeout=60)
-    spare.buried(-9)
+    spare.set_ended(-9)
     end.close()  # killed with its load unread
     end = forks.ends.get(timeout=60)
     assert end.recv() == LOAD
@@ -81,7 +81,7 @@ def test_a_spare_runner_that_is_gone_when_it_is_taken_is_replaced(
     assert isinstance(news.get(timeout=60), events.Loaded)
     runner.end_runner("unloaded")
     assert end.recv() == messages.Stop()
-    runner._child.buried(0)  # type: ignore[union-attr]
+    runner._child.set_ended(0)  # type: ignore[union-attr]
     end.close()
     assert isinstance(news.get(timeout=60), events.RunnerEnded)
     with pytest.raises(Empty):
@@ -95,7 +95,7 @@ def test_one_that_was_forked_when_it_was_wanted_is_not(
     forks = Forks(child, born())
     handle(forks, news).start_process()
     end = forks.ends.get(timeout=60)
-    child.buried(-11)
+    child.set_ended(-11)
     end.close()
     assert isinstance(news.get(timeout=60), events.RunnerLost)
     assert forks.ends.empty()
@@ -171,9 +171,9 @@ def test_what_has_ended_can_be_told_without_a_descriptor(born: Callable[..., Chi
         assert not child.wait_ended(0)
         nameless = born("b")
         assert not nameless.has_ended()
-        nameless.buried(0)
+        nameless.set_ended(0)
         assert nameless.has_ended() and nameless.wait_ended(1)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    child.buried(0)
+    child.set_ended(0)
     assert child.has_ended()

@@ -7,9 +7,9 @@ from typing import cast
 
 import pytest
 
+from forking.child import Child
 from gateway.memory.footprint.prediction import Charge
 from gateway.memory.watchdog import Watchdog
-from gateway.processes.control_channel import Child
 from gateway.processes.forkserver_client import ForkserverClient
 from gateway.processes.runner import RunnerProcess
 from gateway.processes.zygotes import Zygotes
