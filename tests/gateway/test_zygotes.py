@@ -54,8 +54,8 @@ def zygote_of(gateway: GatewayProcess, model: str) -> psutil.Process:
         with suppress(psutil.NoSuchProcess):
             if process.name() == f"zygote:{model}"[:15]:
                 found.append(process)
-    [zygote] = found
-    return zygote
+    [zygote] = [process for process in found if process.ppid() not in [other.pid for other in found]]
+    return zygote  # a spare has its zygote's name until it has set its own
 
 
 def spares(gateway: GatewayProcess) -> dict[str, psutil.Process]:

@@ -55,7 +55,7 @@ _FORKSERVER = """
 import atexit, gc, os, sys
 from runner import forkserver, main
 
-main.run = lambda descriptor: os.write(descriptor, b"looks for garbage" if gc.isenabled() else b"does not")
+main.run_runner = lambda descriptor: os.write(descriptor, b"looks for garbage" if gc.isenabled() else b"does not")
 atexit.register(print, "taken apart")
 forkserver.main(sys.argv[1:])
 """
