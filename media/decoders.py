@@ -21,6 +21,7 @@ from media.process import command, environment
 logger = logging.getLogger(__name__)
 
 _START = """
+import sys
 sys.path[:] = sys.argv[2:]
 from media.decoder.forkserver import main
 sys.exit(main(int(sys.argv[1])))

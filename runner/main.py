@@ -45,7 +45,7 @@ def wait_for_load(descriptor: int, opened: Engine, name: str) -> NoReturn:
     """Be a spare runner of a model, forked before its load is requested.
 
     It rehearses the load, so that the pages a load writes to are copied already. Then it serves the gateway as
-    :func:`run` does.
+    :func:`run_runner` does.
     """
     _setup_process(f"spare:{name}")
     try:

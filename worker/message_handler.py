@@ -198,7 +198,7 @@ class MessageHandler:
             if not error.counts:
                 return self._give_back(renewal, str(error), "retried", counts=False)
             return self._failed(renewal, str(error))
-        except ModelError as error:
+        except ModelError as error:  # after its subclasses ModelBusy and NotSetUp, which do not count as a try
             return self._failed(renewal, str(error))
         except AwsError as error:
             self._deps.metrics.failures.inc()

@@ -206,17 +206,15 @@ class Container:
         passed over, as players do.
 
         :raises MediaError: 400 if they are too many, when strict.
+        :raises av.FFmpegError: if the file cannot be read on, when strict.
         """
         context, packets = self.stream.codec_context, self.read_packets()
         good = bad = 0
-        packet: av.Packet | None
         while True:
+            packet = self._next_packet(packets)
             good += 1
             try:
-                if (packet := self._next_packet(packets)) is None:
-                    yield from context.decode(None)
-                    return
-                found = context.decode(packet)
+                found = context.decode(packet)  # None: the frames that the decoder still holds
             except av.error.EOFError:
                 return
             except av.FFmpegError as error:
@@ -231,6 +229,8 @@ class Container:
                     return
                 continue
             yield from found
+            if packet is None:
+                return
 
     def _next_packet(self, packets: Iterator[av.Packet]) -> av.Packet | None:
         """Return the next packet; None at the end, and where the file cannot be read on unless that is strict."""

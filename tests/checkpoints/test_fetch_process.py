@@ -83,7 +83,7 @@ class Complaining(Downloads):
 def test_what_its_libraries_say_spoils_no_line(models: Path, caplog: pytest.LogCaptureFixture) -> None:
     ended: Queue[Download] = Queue()
     downloads = Complaining(models, lambda _: None, ended.put)
-    downloads.start(spec_of())
+    downloads.start_download(spec_of())
     assert ended.get(timeout=60).state == "done"
     downloads.stop()
     assert "a warning without end" in caplog.text

@@ -181,7 +181,17 @@ def test_messages_that_troubleshooting_quotes_are_the_program_s() -> None:
     """What stands between two ``…`` is in the source as it is quoted; pieces of a word or two say nothing."""
     files = (
         file
-        for folder in ("commands", "gateway", "media", "models_registry", "protocol", "runner", "utils", "worker")
+        for folder in (
+            "commands",
+            "forking",
+            "gateway",
+            "media",
+            "models_registry",
+            "protocol",
+            "runner",
+            "utils",
+            "worker",
+        )
         for file in (ROOT / folder).rglob("*.py")
     )
     joined = "\n".join(re.sub(r'"\s*\n\s*f?"', "", file.read_text()) for file in files)

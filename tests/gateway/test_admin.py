@@ -1,9 +1,11 @@
 """``/admin``: the contract's fields and types, cleaning up, and who may ask for it."""
 
+import base64
+
 import pytest
 
 from tests.conftest import Start
-from tests.support.gateway import PARIS, SUM, GatewayProcess, only
+from tests.support.gateway import PARIS, ROOT, SUM, GatewayProcess, only
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +89,15 @@ def test_a_link_to_nowhere_is_removed_too(both: GatewayProcess) -> None:
         dangling.unlink(missing_ok=True)
 
 
-def test_scratch_of_a_request_under_way_is_spared(both: GatewayProcess) -> None:
-    with both.answering(held=True, max_new_tokens=20) as answer:
-        (entry,) = both.get("/admin/temp_status")["files"]
+def test_scratch_of_a_request_under_way_is_spared(start: Start) -> None:
+    gateway = start(models=only("qwen_vl"))
+    image = base64.b64encode((ROOT / "examples" / "red-circle.png").read_bytes()).decode()
+    asked = {"prompt": "What color is the circle?", "image": image, "max_new_tokens": 20}
+    with gateway.answering("qwen_vl", held=True, **asked) as answer:
+        (entry,) = gateway.get("/admin/temp_status")["files"]
         assert entry["in_use"] is True
-        assert both.client.post("/admin/cleanup_temp").json()["removed"] == 0
-        assert both.get("/admin/temp_status")["file_count"] == 1
+        assert gateway.client.post("/admin/cleanup_temp").json()["removed"] == 0
+        assert gateway.get("/admin/temp_status")["file_count"] == 1
     assert answer.result().status_code == 200
 
 

@@ -238,7 +238,10 @@ def test_nothing_of_the_failed_attempt_is_held_during_the_next(
 
 def test_llama_cpp(llama: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     model = llama()
-    asked = [request(text, max_new_tokens=12) for text in ("Hello", "What is the capital of France?", "One, two,")]
+    asked = [
+        request(text, max_new_tokens=12)
+        for text in ("Hello", "What is the capital of France?", "What is the capital of Italy?")
+    ]
     wanted = alone(model, *asked)
     crowd = short(model, "prefill times=1; decode after=3 times=1; decode above=1 after=6", monkeypatch)
     answers = crowd.answers(*asked)

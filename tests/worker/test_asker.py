@@ -31,7 +31,7 @@ class Refuses:
     def close(self) -> None:
         self.ended()
 
-    def run(self, *_: object, **__: object) -> Iterator[Any]:
+    def stream_answer(self, *_: object, **__: object) -> Iterator[Any]:
         raise self._error
 
 

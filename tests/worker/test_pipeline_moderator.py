@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from media.errors import MediaError
-from moderation.asking import ModelBusy, ModelError, NotSetUp
+from moderation.asking import ModelBusy, ModelFailed, ModelRefused, NotSetUp
 from tests.worker import videos
 from tests.worker.test_client import Server, no, said, serving
 from worker.moderator import Judgement
@@ -63,7 +63,7 @@ def test_whose_fault_a_failure_is(server: Server) -> None:
         for status, headers, kind in (
             (401, {}, NotSetUp),
             (404, {}, NotSetUp),
-            (400, {}, ModelError),
+            (400, {}, ModelRefused),
             (503, {}, ModelBusy),
             (429, {"Retry-After": "4000"}, ModelBusy),
         ):
@@ -71,13 +71,14 @@ def test_whose_fault_a_failure_is(server: Server) -> None:
             server.answer = lambda body, number, answer=answer: answer
             with pytest.raises(kind, match="it says so") as caught:
                 judging(one)
+            assert type(caught.value) is kind
         assert isinstance(caught.value, ModelBusy) and caught.value.retry_after == 4000
     server.answer = lambda body, number: (500, {"Retry-After": "0"}, {"error": "a mistake"})
-    with judge(server, patience=60) as one, pytest.raises(ModelError, match="asked 3 times: .* a mistake"):
+    with judge(server, patience=60) as one, pytest.raises(ModelFailed, match="asked 3 times: .* a mistake"):
         judging(one)
     crash = 503, {"Retry-After": "0"}, {"error": {"message": "its runner failed", "code": "runner_failed"}}
     server.answer = lambda body, number: crash
-    with judge(server, patience=60) as one, pytest.raises(ModelError, match="asked 3 times: .* its runner failed"):
+    with judge(server, patience=60) as one, pytest.raises(ModelFailed, match="asked 3 times: .* its runner failed"):
         judging(one)
 
 
@@ -85,7 +86,7 @@ def test_whose_fault_a_failure_is(server: Server) -> None:
 def test_a_video_of_which_nothing_was_judged_has_no_result(server: Server) -> None:
     """Not even if the policy allows unseen parts."""
     server.answer = lambda body, number: said("no answer to that")
-    with judge(server) as one, pytest.raises(ModelError, match="no frame could be judged: "):
+    with judge(server) as one, pytest.raises(ModelFailed, match="no frame could be judged: "):
         judging(one)
 
 
@@ -98,7 +99,7 @@ def test_a_video_that_lasts_too_long_is_refused(server: Server) -> None:
 # -- readiness ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_gate_stays_shut_as_long_as_was_said_and_looks_at_what_refused() -> None:
+def test_no_job_is_taken_while_paused_or_while_a_service_refuses() -> None:
     stop, problems, told = threading.Event(), {"server": "it loads", "stores": "no bucket"}, []
     stop.set()  # skips pauses
     ready = Readiness(lambda: problems.get("server"), lambda: problems.get("stores"), stop, told.append)
