@@ -201,6 +201,13 @@ def _audio() -> _Part:
     ogg = audio_bytes("OGG")
     yield "OGG headers alone", "audio", ogg[: ogg.index(b"OggS", 4)], {BAD}
     yield "OGG with a hole", "audio", ogg[: len(ogg) // 3] + ogg[len(ogg) // 2 :], {OK, BAD}
+    long = audio_bytes("OGG", seconds=120)
+    yield (
+        "OGG with zeros in its middle",
+        "audio",
+        long[: len(long) // 2] + bytes(100_000) + long[len(long) // 2 + 100_000 :],
+        {BAD},
+    )
 
 
 def _video() -> _Part:

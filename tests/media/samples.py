@@ -48,7 +48,11 @@ def audio_bytes(format: str, rate: int = 44_100, channels: int = 1, seconds: flo
         with av.open(buffer, "w", format="ipod") as container:
             _encode_aac(container, samples, rate)
     else:
-        soundfile.write(buffer, samples, rate, format=format)
+        with soundfile.SoundFile(buffer, "w", rate, channels, format=format) as file:
+            for part in np.split(
+                samples, range(rate, len(samples), rate)
+            ):  # libsndfile's stack overflows on much Vorbis
+                file.write(part)
     return buffer.getvalue()
 
 

@@ -166,6 +166,7 @@ def test_channels_are_averaged(one: Decode) -> None:
         ("avi", "mpeg4"),
         ("avi", "libx264"),
         ("avi", "mjpeg"),
+        ("avi", "wmv2"),
         ("webm", "libvpx"),
         ("webm", "libvpx-vp9"),
         ("matroska", "libx264"),
