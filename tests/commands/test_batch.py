@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from tests.conftest import Start
-from tests.support.children import clean_environment, free_port
+from tests.support.children import clean_environment, default_interrupt, free_port
 from tests.support.gateway import MARK, PATIENCE, ROOT, GatewayProcess, only, reasoner_at
 
 NOWHERE = {"nowhere": reasoner_at("/nowhere")}
@@ -58,15 +58,16 @@ class Batch:
             *arguments,
         ]
         environment = clean_environment(self.home) | {MARK: self.mark, "SWITCHYARD_PORT": str(free_port())}
-        return subprocess.Popen(
-            command,
-            cwd=self.home,
-            env=environment,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+        with default_interrupt():
+            return subprocess.Popen(
+                command,
+                cwd=self.home,
+                env=environment,
+                text=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
 
     def run(self, *arguments: str, status: int = 0) -> str:
         """Run to the end, check the status, return the output."""
