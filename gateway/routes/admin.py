@@ -190,8 +190,9 @@ def _kept_fields() -> dict[str, Any]:
 @blueprint.post("/models/<name>/load")
 @describe(tag="admin", answer=shapes.Load, statuses=GENERATES | {409}, body=shapes.LoadOptions, optional=True)
 def load(name: str) -> Response:
-    """Load a model now and answer when it is ready. ``pinned`` keeps it from eviction; ``quant_bits`` replaces the
-    catalog's."""
+    """Load a model now and answer when it is ready.
+
+    ``pinned`` keeps it from eviction; ``quant_bits`` replaces the catalog's."""
     service = gateway()
     spec = service.spec(name)
     options = read_options(shapes.LoadOptions)

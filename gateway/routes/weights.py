@@ -30,7 +30,7 @@ def downloads() -> Response:
     return reply(shapes.Downloads, timestamp=time.time(), downloads=gateway().weights.downloads.report())
 
 
-@blueprint.post("/models/<name>/download")
+@blueprint.post("/models/<name>/download", endpoint="download")
 @describe(
     tag="admin",
     answer=shapes.DownloadAnswer,
@@ -40,11 +40,10 @@ def downloads() -> Response:
     optional=True,
 )
 def download_weights(name: str) -> Response:
-    """Have a model's weights fetched, from where an earlier download stopped; or compared with the hub's where all are
-    here.
+    """Have a model's weights fetched, or compared with the hub's where all are here.
 
-    Answers at once; downloads run one after the other. A second asker gets the same download. 409 for a model that
-    does not come from a hub.
+    A download goes on where an earlier one stopped. Answers at once; downloads run one after the other. A second asker
+    gets the same download. 409 for a model that does not come from a hub.
     """
     service = gateway()
     spec = service.spec(name)
