@@ -2,13 +2,12 @@
 
 import time
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response
 
-from gateway.errors import BadRequest
 from gateway.routes import gateway
 from gateway.routes import weights_schemas as shapes
 from gateway.routes.openapi.operation import GUARDED, OPTIONS, describe
-from gateway.routes.request_body import read_options
+from gateway.routes.request_body import read_options, read_query
 from gateway.routes.schemas import reply
 
 blueprint = Blueprint("weights", __name__, url_prefix="/admin")
@@ -74,15 +73,5 @@ def delete(name: str) -> Response:
     """
     service = gateway()
     spec = service.spec(name)
-    freed = service.weights.delete_weights(spec, _force())
+    freed = service.weights.delete_weights(spec, read_query(_FORCE).get("force") == "true")
     return reply(shapes.Deleted, status="success", model=spec.name, **freed)
-
-
-def _force() -> bool:
-    """Return the one parameter. :raises BadRequest: for any other, or another value."""
-    if unknown := sorted(set(request.args) - set(_FORCE)):
-        raise BadRequest(f"unknown parameter {unknown[0]!r}; known: force", param=unknown[0])
-    values = request.args.getlist("force") or ["false"]
-    if values not in (["true"], ["false"]):
-        raise BadRequest("parameter 'force': must be true or false, once", param="force")
-    return values == ["true"]

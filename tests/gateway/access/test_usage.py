@@ -180,6 +180,8 @@ def test_filters_and_csv(keys: Keys) -> None:
     [
         ({"day": "today"}, "day"),
         ({"since": "2020-1-1"}, "since"),
+        ({"until": "2020-01-01\n"}, "must look like 2026-01-31"),
+        ({"model": ["deepseek", "reasoner"]}, "'model' comes twice"),
         ({"kye": "x"}, "kye"),
         ({"format": "xml"}, "format"),
         ({"records": "yes"}, "records"),
@@ -188,7 +190,7 @@ def test_filters_and_csv(keys: Keys) -> None:
         ({"records": "true", "limit": "9" * 400}, "limit"),
     ],
 )
-def test_wrong_parameters_are_named(keys: Keys, parameters: dict[str, str], word: str) -> None:
+def test_wrong_parameters_are_named(keys: Keys, parameters: dict[str, Any], word: str) -> None:
     response = keys.gateway.client.get("/admin/usage", params=parameters)
     assert response.status_code == 400 and word in response.json()["details"]
 
