@@ -104,7 +104,7 @@ def _describe(model: ModelState) -> dict[str, Any]:
 
 
 @blueprint.post("/emergency_cleanup")
-@describe(tag="admin", answer=shapes.Cleanup, statuses=OPTIONS, body=shapes.Force, optional=True)
+@describe(tag="admin", answer=shapes.Cleanup, statuses=OPTIONS, body=shapes.Force)
 def emergency_cleanup() -> Response:
     """Evict every idle model (with ``force`` every model) and clear temporary files; say what was freed."""
     freed = gateway().cleanup(read_options(shapes.Force).force)
@@ -136,7 +136,7 @@ def temp_status() -> Response:
 
 
 @blueprint.post("/cleanup_temp")
-@describe(tag="admin", answer=shapes.TempCleanup, statuses=OPTIONS, body=shapes.CleanupOptions, optional=True)
+@describe(tag="admin", answer=shapes.TempCleanup, statuses=OPTIONS, body=shapes.CleanupOptions)
 def cleanup_temp() -> Response:
     """Remove temporary files that no request uses; ``older_than`` spares younger ones."""
     count, size = gateway().temp.clean(read_options(shapes.CleanupOptions).older_than)
@@ -151,7 +151,7 @@ def kept_quantized() -> Response:
 
 
 @blueprint.post("/quantized/prune")
-@describe(tag="admin", answer=shapes.Pruned, statuses=OPTIONS, body=shapes.PruneOptions, optional=True)
+@describe(tag="admin", answer=shapes.Pruned, statuses=OPTIONS, body=shapes.PruneOptions)
 def prune_quantized() -> Response:
     """Remove the least recently used of them until at most ``to`` bytes are kept: by default the limit, 0 for none."""
     settings = gateway().settings
@@ -188,7 +188,7 @@ def _kept_fields() -> dict[str, Any]:
 
 
 @blueprint.post("/models/<name>/load")
-@describe(tag="admin", answer=shapes.Load, statuses=GENERATES | {409}, body=shapes.LoadOptions, optional=True)
+@describe(tag="admin", answer=shapes.Load, statuses=GENERATES | {409}, body=shapes.LoadOptions)
 def load(name: str) -> Response:
     """Load a model now and answer when it is ready.
 
@@ -201,7 +201,7 @@ def load(name: str) -> Response:
 
 
 @blueprint.post("/models/<name>/unload")
-@describe(tag="admin", answer=shapes.Unload, statuses=OPTIONS | {404, 409}, body=shapes.Force, optional=True)
+@describe(tag="admin", answer=shapes.Unload, statuses=OPTIONS | {404, 409}, body=shapes.Force)
 def unload(name: str) -> Response:
     """Unload a model and answer when its memory is back. 409 while it answers, unless ``force``."""
     service = gateway()

@@ -33,8 +33,7 @@ def read_options(model: type[Options]) -> Options:
     """
     limit = gateway().settings.max_body
     check_length(request, limit)
-    needed = any(field.is_required() for field in model.model_fields.values())
-    if not needed and not request.get_data().strip():
+    if not requires_body(model) and not request.get_data().strip():
         return model()
     data = read_json(request, limit, "{}")
     if unknown := sorted(set(data) - set(model.model_fields)):
@@ -44,6 +43,11 @@ def read_options(model: type[Options]) -> Options:
         return model.model_validate(data, strict=True)
     except ValidationError as error:
         raise validation_error(error) from None
+
+
+def requires_body(model: type[BaseModel]) -> bool:
+    """Return whether one of these options is required; else the body may be absent."""
+    return any(field.is_required() for field in model.model_fields.values())
 
 
 def read_query(schemas: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

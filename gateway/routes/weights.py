@@ -31,12 +31,7 @@ def downloads() -> Response:
 
 @blueprint.post("/models/<name>/download", endpoint="download")
 @describe(
-    tag="admin",
-    answer=shapes.DownloadAnswer,
-    success=202,
-    statuses=OPTIONS | {404, 409},
-    body=shapes.DownloadOptions,
-    optional=True,
+    tag="admin", answer=shapes.DownloadAnswer, success=202, statuses=OPTIONS | {404, 409}, body=shapes.DownloadOptions
 )
 def download_weights(name: str) -> Response:
     """Have a model's weights fetched, or compared with the hub's where all are here.
