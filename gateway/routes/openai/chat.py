@@ -1,6 +1,5 @@
 """``POST /v1/chat/completions``: a conversation in, one or more answers out, whole or as chunks. Gateway process."""
 
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from typing import Annotated, Any
@@ -162,16 +161,6 @@ def _one_call_each(pieces: Iterable[Piece]) -> Iterator[Piece]:
         yield piece
 
 
-def _head(generation: GenerationRequest, kind: str) -> dict[str, Any]:
-    return {
-        "id": f"chatcmpl-{generation.id}",
-        "object": kind,
-        "created": int(time.time()),
-        "model": generation.spec.name,
-        "system_fingerprint": wire.fingerprint(generation.spec),
-    }
-
-
 def _whole(generation: GenerationRequest, fields: ChatFields, pieces: Iterator[Piece]) -> dict[str, Any]:
     answer = fold(pieces)
     finished = answer.finished
@@ -184,7 +173,7 @@ def _whole(generation: GenerationRequest, fields: ChatFields, pieces: Iterator[P
         }
         for index, reason in wire.reasons(finished)
     ]
-    head = _head(generation, "chat.completion")
+    head = wire.head(generation, f"chatcmpl-{generation.id}", "chat.completion")
     return head | {"choices": choices, "usage": wire.usage([finished]), **wire.tail(finished)}
 
 
@@ -205,7 +194,7 @@ def _call(call: ToolCall) -> dict[str, Any]:
 
 def _events(generation: GenerationRequest, fields: ChatFields, pieces: Iterator[Piece]) -> Iterator[str]:
     """Yield the answer as chunks: first each choice's role, then pieces, then each choice's finish reason."""
-    head = _head(generation, "chat.completion.chunk")
+    head = wire.head(generation, f"chatcmpl-{generation.id}", "chat.completion.chunk")
     heartbeat = Heartbeat(generation.spec.name, fields.options.include_progress)
     calls: dict[int, int] = {}
 
