@@ -119,7 +119,7 @@ class UsageLog:
     def _open(self) -> sqlite3.Connection:
         return sqlite3.connect(self._file, timeout=_PATIENCE)
 
-    def add(self, used: Used) -> None:
+    def add_record(self, used: Used) -> None:
         """Keep a record. Never waits."""
         try:
             self._queue.put_nowait(used)
@@ -336,7 +336,7 @@ class Record:
             for ticket in self._tickets
         ]
         failed = 401 if self._revoked else next((end for end in ends if end is not None), None)
-        self._usage.add(
+        self._usage.add_record(
             Used(
                 round(self._at, 3),
                 time.strftime("%Y-%m-%d", time.gmtime(self._at)),

@@ -239,8 +239,8 @@ def test_old_records_are_forgotten(tmp_path: Path) -> None:
     file = tmp_path / "usage.db"
     now = time.time()
     log = UsageLog(file, retention=1e9)
-    log.add(_used(now - 50 * 86400, "old"))
-    log.add(_used(now, "new"))
+    log.add_record(_used(now - 50 * 86400, "old"))
+    log.add_record(_used(now, "new"))
     log.close()
     log.close()
     again = UsageLog(file, retention=40 * 86400)
@@ -256,7 +256,7 @@ def test_records_that_cannot_be_written_stop_nobody(tmp_path: Path, caplog: pyte
     log = UsageLog(tmp_path / "usage.db", retention=1e9)
     (tmp_path / "usage.db").unlink()
     (tmp_path / "usage.db").mkdir()
-    log.add(_used(time.time(), "lost"))
+    log.add_record(_used(time.time(), "lost"))
     log.flush()
     log.close()
     assert "1 records of usage are lost" in caplog.text
