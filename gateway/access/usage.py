@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from queue import Empty, Full, Queue
 from typing import Any
@@ -40,22 +40,6 @@ CREATE TABLE IF NOT EXISTS usage (
 );
 CREATE INDEX IF NOT EXISTS usage_by_day ON usage (day, key_id, model);
 """
-COLUMNS = (
-    "at",
-    "day",
-    "key_id",
-    "key",
-    "model",
-    "route",
-    "status",
-    "prompt_tokens",
-    "completion_tokens",
-    "seconds",
-    "request_id",
-)
-RECORDS = tuple(name for name in COLUMNS if name != "key_id")
-SUMS = ("day", "key", "model", "requests", "failed", "prompt_tokens", "completion_tokens", "seconds")
-FILTERS = ("key", "model", "day")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +58,12 @@ class Used:
     completion_tokens: int
     seconds: float
     request_id: str
+
+
+COLUMNS = tuple(column.name for column in fields(Used))
+RECORDS = tuple(name for name in COLUMNS if name != "key_id")
+SUMS = ("day", "key", "model", "requests", "failed", "prompt_tokens", "completion_tokens", "seconds")
+FILTERS = ("key", "model", "day")
 
 
 def path(data_dir: Path) -> Path:
@@ -178,7 +168,8 @@ class UsageLog:
                         swept = time.monotonic()
                         database.execute("DELETE FROM usage WHERE at < ?", (time.time() - self._retention,))
                     database.executemany(
-                        f"INSERT INTO usage ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * 11)})", map(astuple, batch)
+                        f"INSERT INTO usage ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})",
+                        map(astuple, batch),
                     )
             except sqlite3.Error as error:
                 log.error("%d records of usage are lost: %s", len(batch), error)
