@@ -93,15 +93,10 @@ class ChatFields(wire.OpenAIFields):
         super().check(spec, settings)
         if self.top_logprobs is not None and not self.logprobs:
             raise wrong("top_logprobs", "only with logprobs: true")
-        check_template_options(self.chat_template_kwargs)
-
-
-def check_template_options(given: dict[str, Any] | None) -> None:
-    """:raises BadRequest: for a variable of the chat template that is not the client's to set."""
-    if own := sorted(_OWN_VARIABLES & set(given or ())):
-        raise BadRequest(
-            f"field 'chat_template_kwargs': {own[0]!r} is set by the server", param=f"chat_template_kwargs.{own[0]}"
-        )
+        if own := sorted(_OWN_VARIABLES & set(self.chat_template_kwargs or ())):
+            raise BadRequest(
+                f"field 'chat_template_kwargs': {own[0]!r} is set by the server", param=f"chat_template_kwargs.{own[0]}"
+            )
 
 
 TAKES = BodySchema(ChatFields, wire.ALWAYS_TAKEN | {"messages"}, _NEEDS)

@@ -245,7 +245,7 @@ def test_old_records_are_forgotten(tmp_path: Path) -> None:
     log.close()
     again = UsageLog(file, retention=40 * 86400)
     try:
-        again.add(_used(now, "newer"))
+        again.add_record(_used(now, "newer"))
         assert {record["request_id"] for record in again.records({}, 10)} == {"new", "newer"}
         assert again.sums({"key": ""})[0]["requests"] == 2
     finally:
