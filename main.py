@@ -7,7 +7,11 @@ import sys
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a verb; return the exit status. Mistakes of the user end in one line on standard error and status 2."""
+    """Run a verb; return the exit status.
+
+    A mistake of the user gives status 2: a wrong option is told with the verb's usage, all else in one line on standard
+    error.
+    """
     try:
         return _run_verb(argv)
     except ModuleNotFoundError as error:

@@ -29,7 +29,7 @@ from commands.batch_lines import Call, Line, LineError, describe_line, names_no_
 from commands.batch_results import Results
 from commands.own_server import running_or_own
 from commands.verb import Verb, pass_settings
-from utils.error_responses import REQUEST_FAILED, error_code, retry_after
+from utils.error_responses import REQUEST_FAILED, error_code, error_reason, retry_after
 from utils.settings import Settings
 
 _RETRIED = (429, 503)
@@ -175,9 +175,9 @@ def _check_model(url: str, model: str | None) -> None:
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Stopped(f"no answer from {url}: {error}; is the server running?") from error
     if answer.status_code == 404:
-        raise UsageError(_reason(answer)[1])
+        raise UsageError(error_reason(answer)[1])
     if answer.status_code == 401:
-        raise Stopped(f"{_reason(answer)[1]}; here it is read from {credentials.VARIABLE}")
+        raise Stopped(f"{error_reason(answer)[1]}; here it is read from {credentials.VARIABLE}")
 
 
 def _summary(console: Console, options: Options, results: Results, total: int) -> int:
@@ -287,7 +287,7 @@ class _Batch:
             if answer.status_code == 200:
                 self._answers[call.model] += 1
                 return name | _answered(call, answer)
-            kind, details = _reason(answer)
+            kind, details = error_reason(answer)
         except ValueError as error:
             kind, details = "Bad answer", f"no JSON: {error}"
         except httpx.TransportError as error:
@@ -331,7 +331,7 @@ class _Batch:
                 if (
                     answer.status_code == 429 and answer.headers.get("x-should-retry") == "false"
                 ):  # the quota is used up
-                    raise Stopped(f"{': '.join(_reason(answer))}; the same command goes on where it stopped")
+                    raise Stopped(f"{': '.join(error_reason(answer))}; the same command goes on where it stopped")
                 # A line that crashes its runner gets a 503 each time: with a code that says so, or while other lines
                 # are answered.
                 own = answer.status_code == 503 and (
@@ -339,7 +339,8 @@ class _Batch:
                 )
                 if last and not own:
                     raise Stopped(
-                        f"{': '.join(_reason(answer))} (line {line.number}); the same command goes on where it stopped"
+                        f"{': '.join(error_reason(answer))} (line {line.number}); "
+                        "the same command goes on where it stopped"
                     )
                 if last:
                     return answer
@@ -367,15 +368,3 @@ def _refused(openai: bool, answer: httpx.Response | None, kind: str, details: st
         body = None
     response = None if answer is None else {"status_code": answer.status_code, "body": body}
     return {"response": response, "error": {"code": kind, "message": details}}
-
-
-def _reason(answer: httpx.Response) -> tuple[str, str]:
-    """Return the kind and the details of either route's error."""
-    try:
-        data = answer.json()
-        error = data["error"]
-        if isinstance(error, dict):
-            return str(error.get("type") or error.get("code")), str(error["message"])
-        return str(error), str(data["details"])
-    except (ValueError, KeyError, TypeError):
-        return f"HTTP {answer.status_code}", answer.text[:200]

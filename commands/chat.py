@@ -16,7 +16,9 @@ import httpx
 from rich.console import Console
 
 from commands import credentials
+from commands.own_server import server_url
 from commands.verb import Verb, pass_settings
+from utils.error_responses import error_reason
 from utils.settings import Settings
 
 _HELP = """Type a message and press Enter. Commands:
@@ -41,8 +43,7 @@ class ChatError(click.ClickException):
 def chat_command(settings: Settings, model: str, prompt: str | None, files: tuple[str, ...], url: str | None) -> None:
     """Talk to a model of a running server until you leave, or ask it one prompt."""
     console = Console(highlight=False, soft_wrap=True)
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    session = Session(url or f"http://{host}:{settings.port}", model)
+    session = Session(url or server_url(settings), model)
     try:
         session.attach_files(files)
         if prompt is not None:
@@ -107,7 +108,7 @@ class Session:
         with self._client.stream("POST", f"/generate/{self.model}", json=body) as response:
             if response.status_code != 200:
                 response.read()
-                raise ChatError(_reason(response))
+                raise ChatError(": ".join(error_reason(response)))
             for line in response.iter_lines():
                 if not line.startswith("data: "):
                     continue
@@ -118,14 +119,6 @@ class Session:
                 yield event
         self.attached = {}
         self.said += [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-
-
-def _reason(response: httpx.Response) -> str:
-    try:
-        data = response.json()
-        return f"{data['error']}: {data['details']}"
-    except (ValueError, KeyError, TypeError):
-        return f"the server answered {response.status_code}"
 
 
 def _run_chat_command(console: Console, session: Session, line: str) -> bool:

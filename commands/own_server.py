@@ -58,14 +58,19 @@ def own_server(settings: Settings) -> Iterator[str]:
             _stop(process, settings.drain_timeout)
 
 
+def server_url(settings: Settings) -> str:
+    """Return the address at which the settings' server answers."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{settings.port}"
+
+
 @contextlib.contextmanager
 def running_or_own(settings: Settings, tell: Callable[[str], None]) -> Iterator[str]:
     """Yield the address of the running server. If none runs, say so and start one for this command.
 
     :raises OwnServerError: if it does not answer, or does not start.
     """
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    url = f"http://{host}:{settings.port}"
+    url = server_url(settings)
     try:
         httpx.get(f"{url}/health", timeout=10, trust_env=False)
     except httpx.ConnectError:

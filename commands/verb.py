@@ -50,19 +50,8 @@ def pass_settings(function: Callable[..., int | None]) -> Callable[..., int | No
     return load_and_call
 
 
-class _Formatter(click.HelpFormatter):
-    def write_usage(self, prog: str, args: str = "", prefix: str | None = None) -> None:
-        super().write_usage(prog, args, prefix or "usage: ")
-
-
-class _Context(click.Context):
-    formatter_class = _Formatter
-
-
 class Verb(click.Command):
     """A command with the flags of every verb."""
-
-    context_class = _Context
 
     def __init__(self, name: str | None, *, params: list[click.Parameter] | None = None, **attributes: Any) -> None:
         super().__init__(name, params=[*(params or []), *COMMON_OPTIONS], **attributes)

@@ -11,7 +11,6 @@ from contextlib import closing
 
 import click
 
-from commands.verb import Verb
 from utils.settings import SettingsError
 from worker import health_file, settings
 from worker.moderator import Moderator
@@ -21,7 +20,7 @@ logger = logging.getLogger(__name__)
 _LONGEST_PAUSE = 30.0
 
 
-@click.command("worker", cls=Verb)
+@click.command("worker")  # its settings are its own: it takes none of the flags for the gateway's
 @click.option("--check", is_flag=True, help="only read the health file and report whether the worker is well")
 def worker_command(check: bool) -> int:
     """Take video moderation jobs from a queue until SIGTERM. Settings are environment variables: see docs/worker.md."""

@@ -19,6 +19,18 @@ def error_code(response: httpx.Response) -> str | None:
         return None
 
 
+def error_reason(response: httpx.Response) -> tuple[str, str]:
+    """Return the kind and the details of either route's error."""
+    try:
+        data = response.json()
+        error = data["error"]
+        if isinstance(error, dict):
+            return str(error.get("type") or error.get("code")), str(error["message"])
+        return str(error), str(data["details"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {response.status_code}", response.text[:200]
+
+
 def retry_after(response: httpx.Response) -> float | None:
     """Return the seconds of ``Retry-After``, given as a number or a date."""
     text = response.headers.get("Retry-After", "")

@@ -1,17 +1,14 @@
 """Compares the slots' budgets with the memory of this machine or container. Command line's process; loads nothing."""
 
-from pathlib import Path
-
 import psutil
 
 from commands.doctor.finding import Finding, failed, ok, warning
+from gateway.memory import devices
 from gateway.memory.placement import Placement
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
 from utils.settings import Settings
 from utils.units import format_bytes
-
-_CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 class Slots:
@@ -42,8 +39,8 @@ def find_memory(slots: Slots) -> Finding:
         + f"; {format_bytes(memory.available)} of {format_bytes(memory.total)} of RAM are free"
     )
     on_cpu = sum(budget for name, budget in slots.budgets.items() if name.startswith("cpu"))
-    limit = cgroup_limit()
-    if limit is not None and on_cpu > limit:
+    limit = devices.total_bytes()
+    if limit < memory.total and on_cpu > limit:
         return failed(
             "memory",
             f"{says}, but this container is limited to {format_bytes(limit)}",
@@ -52,12 +49,3 @@ def find_memory(slots: Slots) -> Finding:
     if on_cpu > memory.available:
         return warning("memory", says, "end other programs, or set SWITCHYARD_SLOT_BUDGET to less")
     return ok("memory", says)
-
-
-def cgroup_limit(file: Path = _CGROUP) -> int | None:
-    """Return this container's memory limit in bytes, or None."""
-    try:
-        text = file.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None

@@ -3,12 +3,11 @@
 The command line's process. Connects only to this machine.
 """
 
-import ipaddress
-
 import httpx
 
 from commands.doctor.finding import Finding, failed, ok, warning
 from gateway.access import keys
+from gateway.access.address import is_loopback
 from gateway.http.server import check_port
 from utils.settings import Settings, SettingsError
 
@@ -60,7 +59,7 @@ def find_keys(settings: Settings) -> Finding:
         return warning(
             "keys", f"nobody may ask: every key in {file} is revoked or expired", "python main.py keys create NAME"
         )
-    if _is_loopback(settings.host):
+    if settings.host == "localhost" or is_loopback(settings.host):
         return ok("keys", f"none, and {settings.host} is open to this machine alone")
     return warning(
         "keys",
@@ -68,10 +67,3 @@ def find_keys(settings: Settings) -> Finding:
         "/admin answers this machine alone",
         "python main.py keys create NAME",
     )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

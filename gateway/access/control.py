@@ -93,7 +93,7 @@ class Access:
 
     def close(self) -> None:
         """Write what is still to be written. May be called again."""
-        self.sessions.keep(at_once=True)
+        self.sessions.write_sessions(at_once=True)
         self.usage.close()
 
     # -- before every route --------------------------------------------------------------------------------------------
@@ -133,9 +133,9 @@ class Access:
         if tokens := keys.presented(request.headers.get("Authorization"), request.headers.get("X-API-Key")):
             g.key = self.ring.find(tokens)
         else:
-            g.key = self.sessions.find(request.cookies.get(self.cookie))
+            g.key = self.sessions.find_session(request.cookies.get(self.cookie))
             g.by_cookie = g.key is not None
-            self.sessions.keep()
+            self.sessions.write_sessions()
 
     def _check_rights(self, path: str) -> AnyResponse | None:
         """Refuse a request without the right key. Without any keys, hold what administers to this machine."""
@@ -198,7 +198,7 @@ class Access:
         ]
         if tokens := keys.presented(*found):
             return self.ring.find(tokens) is not None
-        return sessions.is_login(head) or self.sessions.find(sessions.of_head(head, self.cookie)) is not None
+        return sessions.is_login(head) or self.sessions.find_session(sessions.of_head(head, self.cookie)) is not None
 
     def same_origin(self, strict: bool = True) -> bool:
         """Whether a page of this server sent the current request. Browsers say which did; ``strict`` also takes it for

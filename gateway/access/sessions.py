@@ -54,7 +54,7 @@ class Sessions:
             (one.token, one) for one in found[-_MOST:] if not self._over(one, now)
         )
 
-    def begin(self, key: Key) -> str:
+    def begin_session(self, key: Key) -> str:
         """Return the token of a new session. If there are too many, the least recently used one ends: the key's own if
         the key has more than its share, so that one key cannot log out the others."""
         token, now = secrets.token_urlsafe(32), self._clock()
@@ -69,10 +69,10 @@ class Sessions:
             digest = _digest(token)
             self._open[digest] = Session(token=digest, key_id=key.id, key=key.digest, began=now, seen=now)
             self._changed = True
-        self.keep(at_once=True)
+        self.write_sessions(at_once=True)
         return token
 
-    def find(self, token: str | None, touch: bool = True) -> Key | None:
+    def find_session(self, token: str | None, touch: bool = True) -> Key | None:
         """Return the key of a session as it is now. A key that is no longer valid ends its sessions. Without ``touch``
         the call does not count as use of the session."""
         if not token or not _TOKEN.fullmatch(token):
@@ -92,16 +92,16 @@ class Sessions:
                 self._changed = True
             return key
 
-    def end(self, token: str | None) -> None:
+    def end_session(self, token: str | None) -> None:
         """End the session of this token, if there is one."""
         if token:
             with self._lock:
                 ended = self._open.pop(_digest(token), None)
                 self._changed |= ended is not None
             if ended is not None:
-                self.keep(at_once=True)
+                self.write_sessions(at_once=True)
 
-    def keep(self, at_once: bool = False) -> None:
+    def write_sessions(self, at_once: bool = False) -> None:
         """Write the sessions if they have changed: logins and logouts ``at_once``, as they must survive a restart, and
         times of use now and then."""
         if self._file is None or not self._changed or not (at_once or self._clock() - self._kept > _KEEP):

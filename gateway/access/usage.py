@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from queue import Empty, Full, Queue
 from typing import Any
@@ -40,22 +40,6 @@ CREATE TABLE IF NOT EXISTS usage (
 );
 CREATE INDEX IF NOT EXISTS usage_by_day ON usage (day, key_id, model);
 """
-COLUMNS = (
-    "at",
-    "day",
-    "key_id",
-    "key",
-    "model",
-    "route",
-    "status",
-    "prompt_tokens",
-    "completion_tokens",
-    "seconds",
-    "request_id",
-)
-RECORDS = tuple(name for name in COLUMNS if name != "key_id")
-SUMS = ("day", "key", "model", "requests", "failed", "prompt_tokens", "completion_tokens", "seconds")
-FILTERS = ("key", "model", "day")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +58,12 @@ class Used:
     completion_tokens: int
     seconds: float
     request_id: str
+
+
+COLUMNS = tuple(column.name for column in fields(Used))
+RECORDS = tuple(name for name in COLUMNS if name != "key_id")
+SUMS = ("day", "key", "model", "requests", "failed", "prompt_tokens", "completion_tokens", "seconds")
+FILTERS = ("key", "model", "day")
 
 
 def path(data_dir: Path) -> Path:
@@ -119,7 +109,7 @@ class UsageLog:
     def _open(self) -> sqlite3.Connection:
         return sqlite3.connect(self._file, timeout=_PATIENCE)
 
-    def add(self, used: Used) -> None:
+    def add_record(self, used: Used) -> None:
         """Keep a record. Never waits."""
         try:
             self._queue.put_nowait(used)
@@ -178,7 +168,8 @@ class UsageLog:
                         swept = time.monotonic()
                         database.execute("DELETE FROM usage WHERE at < ?", (time.time() - self._retention,))
                     database.executemany(
-                        f"INSERT INTO usage ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * 11)})", map(astuple, batch)
+                        f"INSERT INTO usage ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})",
+                        map(astuple, batch),
                     )
             except sqlite3.Error as error:
                 log.error("%d records of usage are lost: %s", len(batch), error)
@@ -336,7 +327,7 @@ class Record:
             for ticket in self._tickets
         ]
         failed = 401 if self._revoked else next((end for end in ends if end is not None), None)
-        self._usage.add(
+        self._usage.add_record(
             Used(
                 round(self._at, 3),
                 time.strftime("%Y-%m-%d", time.gmtime(self._at)),

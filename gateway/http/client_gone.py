@@ -38,7 +38,7 @@ class Client:
         """Return for how many seconds the client has taken nothing of what is sent to it."""
         return self._socket.stuck if self._socket else 0.0
 
-    def end(self) -> None:
+    def cut_connection(self) -> None:
         """Cut the connection, which wakes the thread that sends to it."""
         if self._socket:
             with suppress(OSError):  # it has gone already

@@ -38,7 +38,7 @@ class _Runner:
     ready: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Totals:
     """Sums over all models, for the history: only scrapes can read the instruments.
 
@@ -61,30 +61,16 @@ class RunningTotals:
         self._lock = threading.Lock()
         self._totals = Totals()
 
-    def increase_totals(
-        self,
-        tokens: int = 0,
-        requests: int = 0,
-        errors: int = 0,
-        swaps: int = 0,
-        loads: int = 0,
-        firsts: int = 0,
-        first_seconds: float = 0.0,
-    ) -> None:
+    def increase_totals(self, **more: float) -> None:
+        """Add to totals, by the names of their fields."""
         with self._lock:
-            totals = self._totals
-            totals.tokens += tokens
-            totals.requests += requests
-            totals.errors += errors
-            totals.swaps += swaps
-            totals.loads += loads
-            totals.firsts += firsts
-            totals.first_seconds += first_seconds
+            self._totals = replace(
+                self._totals, **{name: getattr(self._totals, name) + value for name, value in more.items()}
+            )
 
     def read_totals(self) -> Totals:
         """Return the totals as they are now."""
-        with self._lock:
-            return replace(self._totals)
+        return self._totals
 
 
 class Metrics:

@@ -12,7 +12,7 @@ from flask import Blueprint, Response
 from checkpoints import kept_weights
 from gateway.observe.memory_report import helper_roles, memory_report
 from gateway.processes.model_states import ModelState
-from gateway.routes import admin_schemas as shapes
+from gateway.routes import admin_schemas as schemas
 from gateway.routes import gateway
 from gateway.routes.openapi.operation import GENERATES, GUARDED, OPTIONS, describe
 from gateway.routes.request_body import read_options
@@ -26,7 +26,7 @@ _WARNING_SHARE = 0.1
 
 
 @blueprint.get("/memory_status")
-@describe(tag="admin", answer=shapes.MemoryStatus, statuses=GUARDED)
+@describe(tag="admin", answer=schemas.MemoryStatus, statuses=GUARDED)
 def memory_status() -> Response:
     """GPU, slot and host memory, measured now. The contract's ``gpu_*`` are in GiB, everything else in bytes."""
     service = gateway()
@@ -43,7 +43,7 @@ def memory_status() -> Response:
         else (host["available_bytes"] < _WARNING_SHARE * host["total_bytes"])
     )
     return reply(
-        shapes.MemoryStatus,
+        schemas.MemoryStatus,
         timestamp=int(time.time()),
         gpu_available=bool(report["gpus"]),
         gpu_total_gb=round(total / _GB, 2),
@@ -73,13 +73,13 @@ def _has_room(model: ModelState, slots: list[dict[str, Any]], models: list[Model
 
 
 @blueprint.get("/model_status")
-@describe(tag="admin", answer=shapes.ModelStatus, statuses=GUARDED)
+@describe(tag="admin", answer=schemas.ModelStatus, statuses=GUARDED)
 def model_status() -> Response:
     """Every model of the catalog: what it is, whether its weights are there, and what it is doing."""
     service = gateway()
     slots = service.states.slots()
     return reply(
-        shapes.ModelStatus,
+        schemas.ModelStatus,
         timestamp=int(time.time()),
         available_models=service.catalog.names,
         profile=service.catalog.profile,
@@ -104,12 +104,12 @@ def _describe(model: ModelState) -> dict[str, Any]:
 
 
 @blueprint.post("/emergency_cleanup")
-@describe(tag="admin", answer=shapes.Cleanup, statuses=OPTIONS, body=shapes.Force, optional=True)
+@describe(tag="admin", answer=schemas.Cleanup, statuses=OPTIONS, body=schemas.Force)
 def emergency_cleanup() -> Response:
     """Evict every idle model (with ``force`` every model) and clear temporary files; say what was freed."""
-    freed = gateway().cleanup(read_options(shapes.Force).force)
+    freed = gateway().cleanup(read_options(schemas.Force).force)
     return reply(
-        shapes.Cleanup,
+        schemas.Cleanup,
         status="success",
         message=f"evicted {len(freed['evicted'])} model(s), removed {freed['temp_entries_removed']} temporary entries",
         **freed,
@@ -117,13 +117,13 @@ def emergency_cleanup() -> Response:
 
 
 @blueprint.get("/temp_status")
-@describe(tag="admin", answer=shapes.TempStatus, statuses=GUARDED)
+@describe(tag="admin", answer=schemas.TempStatus, statuses=GUARDED)
 def temp_status() -> Response:
     """The entries of tmp/."""
     service = gateway()
     entries = service.temp.entries()
     return reply(
-        shapes.TempStatus,
+        schemas.TempStatus,
         timestamp=int(time.time()),
         temp_dir=str(service.temp.root),
         file_count=len(entries),
@@ -136,31 +136,31 @@ def temp_status() -> Response:
 
 
 @blueprint.post("/cleanup_temp")
-@describe(tag="admin", answer=shapes.TempCleanup, statuses=OPTIONS, body=shapes.CleanupOptions, optional=True)
+@describe(tag="admin", answer=schemas.TempCleanup, statuses=OPTIONS, body=schemas.CleanupOptions)
 def cleanup_temp() -> Response:
     """Remove temporary files that no request uses; ``older_than`` spares younger ones."""
-    count, size = gateway().temp.clean(read_options(shapes.CleanupOptions).older_than)
-    return reply(shapes.TempCleanup, status="success", removed=count, freed_bytes=size)
+    count, size = gateway().temp.clean(read_options(schemas.CleanupOptions).older_than)
+    return reply(schemas.TempCleanup, status="success", removed=count, freed_bytes=size)
 
 
 @blueprint.get("/quantized")
-@describe(tag="admin", answer=shapes.Quantized, statuses=GUARDED)
+@describe(tag="admin", answer=schemas.Quantized, statuses=GUARDED)
 def kept_quantized() -> Response:
     """The quantized weights kept between loads."""
-    return reply(shapes.Quantized, **_kept_fields())
+    return reply(schemas.Quantized, **_kept_fields())
 
 
 @blueprint.post("/quantized/prune")
-@describe(tag="admin", answer=shapes.Pruned, statuses=OPTIONS, body=shapes.PruneOptions, optional=True)
+@describe(tag="admin", answer=schemas.Pruned, statuses=OPTIONS, body=schemas.PruneOptions)
 def prune_quantized() -> Response:
     """Remove the least recently used of them until at most ``to`` bytes are kept: by default the limit, 0 for none."""
     settings = gateway().settings
-    wanted = read_options(shapes.PruneOptions).to
+    wanted = read_options(schemas.PruneOptions).to
     to = settings.quantized_cache if wanted is None else wanted
     removed = kept_weights.prune(kept_weights.root(settings.models_dir), to)
     gateway().zygotes.drop_stale_zygotes()  # the disk frees the files once no zygote maps them
     return reply(
-        shapes.Pruned,
+        schemas.Pruned,
         status="success",
         removed=[entry.folder.name for entry in removed],
         freed_bytes=sum(entry.bytes for entry in removed),
@@ -188,32 +188,33 @@ def _kept_fields() -> dict[str, Any]:
 
 
 @blueprint.post("/models/<name>/load")
-@describe(tag="admin", answer=shapes.Load, statuses=GENERATES | {409}, body=shapes.LoadOptions, optional=True)
+@describe(tag="admin", answer=schemas.Load, statuses=GENERATES | {409}, body=schemas.LoadOptions)
 def load(name: str) -> Response:
-    """Load a model now and answer when it is ready. ``pinned`` keeps it from eviction; ``quant_bits`` replaces the
-    catalog's."""
+    """Load a model now and answer when it is ready.
+
+    ``pinned`` keeps it from eviction; ``quant_bits`` replaces the catalog's."""
     service = gateway()
     spec = service.spec(name)
-    options = read_options(shapes.LoadOptions)
+    options = read_options(schemas.LoadOptions)
     loaded = service.load(spec, bits=options.quant_bits, pinned=options.pinned)
-    return reply(shapes.Load, status="success", model=loaded)
+    return reply(schemas.Load, status="success", model=loaded)
 
 
 @blueprint.post("/models/<name>/unload")
-@describe(tag="admin", answer=shapes.Unload, statuses=OPTIONS | {404, 409}, body=shapes.Force, optional=True)
+@describe(tag="admin", answer=schemas.Unload, statuses=OPTIONS | {404, 409}, body=schemas.Force)
 def unload(name: str) -> Response:
     """Unload a model and answer when its memory is back. 409 while it answers, unless ``force``."""
     service = gateway()
     spec = service.spec(name)
-    force = read_options(shapes.Force).force
-    return reply(shapes.Unload, status="success", model=spec.name, **service.unload(spec, force))
+    force = read_options(schemas.Force).force
+    return reply(schemas.Unload, status="success", model=spec.name, **service.unload(spec, force))
 
 
 @blueprint.post("/models/<name>/pin")
-@describe(tag="admin", answer=shapes.Pinned, statuses=OPTIONS | {404}, body=shapes.PinOptions)
+@describe(tag="admin", answer=schemas.Pinned, statuses=OPTIONS | {404}, body=schemas.PinOptions)
 def pin(name: str) -> Response:
     """Keep a model from eviction, or let it go; whether it is loaded or not. Holds until it is unloaded by name."""
     service = gateway()
     spec = service.spec(name)
-    service.pin(spec, read_options(shapes.PinOptions).pinned)
-    return reply(shapes.Pinned, status="success", model=service.states.one_model(spec.name).as_dict())
+    service.pin(spec, read_options(schemas.PinOptions).pinned)
+    return reply(schemas.Pinned, status="success", model=service.states.one_model(spec.name).as_dict())

@@ -6,7 +6,6 @@
 
 import logging
 import math
-import time
 from typing import Any
 
 from flask import Flask, Response, current_app, jsonify, request
@@ -25,7 +24,6 @@ CLIENT_CLOSED_REQUEST = 499  # only the access log shows it: the client has gone
 _OPENAI, _PAGES = "/v1/", "/ui/"
 _ASKED_ONCE = (CLIENT_CLOSED_REQUEST, 504)
 """Statuses that clients must not retry. OpenAI's client retries every 5xx, which after a deadline repeats the work."""
-_READ_SECONDS, _READ_BYTES = 5.0, 256 * 2**20
 
 
 def register(app: Flask) -> None:
@@ -68,7 +66,6 @@ def http_error(error: HTTPException) -> Response:
         limit = gateway().settings.max_body
         size = f"the body has {request.content_length} bytes" if request.content_length else "the body is larger"
         details = f"{size}; the limit is {limit} (SWITCHYARD_MAX_BODY)"
-        _read_away()
     elif isinstance(error, NotFound) and request.path.startswith(_OPENAI):
         known = sorted({rule.rule for rule in current_app.url_map.iter_rules() if rule.rule.startswith(_OPENAI)})
         details = f"there is no {request.path} here; there are {', '.join(known)}"
@@ -76,18 +73,6 @@ def http_error(error: HTTPException) -> Response:
     if allowed := getattr(error, "valid_methods", None):
         response.headers["Allow"] = ", ".join(sorted(allowed))
     return response
-
-
-def _read_away() -> None:
-    """Read the rest of the body, within bounds: most clients send all of it before they read the answer, and would
-    otherwise see a broken connection."""
-    deadline, left = time.monotonic() + _READ_SECONDS, _READ_BYTES
-    source = request.environ["wsgi.input"]
-    try:
-        while left > 0 and time.monotonic() < deadline and (part := source.read(min(65536, left))):
-            left -= len(part)
-    except (OSError, ValueError) as error:
-        log.debug("the rest of a body that is too large could not be read: %s", error)
 
 
 def body_error(error: Exception) -> Response:

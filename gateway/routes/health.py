@@ -19,8 +19,9 @@ _PATIENCE = 2.0
 @blueprint.get("/health")
 @describe(tag="health", answer=Health, answers=(Alive,))
 def health() -> Response:
-    """Liveness: the answer needs no other part of the server. If the server asks for keys, a request without one gets
-    the status alone."""
+    """Liveness: the answer needs no other part of the server.
+
+    If the server asks for keys, a request without one gets the status alone."""
     service = gateway()
     status = "stopping" if service.stopping else "healthy"
     if hidden():

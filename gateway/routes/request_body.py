@@ -1,10 +1,13 @@
-"""A request's body as JSON: its media type, its length, and values that are valid JSON and of no use. Gateway process.
+"""A request's body as JSON: its media type, its length, and values that are valid JSON and of no use; and the
+parameters in its address. Gateway process.
 
 Knows no fields.
 """
 
 import json
 import math
+import re
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from flask import Request, request
@@ -30,8 +33,7 @@ def read_options(model: type[Options]) -> Options:
     """
     limit = gateway().settings.max_body
     check_length(request, limit)
-    needed = any(field.is_required() for field in model.model_fields.values())
-    if not needed and not request.get_data().strip():
+    if not requires_body(model) and not request.get_data().strip():
         return model()
     data = read_json(request, limit, "{}")
     if unknown := sorted(set(data) - set(model.model_fields)):
@@ -41,6 +43,45 @@ def read_options(model: type[Options]) -> Options:
         return model.model_validate(data, strict=True)
     except ValidationError as error:
         raise validation_error(error) from None
+
+
+def requires_body(model: type[BaseModel]) -> bool:
+    """Return whether one of these options is required; else the body may be absent."""
+    return any(field.is_required() for field in model.model_fields.values())
+
+
+def read_query(schemas: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the parameters in the current request's address, whole numbers as such.
+
+    ``schemas`` are their JSON schemas: an ``enum``, an ``integer`` between two bounds, or a text, perhaps with a
+    ``pattern`` and an example of it.
+
+    :raises BadRequest: for an unknown parameter, one that comes twice, and a value that its schema does not allow.
+    """
+    found = {}
+    if unknown := sorted(set(request.args) - set(schemas)):
+        raise BadRequest(f"unknown parameter {unknown[0]!r}; known: {', '.join(schemas)}", param=unknown[0])
+    for name, values in request.args.lists():
+        if len(values) > 1:
+            raise BadRequest(f"parameter {name!r} comes twice", param=name)
+        try:
+            found[name] = _parameter(values[0], schemas[name])
+        except ValueError as error:
+            raise BadRequest(f"parameter {name!r}: {error}", param=name) from None
+    return found
+
+
+def _parameter(text: str, schema: Mapping[str, Any]) -> str | int:
+    if "enum" in schema and text not in schema["enum"]:
+        raise ValueError(f"must be one of {', '.join(schema['enum'])}")
+    if "pattern" in schema and not re.fullmatch(schema["pattern"], text):
+        raise ValueError(f"must look like {schema['examples'][0]}")
+    if schema.get("type") != "integer":
+        return text
+    least, most = schema["minimum"], schema["maximum"]
+    if not text.isascii() or not text.isdigit() or len(text) > 16 or not least <= int(text) <= most:
+        raise ValueError(f"must be a whole number from {least} to {most}")
+    return int(text)
 
 
 def read_json(request: Request, limit: int, example: str, kinds: str = "application/json") -> dict[str, Any]:

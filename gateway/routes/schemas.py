@@ -71,7 +71,7 @@ class StreamError(Error):
 
 def reply(shape: type[Shape], **fields: Any) -> Response:
     """Return an answer of this shape as JSON."""
-    return jsonify(shape.model_validate(fields).model_dump(mode="json", exclude_unset=True))
+    return jsonify(dumped(shape, **fields))
 
 
 def dumped(shape: type[Shape], **fields: Any) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class Download:
         """Return whether it waits or runs."""
         return self.state in ("queued", "running")
 
-    def progress(self, total: int, done: int, fetched: int, files: list[dict[str, Any]]) -> None:
+    def update_progress(self, total: int, done: int, fetched: int, files: list[dict[str, Any]]) -> None:
         self.total, self.done, self.fetched, self.files = total, done, fetched, files
         self._samples.append((time.monotonic(), fetched))
 
@@ -70,7 +70,7 @@ class Download:
         since, before = samples[0]
         return (self.fetched - before) / max(now - since, 0.5)
 
-    def end(self, state: State, error: str | None = None) -> None:
+    def end_download(self, state: State, error: str | None = None) -> None:
         self.state, self.error, self.finished, self.process = state, error, time.time(), None
         self.ended.set()
 
@@ -110,7 +110,7 @@ class Downloads:
             download.cancelled = True
             if download in self._queue:
                 self._queue.remove(download)
-                download.end("cancelled")
+                download.end_download("cancelled")
         self._end_process(download)
 
     def stop(self) -> None:
@@ -122,7 +122,7 @@ class Downloads:
             for download in under_way:
                 download.cancelled = True
                 if download.process is None:
-                    download.end("cancelled")
+                    download.end_download("cancelled")
             self._changed.notify_all()
         for download in under_way:
             self._end_process(download)
@@ -177,7 +177,7 @@ class Downloads:
                 try:
                     process = download.process = self._spawn()
                 except OSError as error:
-                    download.end("failed", f"its process cannot be started: {error.strerror or error}")
+                    download.end_download("failed", f"its process cannot be started: {error.strerror or error}")
             try:
                 if download.active:
                     self._began(download)
@@ -227,13 +227,13 @@ class Downloads:
                 case "done":
                     download.total = download.done = last["total"]
                     download.fetched, download.note = last["fetched"], last["note"]
-                    download.end("done")
+                    download.end_download("done")
                 case "failed" if not download.cancelled:
-                    download.end("failed", last["error"])
+                    download.end_download("failed", last["error"])
                 case _ if download.cancelled:
-                    download.end("cancelled")
+                    download.end_download("cancelled")
                 case _:
-                    download.end("failed", f"its process ended with status {status}; the log says more")
+                    download.end_download("failed", f"its process ended with status {status}; the log says more")
         self._close_input(process)
 
     @staticmethod
@@ -248,7 +248,7 @@ class Downloads:
         with self._changed:
             process, over = download.process, not download.active
             if not over:
-                download.end("failed", "a fault of the server; the log says more")
+                download.end_download("failed", "a fault of the server; the log says more")
         if process is not None:
             process.kill()
             process.wait()
@@ -264,7 +264,7 @@ class Downloads:
         if event != "progress":
             return {"event": event, **message}
         with self._changed:
-            download.progress(**message)
+            download.update_progress(**message)
         return None
 
     def _end_process(self, download: Download) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from commands import download as download_command
 from commands import models as models_command
+from main import main
 from models_registry.catalog import Catalog
 from models_registry.spec import ModelSpec
 from tests.checkpoints.conftest import ROOT, spec_of, weights
@@ -82,6 +83,13 @@ def test_models_as_lines_and_as_json(
     listed = {row["name"]: row for row in json.loads(capsys.readouterr().out)["models"]}
     assert listed["one"]["ready"] and listed["one"]["state"] == "complete"
     assert not listed["tiny"]["ready"] and listed["tiny"]["bytes_here"] == 0
+
+
+def test_models_exits_with_0(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("SWITCHYARD_PROFILE", "pocket")
+    for options in ([], ["--json"], ["--fit"]):
+        assert main(["models", *options]) == 0, options
+        assert "deepseek" in capsys.readouterr().out
 
 
 def test_no_torch() -> None:

@@ -233,7 +233,13 @@ sys.meta_path.insert(0, Missing())
 
 
 def test_unknown_verb_and_unknown_flag(run: Run) -> None:
-    for arguments in (["dance"], ["--dance"], ["--port", "many"], ["cache", "prune", "--to", "2XB"]):
+    for arguments in (
+        ["dance"],
+        ["--dance"],
+        ["--port", "many"],
+        ["cache", "prune", "--to", "2XB"],
+        ["worker", "--config", "switchyard.yaml"],
+    ):
         ended = run(*arguments)
         assert ended.status == 2
-        assert "usage: " in ended.errors and "Traceback" not in ended.errors
+        assert "Usage: " in ended.errors and "Traceback" not in ended.errors

@@ -1,6 +1,5 @@
 """``POST /v1/chat/completions``: a conversation in, one or more answers out, whole or as chunks. Gateway process."""
 
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from typing import Annotated, Any
@@ -94,15 +93,10 @@ class ChatFields(wire.OpenAIFields):
         super().check(spec, settings)
         if self.top_logprobs is not None and not self.logprobs:
             raise wrong("top_logprobs", "only with logprobs: true")
-        check_template_options(self.chat_template_kwargs)
-
-
-def check_template_options(given: dict[str, Any] | None) -> None:
-    """:raises BadRequest: for a variable of the chat template that is not the client's to set."""
-    if own := sorted(_OWN_VARIABLES & set(given or ())):
-        raise BadRequest(
-            f"field 'chat_template_kwargs': {own[0]!r} is set by the server", param=f"chat_template_kwargs.{own[0]}"
-        )
+        if own := sorted(_OWN_VARIABLES & set(self.chat_template_kwargs or ())):
+            raise BadRequest(
+                f"field 'chat_template_kwargs': {own[0]!r} is set by the server", param=f"chat_template_kwargs.{own[0]}"
+            )
 
 
 TAKES = BodySchema(ChatFields, wire.ALWAYS_TAKEN | {"messages"}, _NEEDS)
@@ -162,16 +156,6 @@ def _one_call_each(pieces: Iterable[Piece]) -> Iterator[Piece]:
         yield piece
 
 
-def _head(generation: GenerationRequest, kind: str) -> dict[str, Any]:
-    return {
-        "id": f"chatcmpl-{generation.id}",
-        "object": kind,
-        "created": int(time.time()),
-        "model": generation.spec.name,
-        "system_fingerprint": wire.fingerprint(generation.spec),
-    }
-
-
 def _whole(generation: GenerationRequest, fields: ChatFields, pieces: Iterator[Piece]) -> dict[str, Any]:
     answer = fold(pieces)
     finished = answer.finished
@@ -184,7 +168,7 @@ def _whole(generation: GenerationRequest, fields: ChatFields, pieces: Iterator[P
         }
         for index, reason in wire.reasons(finished)
     ]
-    head = _head(generation, "chat.completion")
+    head = wire.head(generation, f"chatcmpl-{generation.id}", "chat.completion")
     return head | {"choices": choices, "usage": wire.usage([finished]), **wire.tail(finished)}
 
 
@@ -205,7 +189,7 @@ def _call(call: ToolCall) -> dict[str, Any]:
 
 def _events(generation: GenerationRequest, fields: ChatFields, pieces: Iterator[Piece]) -> Iterator[str]:
     """Yield the answer as chunks: first each choice's role, then pieces, then each choice's finish reason."""
-    head = _head(generation, "chat.completion.chunk")
+    head = wire.head(generation, f"chatcmpl-{generation.id}", "chat.completion.chunk")
     heartbeat = Heartbeat(generation.spec.name, fields.options.include_progress)
     calls: dict[int, int] = {}
 

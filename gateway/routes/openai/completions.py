@@ -4,7 +4,6 @@ A list of prompts is as many requests, which wait and run together.
 """
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from queue import SimpleQueue
@@ -161,16 +160,6 @@ class _Merged:
                 yield number, piece
 
 
-def _head(generation: GenerationRequest) -> dict[str, Any]:
-    return {
-        "id": f"cmpl-{generation.id}",
-        "object": "text_completion",
-        "created": int(time.time()),
-        "model": generation.spec.name,
-        "system_fingerprint": wire.fingerprint(generation.spec),
-    }
-
-
 def _whole(generation: GenerationRequest, fields: CompletionFields, pieces: Iterator[Numbered]) -> dict[str, Any]:
     made: dict[int, Choice] = {}
     ends: dict[int, Finished] = {}
@@ -192,11 +181,11 @@ def _whole(generation: GenerationRequest, fields: CompletionFields, pieces: Iter
             scores = None if fields.logprobs is None else wire.completion_logprobs(choice.logprobs)
             choices.append({"index": place, "text": choice.text, "logprobs": scores, "finish_reason": reason})
     beside = {"usage": wire.usage(ends.values()), **wire.tail(ends[0])}
-    return _head(generation) | {"choices": choices} | beside
+    return wire.head(generation, f"cmpl-{generation.id}", "text_completion") | {"choices": choices} | beside
 
 
 def _events(generation: GenerationRequest, fields: CompletionFields, pieces: Iterator[Numbered]) -> Iterator[str]:
-    head = _head(generation)
+    head = wire.head(generation, f"cmpl-{generation.id}", "text_completion")
     heartbeat = Heartbeat(generation.spec.name, fields.options.include_progress)
     ends: dict[int, Finished] = {}
     written: dict[int, int] = {}

@@ -20,8 +20,9 @@ class UnknownRequest(GatewayError):
 @blueprint.get("")
 @describe(tag="openai", answer=schemas.RequestList, statuses=GUARDED)
 def requests() -> Response:
-    """Every request that waits or runs, the oldest first: with a key of the role user its own. Without keys it has
-    everybody's ids, so it answers this machine only."""
+    """Every request that waits or runs, the oldest first: with a key of the role user its own.
+
+    Without keys it has everybody's ids, so it answers this machine only."""
     if not g.keyed:
         try:
             require_local(request, gateway().settings.host)

@@ -25,6 +25,37 @@ class ErrorEnvelope(Shape):
     error: ErrorBody
 
 
+class _Answer(Shape):
+    """What every answer that a model generates has."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[Any]
+    usage: Usage
+    device: str
+    timings: Timings
+    swap: Swap
+
+
+class _Chunk(Shape):
+    """What every event of a generated answer has. The last with a finish reason brings ``device``, ``timings``,
+    ``swap`` and the family's fields."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[Any]
+    usage: Usage | None = None
+    device: str = ""
+    timings: Timings | None = None
+    swap: Swap | None = None
+
+
 # -- chat --------------------------------------------------------------------------------------------------------------
 
 
@@ -89,19 +120,11 @@ class ChatChoice(Shape):
     finish_reason: FinishReason
 
 
-class ChatCompletion(Shape):
+class ChatCompletion(_Answer):
     """Answers to a conversation."""
 
-    id: str
     object: Literal["chat.completion"]
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[ChatChoice]
-    usage: Usage
-    device: str
-    timings: Timings
-    swap: Swap
 
 
 class Delta(Shape):
@@ -123,20 +146,12 @@ class ChunkChoice(Shape):
     finish_reason: FinishReason | None
 
 
-class ChatChunk(Shape):
+class ChatChunk(_Chunk):
     """An event of a stream. The last with a finish reason brings ``device``, ``timings``,
     ``swap`` and the family's fields."""
 
-    id: str
     object: Literal["chat.completion.chunk"]
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[ChunkChoice]
-    usage: Usage | None = None
-    device: str = ""
-    timings: Timings | None = None
-    swap: Swap | None = None
 
 
 # -- completions -------------------------------------------------------------------------------------------------------
@@ -160,19 +175,11 @@ class TextChoice(Shape):
     finish_reason: FinishReason
 
 
-class Completion(Shape):
+class Completion(_Answer):
     """Continued texts."""
 
-    id: str
     object: Literal["text_completion"]
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[TextChoice]
-    usage: Usage
-    device: str
-    timings: Timings
-    swap: Swap
 
 
 class TextPiece(Shape):
@@ -184,19 +191,11 @@ class TextPiece(Shape):
     finish_reason: FinishReason | None
 
 
-class CompletionChunk(Shape):
+class CompletionChunk(_Chunk):
     """An event of a stream."""
 
-    id: str
     object: Literal["text_completion"]
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[TextPiece]
-    usage: Usage | None = None
-    device: str = ""
-    timings: Timings | None = None
-    swap: Swap | None = None
 
 
 # -- transcriptions ----------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import json
 from contextlib import closing
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from flask import Blueprint, Response, request
 from pydantic import Field
@@ -11,45 +11,31 @@ from gateway.requests.ticket import fold
 from gateway.routes import gateway
 from gateway.routes.generation import GenerationRequest
 from gateway.routes.openai import schemas
-from gateway.routes.openai.chat import TemplateOptions, check_template_options
-from gateway.routes.openai.messages import Messages, parse_messages
-from gateway.routes.openai.tools import Choice, Tools, parse_tools
+from gateway.routes.openai.chat import ChatFields
+from gateway.routes.openai.messages import parse_messages
+from gateway.routes.openai.tools import parse_tools
 from gateway.routes.openai.wire import find_model
 from gateway.routes.openapi.operation import GENERATES, describe
 from gateway.routes.request_body import read_json
 from gateway.routes.sampling_fields import ALWAYS, BodySchema, Fields, parse
 from gateway.routes.schemas import reply
 from models_registry.families.base import SAMPLING
-from models_registry.spec import ModelSpec
-from utils.settings import Settings
 
 blueprint = Blueprint("template", __name__, url_prefix="/v1")
 _ALWAYS = ALWAYS | {"model", "messages", "add_generation_prompt"}
 _NEEDS = {"tool_choice": "tools", "chat_template_kwargs": "tools"}
-_WITHOUT = (SAMPLING | {"response_format", "speech", "stream"}) & set(Fields.model_fields)
+_KEPT = {"messages", "model", "tools", "tool_choice", "chat_template_kwargs"}
+_WITHOUT = (
+    SAMPLING | {"response_format", "speech", "stream"} | set(ChatFields.model_fields) - _KEPT - set(Fields.model_fields)
+) & set(ChatFields.model_fields)
 """What changes the answer and not the prompt."""
 _EXAMPLE = {"model": "deepseek", "messages": [{"role": "user", "content": "Hello"}]}
 
 
-class TemplateFields(Fields):
+class TemplateFields(ChatFields):
     """The fields of ``POST /v1/apply_template``: those of a chat that change its prompt."""
 
-    in_brackets: ClassVar[bool] = True
-
-    model: Annotated[str, Field(description="A model of the catalog, or an alias of one.")]
-    messages: Messages
-    tools: Tools | None = None
-    tool_choice: Choice | None = None
-    chat_template_kwargs: TemplateOptions | None = None
     add_generation_prompt: Annotated[Literal[True], Field(description="A prompt ends where the answer begins.")] = True
-
-    @property
-    def most(self) -> tuple[str, int | None]:
-        return "max_tokens", None
-
-    def check(self, spec: ModelSpec, settings: Settings) -> None:
-        super().check(spec, settings)
-        check_template_options(self.chat_template_kwargs)
 
 
 TAKES = BodySchema(TemplateFields, _ALWAYS, _NEEDS, _WITHOUT)

@@ -1,6 +1,7 @@
 """Shapes that chat and completions share: reading a body, choices, usage, log probabilities, tails. Gateway process."""
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from gateway.errors import BadRequest, Cancelled
 from gateway.requests.pieces import Finished
 from gateway.routes import gateway
+from gateway.routes.generation import GenerationRequest
 from gateway.routes.openai.unsupported import Unsupported, strip
 from gateway.routes.request_body import read_json
 from gateway.routes.sampling_fields import ALWAYS, BodySchema, Fields, parse
@@ -105,9 +107,16 @@ def tail(finished: Finished) -> dict[str, Any]:
     return {"device": finished.device, "timings": finished.timings, "swap": asdict(finished.swap), **finished.extras}
 
 
-def fingerprint(spec: ModelSpec) -> str:
-    """Return the fingerprint: with the same one, the same seed gives the same answer."""
-    return f"{spec.name}-{spec.engine}-{spec.quant_bits}bit"
+def head(generation: GenerationRequest, answer_id: str, kind: str) -> dict[str, Any]:
+    """Return the fields before the choices. With the same fingerprint, the same seed gives the same answer."""
+    spec = generation.spec
+    return {
+        "id": answer_id,
+        "object": kind,
+        "created": int(time.time()),
+        "model": spec.name,
+        "system_fingerprint": f"{spec.name}-{spec.engine}-{spec.quant_bits}bit",
+    }
 
 
 def reasons(finished: Finished) -> Iterator[tuple[int, str]]:

@@ -17,7 +17,7 @@ from gateway.routes.openai.schemas import ErrorEnvelope
 from gateway.routes.openapi import statuses
 from gateway.routes.openapi.bodies import as_form, narrowed
 from gateway.routes.openapi.operation import Operation, operation_of
-from gateway.routes.request_body import MULTIPART
+from gateway.routes.request_body import MULTIPART, requires_body
 from gateway.routes.sampling_fields import BodySchema
 from gateway.routes.schemas import Error, Shape
 from models_registry.spec import ModelSpec
@@ -139,7 +139,7 @@ class Document:
         if not isinstance(operation.body, BodySchema):
             assert operation.body is not None
             schema: dict[str, Any] = {"$ref": _REF.format(model=self._refs[operation.body])}
-            return {"required": not operation.optional, "content": {"application/json": {"schema": schema}}}
+            return {"required": requires_body(operation.body), "content": {"application/json": {"schema": schema}}}
         takes = operation.body
         specs = [spec for spec in self._specs if takes.serves(spec)] or self._specs
         schema = narrowed(self._schemas[self._refs[takes.model]], takes, specs, self._settings)
@@ -156,7 +156,6 @@ class Document:
 
     def _responses(self, rule: Rule, operation: Operation) -> dict[str, Any]:
         openai = rule.rule.startswith("/v1/")
-        headers = statuses.REQUEST_ID
         content: dict[str, Any] = {}
         if operation.answer:
             found = [{"$ref": _REF.format(model=self._refs[shape])} for shape in (operation.answer, *operation.answers)]
@@ -172,9 +171,11 @@ class Document:
                 }
             }
         content |= {kind: {"schema": schema} for kind, schema in operation.others.items()}
-        answers = {str(operation.success): {"description": "The answer", "content": content} | {"headers": headers}}
+        answers = {
+            str(operation.success): {"description": "The answer", "content": content, "headers": statuses.REQUEST_ID}
+        }
         shape = self._refs[ErrorEnvelope if openai else Error]
-        return answers | {str(status): statuses.error(status, shape, headers) for status in sorted(operation.statuses)}
+        return answers | {str(status): statuses.error(status, shape) for status in sorted(operation.statuses)}
 
 
 def _plain(schema: Any) -> Any:

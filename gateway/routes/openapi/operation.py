@@ -29,9 +29,8 @@ class Operation:
     ``answer`` is what comes with the status ``success`` as JSON, or one of ``answers``; ``others`` are further media
     types of it with their schemas. ``query`` are parameters of the address with theirs. ``events`` are
     the server-sent events of a stream by their names (``message`` for those without). ``body`` is what is read, and
-    ``optional`` tells that it may be absent; ``media_types`` are those it comes in. ``form`` are fields that only a
-    form has, with their schemas, of which some are ``needed``; ``unsupported`` parameters are taken as long as they
-    ask for nothing.
+    ``media_types`` are those it comes in. ``form`` are fields that only a form has, with their schemas, of which some
+    are ``needed``; ``unsupported`` parameters are taken as long as they ask for nothing.
     """
 
     tag: str
@@ -40,7 +39,6 @@ class Operation:
     success: int = 200
     statuses: frozenset[int] = frozenset({500})
     body: BodySchema[Any] | type[BaseModel] | None = None
-    optional: bool = False
     media_types: tuple[str, ...] = ("application/json",)
     example: Mapping[str, Any] | None = None
     events: Mapping[str, tuple[type[Shape], ...]] = field(default_factory=dict)

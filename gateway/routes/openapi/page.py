@@ -10,7 +10,7 @@ from flask import Blueprint, Response, current_app, jsonify
 from werkzeug.exceptions import NotFound
 
 from gateway.routes import gateway
-from gateway.routes.compression import Packed
+from gateway.routes.compression import CompressedContent
 from gateway.routes.openapi.document import Document
 from gateway.routes.openapi.operation import describe
 
@@ -54,11 +54,11 @@ _START = """SwaggerUIBundle({
 @describe(tag="description", others={"application/json": {"type": "object"}})
 def openapi() -> Response:
     """This description, by OpenAPI 3.1: the models of this server's catalog, and its limits."""
-    made: Packed | None = current_app.extensions.get("switchyard.openapi")
+    made: CompressedContent | None = current_app.extensions.get("switchyard.openapi")
     if made is None:
         service = gateway()
         document = Document(current_app, list(service.catalog), service.settings).render()
-        made = Packed(jsonify(document).get_data(), "application/json")
+        made = CompressedContent(jsonify(document).get_data(), "application/json")
         current_app.extensions["switchyard.openapi"] = made
     return made.response()
 
@@ -83,8 +83,8 @@ def asset(name: str) -> Response:
 
 
 @cache
-def _asset(name: str) -> Packed:
-    return Packed(files("flask_swagger_ui").joinpath("dist", name).read_bytes(), _ASSETS[name])
+def _asset(name: str) -> CompressedContent:
+    return CompressedContent(files("flask_swagger_ui").joinpath("dist", name).read_bytes(), _ASSETS[name])
 
 
 def _sent(content: str, kind: str) -> Response:

@@ -39,10 +39,8 @@ _SHOULD_RETRY = {
 }
 
 
-def error(status: int, shape: str, headers: dict[str, Any]) -> dict[str, Any]:
+def error(status: int, shape: str) -> dict[str, Any]:
     """Return the description of an error; ``shape`` names the schema of its body."""
     more = _RETRY_AFTER if status in _RETRIED else _SHOULD_RETRY if status in _ASKED_ONCE else {}
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape}"}}}
-    return {"description": ERRORS[status], "content": content} | (
-        {"headers": headers | more} if headers or more else {}
-    )
+    return {"description": ERRORS[status], "content": content, "headers": REQUEST_ID | more}

@@ -12,7 +12,7 @@ from flask import Flask, Response, current_app, request, url_for
 from werkzeug.exceptions import NotFound
 
 from gateway.routes import gateway
-from gateway.routes.compression import Packed
+from gateway.routes.compression import CompressedContent
 from gateway.routes.ui.page_headers import WEB, blueprint
 
 _KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".png": "image/png"}
@@ -24,7 +24,7 @@ class Assets:
 
     def __init__(self, folder: Path) -> None:
         self.files = {
-            path.relative_to(folder).as_posix(): Packed(path.read_bytes(), _KINDS[path.suffix])
+            path.relative_to(folder).as_posix(): CompressedContent(path.read_bytes(), _KINDS[path.suffix])
             for path in sorted(folder.rglob("*"))
             if path.suffix in _KINDS
         }

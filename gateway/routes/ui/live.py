@@ -82,7 +82,7 @@ class Streams:
         stuck = max(streams, key=lambda one: one.client.stuck(), default=None)
         if stuck is None or stuck.client.stuck() < _STUCK:
             raise TooManyPages(words, retry_after=_AGAIN)
-        stuck.client.end()
+        stuck.client.cut_connection()
         self._open.remove(stuck)
 
 
@@ -105,7 +105,7 @@ def live() -> Response:
 
     def text() -> Iterator[str]:
         try:
-            yield from stream.run()
+            yield from stream.yield_events()
         finally:
             leave()
 
@@ -149,7 +149,7 @@ class Stream:
         self._shown: dict[str, Any] | None = None
         self._spoke = time.monotonic()
 
-    def run(self) -> Iterator[str]:
+    def yield_events(self) -> Iterator[str]:
         """Yield events until the client disconnects, loses its access, or the gateway stops."""
         self._sample, history = self._service.history.all_samples()
         yield _RETRY + self._id(self._entry) + sse.event(history, "history")
@@ -177,7 +177,7 @@ class Stream:
         if self._key is None:
             return not self._ring.keyed
         if self._token is not None:
-            return self._sessions.find(self._token, touch=False) == self._key
+            return self._sessions.find_session(self._token, touch=False) == self._key
         return self._ring.still(self._key) == self._key
 
     # -- events --------------------------------------------------------------------------------------------------------

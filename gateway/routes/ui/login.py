@@ -59,11 +59,11 @@ def log_in() -> Response:
         return _form(place, "Enter an API key.", 400)
     if (key := doors.ring.find([sent])) is None:  # a valid key is never locked out by wrong ones
         return _refused(place)
-    doors.sessions.end(request.cookies.get(doors.cookie))
+    doors.sessions.end_session(request.cookies.get(doors.cookie))
     response = make_response(redirect(place, 303))
     response.set_cookie(
         doors.cookie,
-        doors.sessions.begin(key),
+        doors.sessions.begin_session(key),
         max_age=int(doors.sessions.lifetime),
         path="/",
         httponly=True,
@@ -79,7 +79,7 @@ def log_out() -> Response:
     doors = access()
     if not doors.same_origin():
         raise Forbidden("log out on this server's own page")
-    doors.sessions.end(request.cookies.get(doors.cookie))
+    doors.sessions.end_session(request.cookies.get(doors.cookie))
     response = make_response(redirect("/ui/login" if g.keyed else _HOME, 303))
     response.delete_cookie(doors.cookie, path="/", httponly=True, samesite=_SAME_SITE, secure=_over_tls())
     return response

@@ -180,6 +180,8 @@ def test_filters_and_csv(keys: Keys) -> None:
     [
         ({"day": "today"}, "day"),
         ({"since": "2020-1-1"}, "since"),
+        ({"until": "2020-01-01\n"}, "must look like 2026-01-31"),
+        ({"model": ["deepseek", "reasoner"]}, "'model' comes twice"),
         ({"kye": "x"}, "kye"),
         ({"format": "xml"}, "format"),
         ({"records": "yes"}, "records"),
@@ -188,7 +190,7 @@ def test_filters_and_csv(keys: Keys) -> None:
         ({"records": "true", "limit": "9" * 400}, "limit"),
     ],
 )
-def test_wrong_parameters_are_named(keys: Keys, parameters: dict[str, str], word: str) -> None:
+def test_wrong_parameters_are_named(keys: Keys, parameters: dict[str, Any], word: str) -> None:
     response = keys.gateway.client.get("/admin/usage", params=parameters)
     assert response.status_code == 400 and word in response.json()["details"]
 
@@ -237,13 +239,13 @@ def test_old_records_are_forgotten(tmp_path: Path) -> None:
     file = tmp_path / "usage.db"
     now = time.time()
     log = UsageLog(file, retention=1e9)
-    log.add(_used(now - 50 * 86400, "old"))
-    log.add(_used(now, "new"))
+    log.add_record(_used(now - 50 * 86400, "old"))
+    log.add_record(_used(now, "new"))
     log.close()
     log.close()
     again = UsageLog(file, retention=40 * 86400)
     try:
-        again.add(_used(now, "newer"))
+        again.add_record(_used(now, "newer"))
         assert {record["request_id"] for record in again.records({}, 10)} == {"new", "newer"}
         assert again.sums({"key": ""})[0]["requests"] == 2
     finally:
@@ -254,7 +256,7 @@ def test_records_that_cannot_be_written_stop_nobody(tmp_path: Path, caplog: pyte
     log = UsageLog(tmp_path / "usage.db", retention=1e9)
     (tmp_path / "usage.db").unlink()
     (tmp_path / "usage.db").mkdir()
-    log.add(_used(time.time(), "lost"))
+    log.add_record(_used(time.time(), "lost"))
     log.flush()
     log.close()
     assert "1 records of usage are lost" in caplog.text

@@ -10,6 +10,7 @@ import pytest
 from commands.doctor import accelerator, memory, packages, storage
 from commands.doctor.accelerator import Driver, Gpu
 from commands.doctor.finding import Finding
+from gateway.memory import devices
 from models_registry.catalog import load_catalog
 from utils.settings import Settings
 
@@ -133,14 +134,14 @@ def test_python_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_memory_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = tmp_path / "memory.max"
-    limit.write_text("max\n")
-    assert memory.cgroup_limit(limit) is None and memory.cgroup_limit(tmp_path / "none") is None
-    limit.write_text("2000000000\n")
-    assert memory.cgroup_limit(limit) == 2 * 10**9
-    monkeypatch.setattr(memory, "cgroup_limit", lambda: 2 * 10**9)
+    monkeypatch.setattr(devices, "_CGROUP", tmp_path)
     settings = Settings(slot_budget="3GB", device="cpu", profile="pocket")
     slots = memory.Slots(settings, load_catalog(settings))
+    assert memory.find_memory(slots).status != "failed"
+    limit = tmp_path / "memory.max"
+    limit.write_text("max\n")
+    assert memory.find_memory(slots).status != "failed"
+    limit.write_text("2000000000\n")
     holds(memory.find_memory(slots), "failed", "2.0 GB", "SWITCHYARD_SLOT_BUDGET=1000MB")
 
 

@@ -46,6 +46,26 @@ def test_the_page_of_the_documentation_has_the_same_routes(document: dict[str, A
     assert written == described
 
 
+OPERATION_IDS = """
+    admin_cleanup_temp admin_emergency_cleanup admin_kept_quantized admin_load admin_memory_status
+    admin_model_status admin_pin admin_prune_quantized admin_temp_status admin_unload chat_chat
+    completions_completions description_openapi description_page events_events generate_generate
+    generate_generate_by_default health_health health_ready metrics_metrics models_model models_models
+    moderations_video requests_cancel requests_requests template_apply_template transcriptions_transcriptions
+    usage_usage weights_cancel weights_delete weights_download weights_downloads weights_weights
+"""
+
+
+def test_operations_keep_their_ids(document: dict[str, Any]) -> None:
+    """Generated clients name their methods by these."""
+    found = {operation["operationId"] for operation in operations(document).values()}
+    assert found == set(OPERATION_IDS.split())
+
+
+def test_a_summary_is_one_line(document: dict[str, Any]) -> None:
+    assert not [one["operationId"] for one in operations(document).values() if "\n" in one["summary"]]
+
+
 def test_no_route_goes_undescribed(pocket: GatewayProcess, document: dict[str, Any]) -> None:
     """The gateway's own list of its routes, asked from its rules: only what is for browsers has no description, and
     that is all pages and their files."""

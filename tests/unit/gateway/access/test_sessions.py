@@ -42,86 +42,86 @@ def table() -> Table:
 
 def test_a_session_stands_for_its_key_until_it_is_ended(table: Table) -> None:
     key = made()
-    token = table.sessions.begin(key)
-    assert table.sessions.find(token) == key
+    token = table.sessions.begin_session(key)
+    assert table.sessions.find_session(token) == key
     for wrong in (None, "", token[:-1], token + "a", "a" * 43, "ä" * 43):
-        assert table.sessions.find(wrong) is None
-    table.sessions.end(token)
-    assert table.sessions.find(token) is None
-    table.sessions.end(token)
+        assert table.sessions.find_session(wrong) is None
+    table.sessions.end_session(token)
+    assert table.sessions.find_session(token) is None
+    table.sessions.end_session(token)
 
 
 def test_it_ends_with_its_key_for_good(table: Table) -> None:
     key = made()
-    token = table.sessions.begin(key)
+    token = table.sessions.begin_session(key)
     table.gone.add(key.id)
-    assert table.sessions.find(token) is None
+    assert table.sessions.find_session(token) is None
     table.gone.clear()
-    assert table.sessions.find(token) is None
+    assert table.sessions.find_session(token) is None
 
 
 def test_it_ends_unused_and_at_last_in_any_case(table: Table) -> None:
-    token = table.sessions.begin(made())
+    token = table.sessions.begin_session(made())
     for _ in range(13):
         table.now += 11.9 * 3600
-        assert table.sessions.find(token)
+        assert table.sessions.find_session(token)
     table.now += 12.1 * 3600
-    assert table.sessions.find(token) is None
-    token, began = table.sessions.begin(made()), table.now
+    assert table.sessions.find_session(token) is None
+    token, began = table.sessions.begin_session(made()), table.now
     while table.now - began <= table.sessions.lifetime:
-        assert table.sessions.find(token)
+        assert table.sessions.find_session(token)
         table.now += 11 * 3600
-    assert table.sessions.find(token) is None
+    assert table.sessions.find_session(token) is None
 
 
 def test_they_are_bounded_and_one_key_cannot_end_those_of_others(table: Table) -> None:
-    alice, bob = table.sessions.begin(made()), made("bob")
-    tokens = [table.sessions.begin(bob) for _ in range(300)]
-    assert table.sessions.find(alice)
-    assert [bool(table.sessions.find(token)) for token in tokens] == [False] * 200 + [True] * 100
-    others = [table.sessions.begin(made(str(count))) for count in range(1200)]
-    kept = sum(table.sessions.find(token) is not None for token in [alice, *tokens, *others])
-    assert kept == 1000 and table.sessions.find(others[-1])
+    alice, bob = table.sessions.begin_session(made()), made("bob")
+    tokens = [table.sessions.begin_session(bob) for _ in range(300)]
+    assert table.sessions.find_session(alice)
+    assert [bool(table.sessions.find_session(token)) for token in tokens] == [False] * 200 + [True] * 100
+    others = [table.sessions.begin_session(made(str(count))) for count in range(1200)]
+    kept = sum(table.sessions.find_session(token) is not None for token in [alice, *tokens, *others])
+    assert kept == 1000 and table.sessions.find_session(others[-1])
 
 
 def test_a_look_is_no_use(table: Table) -> None:
-    token = table.sessions.begin(made())
+    token = table.sessions.begin_session(made())
     table.now += 11.9 * 3600
-    assert table.sessions.find(token, touch=False)
+    assert table.sessions.find_session(token, touch=False)
     table.now += 0.2 * 3600
-    assert table.sessions.find(token) is None
+    assert table.sessions.find_session(token) is None
 
 
 def test_they_outlive_a_restart_and_their_ends_do_too(table: Table, tmp_path: Path) -> None:
     file, gone, rotated = tmp_path / "sessions.json", made("gone"), made("rotated")
     before = table.restarted(file)
-    stays, ended, *lost = [before.begin(key) for key in (made(), made(), gone, rotated)]
-    before.end(ended)
+    stays, ended, *lost = [before.begin_session(key) for key in (made(), made(), gone, rotated)]
+    before.end_session(ended)
     assert file.stat().st_mode & 0o777 == 0o600 and list(tmp_path.iterdir()) == [file]
     assert not any(token in file.read_text() for token in (stays, ended, *lost))
     table.gone.add(gone.id)
     KEYS[rotated.id] = rotated.model_copy(update={"digest": "0" * 64})
     after = table.restarted(file)
-    assert after.find(stays) and [after.find(token) for token in (ended, *lost)] == [None] * 3
+    assert after.find_session(stays) and [after.find_session(token) for token in (ended, *lost)] == [None] * 3
     table.now += 13 * 3600
-    assert table.restarted(file).find(stays) is None
+    assert table.restarted(file).find_session(stays) is None
 
 
 def test_uses_are_written_now_and_then(table: Table, tmp_path: Path) -> None:
     file = tmp_path / "sessions.json"
     kept = table.restarted(file)
-    token, written = kept.begin(made()), file.read_bytes()
+    token, written = kept.begin_session(made()), file.read_bytes()
     for passed in (1, 500):
         table.now += passed
-        assert kept.find(token)
-        kept.keep()
+        assert kept.find_session(token)
+        kept.write_sessions()
         assert file.read_bytes() == written
     table.now += 200
-    assert kept.find(token)
-    kept.keep()
+    assert kept.find_session(token)
+    kept.write_sessions()
     assert file.read_bytes() != written
     table.now += 11.9 * 3600
-    assert table.restarted(file).find(token), "it is known when it was used"
+    assert table.restarted(file).find_session(token), "it is known when it was used"
 
 
 @pytest.mark.parametrize(
@@ -139,13 +139,13 @@ def test_uses_are_written_now_and_then(table: Table, tmp_path: Path) -> None:
 def test_a_damaged_file_signs_everybody_out_and_no_more(table: Table, tmp_path: Path, text: bytes) -> None:
     file = tmp_path / "sessions.json"
     file.write_bytes(text)
-    token = table.restarted(file).begin(made())
-    assert table.restarted(file).find(token)
+    token = table.restarted(file).begin_session(made())
+    assert table.restarted(file).find_session(token)
 
 
 def test_where_nothing_can_be_written_they_last_as_long_as_the_process(table: Table, tmp_path: Path) -> None:
     kept = table.restarted(tmp_path / "none" / "sessions.json")
-    assert kept.find(kept.begin(made()))
+    assert kept.find_session(kept.begin_session(made()))
 
 
 def test_wrong_keys_are_counted_by_address() -> None:

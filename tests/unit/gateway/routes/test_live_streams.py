@@ -17,7 +17,7 @@ class Reader(Client):
     def stuck(self) -> float:
         return self.seconds
 
-    def end(self) -> None:
+    def cut_connection(self) -> None:
         self.ended = True
 
 
