@@ -9,13 +9,19 @@ export CFLAGS += -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
 export CXXFLAGS += -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
 endif
 
-.PHONY: serve test lint bench pocket mutants clean debian-packages
+.PHONY: serve test test-long lint bench pocket mutants clean debian-packages
 
 serve: $(VENV)/.serve
 	$(PY) main.py --profile pocket
 
-test: $(VENV)/.test debian-packages  # bytecode is kept, or each of a hundred gateways would compile all modules anew
-	PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
+# Bytecode is kept, or each of a hundred gateways would compile all modules anew.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+test: $(VENV)/.test debian-packages
+	$(PYTEST) -m "not long"
+
+test-long: $(VENV)/.test debian-packages  # killed processes, full memory, many loads, queues, every family's answers
+	$(PYTEST) -m long
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .

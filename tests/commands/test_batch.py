@@ -21,6 +21,8 @@ from tests.conftest import Start
 from tests.support.children import clean_environment, default_interrupt, free_port
 from tests.support.gateway import MARK, PATIENCE, ROOT, GatewayProcess, only, reasoner_at
 
+pytestmark = pytest.mark.long
+
 NOWHERE = {"nowhere": reasoner_at("/nowhere")}
 IMAGE = ROOT / "examples" / "red-circle.png"
 

@@ -16,6 +16,8 @@ from tests.families import questions
 from tests.families.questions import Question
 from tests.support.gateway import GatewayProcess
 
+pytestmark = pytest.mark.long
+
 ASKED = 40
 AGAIN = slice(20, ASKED)
 """The questions that are asked at 8 and 4 bits as well."""

@@ -12,6 +12,8 @@ import pytest
 from tests.conftest import Start
 from tests.support.gateway import ONE_AT_ONCE, PARIS, SMOLLM2, STORY, GatewayProcess, only, request_bytes
 
+pytestmark = pytest.mark.long
+
 LONG = STORY | {"max_new_tokens": 3500}
 FEW = 3000
 """Steps; an answer that nobody stops takes more."""

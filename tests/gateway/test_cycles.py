@@ -4,9 +4,12 @@ Bounds are generous; the figures themselves come from ``bench/cycles.py``.
 """
 
 import psutil
+import pytest
 
 from tests.conftest import Start
 from tests.support.gateway import SUM, GatewayProcess, only
+
+pytestmark = pytest.mark.long
 
 WARM_UP = 5
 CYCLES = 25

@@ -28,6 +28,8 @@ from tests.support.gateway import (
     request_bytes,
 )
 
+pytestmark = pytest.mark.long
+
 HEADER = 8
 
 

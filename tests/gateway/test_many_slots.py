@@ -12,6 +12,8 @@ import pytest
 from tests.conftest import Start
 from tests.support.gateway import CHECKPOINT, ONE_AT_ONCE, PARIS, ROOT, SMOLLM2, SUM, GatewayProcess, only, reasoner_at
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

@@ -23,6 +23,8 @@ from tests.conftest import Start
 from tests.support.gateway import CHECKPOINT, SUM, GatewayProcess, only, reasoner_at
 from utils.settings import Settings
 
+pytestmark = pytest.mark.long
+
 LONG = {"prompt": "What is 17 + 25?", "min_tokens": 400, "max_new_tokens": 400}
 LONGEST = LONG | {"min_tokens": 1900, "max_new_tokens": 1900}
 """For whom something happens in the middle, however late."""

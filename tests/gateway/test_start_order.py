@@ -14,6 +14,8 @@ import pytest
 from tests.support.children import clean_environment
 from tests.support.gateway import PATIENCE, ROOT
 
+pytestmark = pytest.mark.long
+
 WAYS = {
     "main": [sys.executable, str(ROOT / "main.py"), "--skip-download"],
     "app": [sys.executable, str(ROOT / "app.py"), "--skip-download"],

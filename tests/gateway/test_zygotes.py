@@ -15,6 +15,8 @@ from models_registry.spec import ModelSpec
 from tests.conftest import Start
 from tests.support.gateway import CHECKPOINT, SMOLLM2, SUM, GatewayProcess, only, reasoner_at
 
+pytestmark = pytest.mark.long
+
 _OPENED = " has a zygote, with its weights"
 
 

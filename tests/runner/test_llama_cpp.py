@@ -12,6 +12,8 @@ from runner.engines.interface import Sequence
 from tests.runner.conftest import Engines
 from tests.runner.driving import Answer, Crowd, alone, llama_of, nearly_same, request, said
 
+pytestmark = pytest.mark.long
+
 if TYPE_CHECKING:
     from runner.engines.gguf import BatchToken
 

@@ -17,7 +17,7 @@ from tests.runner.conftest import Engines, Media
 from tests.runner.driving import Crowd, Watched, alone, at_rest, load_of, request
 from tests.support.gateway import CHECKPOINT, ROOT, SMOLLM2
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 
 SUMS = [request(f"What is {one} + 25?") for one in (1, 17, 40)]
 ANSWERS = ["1 + 25 = 26", "17 + 25 = 42", "40 + 25 = 65"]

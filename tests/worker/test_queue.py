@@ -24,6 +24,8 @@ from worker.aws.messages import Job
 from worker.aws.results import Results
 from worker.moderator import Judgement
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def here(aws: Aws, tmp_path: Path) -> Iterator[Place]:

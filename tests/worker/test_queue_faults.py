@@ -18,6 +18,8 @@ from worker import health_file
 from worker.aws.messages import Job, parse_job
 from worker.aws.videos import S3Video, VideoError, VideoTooLarge
 
+pytestmark = pytest.mark.long
+
 _UPDATE, _RECEIVE = "DynamoDB_20120810.UpdateItem", "AmazonSQS.ReceiveMessage"
 
 

@@ -18,6 +18,8 @@ from tests.support.gateway import ROOT, GatewayProcess, only
 from tests.support.pages import blocks
 from tests.worker.aws import Aws, FaultProxy, Place, WorkerProcess, place, until
 
+pytestmark = pytest.mark.long
+
 _RATE = 4
 
 

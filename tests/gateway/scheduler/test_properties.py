@@ -8,12 +8,15 @@ from copy import deepcopy
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from gateway.scheduler import Limits, Slot, Spec, State, events, next_wakeup
 from gateway.scheduler.actions import Why
 from tests.gateway.scheduler.world import FAR, OPEN, Stage, World, models_of
+
+pytestmark = pytest.mark.long
 
 SIZES = {"a": 30, "b": 50, "c": 60, "d": 100}
 LIMITS = Limits(queue_per_model=4, queue_total=8, quantum=10, load_timeout=30, backoff_first=10, backoff_max=60)

@@ -15,6 +15,8 @@ import pytest
 from tests.conftest import Start
 from tests.support.gateway import ROOT, GatewayProcess, only
 
+pytestmark = pytest.mark.long
+
 SHORT = {"generation": {"max_new_tokens": 2, "temperature": 0}, "pinned": True}
 GENERATING = "^/(generate|v1/[ac])"
 

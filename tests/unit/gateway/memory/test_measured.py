@@ -16,6 +16,8 @@ from models_registry.spec import ModelSpec
 from tests.support.gateway import ROOT, SMOLLM2
 from tests.support.measuring import LARGER, POCKET
 
+pytestmark = pytest.mark.long
+
 
 def spec_of(path: str, family: str, bits: int = 16) -> ModelSpec:
     return ModelSpec.model_validate({"name": "a", "family": family, "source": {"path": path}, "quant_bits": bits})

@@ -15,6 +15,8 @@ from models_registry.spec import ModelSpec
 from tests.support.gateway import CHECKPOINT, ROOT
 from tests.support.placing import BITS, CHECKPOINTS, SHARES
 
+pytestmark = pytest.mark.long
+
 FREE = float("inf")
 
 

@@ -18,6 +18,8 @@ from models_registry.spec import ModelSpec
 from tests.support.gateway import ROOT
 from tests.unit.gateway.memory.test_footprint import spec_of
 
+pytestmark = pytest.mark.long
+
 SIDE = 4096
 PIECES = 14 * 2**18
 PIECES_8BIT = 11 * 2**16
