@@ -61,8 +61,3 @@ def _read(path: Path, changed: int, size: int) -> dict[str, Tensor]:
     if 8 + length + end > size:
         raise HeaderError(f"{path} is cut short: {size} bytes of {8 + length + end}")
     return header
-
-
-def safetensors_sizes(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return dtype and shape of each tensor. Raises the errors of :func:`read_safetensors`."""
-    return {name: (tensor.dtype, tensor.shape) for name, tensor in read_safetensors(path).items()}
