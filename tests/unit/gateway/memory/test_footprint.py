@@ -74,6 +74,13 @@ def test_a_file_cut_short_is_told(folder: Path, left: int) -> None:
         read_safetensors(path)
 
 
+def test_a_file_with_bytes_after_its_tensors_is_told(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(HeaderError, match=r"model\.safetensors cannot be loaded"):
+        read_safetensors(path)
+
+
 @pytest.mark.parametrize(
     "content",
     [
