@@ -221,11 +221,6 @@ def _host(host: Mapping[int, HostUse], processes: Mapping[int, tuple[str, str | 
     }
 
 
-def _sum(entries: list[dict[str, Any]], field: str) -> int | None:
-    """Add up a field."""
-    return _total([entry[field] for entry in entries])
-
-
 def _total(values: Sequence[int | None]) -> int | None:
     """Add up the values; None if one of them was not measured."""
     known = [value for value in values if value is not None]
