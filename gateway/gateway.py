@@ -27,7 +27,8 @@ from gateway.processes.model_states import ModelStates
 from gateway.processes.pool import RunnerPool
 from gateway.processes.readahead import ReadAhead
 from gateway.processes.zygotes import Zygotes
-from gateway.requests.ticket import Granted, Ticket
+from gateway.requests.ticket import Ticket
+from gateway.requests.timeline import Granted
 from gateway.scheduler import Phase, actions, events
 from gateway.scheduler.owner import Owner
 from gateway.weights import files
