@@ -43,9 +43,9 @@ _REFUSALS: dict[actions.Why, type[GatewayError]] = {actions.Why.QUEUE_FULL: Queu
 class Ticket:
     """A request that was admitted: it waits in a queue, or holds a lease. :meth:`close` gives back what it holds.
 
-    ``places`` is how many answers it has made at once; ``owner`` the id of the key it came with. ``tokens`` are those
-    that its own thread has taken, which may be stuck sending; the timeline has all. ``over`` says that the thread has
-    taken the runner's last message.
+    ``reservation`` asks the scheduler for its place in the queue, once more if its runner is gone. ``owner`` is the id
+    of the key it came with. ``tokens`` are those that its own thread has taken, which may be stuck sending; the
+    timeline has all. ``over`` says that the thread has taken the runner's last message.
     """
 
     def __init__(
@@ -55,23 +55,14 @@ class Ticket:
         metrics: RequestObserver,
         forget: Callable[[str], object],
         spec: ModelSpec,
-        request_id: str,
-        deadline: float,
-        priority: int = 0,
-        retry: bool = False,
-        places: int = 1,
-        replica: str | None = None,
+        reservation: events.Reserve,
     ) -> None:
         self.spec = spec
-        self.replica = replica
-        self.places = places
-        self.priority = priority
-        self.retry = retry
-        self.request_id = request_id
-        self.deadline = deadline
-        self.timeline = RequestTimeline(request_id, spec.name, deadline)
+        self.request_id, self.priority = reservation.request_id, reservation.priority
+        self.deadline = reservation.deadline
+        self._reservation = reservation
+        self.timeline = RequestTimeline(self.request_id, spec.name, self.deadline)
         self.owner: str | None = None
-        """The id of the key it came with."""
         self.tokens = 0
         self.over = False
         self.mailbox: Mailbox = TimelineMailbox(self.timeline, metrics.gap_of(spec.name), metrics.answer_began)
@@ -118,10 +109,7 @@ class Ticket:
 
     def reserve(self) -> None:
         """Reserve a place in the model's queue. :raises GatewayError: if the scheduler refuses."""
-        model, bound = self.replica or self.spec.name, self.replica is not None
-        self._scheduler.ask(
-            events.Reserve(self.request_id, model, self.deadline, self.priority, self.retry, self.places, bound=bound)
-        )
+        self._scheduler.ask(self._reservation)
         first = self.mailbox.get_nowait()
         if isinstance(first, Stopped):
             raise _stopped()
