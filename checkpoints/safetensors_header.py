@@ -33,7 +33,7 @@ class Tensor(BaseModel):
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file by name. The result is cached until the file changes.
 
-    :raises HeaderError: if it is not safetensors or is shorter than its header says.
+    :raises HeaderError: if it is not safetensors or has another length than its header says.
     :raises OSError: if it cannot be read.
     """
     now = path.stat()
@@ -58,11 +58,7 @@ def _read(path: Path, changed: int, size: int) -> dict[str, Tensor]:
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise HeaderError(f"the header of {path} is damaged") from error
     end = max((tensor.data_offsets[1] for tensor in header.values()), default=0)
-    if 8 + length + end > size:
-        raise HeaderError(f"{path} is cut short: {size} bytes of {8 + length + end}")
+    if (whole := 8 + length + end) != size:
+        what = "is cut short" if size < whole else "cannot be loaded"
+        raise HeaderError(f"{path} {what}: it has {size} bytes where its header says {whole}")
     return header
-
-
-def safetensors_sizes(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return dtype and shape of each tensor. Raises the errors of :func:`read_safetensors`."""
-    return {name: (tensor.dtype, tensor.shape) for name, tensor in read_safetensors(path).items()}

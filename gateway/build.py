@@ -23,7 +23,7 @@ from gateway.processes.pool import RunnerPool
 from gateway.processes.readahead import ReadAhead
 from gateway.processes.zygotes import Zygotes
 from gateway.requests.ticket import Ticket
-from gateway.scheduler import Limits, Model, Slot, Spec, State
+from gateway.scheduler import Limits, Model, Spec, State
 from gateway.scheduler.owner import Owner
 from gateway.weights.operations import Weights
 from media.decoders import Decoders
@@ -118,7 +118,7 @@ def _scheduler_state(settings: Settings, catalog: Catalog, placement: Placement)
         settings.backoff_first,
         settings.backoff_max,
     )
-    slots = {place.name: Slot(place.name, place.budget) for place in placement.places.values()}
+    budgets = {place.name: place.budget for place in placement.places.values()}
     models: dict[str, Model] = {}
     for spec in catalog:
         first, fallback = placement.allowed(spec)
@@ -136,4 +136,4 @@ def _scheduler_state(settings: Settings, catalog: Catalog, placement: Placement)
             replicas=spec.replicas,
         )
         models |= {name: Model(name, shared) for name in replica_names(spec)}
-    return State(slots, models, limits)
+    return State(budgets, models, limits)

@@ -27,7 +27,8 @@ from gateway.processes.model_states import ModelStates
 from gateway.processes.pool import RunnerPool
 from gateway.processes.readahead import ReadAhead
 from gateway.processes.zygotes import Zygotes
-from gateway.requests.ticket import Granted, Ticket
+from gateway.requests.ticket import Ticket
+from gateway.requests.timeline import Granted
 from gateway.scheduler import Phase, actions, events
 from gateway.scheduler.owner import Owner
 from gateway.weights import files
@@ -157,13 +158,13 @@ class Gateway:
         timeout: float | None = None,
         priority: int = 0,
         retry: bool = False,
-        places: int = 1,
+        answers: int = 1,
         replica: str | None = None,
         request_id: str | None = None,
     ) -> Ticket:
         """Reserve a place in the model's queue.
 
-        :param places: how many answers the request wants to be made at once.
+        :param answers: how many answers the request wants to be made at once.
         :param replica: the one replica that may answer; without it the first replica with room answers.
         :param request_id: the ticket's id, unique; without it the ticket is for a load by hand, not for a request.
         :raises Unavailable: if the weights are missing, a load failed lately, the model cannot fit or the server stops.
@@ -179,19 +180,11 @@ class Gateway:
             files.require(spec, self.settings.models_dir)
             self.runners.predict_model(spec)
         counted, request_id = request_id is not None, request_id or request_ids.new()
-        ticket = Ticket(
-            self.owner,
-            self.runners,
-            self.metrics,
-            self.forget_ticket,
-            spec,
-            request_id,
-            time.monotonic() + (timeout or self.settings.request_timeout),
-            priority,
-            retry,
-            places,
-            replica,
+        deadline = time.monotonic() + (timeout or self.settings.request_timeout)
+        reservation = events.Reserve(
+            request_id, replica or spec.name, deadline, priority, retry, answers, bound=replica is not None
         )
+        ticket = Ticket(self.owner, self.runners, self.metrics, self.forget_ticket, spec, reservation)
         ticket.timeline.counted = counted
         self.tickets[request_id] = ticket
         try:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bench.simulation.workload import Workload
-from gateway.scheduler import Limits, Model, Phase, Slot, Spec, State, decide, events, next_wakeup
+from gateway.scheduler import Limits, Model, Phase, Spec, State, decide, events, next_wakeup
 from gateway.scheduler.actions import Action, Admit, EndRunner, Grant, StartLoad
 
 UNLIMITED = Limits(queue_per_model=10**9, queue_total=10**9)
@@ -24,7 +24,7 @@ class Switchyard:
             )
             for profile in workload.profiles
         }
-        self.state = State({"gpu": Slot("gpu", workload.budget)}, models, limits)
+        self.state = State({"gpu": workload.budget}, models, limits)
 
     def send(self, event: events.Event, now: float) -> list[Action]:
         return decide(self.state, event, now)

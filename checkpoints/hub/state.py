@@ -3,14 +3,12 @@
 Command line, and gateway before a load. Never asks the hub, never writes.
 """
 
-import json
 from pathlib import Path
 
 from checkpoints.hub.choose import INDEX, SINGLE, choose_gguf, shards_of
 from checkpoints.hub.folder import WORK, Record, incomplete_files, read_journal, read_marker
 from checkpoints.hub.records import DownloadError, FolderState, SpecLike
-
-_MAX_HEADER = 100 * 2**20
+from checkpoints.safetensors_header import HeaderError, read_safetensors
 
 
 def download_state(spec: SpecLike, models_dir: Path) -> FolderState:
@@ -100,22 +98,15 @@ def _damage(path: Path) -> str | None:
     Finds truncated files and git-lfs pointers left by copying by hand.
     """
     try:
-        with path.open("rb") as stream:
-            start = stream.read(8)
-            if path.suffix == ".gguf":
-                return None if start[:4] == b"GGUF" else f"{path.name} is not a GGUF file"
-            length = int.from_bytes(start, "little")
-            if len(start) < 8 or length > _MAX_HEADER:
-                return f"{path.name} is not a safetensors file"
-            header = json.loads(stream.read(length))
-        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-        whole = 8 + length + max(ends, default=0)
+        if path.suffix == ".gguf":
+            with path.open("rb") as stream:
+                return None if stream.read(4) == b"GGUF" else f"{path.name} is not a GGUF file"
+        read_safetensors(path)
+    except HeaderError as error:
+        return str(error)
     except OSError as error:
         return f"{path.name} cannot be read: {error.strerror}"
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        return f"{path.name} is truncated or not a safetensors file"
-    size = path.stat().st_size
-    return None if size == whole else f"{path.name} has {size} bytes where its header says {whole}"
+    return None
 
 
 def _finished(folder: Path, journal: Record) -> list[int]:

@@ -7,7 +7,7 @@
 - ``watchdog``: ends a runner that takes too much RAM.
 - ``degradation``: loads a model with less after it ran out of memory.
 - ``fit``: which models fit together.
-- ``report``, ``resident``: measurements for the memory report, and a cache of them for metrics.
+- ``resident``: a cache of measurements, for metrics.
 
 Gateway process and command line. Knows processes by pid only; imports no Flask, no torch and no ``gateway.processes``.
 """

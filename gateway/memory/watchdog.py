@@ -11,13 +11,13 @@ Gateway process, in a thread of its own. Knows accounts; decides nothing about s
 """
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gateway.memory import devices
 from gateway.memory.account import MemoryAccount
 from gateway.scheduler import events
+from utils.periodic import PeriodicThread
 from utils.units import format_bytes
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class _Reading:
         return self.steady - self.account.reserved
 
 
-class Watchdog:
+class Watchdog(PeriodicThread):
     """Watches the ``accounts`` of all runners.
 
     ``budget`` is how many bytes all of them may take on the CPU together; None where no model runs there. ``margin``
@@ -66,6 +66,7 @@ class Watchdog:
         slots: Sequence[str] = ("cpu",),
         shrink: Callable[[], bool] = lambda: False,
     ) -> None:
+        super().__init__("watchdog", _PERIOD, self.check_memory)
         self._accounts = accounts
         self._post = post
         self._budget = budget
@@ -74,23 +75,6 @@ class Watchdog:
         self._slots = slots
         self._shrink = shrink
         self._raised: dict[str, int] = {}
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopped.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopped.wait(_PERIOD):
-            try:
-                self.check_memory()
-            except Exception:  # it must go on watching
-                log.exception("the watchdog failed")
 
     def check_memory(self) -> None:
         """Read all accounts once, and charge or end runners."""

@@ -5,7 +5,6 @@ asks the owner thread one quick question and waits for the answer half a second 
 of HTTP.
 """
 
-import logging
 import threading
 import time
 from array import array
@@ -21,8 +20,8 @@ from gateway.observe.metrics import RunningTotals, Totals
 from gateway.requests.ticket import Ticket
 from gateway.scheduler import State
 from gateway.scheduler.owner import Owner
+from utils.periodic import PeriodicThread
 
-log = logging.getLogger(__name__)
 STEP = 1.0  # seconds
 KEPT = 600
 SERIES = (
@@ -63,7 +62,7 @@ class Ring:
         return min(self._count, self._kept)
 
 
-class History:
+class History(PeriodicThread):
     """Takes and keeps the samples of one gateway. ``number`` counts the samples taken.
 
     ``tickets`` are the requests that wait or run now, ``places`` the slots.
@@ -77,6 +76,7 @@ class History:
         places: Mapping[str, Place],
         kept: int = KEPT,
     ) -> None:
+        super().__init__("history", STEP, self.take_sample)
         self._owner, self._totals, self._tickets = owner, totals, tickets
         self._slots = {place.name: place.budget for place in places.values()}
         self._ring = Ring(("time", *SERIES, *(f"slot {name}" for name in self._slots)), kept)
@@ -87,25 +87,6 @@ class History:
         self._total_bytes = devices.total_bytes()
         self._at = time.monotonic()
         self.number = 0
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="history", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopped.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _run(self) -> None:
-        due = time.monotonic()
-        while not self._stopped.wait(max(0.0, due - time.monotonic())):
-            due = max(due + STEP, time.monotonic())  # the samples that a paused machine missed are not made up
-            try:
-                self.take_sample()
-            except Exception:  # one failed sample must not end the thread
-                log.exception("a sample of the history failed")
 
     # -- taking samples ------------------------------------------------------------------------------------------------
 

@@ -158,13 +158,13 @@ class ModelStates:
         def look(state: State) -> list[dict[str, Any]]:
             return [
                 {
-                    "device": slot.name,
-                    "budget_bytes": slot.budget,
-                    "used_bytes": state.used(slot.name),
-                    "free_bytes": slot.budget - state.used(slot.name),
-                    "models": [model.name for model in state.residents(slot.name)],
+                    "device": slot,
+                    "budget_bytes": budget,
+                    "used_bytes": state.used(slot),
+                    "free_bytes": budget - state.used(slot),
+                    "models": [model.name for model in state.residents(slot)],
                 }
-                for slot in state.slots.values()
+                for slot, budget in state.budgets.items()
             ]
 
         return self._owner.inspect(look)

@@ -6,7 +6,6 @@ piece, and :func:`fold` makes one answer of it. Knows nothing of HTTP.
 
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
 from queue import Empty
 from typing import Any
 
@@ -27,7 +26,7 @@ from gateway.processes.channel import Late, Mailbox
 from gateway.processes.pool import RunnerPool
 from gateway.processes.runner import RunnerProcess
 from gateway.requests.pieces import READING, Again, Answer, Called, Choice, Finished, Piece, Swap, Text, Waiting
-from gateway.requests.timeline import CANCELLED, RequestObserver, RequestTimeline, TimelineMailbox
+from gateway.requests.timeline import Granted, RequestObserver, RequestTimeline, Stopped, TimelineMailbox
 from gateway.scheduler import Phase, State, actions, events
 from gateway.scheduler.owner import Owner
 from models_registry.spec import ModelSpec
@@ -41,31 +40,12 @@ _MOST_REPLAYS = 8  # a model has four levels, on each of which others may be in 
 _REFUSALS: dict[actions.Why, type[GatewayError]] = {actions.Why.QUEUE_FULL: QueueFull, actions.Why.TOO_LATE: TooLate}
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
-    """In the mailbox, from the owner thread: the request holds a lease on this runner."""
-
-    handle: RunnerProcess
-    cold: bool
-
-    def note(self, timeline: RequestTimeline) -> None:
-        if loaded := self.handle.loaded:
-            timeline.leased(loaded.device, self.handle.load_seconds, self.cold)
-
-
-class _Stopped:
-    """In the mailbox: a client cancelled the request by its id."""
-
-    def note(self, timeline: RequestTimeline) -> None:
-        timeline.end(CANCELLED)
-
-
 class Ticket:
     """A request that was admitted: it waits in a queue, or holds a lease. :meth:`close` gives back what it holds.
 
-    ``places`` is how many answers it has made at once; ``owner`` the id of the key it came with. ``tokens`` are those
-    that its own thread has taken, which may be stuck sending; the timeline has all. ``over`` says that the thread has
-    taken the runner's last message.
+    ``reservation`` asks the scheduler for its place in the queue, once more if its runner is gone. ``owner`` is the id
+    of the key it came with. ``tokens`` are those that its own thread has taken, which may be stuck sending; the
+    timeline has all. ``over`` says that the thread has taken the runner's last message.
     """
 
     def __init__(
@@ -75,33 +55,22 @@ class Ticket:
         metrics: RequestObserver,
         forget: Callable[[str], object],
         spec: ModelSpec,
-        request_id: str,
-        deadline: float,
-        priority: int = 0,
-        retry: bool = False,
-        places: int = 1,
-        replica: str | None = None,
+        reservation: events.Reserve,
     ) -> None:
         self.spec = spec
-        self.replica = replica
-        self.places = places
-        self.priority = priority
-        self.retry = retry
-        self.request_id = request_id
-        self.deadline = deadline
-        self.timeline = RequestTimeline(request_id, spec.name, deadline)
+        self.request_id, self.priority = reservation.request_id, reservation.priority
+        self.deadline = reservation.deadline
+        self._reservation = reservation
+        self.timeline = RequestTimeline(self.request_id, spec.name, self.deadline)
         self.owner: str | None = None
-        """The id of the key it came with."""
         self.tokens = 0
         self.over = False
         self.mailbox: Mailbox = TimelineMailbox(self.timeline, metrics.gap_of(spec.name), metrics.answer_began)
         self._scheduler, self._runners, self._metrics, self._forget = scheduler, runners, metrics, forget
         self._handle: RunnerProcess | None = None
         self._sent = self._closed = False
-        self._born = self._looked = time.monotonic()
+        self._looked = self.timeline.born
         self._waiting, self._waiting_at = Waiting("waiting", "submitted"), 0.0
-        self._granted_at = self._born
-        self._load_seconds = 0.0
         self._swap = Swap(False)
         self._replays = 0
 
@@ -124,7 +93,7 @@ class Ticket:
 
         The runner is told here, because the request's thread may be stuck sending to a client that does not read.
         """
-        self.mailbox.put(_Stopped())  # before the runner's last message
+        self.mailbox.put(Stopped())  # before the runner's last message
         if (handle := self._handle) is not None:
             handle.channel.cancel_request(self.request_id)
 
@@ -136,16 +105,13 @@ class Ticket:
     @property
     def age(self) -> float:
         """Seconds since the request was admitted."""
-        return time.monotonic() - self._born
+        return time.monotonic() - self.timeline.born
 
     def reserve(self) -> None:
         """Reserve a place in the model's queue. :raises GatewayError: if the scheduler refuses."""
-        model, bound = self.replica or self.spec.name, self.replica is not None
-        self._scheduler.ask(
-            events.Reserve(self.request_id, model, self.deadline, self.priority, self.retry, self.places, bound=bound)
-        )
+        self._scheduler.ask(self._reservation)
         first = self.mailbox.get_nowait()
-        if isinstance(first, _Stopped):
+        if isinstance(first, Stopped):
             raise _stopped()
         if isinstance(first, actions.Refuse):
             raise _refusal(first)
@@ -193,25 +159,25 @@ class Ticket:
             handle = self._handle
             assert handle is not None
         self._sent = True
-        started, first_token, shown = False, None, False
+        started = shown = False
         while True:
             match self._next_message(gone, "the answer to be finished"):
                 case messages.Delta(_, text, reasoning, tokens, index, logprobs, call):
                     self.tokens += tokens
-                    started, first_token = True, first_token or time.monotonic()
-                    shown = True
+                    started = shown = True
                     yield Text(text, reasoning, index, logprobs) if call is None else Called(call, index, logprobs)
                 case messages.Done(_, reasons, prompt_tokens, completion_tokens, extras, relief):
                     self.over = True
                     device = handle.loaded.device if handle.loaded else ""
                     if relief or handle.note or handle.load.level != "normal":
                         extras = extras | _lesser_way(request, relief, handle, device, extras)
-                    now = time.monotonic()
+                    times = self.timeline
+                    first = times.seconds if times.first_token_seconds is None else times.first_token_seconds
                     timings = {
-                        "queued": max(0.0, self._granted_at - self._born - self._load_seconds),
-                        "load": self._load_seconds,
-                        "first_token": (first_token or now) - self._born,
-                        "total": now - self._born,
+                        "queued": times.queue_seconds,
+                        "load": times.load_seconds,
+                        "first_token": first,
+                        "total": times.seconds,
                     }
                     timings = {name: round(seconds, 4) for name, seconds in timings.items()}
                     yield Finished(reasons, prompt_tokens, completion_tokens, timings, device, extras, self._swap)
@@ -251,19 +217,15 @@ class Ticket:
         self.reserve()
 
     def _await_lease(self, gone: Callable[[], bool]) -> Iterator[Waiting]:
-        submitted = time.monotonic()
-        self.timeline.submitted = True
+        self.timeline.submitted = time.monotonic()
         self._scheduler.post(events.Submit(self.request_id))
         patience = _AT_ONCE
         while True:
             match self._next_message(gone, f"{self.spec.name} to be ready", patience):
                 case Granted(handle, cold):
                     self._handle = handle
-                    self._granted_at = time.monotonic()
                     if cold:
                         self._swap = Swap(True, (*self._swap.evicted, *handle.made_room))
-                    if cold and handle.loaded is not None:
-                        self._load_seconds = min(handle.load_seconds, self._granted_at - submitted)
                     return
                 case actions.Refuse() as refused:
                     raise _refusal(refused)
@@ -315,7 +277,7 @@ class Ticket:
             message = self.mailbox.get(timeout=patience)
         except Empty:
             return None
-        if isinstance(message, _Stopped):
+        if isinstance(message, Stopped):
             raise _stopped()
         if isinstance(message, Late):
             raise _late(waiting_for)

@@ -6,10 +6,12 @@ reads slowly does not slow down the figures. Gateway process, in the threads tha
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from gateway.processes.channel import Late
+from gateway.processes.runner import RunnerProcess
 from gateway.scheduler import actions
 from protocol import messages
 
@@ -22,12 +24,25 @@ ERRORS = (REFUSED, TOO_LATE, OUT_OF_MEMORY, FAILED)
 _FAILURES = {"bad_request": BAD_REQUEST, "out_of_memory": OUT_OF_MEMORY}
 
 
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """In the mailbox, from the owner thread: the request holds a lease on this runner."""
+
+    handle: RunnerProcess
+    cold: bool
+
+
+class Stopped:
+    """In the mailbox: a client cancelled the request by its id."""
+
+
 class RequestTimeline:
     """Times of one request, in seconds of the monotonic clock; None for what did not happen.
 
-    ``counted`` says that it is a client's request, not a load by hand. ``born`` is its admission, ``granted`` its
-    lease, ``sent`` when the runner had it tokenized, ``first`` and ``last`` its first and latest piece, ``ended`` its
-    end. ``queue_seconds`` is the wait for the lease without the load, ``load_seconds`` the part of it that was a load,
+    ``counted`` says that it is a client's request, not a load by hand. ``born`` is its admission, ``submitted`` when it
+    was complete and began to wait for its model, ``granted`` its lease, ``sent`` when the runner had it tokenized,
+    ``first`` and ``last`` its first and latest piece, ``ended`` its end. ``cold``: it waited for a load.
+    ``queue_seconds`` is the wait for the lease without the load, ``load_seconds`` the part of it that was a load,
     ``first_token_seconds`` and ``seconds`` the time from admission to the first piece and to the end.
     """
 
@@ -36,7 +51,7 @@ class RequestTimeline:
         self.model = model
         self.deadline = deadline
         self.born = time.monotonic()
-        self.submitted = False
+        self.submitted: float | None = None
         self.counted = True
         self.granted: float | None = None
         self.queue_seconds = self.load_seconds = self.seconds = 0.0
@@ -55,8 +70,9 @@ class RequestTimeline:
 
     def leased(self, device: str, load_seconds: float, cold: bool) -> None:
         """The request got a lease, ``cold`` if it waited for a load of so many seconds."""
-        self.granted, self.cold, self.device = time.monotonic(), cold, device
-        self.load_seconds = min(load_seconds, self.granted - self.born) if cold else 0.0
+        self.granted, self.cold, self.device = time.monotonic(), self.cold or cold, device
+        if cold:
+            self.load_seconds = min(load_seconds, self.granted - (self.submitted or self.born))
         self.queue_seconds = max(0.0, self.granted - self.born - self.load_seconds)
 
     def end(self, outcome: str) -> None:
@@ -75,7 +91,7 @@ class RequestTimeline:
     def close(self) -> None:
         """Nothing more will happen. Without the runner's last message the request was late, or its client has gone. A
         request that was never submitted had media that could not be decoded."""
-        gone = CLIENT_GONE if self.submitted else BAD_REQUEST
+        gone = BAD_REQUEST if self.submitted is None else CLIENT_GONE
         self.end(TOO_LATE if time.monotonic() >= self.deadline else gone)
 
 
@@ -88,13 +104,6 @@ class RequestObserver(Protocol):
 
     def answer_began(self, timeline: RequestTimeline) -> None: ...
     def request_finished(self, timeline: RequestTimeline) -> None: ...
-
-
-@runtime_checkable
-class Noted(Protocol):
-    """A message of the gateway's own that notes itself in the timeline."""
-
-    def note(self, timeline: RequestTimeline) -> None: ...
 
 
 class TimelineMailbox(SimpleQueue[object]):
@@ -138,8 +147,10 @@ class TimelineMailbox(SimpleQueue[object]):
                 timeline.end(TOO_LATE if why is actions.Why.TOO_LATE else REFUSED)
             case Late():
                 timeline.end(TOO_LATE)
-            case Noted():
-                item.note(timeline)
+            case Granted(handle, cold) if handle.loaded:
+                timeline.leased(handle.loaded.device, handle.load_seconds, cold)
+            case Stopped():
+                timeline.end(CANCELLED)
             case _:
                 pass
         super().put(item)

@@ -54,7 +54,7 @@ def admit_request(spec: ModelSpec, fields: Fields, choices: int = 1) -> Ticket:
         spec,
         timeout=fields.timeout,
         priority=PRIORITIES[priority],
-        places=choices,
+        answers=choices,
         request_id=g.request_id if own else request_ids.ticket_of(g.request_id),
     )
     ticket.owner = g.key.id if g.key else None

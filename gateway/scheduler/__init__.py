@@ -18,6 +18,6 @@ Other threads send events to the owner and read through it; they never touch the
 
 from gateway.scheduler.model import Limits, Model, Phase, Spec
 from gateway.scheduler.policy import decide, next_wakeup
-from gateway.scheduler.state import Slot, State
+from gateway.scheduler.state import State
 
-__all__ = ["Limits", "Model", "Phase", "Slot", "Spec", "State", "decide", "next_wakeup"]
+__all__ = ["Limits", "Model", "Phase", "Spec", "State", "decide", "next_wakeup"]

@@ -144,7 +144,7 @@ def explain_cannot_fit(state: State, model: Model) -> str:
 
     chosen = max(model.spec.allowed, key=shortest)
     _, slot, size = shortest(chosen)
-    where = "the slot" if len(state.slots) == 1 else f"slot {slot}"
+    where = "the slot" if len(state.budgets) == 1 else f"slot {slot}"
     what = "" if slot == chosen else f" for what it offloads from {chosen}"
     return (
         f"{model.spec.name} needs about {size / 1e6:,.0f} MB{what} and {where} can give it "

@@ -67,8 +67,7 @@ def _excludes(state: State, model: Model, other: Model) -> bool:
     """Whether the two models would share slots, and fit together on none of those."""
     together = [(one, two) for one in _footprints(model) for two in _footprints(other) if one.keys() & two.keys()]
     return bool(together) and all(
-        any(one[slot] + two[slot] > state.slots[slot].budget for slot in one.keys() & two.keys())
-        for one, two in together
+        any(one[slot] + two[slot] > state.budgets[slot] for slot in one.keys() & two.keys()) for one, two in together
     )
 
 
@@ -90,7 +89,7 @@ def _seconds_to_room(state: State, newcomer: Model, now: float) -> float:
 def _seconds_to_room_on(state: State, slot: str, newcomer: Model, size: int, now: float) -> float:
     """Seconds until enough residents have ended, counting those that end first."""
     residents = state.residents(slot)
-    need = state.used(slot) + size - state.slots[slot].budget
+    need = state.used(slot) + size - state.budgets[slot]
     wait = max(
         (_load_left(state, other, now) for other in residents if other.residency.phase is Phase.LOADING), default=0.0
     )

@@ -80,7 +80,7 @@ def plan_replicas(state: State, plans: list[tuple[Model, Plan]], now: float) -> 
 def over_budget(state: State, slot: str) -> list[Model]:
     """Return the idle models to end because the slot is over its budget, the least recently used first."""
     unused = [model for model in state.residents(slot) if model.unused]
-    return _take(_least_recent(unused), state.kept(slot) - state.slots[slot].budget, slot)
+    return _take(_least_recent(unused), state.kept(slot) - state.budgets[slot], slot)
 
 
 def _plan(state: State, newcomer: Model, now: float, promised: Mapping[str, int]) -> Plan:
@@ -118,7 +118,7 @@ def _best(state: State, newcomer: Model, plans: list[Plan]) -> Plan:
     def order(option: Plan) -> tuple[float, ...]:
         mates = sum(model.spec is newcomer.spec for model in state.residents(option.slot))
         used = max((model.residency.last_used or 0.0 for model in option.evict), default=0.0)
-        free = state.slots[option.slot].budget - state.used(option.slot)
+        free = state.budgets[option.slot] - state.used(option.slot)
         return option.prospect, mates, option.due, used, len(option.yielding), free
 
     return min(plans, key=order)
@@ -167,7 +167,7 @@ def _make_room_on(
     5. Once no model may keep the slot and no lease is open, all that are needed end at once.
     """
     residents = state.residents(slot)
-    missing = (promised or 0) + size - state.slots[slot].budget
+    missing = (promised or 0) + size - state.budgets[slot]
     if state.used(slot) + missing <= 0:  # 1
         # One load at a time on a slot: two at once could run it out of memory at their peaks.
         free = promised is None and not _loading(state, slot)
@@ -226,7 +226,7 @@ def _gives_way(state: State, model: Model, newcomer: Model, until: dict[str, flo
 
 def _make_room_beside_on(state: State, slot: str, newcomer: Model, size: int, now: float) -> Plan:
     residents = state.residents(slot)
-    missing = size - state.slots[slot].budget
+    missing = size - state.budgets[slot]
     if state.used(slot) + missing <= 0:
         return Plan(slot, Prospect.SOON if _loading(state, slot) else Prospect.NOW)
     need = state.kept(slot) + missing

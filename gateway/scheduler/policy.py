@@ -149,8 +149,8 @@ def _fast_path(state: State, now: float) -> list[Action] | None:
             return None
         if request.submitted:
             waiter = request
-    for slot in state.slots.values():  # d
-        if state.kept(slot.name) > slot.budget:
+    for slot, budget in state.budgets.items():  # d
+        if state.kept(slot) > budget:
             return None
     for model in state.models.values():  # e
         if model.residency.moving or ((due := model.due) is not None and now >= due):
@@ -180,7 +180,7 @@ def schedule(state: State, now: float) -> list[Action]:
     actions = admission.refuse_late_requests(state, now)  # 1
     actions += runners.end_expired_runners(state, now)  # 2
     replicas.gather_waiters(state)  # 3
-    for slot in state.slots:  # 4
+    for slot in state.budgets:  # 4
         actions += [
             runners.end_runner(other, "evicted", now, "the slot's models take more than was predicted, and it was idle")
             for other in eviction.over_budget(state, slot)

@@ -57,7 +57,7 @@ def load_done(state: State, event: Loaded, now: float) -> list[Action]:
 
 
 def runner_gone(state: State, load_id: str, now: float, cause: str | None = None, again: bool = False) -> list[Action]:
-    """Forget a runner whose memory is back, and its leases: the runner's handle tells the requests that had them.
+    """Forget a runner whose memory is back, and its leases. Its reader thread tells the requests that had them.
 
     If it was loading, back off because of ``cause``. With ``again`` make room instead: its waiters stay, and the next
     load is planned at once.

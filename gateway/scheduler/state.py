@@ -10,18 +10,11 @@ from gateway.scheduler.model import Limits, Model, Phase, Request
 
 
 @dataclass(slots=True)
-class Slot:
-    """A device with a memory budget in bytes."""
-
-    name: str
-    budget: int
-
-
-@dataclass(slots=True)
 class State:
-    """``requests`` are all that are reserved, waiting or leased, by id. ``loads`` counts the loads begun so far."""
+    """``budgets`` are the bytes that models may take of each slot. ``requests`` are all that are reserved, waiting or
+    leased, by id. ``loads`` counts the loads begun so far."""
 
-    slots: dict[str, Slot]
+    budgets: dict[str, int]
     models: dict[str, Model]
     limits: Limits = Limits()
     requests: dict[str, Request] = field(default_factory=dict)
@@ -59,7 +52,7 @@ class State:
             and other.residency.phase is not Phase.DRAINING
             and (other.spec.pinned or other.spec is model.spec)
         )
-        return self.slots[slot].budget - stay
+        return self.budgets[slot] - stay
 
     def has_room(self, model: Model, needs: Mapping[str, int]) -> bool:
         """Whether the model could have so many bytes of these slots."""

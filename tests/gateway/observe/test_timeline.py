@@ -1,4 +1,4 @@
-"""What a mailbox makes of a request's course, and what the metrics make of facts that a small gateway rarely has."""
+"""What a mailbox notes in a request's timeline, and what the metrics make of facts that a small gateway rarely has."""
 
 import time
 from types import SimpleNamespace
@@ -8,8 +8,7 @@ from prometheus_client import generate_latest
 
 from gateway.observe.metrics import Metrics
 from gateway.processes.channel import Late
-from gateway.requests.ticket import Granted, _Stopped
-from gateway.requests.timeline import RequestTimeline, TimelineMailbox
+from gateway.requests.timeline import Granted, RequestTimeline, Stopped, TimelineMailbox
 from gateway.scheduler import actions
 from protocol import messages
 
@@ -19,10 +18,10 @@ def granted(cold: bool = False, seconds: float = 0.0) -> Granted:
     return Granted(SimpleNamespace(loaded=loaded, load_seconds=seconds), cold)  # type: ignore[arg-type]
 
 
-def course_of(*said: object, deadline: float = 1e9, submitted: bool = True) -> RequestTimeline:
-    """Return the course of a request to whose mailbox this was put before it was closed."""
+def timeline_of(*said: object, deadline: float = 1e9, submitted: bool = True) -> RequestTimeline:
+    """Return the timeline of a request to whose mailbox this was put before it was closed."""
     timeline = RequestTimeline("r", "deepseek", time.monotonic() + deadline)
-    timeline.submitted = submitted
+    timeline.submitted = timeline.born if submitted else None
     mailbox = TimelineMailbox(timeline, lambda seconds: None)
     for one in said:
         mailbox.put(one)
@@ -40,7 +39,7 @@ DONE = messages.Done("r", ("stop",), 7, 5)
     [
         ([granted(), messages.Started("r", 7), DELTA, DONE], "answered"),
         ([granted(), messages.Started("r", 7), DELTA, messages.Done("r", ("cancelled",), 7, 3)], "cancelled"),
-        ([granted(), DELTA, _Stopped(), messages.Done("r", ("cancelled",), 7, 3)], "cancelled"),
+        ([granted(), DELTA, Stopped(), messages.Done("r", ("cancelled",), 7, 3)], "cancelled"),
         ([granted(), DELTA, Late(), messages.Done("r", ("cancelled",), 7, 3)], "too_late"),
         ([granted(), DELTA], "client_gone"),
         ([], "client_gone"),
@@ -49,28 +48,41 @@ DONE = messages.Done("r", ("stop",), 7, 5)
         ([granted(), messages.Failed("r", "internal", "")], "failed"),
         ([actions.Refuse("r", actions.Why.QUEUE_FULL, "")], "refused"),
         ([actions.Refuse("r", actions.Why.TOO_LATE, "")], "too_late"),
-        ([_Stopped()], "cancelled"),
+        ([Stopped()], "cancelled"),
     ],
 )
 def test_how_it_ended(said: list[object], outcome: str) -> None:
-    assert course_of(*said).outcome == outcome
+    assert timeline_of(*said).outcome == outcome
 
 
 def test_past_the_deadline_it_is_too_late_and_with_broken_media_it_was_never_submitted() -> None:
-    assert course_of(granted(), DELTA, deadline=-1).outcome == "too_late"
-    assert course_of(submitted=False).outcome == "bad_request"
+    assert timeline_of(granted(), DELTA, deadline=-1).outcome == "too_late"
+    assert timeline_of(submitted=False).outcome == "bad_request"
 
 
 def test_times_and_tokens() -> None:
-    timeline = course_of(granted(cold=True, seconds=1000), messages.Started("r", 7), DELTA, DELTA, DONE)
+    timeline = timeline_of(granted(cold=True, seconds=1000), messages.Started("r", 7), DELTA, DELTA, DONE)
     assert (timeline.prompt_tokens, timeline.completion_tokens, timeline.finish_reasons) == (7, 5, ("stop",))
     assert timeline.granted and timeline.sent and timeline.first and timeline.last and timeline.ended
     assert timeline.born <= timeline.granted <= timeline.sent <= timeline.first <= timeline.last <= timeline.ended
     assert timeline.load_seconds == timeline.granted - timeline.born, "no more than it waited"
     assert timeline.queue_seconds == 0
-    assert course_of(granted(cold=False, seconds=1000), DONE).load_seconds == 0
-    broken_off = course_of(granted(), messages.Started("r", 7), DELTA)
+    assert timeline_of(granted(cold=False, seconds=1000), DONE).load_seconds == 0
+    broken_off = timeline_of(granted(), messages.Started("r", 7), DELTA)
     assert (broken_off.prompt_tokens, broken_off.completion_tokens) == (7, 3)
+
+
+def test_a_request_that_is_sent_again_keeps_the_wait_for_its_load() -> None:
+    timeline = timeline_of(granted(cold=True, seconds=1000), granted(cold=False), DONE)
+    assert timeline.cold and timeline.load_seconds > 0
+    assert timeline.granted and timeline.queue_seconds == timeline.granted - timeline.born - timeline.load_seconds
+
+
+def test_a_load_during_the_decoding_of_media_is_no_wait_for_it() -> None:
+    timeline = RequestTimeline("r", "deepseek", time.monotonic() + 60)
+    timeline.born, timeline.submitted = timeline.born - 10, timeline.born - 2
+    timeline.leased("cpu", 1000, cold=True)
+    assert 2 <= timeline.load_seconds < 3 and 8 <= timeline.queue_seconds < 8.1
 
 
 def test_gaps_are_told_by_choice_and_by_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +104,7 @@ def counted(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 def test_refusals_by_reason() -> None:
     metrics = Metrics(["deepseek"])
-    metrics.request_finished(course_of(actions.Refuse("r", actions.Why.QUEUE_FULL, "")))
+    metrics.request_finished(timeline_of(actions.Refuse("r", actions.Why.QUEUE_FULL, "")))
     assert counted(metrics, "refusals_total", model="deepseek", reason="queue_full") == 1
     assert counted(metrics, "generations_total", model="deepseek", outcome="refused") == 1
     assert counted(metrics, "queue_wait_seconds_count", model="deepseek") == 0, "it never waited to the end"
@@ -100,7 +112,7 @@ def test_refusals_by_reason() -> None:
 
 def test_a_load_by_hand_is_no_request() -> None:
     metrics = Metrics(["deepseek"])
-    timeline = course_of(granted())
+    timeline = timeline_of(granted())
     timeline.counted = False
     metrics.request_finished(timeline)
     assert counted(metrics, "generations_total", model="deepseek", outcome="client_gone") == 0
@@ -117,7 +129,7 @@ def test_memory_that_runs_out() -> None:
 
 
 def test_a_request_asked_again_ends_once() -> None:
-    timeline = course_of(granted(), messages.Failed("r", "out_of_memory", ""))
+    timeline = timeline_of(granted(), messages.Failed("r", "out_of_memory", ""))
     timeline.again()
     timeline.end("answered")
     metrics = Metrics(["deepseek"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.scheduler import Limits, Phase, Slot, events
+from gateway.scheduler import Limits, Phase, events
 from gateway.scheduler.actions import Why
 from tests.gateway.scheduler.world import Stage, World, kinds, make, why
 
@@ -133,7 +133,7 @@ def test_a_better_prediction_counts_from_then_on() -> None:
 
 def test_the_largest_slot_a_model_may_use_decides() -> None:
     world = make({"a": 150})
-    world.state.slots["cpu"] = Slot("cpu", 200)
+    world.state.budgets["cpu"] = 200
     assert why(world, world.reserve("a")) is Why.CANNOT_FIT
     world.state.models["a"].spec.slots = ("gpu", "cpu")
     world.ask("a")

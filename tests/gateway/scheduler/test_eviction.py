@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.scheduler import Slot, events
+from gateway.scheduler import events
 from gateway.scheduler.actions import EndRunner, StartLoad, Why
 from tests.gateway.scheduler.world import Stage, World, kinds, make, why
 
@@ -213,7 +213,7 @@ def test_a_large_newcomer_is_not_kept_out_by_small_ones() -> None:
 
 def test_slots_do_not_stand_in_each_others_way() -> None:
     world = make({"a": 60, "b": 60, "c": 60})
-    world.state.slots["cpu"] = Slot("cpu", 60)
+    world.state.budgets["cpu"] = 60
     world.state.models["c"].spec.slots = ("cpu",)
     world.ask("a")
     world.ask("b")
@@ -224,7 +224,7 @@ def test_slots_do_not_stand_in_each_others_way() -> None:
 
 def test_a_slot_too_small_for_a_model_is_no_reason_to_wait_there() -> None:
     world = make({"busy": 80, "a": 60}, concurrency=2)
-    world.state.slots["cpu"] = Slot("cpu", 10)
+    world.state.budgets["cpu"] = 10
     world.state.models["a"].spec.slots = ("cpu", "gpu")
     world.ask("busy")
     world.loaded(world.runner("busy").load_id)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway.scheduler import Slot, Spec, State, events, policy
+from gateway.scheduler import Spec, State, events, policy
 from gateway.scheduler.actions import Action
 from tests.gateway.scheduler.world import Stage, World, kinds, make, models_of
 
@@ -114,7 +114,7 @@ def test_what_has_to_be_planned_switches_it_off(prepare: Callable[[World], None]
         Spec(name, size, ("gpu",), concurrency=2) for name, size in {"a": 30, "b": 30, "c": 30, "large": 90}.items()
     )
     twin = Spec("twin", 10, ("gpu",), replicas=2)
-    world = World(State({"gpu": Slot("gpu", 100)}, models_of(*specs, twin)), strict=False)
+    world = World(State({"gpu": 100}, models_of(*specs, twin)), strict=False)
     world.resident("a", "b")
     probe = world.reserve("a")
     assert not plans(world, planned, events.Tick())

@@ -3,7 +3,7 @@
 import hypothesis.strategies as st
 from hypothesis.stateful import precondition, rule
 
-from gateway.scheduler import Limits, Phase, Slot, decide, events
+from gateway.scheduler import Limits, Phase, decide, events
 from gateway.scheduler.actions import EndRunner
 from tests.gateway.scheduler.test_properties import PROFILE, OneSlot, pick, settings, some_model
 from tests.gateway.scheduler.world import Stage, World, kinds, make
@@ -45,7 +45,7 @@ def test_news_of_a_load_that_was_given_up_changes_nothing() -> None:
 
 def test_a_model_that_moves_answers_first_and_is_loaded_in_the_new_way() -> None:
     world = make({"a": 30}, concurrency=2)
-    world.state.slots["cpu"] = Slot("cpu", 80)
+    world.state.budgets["cpu"] = 80
     world.resident("a")
     running = world.ask("a")
     assert world.send(events.Move("a", ("cpu",), (), {"cpu": 60}, 1)) == []

@@ -1,6 +1,6 @@
 """Models on a GPU that have a part of them in RAM: the CPU's slot is charged for it, and both must have room."""
 
-from gateway.scheduler import Slot, Spec, State, events
+from gateway.scheduler import Spec, State, events
 from gateway.scheduler.actions import EndRunner, StartLoad, Why
 from gateway.scheduler.estimate import seconds_to_lease
 from tests.gateway.scheduler.world import Stage, World, kinds, models_of, why
@@ -14,7 +14,7 @@ def machine(*, cpu: int = 100, gpu: int = 100) -> World:
         Spec("a", 40, ("cpu",)),
         Spec("b", 40, ("cpu",)),
     ]
-    slots = {"gpu": Slot("gpu", gpu), "cpu": Slot("cpu", cpu)}
+    slots = {"gpu": gpu, "cpu": cpu}
     return World(State(slots, models_of(*models)))
 
 
@@ -179,7 +179,7 @@ def shared(*others: Spec, **slots: int) -> World:
         *others,
     ]
     budgets = {"g0": 100, "g1": 100, "cpu": 100} | slots
-    world = World(State({name: Slot(name, size) for name, size in budgets.items()}, models_of(*specs)))
+    world = World(State(dict(budgets), models_of(*specs)))
     world.ask("y")
     world.loaded(world.runner("y").load_id)
     return world
@@ -221,7 +221,7 @@ def pairs(a: tuple[str, ...], offloads: dict[str, dict[str, int]]) -> World:
     """Two models that may have a replica each, with one of each that is busy: ``b`` may have its other on the CPU."""
     specs = [Spec("a", 50, a, offloads=dict(offloads), replicas=2), Spec("b", 20, ("cpu", "g2"), replicas=2)]
     budgets = {"g0": 60, "g1": 60, "g2": 20, "cpu": 100}
-    world = World(State({name: Slot(name, size) for name, size in budgets.items()}, models_of(*specs)))
+    world = World(State(dict(budgets), models_of(*specs)))
     for name in ("b", "a"):
         world.ask(name)
         world.loaded(world.runner(name).load_id)

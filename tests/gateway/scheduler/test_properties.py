@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from gateway.scheduler import Limits, Slot, Spec, State, events, next_wakeup
+from gateway.scheduler import Limits, Spec, State, events, next_wakeup
 from gateway.scheduler.actions import Why
 from tests.gateway.scheduler.world import FAR, OPEN, Stage, World, models_of
 
@@ -64,7 +64,7 @@ class OneSlot(RuleBasedStateMachine):
             )
             for number, (name, size) in enumerate(SIZES.items())
         ]
-        slots = {name: Slot(name, budget) for name, budget in self.slots.items()}
+        slots = dict(self.slots)
         self.world = World(State(slots, models_of(*specs), LIMITS))
         self.stops = stops
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.scheduler import Limits, Slot, Spec, State, events
+from gateway.scheduler import Limits, Spec, State, events
 from gateway.scheduler.actions import Refuse, Why
 from tests.gateway.scheduler.world import Stage, World, models_of, why
 
@@ -14,7 +14,7 @@ def world(*others: str, slots: int = 2, replicas: int = 2, concurrency: int = 1)
     names = [f"slot{number}" for number in range(1, slots + 1)]
     specs = [Spec("a", 90, tuple(names), concurrency=concurrency, replicas=replicas)]
     specs += [Spec(name, 90, tuple(names)) for name in others]
-    return World(State({name: Slot(name, 100) for name in names}, models_of(*specs), LIMITS))
+    return World(State({name: 100 for name in names}, models_of(*specs), LIMITS))
 
 
 def load(there: World, *models: str) -> None:

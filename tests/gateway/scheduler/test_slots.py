@@ -1,6 +1,6 @@
 """Where a model goes when there are several slots, and when it goes to one it does not prefer."""
 
-from gateway.scheduler import Limits, Slot, Spec, State, events
+from gateway.scheduler import Limits, Spec, State, events
 from gateway.scheduler.actions import Why
 from tests.gateway.scheduler.world import Stage, World, models_of, why
 
@@ -14,7 +14,7 @@ def world(models: dict[str, int], slots: dict[str, int], **fields: object) -> Wo
     for name, value in fields.items():
         model, _, field = name.partition("_")
         setattr(built[model].spec, field, value)
-    return World(State({name: Slot(name, budget) for name, budget in slots.items()}, built, LIMITS))
+    return World(State(dict(slots), built, LIMITS))
 
 
 def asked(world: World) -> dict[str, str]:

@@ -8,7 +8,7 @@ import pickle
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from gateway.scheduler import Limits, Model, Slot, Spec, State, decide, events, next_wakeup, policy
+from gateway.scheduler import Limits, Model, Spec, State, decide, events, next_wakeup, policy
 from gateway.scheduler.actions import Action, Admit, EndRunner, Grant, Refuse, StartLoad, Why
 
 FAR = 1_000_000.0
@@ -312,7 +312,7 @@ class World:
         wanted = {spec_of(client.model) for client in self._waiting()}
         busy = {
             slot
-            for slot in self.state.slots
+            for slot in self.state.budgets
             if any(
                 runner.loading
                 or runner.asked is not None
@@ -326,7 +326,7 @@ class World:
         for client in self._waiting():  # one that needs several slots keeps its position on all while it waits for one
             if (reach := self._reach(client.model)) & busy:
                 busy |= reach if self.state.models[client.model].spec.offloads else set()
-        for slot in self.state.slots.keys() - busy:
+        for slot in self.state.budgets.keys() - busy:
             stalled |= {name: self.stalled.get(name, self.now) for name in self._blocked_on(slot)}
         self.stalled = stalled
         for request_id, since in stalled.items():
@@ -358,13 +358,13 @@ class World:
     def check(self) -> None:
         """What must hold after every step."""
         state = self.state
-        for slot in state.slots.values():
-            here = [runner for runner in self.runners.values() if runner.charged(slot.name) is not None]
+        for slot, budget in state.budgets.items():
+            here = [runner for runner in self.runners.values() if runner.charged(slot) is not None]
             loading = [runner.model for runner in here if runner.loading and runner.asked is None]
-            assert len(loading) <= 1, f"{loading} load at the same time on {slot.name}"
-            charged = sum(runner.charged(slot.name) or 0 for runner in here)
-            assert not self.strict or charged <= slot.budget, f"{charged} bytes of {slot.budget} on {slot.name}"
-            assert charged == state.used(slot.name), "the policy's books and the world's differ"
+            assert len(loading) <= 1, f"{loading} load at the same time on {slot}"
+            charged = sum(runner.charged(slot) or 0 for runner in here)
+            assert not self.strict or charged <= budget, f"{charged} bytes of {budget} on {slot}"
+            assert charged == state.used(slot), "the policy's books and the world's differ"
         for runner in self.runners.values():
             if runner.loading and runner.asked is None:
                 assert self.now < runner.since + state.limits.load_timeout, f"{runner.load_id} loads for too long"
@@ -424,7 +424,7 @@ def make(
 ) -> World:
     """A world with one slot, ``gpu``, and models of these predicted bytes."""
     specs = (Spec(name, size, ("gpu",), keep_alive, concurrency=concurrency) for name, size in models.items())
-    return World(State({"gpu": Slot("gpu", budget)}, models_of(*specs), limits or Limits()), strict)
+    return World(State({"gpu": budget}, models_of(*specs), limits or Limits()), strict)
 
 
 def models_of(*specs: Spec) -> dict[str, Model]:

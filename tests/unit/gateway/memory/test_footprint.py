@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from safetensors.numpy import save_file
 
-from checkpoints.safetensors_header import HeaderError, safetensors_sizes
+from checkpoints.safetensors_header import HeaderError, read_safetensors
 from gateway.memory.footprint.kv_cache import cache_token_bytes
 from gateway.memory.footprint.prediction import Footprints
 from gateway.memory.footprint.weights import weight_bytes
@@ -55,14 +55,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_header_tells_dtype_and_shape(folder: Path) -> None:
-    found = safetensors_sizes(folder / "model.safetensors")
-    assert {name: shape for name, (_, shape) in found.items()} == {name: t.shape for name, t in TENSORS.items()}
-    assert found["model.embed_tokens.weight"][0] == "F32" and found["model.positions"][0] == "I64"
+    found = read_safetensors(folder / "model.safetensors")
+    assert {name: tensor.shape for name, tensor in found.items()} == {name: t.shape for name, t in TENSORS.items()}
+    assert found["model.embed_tokens.weight"].dtype == "F32" and found["model.positions"].dtype == "I64"
 
 
 def test_a_file_without_tensors_is_one(tmp_path: Path) -> None:
     save_file({}, tmp_path / "empty.safetensors")
-    assert safetensors_sizes(tmp_path / "empty.safetensors") == {}
+    assert read_safetensors(tmp_path / "empty.safetensors") == {}
 
 
 @pytest.mark.parametrize("left", [0, 1, 7, 8, 9, 100, -1, -1000])
@@ -71,7 +71,14 @@ def test_a_file_cut_short_is_told(folder: Path, left: int) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:left])
     with pytest.raises(HeaderError, match=r"model\.safetensors"):
-        safetensors_sizes(path)
+        read_safetensors(path)
+
+
+def test_a_file_with_bytes_after_its_tensors_is_told(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(HeaderError, match=r"model\.safetensors cannot be loaded"):
+        read_safetensors(path)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +94,7 @@ def test_a_file_cut_short_is_told(folder: Path, left: int) -> None:
 def test_another_kind_of_file_is_told(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(HeaderError, match=r"model\.safetensors"):
-        safetensors_sizes(tmp_path / "model.safetensors")
+        read_safetensors(tmp_path / "model.safetensors")
 
 
 def with_header(path: Path, header: bytes, data: bytes = b"\0" * 64) -> Path:
@@ -152,7 +159,7 @@ def test_a_header_longer_than_any_is_not_read(tmp_path: Path) -> None:
         file.write(struct.pack("<Q", 2**62))
         file.truncate(10_000)
     with pytest.raises(HeaderError):
-        safetensors_sizes(path)
+        read_safetensors(path)
 
 
 # -- the rule ----------------------------------------------------------------------------------------------------------

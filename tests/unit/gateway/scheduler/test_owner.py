@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway.scheduler import Model, Slot, Spec, State, events
+from gateway.scheduler import Model, Spec, State, events
 from gateway.scheduler import owner as owner_module
 from gateway.scheduler.actions import Action, EndRunner, Grant, Refuse
 from gateway.scheduler.owner import Owner
@@ -38,7 +38,7 @@ def performed() -> Performed:
 
 @pytest.fixture
 def owner(performed: Performed) -> Iterator[Owner]:
-    owner = Owner(State({"cpu": Slot("cpu", 100)}, {"a": Model("a", Spec("a", 30, ("cpu",)))}), performed)
+    owner = Owner(State({"cpu": 100}, {"a": Model("a", Spec("a", 30, ("cpu",)))}), performed)
     owner.start()
     yield owner
     owner.stop()
@@ -95,7 +95,7 @@ def test_it_asks_when_to_wake_up_as_of_its_last_decision(performed: Performed, m
     real_decide, real_wakeup = owner_module.decide, owner_module.next_wakeup
     monkeypatch.setattr(owner_module, "decide", lambda *args: (note("decided", args[2]), real_decide(*args))[1])
     monkeypatch.setattr(owner_module, "next_wakeup", lambda *args: (note("asked", args[1]), real_wakeup(*args))[1])
-    owner = Owner(State({"cpu": Slot("cpu", 100)}, {"a": Model("a", Spec("a", 30, ("cpu",)))}), performed)
+    owner = Owner(State({"cpu": 100}, {"a": Model("a", Spec("a", 30, ("cpu",)))}), performed)
     owner.start()
     lease(owner)
     owner.inspect(lambda state: None)
