@@ -27,7 +27,7 @@ from runner.process.load_metrics import Phases
 from runner.process.resources import anonymous_bytes, cpu_threads
 
 log = logging.getLogger("runner")
-_PIECE = 256  # prompt tokens prefilled between two checks for cancellation
+_CHUNK = 256  # prompt tokens prefilled between two checks for cancellation
 _DEFAULT_CONTEXT = 8192
 
 
@@ -40,8 +40,8 @@ class LlamaCpp:
         self._on_gpu = False
         self.steps = 0
         self.max_batch_size = load.max_batch_size
-        self.prefill_chunk = _PIECE
-        self.prefill_chunk_bounds = (_PIECE // 8, BATCH)
+        self.prefill_chunk = _CHUNK
+        self.prefill_chunk_bounds = (_CHUNK // 8, BATCH)
         self.ends: frozenset[int] = frozenset()
         self._window = load.context or _DEFAULT_CONTEXT
         self._cached_tokens: list[list[int]] = [[] for _ in range(self.max_batch_size)]
