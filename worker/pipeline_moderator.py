@@ -81,7 +81,7 @@ class PipelineModerator:
             return f"{url} did not answer within {_SERVER_TIMEOUT:g} seconds"
         return None
 
-    def judge_video(self, video: BinaryIO, job_id: str, name: str, cancelled: Callable[[], bool]) -> Judgement:
+    def judge_video(self, video: BinaryIO, name: str, cancelled: Callable[[], bool]) -> Judgement:
         """See :class:`worker.moderator.Moderator`."""
         outcome = moderate_video(
             video,

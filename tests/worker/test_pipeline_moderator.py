@@ -40,7 +40,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 
 def judging(judge: PipelineModerator, seconds: int = 1) -> Judgement:
-    return judge.judge_video(io.BytesIO(videos.drawn(seconds)), "job", "a.mp4", lambda: False)
+    return judge.judge_video(io.BytesIO(videos.drawn(seconds)), "a.mp4", lambda: False)
 
 
 def judge(server: Server, **settings: Any) -> "closing[PipelineModerator]":
