@@ -60,7 +60,7 @@ class Client:
     ) -> None:
         self.server = url.rstrip("/").removesuffix("/v1").rstrip("/")
         self._wanted, self._model = model, model
-        self._timeout, self._patience = timeout, patience
+        self._patience = patience
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         if priority is not None:
             self._headers["X-Priority"] = priority
