@@ -96,8 +96,7 @@ class _Run:
         self._policy, self._client, self._name = policy, client, name
         self._sampling, self._limits, self._progress = sampling, limits, progress
         self._caller_cancelled = cancelled
-        client.find_model(cancelled)  # before anything is decoded
-        self._model = client.model
+        self._model = client.find_model(cancelled)  # before anything is decoded
         self._questions = Questions(policy, client.most_media)
         self._concurrency = max(1, min(concurrency, client.at_once or concurrency))
         self._plan: Plan | None = None
