@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import httpx2
-from huggingface_hub import get_session, hf_raise_for_status
+from huggingface_hub import constants, get_session, hf_raise_for_status
 from huggingface_hub.errors import HfHubHTTPError
 
 from checkpoints.hub.records import DownloadError, DownloadStoppedError, FileStage, RemoteFile
-from checkpoints.hub.remote import NETWORK_ERRORS, Repository, explain, headers, read_timeout
+from checkpoints.hub.remote import NETWORK_ERRORS, Repository, explain, headers
 
 ATTEMPTS = 6
 """Consecutive tries without a new byte before a file fails."""
@@ -208,7 +208,7 @@ def _stream(url: str, file: RemoteFile, part: _Part, stop: threading.Event, repo
     asked = headers()
     if part.size:
         asked["Range"] = f"bytes={part.size}-"
-    with get_session().stream("GET", url, headers=asked, timeout=read_timeout()) as response:
+    with get_session().stream("GET", url, headers=asked, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
         if response.status_code == 416:
             part.restart()
             return
