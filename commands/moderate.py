@@ -171,10 +171,8 @@ def _moderate(
         if not url:
             url = stack.enter_context(running_or_own(settings, partial(console.print, markup=False)))
         client = stack.enter_context(Client(url, options.model, credentials.api_key(), patience=options.patience))
-        client.find_model()
-        console.print(
-            f"{name}: policy {policy.name} {policy.version}, model {client.model} at {client.server}", markup=False
-        )
+        model = client.find_model()
+        console.print(f"{name}: policy {policy.name} {policy.version}, model {model} at {client.server}", markup=False)
         with _show_progress(console, name) as tell:
             return moderate_video(
                 video,

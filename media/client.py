@@ -28,9 +28,9 @@ from media.incoming import RawMedia, check_count
 from media.limits import MediaLimits
 from media.messages import (
     CANNOT_START,
+    DONE,
     JOB,
     JOB_FILE,
-    REFUSED,
     RESULT_FILE,
     Task,
     describe_job,
@@ -264,10 +264,9 @@ def _collect(folder: Path, items: Sequence[MediaItem], tasks: Sequence[Task]) ->
     """
     try:
         kind, about = read_message(folder / RESULT_FILE)
-        if kind == REFUSED:
-            refused = refusal(about)
-        else:
+        if kind == DONE:
             return [_decoded(folder, *entry) for entry in zip(items, tasks, about, strict=True)]
+        refused = refusal(about)
     except (ValueError, KeyError, TypeError, OSError):
         raise _failed(folder, items, tasks, "the decoder left no usable result") from None
     raise refused

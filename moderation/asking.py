@@ -86,13 +86,10 @@ class Reply:
 class Asker(Protocol):
     """A vision model. Several threads may ask at once.
 
-    :ivar model: its name, for the result. :ivar server: its address.
+    :ivar server: its address.
     :ivar most_media: pictures that it takes in one request, None if unknown.
     :ivar at_once: requests that it answers at once, None if unknown.
     """
-
-    @property
-    def model(self) -> str: ...
 
     @property
     def server(self) -> str: ...
@@ -103,8 +100,8 @@ class Asker(Protocol):
     @property
     def at_once(self) -> int | None: ...
 
-    def find_model(self, cancelled: Callable[[], bool]) -> None:
-        """Find the model and its limits, unless they are known. Call it first.
+    def find_model(self, cancelled: Callable[[], bool]) -> str:
+        """Return the model's name. Find it and its limits, unless they are known. Call it first.
 
         :raises ModelError: if the model cannot be asked. :raises Cancelled: when ``cancelled()``."""
         ...

@@ -59,12 +59,14 @@ class Client:
         priority: str | None = None,
     ) -> None:
         self.server = url.rstrip("/").removesuffix("/v1").rstrip("/")
-        self._wanted, self._model = model, model
-        self._timeout, self._patience = timeout, patience
+        self._wanted = model
+        self._patience = patience
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         if priority is not None:
             self._headers["X-Priority"] = priority
         self._lock = threading.Lock()
+        self._model: str | None = None
+        """The model that is asked, None until it is found."""
         self._limits: dict[str, Any] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="model-client", daemon=True)
@@ -104,11 +106,6 @@ class Client:
     # -- the server ----------------------------------------------------------------------------------------------------
 
     @property
-    def model(self) -> str:
-        """The model's name. :raises ModelError: if it is unknown and the server does not name it."""
-        return self._known(bool)
-
-    @property
     def at_once(self) -> int | None:
         """How many requests the server answers at once for this model, or None."""
         found = self._limits.get("max_batch_size")
@@ -121,40 +118,47 @@ class Client:
         found = self._limits.get("max_media_per_request")
         return found if isinstance(found, int) and found > 0 else None
 
-    def find_model(self, cancelled: Callable[[], bool] = bool) -> None:
-        """Find the model to ask and the server's limits, unless they are known.
+    def find_model(self, cancelled: Callable[[], bool] = bool) -> str:
+        """Return the model to ask. Find it and the server's limits, unless they are known.
 
         :raises ModelError: if the server does not answer, or has no such model. :raises Cancelled: when
             ``cancelled()``.
         """
-        self._known(cancelled)
+        return self._model or self._choose_model(self._list_models(cancelled, self._patience), cancelled)
 
-    def forget_model(self, model: str) -> None:
-        """Look again at the next request: the server no longer has ``model``."""
-        with self._lock:
-            if self._model == model:
-                self._model, self._limits = self._wanted, {}
+    def check_server(self, cancelled: Callable[[], bool] = bool) -> None:
+        """Ask the server once for its models, without repeating. Choose the model anew if it has gone.
 
-    def _known(self, cancelled: Callable[[], bool]) -> str:
-        """Return the model's name."""
-        with self._lock:
-            if self._limits.get("known") and self._model is not None:
-                return self._model
-        listed = self._wait(self._patiently(lambda: self._http.get("/v1/models")), cancelled)
-        limits = self._wait(self._vision(), cancelled)
+        :raises ModelError: if the server does not answer, or does not list the model. :raises Cancelled: when
+            ``cancelled()``.
+        """
+        names = self._list_models(cancelled, patience=0.0)
+        if not names or (self._wanted and self._wanted not in names):
+            raise ModelRefused(f"{self.server}/v1/models lists no model {self._wanted or 'at all'}")
+        if self._model not in names:
+            self._choose_model(names, cancelled)
+
+    def _list_models(self, cancelled: Callable[[], bool], patience: float) -> list[str]:
         try:
-            names = [str(entry["id"]) for entry in listed.json()["data"]]
+            listed = self._wait(self._patiently(lambda: self._http.get("/v1/models"), patience), cancelled)
+            return [str(entry["id"]) for entry in listed.json()["data"]]
+        except FrameRefused as error:  # by its status; there is no frame here
+            raise ModelRefused(str(error)) from None
         except (ValueError, KeyError, TypeError):
             raise ModelRefused(f"{self.server}/v1/models is no list of models; is it a model server?") from None
-        with self._lock:
-            self._limits = limits | {"known": True}
-            if self._model is None:
-                seeing = [name for name in limits.get("models", ()) if name in names]
-                if not names or (len(names) > 1 and not seeing):
-                    known = f"it has {', '.join(names)}" if names else "it has none"
-                    raise ModelRefused(f"name the model to ask at {self.server}: {known}")
-                self._model = (seeing or names)[0]
-            return self._model
+
+    def _choose_model(self, names: list[str], cancelled: Callable[[], bool]) -> str:
+        """Choose among the models that the server lists, and read its limits. Return the model's name."""
+        limits = self._wait(self._vision(), cancelled)
+        model = self._wanted
+        if model is None:
+            seeing = [name for name in limits.get("models", ()) if name in names]
+            if not names or (len(names) > 1 and not seeing):
+                known = f"it has {', '.join(names)}" if names else "it has none"
+                raise ModelRefused(f"name the model to ask at {self.server}: {known}")
+            model = (seeing or names)[0]
+        self._limits, self._model = limits, model  # in this order: a known model has limits
+        return model
 
     async def _vision(self) -> dict[str, Any]:
         """Return Switchyard's facts about its vision models; empty for other servers."""
@@ -168,7 +172,7 @@ class Client:
 
     def ask_model(self, prompt: Prompt, cancelled: Callable[[], bool] = bool) -> Reply:
         """Return the model's reply. See :class:`moderation.asking.Asker`."""
-        model = self._known(cancelled)
+        model = self.find_model(cancelled)
         body = {
             "model": model,
             "messages": [_message(message) for message in prompt.messages],
@@ -180,9 +184,12 @@ class Client:
             },
         }
         try:
-            answer = self._wait(self._patiently(lambda: self._http.post("/v1/chat/completions", json=body)), cancelled)
-        except NotSetUp:
-            self.forget_model(model)
+            answer = self._wait(
+                self._patiently(lambda: self._http.post("/v1/chat/completions", json=body), self._patience), cancelled
+            )
+        except NotSetUp:  # the server may have lost the model: look again at the next request
+            if self._model == model:
+                self._model = None
             raise
         try:
             data = answer.json()
@@ -197,15 +204,17 @@ class Client:
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             return Reply(f"(no chat completion: {answer.text[:200]})")
 
-    async def _patiently(self, send: Callable[[], Coroutine[Any, Any, httpx.Response]]) -> httpx.Response:
-        """Return a good response. Repeat while the server is busy or gone, and a few times if it fails: a runner may
-        have died over this request.
+    async def _patiently(
+        self, send: Callable[[], Coroutine[Any, Any, httpx.Response]], patience: float
+    ) -> httpx.Response:
+        """Return a good response. Repeat while the server is busy or gone, for ``patience`` seconds, and a few times if
+        it fails: a runner may have died over this request.
 
         :raises ModelBusy: if the server is busy for too long; with its ``Retry-After``.
         :raises ModelFailed: if it fails several times. :raises ModelRefused: if it will not answer.
         :raises FrameRefused: if the frames are the cause.
         """
-        deadline, pause, failures = time.monotonic() + self._patience, _FIRST_PAUSE, 0
+        deadline, pause, failures = time.monotonic() + patience, _FIRST_PAUSE, 0
         while True:
             after: float | None = None
             failed = False

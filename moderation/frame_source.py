@@ -8,6 +8,7 @@ are reported. Runs in the caller's thread. Must not know what frames are for.
 import contextlib
 import io
 import logging
+import math
 import select
 import socket
 import subprocess
@@ -64,12 +65,12 @@ class FrameSampling:
 @dataclass(frozen=True)
 class DecodeLimits:
     """Limits of decoding: seconds (without waits for the source or for the frames' receiver), bytes of memory, pixels
-    of a frame, and the video's length in seconds (None: any)."""
+    of a frame, and the video's length in seconds."""
 
     seconds: float = 600.0
     memory: int = 2 * 2**30
     pixels: int = 50_000_000
-    length: float | None = None
+    length: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def _limits(limits: DecodeLimits) -> MediaLimits:
         max_bytes=0,
         max_pixels=limits.pixels,
         max_audio_seconds=0,
-        max_video_seconds=limits.length or 0,
+        max_video_seconds=limits.length,
         video_frames=0,
         max_video_frames=0,
         timeout=limits.seconds,

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from moderation.frame_source import (
 )
 from moderation.policy import Policy
 from moderation.result import ModelUsed, PolicyUsed, Result, SamplingUsed, Tally, TimesTaken, VideoSeen
-from moderation.verdict import Judged, Shown, decide_verdict, violates
+from moderation.verdict import Judged, decide_verdict, violates
 
 _LOOK = 0.2
 _AHEAD = 2
@@ -96,8 +96,7 @@ class _Run:
         self._policy, self._client, self._name = policy, client, name
         self._sampling, self._limits, self._progress = sampling, limits, progress
         self._caller_cancelled = cancelled
-        client.find_model(cancelled)  # before anything is decoded
-        self._model = client.model
+        self._model = client.find_model(cancelled)  # before anything is decoded
         self._questions = Questions(policy, client.most_media)
         self._concurrency = max(1, min(concurrency, client.at_once or concurrency))
         self._plan: Plan | None = None
@@ -105,7 +104,6 @@ class _Run:
         self._judged: dict[int, Judged] = {}
         self._left: dict[int, int] = {}
         self._unseen: list[Unseen] = []
-        self._thumbnails: dict[int, bytes] = {}
         self._group: list[Frame] = []
         self._under_way: set[Future[Answers]] = set()
         self._bytes: dict[int, int] = {}  # of the frames in memory
@@ -162,8 +160,7 @@ class _Run:
     # -- frames and answers --------------------------------------------------------------------------------------------
 
     def _take(self, frame: Frame, pool: ThreadPoolExecutor) -> None:
-        self._judged[frame.index] = Judged(Shown(frame.index, frame.time, frame.start, frame.end, frame.stretches))
-        self._thumbnails[frame.index] = frame.thumbnail
+        self._judged[frame.index] = Judged(replace(frame, picture=b""))
         self._bytes[frame.index] = len(frame.picture)
         self._group.append(frame)
         if len(self._group) == self._questions.together:
@@ -269,7 +266,7 @@ class _Run:
                 total=round(total, 3),
             ),
         )
-        return Outcome(result, self._thumbnails)
+        return Outcome(result, {one.frame.index: one.frame.thumbnail for one in judged})
 
     def _counts(self, judged: int, end: End) -> Tally:
         return Tally(

@@ -7,29 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from moderation.asking import Questions
-from moderation.frame_source import Unseen
+from moderation.frame_source import Frame, Unseen
 from moderation.policy import DECISIONS, SEVERITIES, Category, Decision, Policy, Severity, Threshold
 from moderation.result import CategoryVerdict, FrameFinding, Interval, NotSeen, Said
 
 _NEAR = 1e-6
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A frame without its picture."""
-
-    index: int
-    time: float
-    start: float
-    end: float
-    stretches: int = 1
-
-
 @dataclass
 class Judged:
-    """One frame's answers by question number, and why some are missing."""
+    """One frame's answers by question number, and why some are missing. The frame's pictures are not looked at."""
 
-    frame: Shown
+    frame: Frame
     answers: dict[int, str] = field(default_factory=dict)
     description: str = ""
     failed: str = ""
@@ -110,7 +99,7 @@ def decide_verdict(
 class _Looked:
     """A frame and its finding. ``frame`` has exact times, the finding rounded ones."""
 
-    frame: Shown
+    frame: Frame
     finding: FrameFinding
 
 

@@ -228,7 +228,7 @@ class MessageHandler:
             try:
                 name = job.key.rpartition("/")[2] or job.key
                 with io.BufferedReader(video, _BUFFER) as file:
-                    judgement = deps.moderator.judge_video(file, job.job_id, name, renewal.is_cancelled)
+                    judgement = deps.moderator.judge_video(file, name, renewal.is_cancelled)
             finally:
                 deps.metrics.fetched.inc(video.fetched)
             if renewal.reason in (LOST, TOO_LONG):

@@ -23,7 +23,7 @@ class Moderator(Protocol):
     def find_server_problem(self) -> str | None:
         """Return why the model server cannot be asked now, or None. Must return within seconds."""
 
-    def judge_video(self, video: BinaryIO, job_id: str, name: str, cancelled: Callable[[], bool]) -> Judgement:
+    def judge_video(self, video: BinaryIO, name: str, cancelled: Callable[[], bool]) -> Judgement:
         """Judge a seekable video that is read as needed. Results and messages call it ``name``.
 
         :raises MediaError: if no further try can succeed: it is not a video, say.

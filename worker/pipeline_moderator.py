@@ -8,9 +8,7 @@ import time
 from collections.abc import Callable
 from typing import BinaryIO
 
-import httpx
-
-from moderation.asking import Cancelled, ModelError, ModelFailed
+from moderation.asking import Cancelled, ModelError, ModelFailed, NotSetUp
 from moderation.client import Client
 from moderation.frame_source import DecodeLimits, FrameSampling
 from moderation.pipeline import Outcome, moderate_video
@@ -42,8 +40,6 @@ class PipelineModerator:
             patience=settings.patience,
             priority="batch",
         )
-        self._model: str | None = None
-        """The model that the client found last."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -55,33 +51,17 @@ class PipelineModerator:
         Where no setting names the model, the client chooses it here, so that no job pays for a failure.
         """
         end = time.monotonic() + _SERVER_TIMEOUT
-        key, url = self._settings.vllm_api_key, f"{self._settings.server_url}/v1/models"
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
-            answer = httpx.get(url, headers=headers, timeout=_SERVER_TIMEOUT, trust_env=False)
-            if answer.status_code in (401, 403):
-                return f"{url} wants another key than VLLM_API_KEY: {answer.status_code}"
-            if answer.status_code != 200:
-                return f"{url} answers {answer.status_code}"
-            names = [str(entry["id"]) for entry in answer.json()["data"]]
-        except httpx.HTTPError as error:
-            return f"no answer from {url}: {str(error) or type(error).__name__}"
-        except (httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
-            return f"{url} is no list of models: {error}"
-        if not names or (self._settings.model and self._settings.model not in names):
-            return f"{url} lists no model {self._settings.model or 'at all'}"
-        if self._model is not None and self._model not in names:
-            self._client.forget_model(self._model)
-        try:
-            self._client.find_model(lambda: time.monotonic() > end)
-            self._model = self._client.model
+            self._client.check_server(lambda: time.monotonic() > end)
+        except NotSetUp as error:
+            return f"{error}; see VLLM_URL and VLLM_API_KEY"
         except ModelError as error:
             return str(error)
         except Cancelled:
-            return f"{url} did not answer within {_SERVER_TIMEOUT:g} seconds"
+            return f"{self._client.server} did not answer within {_SERVER_TIMEOUT:g} seconds"
         return None
 
-    def judge_video(self, video: BinaryIO, job_id: str, name: str, cancelled: Callable[[], bool]) -> Judgement:
+    def judge_video(self, video: BinaryIO, name: str, cancelled: Callable[[], bool]) -> Judgement:
         """See :class:`worker.moderator.Moderator`."""
         outcome = moderate_video(
             video,

@@ -22,7 +22,7 @@ from checkpoints.hub.records import (
 )
 from checkpoints.hub.remote import Repository, list_repository
 from checkpoints.hub.state import download_state
-from checkpoints.hub.transfer import Halt, fetch_file, matches_digest, run_workers
+from checkpoints.hub.transfer import fetch_file, matches_digest, run_workers
 from utils.units import format_bytes
 
 PARALLEL = 4
@@ -53,8 +53,8 @@ def download(
     """Make ``models_dir/<folder>`` hold the repository's current files, fetching only missing ones.
 
     A killed download continues where it stopped. ``progress`` is called from worker threads, one at a time. Setting
-    ``stop`` ends the download within one network read. If the hub cannot be reached, a complete folder stays as it is,
-    and the result's note says so.
+    ``stop`` ends the download within one network read; a failure sets it too. If the hub cannot be reached, a complete
+    folder stays as it is, and the result's note says so.
 
     :raises DownloadStoppedError: when ``stop`` was set.
     :raises DownloadError: as :func:`plan`; also if the disk is too small, another download of it is running, or the hub
@@ -72,7 +72,7 @@ def download(
     _check_disk(planned)
     try:
         with folders.lock(planned.folder):
-            return _download(planned, repository, progress, stop)
+            return _download(planned, repository, progress, stop or threading.Event())
     except OSError as error:
         raise DownloadError(f"cannot write to {planned.folder}: {error.strerror or error}") from error
 
@@ -113,7 +113,7 @@ def _check_disk(planned: Plan) -> None:
 
 
 def _download(
-    planned: Plan, repository: Repository, progress: ProgressCallback | None, stop: threading.Event | None
+    planned: Plan, repository: Repository, progress: ProgressCallback | None, stop: threading.Event
 ) -> DownloadResult:
     known = folders.known_files(planned.folder)
     marker = folders.read_marker(planned.folder)
@@ -128,9 +128,8 @@ def _download(
             journal = folders.Journal(planned, known)
             journal.begin_download()
             largest_first = sorted(unsettled, key=lambda file: -file.size)
-            halt = Halt(stop)
             run_workers(
-                largest_first, partial(_bring_file, planned.folder, repository, journal, meter, halt), halt, PARALLEL
+                largest_first, partial(_bring_file, planned.folder, repository, journal, meter, stop), stop, PARALLEL
             )
             journal.finish_download()
     return DownloadResult(
@@ -139,13 +138,18 @@ def _download(
 
 
 def _bring_file(
-    folder: Path, repository: Repository, journal: folders.Journal, meter: Meter, halt: Halt, file: RemoteFile
+    folder: Path,
+    repository: Repository,
+    journal: folders.Journal,
+    meter: Meter,
+    stop: threading.Event,
+    file: RemoteFile,
 ) -> None:
     """Make one file present and verified: found there already, or fetched."""
     target, part = folder / file.path, folders.part_path(folder, file)
     if target.is_file() and matches_digest(target, file, lambda done: meter.update_file(file.path, "checking", done)):
         part.unlink(missing_ok=True)
     else:
-        fetch_file(repository, file, part, target, halt, partial(meter.update_file, file.path))
+        fetch_file(repository, file, part, target, stop, partial(meter.update_file, file.path))
     journal.add_file(file)
     meter.update_file(file.path, "done", file.size)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 import httpx2
-from huggingface_hub import HfApi, __version__, constants, get_session, get_token, hf_raise_for_status
+from huggingface_hub import HfApi, __version__, get_session, get_token, hf_raise_for_status
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -129,11 +129,6 @@ def explain(error: Exception, repo: str, revision: str) -> DownloadError:
             "and set HF_TOKEN to a token that may read it"
         )
     return DownloadError(f"{where} answered {status or _first_line(error)} for {repo}@{revision}")
-
-
-def read_timeout() -> httpx2.Timeout:
-    """Return how long a connection may be silent, in seconds (HF_HUB_DOWNLOAD_TIMEOUT)."""
-    return httpx2.Timeout(float(constants.HF_HUB_DOWNLOAD_TIMEOUT))
 
 
 def _first_line(error: Exception) -> str:

@@ -8,18 +8,17 @@ import errno
 import hashlib
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import httpx2
-from huggingface_hub import get_session, hf_raise_for_status
+from huggingface_hub import constants, get_session, hf_raise_for_status
 from huggingface_hub.errors import HfHubHTTPError
 
 from checkpoints.hub.records import DownloadError, DownloadStoppedError, FileStage, RemoteFile
-from checkpoints.hub.remote import NETWORK_ERRORS, Repository, explain, headers, read_timeout
+from checkpoints.hub.remote import NETWORK_ERRORS, Repository, explain, headers
 
 ATTEMPTS = 6
 """Consecutive tries without a new byte before a file fails."""
@@ -32,43 +31,20 @@ _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 Report = Callable[[FileStage, int, int], None]
 """Called with the stage, the bytes present and the newly fetched bytes."""
 _BLOCK = 2**20
-_POLL_SECONDS = 0.2  # within which a pausing thread notices that it should stop
 
 
-class Halt:
-    """The signal that stops all workers: set by a failing worker or by the caller's event."""
+def run_workers(
+    files: Iterable[RemoteFile], bring_file: Callable[[RemoteFile], None], stop: threading.Event, width: int
+) -> None:
+    """Call ``bring_file`` for each file in order, on up to ``width`` threads. Raises the first failure.
 
-    def __init__(self, outer: threading.Event | None = None) -> None:
-        self._outer = outer or threading.Event()
-        self._inner = threading.Event()
-
-    def stop_workers(self) -> None:
-        """Stop all workers."""
-        self._inner.set()
-
-    def is_set(self) -> bool:
-        """Return whether to stop."""
-        return self._inner.is_set() or self._outer.is_set()
-
-    def wait_seconds(self, seconds: float) -> None:
-        """Wait that long, or until a stop is requested."""
-        end = time.monotonic() + seconds
-        while not self.is_set() and (left := end - time.monotonic()) > 0:
-            self._inner.wait(min(_POLL_SECONDS, left))
-
-    def raise_if_set(self) -> None:
-        """:raises DownloadStoppedError: if a stop was requested."""
-        if self.is_set():
-            raise DownloadStoppedError("stopped; the next download goes on from here")
-
-
-def run_workers(files: Iterable[RemoteFile], bring_file: Callable[[RemoteFile], None], halt: Halt, width: int) -> None:
-    """Call ``bring_file`` for each file in order, on up to ``width`` threads. Raises the first failure."""
+    ``stop`` ends all of them; a failure sets it.
+    """
     todo = deque(files)
     failures: list[BaseException] = []
 
     def run_worker() -> None:
-        while not halt.is_set():
+        while not stop.is_set():
             try:
                 file = todo.popleft()
             except IndexError:
@@ -77,7 +53,7 @@ def run_workers(files: Iterable[RemoteFile], bring_file: Callable[[RemoteFile], 
                 bring_file(file)
             except BaseException as error:  # raised in the caller's thread
                 failures.append(error)
-                halt.stop_workers()
+                stop.set()
 
     # Daemons: a thread that waits for a silent server must not keep an interrupted program alive.
     threads = [threading.Thread(target=run_worker, name="download", daemon=True) for _ in range(min(width, len(todo)))]
@@ -87,7 +63,7 @@ def run_workers(files: Iterable[RemoteFile], bring_file: Callable[[RemoteFile], 
         for thread in threads:
             thread.join()
     except BaseException:
-        halt.stop_workers()
+        stop.set()
         for thread in threads:
             if thread.is_alive():  # the interrupt may come before all threads are started
                 thread.join(2)
@@ -95,7 +71,12 @@ def run_workers(files: Iterable[RemoteFile], bring_file: Callable[[RemoteFile], 
     if failures:
         raise failures[0]
     if todo:
-        halt.raise_if_set()
+        _raise_if_set(stop)
+
+
+def _raise_if_set(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise DownloadStoppedError("stopped; the next download goes on from here")
 
 
 def _hasher_for(file: RemoteFile) -> "hashlib._Hash":
@@ -134,11 +115,11 @@ class _Part:
         self.size = 0
         self._hasher = _hasher_for(file)
 
-    def hash_existing(self, halt: Halt, report: Report) -> None:
+    def hash_existing(self, stop: threading.Event, report: Report) -> None:
         """Hash the bytes that an earlier run left."""
         self._stream.seek(0)
         for block in _blocks(self._stream):
-            halt.raise_if_set()
+            _raise_if_set(stop)
             self._hasher.update(block)
             self.size += len(block)
             report("checking", min(self.size, self._file.size), 0)
@@ -163,10 +144,12 @@ class _Part:
         return True
 
 
-def fetch_file(repository: Repository, file: RemoteFile, part: Path, target: Path, halt: Halt, report: Report) -> None:
+def fetch_file(
+    repository: Repository, file: RemoteFile, part: Path, target: Path, stop: threading.Event, report: Report
+) -> None:
     """Fetch ``file`` to ``target``, continuing from ``part`` if it exists. A wrong part is deleted.
 
-    :raises DownloadStoppedError: when ``halt`` is set.
+    :raises DownloadStoppedError: when ``stop`` is set.
     :raises DownloadError: if the hub refuses, goes silent, or sends other data than it announced.
     """
     try:
@@ -174,13 +157,13 @@ def fetch_file(repository: Repository, file: RemoteFile, part: Path, target: Pat
         target.parent.mkdir(parents=True, exist_ok=True)
         with part.open("a+b") as stream:
             content = _Part(stream, file)
-            content.hash_existing(halt, report)
+            content.hash_existing(stop, report)
             resumed = content.size > 0
-            _receive(repository, file, content, halt, report)
+            _receive(repository, file, content, stop, report)
             whole = content.is_right()
             if not whole and resumed:  # the earlier bytes may be damaged, for example by a power cut
                 content.restart()
-                _receive(repository, file, content, halt, report)
+                _receive(repository, file, content, stop, report)
                 whole = content.is_right()
         if not whole:
             part.unlink()
@@ -197,15 +180,15 @@ def fetch_file(repository: Repository, file: RemoteFile, part: Path, target: Pat
         raise DownloadError(f"cannot write {file.path}: {error.strerror or error}") from error
 
 
-def _receive(repository: Repository, file: RemoteFile, part: _Part, halt: Halt, report: Report) -> None:
+def _receive(repository: Repository, file: RemoteFile, part: _Part, stop: threading.Event, report: Report) -> None:
     """Fetch until the part has the file's size, over as many connections as needed."""
     report("fetching", part.size, 0)
     tries = 0
     while part.size < file.size:
-        halt.raise_if_set()
+        _raise_if_set(stop)
         before, problem, pause = (part.size, f"the connection ended after {part.size} of {file.size} bytes", 0.0)
         try:
-            _stream(repository.url(file.path), file, part, halt, report)
+            _stream(repository.url(file.path), file, part, stop, report)
         except NETWORK_ERRORS as error:
             problem = str(explain(error, repository.repo, repository.revision))
         except HfHubHTTPError as error:
@@ -218,14 +201,14 @@ def _receive(repository: Repository, file: RemoteFile, part: _Part, halt: Halt, 
         tries = 0 if part.size > before else tries + 1
         if tries >= ATTEMPTS:
             raise DownloadError(f"{file.path}: {problem}, {ATTEMPTS} times in a row")
-        halt.wait_seconds(min(max(pause, FIRST_PAUSE * 2**tries), _LONGEST_PAUSE))
+        stop.wait(min(max(pause, FIRST_PAUSE * 2**tries), _LONGEST_PAUSE))
 
 
-def _stream(url: str, file: RemoteFile, part: _Part, halt: Halt, report: Report) -> None:
+def _stream(url: str, file: RemoteFile, part: _Part, stop: threading.Event, report: Report) -> None:
     asked = headers()
     if part.size:
         asked["Range"] = f"bytes={part.size}-"
-    with get_session().stream("GET", url, headers=asked, timeout=read_timeout()) as response:
+    with get_session().stream("GET", url, headers=asked, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
         if response.status_code == 416:
             part.restart()
             return
@@ -233,7 +216,7 @@ def _stream(url: str, file: RemoteFile, part: _Part, halt: Halt, report: Report)
         if part.size and not _continues(response, part.size):
             part.restart()  # the answer is the whole file, not the range
         for chunk in response.iter_bytes():
-            halt.raise_if_set()
+            _raise_if_set(stop)
             if part.size + len(chunk) > file.size:
                 part.restart()
                 raise DownloadError(f"{file.path}: the hub sends more than the {file.size} bytes it announces")

@@ -47,7 +47,6 @@ class GatewayAsker:
         most_media: int,
         keep_alive: float | None,
     ) -> None:
-        self.model = spec.name
         self.most_media = most_media
         self.at_once = Catalog.batch_size(spec)
         self._spec, self._admit, self._scratch, self._watch = spec, admit, scratch, watch
@@ -55,8 +54,8 @@ class GatewayAsker:
         self._lock = threading.Lock()
         self._first: Ticket | None = first
 
-    def find_model(self, cancelled: Callable[[], bool]) -> None:
-        """All is known."""
+    def find_model(self, cancelled: Callable[[], bool]) -> str:
+        return self._spec.name
 
     def ask_model(self, prompt: Prompt, cancelled: Callable[[], bool]) -> Reply:
         """Return the model's reply. A full queue is waited for, up to the deadline. A runner that failed is asked once

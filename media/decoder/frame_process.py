@@ -58,6 +58,7 @@ def main(descriptor: int) -> int:
 
 
 def _send_frames(link: socket.socket, file: Remote, task: FramesTask, limits: MediaLimits) -> None:
+    from media.decoder.container import VideoTrack
     from media.decoder.stretches import Stretches
 
     began, sending = time.monotonic(), 0.0
@@ -66,21 +67,22 @@ def _send_frames(link: socket.socket, file: Remote, task: FramesTask, limits: Me
         return time.monotonic() - began - file.waited - sending > limits.timeout
 
     try:
-        video = Stretches(file, task, limits, late)
-        send_message(link, PLAN, video.plan())
-        for one in video.stretches():
-            data = b""
-            kind, about = UNSEEN, [one.start, one.end, one.missing]
-            if one.image is not None:
-                picture = one.image.tobytes() if task.raw else _jpeg(one.image, task.quality)
-                small = one.image.copy()
-                small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-                kind, about = FRAME, [one.time, one.start, one.end, *one.image.size, len(picture), one.count]
-                data = picture + _jpeg(small, _THUMBNAIL_QUALITY)
-            before = time.monotonic()
-            send_message(link, kind, about, data)
-            sending += time.monotonic() - before  # the receiver may be slow, which is no fault of the file either
-        send_message(link, END, video.end())
+        with VideoTrack(file, task, limits, strict=False, late=late) as track:
+            video = Stretches(track, task, limits)
+            send_message(link, PLAN, video.plan())
+            for one in video.stretches():
+                data = b""
+                kind, about = UNSEEN, [one.start, one.end, one.missing]
+                if one.image is not None:
+                    picture = one.image.tobytes() if task.raw else _jpeg(one.image, task.quality)
+                    small = one.image.copy()
+                    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+                    kind, about = FRAME, [one.time, one.start, one.end, *one.image.size, len(picture), one.count]
+                    data = picture + _jpeg(small, _THUMBNAIL_QUALITY)
+                before = time.monotonic()
+                send_message(link, kind, about, data)
+                sending += time.monotonic() - before  # the receiver may be slow, which is no fault of the file either
+            send_message(link, END, video.end())
     except Exception:
         if file.failed:
             raise SourceFailed from None

@@ -5,7 +5,7 @@ Where the file can seek, its length is found first and only the frames that are 
 is decoded once from beginning to end and frames are thinned out on the way. Must not know where pictures go.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -15,7 +15,6 @@ from PIL import Image
 
 from media.decoder.container import Untimed, VideoTrack
 from media.decoder.frames import Scaler, count_frames, select_frames, spread_evenly
-from media.decoder.remote_file import Remote
 from media.limits import MediaLimits
 from media.messages import FramesTask
 
@@ -39,12 +38,11 @@ class Stretch:
 
 
 class Stretches:
-    """The stretches of one video. ``late`` tells that the time for it is over."""
+    """The stretches of one video, whose track the caller opens and closes."""
 
-    def __init__(self, file: Remote, task: FramesTask, limits: MediaLimits, late: Callable[[], bool]) -> None:
-        self._task, self._late = task, late
+    def __init__(self, track: VideoTrack, task: FramesTask, limits: MediaLimits) -> None:
+        self._track, self._task = track, task
         self._too_late = f"decoding took longer than {limits.timeout:g} s"
-        self._track = track = VideoTrack(file, task, limits, strict=False, late=late)
         self._claimed = track.claimed
         self._duration, self._known = track.find_length() if track.can_seek else (0.0, "")
         track.check_length(self._duration)
@@ -149,7 +147,7 @@ class Stretches:
         shown: tuple[VideoFrame, Image.Image, int] | None = None
         for number in range(self._count):
             start, end = number * spacing, (number + 1) * spacing
-            if self._late():
+            if self._track.late():
                 yield Stretch(start, self._duration, missing=self._too_late)
                 return
             found = next(frames)
@@ -169,7 +167,7 @@ class Stretches:
         last, late = 0.0, False
         for time, frame in self._track.timed_frames(counted=True):
             last = max(last, time)
-            if late := self._late():
+            if late := self._track.late():
                 break
             slot = int(time / spacing)
             if slot not in kept:

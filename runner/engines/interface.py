@@ -105,8 +105,8 @@ class Engine(Protocol):
 
     ``steps`` counts decoding steps since the start. ``max_batch_size`` is how many sequences decode at once.
     ``prefill_chunk`` is how many prompt tokens are prefilled between two steps, within ``prefill_chunk_bounds``.
-    ``ends`` are the ids that end an answer. A sequence without a row may only be passed to :meth:`prepare_sequences`,
-    :meth:`prefill` and :meth:`run_generate`.
+    ``ends`` are the ids that end an answer. Only :meth:`decode_step` and the first sequence of :meth:`fork_sequence`
+    need a row; every other method also takes sequences without one.
     """
 
     steps: int
@@ -187,7 +187,7 @@ class Engine(Protocol):
     def decode_step(self, sequences: Many[Sequence]) -> list[Logits]:
         """Feed the last token of every sequence and return the scores of each one's next token.
 
-        The sequences are all that have a row. The scores are valid until the next call.
+        The sequences are all that are completely prefilled and not released. The scores are valid until the next call.
         """
         ...
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp
+from llama_cpp import Llama
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from protocol.messages import Generate, Load, Loaded
@@ -27,7 +28,7 @@ from runner.process.load_metrics import Phases
 from runner.process.resources import anonymous_bytes, cpu_threads
 
 log = logging.getLogger("runner")
-_PIECE = 256  # prompt tokens prefilled between two checks for cancellation
+_CHUNK = 256  # prompt tokens prefilled between two checks for cancellation
 _DEFAULT_CONTEXT = 8192
 
 
@@ -40,8 +41,8 @@ class LlamaCpp:
         self._on_gpu = False
         self.steps = 0
         self.max_batch_size = load.max_batch_size
-        self.prefill_chunk = _PIECE
-        self.prefill_chunk_bounds = (_PIECE // 8, BATCH)
+        self.prefill_chunk = _CHUNK
+        self.prefill_chunk_bounds = (_CHUNK // 8, BATCH)
         self.ends: frozenset[int] = frozenset()
         self._window = load.context or _DEFAULT_CONTEXT
         self._cached_tokens: list[list[int]] = [[] for _ in range(self.max_batch_size)]
@@ -151,7 +152,7 @@ class LlamaCpp:
             self._context.clear_cache()
             self._cached_tokens = [[] for _ in range(self.max_batch_size)]
             self._free_rows.sort()
-        known = {row: _common_prefix(self._cached_tokens[row], sequence.tokens) for row in self._free_rows}
+        known = {row: Llama.longest_token_prefix(self._cached_tokens[row], sequence.tokens) for row in self._free_rows}
         row = max(self._free_rows, key=lambda free: known[free])
         self._free_rows.remove(row)
         sequence.row = row
@@ -230,14 +231,6 @@ class _Prompts:
             raise RequestError(f"the model's chat template refuses this conversation: {error}") from error
         check_length(text, self._window)
         return text, self._model.tokenize(text, begin=False, special=True)
-
-
-def _common_prefix(held: list[int], prompt: list[int]) -> int:
-    """Return the length of the common prefix."""
-    for index, (ours, theirs) in enumerate(zip(held, prompt, strict=False)):
-        if ours != theirs:
-            return index
-    return min(len(held), len(prompt))
 
 
 def _quantization(model: Gguf, path: Path) -> str:

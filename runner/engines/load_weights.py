@@ -253,15 +253,11 @@ def _tensor_bytes(folder: Path) -> "Counter[torch.dtype]":
 @contextmanager
 def watched_weights(report: Callable[[float], None]) -> Iterator[None]:
     """Within it, call ``report`` with the fraction read, and draw no progress bar."""
-    set_hook = getattr(transformers_logging, "set_tqdm_hook", None)
-    if set_hook is None:  # an older release: no reports
-        yield
-        return
-    before = set_hook(lambda factory, args, options: _Bar(args, options, report))
+    before = transformers_logging.set_tqdm_hook(lambda factory, args, options: _Bar(args, options, report))
     try:
         yield
     finally:
-        set_hook(before)
+        transformers_logging.set_tqdm_hook(before)
 
 
 class _Bar:

@@ -32,7 +32,7 @@ from runner.process.resources import cpu_threads, trim
 from utils.processor import fast_bfloat16
 
 log = logging.getLogger("runner")
-_PIECE, _PIECE_ON_GPU = 256, 2048  # prompt tokens prefilled between two checks for cancellation
+_CHUNK, _CHUNK_ON_GPU = 256, 2048  # prompt tokens prefilled between two checks for cancellation
 _TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 
 
@@ -44,8 +44,8 @@ class Transformers:
         self._dtype = torch.float32 if self._device.type == "cpu" and not fast_bfloat16() else torch.bfloat16
         self.steps = 0
         self.max_batch_size = load.max_batch_size
-        self.prefill_chunk = _PIECE if self._device.type == "cpu" else _PIECE_ON_GPU
-        self.prefill_chunk_bounds = (_PIECE // 8, 8 * _PIECE)
+        self.prefill_chunk = _CHUNK if self._device.type == "cpu" else _CHUNK_ON_GPU
+        self.prefill_chunk_bounds = (_CHUNK // 8, 8 * _CHUNK)
         self.ends: frozenset[int] = frozenset()
         self._row_sequences: list[Sequence] = []
         self._phases = Phases()

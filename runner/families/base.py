@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer, Cache, GenerationConfig, PreTrainedModel
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from models_registry.families import FAMILIES
 from protocol.messages import Generate, Load
@@ -198,14 +199,5 @@ def _flat(content: Any) -> str:
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
-def _byte_letters() -> dict[str, bytes]:
-    """Return the bytes of the letters of byte-level vocabularies: printable Latin-1 letters stand for themselves, the
-    letters from U+0100 on for the other bytes, in order.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    letters = {chr(byte): bytes([byte]) for byte in printable}
-    return letters | {chr(0x100 + index): bytes([byte]) for index, byte in enumerate(others)}
-
-
-_BYTES = _byte_letters()
+_BYTES = {letter: bytes([byte]) for byte, letter in bytes_to_unicode().items()}
+"""The bytes of the letters of byte-level vocabularies."""

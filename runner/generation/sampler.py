@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.messages import Sampling
-from runner.errors import RequestError, RunnerError
+from runner.errors import RunnerError
 
 Scores = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -79,7 +79,6 @@ class Sampler:
         self._generator = _generator(sampling.seed, choice)
         self._bias_ids = np.array([token for token, _ in sampling.logit_bias], np.int64)
         self._biases = np.array([bias for _, bias in sampling.logit_bias], np.float32)
-        self._counts: dict[int, int] = {}
         self._answer = _TokenCounts(())
         self._seen = _TokenCounts(prompt if sampling.repetition_penalty != 1.0 else ())
         self._length = 0
@@ -108,7 +107,6 @@ class Sampler:
 
         :param logits: The model's scores, float32 (V,); not modified.
         :raises BrokenOutput: if they are not finite, or no token is left.
-        :raises RequestError: if ``logit_bias`` names a token outside the vocabulary.
         """
         best = int(logits.argmax())  # the first NaN, if any
         if not math.isfinite(logits[best]):
@@ -127,11 +125,11 @@ class Sampler:
             token = best if self._sampling.temperature == 0.0 else self._draw(scores, float(scores[best]))
             if self._sampling.logprobs is not None:
                 self.last_logprob = logprobs(logits, token, self._sampling.logprobs)
-        self.accept_token(token)
+        self._record_token(token)
         return token
 
-    def accept_token(self, token: int) -> None:
-        """Record a token that was not sampled here; :meth:`sample_token` records its own."""
+    def _record_token(self, token: int) -> None:
+        """Count the sampled token for the penalties and ``min_tokens``, and advance the constraint."""
         self._length += 1
         asked = self._sampling
         if asked.presence_penalty or asked.frequency_penalty:
@@ -155,9 +153,6 @@ class Sampler:
         scores = self._work_array(size)
         np.copyto(scores, logits)
         if self._bias_ids.size:
-            if not 0 <= self._bias_ids.min() <= self._bias_ids.max() < size:
-                wrong = next(token for token in self._bias_ids.tolist() if not 0 <= token < size)
-                raise RequestError(f"logit_bias: there is no token {wrong}; this model's are 0 to {size - 1}")
             scores[self._bias_ids] += self._biases
         if asked.repetition_penalty != 1.0:
             ids, _ = self._seen.within_vocabulary(size)

@@ -189,12 +189,12 @@ def _parameters(function: dict[str, Any]) -> dict[str, Any]:
 def requested_tools(request: Generate, template: str | None) -> list[dict[str, Any]]:
     """Return the tools that the chat template must show. :raises RequestError: if it does not show tools."""
     tools = list(request.tools) if request.tool_choice != "none" else []
-    if tools and not template_takes_tools(template):
+    if tools and not _template_takes_tools(template):
         raise RequestError("tools: this model's chat template has no place for them")
     return tools
 
 
-def template_takes_tools(template: str | None) -> bool:
+def _template_takes_tools(template: str | None) -> bool:
     """Return whether a chat template shows tools to the model."""
     if not template:
         return False

@@ -38,7 +38,7 @@ _POINTS = {
     "run_generate": "generate",
 }
 """The points of rules, by the engine's method."""
-_POLL_SECONDS = 0.05  # seconds
+_POLL_SECONDS = 0.05
 _hoard: list[Any] = []
 
 

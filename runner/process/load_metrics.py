@@ -6,13 +6,12 @@ Runner process. Imports no torch: it looks at torch only where the process has i
 import sys
 import threading
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
+
 _POLL_SECONDS = 0.01
-_PAGE = 4096
-_STATM = Path("/proc/self/statm")
 
 
 class Phases:
@@ -65,8 +64,8 @@ class Peak:
 
 def own_bytes() -> int:
     """Return this process's resident bytes that are not pages of a file."""
-    _, resident, shared = _STATM.read_text().split()[:3]
-    return (int(resident) - int(shared)) * _PAGE
+    memory = psutil.Process().memory_info()
+    return int(memory.rss - memory.shared)
 
 
 def _cuda() -> Any:

@@ -5,15 +5,14 @@ a load only read, as when it quantizes, are released here.
 """
 
 import ctypes
-import re
 from bisect import bisect
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+
+import psutil
 
 _SUFFIXES = (".safetensors", ".gguf")
 _MADV_DONTNEED = 4
-_HEAD = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ +(.*)$")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -28,14 +27,11 @@ class Range:
 
 def mapped_ranges() -> list[Range]:
     """Return the ranges mapped from weights' files, by address."""
-    found, head, written = [], None, 0
-    for line in [*Path("/proc/self/smaps").read_text().splitlines(), "0-0 - - - - "]:
-        if match := _HEAD.match(line):
-            if head is not None and head[3].removesuffix(" (deleted)").endswith(_SUFFIXES):
-                found.append(Range(int(head[1], 16), int(head[2], 16), head[3], written))
-            head, written = match, 0
-        elif line.startswith(("Anonymous:", "Swap:")):
-            written += 1024 * int(line.split()[1])
+    found = []
+    for one in psutil.Process().memory_maps(grouped=False):
+        if one.path.endswith(_SUFFIXES):
+            start, end = (int(address, 16) for address in one.addr.split("-"))
+            found.append(Range(start, end, one.path, one.anonymous + one.swap))
     return sorted(found)
 
 

@@ -123,6 +123,19 @@ def level(number: int, frames: int) -> int:
     return round(240 * number / max(1, frames - 1))
 
 
+def retimed(video: bytes, container: str, times: dict[int, int]) -> bytes:
+    """Return the same packets with other times: ``times`` has each frame's milliseconds by number."""
+    file = io.BytesIO()
+    with av.open(io.BytesIO(video)) as source, av.open(file, "w", format=container) as made:
+        stream = source.streams.video[0]
+        copy = made.add_stream_from_template(stream)
+        for number, packet in enumerate(one for one in source.demux(stream) if one.size):
+            packet.pts = packet.dts = int(times[number] / 1000 / packet.time_base)
+            packet.stream = copy
+            made.mux(packet)
+    return file.getvalue()
+
+
 def turned(mp4: bytes, matrix: tuple[int, int, int, int]) -> bytes:
     """Return an MP4 whose track is to be shown through the rotation ``matrix`` (a, b, c, d)."""
     at = mp4.index(b"tkhd") + 4 + 40  # past version, times, track, duration, layer, volume

@@ -31,12 +31,12 @@ from tests.media.samples import (
     halves,
     image_bytes,
     level,
+    retimed,
     tone,
     turned,
     video_bytes,
     wav,
 )
-from tests.worker.videos import retimed
 from utils.settings import ROOT
 
 Array = NDArray[Any]

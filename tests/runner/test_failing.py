@@ -31,6 +31,7 @@ def impossible(media: Media) -> dict[str, Generate]:
         "the regular expression is not valid": request("17 + 25", constraint=Constraint("regex", "(")),
         "chat template has no place for them": request("17 + 25", request_fields={"tools": (TOOL,)}),
         "there is no token 100000": request("17 + 25", logit_bias=((100_000, 1.0),), choices=2),
+        "there is no token -1": request("17 + 25", logit_bias=((1, 1.0), (-1, 1.0))),
     }
 
 

@@ -46,7 +46,8 @@ class StandIn:
     def find_server_problem(self) -> str | None:
         return "the test says so" if (HOME / "not-ready").exists() else None
 
-    def judge_video(self, video: BinaryIO, job_id: str, name: str, cancelled: Callable[[], bool]) -> Judgement:
+    def judge_video(self, video: BinaryIO, name: str, cancelled: Callable[[], bool]) -> Judgement:
+        job_id = cancelled.__self__.lease.job.job_id  # type: ignore[attr-defined]  # of the LeaseRenewal
         note("begun", job_id)
         data = video.read()
         said = json.loads(data[: data.index(b"}") + 1])

@@ -238,7 +238,7 @@ def test_a_server_that_will_not_answer_is_asked_once(status: int, kind: type[Mod
 def test_a_model_that_is_gone_is_forgotten() -> None:
     """Another model replaced it: the next video is judged by the new one."""
     with serving(no) as server, Client(server.url) as client:
-        assert client.model == "eyes"
+        assert client.find_model() == "eyes"
         server.models = {"data": [{"id": "others"}]}
         server.answer = lambda body, number: no(body, number) if body["model"] == "others" else (404, {}, {})
         with pytest.raises(NotSetUp):
@@ -273,8 +273,7 @@ def test_which_model_is_asked() -> None:
         assert server.bodies[-1]["model"] == "words"
     limits = {"models": ["eyes"], "max_batch_size": {"eyes": 3}, "max_media_per_request": 2}
     with serving(no, models=several, health={"vlm_config": limits}) as server, Client(server.url + "/v1/") as client:
-        client.find_model()
-        assert (client.model, client.at_once, client.most_media) == ("eyes", 3, 2)
+        assert (client.find_model(), client.at_once, client.most_media) == ("eyes", 3, 2)
 
 
 def test_several_frames_in_one_request_are_each_answered_for() -> None:

@@ -24,7 +24,7 @@ from moderation.frame_source import (
     sample_frames,
 )
 from pocket.scenes import SHOWN
-from tests.media.samples import audio_bytes, audio_only_mp4, turned
+from tests.media.samples import audio_bytes, audio_only_mp4, retimed, turned
 from tests.worker import videos
 
 KINDS = [
@@ -123,7 +123,7 @@ def test_key_frames_that_are_far_apart_are_no_reason_to_begin_anew_each_time(tmp
 def test_frames_at_odd_times() -> None:
     """A frame shown for long stands for all of that time."""
     times = {0: 0, 1: 100, 2: 200, 3: 5000, 4: 5100, 5: 9000, 6: 9100, 7: 9200, 8: 9300, 9: 9400}
-    video = videos.retimed(videos.drawn(1, gop=1, bf="0"), "matroska", times)
+    video = retimed(videos.drawn(1, gop=1, bf="0"), "matroska", times)
     plan, frames, unseen, _ = run(io.BytesIO(video))
     assert not unseen
     covers(frames, unseen, plan.duration)
@@ -199,7 +199,7 @@ def test_a_file_that_ends_early_by_its_header_alone(codec: str, container: str, 
 
 def test_a_still_picture_stands_for_all_the_time_that_it_is_shown() -> None:
     times = {0: 0, 1: 100, 2: 200, 3: 10_000, 4: 10_100, 5: 10_200, 6: 10_300, 7: 10_400, 8: 10_500, 9: 10_600}
-    video = videos.retimed(videos.drawn(1, gop=1, bf="0"), "matroska", times)
+    video = retimed(videos.drawn(1, gop=1, bf="0"), "matroska", times)
     for source in (io.BytesIO(video), videos.Pipe(video)):
         _, frames, unseen, _ = run(source)
         assert len(frames) == 2 and frames[0].stretches == 10 and not unseen
@@ -208,7 +208,7 @@ def test_a_still_picture_stands_for_all_the_time_that_it_is_shown() -> None:
 def test_a_late_frame_does_not_hide_the_others() -> None:
     """Eight seconds claim to be two hundred, so that one frame is sampled."""
     times = {number: 1000 * number for number in range(9)} | {9: 200_000}
-    video = videos.retimed(videos.drawn(1, gop=1, bf="0"), "matroska", times)
+    video = retimed(videos.drawn(1, gop=1, bf="0"), "matroska", times)
     _, _, unseen, _ = run(io.BytesIO(video), FrameSampling(max_frames=20))
     assert "stands still for" in unseen[0].reason and unseen[0].start == 0
     assert not run(io.BytesIO(video), FrameSampling(max_frames=250))[2]  # all was sampled

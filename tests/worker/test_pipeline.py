@@ -23,11 +23,11 @@ class Asked:
 
     work: Callable[[int], Any] = lambda number: None
     seen: list["weakref.ref[Frame]"] = field(default_factory=list)
-    model, server, most_media, at_once = "eyes", "nowhere", None, None
+    server, most_media, at_once = "nowhere", None, None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def find_model(self, cancelled: Callable[[], bool]) -> None:
-        pass
+    def find_model(self, cancelled: Callable[[], bool]) -> str:
+        return "eyes"
 
     def ask_model(self, prompt: Prompt, cancelled: Callable[[], bool]) -> Reply:
         with self.lock:

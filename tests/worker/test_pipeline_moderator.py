@@ -40,7 +40,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 
 def judging(judge: PipelineModerator, seconds: int = 1) -> Judgement:
-    return judge.judge_video(io.BytesIO(videos.drawn(seconds)), "job", "a.mp4", lambda: False)
+    return judge.judge_video(io.BytesIO(videos.drawn(seconds)), "a.mp4", lambda: False)
 
 
 def judge(server: Server, **settings: Any) -> "closing[PipelineModerator]":
@@ -54,6 +54,16 @@ def test_a_server_that_changes_its_model_is_asked_for_the_new_one(server: Server
         assert one.find_server_problem() is None and judging(one).facts["model"] == "newer"
         server.models = {"data": [{"id": "a"}, {"id": "b"}]}
         assert "name the model to ask" in str(one.find_server_problem())
+        server.models = {"data": [{"id": "b"}]}
+        assert one.find_server_problem() is None and judging(one).facts["model"] == "b"
+        server.models = {"data": []}
+        assert one.find_server_problem() == f"{server.url}/v1/models lists no model at all"
+        server.models = ["no list"]
+        assert "is no list of models" in str(one.find_server_problem())
+        server.models = None
+        problem = str(one.find_server_problem())
+        assert "answered 404" in problem and problem.endswith("; see VLLM_URL and VLLM_API_KEY")
+        server.models = {"data": [{"id": "a"}]}
     with judge(server, model="newer") as named:
         assert named.find_server_problem() == f"{server.url}/v1/models lists no model newer"
 

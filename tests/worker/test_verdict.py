@@ -5,9 +5,14 @@ from typing import Any
 import pytest
 
 from moderation.asking import Questions
-from moderation.frame_source import Unseen
+from moderation.frame_source import Frame, Unseen
 from moderation.policy_file import check_policy
-from moderation.verdict import Judged, Shown, Verdict, decide_verdict
+from moderation.verdict import Judged, Verdict, decide_verdict
+
+
+def shown(index: int, time: float, start: float, end: float, stretches: int = 1) -> Frame:
+    """Return a frame without its pictures."""
+    return Frame(index, time, start, end, 0, 0, b"", b"", stretches)
 
 
 def verdict(
@@ -26,7 +31,7 @@ def verdict(
     own = check_policy({"name": "own", "version": "1", "categories": [red], **(policy or {})})
     judged = []
     for index, letter in enumerate(answers):
-        frame = Shown(index, (index + 0.5) * spacing, index * spacing, (index + 1) * spacing, stretches)
+        frame = shown(index, (index + 0.5) * spacing, index * spacing, (index + 1) * spacing, stretches)
         said = {"x": {0: "yes"}, ".": {0: "no"}, "?": {}}[letter]
         judged.append(Judged(frame, said, failed="malformed" if letter == "?" else ""))
     return decide_verdict(own, Questions(own), judged, unseen, fps, len(answers) * spacing, most)
@@ -82,7 +87,7 @@ def test_a_stretch_without_frames_ends_a_run() -> None:
             "categories": [{"id": "red", "title": "Red", "questions": [{"ask": "?"}], "block": {"consecutive": 2}}],
         }
     )
-    judged = [Judged(Shown(0, 0.5, 0, 1), {0: "yes"}), Judged(Shown(1, 600.5, 600, 601), {0: "yes"})]
+    judged = [Judged(shown(0, 0.5, 0, 1), {0: "yes"}), Judged(shown(1, 600.5, 600, 601), {0: "yes"})]
     gap, beside = Unseen(1, 600, "it is damaged there"), Unseen(0, 601, "a track that was not looked at")
     found = decide_verdict(policy, Questions(policy), judged, (gap,), 1.0, 601.0)
     assert found.decision == "review" and found.categories[0].consecutive == 1
@@ -135,7 +140,7 @@ def test_the_gravest_category_decides() -> None:
         for name, severity, block in (("a", "low", {"frames": 1}), ("b", "critical", None))
     ]
     policy = check_policy({"name": "own", "version": "1", "categories": two})
-    judged = [Judged(Shown(0, 0.5, 0, 1), {0: "yes", 1: "yes"})]
+    judged = [Judged(shown(0, 0.5, 0, 1), {0: "yes", 1: "yes"})]
     found = decide_verdict(policy, Questions(policy), judged, (), 1.0, 1.0)
     assert (found.decision, found.severity) == ("block", "low") and "a: " in found.summary
 
@@ -154,5 +159,5 @@ def test_all_questions_or_any() -> None:
                 "categories": [{"id": "a", "title": "A", "match": match, "questions": [{"ask": "1?"}, {"ask": "2?"}]}],
             }
         )
-        found = decide_verdict(policy, Questions(policy), [Judged(Shown(0, 0.5, 0, 1), dict(answers))], (), 1.0, 1.0)
+        found = decide_verdict(policy, Questions(policy), [Judged(shown(0, 0.5, 0, 1), dict(answers))], (), 1.0, 1.0)
         assert bool(found.frames[0].violations) == hit

@@ -73,19 +73,6 @@ def index_first(video: bytes, path: Path) -> bytes:
     return path.read_bytes()
 
 
-def retimed(video: bytes, container: str, times: dict[int, int]) -> bytes:
-    """Return the same packets with other times: ``times`` has each frame's milliseconds by number."""
-    file = io.BytesIO()
-    with av.open(io.BytesIO(video)) as source, av.open(file, "w", format=container) as made:
-        stream = source.streams.video[0]
-        copy = made.add_stream_from_template(stream)
-        for number, packet in enumerate(one for one in source.demux(stream) if one.size):
-            packet.pts = packet.dts = int(times[number] / 1000 / packet.time_base)
-            packet.stream = copy
-            made.mux(packet)
-    return file.getvalue()
-
-
 class Counted(io.FileIO):
     """A file that counts the bytes read."""
 

@@ -188,8 +188,8 @@ def test_the_engines_limits_are_as_assumed() -> None:
     """Told from the engines' source: importing them would bring torch into this process."""
     source = (ROOT / "runner" / "engines" / "transformers.py").read_text()
     assert (
-        "self.prefill_chunk_bounds = (_PIECE // 8, 8 * _PIECE)" in source
-        and "_PIECE, _PIECE_ON_GPU = 256, 2048" in source
+        "self.prefill_chunk_bounds = (_CHUNK // 8, 8 * _CHUNK)" in source
+        and "_CHUNK, _CHUNK_ON_GPU = 256, 2048" in source
     )
     assert activations.PIECE == 8 * 256
     assert f"BATCH = {activations.UBATCH}\n" in (ROOT / "runner" / "engines" / "gguf.py").read_text()
