@@ -43,7 +43,7 @@ pocket: $(VENV)/.serve
 debian-packages:  # programs that tests start; only as root, elsewhere their tests skip and name them
 	tests/install-debian-packages.sh
 
-mutants: $(VENV)/.test  # faults put into pure modules: which do their tests notice? Takes long
+mutants: $(VENV)/.test  # faults put into pure modules: which do their tests notice? Takes tens of minutes
 	$(PY) -m tests.mutants
 
 clean:

@@ -1,24 +1,32 @@
 """Put small faults into pure modules and count which the modules' own tests notice: ``python -m tests.mutants``.
 
-A fault is one changed comparison, sign, ``and``/``or``, ``not`` or constant. Each is tried in a copy of the tree: the
-tree itself is never broken. A fault that changes nothing is listed in ``mutants_alike.txt`` by its name, with the
-reason. Ends with status 1 if fewer than ``--least`` of a hundred are noticed. Takes long; not part of ``make test``.
+A fault is one changed comparison, sign, ``and``/``or``, ``not`` or constant. A forked process imports the faulty module
+in place of the real one and runs the tests that enter the changed function, the fastest first; the tree itself is never
+broken. A fault that changes nothing is listed in ``mutants_alike.txt`` by its name, with the reason. Ends with status 1
+if fewer than ``--least`` of a hundred are noticed for any target. All faults take tens of minutes; not part of
+``make test``.
 """
 
 import argparse
 import ast
+import contextlib
 import copy
+import importlib.machinery
 import os
+import pickle
 import random
-import shutil
-import subprocess
+import resource
+import signal
 import sys
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
+from typing import Any
+
+import pytest
 
 from utils.settings import ROOT
 
@@ -26,12 +34,20 @@ TARGETS = {
     "gateway/scheduler/*.py": ["tests/gateway/scheduler", "tests/unit/gateway/scheduler"],
     "gateway/memory/**/*.py": ["tests/unit/gateway/memory"],
     "runner/generation/sampler.py": ["tests/unit/runner/generation/test_sampler.py"],
-    "runner/generation/tool_calls.py": ["tests/unit/runner/generation/test_tool_calls.py"],
+    "runner/generation/tool_calls.py": [
+        "tests/unit/runner/generation/test_tool_calls.py",
+        "tests/unit/runner/generation/test_constraint.py",
+    ],
     "utils/tmp_manage.py": ["tests/unit/utils/test_tmp_manage.py"],
 }
 """Modules, and the tests that are theirs."""
+REAL_LOADS = {"told", "placed", "loads"}
+"""Fixtures that load real checkpoints for tens of seconds. Tests that use them are left out."""
 ALIKE = Path(__file__).with_name("mutants_alike.txt")
-PATIENCE = 300
+PATIENCE = 20.0
+"""Seconds, beside five times the usual ones, after which tests that have not ended count as failed."""
+MEMORY = 6 * 2**30
+"""Bytes that the tests of one fault may take."""
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE,
     ast.LtE: ast.Lt,
@@ -55,13 +71,40 @@ SIGNS: dict[type[ast.operator], type[ast.operator]] = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """One fault: ``name`` tells it from others whatever line it is on."""
+    """One fault in a ``function`` of a ``module`` (its file): ``name`` tells it from others whatever line it is on."""
 
     module: str
-    line: int
+    function: str
     name: str
-    source: str
-    tests: tuple[str, ...]
+    tree: ast.Module = field(repr=False)
+    node: ast.AST
+    fault: ast.AST
+
+    @property
+    def line(self) -> int:
+        return getattr(self.node, "lineno", 0)
+
+    @property
+    def source(self) -> str:
+        """The module's source with the fault."""
+        whole = copy.deepcopy(self.tree, {id(self.node): self.fault})
+        return ast.unparse(ast.fix_missing_locations(whole))
+
+
+@dataclass
+class Trace:
+    """What one run of a target's tests showed: their ``seconds`` by id, and the ids or files that enter a function."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    entered: dict[str, set[str]] = field(default_factory=dict)
+    imported: list[str] = field(default_factory=list)
+    """Third-party modules that the tests import."""
+
+    def tests(self, function: str) -> list[str]:
+        """Return the ids of the tests that enter a function, the fastest first."""
+        by = self.entered.get(function, set())
+        found = [test for test in self.seconds if test in by or test.partition("::")[0] in by or "" in by]
+        return sorted(found, key=self.seconds.__getitem__)
 
 
 def faults(node: ast.AST) -> Iterator[ast.AST]:
@@ -86,100 +129,219 @@ def _text(node: ast.AST) -> bool:
     return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
-def mutants(module: Path, tests: list[str]) -> Iterator[Mutant]:
+def functions(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Yield the functions and methods of a module with their qualified names. Nested ones belong to the outer one."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef):
+            yield from functions(child, f"{prefix}{child.name}.")
+        elif isinstance(child, ast.FunctionDef):
+            yield prefix + child.name, child
+
+
+def mutants(module: Path) -> Iterator[Mutant]:
     """Yield every fault of a module. Annotations, defaults of dataclasses and docstrings are left alone."""
     tree = ast.parse(module.read_text())
     name = str(module.relative_to(ROOT))
-    for function in ast.walk(tree):
-        if not isinstance(function, ast.FunctionDef):
-            continue
-        seen: dict[str, int] = {}
-        for statement in function.body:
+    seen: dict[str, int] = {}
+    for function, definition in functions(tree):
+        for statement in definition.body:
             for node in ast.walk(statement):
                 for fault in faults(node):
-                    change = f"{ast.unparse(node)} -> {ast.unparse(fault)}"  # type: ignore[arg-type]
+                    change = f"{function}: {ast.unparse(node)} -> {ast.unparse(fault)}"  # type: ignore[arg-type]
                     seen[change] = seen.get(change, 0) + 1
-                    title = f"{name} {function.name}: {change}" + (f" #{seen[change]}" if seen[change] > 1 else "")
-                    yield Mutant(name, getattr(node, "lineno", 0), title, _replaced(tree, node, fault), tuple(tests))
+                    title = f"{name} {change}" + (f" #{seen[change]}" if seen[change] > 1 else "")
+                    yield Mutant(name, f"{name} {function}", title, tree, node, fault)
 
 
-def _replaced(tree: ast.Module, node: ast.AST, fault: ast.AST) -> str:
-    """Return the module's source with one node replaced. The tree itself is left as it is."""
-    whole = copy.deepcopy(tree, {id(node): fault})
-    return ast.unparse(ast.fix_missing_locations(whole))
+def observed(module: Path) -> str:
+    """Return a module's source in which every function notes in ``builtins.entered`` that it is entered."""
+    tree = ast.parse(module.read_text())
+    for function, definition in functions(tree):
+        title = f"{module.relative_to(ROOT)} {function}"
+        definition.body.insert(0, ast.parse(f"__import__('builtins').entered.add({title!r})").body[0])
+    return ast.unparse(tree)
 
 
-def noticed(mutant: Mutant, home: Path) -> bool:
-    """Whether the tests fail with the fault in place, in the copy of the tree at ``home``."""
-    file = home / mutant.module
-    whole = file.read_text()
-    file.write_text(mutant.source)
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *mutant.tests]
-    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+class _Replaced:
+    """Imports modules from other source than their files'; ``sources`` are by file."""
+
+    def __init__(self, sources: Mapping[str, str]) -> None:
+        self._sources = {name.removesuffix(".py").removesuffix("/__init__"): text for name, text in sources.items()}
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        source = self._sources.get(name.replace(".", "/"))
+        spec = importlib.machinery.PathFinder.find_spec(name, path) if source is not None else None
+        if source is not None and spec is not None:
+            code = compile(source, str(spec.origin), "exec")
+            spec.loader.get_code = lambda fullname: code  # type: ignore[union-attr]
+        return spec
+
+
+class _Tracing:
+    """A pytest plugin that fills a :class:`Trace`."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+
+    def _note(self, *names: str) -> None:
+        for function in sys.modules["builtins"].entered:  # type: ignore[attr-defined]
+            self._trace.entered.setdefault(function, set()).update(names)
+        sys.modules["builtins"].entered.clear()  # type: ignore[attr-defined]
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        self._note("")  # entered while a test's file was imported: any test may depend on it
+        items[:] = [item for item in items if not REAL_LOADS.intersection(getattr(item, "fixturenames", ()))]
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        began = time.monotonic()
+        result = yield
+        self._note(item.nodeid)
+        self._trace.seconds[item.nodeid] = time.monotonic() - began
+        return result
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Iterator[None]:
+        result = yield
+        self._note(item.nodeid.partition("::")[0])  # a fixture may serve all tests of the file
+        return result
+
+
+class _Chosen:
+    """A pytest plugin that runs the tests with these ids, in their order."""
+
+    def __init__(self, tests: list[str]) -> None:
+        self._order = {test: number for number, test in enumerate(tests)}
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = sorted(
+            (item for item in items if item.nodeid in self._order), key=lambda item: self._order[item.nodeid]
+        )
+
+
+def forked(
+    sources: Mapping[str, str], tests: list[str], plugin: object, result: tuple[Trace, Path] | None = None
+) -> int:
+    """Run tests in a forked process with other source for some modules. Return its pid; its status is pytest's."""
+    if pid := os.fork():
+        return pid
+    code = 1
     try:
-        ran = subprocess.run(command, cwd=home, env=environment, capture_output=True, timeout=PATIENCE)
-        return ran.returncode != 0
-    except subprocess.TimeoutExpired:
-        return True
-    finally:
-        file.write_text(whole)
-
-
-def copied(folder: Path) -> Path:
-    """Copy what the tests need of the tree."""
-    for entry in subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines():
-        target = folder / entry
-        if (ROOT / entry).is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / entry, target)
-    return folder
-
-
-def chosen(words: list[str], most: int, seed: int) -> list[Mutant]:
-    """Return at most ``most`` faults a target, those known to change nothing left out."""
-    alike = {line.partition("  #")[0] for line in ALIKE.read_text().splitlines()} if ALIKE.exists() else set()
-    found: list[Mutant] = []
-    for pattern, tests in TARGETS.items():
-        if words and not any(word in pattern for word in words):
-            continue
-        every = [
-            one for module in sorted(ROOT.glob(pattern)) for one in mutants(module, tests) if one.name not in alike
+        os.setsid()
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        if result is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(1, 2)
+        sys.meta_path.insert(0, _Replaced(sources))  # type: ignore[arg-type]
+        options = [
+            "-x",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:xdist",
+            "-W",
+            "ignore::pytest.PytestAssertRewriteWarning",
+            *tests,
         ]
-        found += random.Random(seed).sample(every, min(most, len(every)))
-    return found
+        code = int(pytest.main(options, plugins=[plugin]))
+        if result is not None:
+            trace, file = result
+            trace.imported = [
+                name
+                for name, module in sys.modules.items()
+                if (path := getattr(module, "__file__", None)) and "site-packages" in path and "pytest" not in name
+            ]
+            file.write_bytes(pickle.dumps(trace))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def traced(sources: Mapping[str, str], tests: list[str]) -> Trace:
+    """Run a target's tests once, and import what they import of other projects, so that forks need not."""
+    trace = Trace()
+    sys.modules["builtins"].entered = set()  # type: ignore[attr-defined]
+    with tempfile.NamedTemporaryFile() as file:
+        _, status = os.waitpid(forked(sources, tests, _Tracing(trace), (trace, Path(file.name))), 0)
+        if status:
+            sys.exit(f"without any fault these tests fail: {' '.join(tests)}")
+        trace = pickle.loads(Path(file.name).read_bytes())
+    for name in trace.imported:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+    if os.waitpid(forked({}, tests, _Chosen(list(trace.seconds)), (Trace(), Path(os.devnull))), 0)[1]:
+        sys.exit(f"without any fault these tests fail in a fork: {' '.join(tests)}")
+    return trace
+
+
+def attempted(tried: list[Mutant], trace: Trace, jobs: int) -> Iterator[tuple[Mutant, bool]]:
+    """Yield each fault and whether it was noticed, ``jobs`` of them at a time."""
+    waiting, running = list(reversed(tried)), dict[int, tuple[Mutant, float]]()
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            mutant = waiting.pop()
+            if not (tests := trace.tests(mutant.function)):
+                yield mutant, False
+                continue
+            files = sorted({test.partition("::")[0] for test in tests})
+            pid = forked({mutant.module: mutant.source}, files, _Chosen(tests))
+            patience = PATIENCE + 5 * sum(trace.seconds[test] for test in tests)
+            running[pid] = mutant, time.monotonic() + patience
+        time.sleep(0.01)
+        for pid, (mutant, until) in list(running.items()):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if not ended and time.monotonic() < until:
+                continue
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+            if not ended:
+                os.waitpid(pid, 0)
+            del running[pid]
+            yield mutant, not ended or status != 0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser("python -m tests.mutants", description=__doc__.partition("\n")[0])
-    parser.add_argument("words", nargs="*", help="only targets that contain one of these words")
-    parser.add_argument("--most", type=int, default=40, help="faults tried of each target (default 40)")
+    parser.add_argument("words", nargs="*", help="only faults whose names contain one of these words")
+    parser.add_argument("--most", type=int, help="faults tried of each target, drawn by --seed (default: all)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--least", type=float, default=90.0, help="percent that must be noticed")
+    parser.add_argument("--least", type=float, default=90.0, help="percent that must be noticed for each target")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    tried = chosen(options.words, options.most, options.seed)
-    homes: SimpleQueue[Path] = SimpleQueue()
-    with tempfile.TemporaryDirectory(prefix="mutants-") as folder, ThreadPoolExecutor(options.jobs) as pool:
-        for number in range(options.jobs):
-            homes.put(copied(Path(folder) / str(number)))
-
-        def attempt(mutant: Mutant) -> tuple[Mutant, bool]:
-            home = homes.get()
-            try:
-                return mutant, noticed(mutant, home)
-            finally:
-                homes.put(home)
-
-        survivors = []
-        for done, (mutant, caught) in enumerate(pool.map(attempt, tried), 1):
-            if not caught:
-                survivors.append(mutant)
-                print(f"not noticed: {mutant.name}  (line {mutant.line})", flush=True)
+    os.chdir(ROOT)
+    alike = {name for line in ALIKE.read_text().splitlines() if (name := line.partition("  #")[0]) and name[0] != "#"}
+    report, failed = [], False
+    for pattern, tests in TARGETS.items():
+        modules = sorted(ROOT.glob(pattern))
+        every = [one for module in modules for one in mutants(module)]
+        chosen = [one for one in every if not options.words or any(word in one.name for word in options.words)]
+        if not chosen:
+            continue
+        tried = [one for one in chosen if one.name not in alike]
+        alike -= {one.name for one in every}
+        if options.most is not None:
+            tried = random.Random(options.seed).sample(tried, min(options.most, len(tried)))
+        trace = traced({str(module.relative_to(ROOT)): observed(module) for module in modules}, tests)
+        survivors = 0
+        for done, (mutant, noticed) in enumerate(attempted(tried, trace, options.jobs), 1):
+            if not noticed:
+                survivors += 1
+                source = (ROOT / mutant.module).read_text().splitlines()[mutant.line - 1].strip()
+                print(f"{mutant.module}:{mutant.line}: {source}\n    not noticed: {mutant.name}", flush=True)
             if sys.stderr.isatty():
                 print(f"\r{done} of {len(tried)}", end="", file=sys.stderr)
-    share = 100 * (1 - len(survivors) / max(1, len(tried)))
-    print(f"{len(tried) - len(survivors)} of {len(tried)} faults noticed ({share:.0f} %)")
-    return int(share < options.least)
+        share = 100 * (1 - survivors / max(1, len(tried)))
+        failed |= share < options.least
+        report.append(f"{pattern:32} {len(tried):5} {len(tried) - survivors:8} {share:3.0f} % {survivors:10}")
+        report[-1] += f" {len(chosen) - len(tried) if options.most is None else 0:6}"
+    print(f"{'target':32} {'tried':>5} {'noticed':>14} {'survivors':>10} {'alike':>6}", *report, sep="\n")
+    if not options.words and alike:
+        print("These names in mutants_alike.txt are no faults any more; delete them:", *sorted(alike), sep="\n")
+    return int(failed or bool(not options.words and alike))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class ToolCalls:
     def __init__(self) -> None:
         self._held = ""
         self._inside = False
-        self._seen = 0  # characters of ``_held`` already searched for an end
+        self._seen = 0  # characters of a call in ``_held`` already searched for an end
         self._called = False  # the last piece passed on was a call
 
     def push_text(self, text: str) -> list[str | ToolCall]:
@@ -60,8 +60,7 @@ class ToolCalls:
         keep = 0 if tag or last else overlap(before, OPEN)
         shown, self._held = before[: len(before) - keep], before[len(before) - keep :]
         if self._called and not shown.strip():
-            if not tag and not last:
-                self._held = shown + self._held  # white space: the next text decides whether it is dropped
+            self._held = shown + self._held  # white space: the next text decides whether it is dropped
         else:
             self._show(pieces, shown)
         if tag:
@@ -136,7 +135,7 @@ def _call(value: Any) -> ToolCall:
     try:
         text.encode()
     except UnicodeEncodeError:
-        text = json.dumps(arguments, allow_nan=False)
+        text = json.dumps(arguments)
     return ToolCall(f"call_{secrets.token_hex(12)}", value["name"], text)
 
 

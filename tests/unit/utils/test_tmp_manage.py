@@ -87,6 +87,25 @@ def test_cleaning_by_age(root: Path) -> None:
     assert [path.name for path in root.iterdir()] == ["new"]
 
 
+def test_an_entry_just_as_old_as_asked_is_removed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 2000.0)
+    (root / "old").write_bytes(b"12345")
+    os.utime(root / "old", (1500.0, 1500.0))
+    assert TempFolder(root).clean(older_than=500) == (1, 5)
+
+
+def test_an_entry_from_the_future_has_no_age(root: Path) -> None:
+    (root / "new").write_bytes(b"")
+    aged(root / "new", -1000)
+    assert [entry.age for entry in TempFolder(root).entries()] == [0.0]
+
+
+def test_a_folder_removed_by_others_is_no_error(root: Path) -> None:
+    with TempFolder(root).request("r1") as folder:
+        folder.rmdir()
+    assert list(root.iterdir()) == []
+
+
 def test_hidden_files_stay(root: Path) -> None:
     (root / ".gitkeep").write_bytes(b"")
     assert TempFolder(root).clean() == (0, 0) and (root / ".gitkeep").exists()

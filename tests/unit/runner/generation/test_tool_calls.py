@@ -10,7 +10,8 @@ from hypothesis import given, settings
 
 from protocol.messages import Generate, Sampling, ToolCall
 from runner.errors import RequestError
-from runner.generation.tool_calls import ToolCalls, for_tools, requested_tools
+from runner.generation import tool_calls
+from runner.generation.tool_calls import MOST_CALLS, ToolCalls, for_tools, requested_tools
 from tests.support.gateway import CHECKPOINT
 
 LIGHT = settings(max_examples=200, deadline=None, database=None)
@@ -75,6 +76,13 @@ PARIS, NOW = ("weather", {"city": "Paris"}), ("time", {})
         ),
         ('<tool_call>{"name": "say", "arguments": {"text": "a\nb"}}</tool_call>', [("say", {"text": "a\nb"})]),
         ('<tool_call>{"name": "say", "arguments": {"text": "\\ud83d"}}</tool_call>', [("say", {"text": "\ud83d"})]),
+        (
+            '<tool_call>{"name": "say", "arguments": "{\\"text\\": \\"a\\nb\\"}"}</tool_call>',
+            [("say", {"text": "a\nb"})],
+        ),
+        ("<tool_call>" + TIME, ["<tool_call>", NOW]),
+        ("<tool_call></tool_call> " + TIME, ["<tool_call></tool_call> ", NOW]),
+        ('<tool_call>{"name": "time"} and more', ['<tool_call>{"name": "time"} and more']),
         ("1 <tool_ 2", ["1 <tool_ 2"]),
         ("<tool_call", ["<tool_call"]),
     ],
@@ -131,6 +139,29 @@ def test_text_is_shown_at_once_but_for_a_possible_tag() -> None:
     assert calls.push_text(WEATHER[:-1]) == []
     (call,) = calls.push_text(">")
     assert isinstance(call, ToolCall) and call.arguments == '{"city": "Paris"}'
+
+
+def test_an_empty_call_is_shown_at_once() -> None:
+    calls = ToolCalls()
+    assert calls.push_text("<tool_call></tool_call> <tool") == ["<tool_call></tool_call>", " "]
+    (call,) = calls.push_text('_call>{"name": "time"}</tool_call>')
+    assert isinstance(call, ToolCall) and call.name == "time"
+
+
+def test_arguments_are_written_in_their_own_letters() -> None:
+    (call,) = ToolCalls().push_text(
+        '<tool_call>{"name": "weather", "arguments": {"city": "Orl\\u00e9ans"}}</tool_call>'
+    )
+    assert isinstance(call, ToolCall) and call.arguments == '{"city": "Orléans"}'
+
+
+def test_a_long_call_is_parsed_once_its_end_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To parse it at every token would take time that grows with the square of its length."""
+    parsed: list[str] = []
+    parse = tool_calls._parse
+    monkeypatch.setattr(tool_calls, "_parse", lambda text, last: parsed.append(text) or parse(text, last))
+    assert read(*WEATHER) == [PARIS]
+    assert len(parsed) == 1
 
 
 @LIGHT
@@ -190,6 +221,28 @@ def test_parameters_that_are_no_object_are_refused(parameters: Any) -> None:
         for_tools(tools, "required")
 
 
+def named(name: str, **function: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name} | function}
+
+
+def test_a_named_function_is_called_once_and_required_ones_up_to_the_most() -> None:
+    once, often = (for_tools([named("time")], choice).value for choice in ("time", "required"))
+    assert once.splitlines()[0].split() == ["start:", "call"]
+    assert often.splitlines()[0] == f'start: call ("\\n" call){{0,{MOST_CALLS - 1}}}'
+
+
+def test_a_grammar_has_names_and_schemas_in_their_own_letters() -> None:
+    forced = for_tools([named("météo", parameters={"properties": {"été": {}}})], "météo").value
+    assert "météo" in forced and "été" in forced
+
+
+def test_a_strict_schema_is_not_lenient_and_no_schema_allows_no_arguments() -> None:
+    strict = for_tools([named("time", strict=True)], "time").value
+    loose = for_tools([named("time")], "time").value
+    assert '"lenient": false' in strict and '"additionalProperties": false' in strict
+    assert '"lenient": true' in loose
+
+
 # -- templates ---------------------------------------------------------------------------------------------------------
 
 
@@ -214,3 +267,20 @@ def test_whether_a_template_shows_tools(template: str | None, takes: bool) -> No
 
 def test_the_small_reasoners_template_shows_none() -> None:
     assert not shows_tools((CHECKPOINT / "chat_template.jinja").read_text())
+
+
+def asking(**fields: Any) -> Generate:
+    return Generate("r1", (), Sampling(max_new_tokens=9), **fields)
+
+
+def test_a_template_shows_the_tools_unless_the_request_chooses_none() -> None:
+    tools = (named("time"),)
+    assert requested_tools(asking(tools=tools), "{{ tools }}") == list(tools)
+    assert requested_tools(asking(tools=tools, tool_choice="none"), "{{ tools }}") == []
+    assert requested_tools(asking(tools=tools, tool_choice="none"), "{{ messages }}") == []
+    assert requested_tools(asking(), "{{ messages }}") == []
+
+
+def test_tools_without_a_place_in_the_template_are_refused() -> None:
+    with pytest.raises(RequestError, match="chat template has no place"):
+        requested_tools(asking(tools=(named("time"),)), "{{ messages }}")
