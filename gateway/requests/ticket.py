@@ -213,7 +213,7 @@ class Ticket:
             raise RanOut(f"{self.spec.name} ran out of memory {self._replays} times over this request: {failed.error}")
         self._runners.degrade_model(handle, failed)
         self._handle, self._sent, self.over, self.tokens = None, False, False, 0
-        self.timeline.again()
+        self.timeline.record_retry()
         self.reserve()
 
     def _await_lease(self, gone: Callable[[], bool]) -> Iterator[Waiting]:

@@ -68,23 +68,23 @@ class RequestTimeline:
         self.completion_tokens = 0
         self.finish_reasons: tuple[str, ...] = ()
 
-    def leased(self, device: str, load_seconds: float, cold: bool) -> None:
-        """The request got a lease, ``cold`` if it waited for a load of so many seconds."""
+    def record_lease(self, device: str, load_seconds: float, cold: bool) -> None:
+        """Note that the request got a lease, ``cold`` if it waited for a load of so many seconds."""
         self.granted, self.cold, self.device = time.monotonic(), self.cold or cold, device
         if cold:
             self.load_seconds = min(load_seconds, self.granted - (self.submitted or self.born))
         self.queue_seconds = max(0.0, self.granted - self.born - self.load_seconds)
 
-    def end(self, outcome: str) -> None:
-        """The request ended. Only the first call counts."""
+    def record_end(self, outcome: str) -> None:
+        """Note how the request ended. Only the first call counts."""
         if self.outcome is None:
             self.outcome, self.ended = outcome, time.monotonic()
             self.seconds = self.ended - self.born
             if self.granted is None:
                 self.queue_seconds = self.seconds
 
-    def again(self) -> None:
-        """The request is sent once more, to another runner or to the same: it has not ended after all."""
+    def record_retry(self) -> None:
+        """Note that the request is sent once more, to another runner or to the same: it has not ended after all."""
         self.outcome = self.ended = self.first = self.first_token_seconds = None
         self.completion_tokens = 0
 
@@ -92,7 +92,7 @@ class RequestTimeline:
         """Nothing more will happen. Without the runner's last message the request was late, or its client has gone. A
         request that was never submitted had media that could not be decoded."""
         gone = BAD_REQUEST if self.submitted is None else CLIENT_GONE
-        self.end(TOO_LATE if time.monotonic() >= self.deadline else gone)
+        self.record_end(TOO_LATE if time.monotonic() >= self.deadline else gone)
 
 
 class RequestObserver(Protocol):
@@ -139,18 +139,18 @@ class TimelineMailbox(SimpleQueue[object]):
             case messages.Done(_, reasons, prompt_tokens, completion_tokens):
                 timeline.prompt_tokens, timeline.completion_tokens = prompt_tokens, completion_tokens
                 timeline.finish_reasons = reasons
-                timeline.end(CANCELLED if "cancelled" in reasons else ANSWERED)
+                timeline.record_end(CANCELLED if "cancelled" in reasons else ANSWERED)
             case messages.Failed(_, kind):
-                timeline.end(_FAILURES.get(kind, FAILED))
+                timeline.record_end(_FAILURES.get(kind, FAILED))
             case actions.Refuse(_, why):
                 timeline.refusal = why
-                timeline.end(TOO_LATE if why is actions.Why.TOO_LATE else REFUSED)
+                timeline.record_end(TOO_LATE if why is actions.Why.TOO_LATE else REFUSED)
             case Late():
-                timeline.end(TOO_LATE)
+                timeline.record_end(TOO_LATE)
             case Granted(handle, cold) if handle.loaded:
-                timeline.leased(handle.loaded.device, handle.load_seconds, cold)
+                timeline.record_lease(handle.loaded.device, handle.load_seconds, cold)
             case Stopped():
-                timeline.end(CANCELLED)
+                timeline.record_end(CANCELLED)
             case _:
                 pass
         super().put(item)

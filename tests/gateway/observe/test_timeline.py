@@ -81,7 +81,7 @@ def test_a_request_that_is_sent_again_keeps_the_wait_for_its_load() -> None:
 def test_a_load_during_the_decoding_of_media_is_no_wait_for_it() -> None:
     timeline = RequestTimeline("r", "deepseek", time.monotonic() + 60)
     timeline.born, timeline.submitted = timeline.born - 10, timeline.born - 2
-    timeline.leased("cpu", 1000, cold=True)
+    timeline.record_lease("cpu", 1000, cold=True)
     assert 2 <= timeline.load_seconds < 3 and 8 <= timeline.queue_seconds < 8.1
 
 
@@ -130,8 +130,8 @@ def test_memory_that_runs_out() -> None:
 
 def test_a_request_asked_again_ends_once() -> None:
     timeline = timeline_of(granted(), messages.Failed("r", "out_of_memory", ""))
-    timeline.again()
-    timeline.end("answered")
+    timeline.record_retry()
+    timeline.record_end("answered")
     metrics = Metrics(["deepseek"])
     metrics.request_finished(timeline)
     assert counted(metrics, "generations_total", model="deepseek", outcome="answered") == 1

@@ -289,6 +289,9 @@ class World:
                 if reason == "evicted" and any(spec_of(client.model) == spec_of(model) for client in self._waiting()):
                     self.gave_way[model] = runner.slot, self._blocked_on(runner.slot)
 
+    def _rank(self, request_id: str) -> int:
+        return self.state.requests[request_id].rank(self.now, self.state.limits)
+
     def _waiting(self) -> list[Client]:
         return [client for client in self.clients.values() if client.stage is Stage.WAITING]
 
@@ -348,7 +351,8 @@ class World:
         if (trouble := self.trouble.get(model)) and self.now < trouble.until:
             assert any(client.retry for client in waiting), f"{model} is loaded again before its pause is over"
         left, those = self.gave_way.pop(model, ("", []))
-        still = [request_id for request_id in those if self.stage(request_id) is Stage.WAITING]
+        best = min(self._rank(client.request_id) for client in waiting)  # a batch request may be overtaken
+        still = [name for name in those if self.stage(name) is Stage.WAITING and self._rank(name) <= best]
         assert left != slot or not still, f"{model} gave way to {still} and is loaded again before any of them"
         offloaded = dict(spec.offloads.get(slot, {}))
         self.gave_way = {name: given for name, given in self.gave_way.items() if given[0] not in (slot, *offloaded)}
