@@ -38,20 +38,14 @@ from media.messages import (
     refusal,
     write_message,
 )
-from media.process import Process, decoder_process
+from media.process import Process, decoder_process, program_of
 from media.sniff import Kind, require, sniff
 from utils.settings import Settings
 from utils.units import format_bytes
 
 logger = logging.getLogger(__name__)
 
-_PROGRAM = """
-import sys
-sys.path[:] = sys.argv[2:]
-from pathlib import Path
-from media.decoder.process import main
-sys.exit(main(Path(sys.argv[1])))
-"""
+_PROGRAM = program_of("media.decoder.process")
 _ERROR_BYTES = 2_048
 _TURNS = threading.BoundedSemaphore(os.cpu_count() or 2)  # each decoder may take its limit of memory
 _Start = Callable[[Path], AbstractContextManager[Process]]

@@ -16,16 +16,11 @@ from typing import IO
 
 from forking.child import Child
 from forking.client import ForkingClient, Server
-from media.process import command, environment
+from media.process import command, environment, program_of
 
 logger = logging.getLogger(__name__)
 
-_START = """
-import sys
-sys.path[:] = sys.argv[2:]
-from media.decoder.forkserver import main
-sys.exit(main(int(sys.argv[1])))
-"""
+_START = program_of("media.decoder.forkserver")
 _PATIENCE = 5.0  # seconds to fork or to kill, which take milliseconds
 _RETRY_PAUSE = 60.0  # seconds before a forkserver that failed to start is tried again
 _CRASHES = frozenset(

@@ -27,6 +27,11 @@ class Process(Protocol):
     def wait(self, timeout: float | None = None) -> int: ...
 
 
+def program_of(module: str) -> str:
+    """Return the program that calls the module's ``main`` with its argument, a text, and exits with the status."""
+    return f"import sys; sys.path[:] = sys.argv[2:]; from {module} import main; sys.exit(main(sys.argv[1]))"
+
+
 def command(program: str, argument: str) -> list[str]:
     """Return the command that runs ``program`` in Python without ``site`` and without the environment's settings. The
     program finds its argument, then the module path, in ``sys.argv``."""

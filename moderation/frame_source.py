@@ -23,16 +23,11 @@ from media import messages
 from media.errors import MediaError, undecodable
 from media.limits import MediaLimits
 from media.messages import FramesTask
-from media.process import decoder_process
+from media.process import decoder_process, program_of
 from media.sniff import sniff
 
 log = logging.getLogger(__name__)
-_START = """
-import sys
-sys.path[:] = sys.argv[2:]
-from media.decoder.frame_process import main
-sys.exit(main(int(sys.argv[1])))
-"""
+_START = program_of("media.decoder.frame_process")
 _HEAD = 4096  # bytes that identify the format
 _LOOK = 0.2  # seconds between checks for cancellation
 _GRACE = 5.0  # seconds after the limit for the process to report it

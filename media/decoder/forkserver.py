@@ -18,12 +18,12 @@ from forking.server import ForkingServer, ForkRequest
 from media.decoder import audio, images, process, video  # noqa: F401
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: str) -> None:
     """Serve the control socket with this descriptor until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     images.preload()
     gc.collect()
-    server = ForkingServer(socket.socket(fileno=descriptor))
+    server = ForkingServer(socket.socket(fileno=int(descriptor)))
     server.report_event("preloaded")
     server.serve_requests(_be_decoder)
 

@@ -34,12 +34,12 @@ from media.messages import (
 _THUMBNAIL, _THUMBNAIL_QUALITY = 240, 75  # pixels of the longest side
 
 
-def main(descriptor: int) -> int:
+def main(descriptor: str) -> int:
     """Do the job that comes over the socket and return the exit status: 0 if there is an answer, be it a refusal.
 
     Limits this process for good.
     """
-    with socket.socket(fileno=descriptor) as link:
+    with socket.socket(fileno=int(descriptor)) as link:
         limits, (task,) = parse_job(receive_message(link)[1], FramesTask)
         limit_process(limits, alarm=False)  # the source may be slow, which is no fault of the file
         warnings.simplefilter("ignore")
@@ -93,7 +93,3 @@ def _jpeg(image: Any, quality: int) -> bytes:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=quality)
     return file.getvalue()
-
-
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))

@@ -26,11 +26,12 @@ _FILES = 64
 _PR_SET_NO_NEW_PRIVS = 38
 
 
-def main(folder: Path) -> int:
+def main(folder: str | Path) -> int:
     """Do the job in ``folder`` and return the exit status: 0 if there is a result, which may be a refusal.
 
     Limits this process for good, so do not call it in a process that has anything else to do.
     """
+    folder = Path(folder)
     limits, tasks = read_job(folder)
     limit_process(limits)
     warnings.simplefilter("ignore")  # libraries warn of odd files, and nobody reads it

@@ -209,15 +209,15 @@ class Transformers:
             (sequence,) = sequences
             if sequence.prefilled == 0:
                 sequence.inputs = _Prefill(sequence.inputs, DynamicCache(config=self._text_config))
-            reading: _Prefill = sequence.inputs
+            prompt: _Prefill = sequence.inputs
             if sequence.whole:  # the media belong to the whole prompt
-                logits, sequence.position_offset = self._family.prefill(self._model, reading.inputs, reading.cache)
+                logits, sequence.position_offset = self._family.prefill(self._model, prompt.inputs, prompt.cache)
                 sequence.prefilled = len(sequence.tokens)
             else:
-                logits = self._prefill_chunk_of(sequence, reading.cache)
+                logits = self._prefill_chunk_of(sequence, prompt.cache)
             if sequence.prefilled < len(sequence.tokens):
                 return [None]
-            self._join_cache(sequence, reading.cache, 0)
+            self._join_cache(sequence, prompt.cache, 0)
             return [_scores(logits)[0]]
 
     def _prefill_chunk_of(self, sequence: Sequence, cache: DynamicCache) -> torch.Tensor:

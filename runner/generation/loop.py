@@ -156,7 +156,7 @@ class Batch:
                 self._engine.release_sequence(sequence)
                 sequence.choice.finish_choice("cancelled")
 
-    # -- reading prompts -----------------------------------------------------------------------------------------------
+    # -- prefill -------------------------------------------------------------------------------------------------------
 
     def _prefill(self) -> None:
         """Prefill up to the engine's chunk: continue the prompt in progress, or as many short ones as fit."""
@@ -350,15 +350,15 @@ class Batch:
         """
         if not out_of_memory(error):
             return False
-        reading = list(group or self._prefilling)
-        many = len(self._decoding) + len(reading)
+        prefilling = list(group or self._prefilling)
+        many = len(self._decoding) + len(prefilling)
         if many == 1:
             return bool(group) and self._shrink_chunk(group[0], error)  # 3
         self._limits.batch_size = max(1, many // 2)
-        self._limits.report_relief("smaller_batch", error, [*self._decoding, *reading])
+        self._limits.report_relief("smaller_batch", error, [*self._decoding, *prefilling])
         self._prefilling = []
-        self._requeue(reading)
-        moved = bool(reading)
+        self._requeue(prefilling)
+        moved = bool(prefilling)
         while len(self._decoding) > self._limits.batch_size and self._preempt_latest():  # 1
             moved = True
         free_unused_memory()

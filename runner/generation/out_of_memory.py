@@ -51,8 +51,8 @@ class BatchLimits:
         self.batch_size = engine.max_batch_size
         self.prefill_chunk = engine.prefill_chunk_bounds[1]
 
-    def retry_once(self, work: Callable[[], T], sequences: Iterable[Sequence], unread: Iterable[Sequence] = ()) -> T:
-        """Call ``work``. If memory runs out, free unused memory, reset the prefill of ``unread``, and call it once
+    def retry_once(self, work: Callable[[], T], sequences: Iterable[Sequence], prompts: Iterable[Sequence] = ()) -> T:
+        """Call ``work``. If memory runs out, free unused memory, reset the prefill of ``prompts``, and call it once
         more.
         """
         try:
@@ -61,9 +61,9 @@ class BatchLimits:
             if not out_of_memory(error):
                 raise
             first = without_traceback(error)
-        if any(sequence.retried for sequence in unread):
+        if any(sequence.retried for sequence in prompts):
             raise first  # the prefill starts over, so the same chunk would fail again and again
-        for sequence in unread:
+        for sequence in prompts:
             sequence.retried = True
             self._engine.reset_prefill(sequence)
         free_unused_memory()

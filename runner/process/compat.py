@@ -37,8 +37,8 @@ def import_bitsandbytes() -> ModuleType:
         torch.compile = compiler
 
 
-def import_torchvision() -> bool:
-    """Import torchvision. Return whether it can be imported.
+def import_torchvision() -> None:
+    """Import torchvision, if it is installed.
 
     A CUDA build of torchvision beside a CPU build of torch (which a plain ``pip install`` gives on a machine without a
     GPU) cannot load its extension. Its import then fails because the schemas of two operators are missing, and every
@@ -48,9 +48,9 @@ def import_torchvision() -> bool:
     global _torchvision_library
     try:
         importlib.import_module("torchvision")
-        return True
+        return
     except ImportError:
-        return False
+        return
     except RuntimeError as error:
         if "torchvision::nms" not in str(error) or _torchvision_library is not None:
             raise
@@ -62,7 +62,6 @@ def import_torchvision() -> bool:
     for schema in _TORCHVISION_SCHEMAS:
         _torchvision_library.define(schema)
     importlib.import_module("torchvision")
-    return True
 
 
 def import_torchvision_before(module: str) -> None:

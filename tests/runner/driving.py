@@ -77,19 +77,19 @@ def request(
 class Watched:
     """An engine that records its calls, and fails where a test wants it to.
 
-    ``pieces`` are (sequence, tokens before, tokens after) of each prefill. ``together`` are the sequences of each step,
-    ``lengths`` their tokens then. ``before_step`` and ``before_read`` are called with the sequences of the next call.
+    ``chunks`` are (sequence, tokens before, tokens after) of each prefill. ``together`` are the sequences of each step,
+    ``lengths`` their tokens then. ``before_step`` and ``before_prefill`` get the sequences of the next call.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.sequences: dict[Job, list[Sequence]] = {}
-        self.pieces: list[tuple[Sequence, int, int]] = []
+        self.chunks: list[tuple[Sequence, int, int]] = []
         self.together: list[list[Sequence]] = []
         self.lengths: list[list[int]] = []
         self.dropped: list[Sequence] = []
         self.before_step: Callable[[Many[Sequence]], None] = lambda _: None
-        self.before_read: Callable[[Many[Sequence]], None] = lambda _: None
+        self.before_prefill: Callable[[Many[Sequence]], None] = lambda _: None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
@@ -104,10 +104,10 @@ class Watched:
         return sequences
 
     def prefill(self, sequences: Many[Sequence]) -> list[Logits | None]:
-        self.before_read(sequences)
+        self.before_prefill(sequences)
         began = [one.prefilled for one in sequences]
         scores = self.engine.prefill(sequences)
-        self.pieces += [(one, start, one.prefilled) for one, start in zip(sequences, began, strict=True)]
+        self.chunks += [(one, start, one.prefilled) for one, start in zip(sequences, began, strict=True)]
         return scores
 
     def decode_step(self, sequences: Many[Sequence]) -> list[Logits]:

@@ -28,7 +28,7 @@ def test_one_of_three_leaves_and_the_next_takes_its_place(engine: Engines) -> No
     made = crowd.made(jobs[1])
     crowd.turn()
     assert jobs[1].over and crowd.made(jobs[1]) == made
-    assert crowd.made(jobs[3]) >= 1, "read in the same turn"
+    assert crowd.made(jobs[3]) >= 1, "prefilled in the same turn"
     crowd.finish()
     assert crowd.answer(jobs[1]).reasons == ("cancelled",)
     assert crowd.answer(jobs[1]).ids == wanted[1].ids[:made]
@@ -54,7 +54,7 @@ def test_in_the_middle_of_a_step(engine: Engines) -> None:
 
 
 def test_before_it_is_prepared(engine: Engines, media: Media, caplog: pytest.LogCaptureFixture) -> None:
-    """Its files are gone by then, which nobody is to read of in a log."""
+    """Its files are gone by then, and no log mentions it."""
     crowd = Crowd(engine("qwen_vl"))
     part = media.image(1)
     gone = type(part)(part.kind, path=part.path + ".gone")
@@ -97,22 +97,22 @@ def test_while_it_is_prepared_and_its_files_go_first(
 
 
 @pytest.mark.parametrize("others", [0, 1])
-def test_while_its_prompt_is_read(engine: Engines, monkeypatch: pytest.MonkeyPatch, others: int) -> None:
+def test_during_its_prefill(engine: Engines, monkeypatch: pytest.MonkeyPatch, others: int) -> None:
     model = engine()
     monkeypatch.setattr(model, "prefill_chunk", 32)
     crowd = Crowd(model)
     crowd.ask(*(request("17 + 25?", **LONG) for _ in range(others)))
     (long,) = crowd.ask(request("How much is it? " * 40 + "8 + 95"))
-    crowd.until(lambda: sum(piece[0].job is long for piece in crowd.watched.pieces) == 2)
+    crowd.until(lambda: sum(chunk[0].job is long for chunk in crowd.watched.chunks) == 2)
 
     def cancel(sequences: Many[Sequence]) -> None:
         if any(one.job is long for one in sequences):
-            long.cancel_job()  # heard while the third piece is read
+            long.cancel_job()  # arrives during the third chunk
 
-    crowd.watched.before_read = cancel
+    crowd.watched.before_prefill = cancel
     crowd.finish()
-    pieces = [(before, after) for one, before, after in crowd.watched.pieces if one.job is long]
-    assert pieces == [(0, 32), (32, 64), (64, 96)]
+    chunks = [(before, after) for one, before, after in crowd.watched.chunks if one.job is long]
+    assert chunks == [(0, 32), (32, 64), (64, 96)]
     assert crowd.answer(long).reasons == ("cancelled",) and not crowd.made(long)
 
 
@@ -125,7 +125,7 @@ def test_while_it_waits(engine: Engines) -> None:
     crowd.turn()
     assert jobs[3].over and not any(job.over for job in jobs[:3])
     crowd.finish()
-    assert not any(piece[0].job is jobs[3] for piece in crowd.watched.pieces), "never read"
+    assert not any(chunk[0].job is jobs[3] for chunk in crowd.watched.chunks), "never prefilled"
     assert [crowd.answer(job).reasons for job in jobs] == [("length",)] * 3 + [("cancelled",), ("length",)]
 
 
@@ -134,7 +134,7 @@ def test_before_it_arrives(engine: Engines) -> None:
     (job,) = crowd.ask(request("17 + 25?"))
     job.cancel_job()
     crowd.finish()
-    assert crowd.answer(job).reasons == ("cancelled",) and not crowd.watched.pieces and not crowd.watched.together
+    assert crowd.answer(job).reasons == ("cancelled",) and not crowd.watched.chunks and not crowd.watched.together
 
 
 def test_all_of_them(engine: Engines) -> None:
@@ -175,7 +175,7 @@ def test_all_choices_go_at_once(engine: Engines) -> None:
 
 
 @pytest.mark.parametrize("when", [0, 1, 2])
-def test_one_that_is_answered_apart(engine: Engines, media: Media, when: int) -> None:
+def test_one_answered_by_generate(engine: Engines, media: Media, when: int) -> None:
     """BLIP answers by ``generate``: a cancellation is heard between its steps."""
     model = engine("blip_vqa")
     crowd = Crowd(model)
@@ -199,17 +199,15 @@ def test_one_that_is_answered_apart(engine: Engines, media: Media, when: int) ->
     assert crowd.answer(jobs[1]).reasons == ("length",) and len(crowd.answer(jobs[1]).ids) == 12
 
 
-def test_a_prompt_that_is_read_is_not_held_up_by_one_that_goes_apart(
-    engine: Engines, media: Media, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_generate_does_not_hold_up_a_prefill(engine: Engines, media: Media, monkeypatch: pytest.MonkeyPatch) -> None:
     model = engine("qwen_omni")
     monkeypatch.setattr(model, "prefill_chunk", 32)
     crowd = Crowd(model)
-    (read,) = crowd.ask(request("What color is it? " * 40, max_new_tokens=4))
+    (long,) = crowd.ask(request("What color is it? " * 40, max_new_tokens=4))
     crowd.turn()
-    assert len(crowd.watched.pieces) == 1 and not crowd.made(read)
+    assert len(crowd.watched.chunks) == 1 and not crowd.made(long)
     (spoken,) = crowd.ask(request("Hello", max_new_tokens=4, request_fields={"switches": {"speech": True}}))
-    crowd.until(lambda: read.over)
+    crowd.until(lambda: long.over)
     crowd.finish()
     done = crowd.answer(spoken).done
     assert done and done.extras["audio"]

@@ -86,7 +86,7 @@ def test_what_is_to_stay_in_16_bits_is_not_quantized() -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 8, 16])
-def test_a_load_quantizes_in_pieces(bits: int, _pockets: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_load_quantizes_in_chunks(bits: int, _pockets: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     from runner.engines.layouts import chunked_quantization
 
     installed: list[bool] = []

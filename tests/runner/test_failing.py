@@ -122,7 +122,7 @@ def test_a_step_that_fails_halfway_leaves_a_cache_to_go_on_with(
     assert Crowd(model).answers(again)[0].ids == wanted.ids
 
 
-def test_a_prompt_that_fails_while_it_is_read(engine: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_that_fails_in_its_prefill(engine: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     model = engine()
     monkeypatch.setattr(model, "prefill_chunk", 32)
     crowd = Crowd(model)
@@ -132,9 +132,9 @@ def test_a_prompt_that_fails_while_it_is_read(engine: Engines, monkeypatch: pyte
 
     def fail(sequences: Many[Sequence]) -> None:
         if any(one.job is bad and one.prefilled == 64 for one in sequences):
-            raise Broken("the third piece")
+            raise Broken("the third chunk")
 
-    crowd.watched.before_read = fail
+    crowd.watched.before_prefill = fail
     crowd.finish()
     assert [one.request_id for one in failures(crowd)] == [bad.request.request_id]
     assert crowd.answer(good).text == "17 + 25 = 42" and crowd.answer(after).text == "8 + 95 = 103"
@@ -209,7 +209,7 @@ def test_a_batch_that_breaks_ends_the_process(engine: Engines, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("family", ["blip_vqa", "qwen_omni"])
-def test_one_of_those_answered_apart_fails_alone(engine: Engines, media: Media, family: str) -> None:
+def test_one_of_those_answered_by_generate_fails_alone(engine: Engines, media: Media, family: str) -> None:
     crowd = Crowd(engine(family))
     picture = [media.image(1)] if family == "blip_vqa" else []
     spoken = {} if picture else {"switches": {"speech": True}}

@@ -134,7 +134,7 @@ def test_rows_are_shared_and_given_on_in_the_middle(engine: Engines, media: Medi
     assert len(together) < sum(len(step) for step in together) / 2
 
 
-def test_prompts_read_in_pieces_and_together_make_no_difference(
+def test_prompts_prefilled_in_chunks_and_together_make_no_difference(
     engine: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = engine()
@@ -144,13 +144,13 @@ def test_prompts_read_in_pieces_and_together_make_no_difference(
     crowd = Crowd(model)
     together = crowd.answers(*asked)
     long, short, other = (crowd.watched.sequences[job][0] for job in crowd.jobs[:3])
-    pieces = [after - before for one, before, after in crowd.watched.pieces if one is long]
-    assert len(pieces) > 3 and set(pieces[:-1]) == {64} and sum(pieces) == long.prompt_length
-    assert [one for one, _, _ in crowd.watched.pieces if one in (short, other)] == [short, other]
+    chunks = [after - before for one, before, after in crowd.watched.chunks if one is long]
+    assert len(chunks) > 3 and set(chunks[:-1]) == {64} and sum(chunks) == long.prompt_length
+    assert [one for one, _, _ in crowd.watched.chunks if one in (short, other)] == [short, other]
     assert [answer.ids for answer in together] == [by_generate(model, one) for one in asked]
 
 
-def test_others_go_on_while_a_long_prompt_is_read(engine: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_others_go_on_during_a_long_prefill(engine: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     model = engine()
     monkeypatch.setattr(model, "prefill_chunk", 64)
     crowd = Crowd(model)
@@ -159,7 +159,7 @@ def test_others_go_on_while_a_long_prompt_is_read(engine: Engines, monkeypatch: 
     (long,) = crowd.ask(request("How much is it? " * 40 + "8 + 95"))
     before = crowd.made(short)
     crowd.until(lambda: crowd.made(long))
-    pieces = [piece for piece in crowd.watched.pieces if piece[0] is crowd.watched.sequences[long][0]]
-    assert len(pieces) > 2
-    assert crowd.made(short) - before == len(pieces), "a token for every piece"
+    chunks = [chunk for chunk in crowd.watched.chunks if chunk[0] is crowd.watched.sequences[long][0]]
+    assert len(chunks) > 2
+    assert crowd.made(short) - before == len(chunks), "a token for every chunk"
     crowd.finish()

@@ -35,16 +35,16 @@ class Toy:
     What each place holds is kept, and scores are made from that alone: whoever is in the wrong place says so.
     """
 
-    def __init__(self, rows: int, piece: int, cells: int) -> None:
-        self.max_batch_size, self.prefill_chunk, self.cells = rows, piece, cells
-        self.prefill_chunk_bounds = (piece, piece)
+    def __init__(self, rows: int, chunk: int, cells: int) -> None:
+        self.max_batch_size, self.prefill_chunk, self.cells = rows, chunk, cells
+        self.prefill_chunk_bounds = (chunk, chunk)
         self.steps = 0
         self.ends = frozenset({END})
         self.places: dict[int, list[int]] = {}
         self.holders: dict[int, Sequence] = {}
-        self.unread: set[Sequence] = set()  # those that are begun
+        self.prefilling: set[Sequence] = set()  # begun and not finished
         self.failing: Callable[[str, Many[Sequence]], None] = lambda where, sequences: None
-        self.read_order: list[str] = []
+        self.prefill_order: list[str] = []
 
     def prepare_sequences(self, job: Job) -> list[Sequence]:
         script: Script = job.request.switches["script"]
@@ -86,13 +86,13 @@ class Toy:
         return scores
 
     def prefill(self, sequences: Many[Sequence]) -> list[Logits | None]:
-        self.failing("read", sequences)
+        self.failing("prefill", sequences)
         assert len(sequences) == 1 or not any(one.whole for one in sequences)
         assert len(sequences) == 1 or sum(len(one.tokens) - one.prefilled for one in sequences) <= self.prefill_chunk
         for sequence in sequences:
             if sequence.row < 0:
                 self._place(sequence)
-                self.read_order.append(sequence.job.request.request_id)
+                self.prefill_order.append(sequence.job.request.request_id)
             end = (
                 len(sequence.tokens)
                 if sequence.whole
@@ -100,20 +100,20 @@ class Toy:
             )
             self.places[sequence.row] += sequence.tokens[sequence.prefilled : end]
             sequence.prefilled = end
-            (self.unread.add if end < len(sequence.tokens) else self.unread.discard)(sequence)
+            (self.prefilling.add if end < len(sequence.tokens) else self.prefilling.discard)(sequence)
         return [self._scores(one) if one.prefilled == len(one.tokens) else None for one in sequences]
 
     def fork_sequence(self, sequence: Sequence, sibling: Sequence) -> None:
-        self.failing("share", [sequence])
+        self.failing("fork", [sequence])
         self._place(sibling)
         self.places[sibling.row] = list(self.places[sequence.row])
         sibling.prefilled = sequence.prefilled
 
     def decode_step(self, sequences: Many[Sequence]) -> list[Logits]:
         self.steps += 1
-        self.failing("step", sequences)
-        read = {*self.holders.values()} - self.unread
-        assert {*sequences} == {one for one in read if len(self.places[one.row]) == len(one.tokens) - 1}
+        self.failing("decode", sequences)
+        prefilled = {*self.holders.values()} - self.prefilling
+        assert {*sequences} == {one for one in prefilled if len(self.places[one.row]) == len(one.tokens) - 1}
         assert all(one.job.wanted for one in sequences), "a step for nobody"
         assert (
             len(sequences) == 1
@@ -129,7 +129,7 @@ class Toy:
 
     def release_sequence(self, sequence: Sequence) -> None:
         sequence.prefilled = 0
-        self.unread.discard(sequence)
+        self.prefilling.discard(sequence)
         if sequence.row >= 0:
             del self.places[sequence.row], self.holders[sequence.row]
             sequence.row = -1
@@ -139,7 +139,7 @@ class Toy:
     ) -> dict[Job, Exception]:
         assert not self.places and len(sequences) <= self.max_batch_size and all(one.uses_generate for one in sequences)
         for sequence in sequences:
-            self.failing("apart", [sequence])  # those before it are answered by then
+            self.failing("generate", [sequence])  # those before it are answered by then
             scores = np.zeros(VOCABULARY, np.float32)
             while True:
                 between()
@@ -185,18 +185,18 @@ class Raised(Exception):
 
 
 def run(
-    asked: list[Script], rows: int, piece: int, cells: int, failing: dict[int, str], foresight: int = 256
+    asked: list[Script], rows: int, chunk: int, cells: int, failing: dict[int, str], expected_tokens: int = 256
 ) -> tuple[Toy, list[Job], list[RunnerMessage], list[Exception]]:
     """Play it; return the engine, the jobs, what was sent and the errors. ``failing`` names calls by number, and what
-    fails there; ``foresight`` is how much of what it may make a sequence reckons with."""
-    with patch("runner.engines.interface._EXPECTED_TOKENS", foresight):
-        return _run(asked, rows, piece, cells, failing)
+    fails there; ``expected_tokens`` are those beyond its prompt for which a sequence reserves cache."""
+    with patch("runner.engines.interface._EXPECTED_TOKENS", expected_tokens):
+        return _run(asked, rows, chunk, cells, failing)
 
 
 def _run(
-    asked: list[Script], rows: int, piece: int, cells: int, failing: dict[int, str]
+    asked: list[Script], rows: int, chunk: int, cells: int, failing: dict[int, str]
 ) -> tuple[Toy, list[Job], list[RunnerMessage], list[Exception]]:
-    engine, inbox = Toy(rows, piece, cells), queue.SimpleQueue[Job]()
+    engine, inbox = Toy(rows, chunk, cells), queue.SimpleQueue[Job]()
     sent: list[RunnerMessage] = []
     fatal: list[Exception] = []
     batch = Batch(engine, inbox, sent.append, fatal.append)
@@ -253,15 +253,15 @@ def spoken(script: Script) -> int:
 @given(
     asked=st.lists(scripts, min_size=1, max_size=8),
     rows=st.integers(1, 4),
-    piece=st.integers(8, 20),
+    chunk=st.integers(8, 20),
     cells=st.integers(4, 120),
-    foresight=st.integers(8, 40),  # longer than any prompt takes to be read
-    failing=st.dictionaries(st.integers(1, 60), st.sampled_from(["read", "share", "step", "apart"]), max_size=3),
+    expected_tokens=st.integers(8, 40),  # longer than any prompt takes to be prefilled
+    failing=st.dictionaries(st.integers(1, 60), st.sampled_from(["prefill", "fork", "decode", "generate"]), max_size=3),
 )
 def test_every_request_ends_once(
-    asked: list[Script], rows: int, piece: int, cells: int, foresight: int, failing: dict[int, str]
+    asked: list[Script], rows: int, chunk: int, cells: int, expected_tokens: int, failing: dict[int, str]
 ) -> None:
-    engine, jobs, sent, _ = run(asked, rows, piece, cells, failing, foresight)
+    engine, jobs, sent, _ = run(asked, rows, chunk, cells, failing, expected_tokens)
     assert not engine.places and not engine.holders, "every place was given back"
     for job, script in zip(jobs, asked, strict=True):
         (end,) = ends(sent, job)
@@ -285,18 +285,18 @@ def test_every_request_ends_once(
 @given(
     asked=st.lists(scripts, min_size=2, max_size=8),
     rows=st.integers(1, 4),
-    piece=st.integers(1, 12),
+    chunk=st.integers(1, 12),
     cells=st.integers(4, 200),
 )
-def test_nobody_is_overtaken(asked: list[Script], rows: int, piece: int, cells: int) -> None:
-    engine, *_ = run(asked, rows, piece, cells, {})
-    read = list(dict.fromkeys(engine.read_order))
+def test_nobody_is_overtaken(asked: list[Script], rows: int, chunk: int, cells: int) -> None:
+    engine, *_ = run(asked, rows, chunk, cells, {})
+    prefilled = list(dict.fromkeys(engine.prefill_order))
     came = sorted(range(len(asked)), key=lambda place: asked[place].arrives)  # turns take them in this order
-    expected = [f"r{place}" for place in came if f"r{place}" in read]
-    assert read == expected
+    expected = [f"r{place}" for place in came if f"r{place}" in prefilled]
+    assert prefilled == expected
 
 
-@pytest.mark.parametrize("where", ["read", "step"])
+@pytest.mark.parametrize("where", ["prefill", "decode"])
 def test_an_engine_that_always_fails_ends_every_request(where: str) -> None:
     asked = [Script((1, 2, 3), 9, 2, turn, None, False, False, "") for turn in range(6)]
     failing = dict.fromkeys(range(1, 1000), where)
@@ -306,15 +306,15 @@ def test_an_engine_that_always_fails_ends_every_request(where: str) -> None:
 
 
 def test_others_do_not_outgrow_the_room_of_one_that_is_read() -> None:
-    """Its prompt takes more turns to be read than they reckoned with tokens to make meanwhile."""
+    """Its prompt takes more turns to be prefilled than tokens were reserved for what they make meanwhile."""
     growing = Script(tuple(range(1, 11)), 30, 1, 0, None, False, False, "")
-    read = Script(tuple(range(1, 26)), 5, 1, 0, None, False, False, "")
+    long = Script(tuple(range(1, 26)), 5, 1, 0, None, False, False, "")
     assert spoken(growing) > 20
-    run([growing, read], rows=2, piece=2, cells=38, failing={}, foresight=0)
+    run([growing, long], rows=2, chunk=2, cells=38, failing={}, expected_tokens=0)
 
 
 def test_an_idle_batch_waits_for_company() -> None:
-    """With a wait set, the first request's prompt is read beside those that come meanwhile; a full batch waits no
+    """With a wait set, the first request's prompt is prefilled beside those that come meanwhile; a full batch waits no
     longer: this one would wait for a quarter of an hour."""
     engine, inbox = Toy(3, 12, 200), queue.SimpleQueue[Job]()
     sent: list[RunnerMessage] = []

@@ -140,7 +140,7 @@ def test_nothing_of_what_was_forgotten_is_in_any_score(going_on: bool) -> None:
 
 
 def test_what_is_known_changes_no_answer(llama: Engines, fed: "Feeds") -> None:
-    """After another conversation with the same beginning only what differs is read."""
+    """After another conversation with the same beginning only what differs is prefilled."""
     model = llama()
     Crowd(model).answers(talk(STORY * 4 + "What is her name?", "Anna.", "Is she old?"))
     asked = talk(STORY * 4 + "What is her name?", "Rosa.", "Is she young?", max_new_tokens=12, logprobs=5)
@@ -150,7 +150,7 @@ def test_what_is_known_changes_no_answer(llama: Engines, fed: "Feeds") -> None:
     close(ours, alone(llama_of(), asked)[0])
 
 
-def test_a_cancelled_prompt_is_known_as_far_as_it_was_read(fed: "Feeds") -> None:
+def test_a_cancelled_prompt_is_known_as_far_as_it_was_prefilled(fed: "Feeds") -> None:
     model = llama_of()
     model.prefill_chunk = 64
     seen = fed(model)
@@ -162,10 +162,10 @@ def test_a_cancelled_prompt_is_known_as_far_as_it_was_read(fed: "Feeds") -> None
         job.cancel_job()
 
     crowd.turn()
-    crowd.watched.before_read = cancel
+    crowd.watched.before_prefill = cancel
     crowd.finish()
-    assert [len(tokens) for tokens in seen] == [64, 64], "one piece after it was cancelled, no more"
-    crowd.watched.before_read = lambda _: None
+    assert [len(tokens) for tokens in seen] == [64, 64], "one chunk after it was cancelled, no more"
+    crowd.watched.before_prefill = lambda _: None
     seen.clear()
     (answer,) = crowd.answers(talk(begun, logprobs=5))
     assert seen[0][0].position == 128
@@ -179,8 +179,8 @@ def test_choices_share_their_prompt(fed: "Feeds") -> None:
     asked = {"temperature": 1.5, "seed": 3, "max_new_tokens": 8}
     answer, single = crowd.answers(request("Name an animal.", choices=3, **asked), request("Name an animal.", **asked))
     assert len({tuple(ids) for ids in answer.tokens}) == 3
-    read = [one.position for tokens in seen for one in tokens if one.position < prompt_of(crowd, 0)]
-    assert read.count(0) == 1 and len(read) <= prompt_of(crowd, 0) + 1, "read once for all three, and for the next"
+    evaluated = [one.position for tokens in seen for one in tokens if one.position < prompt_of(crowd, 0)]
+    assert evaluated.count(0) == 1 and len(evaluated) <= prompt_of(crowd, 0) + 1, "once for all three, and for the next"
     assert single.ids[0] == answer.tokens[0][0]
     (again,) = Crowd(llama_of()).answers(request("Name an animal.", choices=3, **asked))
     assert again.tokens == answer.tokens
@@ -227,7 +227,7 @@ def test_those_that_outgrow_the_context_wait_and_go_on(monkeypatch: pytest.Monke
     answers = crowd.answers(*asked)
     assert [len(answer.ids) for answer in answers] == [40] * 3 and all(answer.error is None for answer in answers)
     assert all(sum(lengths) <= 120 or len(lengths) == 1 for lengths in crowd.watched.lengths)
-    assert len(crowd.watched.pieces) > 3, "none was put back and read again"
+    assert len(crowd.watched.chunks) > 3, "none was preempted and prefilled again"
 
 
 def test_the_end_of_the_window_ends_the_answer() -> None:

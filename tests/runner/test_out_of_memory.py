@@ -1,5 +1,5 @@
 """Memory that runs out while requests are answered: freed and tried again, then fewer at once, at last one that fails
-alone. Whatever is given up is read again and comes to the same answer.
+alone. Whatever is given up is prefilled again and comes to the same answer.
 """
 
 import os
@@ -102,7 +102,7 @@ def test_a_prompt_is_read_again_then_alone(engine: Engines, monkeypatch: pytest.
 def test_a_prompt_that_finds_no_memory_beside_others_waits_for_them(
     engine: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the third piece of its prompt, as far as it gets while another is answered."""
+    """In the third chunk of its prompt, as far as it gets while another is answered."""
     model = engine()
     monkeypatch.setattr(model, "prefill_chunk", 32)
     long = request("How much is it? " * 20 + "8 + 95")
@@ -116,7 +116,7 @@ def test_a_prompt_that_finds_no_memory_beside_others_waits_for_them(
         if any(one.job is late and one.prefilled == 64 for one in sequences) and not first.over:
             raise MemoryError
 
-    crowd.watched.before_read = fail
+    crowd.watched.before_prefill = fail
     crowd.until(lambda: "smaller_batch" in steps(crowd))
     assert not first.over and crowd.made(late) == 0 and crowd.watched.sequences[late][0].prefilled == 0
     crowd.finish()
@@ -124,7 +124,7 @@ def test_a_prompt_that_finds_no_memory_beside_others_waits_for_them(
 
 
 class Paced(Watched):
-    """One whose pieces are the engine's own."""
+    """One whose chunks are the engine's own."""
 
     prefill_chunk_bounds = property(lambda self: self.engine.prefill_chunk_bounds)  # type: ignore[assignment]
     prefill_chunk = property(
@@ -132,7 +132,7 @@ class Paced(Watched):
     )
 
 
-def test_a_prompt_alone_is_read_in_smaller_pieces(engine: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_alone_is_prefilled_in_smaller_chunks(engine: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     model = engine()
     monkeypatch.setattr(model, "prefill_chunk", 256)
     long = request("How much is it? " * 20 + "8 + 95")
@@ -153,14 +153,14 @@ def test_a_prompt_alone_is_read_in_smaller_pieces(engine: Engines, monkeypatch: 
 
 
 def test_pictures_are_shown_again(engine: Engines, media: Media, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A prompt with media is read as a whole; what it is read from must not be lost with the failure."""
+    """A prompt with media is prefilled as a whole; its inputs must not be lost with the failure."""
     model = engine("qwen_vl")
     asked = [request(media.image(seed), "What color is the shape?", max_new_tokens=6) for seed in (1, 2)]
     wanted = alone(model, *asked)
     crowd = short(model, "prefill times=2", monkeypatch)
     second = crowd.ask(asked[1])
     crowd.finish()
-    assert crowd.answer(second[0]).error, "alone, and read whole: nothing smaller can be tried"
+    assert crowd.answer(second[0]).error, "alone, and prefilled whole: nothing smaller can be tried"
     crowd = short(model, "prefill after=1 times=2", monkeypatch)
     assert [answer.ids for answer in crowd.answers(*asked)] == [answer.ids for answer in wanted]
     assert steps(crowd) == ["retried", "smaller_batch"]
@@ -189,7 +189,9 @@ def test_a_sibling_that_finds_no_memory_waits(engine: Engines, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(("family", "text"), [("blip_vqa", "generate times=1"), ("blip_vqa", "generate above=1")])
-def test_answers_apart(engine: Engines, media: Media, monkeypatch: pytest.MonkeyPatch, family: str, text: str) -> None:
+def test_answers_by_generate(
+    engine: Engines, media: Media, monkeypatch: pytest.MonkeyPatch, family: str, text: str
+) -> None:
     model = engine(family)
     asked = [request(media.image(seed), "What color is the shape?", max_new_tokens=3) for seed in (1, 2)]
     wanted = alone(model, *asked)

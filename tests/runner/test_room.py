@@ -73,7 +73,7 @@ def test_one_without_room_waits_and_is_not_overtaken(engine: Engines, monkeypatc
 def test_those_that_outgrow_the_cache_wait_and_come_to_the_same(
     engine: Engines, monkeypatch: pytest.MonkeyPatch, cells: int
 ) -> None:
-    """Foresight is short of what they come to need, so that they are put back and read again."""
+    """They need more than they reserved, so that they are preempted and prefilled again."""
     model = engine()
     asked = [
         request("Hello", max_new_tokens=60, min_tokens=60),
@@ -85,8 +85,8 @@ def test_those_that_outgrow_the_cache_wait_and_come_to_the_same(
     monkeypatch.setattr("runner.engines.interface._EXPECTED_TOKENS", 4)
     crowd = Crowd(model)
     together = crowd.answers(*asked)
-    read = [one for one, before, _ in crowd.watched.pieces if before == 0]
-    assert len(read) > len({*read}), "none was put back"
+    prefilled = [one for one, before, _ in crowd.watched.chunks if before == 0]
+    assert len(prefilled) > len({*prefilled}), "none was preempted"
     assert [answer.tokens for answer in together] == [answer.tokens for answer in wanted]
     assert [answer.texts for answer in together] == [answer.texts for answer in wanted]
     assert all(len(lengths) == 1 or len(lengths) * max(lengths) <= cells for lengths in crowd.watched.lengths)
@@ -108,7 +108,7 @@ def test_what_cannot_be_read_again_is_never_put_back(
     picture = crowd.watched.sequences[jobs[1]][0]
     monkeypatch.setattr(model, "_cells", 2 * len(picture.tokens))
     crowd.finish()
-    reads = [one for one, _, _ in crowd.watched.pieces]
+    reads = [one for one, _, _ in crowd.watched.chunks]
     assert reads.count(picture) == 1 and len(reads) > 3, "others gave way"
     assert [crowd.answer(job).ids for job in jobs] == [answer.ids for answer in wanted]
 

@@ -83,12 +83,12 @@ def test_choices_differ_and_can_be_had_again(engine: Engines) -> None:
     assert again.tokens == first.tokens and again.texts == first.texts
 
 
-def test_choices_share_what_was_read(engine: Engines) -> None:
+def test_choices_share_one_prefill(engine: Engines) -> None:
     crowd = Crowd(engine())
     (job,) = crowd.ask(request("What is 17 + 25?", choices=3, seed=5, **WILD))
     crowd.finish()
     mine = crowd.watched.sequences[job]
-    assert [one for one, _, _ in crowd.watched.pieces] == [mine[0]]
+    assert [one for one, _, _ in crowd.watched.chunks] == [mine[0]]
     assert crowd.engine.steps > 0 and crowd.watched.together[0] == mine
 
 
@@ -100,8 +100,8 @@ def test_choices_that_find_no_place_are_read_again(engine: Engines) -> None:
     (job,) = crowd.ask(request("What is 17 + 25?", choices=3, max_new_tokens=40))
     crowd.finish()
     answer = crowd.answer(job)
-    assert answer.tokens[0] == answer.tokens[1] == answer.tokens[2], "greedy, however each was read"
-    assert {one for one, _, _ in crowd.watched.pieces} >= set(crowd.watched.sequences[job][:2])
+    assert answer.tokens[0] == answer.tokens[1] == answer.tokens[2], "greedy, however each was prefilled"
+    assert {one for one, _, _ in crowd.watched.chunks} >= set(crowd.watched.sequences[job][:2])
 
 
 def test_one_request_without_a_seed_is_not_like_the_next(engine: Engines) -> None:
