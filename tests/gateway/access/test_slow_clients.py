@@ -17,6 +17,7 @@ from tests.support.gateway import PARIS, PATIENCE, STORY, GatewayProcess, only, 
 
 THREADS = 4
 SLOW = 3 * THREADS
+CONNECTIONS = 500
 WHOLE = request_bytes("/generate/deepseek", **PARIS)
 END = WHOLE.index(b"\r\n\r\n") + 4
 
@@ -32,6 +33,7 @@ def patient(start_for_module: Start) -> GatewayProcess:
         body_timeout="10m",
         send_timeout="10m",
         max_body="200kB",
+        connection_limit=CONNECTIONS,
     )
 
 
@@ -167,7 +169,7 @@ def test_a_client_that_asks_before_it_sends(patient: GatewayProcess) -> None:
 
 def test_more_connections_than_the_server_keeps(patient: GatewayProcess) -> None:
     """Those that have been sending for longest make room."""
-    with connections(patient, THREADS + 512 + 50, b"GET /hea") as slow:
+    with connections(patient, CONNECTIONS + 50, b"GET /hea") as slow:
         serves(patient)  # by a connection that it has already: these may not all be accepted yet
         patient.until(lambda: not all(still_open(connection) for connection in slow[:60]), "room to be made")
         serves(patient)
@@ -209,8 +211,8 @@ def test_whoever_fills_the_share_of_what_arrives_pays_for_it(patient: GatewayPro
 def test_a_request_that_cannot_be_kept_is_refused_alone(patient: GatewayProcess) -> None:
     folder = Path(patient.environment["SWITCHYARD_TMP_DIR"])
     away = folder.rename(folder.with_name("tmp-away"))
-    try:  # longer than what is kept in memory, since a chunk of one byte takes six
-        with patient.raw(chunked(*[b"x"] * 60_000, end=b"")) as connection:
+    try:  # longer than what is kept in memory
+        with patient.raw(chunked(b"x" * 150_000, end=b"")) as connection:
             refused(connection, b"503")
     finally:
         away.rename(folder)
