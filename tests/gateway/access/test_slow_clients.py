@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.http.server import raise_file_limit
 from tests.conftest import Start
 from tests.support.gateway import PARIS, PATIENCE, STORY, GatewayProcess, only, request_bytes
 
@@ -174,6 +175,22 @@ def test_more_connections_than_the_server_keeps(patient: GatewayProcess) -> None
         patient.until(lambda: not all(still_open(connection) for connection in slow[:60]), "room to be made")
         serves(patient)
         assert still_open(slow[-1])
+
+
+def test_a_thousand_open_connections(start: Start) -> None:
+    """They are no more than the server keeps by default, and none waits for another."""
+    raise_file_limit()  # of this process, which has the other ends
+    gateway = start(models=only("deepseek"), threads=THREADS, head_timeout="10m")
+    ask = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with connections(gateway, 950, ask[:-2]) as slow, connections(gateway, 50, ask) as kept:
+        for connection in kept:
+            read_json(connection)
+        serves(gateway)
+        assert all(still_open(connection) for connection in [*slow, *kept])
+        for connection in slow:
+            connection.sendall(ask[-2:])
+        for connection in slow:
+            read_json(connection)
 
 
 def stalled(size: int) -> bytes:
