@@ -154,6 +154,12 @@ class Settings(BaseSettings):
         "key", description="Who may read /metrics: this machine and whoever has a key, or everybody (open)."
     )
 
+    connection_limit: int = Field(
+        2048,
+        ge=1,
+        description="Connections open at once, at least one more than threads. Beyond that, connections that send "
+        "slowly or are idle make room.",
+    )
     head_timeout: Seconds = Field(20.0, gt=0, description="How long a request's head may take to arrive.")
     body_timeout: Seconds = Field(
         30.0, gt=0, description="How long its body may take, and one second more for each min_body_rate received."

@@ -5,9 +5,8 @@ request's :class:`~gateway.access.keys.Key`, or None. Gateway process, in the th
 """
 
 import logging
-import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import cast
 from urllib.parse import quote
 
@@ -35,8 +34,6 @@ _UI_DATA = "/ui/live"
 _METRICS = "/metrics"
 _ADMIN = "/admin/"
 _GENERATING = ("/generate", "/v1/")
-_AUTHORIZATION = re.compile(rb"\r\nauthorization:[ \t]*([^\r\n]*)", re.IGNORECASE)
-_API_KEY = re.compile(rb"\r\nx-api-key:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _UNRATED = ("/health", "/health/ready")
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _CORS_EXPOSED = [
@@ -188,17 +185,16 @@ class Access:
 
     # -- what routes ask -----------------------------------------------------------------------------------------------
 
-    def wants_body(self, head: bytes) -> bool:
-        """Whether the body behind a request's head is worth reading: not where a key is needed and there is none."""
+    def wants_body(self, method: str, path: str, headers: Mapping[str, str]) -> bool:
+        """Whether the body behind a request's head is worth reading: not where a key is needed and there is none.
+        The names of ``headers`` are in capitals."""
         if not self.ring.keyed:
             return True
-        found = [
-            match[1].decode("latin-1") if (match := wanted.search(head)) else None
-            for wanted in (_AUTHORIZATION, _API_KEY)
-        ]
-        if tokens := keys.presented(*found):
+        if tokens := keys.presented(headers.get("AUTHORIZATION"), headers.get("X-API-KEY")):
             return self.ring.find(tokens) is not None
-        return sessions.is_login(head) or self.sessions.find_session(sessions.of_head(head, self.cookie)) is not None
+        if sessions.is_login(method, path, headers.get("CONTENT-LENGTH")):
+            return True
+        return self.sessions.find_session(sessions.of_cookies(headers.get("COOKIE", ""), self.cookie)) is not None
 
     def same_origin(self, strict: bool = True) -> bool:
         """Whether a page of this server sent the current request. Browsers say which did; ``strict`` also takes it for

@@ -2,7 +2,6 @@
 
 import select
 import socket
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -41,5 +40,4 @@ class Client:
     def cut_connection(self) -> None:
         """Cut the connection, which wakes the thread that sends to it."""
         if self._socket:
-            with suppress(OSError):  # it has gone already
-                self._socket.shutdown(socket.SHUT_RDWR)
+            self._socket.cut()

@@ -5,13 +5,7 @@ Gateway process; knows nothing of connections.
 
 import json
 
-from gunicorn.http.errors import (
-    ExpectationFailed,
-    LimitRequestHeaders,
-    LimitRequestLine,
-    ParseException,
-    UnsupportedTransferCoding,
-)
+from gunicorn.http.errors import ExpectationFailed, LimitRequestHeaders, LimitRequestLine, UnsupportedTransferCoding
 
 _REASONS = {
     400: "Bad Request",
@@ -23,13 +17,7 @@ _REASONS = {
     503: "Service Unavailable",
 }
 _RETRY_AFTER = 1  # seconds
-_STATUSES: tuple[tuple[type[Exception], int], ...] = (
-    (LimitRequestLine, 414),
-    (LimitRequestHeaders, 431),
-    (ExpectationFailed, 417),
-    (UnsupportedTransferCoding, 501),
-    (ParseException, 400),
-)
+_STATUSES = {LimitRequestLine: 414, LimitRequestHeaders: 431, ExpectationFailed: 417, UnsupportedTransferCoding: 501}
 
 
 def refusal(status: int, details: str) -> bytes:
@@ -46,6 +34,6 @@ def refusal(status: int, details: str) -> bytes:
     return "\r\n".join(fields).encode() + b"\r\n\r\n" + body
 
 
-def status_of(error: Exception) -> int | None:
-    """Return the status for what gunicorn's parser does not take; None for an error of another kind."""
-    return next((status for kind, status in _STATUSES if isinstance(error, kind)), None)
+def status_of(error: Exception) -> int:
+    """Return the status for what gunicorn's parser does not take."""
+    return _STATUSES.get(type(error), 400)

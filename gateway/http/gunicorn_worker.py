@@ -12,22 +12,24 @@ import socket
 import struct
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from types import FrameType
 from typing import Any
 
-from gunicorn.http.parser import RequestParser
+from gunicorn.http.errors import ParseException
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from gateway.access.control import Access
 from gateway.gateway import Gateway
 from gateway.http.early_errors import refusal, status_of
-from gateway.http.request_reader import Arrival, Arrived, ClientSocket, Pace, Part
+from gateway.http.request_reader import Arrival, ClientSocket, Pace, Part
 
 log = logging.getLogger("switchyard")
 _LONGEST_SEND = 10**6  # seconds; the kernel refuses what it cannot count in ticks
-_RECV = 256 * 2**10
+_RECV = 64 * 2**10
 _BODIES_AT_ONCE = 32  # of the longest kind, while they arrive: what slow senders can take of the disk
 _LINGER, _LINGER_CUT = 2.0, 5.0  # seconds in which a client may notice that its connection is closed
 _LOOK = 0.5  # seconds between looks at deadlines
@@ -101,10 +103,7 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         while any(conn.sock.stuck < _STALLED for conn in list(self._watching)) and time.monotonic() < deadline:
             time.sleep(0.05)
         for conn in list(self._watching):
-            try:
-                conn.sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that sends to it
-            except OSError as error:
-                log.debug("it had gone already: %s", error)
+            conn.sock.cut()
 
     # -- requests come in: the accepting thread ------------------------------------------------------------------------
 
@@ -119,8 +118,6 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
             return
         self.nr_conns += 1
         conn = TConn(self.cfg, ClientSocket(accepted), address, listener.getsockname())
-        conn.parser = RequestParser(self.cfg, conn.sock, address)
-        conn.parser.unreader = Arrived(conn.sock)
         conn.initialized = conn.data_ready = True
         self.enqueue_req(conn)
         if self.nr_conns >= self.worker_connections - 1:
@@ -129,31 +126,28 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
     def enqueue_req(self, conn: TConn) -> None:
         """Gather the next request of a connection, with what came of it behind the one before."""
         settings = self._gateway.settings
-        pace = Pace(
-            settings.head_timeout,
-            settings.body_timeout,
-            max(1, settings.min_body_rate),
-            max(_LONGEST_BODY, settings.body_timeout),
-        )
-        arrival = Arrival(time.monotonic(), pace, settings.max_body, settings.tmp_dir, self._access.wants_body)
+        longest = max(_LONGEST_BODY, settings.body_timeout)
+        pace = Pace(settings.head_timeout, settings.body_timeout, settings.min_body_rate, longest)
+        now, wanted = time.monotonic(), self._access.wants_body
+        arrival = Arrival(self.cfg, conn.client, now, pace, settings.max_body, settings.tmp_dir, wanted)
         conn.sock.setblocking(False)
         self._arriving[conn] = arrival
         self.poller.register(conn.sock, 1, partial(self._readable, conn))  # 1: EVENT_READ
-        if (rest := conn.parser.unreader.take_rest()) and not self._feed(conn, arrival, rest):
+        rest = conn.parser.unreader.take_buffered() if conn.parser else b""
+        conn.parser = arrival
+        if rest and not self._feed(conn, arrival, rest):
             return
         self._readable(conn, conn.sock)
 
     def _readable(self, conn: TConn, _: object) -> None:
         if (arrival := self._arriving.get(conn)) is None:
             return  # it made room for another in this turn of the loop
-        data = None
-        if not arrival.done:
-            try:
-                data = conn.sock.recv(_RECV)
-            except BlockingIOError:
-                data = None
-            except OSError:
-                data = b""
+        try:
+            data = None if arrival.done else conn.sock.recv(arrival.appetite)
+        except BlockingIOError:
+            data = None
+        except OSError:
+            data = b""
         if data == b"":
             self._abandon(conn)
             return
@@ -162,22 +156,25 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         if arrival.continues:
             arrival.continues = False
             self._say(conn, _CONTINUE)
-        if arrival.part is Part.TOO_LONG:
-            self._refuse(conn, 431, "the request's head is longer than 64 KiB")
-        elif arrival.done:
+        if arrival.done:
             self._dispatch(conn)
         elif data:
             self._relieve()
 
     def _feed(self, conn: TConn, arrival: Arrival, data: bytes) -> bool:
-        """Keep what came; return whether it could be kept. Where it could not, the connection is refused."""
+        """Parse and keep what came. Return False where that cannot be done: the connection is refused."""
         self._held += len(data)
         try:
             arrival.feed(data, time.monotonic())
         except OSError as error:  # the disk is full, or too many files are open
             self._cannot_keep(conn, error)
-            return False
-        return True
+        except Exception as error:
+            if not isinstance(error, ParseException):  # whatever it is, this thread must go on
+                log.exception("a request from %s cannot be parsed", conn.client[0])
+            self._refuse(conn, status_of(error), str(error))
+        else:
+            return True
+        return False
 
     def _cannot_keep(self, conn: TConn, error: OSError) -> None:
         if error.errno in _NO_FILES:
@@ -195,20 +192,21 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         """Hold no more than a share of the disk for requests that arrive: drop the oldest of the address that holds
         most, so that whoever fills the share pays for it, and not who comes then."""
         while self._held > _BODIES_AT_ONCE * self._gateway.settings.max_body:
-            held: dict[str, int] = {}
-            for conn, arrival in self._arriving.items():
-                held[conn.client[0]] = held.get(conn.client[0], 0) + arrival.received
-            most = max(held, key=lambda address: held[address])
-            self._refuse(
-                next(conn for conn, arrival in self._arriving.items() if conn.client[0] == most and arrival.received),
-                503,
-                "too much is arriving at once, most of it from this address; try again",
-            )
+            details = "too much is arriving at once, most of it from this address; try again"
+            self._refuse(self._heaviest(lambda arrival: arrival.received), 503, details)
+
+    def _heaviest(self, weigh: Callable[[Arrival], int]) -> TConn:
+        """Return the oldest arriving connection of the address whose requests weigh most."""
+        weight: Counter[str] = Counter()
+        for conn, arrival in self._arriving.items():
+            weight[conn.client[0]] += weigh(arrival)
+        ((most, _),) = weight.most_common(1)
+        return next(conn for conn, arrival in self._arriving.items() if conn.client[0] == most and weigh(arrival))
 
     def _dispatch(self, conn: TConn) -> None:
         """Give a request a thread."""
         try:
-            conn.parser.unreader.give(self._arriving[conn])
+            self._arriving[conn].give()
         except OSError as error:  # its last bytes reach the disk only now
             self._cannot_keep(conn, error)
             return
@@ -249,12 +247,11 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
     def finish_request(self, conn: TConn, fs: "Future[Any]") -> None:
         """Take a connection back from its thread: for another request, or to close it."""
         self._serving.discard(conn)
-        cut = (arrival := conn.parser.unreader.arrival) is not None and arrival.part is not Part.WHOLE
-        rest = conn.parser.unreader.take_rest()
+        cut = conn.parser.part is Part.CUT
+        conn.parser.forget()
         if fs.cancelled() or fs.exception() is not None or not fs.result():
             self._linger(conn, _LINGER_CUT if cut else _LINGER)
             return
-        conn.parser.unreader.unread(rest)
         super().finish_request(conn, fs)
 
     def _linger(self, conn: TConn, seconds: float) -> None:
@@ -314,11 +311,7 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         if self._lingering:
             self._close_lingering(next(iter(self._lingering)))
         elif self._arriving:
-            count: dict[str, int] = {}
-            for conn in self._arriving:
-                count[conn.client[0]] = count.get(conn.client[0], 0) + 1
-            most = max(count, key=lambda address: count[address])
-            self._abandon(next(conn for conn in self._arriving if conn.client[0] == most))
+            self._abandon(self._heaviest(lambda arrival: 1))
         elif self.keepalived_conns:
             self.keepalived_conns[0].timeout = 0.0
             self.murder_keepalived()
@@ -338,32 +331,15 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
             )
             for conn in stalled[:waiting]:
                 log.info("dropped %s: it reads slowly while others wait for a thread", conn.client[0])
-                try:
-                    conn.sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that sends to it
-                except OSError as error:
-                    log.debug("it had gone already: %s", error)
+                conn.sock.cut()
 
     # -- answering: a thread of the pool -------------------------------------------------------------------------------
-
-    def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
-        """Answer what gunicorn's parser does not take, in the words of all other refusals."""
-        if (status := status_of(exc)) is None:
-            super().handle_error(req, client, addr, exc)
-            return
-        log.info("dropped %s: %d, %s", addr[0] if addr else "a client", status, exc)
-        try:
-            client.send(refusal(status, str(exc)))
-        except OSError as error:
-            log.debug("could not tell a client of it: %s", error)
 
     def handle_request(self, req: Any, conn: TConn) -> bool:
         """Answer one request. The kernel limits each send; the application's iterator is closed before this raises."""
         whole, part = divmod(self._gateway.settings.send_timeout, 1)
         limit = struct.pack("ll", min(int(whole), _LONGEST_SEND), int(part * 1e6))
         conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        req._expected_100_continue = False  # it was told when its head had come
-        if conn.parser.unreader.arrival.part is not Part.WHOLE:
-            req.force_close()  # where the next request begins is unknown
         if req.path == _LIVE:
             self._watching.add(conn)
             req.force_close()  # for another request its buffer would be small

@@ -38,21 +38,19 @@ def options(settings: Settings) -> dict[str, Any]:
         "workers": 1,
         "worker_class": "gateway.http.gunicorn_worker.DrainingWorker",
         "threads": threads,
-        "worker_connections": threads + 512,
+        "worker_connections": max(settings.connection_limit, threads + 1),
+        "http_parser": "python",  # never another one because a package of that name is installed
+        "forwarder_headers": "",  # no client says where the application stands (SCRIPT_NAME, PATH_INFO)
         "timeout": 120,
         "graceful_timeout": int(settings.drain_timeout) + _MARGIN,
         "keepalive": 30,
-        "on_starting": _prepare,
+        "on_starting": lambda arbiter: raise_file_limit(),
         "pre_fork": _share_memory,
         "worker_exit": _stop_gateway,
         "logger_class": "gateway.http.server.GunicornLogger",
         "control_socket_disable": True,
         "proc_name": "switchyard",
     }
-
-
-def _prepare(_: Arbiter) -> None:
-    raise_file_limit()
 
 
 def _share_memory(_: Arbiter, __: ThreadWorker) -> None:

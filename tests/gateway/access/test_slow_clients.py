@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from gateway.http.server import raise_file_limit
 from tests.conftest import Start
 from tests.support.gateway import PARIS, PATIENCE, STORY, GatewayProcess, only, request_bytes
 
 THREADS = 4
 SLOW = 3 * THREADS
+CONNECTIONS = 500
 WHOLE = request_bytes("/generate/deepseek", **PARIS)
 END = WHOLE.index(b"\r\n\r\n") + 4
 
@@ -32,6 +34,7 @@ def patient(start_for_module: Start) -> GatewayProcess:
         body_timeout="10m",
         send_timeout="10m",
         max_body="200kB",
+        connection_limit=CONNECTIONS,
     )
 
 
@@ -167,11 +170,27 @@ def test_a_client_that_asks_before_it_sends(patient: GatewayProcess) -> None:
 
 def test_more_connections_than_the_server_keeps(patient: GatewayProcess) -> None:
     """Those that have been sending for longest make room."""
-    with connections(patient, THREADS + 512 + 50, b"GET /hea") as slow:
+    with connections(patient, CONNECTIONS + 50, b"GET /hea") as slow:
         serves(patient)  # by a connection that it has already: these may not all be accepted yet
         patient.until(lambda: not all(still_open(connection) for connection in slow[:60]), "room to be made")
         serves(patient)
         assert still_open(slow[-1])
+
+
+def test_a_thousand_open_connections(start: Start) -> None:
+    """They are no more than the server keeps by default, and none waits for another."""
+    raise_file_limit()  # of this process, which has the other ends
+    gateway = start(models=only("deepseek"), threads=THREADS, head_timeout="10m")
+    ask = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with connections(gateway, 950, ask[:-2]) as slow, connections(gateway, 50, ask) as kept:
+        for connection in kept:
+            read_json(connection)
+        serves(gateway)
+        assert all(still_open(connection) for connection in [*slow, *kept])
+        for connection in slow:
+            connection.sendall(ask[-2:])
+        for connection in slow:
+            read_json(connection)
 
 
 def stalled(size: int) -> bytes:
@@ -209,8 +228,8 @@ def test_whoever_fills_the_share_of_what_arrives_pays_for_it(patient: GatewayPro
 def test_a_request_that_cannot_be_kept_is_refused_alone(patient: GatewayProcess) -> None:
     folder = Path(patient.environment["SWITCHYARD_TMP_DIR"])
     away = folder.rename(folder.with_name("tmp-away"))
-    try:  # longer than what is kept in memory, since a chunk of one byte takes six
-        with patient.raw(chunked(*[b"x"] * 60_000, end=b"")) as connection:
+    try:  # longer than what is kept in memory
+        with patient.raw(chunked(b"x" * 150_000, end=b"")) as connection:
             refused(connection, b"503")
     finally:
         away.rename(folder)

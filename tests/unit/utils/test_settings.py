@@ -222,6 +222,12 @@ def _threads(catalog: Path, batch_size: int) -> int:
     return int(options(load_settings(profile="pocket", models_file=catalog))["threads"])
 
 
+def test_no_fewer_connections_than_threads() -> None:
+    given = {"profile": "pocket", "threads": 20, "live_streams": 0}
+    assert options(load_settings(**given, connection_limit=900))["worker_connections"] == 900
+    assert options(load_settings(**given, connection_limit=1))["worker_connections"] == 21
+
+
 def test_main_tells_a_mistake_in_one_line(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config.write_text("prot: 1\n")
     assert main.main(["--config", str(config), "models"]) == 2

@@ -15,7 +15,7 @@ from commands.doctor import network
 from commands.serve import check_configuration
 from gateway.access import keys
 from gateway.access.address import TrustedProxies, is_local, networks
-from gateway.http.request_reader import Arrival, Pace
+from gateway.access.control import Access
 from gateway.routes.access_log import one_word
 from main import main
 from models_registry.catalog import load_catalog
@@ -139,15 +139,36 @@ def test_keys_are_listed_without_a_usage_that_can_be_read(
     assert "usage.db cannot be read" in said.err
 
 
-def test_a_long_body_has_no_more_time_than_the_longest(tmp_path: Path) -> None:
-    arrival = Arrival(0.0, Pace(head=20.0, body=30.0, rate=10.0, longest=600.0), 2**20, tmp_path)
-    arrival.feed(b"POST / HTTP/1.1\r\nContent-Length: 500000\r\n\r\n", 5.0)
-    assert arrival.deadline == 35.0
-    arrival.feed(b"x" * 1000, 6.0)
-    assert arrival.deadline == 135.0
-    arrival.feed(b"x" * 400_000, 7.0)
-    assert arrival.deadline == 605.0
-    arrival.forget()
+@pytest.mark.parametrize(
+    ("headers", "wanted"),
+    [
+        ({"AUTHORIZATION": "Bearer {token}"}, True),
+        ({"AUTHORIZATION": "bearer  {token} "}, True),
+        ({"X-API-KEY": "{token}"}, True),
+        ({"AUTHORIZATION": "Basic abc", "X-API-KEY": "{token}"}, True),
+        ({"AUTHORIZATION": "Bearer {token}x"}, False),
+        ({"COOKIE": "a=b;switchyard_5000={session} ; c=d"}, True),
+        ({"COOKIE": "switchyard_50001={session}"}, False),
+        ({"COOKIE": "switchyard_5000={session}x"}, False),
+        ({"COOKIE": ";;=; switchyard_5000"}, False),
+        ({"COOKIE": "switchyard_5000=\xff"}, False),
+        ({"X-COOKIE": "switchyard_5000={session}"}, False),
+        ({}, False),
+    ],
+)
+def test_a_body_without_a_key_is_not_read(tmp_path: Path, headers: dict[str, str], wanted: bool) -> None:
+    settings = settings_in(tmp_path)
+    file = keys.path(settings.data_dir)
+    key_id, token, digest = keys.new_token()
+    with keys.changing(file) as found:
+        found.append(key := keys.Key(id=key_id, name="a", digest=digest, created=1.0))
+    access = Access(Flask("test"), settings, lambda error: Response())
+    try:
+        said = {"token": token, "session": access.sessions.begin(key)}
+        given = {name: text.format(**said) for name, text in headers.items()}
+        assert access.wants_body("POST", "/generate", given) is wanted
+    finally:
+        access.close()
 
 
 def test_files_may_be_open_up_to_the_bound() -> None:
