@@ -28,26 +28,15 @@ class RowCache(Cache):  # type: ignore[misc]
         super().__init__(layers=[_RowLayer(self) for _ in range(layers)])
 
     @torch.inference_mode()
-    def add_row(self, prompt: Cache, source: int, length: int) -> int:
-        """Add a row with the first ``length`` tokens of row ``source`` of the cache that a prompt was prefilled into.
-        Return its number.
+    def add_row(self, cache: Cache, source: int, length: int) -> int:
+        """Add a row with the first ``length`` tokens of row ``source`` of a cache: the one that a prompt was prefilled
+        into, or this one. Return its number.
         """
         row = len(self.lengths)
-        for layer, read in zip(self.layers, prompt.layers, strict=True):
+        for layer, read in zip(self.layers, cache.layers, strict=True):
             layer.reserve(row + 1, length, read.keys, read.values)
             layer.keys[row, :, :length] = read.keys[source, :, :length]
             layer.values[row, :, :length] = read.values[source, :, :length]
-        self.lengths.append(length)
-        return row
-
-    @torch.inference_mode()
-    def copy_row(self, source: int) -> int:
-        """Add a copy of a row. Return its number."""
-        row, length = len(self.lengths), self.lengths[source]
-        for layer in self.layers:
-            layer.reserve(row + 1, length, layer.keys, layer.values)
-            layer.keys[row, :, :length] = layer.keys[source, :, :length]
-            layer.values[row, :, :length] = layer.values[source, :, :length]
         self.lengths.append(length)
         return row
 

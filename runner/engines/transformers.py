@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
 
 from protocol.messages import Generate, Load, Loaded
 from runner.engines.generate_path import SamplingProcessor
@@ -247,16 +247,15 @@ class Transformers:
             self._join_cache(sequence, cache, row)
         return [*scores]
 
-    def _join_cache(self, sequence: Sequence, cache: DynamicCache, row: int) -> None:
-        """Give a sequence prefilled into a row of ``cache`` its row of the shared cache."""
+    def _join_cache(self, sequence: Sequence, cache: Cache, row: int) -> None:
+        """Give a sequence its row of the shared cache: a copy of a row of ``cache`` with its tokens."""
         sequence.row = self._cache.add_row(cache, row, len(sequence.tokens))
         sequence.inputs = None
         self._row_sequences.append(sequence)
 
     def fork_sequence(self, sequence: Sequence, sibling: Sequence) -> None:
-        sibling.row, sibling.prefilled = self._cache.copy_row(sequence.row), sequence.prefilled
-        sibling.inputs, sibling.position_offset = None, sequence.position_offset
-        self._row_sequences.append(sibling)
+        sibling.prefilled, sibling.position_offset = sequence.prefilled, sequence.position_offset
+        self._join_cache(sibling, self._cache, sequence.row)
 
     def decode_step(self, sequences: Many[Sequence]) -> list[Logits]:
         self.steps += 1

@@ -147,7 +147,7 @@ def test_leaving_moves_the_last_row_into_the_gap(engine: Engines) -> None:
     rows = RowCache(2)
     for value, length in ((1.0, 5), (2.0, 70), (3.0, 1), (4.0, 200)):
         rows.add_row(prompt(value, length), 0, length)
-    assert rows.copy_row(1) == 4
+    assert rows.add_row(rows, 1, rows.lengths[1]) == 4
     assert contents() == [(1.0, 5), (2.0, 70), (3.0, 1), (4.0, 200), (2.0, 70)]
     rows.remove_row(0)
     assert contents() == [(2.0, 70), (2.0, 70), (3.0, 1), (4.0, 200)]
