@@ -302,8 +302,8 @@ class VideoTrack(Container):
         return aspect if Fraction(1, 8) <= aspect <= 8 else Fraction(1)
 
     def check_length(self, seconds: float) -> None:
-        """:raises MediaError: 413 if ``seconds`` are more than ``limits.max_video_seconds`` (0: any length)."""
-        check_seconds(self._medium, seconds, self._limits.max_video_seconds or math.inf, "lasts")
+        """:raises MediaError: 413 if ``seconds`` are more than ``limits.max_video_seconds``."""
+        check_seconds(self._medium, seconds, self._limits.max_video_seconds, "lasts")
 
     def read_times(self) -> tuple[list[float], float, bool]:
         """Read all packets, decoding none. Return the seconds at which frames are shown, in order; the frames per
