@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 
 from gateway.memory import fit
-from gateway.memory.fit import Fit, maximal, together
+from gateway.memory.fit import Fit, Together, maximal, together
 from gateway.memory.placement import Placement
 from models_registry.catalog import load_catalog
 from utils.settings import load_settings
@@ -64,3 +64,9 @@ def test_each_model_is_charged_as_a_gateway_would(tmp_path: Path) -> None:
         assert one.bytes == footprints.charge(bits, "cpu", catalog.cache_tokens(spec), 450_000_000).bytes
     sets = together("cpu", 450_000_000, list(found.values())).sets
     assert len(sets) > 1
+
+
+def test_as_many_sets_as_there_are_is_not_more() -> None:
+    models = [Fit(name, 4, "cpu", 5, 0, None) for name in "abc"]
+    assert together("cpu", 5, models, most=3) == Together("cpu", 5, [["a"], ["b"], ["c"]], False)
+    assert together("cpu", 5, models, most=2) == Together("cpu", 5, [["a"], ["b"]], True)
