@@ -11,10 +11,13 @@ import argparse
 import ast
 import contextlib
 import copy
+import gc
+import importlib.abc
 import importlib.machinery
 import os
 import pickle
 import random
+import re
 import resource
 import signal
 import sys
@@ -32,7 +35,7 @@ from utils.settings import ROOT
 
 TARGETS = {
     "gateway/scheduler/*.py": ["tests/gateway/scheduler", "tests/unit/gateway/scheduler"],
-    "gateway/memory/**/*.py": ["tests/unit/gateway/memory"],
+    "gateway/memory/**/*.py": ["tests/unit/gateway/memory", "tests/unit/checkpoints/test_gguf_header.py"],
     "runner/generation/sampler.py": ["tests/unit/runner/generation/test_sampler.py"],
     "runner/generation/tool_calls.py": [
         "tests/unit/runner/generation/test_tool_calls.py",
@@ -98,7 +101,7 @@ class Trace:
     seconds: dict[str, float] = field(default_factory=dict)
     entered: dict[str, set[str]] = field(default_factory=dict)
     imported: list[str] = field(default_factory=list)
-    """Third-party modules that the tests import."""
+    """Modules that the tests import."""
 
     def tests(self, function: str) -> list[str]:
         """Return the ids of the tests that enter a function, the fastest first."""
@@ -162,19 +165,30 @@ def observed(module: Path) -> str:
     return ast.unparse(tree)
 
 
-class _Replaced:
+class _Replaced(importlib.abc.MetaPathFinder):
     """Imports modules from other source than their files'; ``sources`` are by file."""
 
     def __init__(self, sources: Mapping[str, str]) -> None:
-        self._sources = {name.removesuffix(".py").removesuffix("/__init__"): text for name, text in sources.items()}
+        self._sources = {
+            file.removesuffix(".py").removesuffix("/__init__").replace("/", "."): source
+            for file, source in sources.items()
+        }
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        source = self._sources.get(name.replace(".", "/"))
+        source = self._sources.get(name)
         spec = importlib.machinery.PathFinder.find_spec(name, path) if source is not None else None
         if source is not None and spec is not None:
             code = compile(source, str(spec.origin), "exec")
             spec.loader.get_code = lambda fullname: code  # type: ignore[union-attr]
         return spec
+
+
+class _Absent(_Replaced):
+    """Imports none of these modules, nor any module that needs one of them."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> None:
+        if name in self._sources:
+            raise ImportError(name)
 
 
 class _Tracing:
@@ -233,7 +247,7 @@ def forked(
         if result is None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.dup2(1, 2)
-        sys.meta_path.insert(0, _Replaced(sources))  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _Replaced(sources))
         options = [
             "-x",
             "-q",
@@ -248,11 +262,7 @@ def forked(
         code = int(pytest.main(options, plugins=[plugin]))
         if result is not None:
             trace, file = result
-            trace.imported = [
-                name
-                for name, module in sys.modules.items()
-                if (path := getattr(module, "__file__", None)) and "site-packages" in path and "pytest" not in name
-            ]
+            trace.imported = [name for name in sys.modules if not re.search(r"pytest|conftest|\btest_", name)]
             file.write_bytes(pickle.dumps(trace))
     except BaseException:
         traceback.print_exc()
@@ -262,7 +272,7 @@ def forked(
 
 
 def traced(sources: Mapping[str, str], tests: list[str]) -> Trace:
-    """Run a target's tests once, and import what they import of other projects, so that forks need not."""
+    """Run a target's tests once, and import what they import beside the target's modules, so that forks need not."""
     trace = Trace()
     sys.modules["builtins"].entered = set()  # type: ignore[attr-defined]
     with tempfile.NamedTemporaryFile() as file:
@@ -270,9 +280,12 @@ def traced(sources: Mapping[str, str], tests: list[str]) -> Trace:
         if status:
             sys.exit(f"without any fault these tests fail: {' '.join(tests)}")
         trace = pickle.loads(Path(file.name).read_bytes())
+    sys.meta_path.insert(0, absent := _Absent(sources))
     for name in trace.imported:
         with contextlib.suppress(Exception):
             importlib.import_module(name)
+    sys.meta_path.remove(absent)
+    gc.freeze()  # forks need not look through what they do not change
     if os.waitpid(forked({}, tests, _Chosen(list(trace.seconds)), (Trace(), Path(os.devnull))), 0)[1]:
         sys.exit(f"without any fault these tests fail in a fork: {' '.join(tests)}")
     return trace
