@@ -45,7 +45,9 @@ TARGETS = {
 }
 """Modules, and the tests that are theirs."""
 REAL_LOADS = {"told", "placed", "loads"}
-"""Fixtures that load real checkpoints for tens of seconds. Tests that use them are left out."""
+"""Fixtures that load real checkpoints for tens of seconds. Tests that use them run only with ``--thorough``."""
+LONG = 1.0
+"""Seconds of computing from which on a test runs only with ``--thorough``: each fault that survives pays for it."""
 ALIKE = Path(__file__).with_name("mutants_alike.txt")
 PATIENCE = 20.0
 """Seconds, beside five times the usual ones, after which tests that have not ended count as failed."""
@@ -194,8 +196,8 @@ class _Absent(_Replaced):
 class _Tracing:
     """A pytest plugin that fills a :class:`Trace`."""
 
-    def __init__(self, trace: Trace) -> None:
-        self._trace = trace
+    def __init__(self, trace: Trace, thorough: bool) -> None:
+        self._trace, self._thorough = trace, thorough
 
     def _note(self, *names: str) -> None:
         for function in sys.modules["builtins"].entered:  # type: ignore[attr-defined]
@@ -204,14 +206,16 @@ class _Tracing:
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         self._note("")  # entered while a test's file was imported: any test may depend on it
-        items[:] = [item for item in items if not REAL_LOADS.intersection(getattr(item, "fixturenames", ()))]
+        if not self._thorough:
+            items[:] = [item for item in items if not REAL_LOADS.intersection(getattr(item, "fixturenames", ()))]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        began = time.monotonic()
+        began, computed = time.monotonic(), time.process_time()
         result = yield
         self._note(item.nodeid)
-        self._trace.seconds[item.nodeid] = time.monotonic() - began
+        if self._thorough or time.process_time() - computed < LONG:
+            self._trace.seconds[item.nodeid] = time.monotonic() - began
         return result
 
     @pytest.hookimpl(wrapper=True)
@@ -271,12 +275,12 @@ def forked(
         os._exit(code)
 
 
-def traced(sources: Mapping[str, str], tests: list[str]) -> Trace:
+def traced(sources: Mapping[str, str], tests: list[str], thorough: bool) -> Trace:
     """Run a target's tests once, and import what they import beside the target's modules, so that forks need not."""
     trace = Trace()
     sys.modules["builtins"].entered = set()  # type: ignore[attr-defined]
     with tempfile.NamedTemporaryFile() as file:
-        _, status = os.waitpid(forked(sources, tests, _Tracing(trace), (trace, Path(file.name))), 0)
+        _, status = os.waitpid(forked(sources, tests, _Tracing(trace, thorough), (trace, Path(file.name))), 0)
         if status:
             sys.exit(f"without any fault these tests fail: {' '.join(tests)}")
         trace = pickle.loads(Path(file.name).read_bytes())
@@ -323,6 +327,7 @@ def main() -> int:
     parser.add_argument("--most", type=int, help="faults tried of each target, drawn by --seed (default: all)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--least", type=float, default=90.0, help="percent that must be noticed for each target")
+    parser.add_argument("--thorough", action="store_true", help="run also the slowest tests")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     os.chdir(ROOT)
@@ -338,7 +343,7 @@ def main() -> int:
         alike -= {one.name for one in every}
         if options.most is not None:
             tried = random.Random(options.seed).sample(tried, min(options.most, len(tried)))
-        trace = traced({str(module.relative_to(ROOT)): observed(module) for module in modules}, tests)
+        trace = traced({str(module.relative_to(ROOT)): observed(module) for module in modules}, tests, options.thorough)
         survivors = 0
         for done, (mutant, noticed) in enumerate(attempted(tried, trace, options.jobs), 1):
             if not noticed:

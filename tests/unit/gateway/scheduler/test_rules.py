@@ -1,0 +1,350 @@
+"""The scheduler's rules one at a time, on a state that is made up: estimates, anticipation, turns, queues, means."""
+
+import time
+from typing import Any
+
+import pytest
+
+from gateway.scheduler import Limits, Model, Phase, Slot, Spec, State, owner
+from gateway.scheduler.anticipation import expected_until, learn_from_load
+from gateway.scheduler.estimate import seconds_to_any_lease, seconds_to_lease
+from gateway.scheduler.eviction import turn_ends
+from gateway.scheduler.model import Mean, Measured, Queue, Request, Residency
+from gateway.scheduler.replicas import home_replica
+
+NOW = 100.0
+FAR = 1e6
+
+
+def model(name: str = "a", size: int = 30, slots: tuple[str, ...] = ("gpu",), **fields: Any) -> Model:
+    return Model(name, Spec(name, size, slots, **fields))
+
+
+def state_of(*models: Model, budget: int = 100, **limits: Any) -> State:
+    return State({"gpu": Slot("gpu", budget)}, {one.name: one for one in models}, Limits(**limits))
+
+
+def live(one: Model, phase: Phase = Phase.READY, since: float = 0.0) -> Model:
+    """Give a model a runner that has been in this phase for so long."""
+    home = one.residency
+    home.phase, home.slot, home.load_id, home.charges = phase, "gpu", one.name, {"gpu": one.spec.predicted}
+    home.load_since = home.ready_since = home.end_since = since
+    return one
+
+
+def measured(one: Model, **seconds: float) -> Model:
+    """Set the mean durations of a model, as measured once."""
+    for name, value in seconds.items():
+        setattr(one.measured, name, Mean(value, 0.0, 1))
+    return one
+
+
+def request(number: int, **fields: Any) -> Request:
+    given = {"model": "a", "deadline": FAR, "priority": 0, "since": NOW, "asked": NOW} | fields
+    return Request(str(number), **given)
+
+
+def with_waiters(one: Model, count: int, **fields: Any) -> Model:
+    for number in range(count):
+        one.queue.insert_waiter(request(number, model=one.name, **fields))
+    return one
+
+
+def with_lease(one: Model, since: float, **fields: Any) -> Model:
+    one.queue.leases[str(since)] = request(0, granted_at=since, **fields)
+    return one
+
+
+# -- anticipation ------------------------------------------------------------------------------------------------------
+
+
+def regular(gap: float = 2.0, deviation: float = 0.5, returns: float = 1.0, load: float = 20.0) -> Model:
+    """An idle model whose next request usually comes after ``gap`` seconds."""
+    one = live(model())
+    one.measured = Measured(load=Mean(load, 0, 1), gap=Mean(gap, deviation, 4), returns=returns, idle_since=NOW)
+    return one
+
+
+def test_a_request_is_expected_within_the_gap_and_two_deviations() -> None:
+    one = regular()
+    state, overdue = state_of(one), NOW + 2 + 2 * 0.5 + 0.05
+    assert expected_until(state, one, 1, NOW) == pytest.approx(overdue)
+    assert expected_until(state, one, 1, overdue - 0.001) == pytest.approx(overdue)
+    assert expected_until(state, one, 1, overdue) is None
+
+
+def test_a_request_is_never_expected_for_longer_than_a_load() -> None:
+    one = regular(gap=15, deviation=10)
+    assert expected_until(state_of(one), one, 1, NOW) == NOW + 20
+
+
+def test_waiting_must_cost_all_waiters_less_than_the_load_it_saves() -> None:
+    sure = regular(gap=2, returns=1.0)
+    assert expected_until(state_of(sure), sure, 9, NOW) is not None, "18 seconds for 20"
+    assert expected_until(state_of(sure), sure, 10, NOW) is None, "20 seconds for 20"
+    unsure = regular(gap=2, returns=0.5)
+    assert expected_until(state_of(unsure), unsure, 3, NOW) is not None, "3 * (1 + 1.525) seconds for 10"
+    assert expected_until(state_of(unsure), unsure, 4, NOW) is None
+
+
+def test_nothing_is_expected_of_a_model_that_says_nothing() -> None:
+    never_loaded, busy, first = regular(load=0), regular(), regular(returns=0.5)
+    busy.measured.idle_since = None
+    first.measured.gap = Mean()
+    for one in (never_loaded, busy, first):
+        assert expected_until(state_of(one), one, 1, NOW) is None
+    assert expected_until(state_of(regular(), anticipation=False), regular(), 1, NOW) is None
+
+
+def test_media_being_decoded_may_cost_all_waiters_together_one_load() -> None:
+    one = measured(live(model()), load=20)
+    one.queue.reserved = {"1": request(1, since=NOW + 5), "2": request(2, since=NOW)}
+    for waiters, until in ((0, NOW + 20), (1, NOW + 20), (2, NOW + 10)):
+        assert expected_until(state_of(one), one, waiters, NOW) == until
+        assert expected_until(state_of(one), one, waiters, until) is None
+
+
+def test_models_that_ended_where_another_was_loaded_were_not_asked_for() -> None:
+    gone, alive, elsewhere, asked = (regular() for _ in range(4))
+    for name, one in zip(("gone", "elsewhere", "asked"), (gone, elsewhere, asked), strict=True):
+        one.name = name
+        one.residency.clear_runner()
+    elsewhere.spec.slots = ("cpu",)
+    asked.measured.idle_since = None
+    learn_from_load(state_of(gone, alive, elsewhere, asked), ["gpu"])
+    assert (gone.measured.idle_since, gone.measured.returns) == (None, 0.75)
+    assert [one.measured.returns for one in (alive, elsewhere, asked)] == [1.0] * 3
+
+
+# -- when a lease is likely --------------------------------------------------------------------------------------------
+
+
+def test_a_ready_model_gives_a_lease_when_one_ends() -> None:
+    one = with_lease(measured(live(model(concurrency=2)), service=10), NOW - 4)
+    assert seconds_to_lease(state_of(one), one, NOW) == 6
+    with_lease(one, NOW - 9)
+    assert seconds_to_lease(state_of(one), one, NOW) == pytest.approx(10 / 3), "at least the mean time between ends"
+
+
+def test_a_model_that_never_answered_is_taken_to_need_a_second() -> None:
+    one = with_lease(live(model()), NOW)
+    assert seconds_to_lease(state_of(one), one, NOW) == 1
+
+
+def test_a_loading_model_gives_leases_when_it_is_loaded() -> None:
+    one = measured(live(model(), Phase.LOADING, NOW - 12), load=30)
+    assert seconds_to_lease(state_of(one), one, NOW) == 18
+    assert seconds_to_lease(state_of(one), one, NOW + 50) == 0
+
+
+def test_of_replicas_the_one_that_is_ready_first_counts() -> None:
+    spec = Spec("a", 30, ("gpu",), replicas=3)
+    first, second, cold = (Model(name, spec) for name in ("a", "a#2", "a#3"))
+    measured(live(first, Phase.LOADING, NOW - 12), load=30)
+    with_lease(measured(live(second), service=10), NOW - 4)
+    for one in (first, second, cold):
+        assert seconds_to_lease(state_of(first, second, cold), one, NOW) == 6
+
+
+@pytest.mark.parametrize(("size", "seconds"), [(30, 6.0), (60, 12.0), (0, 10.0)])
+def test_a_model_never_loaded_takes_as_long_for_a_byte_as_others(size: int, seconds: float) -> None:
+    one, other = model("a", size), measured(model("b", 30), load=6)
+    assert seconds_to_lease(state_of(one, other, model("c", 99)), one, NOW) == seconds
+    assert seconds_to_lease(state_of(one), one, NOW) == 10, "nothing is known"
+
+
+def cold() -> Model:
+    return measured(model("new", 60), load=8)
+
+
+def test_a_cold_model_with_room_takes_its_load() -> None:
+    one = cold()
+    assert seconds_to_lease(state_of(one, live(model("b", 40))), one, NOW) == 8
+
+
+def test_a_cold_model_waits_for_a_load_on_its_slot_even_if_there_is_room() -> None:
+    one, other = cold(), measured(live(model("b", 40), Phase.LOADING, NOW - 5), load=20)
+    assert seconds_to_lease(state_of(one, other), one, NOW) == 15 + 8
+
+
+def test_a_cold_model_waits_until_an_idle_one_has_ended() -> None:
+    one, other = cold(), measured(live(model("b", 41)), end=3)
+    assert seconds_to_lease(state_of(one, other), one, NOW) == 3 + 8
+
+
+def test_a_cold_model_waits_for_the_rest_of_an_end() -> None:
+    one, other = cold(), measured(live(model("b", 41), Phase.DRAINING, NOW - 2), end=5)
+    assert seconds_to_lease(state_of(one, other), one, NOW) == 3 + 8
+    assert seconds_to_lease(state_of(one, other), one, NOW + 9) == 8
+
+
+def test_only_as_many_residents_are_waited_for_as_have_to_go() -> None:
+    one = cold()
+    ends = {"b": 2.0, "c": 4.0, "d": 6.0}
+    others = [measured(live(model(name, 30)), end=seconds) for name, seconds in ends.items()]
+    assert seconds_to_lease(state_of(one, *others), one, NOW) == 4 + 8, "50 bytes are missing"
+    others[0].spec.pinned = True
+    assert seconds_to_lease(state_of(one, *others), one, NOW) == 6 + 8
+
+
+def test_a_busy_model_is_waited_for_until_its_work_is_done_or_its_turn_is_over() -> None:
+    one = cold()
+    busy = with_lease(measured(live(model("b", 60, concurrency=2)), service=4, end=2), NOW - 1)
+    assert seconds_to_lease(state_of(one, busy), one, NOW) == 3 + 2 + 8
+    with_waiters(busy, 3)
+    assert seconds_to_lease(state_of(one, busy), one, NOW) == (3 + 2 * 4) + 2 + 8, "two rounds of answers"
+    with_waiters(busy, 6)
+    assert seconds_to_lease(state_of(one, busy), one, NOW) == (10 + 4) + 2 + 8, "its quantum and one answer"
+
+
+def test_a_cold_model_waits_for_the_turns_of_those_before_it() -> None:
+    one = with_waiters(cold(), 1, since=NOW)
+    before = with_waiters(measured(model("b", 60), load=4, service=2, end=1), 3, since=NOW - 1)
+    assert seconds_to_lease(state_of(one, before), one, NOW) == (4 + 3 * 2 + 1) + 8
+    before.spec.predicted = 40
+    assert seconds_to_lease(state_of(one, before), one, NOW) == 4 + 8, "they fit together"
+
+
+def test_a_ready_model_that_others_wait_for_gives_no_lease_after_its_turn() -> None:
+    one = with_lease(measured(live(model("a", 60)), service=15, load=6, end=1), NOW)
+    other = with_waiters(measured(model("b", 60), load=4, service=2, end=1), 1, since=NOW)
+    assert seconds_to_lease(state_of(one, other, quantum=20), one, NOW) == 15
+    assert seconds_to_lease(state_of(one, other, quantum=15), one, NOW) == 15, "just in time"
+    assert seconds_to_lease(state_of(one, other, quantum=14), one, NOW) == (15 + 1) + (4 + 2 + 1) + 6
+
+
+def test_the_first_lease_of_any_model_with_waiters_counts() -> None:
+    one, other = (measured(live(model(name), Phase.LOADING, NOW), load=9) for name in "ab")
+    state = state_of(one, other)
+    assert seconds_to_any_lease(state, NOW) == 1, "nobody waits"
+    with_waiters(one, 1)
+    assert seconds_to_any_lease(state, NOW) == 9
+    measured(with_waiters(other, 1), load=5)
+    assert seconds_to_any_lease(state, NOW) == 5
+
+
+# -- turns -------------------------------------------------------------------------------------------------------------
+
+
+def turn(resident: Model, newcomer: Model, **limits: Any) -> float:
+    return turn_ends(state_of(resident, newcomer, **limits), resident, newcomer, NOW)
+
+
+def test_a_turn_counts_from_when_the_resident_was_ready_and_somebody_waited() -> None:
+    newcomer = with_waiters(model("b"), 1, since=90)
+    assert turn(live(model(), since=50), newcomer, quantum=10) == 100
+    assert turn(live(model(), since=95), newcomer, quantum=10) == 105
+    assert turn(live(model(), since=50), model("b"), quantum=10) == NOW + 10, "nobody waits yet"
+
+
+def test_a_turn_lasts_as_long_as_the_load_did() -> None:
+    newcomer, resident = with_waiters(model("b"), 1), measured(live(model()), load=30)
+    assert turn(resident, newcomer, quantum=10) == NOW + 30
+    assert turn(resident, newcomer, quantum=10, quantum_loads=2) == NOW + 60
+    assert turn(resident, newcomer, quantum=40) == NOW + 40
+
+
+def test_a_long_turn_is_not_for_requests_of_a_worse_priority() -> None:
+    newcomer, resident = with_waiters(model("b"), 1), measured(live(model()), load=30)
+    with_lease(resident, NOW, priority=1)
+    assert turn(resident, newcomer, quantum=10) == NOW + 10
+    with_lease(resident, NOW + 1, priority=0)
+    assert turn(resident, newcomer, quantum=10) == NOW + 30
+
+
+@pytest.mark.parametrize(("deadline", "end"), [(135, 123), (122, 110), (121, 130), (142, 130), (FAR, 130)])
+def test_a_long_turn_leaves_time_for_a_deadline_that_can_be_met(deadline: float, end: float) -> None:
+    """A load of 5 s with a deviation of 1 s, after an end of 2 s, and an answer of 3 s: 12 s."""
+    resident = measured(live(model()), load=30, end=2, service=3)
+    newcomer = with_waiters(model("b"), 1, deadline=deadline)
+    newcomer.measured.load = Mean(5, 1, 1)
+    assert turn(resident, newcomer, quantum=10) == end
+
+
+def test_a_newcomer_never_loaded_is_taken_to_load_as_long_as_the_resident() -> None:
+    resident = measured(live(model()), load=30, end=2, service=3)
+    newcomer = with_waiters(model("b"), 1, deadline=NOW + 25 + 35)
+    assert turn(resident, newcomer, quantum=10) == NOW + 25
+
+
+# -- queues and means --------------------------------------------------------------------------------------------------
+
+
+def test_a_mean_starts_at_its_first_sample_and_moves_by_a_quarter() -> None:
+    mean = Mean()
+    for sample, wanted in ((8, Mean(8, 4, 1)), (12, Mean(9, 4, 2)), (1, Mean(7, 5, 3))):
+        mean.add_sample(sample)
+        assert mean == wanted
+
+
+def test_a_batch_request_ranks_as_interactive_once_its_patience_is_over() -> None:
+    batch, limits = request(1, priority=1), Limits(batch_patience=60)
+    assert batch.rank(NOW + 59.9, limits) == 1 and batch.rank(NOW + 60, limits) == 0
+
+
+def test_a_batch_request_that_waited_long_gets_one_lease_in_four() -> None:
+    queue, limits = Queue(), Limits(batch_patience=60)
+    for one in (request(1, priority=1, asked=NOW), request(2, asked=NOW + 50), request(3, asked=NOW + 40)):
+        queue.insert_waiter(one)
+    assert [one.request_id for one in queue.waiting] == ["3", "2", "1"]
+    assert queue.next_waiter(NOW + 59, limits).request_id == "3"
+    for passed_over, first in ((0, "3"), (2, "3"), (3, "1")):
+        queue.passed_over = passed_over
+        assert queue.next_waiter(NOW + 60, limits).request_id == first
+    assert queue.first_waiter(NOW + 60, limits).request_id == "1"
+
+
+def test_a_gap_as_long_as_a_load_is_a_return_and_a_longer_one_is_none() -> None:
+    for gap, returns, samples in ((20, 0.25, 1), (20.1, 0.0, 0)):
+        found = Measured(load=Mean(20, 0, 1), idle_since=NOW)
+        found.learn_return(NOW + gap)
+        assert (found.returns, found.gap.samples, found.idle_since) == (returns, samples, None)
+        found.learn_return(NOW + 99)
+        assert (found.returns, found.gap.samples) == (returns, samples), "it was busy"
+
+
+def test_a_return_that_did_not_come_takes_a_quarter_of_the_share() -> None:
+    found = Measured(returns=0.8, idle_since=NOW)
+    found.learn_no_return()
+    assert found == Measured(returns=pytest.approx(0.6))
+
+
+def test_a_failed_model_backs_off_until_its_time_and_not_while_it_loads() -> None:
+    home = Residency(retry_at=NOW)
+    assert home.backs_off(NOW - 1) and not home.backs_off(NOW)
+    home.phase = Phase.LOADING
+    assert not home.backs_off(NOW - 1)
+
+
+def test_an_idle_model_expires_after_its_time_or_never() -> None:
+    home = Residency()
+    for keep_alive, at in ((5, NOW + 5), (0, NOW), (-1, None)):
+        home.expire_after(keep_alive, NOW)
+        assert home.expires_at == at
+
+
+def test_a_load_teaches_the_bytes_of_its_slot() -> None:
+    alike, apart = Spec("a", 5, ("gpu",)), Spec("a", 5, ("gpu",), sizes={"gpu": 5, "cpu": 7})
+    alike.learn_bytes("gpu", 6, {})
+    apart.learn_bytes("gpu", 6, {"cpu": 2})
+    assert (alike.predicted, alike.offloads) == (6, {})
+    assert (apart.predicted, apart.sizes, apart.offloads) == (5, {"gpu": 6, "cpu": 7}, {"gpu": {"cpu": 2}})
+
+
+def test_requests_wait_at_the_replica_that_is_nearest_to_answering() -> None:
+    spec = Spec("a", 30, ("gpu",), replicas=5)
+    failed, ending, cold, loading, ready = (Model(f"a#{number}", spec) for number in range(5))
+    failed.residency.retry_at = NOW
+    live(ending, Phase.DRAINING)
+    live(loading, Phase.LOADING)
+    live(ready)
+    order = [failed, ending, cold, loading, ready]
+    while order:
+        assert home_replica(state_of(*order), order[0]) is order.pop()
+
+
+def test_the_owner_sleeps_until_it_is_to_wake_but_no_longer_than_an_hour() -> None:
+    now = time.monotonic()
+    assert owner._pause(now - 5) == 0
+    assert 50 < owner._pause(now + 60) <= 60
+    assert owner._pause(now + 1e9) == 3600
