@@ -152,7 +152,7 @@ def mutants(module: Path) -> Iterator[Mutant]:
         for statement in definition.body:
             for node in ast.walk(statement):
                 for fault in faults(node):
-                    change = f"{function}: {ast.unparse(node)} -> {ast.unparse(fault)}"  # type: ignore[arg-type]
+                    change = f"{function}: {ast.unparse(node)} -> {ast.unparse(fault)}"
                     seen[change] = seen.get(change, 0) + 1
                     title = f"{name} {change}" + (f" #{seen[change]}" if seen[change] > 1 else "")
                     yield Mutant(name, f"{name} {function}", title, tree, node, fault)
@@ -200,9 +200,9 @@ class _Tracing:
         self._trace, self._thorough = trace, thorough
 
     def _note(self, *names: str) -> None:
-        for function in sys.modules["builtins"].entered:  # type: ignore[attr-defined]
+        for function in sys.modules["builtins"].entered:
             self._trace.entered.setdefault(function, set()).update(names)
-        sys.modules["builtins"].entered.clear()  # type: ignore[attr-defined]
+        sys.modules["builtins"].entered.clear()
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         self._note("")  # entered while a test's file was imported: any test may depend on it
@@ -277,13 +277,13 @@ def forked(
 
 def traced(sources: Mapping[str, str], tests: list[str], thorough: bool) -> Trace:
     """Run a target's tests once, and import what they import beside the target's modules, so that forks need not."""
-    trace = Trace()
+    empty = Trace()
     sys.modules["builtins"].entered = set()  # type: ignore[attr-defined]
     with tempfile.NamedTemporaryFile() as file:
-        _, status = os.waitpid(forked(sources, tests, _Tracing(trace, thorough), (trace, Path(file.name))), 0)
+        _, status = os.waitpid(forked(sources, tests, _Tracing(empty, thorough), (empty, Path(file.name))), 0)
         if status:
             sys.exit(f"without any fault these tests fail: {' '.join(tests)}")
-        trace = pickle.loads(Path(file.name).read_bytes())
+        trace: Trace = pickle.loads(Path(file.name).read_bytes())
     sys.meta_path.insert(0, absent := _Absent(sources))
     for name in trace.imported:
         with contextlib.suppress(Exception):
@@ -298,27 +298,38 @@ def traced(sources: Mapping[str, str], tests: list[str], thorough: bool) -> Trac
 def attempted(tried: list[Mutant], trace: Trace, jobs: int) -> Iterator[tuple[Mutant, bool]]:
     """Yield each fault and whether it was noticed, ``jobs`` of them at a time."""
     waiting, running = list(reversed(tried)), dict[int, tuple[Mutant, float]]()
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            mutant = waiting.pop()
-            if not (tests := trace.tests(mutant.function)):
-                yield mutant, False
-                continue
-            files = sorted({test.partition("::")[0] for test in tests})
-            pid = forked({mutant.module: mutant.source}, files, _Chosen(tests))
-            patience = PATIENCE + 5 * sum(trace.seconds[test] for test in tests)
-            running[pid] = mutant, time.monotonic() + patience
-        time.sleep(0.01)
-        for pid, (mutant, until) in list(running.items()):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if not ended and time.monotonic() < until:
-                continue
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-            if not ended:
-                os.waitpid(pid, 0)
-            del running[pid]
-            yield mutant, not ended or status != 0
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                mutant = waiting.pop()
+                if not (tests := trace.tests(mutant.function)):
+                    yield mutant, False
+                    continue
+                files = sorted({test.partition("::")[0] for test in tests})
+                pid = forked({mutant.module: mutant.source}, files, _Chosen(tests))
+                patience = PATIENCE + 5 * sum(trace.seconds[test] for test in tests)
+                running[pid] = mutant, time.monotonic() + patience
+            time.sleep(0.01)
+            for pid, (mutant, until) in list(running.items()):
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if not ended and time.monotonic() < until:
+                    continue
+                if not ended:
+                    print(f"its tests did not end: {mutant.name}", flush=True)
+                _end(pid)
+                del running[pid]
+                yield mutant, not ended or status != 0
+    finally:
+        for pid in running:
+            _end(pid)
+
+
+def _end(pid: int) -> None:
+    """End a fork and what its tests started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
 
 
 def main() -> int:

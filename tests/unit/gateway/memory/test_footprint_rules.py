@@ -93,6 +93,12 @@ def test_a_model_that_sees_holds_four_patches_for_a_token(tmp_path: Path) -> Non
     assert text.token == (4 * 16 + 3 * 16) * 2
 
 
+def test_a_prompt_with_sound_is_read_whole_too(tmp_path: Path) -> None:
+    folder = write(tmp_path, norm__weight=(8,))
+    assert working(spec_of(folder, family="qwen_audio"), tmp_path).piece is None
+    assert working(spec_of(folder, family="qwen_audio", inputs=["text"]), tmp_path).piece == PIECE
+
+
 def test_a_checkpoint_without_layers_has_nothing_to_hold(tmp_path: Path) -> None:
     assert working(spec_of(write(tmp_path, norm__weight=(8,)), family="deepseek"), tmp_path) == Working(0, 0, PIECE)
 

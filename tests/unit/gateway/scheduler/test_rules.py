@@ -1,16 +1,19 @@
 """The scheduler's rules one at a time, on a state that is made up: estimates, anticipation, turns, queues, means."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from gateway.scheduler import Limits, Model, Phase, Slot, Spec, State, owner
+from gateway.scheduler import Limits, Model, Phase, Slot, Spec, State, events, next_wakeup, owner
+from gateway.scheduler.actions import Admit, Refuse, Why
+from gateway.scheduler.admission import reserve_request
 from gateway.scheduler.anticipation import expected_until, learn_from_load
 from gateway.scheduler.estimate import seconds_to_any_lease, seconds_to_lease
 from gateway.scheduler.eviction import turn_ends
 from gateway.scheduler.model import Mean, Measured, Queue, Request, Residency
-from gateway.scheduler.replicas import home_replica
+from gateway.scheduler.replicas import home_replica, replicas_to_load
 
 NOW = 100.0
 FAR = 1e6
@@ -138,8 +141,7 @@ def test_a_loading_model_gives_leases_when_it_is_loaded() -> None:
 
 
 def test_of_replicas_the_one_that_is_ready_first_counts() -> None:
-    spec = Spec("a", 30, ("gpu",), replicas=3)
-    first, second, cold = (Model(name, spec) for name in ("a", "a#2", "a#3"))
+    first, second, cold = replicas(3)
     measured(live(first, Phase.LOADING, NOW - 12), load=30)
     with_lease(measured(live(second), service=10), NOW - 4)
     for one in (first, second, cold):
@@ -195,6 +197,11 @@ def test_a_busy_model_is_waited_for_until_its_work_is_done_or_its_turn_is_over()
     assert seconds_to_lease(state_of(one, busy), one, NOW) == (3 + 2 * 4) + 2 + 8, "two rounds of answers"
     with_waiters(busy, 6)
     assert seconds_to_lease(state_of(one, busy), one, NOW) == (10 + 4) + 2 + 8, "its quantum and one answer"
+
+
+def test_an_answer_that_is_overdue_is_expected_after_the_mean_time_between_two() -> None:
+    one, busy = cold(), with_lease(measured(live(model("b", 60)), service=4, end=2), NOW - 9)
+    assert seconds_to_lease(state_of(one, busy), one, NOW) == 4 / 2 + 2 + 8
 
 
 def test_a_cold_model_waits_for_the_turns_of_those_before_it() -> None:
@@ -332,8 +339,7 @@ def test_a_load_teaches_the_bytes_of_its_slot() -> None:
 
 
 def test_requests_wait_at_the_replica_that_is_nearest_to_answering() -> None:
-    spec = Spec("a", 30, ("gpu",), replicas=5)
-    failed, ending, cold, loading, ready = (Model(f"a#{number}", spec) for number in range(5))
+    failed, ending, cold, loading, ready = replicas(5)
     failed.residency.retry_at = NOW
     live(ending, Phase.DRAINING)
     live(loading, Phase.LOADING)
@@ -341,6 +347,40 @@ def test_requests_wait_at_the_replica_that_is_nearest_to_answering() -> None:
     order = [failed, ending, cold, loading, ready]
     while order:
         assert home_replica(state_of(*order), order[0]) is order.pop()
+
+
+def replicas(count: int) -> list[Model]:
+    spec = Spec("a", 30, ("gpu",), replicas=count)
+    return [Model(f"a#{number}", spec) for number in range(1, count + 1)]
+
+
+def test_a_request_for_any_replica_is_admitted_where_one_can_answer_and_a_bound_one_only_at_its_own() -> None:
+    failed, ready = replicas(2)
+    failed.residency.retry_at = NOW + 10
+    live(ready)
+    asked = events.Reserve("1", failed.name, FAR)
+    assert reserve_request(state_of(failed, ready), asked, NOW) == [Admit("1")]
+    (refused,) = reserve_request(state_of(failed, ready), replace(asked, bound=True), NOW)
+    assert isinstance(refused, Refuse) and (refused.why, refused.retry_after) == (Why.BACKOFF, 10)
+
+
+def test_one_more_replica_is_loaded_at_a_time_for_more_answers_than_are_coming() -> None:
+    first, second, third = group = replicas(3)
+    with_waiters(with_lease(live(first), NOW), 1)
+    assert replicas_to_load(state_of(*group)) == [second]
+    live(second, Phase.LOADING)
+    assert replicas_to_load(state_of(*group)) == [], "one answer is coming"
+    with_waiters(first, 1)
+    assert replicas_to_load(state_of(*group)) == [third]
+
+
+def test_time_alone_changes_a_batch_requests_rank() -> None:
+    one = with_waiters(live(model(), Phase.LOADING), 1, priority=1, submitted=True)
+    one.residency.load_deadline = FAR
+    state = state_of(one, batch_patience=60)
+    state.requests = {waiter.request_id: waiter for waiter in one.queue.waiting}
+    assert next_wakeup(state, NOW) == NOW + 60
+    assert next_wakeup(state, NOW + 60) == FAR
 
 
 def test_the_owner_sleeps_until_it_is_to_wake_but_no_longer_than_an_hour() -> None:
