@@ -11,7 +11,7 @@ from gateway.scheduler.actions import Admit, Refuse, Why
 from gateway.scheduler.admission import reserve_request
 from gateway.scheduler.anticipation import expected_until, learn_from_load
 from gateway.scheduler.estimate import seconds_to_any_lease, seconds_to_lease
-from gateway.scheduler.eviction import turn_ends
+from gateway.scheduler.eviction import plan_loads, turn_ends
 from gateway.scheduler.model import Mean, Measured, Queue, Request, Residency
 from gateway.scheduler.replicas import home_replica, replicas_to_load
 
@@ -372,6 +372,23 @@ def test_one_more_replica_is_loaded_at_a_time_for_more_answers_than_are_coming()
     assert replicas_to_load(state_of(*group)) == [], "one answer is coming"
     with_waiters(first, 1)
     assert replicas_to_load(state_of(*group)) == [third]
+
+
+def test_an_idle_replica_gets_no_lease_once_its_turn_is_over() -> None:
+    """It would be given the next request of its model, which waits at another replica."""
+    newcomer = with_waiters(model("new", 90), 1, since=NOW - 10)
+    for count, since, yields in ((2, 0, True), (2, NOW - 9, False), (1, 0, False)):
+        resident = live(replicas(count)[0], since=since)
+        [(planned, plan)] = plan_loads(state_of(newcomer, resident, quantum=10), NOW)
+        assert planned is newcomer and plan.evict == (resident,)
+        assert plan.yielding == ((resident,) if yields else ())
+
+
+def test_a_model_that_cannot_fit_says_how_much_it_needs_and_how_much_there_is() -> None:
+    state = state_of(model(size=3 * 10**12), budget=2 * 10**12)
+    (refused,) = reserve_request(state, events.Reserve("1", "a", FAR), NOW)
+    assert isinstance(refused, Refuse) and refused.why is Why.CANNOT_FIT
+    assert "needs about 3,000,000 MB and the slot can give it 2,000,000 MB" in refused.detail
 
 
 def test_time_alone_changes_a_batch_requests_rank() -> None:
