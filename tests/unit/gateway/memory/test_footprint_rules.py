@@ -248,11 +248,17 @@ def test_the_layers_of_a_gguf_file_are_believed_up_to_a_limit(layers: int, rows:
     assert gguf_rows(Gguf({}, metadata)) == rows
 
 
+def test_heads_of_a_gguf_file_without_a_width_take_nothing() -> None:
+    metadata = {"general.architecture": "llama", "llama.block_count": 3, "llama.attention.head_count": 1}
+    assert gguf_rows(Gguf({}, metadata)) == 0
+
+
 def test_modules_are_placed_in_the_order_of_computing(tmp_path: Path) -> None:
     """Encoders of images first, then embeddings, the layers by their numbers, and the rest."""
     folder = write(
         tmp_path,
         lm_head__weight=(1, 7),
+        transformer__ln_f__weight=(1, 9),
         transformer__h__10__a__weight=(1, 5),
         transformer__h__2__a__weight=(1, 3),
         transformer__h__2__b__weight=(1, 1),
@@ -260,7 +266,7 @@ def test_modules_are_placed_in_the_order_of_computing(tmp_path: Path) -> None:
         visual__blocks__0__weight=(1, 11),
         visual__merger__weight=(1, 13),
     )
-    assert modules_of(spec_of(folder), tmp_path) == [2 * size for size in (11, 13, 2, 3 + 1, 5, 7)]
+    assert modules_of(spec_of(folder), tmp_path) == [2 * size for size in (11, 13, 2, 3 + 1, 5, 7, 9)]
 
 
 # -- the whole ---------------------------------------------------------------------------------------------------------

@@ -169,6 +169,14 @@ def test_a_cold_model_waits_for_a_load_on_its_slot_even_if_there_is_room() -> No
     assert seconds_to_lease(state_of(one, other), one, NOW) == 15 + 8
 
 
+def test_a_cold_model_waits_for_the_turn_of_one_that_is_loading_where_both_do_not_fit() -> None:
+    one, other = cold(), measured(live(model("b", 60), Phase.LOADING, NOW - 5), load=20, service=2, end=1)
+    with_waiters(other, 3)
+    assert seconds_to_lease(state_of(one, other), one, NOW) == 15 + 3 * 2 + 1 + 8
+    with_waiters(other, 30)
+    assert seconds_to_lease(state_of(one, other), one, NOW) == 15 + (20 + 2) + 1 + 8, "its quantum and one answer"
+
+
 def test_a_cold_model_waits_until_an_idle_one_has_ended() -> None:
     one, other = cold(), measured(live(model("b", 41)), end=3)
     assert seconds_to_lease(state_of(one, other), one, NOW) == 3 + 8
