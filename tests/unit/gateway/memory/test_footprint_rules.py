@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from checkpoints.gguf_header import Gguf, GgufTensor
 from checkpoints.safetensors_header import HeaderError
-from gateway.memory.footprint import activations, checkpoint, weights
+from gateway.memory.footprint import activations, checkpoint, prediction, weights
 from gateway.memory.footprint.activations import PIECE, Working, working
 from gateway.memory.footprint.kv_cache import gguf_rows
 from gateway.memory.footprint.offload import modules_of
@@ -288,6 +288,25 @@ def test_a_process_takes_a_constant_and_a_share_of_the_weights(cached: Path, tmp
     for device, constant, share in (("cpu", 100, 0.02), ("cuda:0", 600, 0.04)):
         parts = footprints.parts(spec, device)
         assert parts.overhead == constant * MB + int(parts.weights * share)
+
+
+def test_files_that_did_not_change_are_read_once(cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    footprints, spec, read = Footprints(tmp_path), spec_of(cached, family="deepseek"), []
+    monkeypatch.setattr(prediction, "weight_bytes", lambda *given: read.append(given) or 1000)
+    for _ in range(3):
+        footprints.parts(spec, "cpu")
+    assert len(read) == 1
+    footprints.parts(spec.model_copy(update={"max_batch_size": 1}), "cpu")
+    assert len(read) == 2
+
+
+def test_what_a_later_request_reads_is_charged_from_the_start(tmp_path: Path) -> None:
+    folder = write(tmp_path / "speech", talker__a__weight=(40, 40), thinker__b__weight=(8, 8))
+    (folder / "spk_dict.pt").write_bytes(b"")
+    parts = Footprints(tmp_path).parts(spec_of(folder, family="qwen_omni"), "cuda:0")
+    assert parts.later == 40 * 40 * 2
+    assert parts.total(10) == parts.resident + parts.later + parts.working.bytes(10) + parts.cache(10)
+    assert parts.loading(10) == parts.resident + parts.transient
 
 
 def test_the_most_tokens_are_those_that_just_fit(cached: Path, tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from gateway.scheduler import Limits, Model, Phase, Slot, Spec, State, events, next_wakeup, owner
-from gateway.scheduler.actions import Admit, Refuse, Why
+from gateway.scheduler import Limits, Model, Phase, Slot, Spec, State, events, next_wakeup, owner, policy
+from gateway.scheduler.actions import Admit, EndRunner, Refuse, Why
 from gateway.scheduler.admission import reserve_request
 from gateway.scheduler.anticipation import expected_until, learn_from_load
 from gateway.scheduler.estimate import seconds_to_any_lease, seconds_to_lease
-from gateway.scheduler.eviction import plan_loads, turn_ends
+from gateway.scheduler.eviction import Prospect, plan_loads, plan_replicas, turn_ends
 from gateway.scheduler.model import Mean, Measured, Queue, Request, Residency
 from gateway.scheduler.replicas import home_replica, replicas_to_load
 
@@ -390,6 +390,82 @@ def test_an_idle_replica_gets_no_lease_once_its_turn_is_over() -> None:
         [(planned, plan)] = plan_loads(state_of(newcomer, resident, quantum=10), NOW)
         assert planned is newcomer and plan.evict == (resident,)
         assert plan.yielding == ((resident,) if yields else ())
+
+
+def test_who_ends_is_told_whether_its_turn_was_over_or_it_was_idle() -> None:
+    for count, why in ((2, "its turn was over"), (1, "it had been idle for 30 s")):
+        newcomer = with_waiters(model("new", 90), 1, since=NOW - 10)
+        resident = live(replicas(count)[0])
+        resident.residency.last_used = NOW - 30
+        [ended] = policy.schedule(state_of(newcomer, resident, quantum=10), NOW)
+        assert isinstance(ended, EndRunner) and (ended.why, ended.newcomer) == (why, "new")
+
+
+@pytest.mark.parametrize(
+    ("phase", "budget", "prospect"),
+    [
+        (None, 60, Prospect.NOW),
+        (Phase.READY, 90, Prospect.NOW),
+        (Phase.READY, 89, Prospect.EVICT),
+        (Phase.LOADING, 90, Prospect.SOON),
+        (Phase.LOADING, 89, Prospect.UNKNOWN),
+        (Phase.DRAINING, 90, Prospect.NOW),
+        (Phase.DRAINING, 89, Prospect.SOON),
+        (Phase.DRAINING, 60, Prospect.SOON),
+    ],
+)
+def test_when_a_load_can_begin_beside_a_resident_of_30_bytes(
+    phase: Phase | None, budget: int, prospect: Prospect
+) -> None:
+    newcomer, resident = with_waiters(model("new", 60), 1), model("b", 30)
+    if phase is not None:
+        live(resident, phase)
+    [(_, plan)] = plan_loads(state_of(newcomer, resident, budget=budget), NOW)
+    assert plan.prospect is prospect and plan.evict == ((resident,) if prospect is Prospect.EVICT else ())
+
+
+@pytest.mark.parametrize(
+    ("phase", "budget", "prospect"),
+    [
+        (Phase.READY, 90, Prospect.NOW),
+        (Phase.READY, 89, Prospect.EVICT),
+        (Phase.LOADING, 90, Prospect.SOON),
+        (Phase.LOADING, 89, Prospect.UNKNOWN),
+        (Phase.DRAINING, 89, Prospect.SOON),
+        (Phase.DRAINING, 60, Prospect.SOON),
+    ],
+)
+def test_when_one_more_replica_can_be_loaded_beside_a_resident_of_30_bytes(
+    phase: Phase, budget: int, prospect: Prospect
+) -> None:
+    first, second = replicas(2)
+    first.spec.predicted, first.spec.slots = 60, ("gpu",)
+    with_waiters(with_lease(live(first), NOW), 1)
+    first.residency.slot, first.residency.charges = "elsewhere", {"elsewhere": 60}
+    resident = live(model("b", 30), phase)
+    state = state_of(first, second, resident, budget=budget, quantum=10)
+    state.slots["elsewhere"] = Slot("elsewhere", 60)
+    [(planned, plan)] = plan_replicas(state, [], NOW)
+    assert planned is second and plan.prospect is prospect
+    assert plan.evict == ((resident,) if prospect is Prospect.EVICT else ())
+
+
+def test_one_more_replica_waits_until_an_idle_model_was_unused_for_a_quantum() -> None:
+    first, second = replicas(2)
+    first.spec.predicted = 60
+    with_waiters(with_lease(live(first), NOW), 1)
+    first.residency.slot, first.residency.charges = "elsewhere", {"elsewhere": 60}
+    early, late = live(model("b", 30)), live(model("c", 30))
+    early.residency.last_used, late.residency.last_used = NOW - 20, NOW - 10
+    state = state_of(first, second, late, early, budget=90, quantum=10)
+    state.slots["elsewhere"] = Slot("elsewhere", 60)
+    [(_, plan)] = plan_replicas(state, [], NOW)
+    assert plan.evict == (early,), "that is enough"
+    state.slots["gpu"].budget = 60
+    [(_, plan)] = plan_replicas(state, [], NOW)
+    assert plan.evict == (early, late)
+    [(_, plan)] = plan_replicas(state, [], NOW - 1)
+    assert (plan.prospect, plan.evict, plan.wait_until) == (Prospect.TURN, (), NOW)
 
 
 def test_a_model_that_cannot_fit_says_how_much_it_needs_and_how_much_there_is() -> None:
