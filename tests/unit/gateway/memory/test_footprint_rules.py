@@ -14,7 +14,7 @@ from gateway.memory.footprint import activations, checkpoint, prediction, weight
 from gateway.memory.footprint.activations import PIECE, Working, working
 from gateway.memory.footprint.kv_cache import gguf_rows
 from gateway.memory.footprint.offload import modules_of
-from gateway.memory.footprint.prediction import Footprints, usual_bits
+from gateway.memory.footprint.prediction import Charge, Footprints, usual_bits
 from gateway.memory.footprint.weights import float_bytes, is_embedding, laid_out, later_bytes, weight_bytes
 from models_registry.spec import ModelSpec
 from tests.unit.checkpoints.test_gguf_header import spec_of as gguf_spec
@@ -269,6 +269,14 @@ def test_modules_are_placed_in_the_order_of_computing(tmp_path: Path) -> None:
     assert modules_of(spec_of(folder), tmp_path) == [2 * size for size in (11, 13, 2, 3 + 1, 5, 7, 9)]
 
 
+def test_only_a_quantized_load_leaves_a_tenth_of_its_limit_empty(tmp_path: Path) -> None:
+    folder = write(tmp_path / "layers", **{f"model__layers__{n}__up__weight": (64, 64) for n in range(4)})
+    for bits, offloads in ((16, False), (8, True)):
+        spec, footprints = spec_of(folder, bits), Footprints(tmp_path)
+        whole = sum(modules_of(spec, tmp_path))
+        assert (footprints.charge_offloaded(spec, whole, 10**12) > 0) is offloads
+
+
 # -- the whole ---------------------------------------------------------------------------------------------------------
 
 
@@ -315,6 +323,10 @@ def test_the_most_tokens_are_those_that_just_fit(cached: Path, tmp_path: Path) -
     for tokens in (1025, 3000, 8191, 8192):
         assert footprints.charge(spec, "cuda:0", 8192, parts.total(tokens)).tokens == tokens
         assert footprints.charge(spec, "cuda:0", 8192, parts.total(tokens) - 1).tokens == tokens - 1
+
+
+def test_a_model_without_weights_is_charged_nothing(tmp_path: Path) -> None:
+    assert Footprints(tmp_path).charge(spec_of(tmp_path / "absent"), "cpu", 7, 10**9) == Charge(0, 7, 0, 0, 0)
 
 
 def test_a_model_without_a_cache_is_not_given_fewer_tokens(tmp_path: Path) -> None:
