@@ -14,6 +14,7 @@ from gateway.scheduler.estimate import seconds_to_any_lease, seconds_to_lease
 from gateway.scheduler.eviction import Prospect, plan_loads, plan_replicas, turn_ends
 from gateway.scheduler.model import Mean, Measured, Queue, Request, Residency
 from gateway.scheduler.replicas import home_replica, replicas_to_load
+from gateway.scheduler.runners import explain_idle
 
 NOW = 100.0
 FAR = 1e6
@@ -399,6 +400,14 @@ def test_who_ends_is_told_whether_its_turn_was_over_or_it_was_idle() -> None:
         resident.residency.last_used = NOW - 30
         [ended] = policy.schedule(state_of(newcomer, resident, quantum=10), NOW)
         assert isinstance(ended, EndRunner) and (ended.why, ended.newcomer) == (why, "new")
+
+
+def test_how_long_a_model_was_idle_is_told_from_a_second_on() -> None:
+    one = live(model())
+    assert explain_idle(one, NOW) == "it was idle", "it was never used"
+    for used, told in ((NOW - 0.9, "it was idle"), (NOW - 1, "it had been idle for 1 s")):
+        one.residency.last_used = used
+        assert explain_idle(one, NOW) == told
 
 
 @pytest.mark.parametrize(
