@@ -213,6 +213,11 @@ def test_an_answer_that_is_overdue_is_expected_after_the_mean_time_between_two()
     assert seconds_to_lease(state_of(one, busy), one, NOW) == 4 / 2 + 2 + 8
 
 
+def test_a_model_that_is_about_to_answer_its_waiters_is_waited_for() -> None:
+    one, busy = cold(), with_waiters(measured(live(model("b", 60)), service=4, end=2), 2)
+    assert seconds_to_lease(state_of(one, busy), one, NOW) == 2 * 4 + 2 + 8
+
+
 def test_a_cold_model_waits_for_the_turns_of_those_before_it() -> None:
     one = with_waiters(cold(), 1, since=NOW)
     before = with_waiters(measured(model("b", 60), load=4, service=2, end=1), 3, since=NOW - 1)
@@ -457,6 +462,18 @@ def test_when_one_more_replica_can_be_loaded_beside_a_resident_of_30_bytes(
     [(planned, plan)] = plan_replicas(state, [], NOW)
     assert planned is second and plan.prospect is prospect
     assert plan.evict == ((resident,) if prospect is Prospect.EVICT else ())
+
+
+def test_one_more_replica_that_failed_or_fits_nowhere_is_not_loaded() -> None:
+    first, second = replicas(2)
+    with_waiters(with_lease(live(first), NOW), 1)
+    second.residency.retry_at = NOW + 5
+    [(_, plan)] = plan_replicas(state_of(first, second), [], NOW)
+    assert (plan.slot, plan.prospect, plan.wait_until) == ("gpu", Prospect.UNKNOWN, NOW + 5)
+    [(_, plan)] = plan_replicas(state_of(first, second), [], NOW + 5)
+    assert plan.ready
+    [(_, plan)] = plan_replicas(state_of(first, second, budget=59), [], NOW + 5)
+    assert (plan.slot, plan.prospect, plan.wait_until) == ("gpu", Prospect.UNKNOWN, None)
 
 
 def test_one_more_replica_waits_until_an_idle_model_was_unused_for_a_quantum() -> None:
