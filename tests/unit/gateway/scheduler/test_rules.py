@@ -464,6 +464,17 @@ def test_when_one_more_replica_can_be_loaded_beside_a_resident_of_30_bytes(
     assert plan.evict == ((resident,) if prospect is Prospect.EVICT else ())
 
 
+def test_a_model_goes_where_the_least_is_left_free() -> None:
+    newcomer = with_waiters(model("new", 60, ("empty", "gpu")), 1)
+    state = state_of(newcomer, live(model("b", 30)))
+    state.slots["empty"] = Slot("empty", 100)
+    [(_, plan)] = plan_loads(state, NOW)
+    assert (plan.slot, plan.ready) == ("gpu", True)
+    state.slots["empty"].budget = 60
+    [(_, plan)] = plan_loads(state, NOW)
+    assert plan.slot == "empty"
+
+
 def test_one_more_replica_that_failed_or_fits_nowhere_is_not_loaded() -> None:
     first, second = replicas(2)
     with_waiters(with_lease(live(first), NOW), 1)
