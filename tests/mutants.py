@@ -11,10 +11,13 @@ import argparse
 import ast
 import contextlib
 import copy
+import gc
+import importlib.abc
 import importlib.machinery
 import os
 import pickle
 import random
+import re
 import resource
 import signal
 import sys
@@ -32,7 +35,7 @@ from utils.settings import ROOT
 
 TARGETS = {
     "gateway/scheduler/*.py": ["tests/gateway/scheduler", "tests/unit/gateway/scheduler"],
-    "gateway/memory/**/*.py": ["tests/unit/gateway/memory"],
+    "gateway/memory/**/*.py": ["tests/unit/gateway/memory", "tests/unit/checkpoints/test_gguf_header.py"],
     "runner/generation/sampler.py": ["tests/unit/runner/generation/test_sampler.py"],
     "runner/generation/tool_calls.py": [
         "tests/unit/runner/generation/test_tool_calls.py",
@@ -42,7 +45,9 @@ TARGETS = {
 }
 """Modules, and the tests that are theirs."""
 REAL_LOADS = {"told", "placed", "loads"}
-"""Fixtures that load real checkpoints for tens of seconds. Tests that use them are left out."""
+"""Fixtures that load real checkpoints for tens of seconds. Tests that use them run only with ``--thorough``."""
+LONG = 1.0
+"""Seconds of computing from which on a test runs only with ``--thorough``: each fault that survives pays for it."""
 ALIKE = Path(__file__).with_name("mutants_alike.txt")
 PATIENCE = 20.0
 """Seconds, beside five times the usual ones, after which tests that have not ended count as failed."""
@@ -98,7 +103,7 @@ class Trace:
     seconds: dict[str, float] = field(default_factory=dict)
     entered: dict[str, set[str]] = field(default_factory=dict)
     imported: list[str] = field(default_factory=list)
-    """Third-party modules that the tests import."""
+    """Modules that the tests import."""
 
     def tests(self, function: str) -> list[str]:
         """Return the ids of the tests that enter a function, the fastest first."""
@@ -147,7 +152,7 @@ def mutants(module: Path) -> Iterator[Mutant]:
         for statement in definition.body:
             for node in ast.walk(statement):
                 for fault in faults(node):
-                    change = f"{function}: {ast.unparse(node)} -> {ast.unparse(fault)}"  # type: ignore[arg-type]
+                    change = f"{function}: {ast.unparse(node)} -> {ast.unparse(fault)}"
                     seen[change] = seen.get(change, 0) + 1
                     title = f"{name} {change}" + (f" #{seen[change]}" if seen[change] > 1 else "")
                     yield Mutant(name, f"{name} {function}", title, tree, node, fault)
@@ -162,14 +167,17 @@ def observed(module: Path) -> str:
     return ast.unparse(tree)
 
 
-class _Replaced:
+class _Replaced(importlib.abc.MetaPathFinder):
     """Imports modules from other source than their files'; ``sources`` are by file."""
 
     def __init__(self, sources: Mapping[str, str]) -> None:
-        self._sources = {name.removesuffix(".py").removesuffix("/__init__"): text for name, text in sources.items()}
+        self._sources = {
+            file.removesuffix(".py").removesuffix("/__init__").replace("/", "."): source
+            for file, source in sources.items()
+        }
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        source = self._sources.get(name.replace(".", "/"))
+        source = self._sources.get(name)
         spec = importlib.machinery.PathFinder.find_spec(name, path) if source is not None else None
         if source is not None and spec is not None:
             code = compile(source, str(spec.origin), "exec")
@@ -177,27 +185,37 @@ class _Replaced:
         return spec
 
 
+class _Absent(_Replaced):
+    """Imports none of these modules, nor any module that needs one of them."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> None:
+        if name in self._sources:
+            raise ImportError(name)
+
+
 class _Tracing:
     """A pytest plugin that fills a :class:`Trace`."""
 
-    def __init__(self, trace: Trace) -> None:
-        self._trace = trace
+    def __init__(self, trace: Trace, thorough: bool) -> None:
+        self._trace, self._thorough = trace, thorough
 
     def _note(self, *names: str) -> None:
-        for function in sys.modules["builtins"].entered:  # type: ignore[attr-defined]
+        for function in sys.modules["builtins"].entered:
             self._trace.entered.setdefault(function, set()).update(names)
-        sys.modules["builtins"].entered.clear()  # type: ignore[attr-defined]
+        sys.modules["builtins"].entered.clear()
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         self._note("")  # entered while a test's file was imported: any test may depend on it
-        items[:] = [item for item in items if not REAL_LOADS.intersection(getattr(item, "fixturenames", ()))]
+        if not self._thorough:
+            items[:] = [item for item in items if not REAL_LOADS.intersection(getattr(item, "fixturenames", ()))]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        began = time.monotonic()
+        began, computed = time.monotonic(), time.process_time()
         result = yield
         self._note(item.nodeid)
-        self._trace.seconds[item.nodeid] = time.monotonic() - began
+        if self._thorough or time.process_time() - computed < LONG:
+            self._trace.seconds[item.nodeid] = time.monotonic() - began
         return result
 
     @pytest.hookimpl(wrapper=True)
@@ -233,7 +251,7 @@ def forked(
         if result is None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.dup2(1, 2)
-        sys.meta_path.insert(0, _Replaced(sources))  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _Replaced(sources))
         options = [
             "-x",
             "-q",
@@ -248,11 +266,7 @@ def forked(
         code = int(pytest.main(options, plugins=[plugin]))
         if result is not None:
             trace, file = result
-            trace.imported = [
-                name
-                for name, module in sys.modules.items()
-                if (path := getattr(module, "__file__", None)) and "site-packages" in path and "pytest" not in name
-            ]
+            trace.imported = [name for name in sys.modules if not re.search(r"pytest|conftest|\btest_", name)]
             file.write_bytes(pickle.dumps(trace))
     except BaseException:
         traceback.print_exc()
@@ -261,18 +275,21 @@ def forked(
         os._exit(code)
 
 
-def traced(sources: Mapping[str, str], tests: list[str]) -> Trace:
-    """Run a target's tests once, and import what they import of other projects, so that forks need not."""
-    trace = Trace()
+def traced(sources: Mapping[str, str], tests: list[str], thorough: bool) -> Trace:
+    """Run a target's tests once, and import what they import beside the target's modules, so that forks need not."""
+    empty = Trace()
     sys.modules["builtins"].entered = set()  # type: ignore[attr-defined]
     with tempfile.NamedTemporaryFile() as file:
-        _, status = os.waitpid(forked(sources, tests, _Tracing(trace), (trace, Path(file.name))), 0)
+        _, status = os.waitpid(forked(sources, tests, _Tracing(empty, thorough), (empty, Path(file.name))), 0)
         if status:
             sys.exit(f"without any fault these tests fail: {' '.join(tests)}")
-        trace = pickle.loads(Path(file.name).read_bytes())
+        trace: Trace = pickle.loads(Path(file.name).read_bytes())
+    sys.meta_path.insert(0, absent := _Absent(sources))
     for name in trace.imported:
         with contextlib.suppress(Exception):
             importlib.import_module(name)
+    sys.meta_path.remove(absent)
+    gc.freeze()  # forks need not look through what they do not change
     if os.waitpid(forked({}, tests, _Chosen(list(trace.seconds)), (Trace(), Path(os.devnull))), 0)[1]:
         sys.exit(f"without any fault these tests fail in a fork: {' '.join(tests)}")
     return trace
@@ -281,27 +298,38 @@ def traced(sources: Mapping[str, str], tests: list[str]) -> Trace:
 def attempted(tried: list[Mutant], trace: Trace, jobs: int) -> Iterator[tuple[Mutant, bool]]:
     """Yield each fault and whether it was noticed, ``jobs`` of them at a time."""
     waiting, running = list(reversed(tried)), dict[int, tuple[Mutant, float]]()
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            mutant = waiting.pop()
-            if not (tests := trace.tests(mutant.function)):
-                yield mutant, False
-                continue
-            files = sorted({test.partition("::")[0] for test in tests})
-            pid = forked({mutant.module: mutant.source}, files, _Chosen(tests))
-            patience = PATIENCE + 5 * sum(trace.seconds[test] for test in tests)
-            running[pid] = mutant, time.monotonic() + patience
-        time.sleep(0.01)
-        for pid, (mutant, until) in list(running.items()):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if not ended and time.monotonic() < until:
-                continue
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-            if not ended:
-                os.waitpid(pid, 0)
-            del running[pid]
-            yield mutant, not ended or status != 0
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                mutant = waiting.pop()
+                if not (tests := trace.tests(mutant.function)):
+                    yield mutant, False
+                    continue
+                files = sorted({test.partition("::")[0] for test in tests})
+                pid = forked({mutant.module: mutant.source}, files, _Chosen(tests))
+                patience = PATIENCE + 5 * sum(trace.seconds[test] for test in tests)
+                running[pid] = mutant, time.monotonic() + patience
+            time.sleep(0.01)
+            for pid, (mutant, until) in list(running.items()):
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if not ended and time.monotonic() < until:
+                    continue
+                if not ended:
+                    print(f"its tests did not end: {mutant.name}", flush=True)
+                _end(pid)
+                del running[pid]
+                yield mutant, not ended or status != 0
+    finally:
+        for pid in running:
+            _end(pid)
+
+
+def _end(pid: int) -> None:
+    """End a fork and what its tests started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
 
 
 def main() -> int:
@@ -310,6 +338,7 @@ def main() -> int:
     parser.add_argument("--most", type=int, help="faults tried of each target, drawn by --seed (default: all)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--least", type=float, default=90.0, help="percent that must be noticed for each target")
+    parser.add_argument("--thorough", action="store_true", help="run also the slowest tests")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     os.chdir(ROOT)
@@ -325,7 +354,7 @@ def main() -> int:
         alike -= {one.name for one in every}
         if options.most is not None:
             tried = random.Random(options.seed).sample(tried, min(options.most, len(tried)))
-        trace = traced({str(module.relative_to(ROOT)): observed(module) for module in modules}, tests)
+        trace = traced({str(module.relative_to(ROOT)): observed(module) for module in modules}, tests, options.thorough)
         survivors = 0
         for done, (mutant, noticed) in enumerate(attempted(tried, trace, options.jobs), 1):
             if not noticed:

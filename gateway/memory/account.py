@@ -78,7 +78,7 @@ class MemoryAccount:
         if not self._offloaded:
             self.device = device
         self._mapped, self._unsettled = mapped, unsettled
-        pages = devices.page_counts(self.pid) if self.pid and known is not None else None
+        pages = devices.page_counts(self.pid) if self.pid else None
         if known is not None and pages is not None:
             self.resident, self._baseline = known, (known + unsettled, pages.private)
         else:

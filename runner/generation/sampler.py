@@ -271,14 +271,14 @@ def nucleus(weights: Scores, top_p: float) -> Ids:
 
 
 def _pick(weights: Scores, share: float) -> int:
-    """Return the index at which the running sum of the weights exceeds ``share`` (0 to 1) of their sum.
+    """Return the index at which the running sum of the weights exceeds ``share`` (0 to 1, without 1) of their sum.
 
     Sums blocks first: a running sum over a whole vocabulary takes several times as long.
     """
     starts = np.arange(0, weights.size, 512)
     blocks = np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))
     goal = share * blocks[-1]
-    block = min(int(np.searchsorted(blocks, goal, side="right")), starts.size - 1)
+    block = int(np.searchsorted(blocks, goal, side="right"))
     goal -= blocks[block - 1] if block else 0.0
     sums = np.cumsum(weights[block * 512 : block * 512 + 512], dtype=np.float64)
     index = int(np.searchsorted(sums, goal, side="right"))

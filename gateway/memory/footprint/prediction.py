@@ -225,7 +225,7 @@ def usual_bits(spec: ModelSpec, device: str, footprints: Footprints, budget: int
 def _most(parts: Parts, wanted: int, budget: int) -> int:
     """Return the most tokens, up to ``wanted``, with which a model fits into the budget; at least ``LEAST_CACHE``."""
     low, high = min(LEAST_CACHE, wanted), wanted
-    if not parts.cache_token or parts.total(high) <= budget:
+    if not parts.cache_token:
         return high
     while low < high:
         middle = (low + high + 1) // 2

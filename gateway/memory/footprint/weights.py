@@ -120,7 +120,7 @@ def is_loaded(name: str, family: Family) -> bool:
 
 def is_embedding(name: str) -> bool:
     """Whether this is an embedding, which bitsandbytes does not quantize."""
-    return "embed" in name or name.split(".")[-2:-1] != [] and name.split(".")[-2] in _LOOKED_UP
+    return "embed" in name or name.rpartition(".")[0].rpartition(".")[2] in _LOOKED_UP
 
 
 def is_quantized(name: str, tensor: Tensor, family: Family) -> bool:

@@ -91,6 +91,26 @@ def test_nobody_in_use_goes_for_one_more() -> None:
     assert there.runner("b").asked == "evicted", "b was asked nothing for a whole quantum"
 
 
+def test_one_more_goes_where_no_other_replica_is() -> None:
+    slots = {name: Slot(name, 100) for name in ("slot1", "slot2")}
+    there = World(State(slots, models_of(Spec("a", 40, tuple(slots), replicas=2)), LIMITS))
+    there.ask("a")
+    load(there, "a")
+    there.ask("a")
+    assert [there.runner(name).slot for name in ("a", "a#2")] == ["slot1", "slot2"]
+
+
+def test_one_that_answers_never_goes_for_one_more_however_long_it_takes() -> None:
+    there = world("b")
+    there.ask("b")
+    load(there, "b")
+    there.ask("a")
+    load(there, "a")
+    there.ask("a")
+    there.wait(500)
+    assert there.runner("b").asked is None and there.living() == {"a", "b"}
+
+
 def test_a_pinned_one_never_goes_for_one_more() -> None:
     there = world("b")
     there.resident("b")

@@ -242,6 +242,7 @@ def test_figures_of_an_earlier_version_are_understood(folder: Path, tmp_path: Pa
         b"\xff\xfe",
         b'{"a": null}',
         b'{"a": "many"}',
+        b'{"a": "300"}',
         b'{"a": []}',
         b'{"a": NaN}',
         b'{"a": Infinity}',
@@ -257,6 +258,12 @@ def test_damaged_figures_are_survived_and_written_anew(folder: Path, tmp_path: P
     footprints.record(spec, "cpu", MEASURED)
     assert list(json.loads(file.read_text()).values()) == [{"resident": MEASURED, "transient": 0}]
     assert [path.name for path in file.parent.iterdir()] == ["footprints.json"], "no leavings"
+
+
+def test_figures_are_kept_in_a_folder_that_is_not_there_yet(folder: Path, tmp_path: Path) -> None:
+    footprints, spec = Footprints(tmp_path / "not" / "yet"), spec_of(folder, 4)
+    footprints.record(spec, "cpu", MEASURED)
+    assert resident_of(Footprints(tmp_path / "not" / "yet"), spec, "cpu") == MEASURED
 
 
 def test_a_figure_that_cannot_be_is_not_believed(folder: Path, tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ GGUF = model(engine="llama_cpp", source={"path": "x", "file": "m.gguf"})
         (model(), CUDA, "none", ("small_batch",)),
         (model(), "cpu", "cpu", ("small_batch",)),
         (model(max_batch_size=1), "cpu", "cpu", ()),
+        (model(max_batch_size=2), "cpu", "cpu", ("small_batch",)),
+        (model(device="cuda"), CUDA, "cpu", ("small_batch", "offload")),
         (model(max_memory={"0": "1GiB"}), CUDA, "cpu", ("small_batch", "cpu")),
         (GGUF, CUDA, "cpu", ("small_batch", "cpu")),
     ],
@@ -84,6 +86,30 @@ def test_a_level_holds_for_a_while() -> None:
     assert degradation.restore_level("m") and degradation.level("m") == "normal" and not degradation.restore_level("m")
     degradation.ran_out(model(), CUDA, "normal", alone=False)
     assert degradation.restore_level("m", at_once=True) and degradation.level("m") == "normal"
+
+
+def test_a_level_that_held_long_enough_holds_no_longer() -> None:
+    now = 0.0
+    degradation = Degradation("cpu", 600, lambda: now)
+    degradation.ran_out(model(), CUDA, "normal", alone=False)
+    now = 700.0
+    assert degradation.holds_for("m") == 0.0
+
+
+def test_the_last_tries_are_kept_and_each_is_told_once() -> None:
+    degradation, spec = Degradation("none", 600), model()
+    for _ in range(9):
+        degradation.load_failed(spec, "cpu", "normal")
+        degradation.loaded("m")
+    assert len(degradation.degraded["m"].tried) == 6
+    assert degradation.explain(spec, "cpu", "full").count("loading it again") == 1
+    assert "runs on the CPU already" in degradation.explain(spec, "cpu", "full")
+    assert "runs on the CPU already" not in degradation.explain(spec, CUDA, "full")
+
+
+def test_a_refused_load_is_tried_twice_the_next_time() -> None:
+    degradation, spec = Degradation("none", 600), model()
+    assert [degradation.load_failed(spec, "cpu", "normal") for _ in range(4)] == [True, False, True, False]
 
 
 def test_an_answer_that_was_made_as_it_should_be_says_nothing() -> None:

@@ -1,15 +1,22 @@
 """Which sets of models fit together: all of them where they are few, some of them soon where they are many."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
+from checkpoints.safetensors_header import HeaderError
 from gateway.memory import fit
-from gateway.memory.fit import Fit, maximal, together
+from gateway.memory.fit import Fit, Together, maximal, together
+from gateway.memory.footprint.prediction import Charge
 from gateway.memory.placement import Placement
 from models_registry.catalog import load_catalog
+from models_registry.spec import ModelSpec
+from tests.unit.gateway.memory.test_footprint import spec_of
 from utils.settings import load_settings
 
 
@@ -64,3 +71,40 @@ def test_each_model_is_charged_as_a_gateway_would(tmp_path: Path) -> None:
         assert one.bytes == footprints.charge(bits, "cpu", catalog.cache_tokens(spec), 450_000_000).bytes
     sets = together("cpu", 450_000_000, list(found.values())).sets
     assert len(sets) > 1
+
+
+def test_as_many_sets_as_there_are_is_not_more() -> None:
+    models = [Fit(name, 4, "cpu", 5, 0, None) for name in "abc"]
+    assert together("cpu", 5, models, most=3) == Together("cpu", 5, [["a"], ["b"], ["c"]], False)
+    assert together("cpu", 5, models, most=2) == Together("cpu", 5, [["a"], ["b"]], True)
+
+
+def placed(charge: Charge, parts: Callable[..., object]) -> Placement:
+    """Return a stand-in for a placement in which every model goes to a GPU."""
+    return cast(
+        Placement,
+        SimpleNamespace(
+            expected=lambda spec: "cuda:0",
+            on=lambda spec, slot: spec,
+            needs=lambda spec, slot: charge,
+            has_room=lambda slot, charge: True,
+            footprints=SimpleNamespace(parts=parts),
+            places={"cuda:0": SimpleNamespace(device="cuda:0")},
+            ram="cpu",
+        ),
+    )
+
+
+def test_a_model_without_weights_takes_nothing_and_says_why() -> None:
+    def parts(spec: ModelSpec, device: str) -> None:
+        raise HeaderError("damaged")
+
+    assert fit._fit(spec_of(Path("x")), placed(Charge(0, 9, 0, 0, 0), parts)) == Fit(
+        "a", 16, "cuda:0", 0, 0, None, "damaged"
+    )
+
+
+def test_the_slot_for_what_is_offloaded_is_named_where_something_is() -> None:
+    for offloaded, ram in ((5, "cpu"), (0, "")):
+        found = fit._fit(spec_of(Path("x")), placed(Charge(7, 9, 0, 7, 7, offloaded), lambda spec, device: None))
+        assert found == Fit("a", 16, "cuda:0", 7, 9, None, "", offloaded, ram, True)

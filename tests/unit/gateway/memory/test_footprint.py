@@ -331,10 +331,23 @@ def test_where_they_are_fused_the_config_tells(tmp_path: Path, name: str) -> Non
         (DECODER | {"num_attention_heads": 0}, 0),
         (DECODER | {"num_hidden_layers": "three"}, 0),
         ({"num_hidden_layers": 3, "num_attention_heads": 4}, 0),
+        ({"num_hidden_layers": 3, "num_attention_heads": 1}, 0),
+        (DECODER | {"multi_query": True, "new_decoder_architecture": True}, 3 * 2 * 2 * 16),
     ],
 )
 def test_what_a_config_tells_of_the_cache(tmp_path: Path, config: object, rows: int) -> None:
     assert cached(tmp_path, FUSED, config) == rows * 2
+
+
+def test_the_config_tells_for_names_that_are_not_known_and_where_only_other_modules_have_known_ones(
+    tmp_path: Path,
+) -> None:
+    packed = {"model.layers.0.self_attn.W_pack.weight": np.zeros((128, 64), np.float16)}
+    assert cached(tmp_path, packed, DECODER) == 3 * 2 * 2 * 16 * 2
+    resampler = {"a_resampler.k_proj.weight": np.zeros((8, 8), np.float16)}
+    for tensors in (FUSED | resampler, resampler | FUSED | {"z.weight": np.zeros((8, 8), np.float16)}):
+        assert cached(tmp_path, tensors, DECODER) == 3 * 2 * 2 * 16 * 2
+    assert cached(tmp_path, FUSED | APART, {}) == 32 * 2, "the config says nothing"
 
 
 def test_a_decoder_beside_an_encoder_is_not_told(tmp_path: Path) -> None:

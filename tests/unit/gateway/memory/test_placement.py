@@ -10,6 +10,7 @@ import yaml
 from checkpoints import kept_weights
 from gateway.memory import placement
 from gateway.memory.devices import Gpu
+from gateway.memory.footprint.prediction import Charge
 from gateway.memory.placement import Placement
 from models_registry.catalog import CatalogError, load_catalog
 from models_registry.spec import ModelSpec
@@ -267,6 +268,74 @@ def test_a_part_that_goes_to_ram_when_memory_ran_out_is_charged_there(tmp_path: 
     part = placed.needs(spec, "cuda:0")
     assert part.bytes == whole.bytes - weights + (int(limits["0"].removesuffix("MiB")) << 20) < whole.bytes
     assert part.offloaded > 100 * MB and placed.offloads(spec) == {"cuda:0": {"cpu": part.offloaded}}
+
+
+def test_a_model_that_fills_a_slot_to_the_byte_fits(tmp_path: Path, gpus: list[Gpu]) -> None:
+    gpus += TWO
+    placed = place(tmp_path, {"mine": {"device": "cuda,cpu"}}, slot_budgets="cuda:0=1GB,cpu=2GB")
+    for size, offloaded, fits in ((10**9, 2 * 10**9, True), (10**9 + 1, 0, False), (1, 2 * 10**9 + 1, False)):
+        assert placed.has_room("cuda:0", Charge(size, 0, 0, size, size, offloaded)) is fits
+    alone = place(tmp_path, {"mine": {"device": "cuda:0"}})
+    assert alone.has_room("cuda:0", Charge(1, 0, 0, 1, 1)) and not alone.has_room("cuda:0", Charge(1, 0, 0, 1, 1, 1))
+
+
+def test_a_degraded_model_answers_one_request_at_a_time_with_a_cache_for_it(tmp_path: Path, gpus: list[Gpu]) -> None:
+    gpus += TWO
+    placed = place(tmp_path, {"mine": {"device": "cuda:0", "max_batch_size": 4}}, fallback="cpu")
+    spec = _spec(placed, tmp_path)
+    assert placed.at_once(spec) == 4
+    placed.degradation.ran_out(spec, "cuda:0", "normal", alone=False)
+    assert placed.degradation.level("mine") == "small_batch" and placed.at_once(spec) == 1
+    assert placed.needs(spec, "cuda:0").tokens == max(1024, spec.context or 0)
+    assert placed.needs(spec.model_copy(update={"context": None}), "cuda:0").tokens == 1024
+    placed.degradation.ran_out(spec, "cuda:0", "small_batch", alone=True)
+    assert placed.degradation.level("mine") == "offload" and placed.at_once(spec) == 1
+
+
+def test_all_slots_of_the_cpu_have_a_budget_together(tmp_path: Path, gpus: list[Gpu]) -> None:
+    gpus += TWO
+    assert place(tmp_path, {"mine": {"device": "cuda:0"}}).cpu_budget is None
+    both = place(tmp_path, {"mine": {"device": "cpu"}}, cpu_slots=2, slot_budgets="cpu:0=300MB,cpu:1=400MB")
+    assert both.cpu_budget == 700 * MB
+
+
+def test_runners_on_several_slots_of_the_cpu_share_its_cores(
+    tmp_path: Path, gpus: list[Gpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement.os, "sched_getaffinity", lambda pid: set(range(9)))
+    assert place(tmp_path, cpu_slots=2).threads() == 4
+    assert place(tmp_path, cpu_threads=3).threads() == 3
+
+
+def test_slots_of_the_cpu_may_have_all_its_memory_and_no_more(
+    tmp_path: Path, gpus: list[Gpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement.devices, "total_bytes", lambda: 8 * GIB)
+    assert budgets(place(tmp_path, cpu_slots=2, slot_budget="4GiB")) == {"cpu:0": 4 * GIB, "cpu:1": 4 * GIB}
+    assert budgets(place(tmp_path, cpu_slots=2, cpu_utilization=0.5)) == {"cpu:0": 2 * GIB, "cpu:1": 2 * GIB}
+    with pytest.raises(SettingsError, match="setting 'slot_budget'"):
+        place(tmp_path, cpu_slots=2, slot_budget=f"{4 * GIB + 1}")
+
+
+def test_a_gpu_that_others_use_is_logged(tmp_path: Path, gpus: list[Gpu], caplog: pytest.LogCaptureFixture) -> None:
+    gpus += [Gpu(0, 0, "GPU-a", "Busy", 8 * GIB, 2 * GIB)]
+    place(tmp_path, slot_budget="2GiB")
+    place(tmp_path, gpu_utilization=1.0, gpu_reserve="1GiB")
+    assert caplog.messages == []
+    place(tmp_path, slot_budget="3GiB")
+    assert "less than its budget" in caplog.text
+    place(tmp_path, gpu_utilization=0.5)
+    assert "no memory left" in caplog.text
+
+
+def test_a_gpu_that_is_hidden_is_explained(tmp_path: Path, gpus: list[Gpu], monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in (None, "0"):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if value is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+        with pytest.raises(SettingsError) as caught:
+            place(tmp_path, device="cuda:3")
+        assert ("CUDA_VISIBLE_DEVICES" in str(caught.value)) is (value is not None)
 
 
 def _spec(placed: Placement, tmp_path: Path) -> ModelSpec:

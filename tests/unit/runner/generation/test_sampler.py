@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from numpy.typing import NDArray
 
 from protocol.messages import Sampling
-from runner.generation.sampler import BrokenOutput, Sampler, largest, logprobs, nucleus
+from runner.generation.sampler import BrokenOutput, Sampler, _pick, largest, logprobs, nucleus
 
 LIGHT = settings(max_examples=100, deadline=None, database=None)
 INF = float("inf")
@@ -146,6 +146,41 @@ def test_nucleus_is_what_sorting_gives(size: int, top_p: float, seed: int, sprea
     assert places.size == 1 or sums[places.size - 2] < goal * (1 + 1e-6), "too many"
 
 
+@pytest.mark.parametrize("size", [1, 2, 511, 512, 513, 1024, 1025, 3000])
+def test_the_token_is_that_at_which_the_sum_of_weights_passes_the_share(size: int) -> None:
+    weights = (np.arange(size) % 5).astype(np.float32)
+    weights[0] = 1
+    sums = np.cumsum(weights, dtype=np.float64)
+    for goal in {0, 1, sums[-1] // 3, sums[-1] // 2, sums[size // 2], sums[-1] - 1} - {sums[-1]}:
+        wanted = int(np.searchsorted(sums, goal, side="right"))
+        share = goal / sums[-1]
+        if share * sums[-1] == goal:
+            assert _pick(weights, share) == wanted
+
+
+@pytest.mark.parametrize("size", [1, 512, 513, 1500])
+def test_the_largest_share_takes_the_last_token_that_has_a_weight(size: int) -> None:
+    weights = np.ones(size + 7, np.float32)
+    weights[size:] = 0
+    assert _pick(weights, np.nextafter(1.0, 0.0)) == size - 1
+
+
+@pytest.mark.parametrize("seed", [22, 23, 24, 25, 27, 29])
+def test_where_sums_are_rounded_no_token_without_a_weight_is_taken(seed: int) -> None:
+    """Weights from 1e-20 to 1 have sums that depend on the order of adding."""
+    weights = (10.0 ** np.random.default_rng(seed).uniform(-20, 0, 1507)).astype(np.float32)
+    weights[1500:] = 0
+    assert _pick(weights, np.nextafter(1.0, 0.0)) == 1499
+
+
+def test_a_nucleus_of_nearly_all_leaves_out_what_it_can() -> None:
+    assert nucleus(row(4, 1, 2, 1), 0.5).tolist() == [0]
+    assert nucleus(row(4, 1, 2, 1), 0.51).tolist() == [0, 2]
+    assert nucleus(row(4, 1, 2, 1), 0.875).tolist() == [0, 1, 2], "of equals the first"
+    assert nucleus(row(4, 1, 2, 1), 0.9).tolist() == [0, 1, 2, 3]
+    assert nucleus(row(4, 4, 4, 4), 0.5).tolist() == [0, 1]
+
+
 # -- seeds -------------------------------------------------------------------------------------------------------------
 
 
@@ -174,6 +209,13 @@ def test_any_whole_number_is_a_seed(seed: int) -> None:
     assert answer(sampler(temperature=1.0, seed=seed)) == answer(sampler(temperature=1.0, seed=seed))
 
 
+def test_seeds_count_modulo_two_to_the_64() -> None:
+    assert answer(sampler(temperature=1.0, seed=5)) == answer(sampler(temperature=1.0, seed=5 + 2**64))
+    assert answer(sampler(temperature=1.0, seed=-1)) == answer(sampler(temperature=1.0, seed=2**64 - 1))
+    seeds = (0, 1, 2**62, 2**63)
+    assert len({tuple(answer(sampler(temperature=1.0, seed=seed))) for seed in seeds}) == len(seeds)
+
+
 def _answer_in_child(pipe: Any) -> None:
     pipe.send(answer(sampler(temperature=1.0)))
 
@@ -198,6 +240,36 @@ def test_repetition_penalty_divides_and_multiplies_for_prompt_and_answer() -> No
     assert chooser.sample_token(row(4, 2.5, -1, -1.5)) == 1  # 4 / 2 = 2
     assert chooser.sample_token(row(4, 2.5, -1, -1.5)) == 0  # 2.5 / 2 = 1.25
     assert chooser.sample_token(row(-9, -8, -1, -1.5)) == 3  # -1 * 2 = -2
+
+
+def test_ids_of_the_prompt_just_outside_the_vocabulary_are_left_out() -> None:
+    for prompt in ((0, 4), (0, -1)):
+        assert sampler(prompt=prompt, repetition_penalty=2.0).sample_token(row(4, 2.5, -1, -1.5)) == 1
+    assert sampler(prompt=(3,), repetition_penalty=2.0).sample_token(row(1, 1.5, 0, 2.5)) == 1
+
+
+def test_the_last_token_of_the_vocabulary_may_be_biased() -> None:
+    assert sampler(logit_bias=((2, 9.0),)).sample_token(row(1, 2, 3)) == 2
+    assert sampler(logit_bias=((0, 9.0),)).sample_token(row(1, 2, 3)) == 0
+
+
+@pytest.mark.parametrize("fields", [{"frequency_penalty": 1.0}, {"repetition_penalty": 1.5}])
+def test_hundreds_of_tokens_are_counted(fields: dict[str, Any]) -> None:
+    chooser = sampler(**fields)
+    for token in range(300):
+        chooser.accept_token(token)
+    assert chooser.sample_token(np.append(np.full(300, 5, np.float32), np.float32(4.5))) == 300
+
+
+def test_an_end_outside_the_vocabulary_is_ignored_before_min_tokens() -> None:
+    assert sampler(ends=frozenset({4, 3}), min_tokens=1).sample_token(row(1, 2, 3, 9)) == 2
+
+
+def test_why_nothing_can_be_sampled_is_told() -> None:
+    with pytest.raises(BrokenOutput, match="damaged"):
+        sampler().sample_token(row(float("nan"), 1))
+    with pytest.raises(BrokenOutput, match="for any token"):
+        sampler().sample_token(row(-INF, -INF))
 
 
 def test_presence_counts_once_and_frequency_each_time_in_the_answer_alone() -> None:

@@ -68,6 +68,40 @@ def test_little_is_added_and_much_is_measured(machine: Machine) -> None:
     assert machine.measured == [2, 3], "the pages of files, too, may be its own"
 
 
+def test_a_change_of_just_the_margin_is_not_measured(machine: Machine) -> None:
+    machine.has(1, own=1000 * MB, private=1000 * MB)
+    machine.resident.read([1])
+    machine.seen[1] = PageCounts(1050 * MB, 0)
+    assert machine.resident.read([1])[1].bytes == 1050 * MB and machine.measured == [1]
+    machine.seen[1] = PageCounts(950 * MB, 0)
+    assert machine.resident.read([1])[1].bytes == 950 * MB and machine.measured == [1]
+    machine.seen[1] = PageCounts(949 * MB, 0)
+    machine.resident.read([1])
+    assert machine.measured == [1, 1]
+
+
+def test_a_small_process_may_change_by_the_grain(machine: Machine) -> None:
+    machine.has(1, own=MB, private=20 * MB)
+    machine.resident.read([1])
+    machine.seen[1] = PageCounts(20 * MB - 16 * 2**20, 0)
+    assert machine.resident.read([1])[1].bytes == 0, "never less than nothing"
+    assert machine.measured == [1]
+
+
+def test_a_figure_from_a_clock_that_went_back_has_no_age(machine: Machine) -> None:
+    machine.has(1, own=MB, private=MB)
+    machine.resident.read([1])
+    machine.now -= 5
+    assert machine.resident.read([1])[1].age == 0.0
+
+
+def test_a_figure_just_old_enough_is_made_anew(machine: Machine) -> None:
+    machine.has(1, own=MB, private=MB)
+    machine.resident.read([1])
+    machine.now += OLD
+    assert machine.resident.read([1])[1].age == 0.0 and machine.measured == [1, 1]
+
+
 def test_of_old_figures_one_is_made_anew_at_a_time(machine: Machine) -> None:
     machine.look(1)
     machine.now += 1
