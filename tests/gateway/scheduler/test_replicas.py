@@ -92,8 +92,8 @@ def test_nobody_in_use_goes_for_one_more() -> None:
 
 
 def test_one_more_goes_where_no_other_replica_is() -> None:
-    slots = {name: Slot(name, 100) for name in ("slot1", "slot2")}
-    there = World(State(slots, models_of(Spec("a", 40, tuple(slots), replicas=2)), LIMITS))
+    budgets = {"slot1": 100, "slot2": 100}
+    there = World(State(budgets, models_of(Spec("a", 40, tuple(budgets), replicas=2)), LIMITS))
     there.ask("a")
     load(there, "a")
     there.ask("a")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.scheduler import Limits, Model, Phase, Slot, Spec, State, events, next_wakeup, owner, policy
+from gateway.scheduler import Limits, Model, Phase, Spec, State, events, next_wakeup, owner, policy
 from gateway.scheduler.actions import Admit, EndRunner, Refuse, Why
 from gateway.scheduler.admission import reserve_request
 from gateway.scheduler.anticipation import expected_until, learn_from_load
@@ -25,7 +25,7 @@ def model(name: str = "a", size: int = 30, slots: tuple[str, ...] = ("gpu",), **
 
 
 def state_of(*models: Model, budget: int = 100, **limits: Any) -> State:
-    return State({"gpu": Slot("gpu", budget)}, {one.name: one for one in models}, Limits(**limits))
+    return State({"gpu": budget}, {one.name: one for one in models}, Limits(**limits))
 
 
 def live(one: Model, phase: Phase = Phase.READY, since: float = 0.0) -> Model:
@@ -458,7 +458,7 @@ def test_when_one_more_replica_can_be_loaded_beside_a_resident_of_30_bytes(
     first.residency.slot, first.residency.charges = "elsewhere", {"elsewhere": 60}
     resident = live(model("b", 30), phase)
     state = state_of(first, second, resident, budget=budget, quantum=10)
-    state.slots["elsewhere"] = Slot("elsewhere", 60)
+    state.budgets["elsewhere"] = 60
     [(planned, plan)] = plan_replicas(state, [], NOW)
     assert planned is second and plan.prospect is prospect
     assert plan.evict == ((resident,) if prospect is Prospect.EVICT else ())
@@ -467,10 +467,10 @@ def test_when_one_more_replica_can_be_loaded_beside_a_resident_of_30_bytes(
 def test_a_model_goes_where_the_least_is_left_free() -> None:
     newcomer = with_waiters(model("new", 60, ("empty", "gpu")), 1)
     state = state_of(newcomer, live(model("b", 30)))
-    state.slots["empty"] = Slot("empty", 100)
+    state.budgets["empty"] = 100
     [(_, plan)] = plan_loads(state, NOW)
     assert (plan.slot, plan.ready) == ("gpu", True)
-    state.slots["empty"].budget = 60
+    state.budgets["empty"] = 60
     [(_, plan)] = plan_loads(state, NOW)
     assert plan.slot == "empty"
 
@@ -495,10 +495,10 @@ def test_one_more_replica_waits_until_an_idle_model_was_unused_for_a_quantum() -
     early, late = live(model("b", 30)), live(model("c", 30))
     early.residency.last_used, late.residency.last_used = NOW - 20, NOW - 10
     state = state_of(first, second, late, early, budget=90, quantum=10)
-    state.slots["elsewhere"] = Slot("elsewhere", 60)
+    state.budgets["elsewhere"] = 60
     [(_, plan)] = plan_replicas(state, [], NOW)
     assert plan.evict == (early,), "that is enough"
-    state.slots["gpu"].budget = 60
+    state.budgets["gpu"] = 60
     [(_, plan)] = plan_replicas(state, [], NOW)
     assert plan.evict == (early, late)
     [(_, plan)] = plan_replicas(state, [], NOW - 1)

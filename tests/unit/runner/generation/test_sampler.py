@@ -257,7 +257,9 @@ def test_the_last_token_of_the_vocabulary_may_be_biased() -> None:
 def test_hundreds_of_tokens_are_counted(fields: dict[str, Any]) -> None:
     chooser = sampler(**fields)
     for token in range(300):
-        chooser.accept_token(token)
+        scores = np.zeros(301, np.float32)
+        scores[token] = 9.0
+        assert chooser.sample_token(scores) == token
     assert chooser.sample_token(np.append(np.full(300, 5, np.float32), np.float32(4.5))) == 300
 
 
