@@ -208,6 +208,22 @@ def test_a_busy_model_is_waited_for_until_its_work_is_done_or_its_turn_is_over()
     assert seconds_to_lease(state_of(one, busy), one, NOW) == (10 + 4) + 2 + 8, "its quantum and one answer"
 
 
+def test_a_model_that_answers_fast_is_waited_for_no_longer_than_it_takes() -> None:
+    one, busy = cold(), with_lease(measured(live(model("b", 60)), service=0.5, end=2), NOW)
+    assert seconds_to_lease(state_of(one, busy), one, NOW) == 0.5 + 2 + 8
+    assert seconds_to_lease(state_of(busy), busy, NOW) == 0.5
+    busy.queue.leases.clear()
+    assert seconds_to_lease(state_of(busy), busy, NOW) == 0.5
+
+
+def test_a_cold_model_waits_for_the_slot_that_is_free_first() -> None:
+    one, other = cold(), measured(live(model("b", 60)), end=3)
+    one.spec.slots = ("gpu", "empty")
+    state = state_of(one, other)
+    state.slots["empty"] = Slot("empty", 60)
+    assert seconds_to_lease(state, one, NOW) == 8
+
+
 def test_an_answer_that_is_overdue_is_expected_after_the_mean_time_between_two() -> None:
     one, busy = cold(), with_lease(measured(live(model("b", 60)), service=4, end=2), NOW - 9)
     assert seconds_to_lease(state_of(one, busy), one, NOW) == 4 / 2 + 2 + 8
@@ -473,6 +489,32 @@ def test_a_model_goes_where_the_least_is_left_free() -> None:
     state.slots["empty"].budget = 60
     [(_, plan)] = plan_loads(state, NOW)
     assert plan.slot == "empty"
+
+
+def offloading(*others: Model, ram: int) -> State:
+    """A state in which ``new`` waits for 60 bytes of the GPU and 10 of the RAM."""
+    newcomer = with_waiters(model("new", 60, offloads={"gpu": {"ram": 10}}), 1)
+    state = state_of(newcomer, *others)
+    state.slots["ram"] = Slot("ram", ram)
+    return state
+
+
+def in_ram(one: Model) -> Model:
+    one.spec.slots, one.residency.slot, one.residency.charges = ("ram",), "ram", {"ram": one.spec.predicted}
+    return one
+
+
+def test_a_load_that_offloads_begins_soon_when_another_load_ends_on_one_of_its_slots() -> None:
+    loading = in_ram(live(model("b", 30), Phase.LOADING))
+    [(_, plan)] = plan_loads(offloading(loading, ram=40), NOW)
+    assert plan.prospect is Prospect.SOON
+
+
+def test_a_load_that_offloads_evicts_on_both_slots_what_is_in_its_way() -> None:
+    on_gpu, beside = live(model("b", 60)), in_ram(live(model("c", 30)))
+    for ram, evict in ((40, (on_gpu,)), (39, (on_gpu, beside))):
+        [(_, plan)] = plan_loads(offloading(on_gpu, beside, ram=ram), NOW)
+        assert (plan.prospect, plan.evict) == (Prospect.EVICT, evict)
 
 
 def test_one_more_replica_that_failed_or_fits_nowhere_is_not_loaded() -> None:
