@@ -517,6 +517,20 @@ def test_a_load_that_offloads_evicts_on_both_slots_what_is_in_its_way() -> None:
         assert (plan.prospect, plan.evict) == (Prospect.EVICT, evict)
 
 
+def test_only_those_who_wait_for_the_slot_count_against_an_expected_model() -> None:
+    expected = regular()
+    newcomer = with_waiters(model("new", 60), 1)
+    served = with_waiters(live(model("served", 30)), 12, since=NOW + 1)
+    elsewhere = with_waiters(model("elsewhere", 5, ("cpu",)), 12, since=NOW + 1)
+    state = state_of(expected, newcomer, served, elsewhere)
+    state.slots["cpu"] = Slot("cpu", 5)
+    plan = next(plan for planned, plan in plan_loads(state, NOW) if planned is newcomer)
+    assert (plan.prospect, plan.wait_until) == (Prospect.TURN, pytest.approx(NOW + 3.05))
+    with_waiters(newcomer, 11)
+    plan = next(plan for planned, plan in plan_loads(state, NOW) if planned is newcomer)
+    assert (plan.prospect, plan.evict) == (Prospect.EVICT, (expected,))
+
+
 def test_one_more_replica_that_failed_or_fits_nowhere_is_not_loaded() -> None:
     first, second = replicas(2)
     with_waiters(with_lease(live(first), NOW), 1)
