@@ -531,6 +531,15 @@ def test_only_those_who_wait_for_the_slot_count_against_an_expected_model() -> N
     assert (plan.prospect, plan.evict) == (Prospect.EVICT, (expected,))
 
 
+def test_a_model_that_answers_yields_once_its_turn_is_over() -> None:
+    newcomer, busy = with_waiters(model("new", 90), 1), with_lease(live(model("b", 30)), NOW - 5)
+    state = state_of(newcomer, busy, quantum=10)
+    [(_, plan)] = plan_loads(state, NOW)
+    assert (plan.prospect, plan.yielding, plan.wait_until) == (Prospect.TURN, (), NOW + 10)
+    [(_, plan)] = plan_loads(state, NOW + 10)
+    assert (plan.prospect, plan.yielding, plan.evict) == (Prospect.YIELD, (busy,), ())
+
+
 def test_one_more_replica_that_failed_or_fits_nowhere_is_not_loaded() -> None:
     first, second = replicas(2)
     with_waiters(with_lease(live(first), NOW), 1)
