@@ -8,7 +8,7 @@ import pytest
 
 from gateway.scheduler import Limits, Model, Phase, Slot, Spec, State, events, next_wakeup, owner, policy
 from gateway.scheduler.actions import Admit, EndRunner, Refuse, Why
-from gateway.scheduler.admission import reserve_request
+from gateway.scheduler.admission import grant_lease, release_request, reserve_request, submit_request
 from gateway.scheduler.anticipation import expected_until, learn_from_load
 from gateway.scheduler.estimate import seconds_to_any_lease, seconds_to_lease
 from gateway.scheduler.eviction import Prospect, plan_loads, plan_replicas, turn_ends
@@ -392,6 +392,47 @@ def test_a_request_for_any_replica_is_admitted_where_one_can_answer_and_a_bound_
     assert reserve_request(state_of(failed, ready), asked, NOW) == [Admit("1")]
     (refused,) = reserve_request(state_of(failed, ready), replace(asked, bound=True), NOW)
     assert isinstance(refused, Refuse) and (refused.why, refused.retry_after) == (Why.BACKOFF, 10)
+
+
+def test_a_submitted_request_waits_at_the_replica_that_can_answer() -> None:
+    failed, ready = replicas(2)
+    failed.residency.retry_at = NOW + 10
+    live(ready)
+    state, asked = state_of(failed, ready), request(1, model=failed.name)
+    state.requests["1"] = failed.queue.reserved["1"] = asked
+    assert submit_request(state, "1", NOW) == [] and asked.model == ready.name
+    assert list(ready.queue.waiting) == [asked] and not failed.queue.reserved
+
+
+def test_leases_of_interactive_requests_are_counted_until_a_batch_request_has_one() -> None:
+    one = live(model(concurrency=9))
+    for priority, passed_over in ((0, 1), (0, 2), (1, 0), (0, 1)):
+        asked = request(passed_over, priority=priority)
+        one.queue.insert_waiter(asked)
+        grant_lease(state_of(one), one, asked, NOW)
+        assert one.queue.passed_over == passed_over
+
+
+def test_a_model_is_idle_only_when_all_was_answered() -> None:
+    one = live(model(concurrency=2))
+    state = state_of(one)
+    for number in (1, 2):
+        state.requests[str(number)] = one.queue.leases[str(number)] = request(number, granted_at=NOW)
+    release_request(state, "1", None, NOW + 1)
+    assert one.measured.idle_since is None and one.queue.depth == 0
+    with_waiters(one, 1)
+    one.queue.reserved["9"] = request(9)
+    assert one.queue.depth == 2
+    one.queue.waiting.clear()
+    release_request(state, "2", None, NOW + 2)
+    assert one.measured.idle_since == NOW + 2
+
+
+def test_a_refusal_names_the_slot_that_lacks_memory() -> None:
+    state = state_of(model(size=2, offloads={"gpu": {"ram": 25}}), budget=10)
+    state.slots["ram"] = Slot("ram", 20)
+    (refused,) = reserve_request(state, events.Reserve("1", "a", FAR), NOW)
+    assert isinstance(refused, Refuse) and "slot ram" in refused.detail and "offloads from gpu" in refused.detail
 
 
 def test_one_more_replica_is_loaded_at_a_time_for_more_answers_than_are_coming() -> None:
