@@ -13,7 +13,7 @@ from gateway.scheduler.anticipation import expected_until, learn_from_load
 from gateway.scheduler.estimate import seconds_to_any_lease, seconds_to_lease
 from gateway.scheduler.eviction import Prospect, plan_loads, plan_replicas, turn_ends
 from gateway.scheduler.model import Mean, Measured, Queue, Request, Residency
-from gateway.scheduler.replicas import home_replica, replicas_to_load
+from gateway.scheduler.replicas import gather_waiters, home_replica, replicas_to_load
 from gateway.scheduler.runners import explain_idle
 
 NOW = 100.0
@@ -402,6 +402,24 @@ def test_a_submitted_request_waits_at_the_replica_that_can_answer() -> None:
     state.requests["1"] = failed.queue.reserved["1"] = asked
     assert submit_request(state, "1", NOW) == [] and asked.model == ready.name
     assert list(ready.queue.waiting) == [asked] and not failed.queue.reserved
+
+
+def test_a_request_that_moves_to_a_loading_replica_has_waited_for_a_load() -> None:
+    for phase, waited_before, waited in (
+        (Phase.LOADING, False, True),
+        (Phase.READY, False, False),
+        (Phase.READY, True, True),
+    ):
+        gone, home = replicas(2)
+        with_waiters(gone, 1, waited_for_load=waited_before)
+        gather_waiters(state_of(gone, live(home, phase)))
+        assert [one.waited_for_load for one in home.queue.waiting] == [waited] and not gone.queue.waiting
+
+
+def test_of_models_asked_for_at_once_the_one_used_longest_ago_has_its_turn_first() -> None:
+    old, new = with_waiters(model("old"), 1), with_waiters(model("new"), 1)
+    old.residency.last_used, new.residency.last_used = NOW - 9, NOW - 1
+    assert old.turn(NOW, Limits()) < new.turn(NOW, Limits())
 
 
 def test_leases_of_interactive_requests_are_counted_until_a_batch_request_has_one() -> None:
