@@ -49,8 +49,8 @@ REAL_LOADS = {"told", "placed", "loads"}
 LONG = 1.0
 """Seconds of computing from which on a test runs only with ``--thorough``: each fault that survives pays for it."""
 ALIKE = Path(__file__).with_name("mutants_alike.txt")
-PATIENCE = 20.0
-"""Seconds, beside five times the usual ones, after which tests that have not ended count as failed."""
+PATIENCE = 10.0
+"""Seconds, beside five times the usual ones, after which a test that has not ended fails."""
 MEMORY = 6 * 2**30
 """Bytes that the tests of one fault may take."""
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
@@ -226,16 +226,18 @@ class _Tracing:
 
 
 class _Chosen:
-    """A pytest plugin that runs the tests with these ids, in their order."""
+    """A pytest plugin that runs the tests with these ids, in their order, each for a while at most."""
 
-    def __init__(self, tests: list[str]) -> None:
+    def __init__(self, tests: list[str], seconds: Mapping[str, float]) -> None:
         self._order = {test: number for number, test in enumerate(tests)}
+        self._seconds = seconds
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = sorted(
-            (item for item in items if item.nodeid in self._order), key=lambda item: self._order[item.nodeid]
-        )
+        chosen = [item for item in items if item.nodeid in self._order]
+        items[:] = sorted(chosen, key=lambda item: self._order[item.nodeid])
+        for item in items:
+            item.add_marker(pytest.mark.timeout(PATIENCE + 5 * self._seconds[item.nodeid]))
 
 
 def forked(
@@ -290,7 +292,7 @@ def traced(sources: Mapping[str, str], tests: list[str], thorough: bool) -> Trac
             importlib.import_module(name)
     sys.meta_path.remove(absent)
     gc.freeze()  # forks need not look through what they do not change
-    if os.waitpid(forked({}, tests, _Chosen(list(trace.seconds)), (Trace(), Path(os.devnull))), 0)[1]:
+    if os.waitpid(forked({}, tests, _Chosen(list(trace.seconds), trace.seconds), (Trace(), Path(os.devnull))), 0)[1]:
         sys.exit(f"without any fault these tests fail in a fork: {' '.join(tests)}")
     return trace
 
@@ -306,7 +308,7 @@ def attempted(tried: list[Mutant], trace: Trace, jobs: int) -> Iterator[tuple[Mu
                     yield mutant, False
                     continue
                 files = sorted({test.partition("::")[0] for test in tests})
-                pid = forked({mutant.module: mutant.source}, files, _Chosen(tests))
+                pid = forked({mutant.module: mutant.source}, files, _Chosen(tests, trace.seconds))
                 patience = PATIENCE + 5 * sum(trace.seconds[test] for test in tests)
                 running[pid] = mutant, time.monotonic() + patience
             time.sleep(0.01)

@@ -216,6 +216,18 @@ def test_speech_is_counted_with_what_a_later_request_reads(tmp_path: Path) -> No
     assert later({}) == 16 * 2 + 3 * 4
     assert later({"enable_audio_output": True}) == 16 * 2 + 3 * 4
     assert later({"enable_audio_output": False}) == 0
+    assert weight_bytes(spec_of(tmp_path, 4, family="qwen_omni"), tmp_path) == 9 * 2
+
+
+def test_a_family_without_speech_reads_no_file_for_it(tmp_path: Path) -> None:
+    assert later_bytes(spec_of(tmp_path / "absent", family="deepseek"), tmp_path) == 0
+
+
+def test_scales_of_a_large_matrix_have_scales_for_every_256(tmp_path: Path) -> None:
+    spec = spec_of(write(tmp_path, a__weight=(256, 192)), 4)
+    count = 256 * 192
+    tables = 4 * 16 + 4 * 256 + 4
+    assert weight_bytes(spec, tmp_path) == count // 2 + count // 64 + 4 * 3 + tables
 
 
 # -- files of a checkpoint ---------------------------------------------------------------------------------------------

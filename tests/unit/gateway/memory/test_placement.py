@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import yaml
+from safetensors.numpy import save_file
 
 from checkpoints import kept_weights
 from gateway.memory import placement
@@ -302,9 +304,42 @@ def test_all_slots_of_the_cpu_have_a_budget_together(tmp_path: Path, gpus: list[
 def test_runners_on_several_slots_of_the_cpu_share_its_cores(
     tmp_path: Path, gpus: list[Gpu], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(placement.os, "sched_getaffinity", lambda pid: set(range(9)))
+    monkeypatch.setattr(placement.os, "sched_getaffinity", lambda pid: set(range(0 if pid else 9)))
     assert place(tmp_path, cpu_slots=2).threads() == 4
     assert place(tmp_path, cpu_threads=3).threads() == 3
+
+
+def test_a_model_that_fell_back_to_the_cpu_may_use_its_slots_alone(tmp_path: Path, gpus: list[Gpu]) -> None:
+    gpus += TWO
+    placed = place(tmp_path, {"mine": {"max_batch_size": 1}}, fallback="cpu")
+    spec = _spec(placed, tmp_path)
+    assert placed.places["cpu"].others == 0
+    for level in ("normal", "offload"):
+        assert placed.degradation.ran_out(spec, "cuda:0", level, alone=True)  # type: ignore[arg-type]
+    assert placed.degradation.level("mine") == "cpu" and placed.allowed(spec) == (("cpu",), ())
+    assert placed.where(spec) == "cpu" and placed.at_once(spec) == 1
+
+
+def test_the_one_slot_of_a_model_is_named(tmp_path: Path, gpus: list[Gpu]) -> None:
+    gpus += TWO
+    placed = place(tmp_path, {"mine": {"device": "cuda:1"}})
+    assert placed.where(_spec(placed, tmp_path)) == "cuda:1"
+
+
+def test_a_part_of_whole_mebibytes_stays_on_the_gpu(
+    tmp_path: Path, gpus: list[Gpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus += TWO
+    monkeypatch.setattr(placement.devices, "available_bytes", lambda: 100 * 2**20 + 7)
+    save_file({"a.weight": np.zeros((4096, 1024), np.float16)}, tmp_path / "m.safetensors")
+    fields = {"device": "cuda:0", "max_batch_size": 1, "quant_bits": 16, "source": {"path": str(tmp_path)}}
+    placed = place(tmp_path, {"mine": fields}, fallback="offload")
+    spec = _spec(placed, tmp_path)
+    whole = placed.needs(spec, "cuda:0")
+    placed.degradation.ran_out(spec, "cuda:0", "normal", alone=True)
+    assert placed.offload(spec, "cuda:0") == {"0": "4MiB", "cpu": "100MiB"}
+    part, moved = placed.needs(spec, "cuda:0"), (8 - 4) * 2**20
+    assert (part.bytes, part.total) == (whole.bytes - moved, whole.total - moved)
 
 
 def test_slots_of_the_cpu_may_have_all_its_memory_and_no_more(

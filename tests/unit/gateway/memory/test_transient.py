@@ -88,6 +88,13 @@ def test_weights_laid_out_are_held_until_they_are_written(tmp_path: Path) -> Non
     assert transient(tmp_path, 8, laid_out=True) == transient(tmp_path, 8)
     small = transient_bytes(spec_of(tmp_path, 4), tmp_path, 2, "cpu", True, 31 * 2**20)
     assert small == transient(tmp_path, 4), "such a model is not kept"
+    least = transient_bytes(spec_of(tmp_path, 4), tmp_path, 2, "cpu", True, 32 * 2**20)
+    assert least == transient(tmp_path, 4, laid_out=True)
+
+
+def test_without_a_matrix_nothing_passes(tmp_path: Path) -> None:
+    save_file({"norm.weight": np.zeros(8, np.float16)}, tmp_path / "m.safetensors")
+    assert transient(tmp_path, 4) == transient(tmp_path, 8) == 0
 
 
 def test_the_experts_of_a_layer_are_stacked(tmp_path: Path) -> None:

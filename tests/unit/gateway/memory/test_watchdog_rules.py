@@ -53,6 +53,18 @@ def test_a_charge_is_lowered_only_when_more_than_the_margin_was_given_back() -> 
     assert posted[1:] == [events.Recharge("one", 300 * MB - 1, "cpu")]
 
 
+def test_a_charge_is_raised_again_when_more_than_a_twentieth_was_added() -> None:
+    one = runner("one", 400 * MB)
+    dog, posted = watch(one)
+    dog.check_memory()
+    one.taken = 420 * MB
+    dog.check_memory()
+    assert len(posted) == 1
+    one.taken += 1
+    dog.check_memory()
+    assert posted[1:] == [events.Recharge("one", 420 * MB + 1, "cpu")]
+
+
 def test_runners_just_at_the_budget_all_stay() -> None:
     over, below = runner("over", 400 * MB), runner("below", 60 * MB, transient=300 * MB)
     dog, _ = watch(over, below, budget=460 * MB)
@@ -90,11 +102,12 @@ def test_a_machine_with_just_the_floor_left_is_not_short(monkeypatch: pytest.Mon
 
 def test_memory_that_only_saves_time_is_freed_before_a_runner_is_ended() -> None:
     one, freed = runner("one", 400 * MB), [True, False]
-    dog, _ = watch(one, floor=10**15, shrink=lambda: freed.pop(0))
+    dog, posted = watch(one, floor=10**15, shrink=lambda: freed.pop(0))
     dog.check_memory()
     assert one.causes == []
     dog.check_memory()
     assert len(one.causes) == 1
+    assert events.Squeeze("cpu") not in posted, "a runner ends, so idle models may stay"
 
 
 def test_a_machine_without_runners_is_not_squeezed() -> None:

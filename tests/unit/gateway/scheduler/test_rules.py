@@ -8,12 +8,12 @@ import pytest
 
 from gateway.scheduler import Limits, Model, Phase, Spec, State, events, next_wakeup, owner, policy
 from gateway.scheduler.actions import Admit, EndRunner, Refuse, Why
-from gateway.scheduler.admission import reserve_request
+from gateway.scheduler.admission import grant_lease, release_request, reserve_request, submit_request
 from gateway.scheduler.anticipation import expected_until, learn_from_load
 from gateway.scheduler.estimate import seconds_to_any_lease, seconds_to_lease
 from gateway.scheduler.eviction import Prospect, plan_loads, plan_replicas, turn_ends
 from gateway.scheduler.model import Mean, Measured, Queue, Request, Residency
-from gateway.scheduler.replicas import home_replica, replicas_to_load
+from gateway.scheduler.replicas import gather_waiters, home_replica, replicas_to_load
 from gateway.scheduler.runners import explain_idle
 
 NOW = 100.0
@@ -208,6 +208,22 @@ def test_a_busy_model_is_waited_for_until_its_work_is_done_or_its_turn_is_over()
     assert seconds_to_lease(state_of(one, busy), one, NOW) == (10 + 4) + 2 + 8, "its quantum and one answer"
 
 
+def test_a_model_that_answers_fast_is_waited_for_no_longer_than_it_takes() -> None:
+    one, busy = cold(), with_lease(measured(live(model("b", 60)), service=0.5, end=2), NOW)
+    assert seconds_to_lease(state_of(one, busy), one, NOW) == 0.5 + 2 + 8
+    assert seconds_to_lease(state_of(busy), busy, NOW) == 0.5
+    busy.queue.leases.clear()
+    assert seconds_to_lease(state_of(busy), busy, NOW) == 0.5
+
+
+def test_a_cold_model_waits_for_the_slot_that_is_free_first() -> None:
+    one, other = cold(), measured(live(model("b", 60)), end=3)
+    one.spec.slots = ("gpu", "empty")
+    state = state_of(one, other)
+    state.slots["empty"] = Slot("empty", 60)
+    assert seconds_to_lease(state, one, NOW) == 8
+
+
 def test_an_answer_that_is_overdue_is_expected_after_the_mean_time_between_two() -> None:
     one, busy = cold(), with_lease(measured(live(model("b", 60)), service=4, end=2), NOW - 9)
     assert seconds_to_lease(state_of(one, busy), one, NOW) == 4 / 2 + 2 + 8
@@ -378,6 +394,65 @@ def test_a_request_for_any_replica_is_admitted_where_one_can_answer_and_a_bound_
     assert isinstance(refused, Refuse) and (refused.why, refused.retry_after) == (Why.BACKOFF, 10)
 
 
+def test_a_submitted_request_waits_at_the_replica_that_can_answer() -> None:
+    failed, ready = replicas(2)
+    failed.residency.retry_at = NOW + 10
+    live(ready)
+    state, asked = state_of(failed, ready), request(1, model=failed.name)
+    state.requests["1"] = failed.queue.reserved["1"] = asked
+    assert submit_request(state, "1", NOW) == [] and asked.model == ready.name
+    assert list(ready.queue.waiting) == [asked] and not failed.queue.reserved
+
+
+def test_a_request_that_moves_to_a_loading_replica_has_waited_for_a_load() -> None:
+    for phase, waited_before, waited in (
+        (Phase.LOADING, False, True),
+        (Phase.READY, False, False),
+        (Phase.READY, True, True),
+    ):
+        gone, home = replicas(2)
+        with_waiters(gone, 1, waited_for_load=waited_before)
+        gather_waiters(state_of(gone, live(home, phase)))
+        assert [one.waited_for_load for one in home.queue.waiting] == [waited] and not gone.queue.waiting
+
+
+def test_of_models_asked_for_at_once_the_one_used_longest_ago_has_its_turn_first() -> None:
+    old, new = with_waiters(model("old"), 1), with_waiters(model("new"), 1)
+    old.residency.last_used, new.residency.last_used = NOW - 9, NOW - 1
+    assert old.turn(NOW, Limits()) < new.turn(NOW, Limits())
+
+
+def test_leases_of_interactive_requests_are_counted_until_a_batch_request_has_one() -> None:
+    one = live(model(concurrency=9))
+    for priority, passed_over in ((0, 1), (0, 2), (1, 0), (0, 1)):
+        asked = request(passed_over, priority=priority)
+        one.queue.insert_waiter(asked)
+        grant_lease(state_of(one), one, asked, NOW)
+        assert one.queue.passed_over == passed_over
+
+
+def test_a_model_is_idle_only_when_all_was_answered() -> None:
+    one = live(model(concurrency=2))
+    state = state_of(one)
+    for number in (1, 2):
+        state.requests[str(number)] = one.queue.leases[str(number)] = request(number, granted_at=NOW)
+    release_request(state, "1", None, NOW + 1)
+    assert one.measured.idle_since is None and one.queue.depth == 0
+    with_waiters(one, 1)
+    one.queue.reserved["9"] = request(9)
+    assert one.queue.depth == 2
+    one.queue.waiting.clear()
+    release_request(state, "2", None, NOW + 2)
+    assert one.measured.idle_since == NOW + 2
+
+
+def test_a_refusal_names_the_slot_that_lacks_memory() -> None:
+    state = state_of(model(size=2, offloads={"gpu": {"ram": 25}}), budget=10)
+    state.slots["ram"] = Slot("ram", 20)
+    (refused,) = reserve_request(state, events.Reserve("1", "a", FAR), NOW)
+    assert isinstance(refused, Refuse) and "slot ram" in refused.detail and "offloads from gpu" in refused.detail
+
+
 def test_one_more_replica_is_loaded_at_a_time_for_more_answers_than_are_coming() -> None:
     first, second, third = group = replicas(3)
     with_waiters(with_lease(live(first), NOW), 1)
@@ -473,6 +548,55 @@ def test_a_model_goes_where_the_least_is_left_free() -> None:
     state.budgets["empty"] = 60
     [(_, plan)] = plan_loads(state, NOW)
     assert plan.slot == "empty"
+
+
+def offloading(*others: Model, ram: int) -> State:
+    """A state in which ``new`` waits for 60 bytes of the GPU and 10 of the RAM."""
+    newcomer = with_waiters(model("new", 60, offloads={"gpu": {"ram": 10}}), 1)
+    state = state_of(newcomer, *others)
+    state.slots["ram"] = Slot("ram", ram)
+    return state
+
+
+def in_ram(one: Model) -> Model:
+    one.spec.slots, one.residency.slot, one.residency.charges = ("ram",), "ram", {"ram": one.spec.predicted}
+    return one
+
+
+def test_a_load_that_offloads_begins_soon_when_another_load_ends_on_one_of_its_slots() -> None:
+    loading = in_ram(live(model("b", 30), Phase.LOADING))
+    [(_, plan)] = plan_loads(offloading(loading, ram=40), NOW)
+    assert plan.prospect is Prospect.SOON
+
+
+def test_a_load_that_offloads_evicts_on_both_slots_what_is_in_its_way() -> None:
+    on_gpu, beside = live(model("b", 60)), in_ram(live(model("c", 30)))
+    for ram, evict in ((40, (on_gpu,)), (39, (on_gpu, beside))):
+        [(_, plan)] = plan_loads(offloading(on_gpu, beside, ram=ram), NOW)
+        assert (plan.prospect, plan.evict) == (Prospect.EVICT, evict)
+
+
+def test_only_those_who_wait_for_the_slot_count_against_an_expected_model() -> None:
+    expected = regular()
+    newcomer = with_waiters(model("new", 60), 1)
+    served = with_waiters(live(model("served", 30)), 12, since=NOW + 1)
+    elsewhere = with_waiters(model("elsewhere", 5, ("cpu",)), 12, since=NOW + 1)
+    state = state_of(expected, newcomer, served, elsewhere)
+    state.slots["cpu"] = Slot("cpu", 5)
+    plan = next(plan for planned, plan in plan_loads(state, NOW) if planned is newcomer)
+    assert (plan.prospect, plan.wait_until) == (Prospect.TURN, pytest.approx(NOW + 3.05))
+    with_waiters(newcomer, 11)
+    plan = next(plan for planned, plan in plan_loads(state, NOW) if planned is newcomer)
+    assert (plan.prospect, plan.evict) == (Prospect.EVICT, (expected,))
+
+
+def test_a_model_that_answers_yields_once_its_turn_is_over() -> None:
+    newcomer, busy = with_waiters(model("new", 90), 1), with_lease(live(model("b", 30)), NOW - 5)
+    state = state_of(newcomer, busy, quantum=10)
+    [(_, plan)] = plan_loads(state, NOW)
+    assert (plan.prospect, plan.yielding, plan.wait_until) == (Prospect.TURN, (), NOW + 10)
+    [(_, plan)] = plan_loads(state, NOW + 10)
+    assert (plan.prospect, plan.yielding, plan.evict) == (Prospect.YIELD, (busy,), ())
 
 
 def test_one_more_replica_that_failed_or_fits_nowhere_is_not_loaded() -> None:
