@@ -164,7 +164,7 @@ def test_a_body_without_a_key_is_not_read(tmp_path: Path, headers: dict[str, str
         found.append(key := keys.Key(id=key_id, name="a", digest=digest, created=1.0))
     access = Access(Flask("test"), settings, lambda error: Response())
     try:
-        said = {"token": token, "session": access.sessions.begin(key)}
+        said = {"token": token, "session": access.sessions.begin_session(key)}
         given = {name: text.format(**said) for name, text in headers.items()}
         assert access.wants_body("POST", "/generate", given) is wanted
     finally:

@@ -220,7 +220,7 @@ def test_a_cold_model_waits_for_the_slot_that_is_free_first() -> None:
     one, other = cold(), measured(live(model("b", 60)), end=3)
     one.spec.slots = ("gpu", "empty")
     state = state_of(one, other)
-    state.slots["empty"] = Slot("empty", 60)
+    state.budgets["empty"] = 60
     assert seconds_to_lease(state, one, NOW) == 8
 
 
@@ -448,7 +448,7 @@ def test_a_model_is_idle_only_when_all_was_answered() -> None:
 
 def test_a_refusal_names_the_slot_that_lacks_memory() -> None:
     state = state_of(model(size=2, offloads={"gpu": {"ram": 25}}), budget=10)
-    state.slots["ram"] = Slot("ram", 20)
+    state.budgets["ram"] = 20
     (refused,) = reserve_request(state, events.Reserve("1", "a", FAR), NOW)
     assert isinstance(refused, Refuse) and "slot ram" in refused.detail and "offloads from gpu" in refused.detail
 
@@ -554,7 +554,7 @@ def offloading(*others: Model, ram: int) -> State:
     """A state in which ``new`` waits for 60 bytes of the GPU and 10 of the RAM."""
     newcomer = with_waiters(model("new", 60, offloads={"gpu": {"ram": 10}}), 1)
     state = state_of(newcomer, *others)
-    state.slots["ram"] = Slot("ram", ram)
+    state.budgets["ram"] = ram
     return state
 
 
@@ -582,7 +582,7 @@ def test_only_those_who_wait_for_the_slot_count_against_an_expected_model() -> N
     served = with_waiters(live(model("served", 30)), 12, since=NOW + 1)
     elsewhere = with_waiters(model("elsewhere", 5, ("cpu",)), 12, since=NOW + 1)
     state = state_of(expected, newcomer, served, elsewhere)
-    state.slots["cpu"] = Slot("cpu", 5)
+    state.budgets["cpu"] = 5
     plan = next(plan for planned, plan in plan_loads(state, NOW) if planned is newcomer)
     assert (plan.prospect, plan.wait_until) == (Prospect.TURN, pytest.approx(NOW + 3.05))
     with_waiters(newcomer, 11)
