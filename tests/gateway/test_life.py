@@ -13,6 +13,8 @@ import pytest
 from tests.conftest import Start
 from tests.support.gateway import ONE_AT_ONCE, PARIS, ROOT, STORY, SUM, GatewayProcess, only
 
+pytestmark = pytest.mark.long
+
 LONG = STORY | {"max_new_tokens": 3500}
 
 
