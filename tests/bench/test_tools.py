@@ -12,6 +12,8 @@ from bench import report
 from bench.clients import Client, chat, crowd, generate
 from tests.support.gateway import PATIENCE, ROOT, GatewayProcess
 
+pytestmark = pytest.mark.long
+
 
 def test_percentiles_interpolate() -> None:
     assert report.percentile([4.0, 1.0, 3.0, 2.0], 0.5) == 2.5

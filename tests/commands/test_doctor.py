@@ -19,6 +19,8 @@ from commands.doctor import accelerator
 from tests.support.children import clean_environment, free_port
 from tests.support.gateway import ROOT, GatewayProcess
 
+pytestmark = pytest.mark.long
+
 
 @dataclass
 class Ended:

@@ -8,6 +8,8 @@ import pytest
 from tests.conftest import Start
 from tests.support.gateway import ROOT, GatewayProcess, only
 
+pytestmark = pytest.mark.long
+
 CIRCLE = (ROOT / "examples" / "red-circle.png").read_bytes()
 COLOR = "What color is the circle?"
 

@@ -11,7 +11,7 @@ from runner.generation.job import Job
 from tests.runner.conftest import Engines, Media
 from tests.runner.driving import Crowd, alone, request
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 
 LONG = {"max_new_tokens": 60, "min_tokens": 60}
 

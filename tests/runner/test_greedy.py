@@ -9,7 +9,7 @@ from protocol.messages import Generate
 from tests.runner.conftest import Engines, Media
 from tests.runner.driving import Crowd, alone, request
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 
 
 def sums(media: Media) -> list[Generate]:

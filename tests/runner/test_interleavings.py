@@ -17,6 +17,8 @@ from runner.errors import RequestError
 from runner.generation.job import Job
 from runner.generation.loop import Batch
 
+pytestmark = pytest.mark.long
+
 VOCABULARY, END = 50, 0
 LIGHT = settings(max_examples=200, deadline=None, database=None)
 

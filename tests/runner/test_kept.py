@@ -12,6 +12,8 @@ from tests.runner.conftest import Engines, Media, _load
 from tests.runner.driving import alone, load_of, request, silent
 from tests.support.gateway import CHECKPOINT
 
+pytestmark = pytest.mark.long
+
 FAMILIES = [("deepseek", 4), ("deepseek", 8), ("qwen_vl", 4), ("qwen_audio", 4), ("qwen_omni", 4), ("blip_vqa", 8)]
 
 

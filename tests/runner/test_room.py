@@ -7,7 +7,7 @@ import pytest
 from tests.runner.conftest import Engines, Media
 from tests.runner.driving import Crowd, alone, at_rest, request
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 
 
 def storage(model: Any) -> list[tuple[int, ...]]:

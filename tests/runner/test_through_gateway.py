@@ -9,6 +9,8 @@ import pytest
 from tests.conftest import Start
 from tests.support.gateway import STORY, GatewayProcess, only, request_bytes
 
+pytestmark = pytest.mark.long
+
 CLIENTS = 12
 ANSWER = STORY | {"max_new_tokens": 24, "min_tokens": 24}
 MOST = 3000
